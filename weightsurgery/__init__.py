@@ -1,0 +1,47 @@
+"""WeightSurgery: edit model checkpoints by weight arithmetic.
+
+Importing this package imports nothing heavy; the public names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it.
+_PUBLIC = {
+    "Add": "surgery.edits",
+    "Applied": "surgery.run",
+    "Checkpoint": "checkpoint.reader",
+    "DonohoGavish": "algebra.lowrank",
+    "EditRecord": "checkpoint.record",
+    "Energy": "algebra.lowrank",
+    "Learn": "surgery.edits",
+    "LowRank": "algebra.lowrank",
+    "Negate": "surgery.edits",
+    "Project": "surgery.edits",
+    "Rank": "algebra.lowrank",
+    "Selection": "surgery.selection",
+    "Storage": "surgery.plan",
+    "TaskVector": "vectors.task_vector",
+    "WeightSurgeryError": "errors",
+    "apply": "surgery.run",
+    "discriminate": "algebra.discriminate",
+    "open_vector": "vectors.sources",
+    "truncated_svd": "algebra.lowrank",
+    "verify": "checkpoint.record",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,174 @@
+"""Subspace discrimination: take away what a task shares with the tasks to keep.
+
+Reconstruction of the second step of UNLEARN (Lizzo & Heck, arXiv 2408.04140), "a variation of
+the Gram-Schmidt process"; the paper gives no equations. With ``T = U diag(S) Vᵀ`` the task to
+forget and ``(U_j, S_j, V_j)`` the tasks to keep:
+
+=============  ==================================================================================
+basis          directions taken away
+=============  ==================================================================================
+``joint``      once, the span of all of them: ``Q_V = orth([V_1 .. V_p])``, ``Q_U`` likewise
+``sum``        one after another, each measured on ``T`` itself (the paper's wording). A direction
+               that two keep tasks share is taken away twice, so some of it stays behind
+=============  ==================================================================================
+
+=============  ==================================================================================
+side           result ``T'``
+=============  ==================================================================================
+``right``      ``T (I − P_V)``: ``W'x = Wx`` for every ``x`` in the span of the keep inputs
+``left``       ``(I − P_U) T``: the change never points along a keep output
+``both``       ``(I − P_U) T (I − P_V)``
+``shared``     ``T − P_U T P_V``: only what is shared on both sides at once
+``frobenius``  ``T`` minus its projection on ``span{u_ji v_jiᵀ}`` in the Frobenius inner product
+=============  ==================================================================================
+
+Only factors are ever held; nothing of size ``n × n`` or ``m × n`` is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from weightsurgery.algebra.lowrank import LowRank, orth, recompress
+from weightsurgery.errors import EditError
+
+__all__ = ["BASES", "SIDES", "KeepSpace", "discriminate"]
+
+
+@dataclass(frozen=True)
+class KeepSpace:
+    """The tasks to keep, prepared once for any number of tasks to forget.
+
+    Attributes:
+        U: Output directions to take away, shape ``(m, p)``.
+        V: Input directions to take away, shape ``(n, q)``.
+        tasks: The factors of each keep task.
+        basis: ``"joint"`` or ``"sum"``; in ``joint`` the columns of ``U`` and ``V`` are
+            orthonormal, in ``sum`` they are the tasks' own, side by side.
+    """
+
+    U: torch.Tensor
+    V: torch.Tensor
+    tasks: tuple[LowRank, ...]
+    basis: str = "joint"
+
+    @classmethod
+    def of(cls, tasks: Sequence[LowRank], basis: str = "joint") -> KeepSpace:
+        """Prepare keep tasks.
+
+        Args:
+            tasks: Factors of the tasks, all of the same ``(m, n)``; at least one. Factors with a
+                vanishing singular value carry no direction and are left out.
+            basis: ``"joint"`` or ``"sum"``.
+
+        Raises:
+            EditError: An unknown basis.
+        """
+        if basis not in BASES:
+            raise EditError(f"basis {basis!r}", f"Choose one of: {', '.join(BASES)}.")
+        tasks = tuple(_significant(task) for task in tasks)
+        u = torch.cat([task.U for task in tasks], dim=1)
+        v = torch.cat([task.V for task in tasks], dim=1)
+        if basis == "joint":
+            u, v = orth(u), orth(v)
+        return cls(u, v, tasks, basis)
+
+
+def _significant(task: LowRank) -> LowRank:
+    top = float(task.S[0]) if task.rank else 0.0
+    return task.truncated(int((top * 1e-6 < task.S).sum()))
+
+
+def _block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    found: torch.Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _right(task: LowRank, keep: KeepSpace) -> LowRank:
+    v = task.V - keep.V @ (keep.V.T @ task.V)
+    return recompress(task.U, torch.diag(task.S), v, task.rank)
+
+
+def _left(task: LowRank, keep: KeepSpace) -> LowRank:
+    u = task.U - keep.U @ (keep.U.T @ task.U)
+    return recompress(u, torch.diag(task.S), task.V, task.rank)
+
+
+def _both(task: LowRank, keep: KeepSpace) -> LowRank:
+    u = task.U - keep.U @ (keep.U.T @ task.U)
+    v = task.V - keep.V @ (keep.V.T @ task.V)
+    return recompress(u, torch.diag(task.S), v, task.rank)
+
+
+def _shared(task: LowRank, keep: KeepSpace) -> LowRank:
+    if keep.basis == "joint":
+        pairs = [(keep.U, keep.V)]
+    else:
+        pairs = [(other.U, other.V) for other in keep.tasks]
+    left, middle, right = [task.U], [torch.diag(task.S)], [task.V]
+    for u, v in pairs:
+        left.append(u)
+        middle.append(-(u.T @ task.U) * task.S @ (task.V.T @ v))
+        right.append(v)
+    return recompress(torch.cat(left, 1), _block_diagonal(middle), torch.cat(right, 1))
+
+
+def _frobenius(task: LowRank, keep: KeepSpace) -> LowRank:
+    u = torch.cat([other.U for other in keep.tasks], dim=1).double()
+    v = torch.cat([other.V for other in keep.tasks], dim=1).double()
+    # ⟨T, uᵢ vᵢᵀ⟩ = uᵢᵀ T vᵢ, and the Gram matrix of the rank-one terms is (UᵀU) ∘ (VᵀV).
+    inner = ((u.T @ task.U.double()) * task.S.double() * (v.T @ task.V.double())).sum(1)
+    if keep.basis == "joint":
+        gram = (u.T @ u) * (v.T @ v)
+        # Tasks that share a direction make the Gram matrix singular: least squares by eigh.
+        values, vectors = torch.linalg.eigh(gram)
+        big = values > values[-1:] * max(gram.shape) * torch.finfo(torch.float32).eps
+        inverse = torch.where(big, values.reciprocal(), torch.zeros_like(values))
+        inner = vectors @ (inverse * (vectors.T @ inner))
+    middle = _block_diagonal([torch.diag(task.S.double()), torch.diag(-inner)])
+    left = torch.cat([task.U.double(), u], 1)
+    right = torch.cat([task.V.double(), v], 1)
+    return recompress(left, middle, right).to(task.S.device, task.S.dtype)
+
+
+SIDES: Mapping[str, Callable[[LowRank, KeepSpace], LowRank]] = {
+    "right": _right,
+    "left": _left,
+    "both": _both,
+    "shared": _shared,
+    "frobenius": _frobenius,
+}
+
+BASES = ("joint", "sum")
+
+
+def discriminate(task: LowRank, keep: KeepSpace, side: str = "right") -> LowRank:
+    """Take away what a task shares with the tasks to keep; see the module's tables.
+
+    Args:
+        task: The task to forget (or to learn), rank ``k``.
+        keep: The tasks to keep.
+        side: One of :data:`SIDES`.
+
+    Returns:
+        ``T'``. Its rank is at most ``k`` for ``right``, ``left`` and ``both``. ``shared`` and
+        ``frobenius`` subtract terms that lie outside the task's own factors: their rank is at
+        most ``2k`` (joint) and ``k`` plus the sum of the keep ranks. If nothing survives, the
+        singular values are of the order of rounding.
+
+    Raises:
+        EditError: An unknown side, or keep tasks of another shape.
+    """
+    if side not in SIDES:
+        raise EditError(f"side {side!r}", f"Choose one of: {', '.join(SIDES)}.")
+    if (keep.U.shape[0], keep.V.shape[0]) != task.shape:
+        raise EditError(
+            f"keep directions of {(keep.U.shape[0], keep.V.shape[0])} for a task of {task.shape}",
+            "All tasks must be changes of the same base.",
+        )
+    if keep.V.shape[1] == 0:
+        return task
+    return SIDES[side](task, keep)

@@ -1,0 +1,248 @@
+"""Reading a checkpoint lazily: whole tensors, row blocks, byte ranges, from many threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.checkpoint.layout import Layout, ShardHeader, TensorEntry, read_layout
+from weightsurgery.checkpoint.source import Source, resolve_source
+from weightsurgery.errors import CheckpointError, CorruptCheckpointError, UnsupportedCheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Checkpoint", "quantisation", "torch_dtype"]
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype of a safetensors dtype.
+
+    Raises:
+        UnsupportedCheckpointError: torch has no such dtype.
+    """
+    import torch
+
+    names = {
+        "F64": "float64",
+        "F32": "float32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "C64": "complex64",
+        "I64": "int64",
+        "U64": "uint64",
+        "I32": "int32",
+        "U32": "uint32",
+        "I16": "int16",
+        "U16": "uint16",
+        "I8": "int8",
+        "U8": "uint8",
+        "BOOL": "bool",
+    }
+    if dtype not in names:
+        raise UnsupportedCheckpointError(
+            f"dtype {dtype} cannot be read as numbers", "Exclude the tensor, or dequantise it."
+        )
+    found: torch.dtype = getattr(torch, names[dtype])
+    return found
+
+
+class Checkpoint:
+    """A checkpoint on disk. Opening it reads headers alone; tensors are read when asked for.
+
+    All reads are positional (``preadv``) into fresh memory, so any number of threads may read
+    at once and nothing of the file stays mapped.
+
+    Attributes:
+        source: Where it was found.
+        layout: What it holds.
+        entries: Every tensor by name.
+    """
+
+    def __init__(self, source: Source, layout: Layout) -> None:
+        self.source = source
+        self.layout = layout
+        self.entries: Mapping[str, TensorEntry] = layout.entries
+        self._files: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, name: str | os.PathLike[str]) -> Checkpoint:
+        """Open ``path`` or ``org/name[@revision]``; see :func:`read_layout` for what it raises."""
+        source = resolve_source(name)
+        return cls(source, read_layout(source.path))
+
+    @property
+    def path(self) -> Path:
+        """Directory of the checkpoint."""
+        return self.source.path
+
+    @property
+    def shards(self) -> Mapping[str, ShardHeader]:
+        """Headers by shard name."""
+        return self.layout.shards
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            for handle in self._files.values():
+                os.close(handle)
+            self._files.clear()
+
+    def _file(self, shard: str) -> int:
+        with self._lock:
+            if shard not in self._files:
+                self._files[shard] = os.open(self.path / shard, os.O_RDONLY | os.O_CLOEXEC)
+            return self._files[shard]
+
+    def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with a tensor's bytes from ``offset`` (relative to the tensor).
+
+        Raises:
+            CorruptCheckpointError: The file ends early: it was changed after it was opened.
+        """
+        if offset < 0 or offset + len(buffer) > entry.nbytes:
+            raise ValueError(f"bytes {offset}+{len(buffer)} outside tensor {entry.name!r}")
+        handle, position, done = self._file(entry.shard), entry.start + offset, 0
+        while done < len(buffer):
+            count = os.preadv(handle, [buffer[done:]], position + done)
+            if count == 0:
+                raise CorruptCheckpointError(
+                    f"{self.path / entry.shard}: ended while reading tensor {entry.name!r}",
+                    "The file was changed while it was read: leave inputs alone until the end.",
+                )
+            done += count
+
+    def read_bytes(self, name: str, start: int = 0, stop: int | None = None) -> bytearray:
+        """Bytes ``start:stop`` of a tensor, as stored."""
+        entry = self.entry(name)
+        buffer = bytearray((entry.nbytes if stop is None else stop) - start)
+        self.read_into(entry, start, memoryview(buffer))
+        return buffer
+
+    def entry(self, name: str) -> TensorEntry:
+        """The entry of a tensor.
+
+        Raises:
+            CheckpointError: There is no such tensor.
+        """
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise CheckpointError(
+                f"{self.source.name}: no tensor {name!r}", "List the names with 'ws inspect'."
+            ) from None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A whole tensor, in its stored dtype and shape, in memory of its own."""
+        entry = self.entry(name)
+        return self.rows(name, 0, entry.rows).reshape(entry.shape)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows ``start:stop`` along the first axis, in the stored dtype.
+
+        Returns:
+            Shape ``(stop - start, *shape[1:])``; for a scalar ``(1,)``.
+        """
+        import torch
+
+        entry = self.entry(name)
+        if not 0 <= start <= stop <= entry.rows:
+            raise ValueError(f"rows {start}:{stop} of {entry.rows} of tensor {name!r}")
+        dtype = torch_dtype(entry.dtype)
+        out = torch.empty((stop - start) * entry.row_bytes, dtype=torch.uint8)
+        if out.numel():
+            self.read_into(entry, start * entry.row_bytes, memoryview(out.numpy().data))
+        return out.view(dtype).reshape(stop - start, *entry.shape[1:])
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.json`` as a dictionary; empty if there is none.
+
+        Raises:
+            CorruptCheckpointError: It is not a JSON object.
+        """
+        path = self.path / "config.json"
+        if not path.is_file():
+            return {}
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise CorruptCheckpointError(
+                f"{path}: not valid JSON: {error}", "Restore it."
+            ) from None
+        if not isinstance(config, dict):
+            raise CorruptCheckpointError(f"{path}: not a JSON object", "Restore it.")
+        return config
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the config (multimodal models nest it)."""
+        for key in ("text_config", "llm_config", "language_config"):
+            nested = self.config.get(key)
+            if isinstance(nested, dict):
+                return {**self.config, **nested}
+        return self.config
+
+
+# Name endings that only quantised checkpoints have, and the scheme each gives away.
+_QUANTISED_ENDINGS = {
+    ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors",
+    ".weight_scale_inv": "fp8 with block scales",
+    ".weight_scale": "fp8 or int8 with scales",
+    ".quant_map": "bitsandbytes",
+    ".absmax": "bitsandbytes",
+    ".SCB": "bitsandbytes int8",
+    "_blocks": "mxfp4",
+}
+
+
+def quantisation(checkpoint: Checkpoint) -> str | None:
+    """Name the quantisation scheme of a checkpoint, if it has one.
+
+    Looks at ``quantization_config`` in the config, at names (``.qweight``, ``.weight_scale`` …)
+    and at dtypes that hold codes rather than values.
+
+    Returns:
+        A short description with its evidence, or None.
+    """
+    declared = checkpoint.config.get("quantization_config")
+    if isinstance(declared, dict):
+        return f"{declared.get('quant_method', 'unknown scheme')} (config.json)"
+    names = checkpoint.entries
+    for name, entry in names.items():
+        for ending, scheme in _QUANTISED_ENDINGS.items():
+            if not name.endswith(ending):
+                continue
+            # A trained parameter may happen to be called "..._blocks": want its companion.
+            if ending == "_blocks" and f"{name[: -len('_blocks')]}_scales" not in names:
+                continue
+            return f"{scheme} (tensor {name!r})"
+        if ".quant_state." in name:
+            return f"bitsandbytes 4-bit (tensor {name!r})"
+        if entry.dtype in {"F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"}:
+            return f"{entry.dtype} codes (tensor {name!r})"
+    return None

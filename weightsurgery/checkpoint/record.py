@@ -1,0 +1,175 @@
+"""``weightsurgery.json``: how an output was made, and the check that it still is that output.
+
+A record holds no time and no host: the same command on the same inputs with the same versions
+writes the same bytes, record included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.layout import read_layout
+from weightsurgery.checkpoint.staging import RECORD_NAME
+from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "EditRecord",
+    "file_sha256",
+    "read_record",
+    "verify",
+    "versions",
+]
+
+FORMAT_VERSION = 1
+
+_BLOCK = 1 << 22
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; taken from the name for large files in the Hub's cache.
+
+    huggingface_hub stores LFS files under their SHA-256 and links to them from the snapshot, so
+    a link to such a blob need not be read.
+    """
+    if path.is_symlink():
+        blob = os.path.basename(os.readlink(path))
+        if len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
+            return blob
+    digest = hashlib.sha256()
+    buffer = bytearray(_BLOCK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: Python, this package, torch, safetensors."""
+    found = {"python": platform.python_version()}
+    for package in ("weightsurgery", "torch", "safetensors"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+@dataclass
+class EditRecord:
+    """How an output was made.
+
+    Attributes:
+        kind: ``"checkpoint"`` or ``"task-vector"``.
+        command: Name of the edit and its arguments as given, paths included.
+        parameters: Every parameter, defaults included.
+        inputs: By role: name, revision, and SHA-256 of each file that was read.
+        files: SHA-256 and size of each file of the output, this record excepted.
+        tensors: Statistics of each edited tensor.
+        summary: Statistics over all tensors.
+        lineage: What the check of the inputs' kinship found.
+        versions: Of the software.
+        parent: The base's own record, if it was itself written by this tool.
+        version: Version of this format.
+    """
+
+    kind: str
+    command: Sequence[str] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Sequence[Mapping[str, Any]] = ()
+    versions: Mapping[str, str] = field(default_factory=versions)
+    parent: Mapping[str, Any] | None = None
+    version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """The file's text."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_record(directory: Path) -> EditRecord:
+    """Read the record of an output.
+
+    Raises:
+        SourceError: There is none.
+        VerificationError: It is damaged, or of a newer format.
+    """
+    path = directory / RECORD_NAME
+    if not path.is_file():
+        raise SourceError(
+            f"{directory}: no {RECORD_NAME}", "Name a directory that was written by ws."
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["version"] > FORMAT_VERSION:
+            raise VerificationError(
+                f"{path}: format {data['version']}, this ws knows up to {FORMAT_VERSION}",
+                "Update weightsurgery.",
+            )
+        return EditRecord(**data)
+    except (ValueError, TypeError, KeyError) as error:
+        raise VerificationError(
+            f"{path}: damaged ({error})", "Make the output again from its inputs."
+        ) from None
+
+
+def verify(directory: Path, progress: Callable[[int, int], None] | None = None) -> EditRecord:
+    """Check that an output is what its record says: every byte of every file.
+
+    Args:
+        directory: The output.
+        progress: Called with bytes checked so far and in all.
+
+    Returns:
+        The record.
+
+    Raises:
+        SourceError: There is no record.
+        VerificationError: Files are missing, changed, or there are weights the record does not
+            know; all of them are named.
+    """
+    record = read_record(directory)
+    problems: list[str] = []
+    total = sum(int(facts["bytes"]) for facts in record.files.values())
+    checked = 0
+    for name, facts in record.files.items():
+        path = directory / name
+        inside = os.path.normpath(name) == name and not name.startswith(("..", "/"))
+        if not inside:
+            problems.append(f"{name}: leaves the directory")
+        elif not path.is_file():
+            problems.append(f"{name}: missing")
+        elif path.stat().st_size != facts["bytes"]:
+            problems.append(f"{name}: {path.stat().st_size} bytes, recorded {facts['bytes']}")
+        elif file_sha256(path) != facts["sha256"]:
+            problems.append(f"{name}: content differs from the recorded SHA-256")
+        checked += int(facts["bytes"])
+        if progress is not None:
+            progress(checked, total)
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    for path in sorted(directory.iterdir()):
+        if path.name.endswith(weights) and path.name not in record.files:
+            problems.append(f"{path.name}: weights that the record does not know")
+    if not problems:
+        try:
+            read_layout(directory)
+        except WeightSurgeryError as error:
+            problems.append(error.what)
+    if problems:
+        raise VerificationError(
+            f"{directory}: not what its record says: {'; '.join(problems)}",
+            "Make it again with the recorded command, or download it again.",
+        )
+    return record

@@ -1,0 +1,247 @@
+"""All or nothing: an output is built beside its target and renamed into place when whole.
+
+Beside the target ``OUT`` stands ``.OUT.ws-partial/`` while work goes on::
+
+    journal.jsonl   first line: what is being made; then one line per finished piece
+    files/          what will become OUT
+    old/            the output that is being replaced, for the moment between two renames
+
+The journal is locked, so two runs cannot build the same output. After a kill the next run of the
+same command finds the journal and continues; a different command starts afresh.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from weightsurgery.errors import OutputError
+
+__all__ = ["RECORD_NAME", "Staging", "check_target", "output_errors", "sync_directory"]
+
+RECORD_NAME = "weightsurgery.json"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class output_errors:  # noqa: N801 - a context manager reads as a phrase
+    """Turn the operating system's errors while writing into ours.
+
+    Args:
+        target: The output that is being written, for the message.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, OSError):
+            return
+        remedy = "Check the path and its permissions."
+        if error.errno in _FULL:
+            remedy = "Free some space, or write to another disk with -o."
+        raise OutputError(f"{self.target}: {error.strerror or error}", remedy) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
+    """Refuse targets that would lose something.
+
+    Args:
+        target: Directory to be written, resolved.
+        inputs: Directories that are read.
+        overwrite: Whether the user asked to replace an existing output.
+
+    Raises:
+        OutputError: The target is, holds, or lies in an input; or it exists, and ``overwrite``
+            is not set or it was not written by this tool.
+    """
+    for given in inputs:
+        source = given.resolve()
+        if source == target or target in source.parents or source in target.parents:
+            raise OutputError(
+                f"{target}: is, holds or lies in the input {source}",
+                "Write to a directory of its own with -o.",
+            )
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise OutputError(f"{target}: exists and is no directory", "Choose another name.")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(f"{target}: exists", "Choose another name, or pass --overwrite.")
+    if not (target / RECORD_NAME).is_file():
+        raise OutputError(
+            f"{target}: holds no {RECORD_NAME}, so it was not written by ws",
+            "Remove it yourself, or choose another name; --overwrite replaces ws outputs only.",
+        )
+
+
+class Staging:
+    """The place beside the target where an output grows.
+
+    Args:
+        target: Directory to be written; its parent is made if needed.
+        identity: What is being made, as a digest. A journal with the same identity is resumed.
+        inputs: Directories that are read, which the target may not touch.
+        overwrite: Replace an existing output.
+
+    Attributes:
+        files: Directory whose content becomes the target.
+        finished: Journal lines of an earlier, interrupted run.
+        complete: An earlier run finished but was killed before it could clean up; the target is
+            whole and nothing is left to do.
+    """
+
+    def __init__(
+        self, target: Path, identity: str, inputs: Sequence[Path], overwrite: bool = False
+    ) -> None:
+        self.target = Path(os.path.realpath(target))
+        self.identity = identity
+        self.root = self.beside(self.target)
+        self.files = self.root / "files"
+        self.old = self.root / "old"
+        self.finished: list[dict[str, Any]] = []
+        self.complete = False
+        with output_errors(self.target):
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            if self.root.exists():
+                self._journal = self._lock()
+                self._recover(inputs, overwrite)
+            else:
+                check_target(self.target, inputs, overwrite)
+                self.root.mkdir()
+                self._journal = self._lock()
+                self._begin()
+
+    @staticmethod
+    def beside(target: Path) -> Path:
+        """Where an output of this name grows."""
+        return target.parent / f".{target.name}.ws-partial"
+
+    def _lock(self) -> IO[bytes]:
+        journal = (self.root / "journal.jsonl").open("ab+")
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            journal.close()
+            raise OutputError(
+                f"{self.target}: another ws process is writing it", "Wait for it to finish."
+            ) from None
+        return journal
+
+    def _begin(self) -> None:
+        shutil.rmtree(self.files, ignore_errors=True)
+        self.files.mkdir()
+        self._journal.truncate(0)
+        self.finished = []
+        self.note([{"identity": self.identity}])
+
+    def _recover(self, inputs: Sequence[Path], overwrite: bool) -> None:
+        if self.old.exists() and not self.target.exists():
+            self.old.rename(self.target)  # killed between the two renames: undo the first
+        lines = self._read_journal()
+        same = bool(lines) and lines[0].get("identity") == self.identity
+        if same and not self.files.exists() and (self.target / RECORD_NAME).is_file():
+            self.complete = True
+            self.close()
+            return
+        try:
+            check_target(self.target, inputs, overwrite)
+        except OutputError:
+            self._journal.close()
+            raise
+        if self.old.exists():
+            shutil.rmtree(self.old)
+        if same and self.files.is_dir():
+            self.finished = lines[1:]
+        else:
+            self._begin()
+
+    def _read_journal(self) -> list[dict[str, Any]]:
+        """All whole lines; a torn last one is cut off."""
+        self._journal.seek(0)
+        lines, good = [], 0
+        for raw in self._journal:
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                break
+            if not raw.endswith(b"\n") or not isinstance(line, dict):
+                break
+            lines.append(line)
+            good += len(raw)
+        self._journal.truncate(good)
+        return lines
+
+    def note(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Append lines to the journal and flush them to disk.
+
+        Call it after the bytes they speak of were flushed, never before.
+        """
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+        self._journal.seek(0, os.SEEK_END)
+        self._journal.write(text.encode())
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def restart(self) -> None:
+        """Forget an interrupted run that cannot be continued."""
+        self._begin()
+
+    def commit(self) -> None:
+        """Flush everything and rename it into place."""
+        with output_errors(self.target):
+            directories = {self.files}
+            for path in sorted(self.files.rglob("*")):
+                if path.is_dir():
+                    directories.add(path)
+                else:
+                    handle = os.open(path, os.O_RDONLY)
+                    try:
+                        os.fsync(handle)
+                    finally:
+                        os.close(handle)
+            for directory in directories:
+                sync_directory(directory)
+            if self.target.exists():
+                if any(self.target.iterdir()):
+                    self.target.rename(self.old)
+                else:
+                    self.target.rmdir()
+            self.files.rename(self.target)
+            sync_directory(self.target.parent)
+            self.close()
+
+    def close(self) -> None:
+        """Remove what is beside the target; after a commit, or to give up."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        self._journal.close()
+
+    def leave(self) -> None:
+        """Let go of the journal and leave everything for a later run to resume."""
+        self._journal.close()

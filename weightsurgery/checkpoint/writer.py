@@ -1,0 +1,258 @@
+"""Writing a checkpoint whose shards mirror those of its base.
+
+Shards are preallocated and filled at their offsets in any order and from any thread. A tensor
+enters the journal only after its bytes were flushed, so what a resumed run trusts is on disk.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.layout import (
+    BITS,
+    ShardHeader,
+    TensorEntry,
+    encode_header,
+    parse_header,
+)
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.staging import Staging, output_errors
+from weightsurgery.errors import OutputError
+
+__all__ = ["CheckpointWriter", "companion_files", "free_space_needed", "mirrored"]
+
+_COPY_BLOCK = 1 << 23
+
+_COMPANION_ENDINGS = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".bpe")
+_COMPANION_NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
+# Training state, other tools' indexes, and the base's own record: they speak of the base alone.
+_NOT_COMPANIONS = (
+    "trainer_state.json",
+    "weightsurgery.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "adapter_config.json",
+)
+_NOT_FOLDERS = ("runs", "original", "onnx", "openvino", "__pycache__", "coreml", "logs")
+
+
+def mirrored(header: ShardHeader, dtype: Callable[[TensorEntry], str]) -> ShardHeader:
+    """The header an output shard gets: the base's, byte for byte unless a dtype changes.
+
+    Args:
+        header: The base's.
+        dtype: The dtype each tensor is to be stored in.
+    """
+    wanted = [(entry.name, dtype(entry), entry.shape) for entry in header.entries]
+    if all(entry.dtype == new for entry, (_, new, _) in zip(header.entries, wanted, strict=True)):
+        return header
+    raw = encode_header(wanted, header.metadata)
+    size = len(raw) + sum(math.prod(shape) * BITS[new] // 8 for _, new, shape in wanted)
+    return parse_header(header.shard, size, lambda start, length: raw[start : start + length])
+
+
+def companion_files(base: Path) -> list[str]:
+    """Files that belong to a model beside its weights: configs, tokenizer, templates, licences.
+
+    Args:
+        base: The base's directory.
+
+    Returns:
+        Paths relative to ``base``, sorted. Weights in any format, optimizer and trainer state,
+        logs, hidden files and the model card (which speaks of the base) are left out.
+    """
+    found = []
+    for folder, folders, files in os.walk(base):
+        folders[:] = [
+            each
+            for each in folders
+            if not each.startswith((".", "checkpoint-")) and each not in _NOT_FOLDERS
+        ]
+        for file in files:
+            if file in _NOT_COMPANIONS or file.startswith(".") or file.endswith(".index.json"):
+                continue
+            if file.endswith(_COMPANION_ENDINGS) or file.upper().startswith(_COMPANION_NAMES):
+                found.append(os.path.relpath(os.path.join(folder, file), base))
+    return sorted(found)
+
+
+def free_space_needed(shards: Sequence[ShardHeader], present: Path | None = None) -> int:
+    """Bytes the shards need, less what an interrupted run has allocated already."""
+    needed = sum(header.size for header in shards)
+    if present is not None and present.is_dir():
+        needed -= sum(path.stat().st_blocks * 512 for path in present.iterdir() if path.is_file())
+    return max(0, needed)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    header: ShardHeader
+    handle: int
+
+
+class CheckpointWriter:
+    """Fills the shards of an output; see the module's text.
+
+    Args:
+        staging: Where the output grows.
+        shards: The headers to write, e.g. from :func:`mirrored`.
+
+    Attributes:
+        done: Facts of the tensors an interrupted run has finished, by name.
+    """
+
+    # How long finished tensors may wait for the flush that lets them into the journal.
+    FLUSH_SECONDS = 0.5
+
+    def __init__(self, staging: Staging, shards: Sequence[ShardHeader]) -> None:
+        self.staging = staging
+        self.entries: dict[str, TensorEntry] = {
+            entry.name: entry for header in shards for entry in header.entries
+        }
+        self.done: dict[str, dict[str, Any]] = {}
+        self._pending: list[tuple[str, dict[str, Any]]] = []
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._failure: OSError | None = None
+        self._shards: dict[str, _Shard] = {}
+        with output_errors(staging.target):
+            self._allocate(shards)
+        self._flusher = threading.Thread(target=self._flush_now_and_then, daemon=True)
+        self._flusher.start()
+
+    def _path(self, shard: str) -> Path:
+        """``NAME.part`` while it is filled: preallocated, it would pass for a valid file."""
+        final = self.staging.files / shard
+        return final if final.is_file() else final.with_name(f"{final.name}.part")
+
+    def _allocate(self, shards: Sequence[ShardHeader]) -> None:
+        finished = {line["tensor"]: line["facts"] for line in self.staging.finished}
+        whole = all(
+            self._path(h.shard).is_file() and self._path(h.shard).stat().st_size == h.size
+            for h in shards
+        )
+        if finished and not whole:
+            self.staging.restart()
+            finished = {}
+        for header in shards:
+            path = self._path(header.shard)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._shards[header.shard] = _Shard(header, handle)
+            if not finished:
+                os.posix_fallocate(handle, 0, max(1, header.size))
+                os.ftruncate(handle, header.size)
+                _write_all(handle, header.raw, 0)
+        if not finished:
+            for shard in self._shards.values():
+                os.fsync(shard.handle)
+        self.done = finished
+
+    def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
+        """Write some of a tensor's bytes at ``offset``, relative to the tensor."""
+        entry = self.entries[name]
+        if offset < 0 or offset + len(data) > entry.nbytes:
+            raise ValueError(f"bytes {offset}+{len(data)} outside tensor {name!r}")
+        with output_errors(self.staging.target):
+            _write_all(self._shards[entry.shard].handle, data, entry.start + offset)
+
+    def copy(self, name: str, base: Checkpoint) -> None:
+        """Copy a tensor's bytes from the base, through the kernel where it can."""
+        source, entry = base.entry(name), self.entries[name]
+        handle = self._shards[entry.shard].handle
+        with output_errors(self.staging.target), (base.path / source.shard).open("rb") as file:
+            done = 0
+            while done < entry.nbytes:
+                try:
+                    count = os.copy_file_range(
+                        file.fileno(),
+                        handle,
+                        min(_COPY_BLOCK, entry.nbytes - done),
+                        source.start + done,
+                        entry.start + done,
+                    )
+                except OSError:  # across file systems, or a kernel without it
+                    count = 0
+                if count == 0:
+                    break
+                done += count
+        while done < entry.nbytes:  # whatever the kernel did not copy; reads check for truncation
+            stop = min(done + _COPY_BLOCK, entry.nbytes)
+            self.write(name, done, memoryview(base.read_bytes(name, done, stop)))
+            done = stop
+
+    def finish(self, name: str, facts: dict[str, Any]) -> None:
+        """Say that all of a tensor's bytes are written.
+
+        Raises:
+            OutputError: An earlier flush failed (a full disk shows up late).
+        """
+        if self._failure is not None:
+            with output_errors(self.staging.target):
+                raise self._failure
+        with self._lock:
+            self._pending.append((name, facts))
+
+    def _flush_now_and_then(self) -> None:
+        while not self._stop.wait(self.FLUSH_SECONDS):
+            try:
+                self._flush()
+            except OSError as error:
+                self._failure = error
+                return
+
+    def _flush(self) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, []
+        if not pending:
+            return
+        for shard in {self.entries[name].shard for name, _ in pending}:
+            os.fdatasync(self._shards[shard].handle)
+        self.staging.note({"tensor": name, "facts": facts} for name, facts in pending)
+        self.done.update(pending)
+
+    def seal(self) -> None:
+        """Flush all shards and give them their names.
+
+        Raises:
+            OutputError: A tensor was never finished, or the disk failed.
+        """
+        self._stop.set()
+        self._flusher.join()
+        with output_errors(self.staging.target):
+            if self._failure is not None:
+                raise self._failure
+            self._flush()
+            missing = [name for name in self.entries if name not in self.done]
+            if missing:
+                raise OutputError(
+                    f"{self.staging.target}: tensor {missing[0]!r} was never written",
+                    "This is a bug in weightsurgery: please report it.",
+                )
+            for name, shard in self._shards.items():
+                os.fsync(shard.handle)
+                os.close(shard.handle)
+                self._path(name).rename(self.staging.files / name)
+            self._shards.clear()
+
+    def abandon(self) -> None:
+        """Stop without sealing: close the files, flush nothing more."""
+        self._stop.set()
+        self._flusher.join()
+        for shard in self._shards.values():
+            os.close(shard.handle)
+        self._shards.clear()
+
+
+def _write_all(handle: int, data: memoryview | bytes, offset: int) -> None:
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += os.pwrite(handle, view[done:], offset + done)

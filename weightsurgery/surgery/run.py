@@ -1,0 +1,365 @@
+"""Applying an edit to a checkpoint: check, plan, stream, record.
+
+Each tensor is one task: it is copied as bytes, or its change is worked out and added in row
+blocks of a few megabytes. Threads take the largest tensors first. Nothing is kept of a tensor
+once it is written, so memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.layout import BITS
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
+from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, check_target, output_errors
+from weightsurgery.checkpoint.writer import CheckpointWriter, companion_files, free_space_needed
+from weightsurgery.errors import EditError, OutputError
+from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.plan import (
+    Plan,
+    Storage,
+    cores,
+    pick_device,
+    plan_edit,
+    torch_threads,
+    worker_count,
+)
+from weightsurgery.surgery.selection import Selection
+from weightsurgery.surgery.stream import Progress, Stream
+from weightsurgery.vectors.lineage import check_lineage
+
+__all__ = ["Applied", "apply"]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The result of an edit.
+
+    Attributes:
+        record: What was written beside the weights.
+        notices: Things the user should know, a line each.
+        resumed: Number of tensors an interrupted run had finished.
+    """
+
+    record: EditRecord
+    notices: tuple[str, ...]
+    resumed: int = 0
+
+
+def apply(
+    edit: Edit,
+    base: Checkpoint,
+    out: str | os.PathLike[str],
+    *,
+    selection: Selection | None = None,
+    storage: Storage | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_unrelated: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Applied:
+    """Edit a checkpoint: read ``base``, write ``out``, all or nothing.
+
+    Output shards mirror the base's: same files, names, order, dtypes, metadata and index;
+    tensors that do not change are byte-identical. A killed run continues when it is called again
+    with the same arguments, and writes the same bytes as an uninterrupted one.
+
+    Args:
+        edit: What to do.
+        base: The checkpoint to edit.
+        out: Directory to write.
+        selection: Which tensors; by default all for plain edits and all linear layers for
+            discriminating ones.
+        storage: dtype and rounding of the result.
+        device: Where matrices are decomposed: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        workers: Threads; by default the number of cores, with bounds.
+        overwrite: Replace an existing output of this tool.
+        allow_unrelated: Edit although a vector does not derive from the base.
+        command: The command line, for the record.
+        progress: Called as ``progress(stage, done, total)`` in bytes, from worker threads.
+
+    Returns:
+        The record and notices.
+
+    Raises:
+        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left of the output then.
+    """
+    selection = selection or Selection("all-linear" if edit.factors else "all")
+    storage = storage or Storage()
+    where = pick_device(device)
+    plan = plan_edit(edit, base, Path(out), selection, storage, workers)
+    target = Path(os.path.realpath(out))
+    inputs = _inputs(edit, base)
+    folders = sorted({path.parent for each in inputs.values() for path in each.paths})
+    if not Staging.beside(target).exists():
+        check_target(target, folders, overwrite)  # before the slower checks
+    changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
+    lineage = check_lineage(base, changes, allow_unrelated)
+    identity = _identity(edit, selection, storage, where, inputs)
+    staging = Staging(target, identity, folders, overwrite)
+    if staging.complete:
+        return Applied(read_record(target), ("An earlier run had finished this output.",))
+    writer = None
+    try:
+        _check_space(plan, staging)
+        writer = CheckpointWriter(staging, plan.shards)
+        resumed = len(writer.done)
+        stream = Stream(edit, base, plan, storage, where, writer, progress, total=0)
+        record = EditRecord(
+            "checkpoint",
+            command=list(command),
+            parameters={
+                **edit.parameters(),
+                "selection": asdict(selection),
+                "storage": asdict(storage),
+                "device": where.type,
+            },
+            lineage=[kin.to_dict() for kin in lineage],
+            parent=_parent(base),
+        )
+        _run(stream, inputs, record, worker_count(edit, workers))
+        _finish(staging, base, storage, record)
+    except KeyboardInterrupt:
+        if writer is not None:
+            writer.abandon()
+        staging.leave()
+        raise
+    except BaseException:
+        if writer is not None:
+            writer.abandon()
+        staging.close()
+        raise
+    return Applied(record, tuple(_notices(record)), resumed)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """What an edit reads: what the record says of it, and its files."""
+
+    described: Mapping[str, Any]
+    paths: Sequence[Path]
+
+
+def _inputs(edit: Edit, base: Checkpoint) -> dict[str, _Input]:
+    """The base and every term of every vector, by role."""
+    described = {
+        "kind": "checkpoint",
+        "name": base.source.name,
+        "revision": base.source.revision,
+    }
+    found = {"base": _Input(described, [base.path / shard for shard in base.shards])}
+    for role, vector in edit.vectors().items():
+        for number, (factor, change) in enumerate(vector.terms, 1):
+            key = role if len(vector.terms) == 1 else f"{role}.{number}"
+            facts = {**change.provenance(), "factor": factor}
+            found[key] = _Input(facts, facts.pop("paths"))
+    return found
+
+
+def _parent(base: Checkpoint) -> dict[str, str] | None:
+    """The base's own record, where the base is an output of this tool."""
+    path = base.path / RECORD_NAME
+    if not path.is_file():
+        return None
+    return {"name": base.source.name, "record_sha256": file_sha256(path)}
+
+
+def _identity(
+    edit: Edit,
+    selection: Selection,
+    storage: Storage,
+    device: torch.device,
+    inputs: Mapping[str, _Input],
+) -> str:
+    """A digest of everything the output depends on; input files by size and time of change."""
+    described = {
+        "edit": edit.name,
+        "parameters": edit.parameters(),
+        "selection": asdict(selection),
+        "storage": asdict(storage),
+        "device": device.type,
+        "versions": versions(),
+        "files": {
+            role: [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in each.paths]
+            for role, each in inputs.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _check_space(plan: Plan, staging: Staging) -> None:
+    needed = free_space_needed(plan.shards, staging.files)
+    free = shutil.disk_usage(staging.root).free
+    if needed > free:
+        raise OutputError(
+            f"{staging.target}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            "Free some space, or write to another disk with -o.",
+        )
+
+
+def _run(stream: Stream, inputs: Mapping[str, _Input], record: EditRecord, workers: int) -> None:
+    """Do all tensors, hash all files, and complete the record."""
+    base, writer = stream.base, stream.writer
+    todo = [name for name in base.entries if name not in writer.done]
+    todo.sort(key=lambda name: -base.entry(name).nbytes)
+    read = list(dict.fromkeys(path for each in inputs.values() for path in each.paths))
+    written = {header.shard: writer.staging.files / header.shard for header in stream.plan.shards}
+    stream.total = sum(base.entry(name).nbytes for name in todo)
+    stream.total += sum(path.stat().st_size for path in read) + stream.plan.write_bytes
+
+    def sha(path: Path) -> str:
+        digest = file_sha256(path)
+        stream.advance("checksums", path.stat().st_size)
+        return digest
+
+    # Threads inside an operation only where one decomposition runs at a time.
+    threads = cores() if stream.edit.factors and workers == 1 else 1
+    with torch_threads(threads), ThreadPoolExecutor(workers, "ws") as pool:
+        try:
+            _results([pool.submit(stream.tensor, name) for name in todo])
+            reading = [pool.submit(sha, path) for path in read]
+            writer.seal()
+            writing = [pool.submit(sha, path) for path in written.values()]
+            digests = dict(zip(read, _results(reading), strict=True))
+            shas = dict(zip(written, _results(writing), strict=True))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    record.files = {
+        header.shard: {"sha256": shas[header.shard], "bytes": header.size}
+        for header in stream.plan.shards
+    }
+    record.inputs = {
+        role: {**each.described, "files": {path.name: digests[path] for path in each.paths}}
+        for role, each in inputs.items()
+    }
+    record.tensors, record.summary = _statistics(stream.edit, base, stream.plan, writer.done)
+
+
+def _results(futures: Sequence[Future[Any]]) -> list[Any]:
+    """Results in order; raises the first error without waiting for the rest."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    return [future.result() for future in futures]
+
+
+def _statistics(
+    edit: Edit, base: Checkpoint, plan: Plan, done: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Per-tensor and overall statistics from the journal's facts.
+
+    Raises:
+        EditError: What was written is not what was meant.
+    """
+    total = ChangeStats()
+    tensors: dict[str, Any] = {}
+    untouched = 0
+    for name in base.entries:
+        facts = dict(done[name])
+        sums = facts.pop("stats", None)
+        if sums is None:
+            untouched += 1
+            continue
+        stats = ChangeStats(**sums)
+        total.merge(stats)
+        tensors[name] = {**_describe(stats), **facts}
+    summary = {
+        **_describe(total),
+        "tensors": len(base.entries),
+        "edited": len(tensors),
+        "copied": untouched,
+        "selected_without_change": sorted(set(plan.edited) - set(tensors)),
+    }
+    if total.meant > 0 and total.moved == 0:
+        raise EditError(
+            f"{edit.name}: the whole change ({total.meant**0.5:.2g} in norm) vanished in rounding",
+            "Use --rounding stochastic, --dtype float32 or a larger --scale.",
+        )
+    if total.meant > 0 and not total.agreement > 0:
+        raise EditError(
+            f"{edit.name}: the written change points away from the intended one"
+            f" (edit check {total.agreement:.3f})",
+            "Use --dtype float32; if that fails too, report a bug in weightsurgery.",
+        )
+    return tensors, summary
+
+
+def _describe(stats: ChangeStats) -> dict[str, float]:
+    values = {
+        "relative_change": stats.relative,
+        "surviving_fraction": stats.surviving,
+        "edit_check": stats.agreement,
+        "rounding_loss": stats.lost,
+    }
+    return {key: float(f"{value:.6g}") for key, value in values.items()}
+
+
+def _notices(record: EditRecord) -> list[str]:
+    summary = record.summary
+    notices = []
+    if summary["edit_check"] < 0.9 or summary["edit_check"] > 1.1:
+        notices.append(
+            f"Rounding kept {summary['edit_check']:.0%} of the intended change "
+            "(edit check; 100 % is meant): consider --rounding stochastic or --dtype float32."
+        )
+    if summary["relative_change"] == 0:
+        notices.append("Nothing changed: the vector is zero on the selected tensors.")
+    for kin in record.lineage:
+        if kin["verdict"] != "related":
+            notices.append(f"{kin['vector']}: lineage {kin['verdict']} ({kin['evidence']}).")
+    return notices
+
+
+def _finish(staging: Staging, base: Checkpoint, storage: Storage, record: EditRecord) -> None:
+    """Copy what belongs to the model, write the record, and put the output in its place."""
+    files = staging.files
+    names = companion_files(base.path)
+    if base.layout.index_name is not None:
+        names.append(base.layout.index_name)
+    with output_errors(staging.target):
+        for name in names:
+            content = (base.path / name).read_bytes()
+            if storage.dtype is not None:
+                content = _redeclared(name, content, storage, base)
+            (files / name).parent.mkdir(parents=True, exist_ok=True)
+            (files / name).write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+            record.files = {**record.files, name: {"sha256": digest, "bytes": len(content)}}
+        (files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+    staging.commit()
+
+
+def _redeclared(name: str, content: bytes, storage: Storage, base: Checkpoint) -> bytes:
+    """With another storage dtype, the files that name the old one: config and index.
+
+    Only that value is replaced in the config's text; the rest keeps its bytes, since a config
+    that is parsed and written anew may mean something else to an older reader.
+    """
+    if name == "config.json":
+        pattern = rb'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float|bfloat)\d+"'
+        return re.sub(pattern, rb'\g<1>"' + (storage.dtype or "").encode() + b'"', content)
+    if name == base.layout.index_name:
+        index = json.loads(content)
+        if isinstance(index.get("metadata"), dict):
+            entries = base.entries.values()
+            index["metadata"]["total_size"] = sum(
+                entry.numel * BITS[storage.stored(entry)] // 8 for entry in entries
+            )
+        return (json.dumps(index, indent=2) + "\n").encode()
+    return content

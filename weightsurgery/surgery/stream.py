@@ -1,0 +1,136 @@
+"""One tensor at a time: copy its bytes, or work out its change and add it in row blocks."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from weightsurgery.algebra.rounding import ChangeStats, compute_dtype, generator_for, round_to
+from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
+from weightsurgery.checkpoint.writer import CheckpointWriter
+from weightsurgery.errors import NonFiniteError
+from weightsurgery.surgery.edits import Edit, Prepared
+from weightsurgery.surgery.plan import BLOCK_ELEMENTS, Plan, Storage
+
+__all__ = ["Progress", "Stream"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Stream:
+    """One run over a checkpoint's tensors.
+
+    Attributes:
+        edit: What to do.
+        base: The checkpoint to edit.
+        plan: Which tensors, and the output's headers.
+        storage: dtype and rounding of the result.
+        device: Where matrices are decomposed.
+        writer: Where results go.
+        progress: Called as ``progress(stage, done, total)`` in bytes.
+        total: Bytes of work in all.
+        done: Bytes done so far.
+    """
+
+    edit: Edit
+    base: Checkpoint
+    plan: Plan
+    storage: Storage
+    device: torch.device
+    writer: CheckpointWriter
+    progress: Progress | None
+    total: int
+    done: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def advance(self, stage: str, count: int) -> None:
+        """Count bytes as done."""
+        with self.lock:
+            self.done += count
+            if self.progress is not None:
+                self.progress(stage, self.done, self.total)
+
+    def tensor(self, name: str) -> None:
+        """Copy or edit one tensor."""
+        entry = self.base.entry(name)
+        original = self.plan.copies.get(name, name)
+        factor = self.plan.edited.get(name)
+        prepared = None
+        if factor is not None and entry.numel:
+            prepared = self.edit.prepare(self.base, original, self.device)
+        facts: dict[str, Any] = {}
+        target = self.writer.entries[name]
+        if prepared is not None and factor is not None:
+            scale = self.edit.sign * self.edit.scale * factor
+            stats = self._edit(entry, target, prepared, original, scale)
+            facts = {"stats": asdict(stats), "factor": factor, **prepared.facts}
+        elif target.dtype == entry.dtype:
+            self.writer.copy(name, self.base)
+            self.advance(self.edit.name, entry.nbytes)
+        else:
+            self._edit(entry, target, None, original, 0.0)
+        self.writer.finish(name, facts)
+
+    def _edit(
+        self,
+        entry: TensorEntry,
+        target: TensorEntry,
+        prepared: Prepared | None,
+        original: str,
+        scale: float,
+    ) -> ChangeStats:
+        """Add a tensor's change block by block; also converts where only the dtype changes."""
+        stats = ChangeStats()
+        stored = torch_dtype(target.dtype)
+        wide = compute_dtype(torch_dtype(entry.dtype))
+        if stored == torch.float64:
+            wide = torch.float64
+        block = max(1, BLOCK_ELEMENTS // max(1, entry.numel // max(1, entry.rows)))
+        for start in range(0, entry.rows, block):
+            stop = min(start + block, entry.rows)
+            before = self.base.rows(entry.name, start, stop).to(wide)
+            meant = torch.zeros_like(before)
+            generator = None
+            if prepared is not None:
+                prepared.delta.add_rows(meant, start, stop, scale, before)
+                if self.storage.rounding == "stochastic":
+                    generator = generator_for(self.storage.seed, original, start)
+            after = round_to(before + meant, stored, generator)
+            stats.add(before, meant, after.to(wide))
+            if not math.isfinite(stats.meant + stats.written):
+                self._check_finite(entry, target, before, meant, after)
+            data = after.contiguous().view(-1).view(torch.uint8).numpy().data
+            self.writer.write(entry.name, start * target.row_bytes, data)
+            self.advance(self.edit.name, (stop - start) * entry.row_bytes)
+        return stats
+
+    def _check_finite(
+        self,
+        entry: TensorEntry,
+        target: TensorEntry,
+        before: torch.Tensor,
+        meant: torch.Tensor,
+        after: torch.Tensor,
+    ) -> None:
+        where = f"tensor {entry.name!r} ({self.base.path / entry.shard})"
+        leave = f"Leave the tensor as it is with --exclude '{entry.name}'"
+        if not torch.isfinite(before).all():
+            raise NonFiniteError(f"{where}: NaN or infinity in the base", f"{leave}.")
+        if not torch.isfinite(meant).all():
+            labels = ", ".join(vector.label for vector in self.edit.vectors().values())
+            raise NonFiniteError(
+                f"{where}: NaN or infinity in the change ({labels})",
+                f"{leave}, or check the fine-tuned weights.",
+            )
+        if not torch.isfinite(after.to(meant.dtype)).all():
+            raise NonFiniteError(
+                f"{where}: the edited weights overflow {target.dtype}",
+                "Use a smaller --scale, or --dtype float32.",
+            )

@@ -1,0 +1,221 @@
+"""PEFT LoRA adapters as changes: ``ΔW = scaling · B A``, kept as factors.
+
+``scaling`` is ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; ``r`` is read off the factors,
+``alpha`` may be set per module (``alpha_pattern``). Kinds of adapters whose effect is not a change
+of weights of this form are refused with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.layout import Layout, parse_header
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.source import Source
+from weightsurgery.errors import MismatchError, VectorError
+from weightsurgery.vectors.task_vector import Delta, FactorDelta
+
+__all__ = ["AdapterChange", "is_adapter"]
+
+_WEIGHTS = "adapter_model.safetensors"
+
+# Settings under which base + B A is not the adapted model, and why.
+_REFUSED = {
+    "use_dora": "DoRA rescales each column, which is no low-rank change",
+    "lora_bias": "it has biases of its own beside B A",
+    "modules_to_save": "it replaces whole modules beside B A",
+    "layer_replication": "it changes the number of layers",
+    "trainable_token_indices": "it replaces single embedding rows beside B A",
+    "target_parameters": "it adapts bare parameters, whose orientation is not recorded",
+    "alora_invocation_tokens": "an activated LoRA applies to some tokens only",
+    "use_qalora": "QALoRA pools its inputs",
+    "use_bdlora": "its factors are block-diagonal",
+    "kasa_config": "KaSA changes the base's weights too",
+    "monteclora_config": "its factors are random variables",
+    "arrow_config": "it routes between adapters",
+}
+_REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+_KEY = re.compile(
+    r"^(?:base_model\.model\.)?(?P<module>.+)\."
+    r"lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.(?:default\.)?weight)?$"
+)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds a PEFT adapter."""
+    return (directory / "adapter_config.json").is_file()
+
+
+class AdapterChange:
+    """A PEFT LoRA adapter as a change of the base's tensors.
+
+    Args:
+        base: The base.
+        source: Where the adapter is.
+
+    Raises:
+        VectorError: Not a LoRA, or one whose effect is more than ``B A``.
+        MismatchError: The adapter is for modules the base does not have.
+    """
+
+    def __init__(self, base: Checkpoint, source: Source) -> None:
+        self.base, self.source = base, source
+        self.label = source.path.name
+        self.config = _read_config(source)
+        path = source.path / _WEIGHTS
+        if not path.is_file():
+            raise VectorError(
+                f"{source.name}: no {_WEIGHTS}",
+                "Save the adapter with safetensors: load it in peft and save_pretrained it again.",
+            )
+        with path.open("rb") as file:
+
+            def read(offset: int, length: int) -> bytes:
+                file.seek(offset)
+                return file.read(length)
+
+            header = parse_header(_WEIGHTS, path.stat().st_size, read)
+        entries = {entry.name: entry for entry in header.entries}
+        self._weights = Checkpoint(source, Layout({_WEIGHTS: header}, entries))
+        self._modules = self._match_modules()
+
+    @property
+    def base_name(self) -> str:
+        """The base the adapter was trained on, as its config has it; may be empty."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    def _match_modules(self) -> dict[str, tuple[str, str, str, bool]]:
+        """Base tensor -> (module, key of A, key of B, is an embedding)."""
+        halves: dict[str, dict[str, str]] = {}
+        embeddings = set()
+        for key in self._weights.entries:
+            match = _KEY.match(key)
+            if match is None:
+                raise VectorError(
+                    f"{self.source.name}: tensor {key!r} is no LoRA factor",
+                    "Merge the adapter in peft, and pass the merged checkpoint instead.",
+                )
+            halves.setdefault(match["module"], {})[match["factor"]] = key
+            if match["embedding"]:
+                embeddings.add(match["module"])
+        found: dict[str, tuple[str, str, str, bool]] = {}
+        for module, keys in halves.items():
+            if len(keys) != 2:
+                raise VectorError(
+                    f"{self.source.name}: module {module!r} has only one of lora_A and lora_B",
+                    "Save the adapter again.",
+                )
+            name = self._base_name_of(module)
+            found[name] = (module, keys["A"], keys["B"], module in embeddings)
+            self._check_shapes(name, found[name])
+        if not found:
+            raise VectorError(f"{self.source.name}: an empty adapter", "Train it first.")
+        return found
+
+    def _base_name_of(self, module: str) -> str:
+        name = f"{module}.weight"
+        if name in self.base.entries:
+            return name
+        # The wrapped model may hold the checkpoint's modules under a longer or shorter prefix.
+        near = [
+            each
+            for each in self.base.entries
+            if each.endswith(f".{name}") or name.endswith(f".{each}")
+        ]
+        if len(near) == 1:
+            return near[0]
+        raise MismatchError(
+            f"{self.source.name}: adapts {module!r}, and {self.base.source.name} has "
+            f"{'no such module' if not near else 'several such modules'}",
+            f"The adapter was trained on {self.base_name or 'another model'}; use that base.",
+        )
+
+    def _check_shapes(self, name: str, module: tuple[str, str, str, bool]) -> None:
+        _, key_a, key_b, _ = module
+        a, b = self._weights.entry(key_a), self._weights.entry(key_b)
+        shape = self.base.entry(name).shape
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+            raise VectorError(
+                f"{self.source.name}: {key_a!r} {list(a.shape)} and {key_b!r} {list(b.shape)}"
+                " are no pair of linear LoRA factors",
+                "Merge the adapter in peft, and pass the merged checkpoint instead.",
+            )
+        made = (b.shape[0], a.shape[1])
+        if (made[::-1] if self._is_flipped(module) else made) != shape:
+            raise MismatchError(
+                f"{self.source.name}: {key_b!r} @ {key_a!r} gives {list(made)}; tensor {name!r}"
+                f" of {self.base.source.name} is {list(shape)}",
+                f"The adapter was trained on {self.base_name or 'another model'}; use that base.",
+            )
+
+    def _is_flipped(self, module: tuple[str, str, str, bool]) -> bool:
+        """Whether the stored weight is the transpose of ``B A``: embeddings, and Conv1D."""
+        return module[3] or bool(self.config.get("fan_in_fan_out"))
+
+    def scaling(self, module: str, rank: int) -> float:
+        """``alpha / r`` of a module, or ``alpha / sqrt(r)`` with rsLoRA."""
+        alpha = float(self.config.get("lora_alpha", 8))
+        # peft takes the first pattern that matches the end of the module's name.
+        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = float(value)
+                break
+        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def at(self, name: str) -> Delta | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        found = self._modules.get(name)
+        if found is None:
+            return None
+        module, key_a, key_b, _ = found
+        a, b = self._weights.tensor(key_a).float(), self._weights.tensor(key_b).float()
+        left, right = b * self.scaling(module, a.shape[0]), a.T
+        return FactorDelta(right, left) if self._is_flipped(found) else FactorDelta(left, right)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the base's tensors it changes."""
+        return tuple(self._modules)
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return {
+            "kind": "peft-lora",
+            "name": self.source.name,
+            "revision": self.source.revision,
+            "base": self.base_name,
+            "paths": [self.source.path / "adapter_config.json", self.source.path / _WEIGHTS],
+        }
+
+
+def _read_config(source: Source) -> dict[str, Any]:
+    path = source.path / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise VectorError(f"{path}: not valid JSON: {error}", "Restore the adapter.") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        raise VectorError(
+            f"{source.name}: a {kind or 'nameless'} adapter; only LORA is a low-rank change",
+            "Merge the adapter in peft, and pass the merged checkpoint instead.",
+        )
+    remedy = "Merge the adapter in peft, and pass the merged checkpoint instead."
+    for setting, reason in _REFUSED.items():
+        if config.get(setting):
+            raise VectorError(f"{source.name}: {setting} is set; {reason}", remedy)
+    if config.get("bias", "none") != "none":
+        raise VectorError(f"{source.name}: it trains biases beside B A", remedy)
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_REFUSED_INITS):
+        raise VectorError(
+            f"{source.name}: initialised by {init}, which changes the base's weights too",
+            "Save it with path_initial_model_for_weight_conversion, or merge it.",
+        )
+    return config

@@ -1,0 +1,213 @@
+"""The difference between a fine-tuned checkpoint and its base, as a change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
+from weightsurgery.checkpoint.naming import kind_of, twin_candidates
+from weightsurgery.checkpoint.reader import Checkpoint, quantisation
+from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
+from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
+from weightsurgery.vectors.task_vector import Delta, DenseDelta
+
+__all__ = ["FinetunedChange", "refuse_quantised"]
+
+VOCABULARY_POLICIES = ("error", "common-rows", "base")
+MISSING_POLICIES = ("error", "base")
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Refuse checkpoints whose stored numbers are codes.
+
+    Raises:
+        UnsupportedCheckpointError: Adding or scaling codes gives noise, not weights.
+    """
+    scheme = quantisation(checkpoint)
+    if scheme is not None:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.source.name}: quantised, {scheme}; its stored numbers are codes,"
+            " on which weight arithmetic means nothing",
+            "Use the unquantised checkpoint it was made from, or dequantise it first.",
+        )
+
+
+class FinetunedChange:
+    """``finetuned − base``, tensor by tensor, with base and fine-tuned sharded as they like.
+
+    Names, shapes, ties and vocabularies are compared when it is made, from headers alone.
+
+    Args:
+        base: The base.
+        finetuned: The fine-tuned checkpoint.
+        vocab: What to do when embeddings or head have another number of rows: ``"error"``,
+            ``"common-rows"`` (the rest does not change) or ``"base"`` (these tensors do not
+            change).
+        missing: What to do when a tensor is on one side only: ``"error"`` or ``"base"`` (it does
+            not change; what only the fine-tuned has is ignored).
+
+    Raises:
+        MismatchError: The two do not fit, and the policies do not allow it.
+        UnsupportedCheckpointError: One of them is quantised.
+    """
+
+    def __init__(
+        self, base: Checkpoint, finetuned: Checkpoint, vocab: str = "error", missing: str = "error"
+    ) -> None:
+        for value, allowed in ((vocab, VOCABULARY_POLICIES), (missing, MISSING_POLICIES)):
+            if value not in allowed:
+                raise EditError(f"policy {value!r}", f"Choose one of: {', '.join(allowed)}.")
+        refuse_quantised(base)
+        refuse_quantised(finetuned)
+        self.base, self.finetuned = base, finetuned
+        self.label = finetuned.source.name.rstrip("/").rsplit("/", 1)[-1] or "finetuned"
+        self._vocab, self._missing = vocab, missing
+        # Base name -> (name in the fine-tuned, rows that count or None for all).
+        self._pairs: dict[str, tuple[str, int | None]] = {}
+        copies = tied_copies(base)
+        for name, entry in base.entries.items():
+            pair = self._pair(name, entry)
+            if pair is not None:
+                self._pairs[name] = pair
+        self._check_ties(copies)
+        self._check_extra()
+
+    def _where(self, name: str) -> str:
+        return f"tensor {name!r} of {self.finetuned.source.name}"
+
+    def _pair(self, name: str, entry: TensorEntry) -> tuple[str, int | None] | None:
+        other_name = stored_name(self.finetuned, name)
+        if other_name is None:
+            if self._missing == "base" or entry.dtype not in ARITHMETIC_DTYPES:
+                return None
+            raise MismatchError(
+                f"{self._where(name)}: missing; the base {self.base.source.name} has it",
+                "Pass --missing base to leave such tensors as they are in the base.",
+            )
+        other = self.finetuned.entry(other_name)
+        if entry.dtype not in ARITHMETIC_DTYPES:
+            return None  # integers and booleans are indices and masks: copied
+        if other.dtype not in ARITHMETIC_DTYPES:
+            raise MismatchError(
+                f"{self._where(name)}: dtype {other.dtype}, the base's is {entry.dtype}",
+                "Exclude the tensor with --exclude, or use another checkpoint.",
+            )
+        if entry.shape == other.shape:
+            return other_name, None
+        if entry.shape[1:] == other.shape[1:] and self._is_vocabulary(name):
+            return self._common_rows(name, entry, other)
+        raise MismatchError(
+            f"{self._where(name)}: shape {list(other.shape)}, the base's is {list(entry.shape)}",
+            "Only checkpoints of one architecture and size can be subtracted.",
+        )
+
+    def _is_vocabulary(self, name: str) -> bool:
+        return kind_of(name) in ("embeddings", "head")
+
+    def _common_rows(
+        self, name: str, entry: TensorEntry, other: TensorEntry
+    ) -> tuple[str, int | None] | None:
+        if self._vocab == "base":
+            return None
+        if self._vocab == "error":
+            raise MismatchError(
+                f"{self._where(name)}: {other.rows} rows, the base has {entry.rows}:"
+                " the vocabularies differ",
+                "Pass --vocab common-rows (rows both have) or --vocab base (leave them alone).",
+            )
+        common = min(entry.rows, other.rows)
+        moved = _moved_token(self.base, self.finetuned, common)
+        if moved is not None:
+            raise MismatchError(
+                f"{self.finetuned.source.name}: token {moved[0]} is {moved[2]!r}, in the base"
+                f" {moved[1]!r}: the common rows mean different tokens",
+                "Pass --vocab base to leave embeddings and head alone.",
+            )
+        return other.name, common
+
+    def _check_ties(self, copies: Mapping[str, str]) -> None:
+        """A head the base ties to its embedding must be tied in the fine-tuned too."""
+        for copy, original in copies.items():
+            here, there = self._pairs.get(copy), self._pairs.get(original)
+            if here is None or there is None or here[0] == there[0]:
+                continue
+            if not same_bytes(self.finetuned, here[0], there[0]):
+                self._untied(copy, original)
+                self._pairs[copy] = there
+
+    def _untied(self, head: str, embedding: str) -> None:
+        if self._missing == "error":
+            raise MismatchError(
+                f"{self._where(head)}: trained apart from {embedding!r}, to which the base ties it",
+                "Pass --missing base to let the head follow the embedding.",
+            )
+
+    def _check_extra(self) -> None:
+        used = {name for name, _ in self._pairs.values()} | set(self.base.entries)
+        for name, entry in self.finetuned.entries.items():
+            if name in used or entry.dtype not in ARITHMETIC_DTYPES:
+                continue
+            twins = [each for each in twin_candidates(name, list(used)) if each in used]
+            twins = [each for each in twins if each in self.finetuned.entries]
+            if any(same_bytes(self.finetuned, name, twin) for twin in twins):
+                continue
+            if self._missing == "base":
+                continue
+            if twins:
+                self._untied(name, twins[0])
+            raise MismatchError(
+                f"{self._where(name)}: the base {self.base.source.name} has no such tensor",
+                "Pass --missing base to ignore what only the fine-tuned has.",
+            )
+
+    def at(self, name: str) -> Delta | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        pair = self._pairs.get(name)
+        if pair is None:
+            return None
+        other, limit = pair
+        return DenseDelta(
+            lambda start, stop: self.finetuned.rows(other, start, stop), relative=True, limit=limit
+        )
+
+    def counterpart(self, name: str) -> str | None:
+        """Name in the fine-tuned checkpoint of one of the base's tensors."""
+        pair = self._pairs.get(name)
+        return pair[0] if pair is not None else None
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        checkpoint = self.finetuned
+        return {
+            "kind": "finetuned",
+            "name": checkpoint.source.name,
+            "revision": checkpoint.source.revision,
+            "paths": [checkpoint.path / shard for shard in checkpoint.shards],
+        }
+
+
+def _moved_token(base: Checkpoint, other: Checkpoint, common: int) -> tuple[int, str, str] | None:
+    """The first token id under ``common`` that two fast tokenizers disagree on, if any."""
+    vocabularies = []
+    for checkpoint in (base, other):
+        path = checkpoint.path / "tokenizer.json"
+        if not path.is_file():
+            return None  # nothing to compare
+        try:
+            tokenizer = json.loads(path.read_text(encoding="utf-8"))
+            vocabulary = tokenizer["model"]["vocab"]
+            if isinstance(vocabulary, dict):
+                by_id = {int(number): token for token, number in vocabulary.items()}
+            else:  # unigram: a list of (token, score)
+                by_id = {number: row[0] for number, row in enumerate(vocabulary)}
+            by_id |= {int(t["id"]): t["content"] for t in tokenizer.get("added_tokens") or ()}
+        except (ValueError, KeyError, TypeError, IndexError):
+            return None
+        vocabularies.append(by_id)
+    first, second = vocabularies
+    for number in range(common):
+        if number in first and number in second and first[number] != second[number]:
+            return number, first[number], second[number]
+    return None

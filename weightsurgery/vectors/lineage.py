@@ -1,0 +1,182 @@
+"""Does a change really belong to this base? A sampled check, before anything is edited.
+
+Checkpoints of one architecture fit each other shape by shape, whether or not one was trained
+from the other; the difference of two unrelated models is noise as large as the weights. A fine
+tune stays close to its base (cosine near 1); independent weights have cosine near 0.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES
+from weightsurgery.checkpoint.naming import kind_of
+from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.errors import LineageError, WeightSurgeryError
+from weightsurgery.vectors.adapters import AdapterChange
+from weightsurgery.vectors.finetuned import FinetunedChange
+from weightsurgery.vectors.saved import SavedChange
+from weightsurgery.vectors.task_vector import Change
+
+__all__ = ["Kinship", "check_lineage", "kinship", "sample"]
+
+TENSORS = 16
+ELEMENTS = 256
+
+# Unrelated weights: |cosine| of some thousand samples is under 0.05. Fine-tunes: over 0.8.
+UNRELATED_UNDER = 0.5
+
+
+@dataclass(frozen=True)
+class Kinship:
+    """What the check found.
+
+    Attributes:
+        vector: Name of the change.
+        verdict: ``"related"``, ``"unrelated"``, or ``"unknown"`` if there was nothing to compare.
+        cosine: Median cosine between the base's samples and the other's; None if unknown.
+        relative: Median size of their difference relative to the base; None if unknown.
+        evidence: What was compared.
+    """
+
+    vector: str
+    verdict: str
+    cosine: float | None
+    relative: float | None
+    evidence: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the record."""
+        return asdict(self)
+
+
+def sample(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Elements spread evenly over a tensor: float32, shape ``(≤ ELEMENTS,)``."""
+    entry = checkpoint.entry(name)
+    runs = 8
+    length = min(ELEMENTS // runs, max(1, entry.numel // runs))
+    width = entry.nbytes // entry.numel
+    parts = []
+    for run in range(min(runs, entry.numel // length)):
+        start = (entry.numel - length) * run // max(1, runs - 1) * width
+        raw = checkpoint.read_bytes(name, start, start + length * width)
+        parts.append(torch.frombuffer(raw, dtype=torch_dtype(entry.dtype)).float())
+    return torch.cat(parts)
+
+
+def sampled_names(checkpoint: Checkpoint) -> list[str]:
+    """Matrices to recognise a checkpoint by, spread over its depth.
+
+    Embeddings and norms say little: the former often stay, the latter are near one everywhere.
+    """
+    names = [
+        name
+        for name, entry in checkpoint.entries.items()
+        if len(entry.shape) >= 2
+        and entry.numel >= 16
+        and entry.dtype in ARITHMETIC_DTYPES
+        and kind_of(name) not in ("embeddings", "head", "norm")
+    ]
+    step = max(1, len(names) // TENSORS)
+    return names[::step][:TENSORS]
+
+
+def samples_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Samples of a base, for a saved vector's record: base64 of float32."""
+    return {
+        name: base64.b64encode(sample(checkpoint, name).numpy().tobytes()).decode()
+        for name in sampled_names(checkpoint)
+    }
+
+
+def _compare(vector: str, pairs: list[tuple[torch.Tensor, torch.Tensor]], evidence: str) -> Kinship:
+    cosines, sizes = [], []
+    for ours, theirs in pairs:
+        if not (torch.isfinite(ours).all() and torch.isfinite(theirs).all()):
+            continue  # the edit itself names the tensor and the remedy
+        a, b = ours.double(), theirs.double()
+        if float(a.norm()) > 0 and float(b.norm()) > 0:
+            cosines.append(float(a @ b / (a.norm() * b.norm())))
+            sizes.append(float((a - b).norm() / a.norm()))
+    if not cosines:
+        return Kinship(vector, "unknown", None, None, f"{evidence}: nothing to compare")
+    cosine = float(torch.tensor(cosines).median())
+    relative = float(torch.tensor(sizes).median())
+    verdict = "unrelated" if cosine < UNRELATED_UNDER else "related"
+    return Kinship(vector, verdict, round(cosine, 6), round(relative, 6), evidence)
+
+
+def kinship(base: Checkpoint, change: Change) -> Kinship:
+    """Compare a change's origin with the base, on samples of up to 16 matrices."""
+    if isinstance(change, FinetunedChange):
+        if change.base is not base and change.base.path != base.path:
+            raise ValueError("the change was opened for another base")
+        return _against(base, change.finetuned, change.label, "weights of the fine-tuned")
+    if isinstance(change, SavedChange):
+        stored = change.record.parameters.get("base_samples")
+        if not isinstance(stored, Mapping):
+            return Kinship(change.label, "unknown", None, None, "the vector has no samples")
+        pairs = []
+        for name, text in stored.items():
+            entry = base.entries.get(name)
+            theirs = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32)
+            if entry is not None and entry.dtype in ARITHMETIC_DTYPES:
+                ours = sample(base, name)
+                if ours.shape == theirs.shape:
+                    pairs.append((ours, theirs))
+        return _compare(change.label, pairs, "samples of the base the vector was taken from")
+    if isinstance(change, AdapterChange):
+        return _adapter_kinship(base, change)
+    return Kinship(change.label, "unknown", None, None, "a vector in memory")
+
+
+def _against(base: Checkpoint, other: Checkpoint, label: str, evidence: str) -> Kinship:
+    pairs = [
+        (sample(base, name), sample(other, name))
+        for name in sampled_names(base)
+        if name in other.entries
+        and other.entry(name).shape == base.entry(name).shape
+        and other.entry(name).dtype in ARITHMETIC_DTYPES
+    ]
+    return _compare(label, pairs, evidence)
+
+
+def _adapter_kinship(base: Checkpoint, change: AdapterChange) -> Kinship:
+    """An adapter has no copy of its base: look at the base its config names, if it is here."""
+    name = change.base_name
+    if not name:
+        return Kinship(change.label, "unknown", None, None, "the adapter names no base")
+    if name.split("@")[0] == base.source.name.split("@")[0]:
+        return Kinship(change.label, "related", None, None, f"the adapter names this base, {name}")
+    try:
+        # An adapter's note is no reason to download its base: look on this machine alone.
+        named = Checkpoint.open(resolve_source(name, local_only=True).path)
+    except WeightSurgeryError:
+        return Kinship(
+            change.label, "unknown", None, None, f"the adapter's base {name} is not on this machine"
+        )
+    with named:
+        return _against(base, named, change.label, f"weights of the adapter's base {name}")
+
+
+def check_lineage(base: Checkpoint, changes: list[Change], allow_unrelated: bool) -> list[Kinship]:
+    """Refuse changes that come from other weights than the base's.
+
+    Raises:
+        LineageError: A change is unrelated, and ``allow_unrelated`` is not set.
+    """
+    found = [kinship(base, change) for change in changes]
+    for kin in found:
+        if kin.verdict == "unrelated" and not allow_unrelated:
+            raise LineageError(
+                f"{kin.vector}: not derived from {base.source.name}: cosine {kin.cosine:.3f},"
+                f" relative difference {kin.relative:.2f} ({kin.evidence})",
+                "Use the base it was trained from; --allow-unrelated edits all the same.",
+            )
+    return found

@@ -1,0 +1,202 @@
+"""Task vectors on disk: dense differences and low-rank factors in safetensors shards.
+
+A dense change of ``NAME`` is stored under ``NAME``; factors under ``NAME::U`` ``(m, k)``,
+``NAME::S`` ``(k,)`` and ``NAME::V`` ``(n, k)``, oriented as the tensor is stored. Tensors that
+are not listed do not change. ``weightsurgery.json`` beside them says what the vector was taken
+from, and holds a few samples of its base to recognise that base by.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.checkpoint.layout import encode_header
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
+from weightsurgery.checkpoint.source import Source
+from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.errors import MismatchError, VectorError
+from weightsurgery.vectors.task_vector import Delta, DenseDelta, FactorDelta
+
+__all__ = ["SavedChange", "VectorWriter", "is_saved_vector"]
+
+_INDEX = "vector.safetensors.index.json"
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_FACTORS = ("::U", "::S", "::V")
+
+
+def is_saved_vector(directory: Path) -> bool:
+    """Whether a directory was written as a task vector."""
+    if not (directory / RECORD_NAME).is_file():
+        return False
+    return read_record(directory).kind == "task-vector"
+
+
+class SavedChange:
+    """A saved task vector as a change of a base.
+
+    Args:
+        base: The base it is to be applied to; not necessarily the one it was taken from.
+        source: Where the vector is.
+        missing: ``"error"``, or ``"base"`` to ignore changes of tensors the base does not have.
+
+    Raises:
+        MismatchError: The vector changes tensors that the base does not have in this shape.
+        VectorError: Factors are incomplete.
+    """
+
+    def __init__(self, base: Checkpoint, source: Source, missing: str = "error") -> None:
+        self.source = source
+        self.label = source.path.name
+        self.record = read_record(source.path)
+        self._weights = Checkpoint.open(source.path)
+        self._names: dict[str, bool] = {}  # name -> whether it is stored as factors
+        for key in self._weights.entries:
+            name, is_factor = (key[:-3], True) if key.endswith(_FACTORS) else (key, False)
+            self._names[name] = is_factor
+        for name in list(self._names):
+            self._check(name, base, missing)
+
+    def _check(self, name: str, base: Checkpoint, missing: str) -> None:
+        entries = self._weights.entries
+        if name not in base.entries:
+            if missing == "base":
+                del self._names[name]
+                return
+            raise MismatchError(
+                f"{self.source.name}: changes {name!r}, which {base.source.name} does not have",
+                "Use the base it was taken from, or pass --missing base.",
+            )
+        if self._names[name]:
+            parts = [entries.get(name + end) for end in _FACTORS]
+            u, s, v = parts
+            if u is None or s is None or v is None or not u.shape[1:] == s.shape == v.shape[1:]:
+                raise VectorError(
+                    f"{self.source.name}: the factors of {name!r} are incomplete",
+                    "Save the vector again with 'ws subspace' or 'ws diff -o'.",
+                )
+            shape: tuple[int, ...] = (u.shape[0], v.shape[0])
+        else:
+            shape = entries[name].shape
+        if shape != base.entry(name).shape:
+            raise MismatchError(
+                f"{self.source.name}: changes {name!r} of shape {list(shape)}; in"
+                f" {base.source.name} it is {list(base.entry(name).shape)}",
+                "Use the base it was taken from.",
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors it changes."""
+        return tuple(self._names)
+
+    def at(self, name: str) -> Delta | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        is_factor = self._names.get(name)
+        if is_factor is None:
+            return None
+        if is_factor:
+            u, s, v = (self._weights.tensor(name + end).float() for end in _FACTORS)
+            return FactorDelta.of(LowRank(u, s, v))
+        return DenseDelta(lambda start, stop: self._weights.rows(name, start, stop))
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return {
+            "kind": "task-vector",
+            "name": self.source.name,
+            "revision": self.source.revision,
+            "paths": [self.source.path / shard for shard in self._weights.shards],
+        }
+
+
+class VectorWriter:
+    """Writes a task vector tensor by tensor, in shards of bounded size, all or nothing.
+
+    Use as a context manager: an exception removes everything, :meth:`commit` makes it whole.
+
+    Args:
+        target: Directory to be written.
+        inputs: Directories that are read.
+        overwrite: Replace an existing output.
+        shard_bytes: Size from which on a shard is closed; what is held in memory.
+    """
+
+    def __init__(
+        self,
+        target: Path,
+        inputs: Sequence[Path],
+        overwrite: bool = False,
+        shard_bytes: int = 1 << 28,
+    ) -> None:
+        # The identity is this process's own: a killed extraction is begun again, not resumed.
+        self._staging = Staging(target, f"vector {os.getpid()} {id(self)}", inputs, overwrite)
+        self._limit = shard_bytes
+        self._pending: dict[str, torch.Tensor] = {}
+        self._weight_map: dict[str, str] = {}
+        self._shards: list[str] = []
+        self._total = 0
+
+    def __enter__(self) -> VectorWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._staging.close()
+
+    def add(self, name: str, change: torch.Tensor | LowRank) -> None:
+        """Add one tensor's change."""
+        if isinstance(change, LowRank):
+            for end, factor in zip(_FACTORS, (change.U, change.S, change.V), strict=True):
+                self._pending[name + end] = factor
+        else:
+            self._pending[name] = change
+        if sum(t.numel() * t.element_size() for t in self._pending.values()) >= self._limit:
+            self._write_shard()
+
+    def _write_shard(self) -> None:
+        shard = f"vector-{len(self._shards) + 1:05d}.safetensors"
+        tensors = {name: tensor.contiguous() for name, tensor in self._pending.items()}
+        header = encode_header(
+            [(name, _DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()],
+            {"format": "pt"},
+        )
+        with output_errors(self._staging.target), (self._staging.files / shard).open("wb") as file:
+            file.write(header)
+            for tensor in tensors.values():
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                self._total += tensor.numel() * tensor.element_size()
+        self._weight_map |= dict.fromkeys(tensors, shard)
+        self._shards.append(shard)
+        self._pending.clear()
+
+    def commit(self, record: EditRecord) -> EditRecord:
+        """Write index and record, and put the vector in its place.
+
+        Raises:
+            VectorError: Nothing was added.
+        """
+        if self._pending:
+            self._write_shard()
+        if not self._shards:
+            raise VectorError(
+                f"{self._staging.target}: nothing to save, no selected tensor changes",
+                "Check --targets, --include and --layers, and that the two models differ.",
+            )
+        files = self._staging.files
+        index = {"metadata": {"total_size": self._total}, "weight_map": self._weight_map}
+        with output_errors(self._staging.target):
+            (files / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            record.files = {
+                name: {"sha256": file_sha256(files / name), "bytes": (files / name).stat().st_size}
+                for name in [*self._shards, _INDEX]
+            }
+            (files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+        self._staging.commit()
+        return record

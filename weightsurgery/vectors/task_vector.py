@@ -1,0 +1,278 @@
+"""Task vectors: linear combinations of changes to one base, read tensor by tensor.
+
+A :class:`Change` is where a change comes from (a fine-tuned checkpoint, a saved vector, an
+adapter); a :class:`TaskVector` is a weighted sum of them (Ilharco et al. 2023, arXiv 2212.04089).
+Neither holds weights: ``at(name)`` opens one tensor's :class:`Delta`, and that hands out rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from weightsurgery.algebra.lowrank import (
+    LowRank,
+    RankRule,
+    Truncation,
+    rank_by,
+    recompress,
+    truncated_svd,
+)
+
+__all__ = ["Change", "Delta", "DenseDelta", "FactorDelta", "MappedChange", "TaskVector"]
+
+RowReader = Callable[[int, int], torch.Tensor]
+
+# Rows are taken in blocks of about this many elements: 4 MB in float32, which a cache holds.
+_BLOCK_ELEMENTS = 1 << 20
+
+
+class Delta(Protocol):
+    """One tensor's change."""
+
+    def add_rows(
+        self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
+    ) -> None:
+        """``out += scale · T[start:stop]``.
+
+        Args:
+            out: Float32 (float64 for float64 weights), shape ``(stop - start, ...)``.
+            start: First row.
+            stop: After the last row.
+            scale: Factor.
+            base: The base's rows, in ``out``'s dtype and shape; not to be changed.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DenseDelta:
+    """A change given as numbers: a fine-tuned tensor's rows, or a difference's.
+
+    Attributes:
+        rows: ``rows(start, stop)`` returns fresh memory in any floating dtype.
+        relative: Whether the rows are weights, from which the base is still to be taken away.
+        limit: Rows from here on do not change (a longer vocabulary); None for all.
+    """
+
+    rows: RowReader
+    relative: bool = False
+    limit: int | None = None
+
+    def add_rows(
+        self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
+    ) -> None:
+        """See :class:`Delta`."""
+        if self.limit is not None:
+            stop = min(stop, self.limit)
+            if stop <= start:
+                return
+            out, base = out[: stop - start], base[: stop - start]
+        rows = self.rows(start, stop).to(out.dtype)
+        if self.relative:
+            rows.sub_(base)
+        out.add_(rows, alpha=scale)
+
+
+@dataclass(frozen=True)
+class FactorDelta:
+    """A low-rank change ``left @ rightᵀ``, multiplied out only for the rows asked for.
+
+    Attributes:
+        left: Shape ``(rows, r)``.
+        right: Shape ``(columns, r)``.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def add_rows(
+        self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
+    ) -> None:
+        """See :class:`Delta`."""
+        block = self.left[start:stop].to(out.dtype)
+        out.addmm_(block, self.right.T.to(out.dtype), alpha=scale)
+
+    @classmethod
+    def of(cls, factors: LowRank) -> FactorDelta:
+        """From an SVD; the singular values go to the left factor."""
+        return cls(factors.U * factors.S, factors.V)
+
+
+class Change(Protocol):
+    """Where a change to a base comes from.
+
+    Attributes:
+        label: Name for messages and reports.
+    """
+
+    label: str
+
+    def at(self, name: str) -> Delta | None:
+        """The change of one of the base's tensors; None where it does not change."""
+        ...
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Kind, name and revision for the record, with ``paths`` of the files that are read."""
+        ...
+
+
+@dataclass(frozen=True)
+class MappedChange:
+    """A change held in memory, for tests and for vectors that were just computed.
+
+    Attributes:
+        deltas: By name: a dense difference of the base tensor's shape, or factors.
+        label: Name for messages and reports.
+    """
+
+    deltas: Mapping[str, torch.Tensor | LowRank]
+    label: str = "memory"
+
+    def at(self, name: str) -> Delta | None:
+        """See :class:`Change`."""
+        delta = self.deltas.get(name)
+        if delta is None:
+            return None
+        if isinstance(delta, LowRank):
+            return FactorDelta.of(delta)
+        dense = delta.reshape(1) if delta.ndim == 0 else delta
+        return DenseDelta(lambda start, stop: dense[start:stop].clone())
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`Change`."""
+        return {"kind": "memory", "name": self.label, "paths": []}
+
+
+@dataclass(frozen=True)
+class TaskVector:
+    """A weighted sum of changes; ``+``, ``-`` and ``scalar *`` combine without reading.
+
+    Attributes:
+        terms: Factors and the changes they scale.
+    """
+
+    terms: tuple[tuple[float, Change], ...]
+
+    @classmethod
+    def of(cls, change: Change, scale: float = 1.0) -> TaskVector:
+        """A vector of one change."""
+        return cls(((float(scale), change),))
+
+    def __add__(self, other: TaskVector) -> TaskVector:
+        return TaskVector(self.terms + other.terms)
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        return self + (-1.0) * other
+
+    def __mul__(self, scale: float) -> TaskVector:
+        return TaskVector(tuple((scale * factor, change) for factor, change in self.terms))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> TaskVector:
+        return -1.0 * self
+
+    @property
+    def label(self) -> str:
+        """Name for messages and reports, e.g. ``"authors + 0.5 painters"``."""
+        parts = [
+            change.label if factor == 1 else f"{factor:g} {change.label}"
+            for factor, change in self.terms
+        ]
+        return " + ".join(parts)
+
+    def at(self, name: str) -> SumDelta | None:
+        """One tensor's change; None where no term changes it."""
+        found = [(factor, change.at(name)) for factor, change in self.terms if factor != 0]
+        deltas = tuple((factor, delta) for factor, delta in found if delta is not None)
+        return SumDelta(deltas) if deltas else None
+
+
+@dataclass(frozen=True)
+class SumDelta:
+    """The weighted sum of several changes of one tensor.
+
+    Attributes:
+        terms: Factors and the changes they scale; at least one.
+    """
+
+    terms: tuple[tuple[float, Delta], ...]
+
+    def add_rows(
+        self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
+    ) -> None:
+        """See :class:`Delta`."""
+        for factor, delta in self.terms:
+            delta.add_rows(out, start, stop, scale * factor, base)
+
+    def factors(self) -> LowRank | None:
+        """The exact SVD from factors alone, if every term has them; None otherwise.
+
+        Terms are added in product space: ``Σ cᵢ Lᵢ Rᵢᵀ``, never ``(Σ Lᵢ)(Σ Rᵢ)ᵀ``.
+        """
+        pairs: list[FactorDelta] = []
+        for _, delta in self.terms:
+            if not isinstance(delta, FactorDelta):
+                return None
+            pairs.append(delta)
+        left = torch.cat(
+            [c * pair.left.float() for (c, _), pair in zip(self.terms, pairs, strict=True)], 1
+        )
+        right = torch.cat([pair.right.float() for pair in pairs], 1)
+        if left.shape[1] > min(left.shape[0], right.shape[0]):
+            return None  # more factors than the matrix has rank: cheaper as a matrix
+        return recompress(left, torch.eye(left.shape[1]), right)
+
+    def matrix(self, base: RowReader, shape: tuple[int, int]) -> torch.Tensor:
+        """The whole change as float32, built block by block.
+
+        Args:
+            base: ``base(start, stop)`` returns the base's rows, in any floating dtype.
+            shape: Of the matrix as stored.
+        """
+        out = torch.zeros(shape)
+        block = max(1, _BLOCK_ELEMENTS // max(1, shape[1]))
+        for start in range(0, shape[0], block):
+            stop = min(start + block, shape[0])
+            self.add_rows(out[start:stop], start, stop, 1.0, base(start, stop).float())
+        return out
+
+    def truncated(
+        self,
+        base: RowReader,
+        shape: tuple[int, int],
+        rule: RankRule,
+        *,
+        transposed: bool = False,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> Truncation:
+        """The leading factors of the change, oriented (out, in).
+
+        Args:
+            base: Reads the base's rows; called only for changes that are not factors already.
+            shape: Of the matrix as stored.
+            rule: How many factors to keep.
+            transposed: Whether the matrix is stored (in, out).
+            device: Where to compute.
+            seed: Of the randomised SVD.
+
+        Returns:
+            Factors on the CPU, float32.
+
+        Raises:
+            NonFiniteError: The change holds NaN or infinity.
+        """
+        exact = self.factors()
+        if exact is not None:
+            if transposed:
+                exact = LowRank(exact.V, exact.S, exact.U)
+            rank = rank_by(exact.S, exact.energy, rule)
+            return Truncation(exact.truncated(rank), exact.energy, 0.0)
+        matrix = self.matrix(base, shape)
+        found = truncated_svd((matrix.T if transposed else matrix).to(device), rule, seed=seed)
+        return Truncation(found.factors.to("cpu"), found.total, found.residual)
