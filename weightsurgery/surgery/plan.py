@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.tied import tied_copies
@@ -17,16 +15,14 @@ from weightsurgery.checkpoint.writer import mirrored
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.edits import Edit
 from weightsurgery.surgery.selection import Selection
+from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import refuse_quantised
 
 __all__ = [
     "BLOCK_ELEMENTS",
     "Plan",
     "Storage",
-    "cores",
-    "pick_device",
     "plan_edit",
-    "torch_threads",
     "worker_count",
 ]
 
@@ -87,51 +83,6 @@ class Plan:
     write_bytes: int
     memory_bytes: int
     free_bytes: int
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` as a device.
-
-    Raises:
-        EditError: No such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise EditError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise EditError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EditError(
-            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices",
-            "Use --device cpu, or install a CUDA build of torch.",
-        )
-    return device
-
-
-class torch_threads:  # noqa: N801 - a context manager reads as a phrase
-    """Set the number of threads inside one torch operation, and restore it.
-
-    Work is spread over tensors instead: threads inside an operation wait for each other, and two
-    of them on a machine with one core busy were measured 4.6 times slower than one.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.count)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
-
-
-def cores() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def worker_count(edit: Edit, workers: int | None) -> int:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,12 @@ from weightsurgery.surgery.edits import Edit
 from weightsurgery.surgery.plan import (
     Plan,
     Storage,
-    cores,
-    pick_device,
     plan_edit,
-    torch_threads,
     worker_count,
 )
 from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress, Stream
+from weightsurgery.surgery.workers import cores, pick_device, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
 __all__ = ["Applied", "apply"]
@@ -231,12 +229,12 @@ def _run(stream: Stream, inputs: Mapping[str, _Input], record: EditRecord, worke
     threads = cores() if stream.edit.factors and workers == 1 else 1
     with torch_threads(threads), ThreadPoolExecutor(workers, "ws") as pool:
         try:
-            _results([pool.submit(stream.tensor, name) for name in todo])
+            results([pool.submit(stream.tensor, name) for name in todo])
             reading = [pool.submit(sha, path) for path in read]
             writer.seal()
             writing = [pool.submit(sha, path) for path in written.values()]
-            digests = dict(zip(read, _results(reading), strict=True))
-            shas = dict(zip(written, _results(writing), strict=True))
+            digests = dict(zip(read, results(reading), strict=True))
+            shas = dict(zip(written, results(writing), strict=True))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -249,14 +247,6 @@ def _run(stream: Stream, inputs: Mapping[str, _Input], record: EditRecord, worke
         for role, each in inputs.items()
     }
     record.tensors, record.summary = _statistics(stream.edit, base, stream.plan, writer.done)
-
-
-def _results(futures: Sequence[Future[Any]]) -> list[Any]:
-    """Results in order; raises the first error without waiting for the rest."""
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in done:
-        future.result()
-    return [future.result() for future in futures]
 
 
 def _statistics(

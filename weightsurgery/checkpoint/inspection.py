@@ -1,0 +1,106 @@
+"""A checkpoint at a glance, from its headers and config alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from weightsurgery.checkpoint.naming import kind_of, layer_of
+from weightsurgery.checkpoint.reader import Checkpoint, quantisation
+from weightsurgery.checkpoint.tied import tied_copies
+
+__all__ = ["Group", "Inspection", "inspect"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors whose names differ only in numbers.
+
+    Attributes:
+        name: The name with numbers replaced by ``*``.
+        kind: See :data:`weightsurgery.checkpoint.naming.KINDS`.
+        dtype: Their dtype.
+        shape: Their shape.
+        count: How many there are.
+        parameters: Elements of all of them.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    count: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint holds.
+
+    Attributes:
+        name: As the user gave it.
+        revision: Commit, if it comes from the Hub.
+        architecture: From the config; empty if it says nothing.
+        parameters: Number of elements of all tensors.
+        nbytes: Bytes of all tensors.
+        tensors: Number of tensors.
+        layers: Number of layers, from the names.
+        shards: File name → size in bytes.
+        dtypes: dtype → number of elements.
+        kinds: Kind → number of elements.
+        tied: Tied names: copy → the tensor it follows, for copies that are stored; the name of the
+            config's setting where only one of the two is.
+        quantised: The quantisation scheme, or None.
+        groups: All tensors, grouped.
+    """
+
+    name: str
+    revision: str | None
+    architecture: str
+    parameters: int
+    nbytes: int
+    tensors: int
+    layers: int
+    shards: Mapping[str, int]
+    dtypes: Mapping[str, int]
+    kinds: Mapping[str, int]
+    tied: Mapping[str, str]
+    quantised: str | None
+    groups: tuple[Group, ...]
+
+
+def inspect(checkpoint: Checkpoint) -> Inspection:
+    """Describe a checkpoint."""
+    entries = checkpoint.entries.values()
+    dtypes: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    groups: dict[tuple[str, str, str, tuple[int, ...]], list[int]] = {}
+    for entry in entries:
+        dtypes[entry.dtype] += entry.numel
+        kinds[kind_of(entry.name)] += entry.numel
+        pattern = re.sub(r"(?<=[.])\d+(?=[.]|$)", "*", entry.name)
+        key = (pattern, kind_of(entry.name), entry.dtype, entry.shape)
+        groups.setdefault(key, []).append(entry.numel)
+    layers = {layer_of(name) for name in checkpoint.entries} - {None}
+    config = checkpoint.config
+    tied = dict(tied_copies(checkpoint))
+    if not tied and checkpoint.text_config.get("tie_word_embeddings") and not kinds["head"]:
+        tied = {"output head": "input embedding (only one of them is stored)"}
+    named = config.get("architectures") or [config.get("model_type", "")]
+    return Inspection(
+        checkpoint.source.name,
+        checkpoint.source.revision,
+        str(named[0]) if isinstance(named, list) and named else "",
+        checkpoint.layout.parameters,
+        checkpoint.layout.nbytes,
+        len(checkpoint.entries),
+        len(layers),
+        {name: header.size for name, header in checkpoint.shards.items()},
+        dict(dtypes.most_common()),
+        dict(kinds.most_common()),
+        tied,
+        quantisation(checkpoint),
+        tuple(Group(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
+    )

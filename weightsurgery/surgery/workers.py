@@ -1,0 +1,85 @@
+"""Threads and devices: who does the work, and in what order results come back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+from weightsurgery.errors import EditError
+
+__all__ = ["cores", "in_order", "pick_device", "results", "torch_threads"]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` as a device.
+
+    Raises:
+        EditError: No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise EditError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise EditError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EditError(
+            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices",
+            "Use --device cpu, or install a CUDA build of torch.",
+        )
+    return device
+
+
+class torch_threads:  # noqa: N801 - a context manager reads as a phrase
+    """Set the number of threads inside one torch operation, and restore it.
+
+    Work is spread over tensors instead: threads inside an operation wait for each other, and two
+    of them on a machine with one core busy were measured 4.6 times slower than one.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.count)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)
+
+
+def in_order(function: Callable[[_T], _R], items: Sequence[_T], workers: int) -> Iterator[_R]:
+    """``map`` over threads, in order, with a bounded number of results waiting."""
+    with ThreadPoolExecutor(workers, "ws") as pool:
+        try:
+            rest = iter(items)
+            waiting = [pool.submit(function, item) for item in islice(rest, workers + 1)]
+            while waiting:
+                yield waiting.pop(0).result()
+                waiting += [pool.submit(function, item) for item in islice(rest, 1)]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def results(futures: Sequence[Future[Any]]) -> list[Any]:
+    """Results in order; raises the first error without waiting for the rest."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    return [future.result() for future in futures]
