@@ -1,0 +1,210 @@
+"""Commands that write an edited model: negate, add, project, learn."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import (
+    Fit,
+    Share,
+    Show,
+    Store,
+    Truncate,
+    Which,
+    Work,
+    options,
+    rank_rule,
+    typed_command,
+)
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.surgery.edits import Edit
+
+__all__ = ["add", "learn", "negate", "project"]
+
+Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint to edit.")]
+Vectors = Annotated[
+    list[str],
+    typer.Argument(metavar="VECTOR", help="Changes of BASE; VECTOR:0.5 scales one of several."),
+]
+Scale = Annotated[float, typer.Option(help="λ, the factor of the whole change.")]
+
+
+@options
+def negate(
+    base: Base,
+    vectors: Vectors,
+    store: Store,
+    which: Which,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    scale: Scale = 1.0,
+) -> None:
+    """Take a task vector away: W − λT (task arithmetic).
+
+    Example:  ws negate ./base ./finetuned -o ./edited --scale 0.7
+    """
+    _plain("negate", base, vectors, scale, store, which, fit, work, show)
+
+
+@options
+def add(
+    base: Base,
+    vectors: Vectors,
+    store: Store,
+    which: Which,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    scale: Scale = 1.0,
+) -> None:
+    """Add task vectors: W + λT; several VECTOR:scale combine.
+
+    Example:  ws add ./base ./finetuned/a:0.5 ./finetuned/b:0.3 -o ./edited
+    """
+    _plain("add", base, vectors, scale, store, which, fit, work, show)
+
+
+@options
+def project(
+    base: Base,
+    forget: Annotated[
+        list[str], typer.Option(metavar="VECTOR", help="The task to forget; several add up.")
+    ],
+    share: Share,
+    store: Store,
+    which: Which,
+    truncate: Truncate,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    scale: Scale = 1.0,
+) -> None:
+    """Forget a task, less what it shares with tasks to keep (UNLEARN): W − λT'.
+
+    A reconstruction of arXiv 2408.04140. Default: --rank 64. Biases and norms stay as they are.
+
+    Example:  ws project ./base --forget ./finetuned/authors --keep ./finetuned/painters -o ./edited
+    """
+    _discriminating("project", base, forget, scale, share, truncate, store, which, fit, work, show)
+
+
+@options
+def learn(
+    base: Base,
+    task: Annotated[
+        list[str], typer.Option(metavar="VECTOR", help="The task to learn; several add up.")
+    ],
+    share: Share,
+    store: Store,
+    which: Which,
+    truncate: Truncate,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    scale: Scale = 1.0,
+) -> None:
+    """Learn a task, less what it shares with tasks to keep (LEARN): W + λT'.
+
+    Example:  ws learn ./base --task ./adapter --keep ./finetuned/painters -o ./edited
+    """
+    _discriminating("learn", base, task, scale, share, truncate, store, which, fit, work, show)
+
+
+def _plain(
+    name: str,
+    base: str,
+    vectors: list[str],
+    scale: float,
+    store: Store,
+    which: Which,
+    fit: Fit,
+    work: Work,
+    show: Show,
+) -> None:
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.surgery.edits import PLAIN
+    from weightsurgery.vectors.sources import open_vector
+
+    with Checkpoint.open(base) as opened:
+        edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing), scale)
+        _apply(edit, opened, store, which, work, show)
+
+
+def _discriminating(
+    name: str,
+    base: str,
+    task: list[str],
+    scale: float,
+    share: Share,
+    truncate: Truncate,
+    store: Store,
+    which: Which,
+    fit: Fit,
+    work: Work,
+    show: Show,
+) -> None:
+    from weightsurgery.algebra.lowrank import Rank
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.surgery.edits import DISCRIMINATING
+    from weightsurgery.vectors.sources import open_vector
+
+    with Checkpoint.open(base) as opened:
+        edit = DISCRIMINATING[name](
+            open_vector(opened, task, fit.vocab, fit.missing),
+            tuple(open_vector(opened, [each], fit.vocab, fit.missing) for each in share.keep),
+            truncate.rule() or Rank(64),
+            rank_rule(share.keep_rank, None, "--keep-rank"),
+            share.side,
+            share.basis,
+            scale,
+            store.seed,
+        )
+        _apply(edit, opened, store, which, work, show)
+
+
+def _apply(
+    edit: Edit, base: Checkpoint, store: Store, which: Which, work: Work, show: Show
+) -> None:
+    from weightsurgery.report.tables import edit_tables, plan_lines
+    from weightsurgery.surgery.plan import plan_edit
+    from weightsurgery.surgery.run import apply
+
+    default = "all-linear" if edit.factors else "all"
+    selection = which.selection(default, store.layer_scale)
+    if store.dry_run:
+        plan = plan_edit(edit, base, store.out, selection, store.storage(), work.workers)
+        if show.json:
+            console.document(plan.summary())
+        else:
+            console.show(*plan_lines(plan, store.out))
+        return
+    with console.progress(show) as progress:
+        done = apply(
+            edit,
+            base,
+            store.out,
+            selection=selection,
+            storage=store.storage(),
+            device=work.device,
+            workers=work.workers,
+            overwrite=store.overwrite,
+            allow_unrelated=store.allow_unrelated,
+            command=typed_command(),
+            progress=progress,
+        )
+    if done.resumed:
+        console.notice(f"Resumed: {done.resumed} tensors were finished already.", show)
+    if show.json:
+        console.document({"out": store.out, **asdict(done.record)})
+    else:
+        console.show(*edit_tables(done.record, every=show.verbose))
+    for text in done.notices:
+        console.notice(text, show)
+    console.notice(f"Wrote {store.out}; check it any time with 'ws verify {store.out}'.", show)

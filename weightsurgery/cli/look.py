@@ -1,0 +1,231 @@
+"""Commands that read and write no model: inspect, diff, subspace, overlap, verify."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Fit, Show, Truncate, Which, Work, options, typed_command
+
+__all__ = ["diff", "inspect", "overlap", "subspace", "verify"]
+
+Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before.")]
+Page = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="Also write a page with pictures (extra: report)."),
+]
+
+
+@options
+def inspect(
+    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")], show: Show
+) -> None:
+    """Show tensors, dtypes, shards, parameters, ties, and whether it is quantised.
+
+    Reads headers alone.
+
+    Example:  ws inspect ./model
+    """
+    from weightsurgery.checkpoint.inspection import inspect as look
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.report.tables import inspection_tables
+
+    with Checkpoint.open(ckpt) as checkpoint:
+        found = look(checkpoint)
+    if show.json:
+        console.document(asdict(found))
+    else:
+        console.show(*inspection_tables(found, every=show.verbose))
+
+
+@options
+def diff(
+    base: Base,
+    finetuned: Annotated[str, typer.Argument(metavar="FINETUNED", help="What came of it.")],
+    which: Which,
+    truncate: Truncate,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Save the task vector here."),
+    ] = None,
+    html: Page = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
+    ] = False,
+) -> None:
+    """Show the difference of two checkpoints layer by layer, and save it as a task vector.
+
+    Size, relative size, cosine, effective rank, sparsity, and how much of a plain negation would
+    survive rounding. With --rank or --energy matrices are saved as low-rank factors.
+
+    Example:  ws diff ./base ./finetuned -o ./vector
+    """
+    _compare(base, finetuned, which, truncate, fit, work, show, out, html, overwrite, False)
+
+
+@options
+def subspace(
+    base: Base,
+    finetuned: Annotated[str, typer.Argument(metavar="FINETUNED", help="What came of it.")],
+    which: Which,
+    truncate: Truncate,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Directory to write.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
+    ] = False,
+) -> None:
+    """Save the leading low-rank factors of each matrix's change.
+
+    Example:  ws subspace ./base ./finetuned -o ./subspace --rank 32
+    """
+    from weightsurgery.errors import EditError
+
+    if truncate.rule() is None:
+        raise EditError("no rank", "Pass --rank K, --rank auto or --energy E.")
+    _compare(base, finetuned, which, truncate, fit, work, show, out, None, overwrite, True)
+
+
+def _compare(
+    base: str,
+    finetuned: str,
+    which: Which,
+    truncate: Truncate,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    out: str | None,
+    html: str | None,
+    overwrite: bool,
+    matrices_only: bool,
+) -> None:
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.report.tables import difference_tables
+    from weightsurgery.surgery import compare
+    from weightsurgery.vectors.sources import open_vector
+
+    rule = truncate.rule()
+    with Checkpoint.open(base) as opened:
+        vector = open_vector(opened, [finetuned], fit.vocab, fit.missing)
+        with console.progress(show) as progress:
+            found = compare.diff(
+                opened,
+                vector,
+                selection=which.selection("all-linear" if matrices_only else "all"),
+                rule=rule,
+                save_to=out,
+                matrices_only=matrices_only,
+                overwrite=overwrite,
+                device=work.device,
+                workers=work.workers,
+                command=typed_command(),
+                progress=progress,
+            )
+    if html is not None:
+        from weightsurgery.report.page import difference_page
+
+        difference_page(found, base, finetuned, html)
+        console.notice(f"Wrote {html}.", show)
+    if show.json:
+        data = asdict(found)
+        data["saved"] = out
+        console.document(data)
+    else:
+        console.show(*difference_tables(found, every=show.verbose))
+    for kin in found.lineage:
+        if kin.verdict == "unrelated":
+            console.notice(
+                f"{kin.vector} does not derive from {base} (cosine {kin.cosine:.3f}):"
+                " edits with it will be refused.",
+                show,
+            )
+    if out is not None:
+        console.notice(f"Saved the task vector in {out}.", show)
+
+
+@options
+def overlap(
+    base: Base,
+    vectors: Annotated[
+        list[str], typer.Argument(metavar="VECTOR", help="At least two changes of it.")
+    ],
+    which: Which,
+    truncate: Truncate,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    html: Page = None,
+) -> None:
+    """Show how much tasks share: overlap and principal angles of their subspaces, per layer.
+
+    Overlap is the mean squared cosine of the principal angles, from 0 to 1; compare it with what
+    random subspaces of the same rank would share ("chance"). Default: --rank 32.
+
+    Example:  ws overlap ./base ./finetuned/authors ./finetuned/painters
+    """
+    from weightsurgery.algebra.lowrank import Rank
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.report.tables import overlap_tables
+    from weightsurgery.surgery.overlap import overlaps
+    from weightsurgery.vectors.sources import open_vector
+
+    with Checkpoint.open(base) as opened:
+        opened_vectors = {}
+        for text in vectors:
+            vector = open_vector(opened, [text], fit.vocab, fit.missing)
+            label = vector.label if vector.label not in opened_vectors else text
+            opened_vectors[label] = vector
+        with console.progress(show) as progress:
+            rows, means = overlaps(
+                opened,
+                opened_vectors,
+                truncate.rule() or Rank(32),
+                selection=which.selection("all-linear"),
+                device=work.device,
+                workers=work.workers,
+                progress=progress,
+            )
+    if html is not None:
+        from weightsurgery.report.page import overlap_page
+
+        overlap_page(rows, means, base, html)
+        console.notice(f"Wrote {html}.", show)
+    if show.json:
+        console.document(
+            {"mean": [asdict(each) for each in means], "tensors": [asdict(row) for row in rows]}
+        )
+    else:
+        console.show(*overlap_tables(rows, means, every=show.verbose))
+
+
+@options
+def verify(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A directory written by ws.")],
+    show: Show,
+) -> None:
+    """Check every file of an output against the SHA-256 in its record.
+
+    Example:  ws verify ./edited
+    """
+    from pathlib import Path
+
+    from weightsurgery.checkpoint.record import verify as check
+    from weightsurgery.report.tables import verified_line
+
+    with console.progress(show) as progress:
+        record = check(
+            Path(out),
+            None if progress is None else lambda done, total: progress("checking", done, total),
+        )
+    if show.json:
+        console.document({"verified": True, "files": record.files, "command": record.command})
+    else:
+        console.show(verified_line(out, record))

@@ -1,0 +1,65 @@
+"""The table of commands, and where errors become messages."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from weightsurgery import __version__
+from weightsurgery.cli import edit, look, tour
+from weightsurgery.cli.console import error
+from weightsurgery.errors import WeightSurgeryError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="ws",
+    help="Edit model checkpoints by weight arithmetic.\n\n"
+    "CKPT is a directory or org/name\\[@revision] on the Hugging Face Hub. VECTOR is a change of"
+    " BASE: a fine-tuned checkpoint, a directory written by 'ws diff -o' or 'ws subspace', or a"
+    " PEFT LoRA adapter; VECTOR:0.5 scales it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for panel, commands in {
+    "Look": (look.inspect, look.diff, look.subspace, look.overlap),
+    "Edit": (edit.negate, edit.add, edit.project, edit.learn),
+    "Check": (look.verify, tour.demo),
+}.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"weightsurgery {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run ``ws``: exit 0 done, 1 our error, 2 usage, 130 interrupted; bugs show a traceback."""
+    try:
+        app(prog_name="ws")
+    except WeightSurgeryError as problem:
+        error(problem.what, problem.remedy)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,339 @@
+"""Options that several commands share, declared once.
+
+A command takes a group as one parameter (``which: Which``); :func:`options` spreads the group's
+fields over the command line and hands them over as one object.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from weightsurgery.algebra.lowrank import RankRule
+    from weightsurgery.surgery.plan import Storage
+    from weightsurgery.surgery.selection import Selection
+
+__all__ = [
+    "Fit",
+    "Share",
+    "Show",
+    "Store",
+    "Truncate",
+    "Which",
+    "Work",
+    "options",
+    "rank_rule",
+    "typed_command",
+]
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """Spread parameters that are groups over the command line."""
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    flat: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    for name, parameter in signature.parameters.items():
+        kind = hints[name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[name] = kind
+            group_hints = get_type_hints(kind, include_extras=True)
+            for each in fields(kind):
+                flat.append(
+                    inspect.Parameter(
+                        each.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=_default(each.default),
+                        annotation=group_hints[each.name],
+                    )
+                )
+        else:
+            kept = parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
+            flat.append(kept)
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
+        command(**values)
+
+    spread.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    spread.__annotations__ = {each.name: each.annotation for each in flat}
+    return spread
+
+
+def _default(value: Any) -> Any:
+    return inspect.Parameter.empty if value is MISSING else value
+
+
+@dataclass(frozen=True)
+class Which:
+    """Which tensors."""
+
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="all, all-linear (without embeddings and head), attention, mlp or embeddings."
+            " Default: all for negate, add and diff, all-linear otherwise.",
+            rich_help_panel="Which tensors",
+        ),
+    ] = None
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Only tensors whose name matches; repeatable.",
+            rich_help_panel="Which tensors",
+        ),
+    ] = None  # fmt: skip
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB", help="Not tensors whose name matches; repeatable.",
+            rich_help_panel="Which tensors",
+        ),
+    ] = None  # fmt: skip
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RANGES", help="Only these layers, as in 0-3,8,20-",
+            rich_help_panel="Which tensors",
+        ),
+    ] = None  # fmt: skip
+
+    def selection(self, default: str, scales: list[str] | None = None) -> Selection:
+        """As the library's selection."""
+        from weightsurgery.errors import SelectionError
+        from weightsurgery.surgery.selection import Selection
+
+        pairs = []
+        for text in scales or ():
+            pattern, equals, value = text.rpartition("=")
+            try:
+                pairs.append((pattern, float(value)))
+            except ValueError:
+                equals = ""
+            if not equals:
+                raise SelectionError(
+                    f"--layer-scale {text}", "Write PATTERN=FACTOR, as in 0-7=0.5 or '*.mlp.*=0'."
+                )
+        return Selection(
+            self.targets or default,
+            tuple(self.include or ()),
+            tuple(self.exclude or ()),
+            self.layers,
+            tuple(pairs),
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the inputs must fit each other."""
+
+    vocab: Annotated[
+        str,
+        typer.Option(
+            help="If the vocabularies differ: error, common-rows (change the rows both have) or"
+            " base (leave embeddings and head alone).",
+            rich_help_panel="How the inputs must fit",
+        ),
+    ] = "error"
+    missing: Annotated[
+        str,
+        typer.Option(
+            help="If a tensor is on one side only: error, or base (leave it as the base has it).",
+            rich_help_panel="How the inputs must fit",
+        ),
+    ] = "error"
+
+
+@dataclass(frozen=True)
+class Store:
+    """How the result is stored."""
+
+    out: Annotated[str, typer.Option("--out", "-o", help="Directory to write.", metavar="DIR")]
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Store floating tensors as float64, float32, float16 or bfloat16."
+            " Default: each as in the base.",
+            rich_help_panel="The output",
+        ),
+    ] = None
+    rounding: Annotated[
+        str, typer.Option(help="nearest or stochastic.", rich_help_panel="The output")
+    ] = "nearest"
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Of stochastic rounding and randomised SVD.", rich_help_panel="The output"
+        ),
+    ] = 0
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
+        ),
+    ] = False
+    allow_unrelated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unrelated",
+            help="Edit although a vector does not derive from BASE.",
+            rich_help_panel="How the inputs must fit",
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be read, written and held in memory, and stop.",
+            rich_help_panel="The output",
+        ),
+    ] = False
+    layer_scale: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=FACTOR",
+            help="Multiply the scale for some layers (0-7=0.5) or names ('*.mlp.*=0'); the last"
+            " match counts; repeatable.",
+            rich_help_panel="Which tensors",
+        ),
+    ] = None
+
+    def storage(self) -> Storage:
+        """As the library's storage."""
+        from weightsurgery.surgery.plan import Storage
+
+        return Storage(self.dtype, self.rounding, self.seed)
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """How many factors."""
+
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|auto",
+            help="Number of factors of each matrix, or auto (Gavish-Donoho threshold).",
+            rich_help_panel="Subspaces",
+        ),
+    ] = None
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="Instead: as many factors as hold this fraction of the squared norm.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = None
+
+    def rule(self) -> RankRule | None:
+        """As the library's rule; None if neither option is given."""
+        return rank_rule(self.rank, self.energy, "--rank")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a discriminating edit keeps, and how."""
+
+    keep: Annotated[list[str], typer.Option(metavar="VECTOR", help="A task to keep; repeatable.")]
+    side: Annotated[
+        str,
+        typer.Option(
+            help="right (keep what W does to the keep inputs), left (no change along the keep"
+            " outputs), both, shared, or frobenius.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = "right"
+    basis: Annotated[
+        str,
+        typer.Option(
+            help="joint (the span of all keep tasks at once) or sum (one after another).",
+            rich_help_panel="Subspaces",
+        ),
+    ] = "joint"
+    keep_rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|auto",
+            help="Factors of each task to keep. Default: as for the task itself.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = None
+
+
+def rank_rule(rank: str | None, energy: float | None, option: str) -> RankRule | None:
+    """A rank rule from its options."""
+    from weightsurgery.algebra.lowrank import DonohoGavish, Energy, Rank
+    from weightsurgery.errors import EditError
+
+    if rank is not None and energy is not None:
+        raise EditError(f"both {option} and an energy", "Give one of them.")
+    if energy is not None:
+        return Energy(energy)
+    if rank is None:
+        return None
+    if rank == "auto":
+        return DonohoGavish()
+    try:
+        return Rank(int(rank))
+    except ValueError:
+        raise EditError(f"{option} {rank}", "Give a whole number, or auto.") from None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Who does the work."""
+
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Where matrices are decomposed: auto, cpu, cuda or cuda:0.",
+            rich_help_panel="The machine",
+        ),
+    ] = "auto"
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads. Default: one per core, up to 8; 2 where matrices are decomposed.",
+            rich_help_panel="The machine",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Show:
+    """What is printed."""
+
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="One JSON document on stdout.", rich_help_panel="What is printed"
+        ),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="No progress, no notices.", rich_help_panel="What is printed"
+        ),
+    ] = False
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Every tensor instead of a summary.",
+            rich_help_panel="What is printed",
+        ),
+    ] = False  # fmt: skip
+
+
+def typed_command() -> list[str]:
+    """The command line as typed, for the record."""
+    return ["ws", *sys.argv[1:]]

@@ -1,0 +1,42 @@
+"""The embedded world: a small Llama that knows four fact tasks, made locally from a seed.
+
+The public names are loaded when first used: importing this package imports nothing heavy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.procedures.world.facts import SPLITS, TASKS
+from weightsurgery.procedures.world.recipe import Recipe
+
+if TYPE_CHECKING:
+    from weightsurgery.procedures.world.build import build_world
+    from weightsurgery.procedures.world.cache import default_cache, get_world
+    from weightsurgery.procedures.world.layout import World, copy_world, open_world
+
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "Recipe",
+    "World",
+    "build_world",
+    "copy_world",
+    "default_cache",
+    "get_world",
+    "open_world",
+]
+
+_HOMES = {
+    "World": "layout",
+    "build_world": "build",
+    "copy_world": "layout",
+    "default_cache": "cache",
+    "get_world": "cache",
+    "open_world": "layout",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,57 @@
+"""Worlds that were made before: a cache directory, one world per seed and recipe."""
+
+import os
+from pathlib import Path
+
+from weightsurgery.errors import OutputError
+from weightsurgery.procedures.world.build import Progress, build_world
+from weightsurgery.procedures.world.layout import World, open_world
+from weightsurgery.procedures.world.recipe import Recipe
+
+__all__ = ["default_cache", "get_world"]
+
+
+def default_cache() -> Path:
+    """`$WEIGHTSURGERY_CACHE`, else `weightsurgery` in `$XDG_CACHE_HOME` or `~/.cache`."""
+    own = os.environ.get("WEIGHTSURGERY_CACHE")
+    if own:
+        return Path(own)
+    general = os.environ.get("XDG_CACHE_HOME")
+    return (Path(general) if general else Path.home() / ".cache") / "weightsurgery"
+
+
+def get_world(
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    recipe: Recipe | None = None,
+    threads: int | None = None,
+) -> World:
+    """The world of a seed and recipe, from the cache, or made now and kept there.
+
+    Args:
+        seed: See `build_world`.
+        cache_dir: Where worlds are kept; `default_cache()` by default.
+        progress: Told how far each stage of making it is; not called for a world at hand.
+        recipe: Sizes and hyperparameters; the full world by default.
+        threads: Torch threads to make it with; a world at hand is taken whatever made it.
+
+    Returns:
+        The world. It belongs to the cache: copy it before changing anything in it.
+
+    Raises:
+        OutputError: The cache cannot be written.
+        DataError: A part of the cached world is missing.
+        WeightSurgeryError: The model did not learn the facts.
+    """
+    recipe = recipe or Recipe()
+    directory = (cache_dir or default_cache()) / f"world-{seed}-{recipe.key()}"
+    if not directory.is_dir():
+        try:
+            return build_world(directory, seed, progress, recipe=recipe, threads=threads)
+        except OutputError:
+            # Another process may have made it while this one waited for the lock.
+            if not directory.is_dir():
+                raise
+    return open_world(directory)

@@ -1,0 +1,315 @@
+"""Results as tables of text: what the terminal prints and the page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.inspection import Inspection
+    from weightsurgery.checkpoint.record import EditRecord
+    from weightsurgery.procedures.demo import Comparison as Scores
+    from weightsurgery.surgery.compare import Comparison, TensorDifference
+    from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
+    from weightsurgery.surgery.plan import Plan
+
+__all__ = [
+    "Table",
+    "comparison_table",
+    "difference_tables",
+    "edit_tables",
+    "inspection_tables",
+    "overlap_tables",
+    "plan_lines",
+    "size",
+    "verified_line",
+]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: Above it.
+        columns: Headings.
+        rows: Cells, as many per row as there are headings.
+        note: Below it.
+        left: Numbers of the columns that hold words rather than figures.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    note: str = ""
+    left: frozenset[int] = frozenset({0})
+
+
+def size(count: float) -> str:
+    """A number of bytes, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def _count(number: int) -> str:
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.2f} {unit}"
+    return str(number)
+
+
+def _percent(fraction: float | None, digits: int = 1) -> str:
+    return "" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) if shape else "scalar"
+
+
+def inspection_tables(found: Inspection, every: bool = False) -> list[str | Table]:
+    """A checkpoint at a glance.
+
+    Args:
+        found: What it holds.
+        every: Also list the shards.
+    """
+    facts = [
+        ("architecture", found.architecture or "unknown (not needed)"),
+        ("parameters", f"{_count(found.parameters)} ({found.parameters:,})"),
+        ("size", size(found.nbytes)),
+        ("tensors", f"{found.tensors} in {len(found.shards)} file(s), {found.layers} layers"),
+        ("dtypes", ", ".join(f"{dtype} {_count(n)}" for dtype, n in found.dtypes.items())),
+        ("kinds", ", ".join(f"{kind} {_count(n)}" for kind, n in found.kinds.items())),
+        ("tied", ", ".join(f"{a} = {b}" for a, b in found.tied.items()) or "no"),
+        ("quantised", found.quantised or "no"),
+    ]
+    if found.revision:
+        facts.insert(0, ("revision", found.revision))
+    tables: list[str | Table] = [
+        Table(found.name, ("", ""), facts, left=frozenset({0, 1})),
+        Table(
+            "Tensors",
+            ("name", "kind", "dtype", "shape", "count", "parameters"),
+            [
+                (g.name, g.kind, g.dtype, _shape(g.shape), str(g.count), _count(g.parameters))
+                for g in found.groups
+            ],
+            left=frozenset({0, 1, 2}),
+        ),
+    ]
+    if every:
+        rows = [(name, size(count)) for name, count in found.shards.items()]
+        tables.append(Table("Shards", ("file", "size"), rows))
+    return tables
+
+
+def _depth(row: TensorDifference | TensorOverlap) -> int:
+    """Sorting key: by layer, what is outside the layers first."""
+    return -1 if row.layer is None else row.layer
+
+
+def _difference_row(row: TensorDifference, with_rank: bool) -> tuple[str, ...]:
+    cells = (
+        row.name,
+        _shape(row.shape),
+        _number(row.norm),
+        _percent(row.relative, 2),
+        f"{row.cosine:.5f}",
+        _number(row.effective_rank),
+        _percent(row.sparsity),
+        _percent(row.surviving),
+    )
+    if not with_rank:
+        return cells
+    residual = "" if row.residual is None else f"{row.residual:.1e}"
+    return (*cells, "" if row.rank is None else str(row.rank), _percent(row.kept), residual)
+
+
+def difference_tables(found: Comparison, every: bool = False) -> list[str | Table]:
+    """A change layer by layer, or tensor by tensor.
+
+    Args:
+        found: The differences.
+        every: Every tensor instead of one row per layer and kind.
+    """
+    with_rank = any(row.rank is not None for row in found.tensors)
+    note = f"‖T‖ = {found.norm:.4g}, {_percent(found.relative, 2)} of ‖W‖, over all these tensors."
+    if every:
+        columns: tuple[str, ...] = (
+            "tensor", "shape", "‖T‖", "‖T‖/‖W‖", "cosine", "eff. rank", "unchanged", "survives −T",
+        )  # fmt: skip
+        if with_rank:
+            columns = (*columns, "rank", "energy kept", "svd error")
+        rows = [_difference_row(row, with_rank) for row in found.tensors]
+        return [Table("Difference", columns, rows, note)]
+    groups: dict[tuple[str, str], list[TensorDifference]] = {}
+    for row in sorted(found.tensors, key=_depth):
+        layer = "–" if row.layer is None else str(row.layer)
+        groups.setdefault((layer, row.kind), []).append(row)
+    columns = ("layer", "kind", "tensors", "‖T‖", "‖T‖/‖W‖", "eff. rank", "survives −T")
+    if with_rank:
+        columns = (*columns, "rank", "energy kept")
+    rows = []
+    for (layer, kind), members in groups.items():
+        moved = sum(row.norm**2 for row in members)
+        weights = sum((row.norm / row.relative) ** 2 for row in members if row.relative > 0)
+        ranks = [row.effective_rank for row in members if row.effective_rank is not None]
+        cells: tuple[str, ...] = (
+            layer,
+            kind,
+            str(len(members)),
+            _number(moved**0.5),
+            _percent((moved / weights) ** 0.5 if weights else 0.0, 2),
+            _number(sum(ranks) / len(ranks)) if ranks else "",
+            _percent(sum(row.surviving for row in members) / len(members)),
+        )
+        if with_rank:
+            kept = [row.kept for row in members if row.kept is not None]
+            taken = [row.rank for row in members if row.rank is not None]
+            cells = (
+                *cells,
+                f"{min(taken)}–{max(taken)}" if taken and min(taken) < max(taken)
+                else "".join(map(str, taken[:1])),
+                _percent(sum(kept) / len(kept)) if kept else "",
+            )  # fmt: skip
+        rows.append(cells)
+    note += " Effective rank and survival are means over tensors; -v lists each."
+    return [Table("Difference", columns, rows, note, left=frozenset({0, 1}))]
+
+
+def _pair_cells(pair: PairOverlap) -> tuple[str, ...]:
+    return (
+        f"{pair.first} / {pair.second}",
+        f"{pair.inputs:.3f}",
+        f"{pair.outputs:.3f}",
+        f"{pair.chance:.3f}",
+        f"{pair.cosine:+.3f}",
+        f"{pair.smallest_angle:.3f}",
+    )
+
+
+def overlap_tables(
+    rows: Sequence[TensorOverlap], means: Sequence[PairOverlap], every: bool = False
+) -> list[str | Table]:
+    """How much pairs of tasks share, on average and by layer.
+
+    Args:
+        rows: Each tensor's pairs.
+        means: Each pair's mean.
+        every: Also every tensor.
+    """
+    figures = ("inputs", "outputs", "chance", "cosine", "smallest angle")
+    note = (
+        f"Means over {len(rows)} matrices. inputs, outputs: overlap of the leading right and left"
+        " singular subspaces, 0 to 1; chance: random ones; angle in radians."
+    )
+    tables: list[str | Table] = [
+        Table("Overlap", ("pair", *figures), [_pair_cells(pair) for pair in means], note)
+    ]
+    layers: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for row in sorted(rows, key=_depth):
+        layer = "–" if row.layer is None else str(row.layer)
+        for pair in row.pairs:
+            key = (pair.first, pair.second)
+            layers.setdefault(layer, {}).setdefault(key, []).append(pair.inputs)
+    names = [(pair.first, pair.second) for pair in means]
+    by_layer = [
+        (layer, *(f"{sum(v) / len(v):.3f}" if (v := pairs.get(key)) else "" for key in names))
+        for layer, pairs in layers.items()
+    ]
+    headings = ("layer", *(f"{a} / {b}" for a, b in names))
+    tables.append(Table("Overlap of inputs by layer", headings, by_layer))
+    if every:
+        listed = [(row.name, *_pair_cells(pair)) for row in rows for pair in row.pairs]
+        columns = ("tensor", "pair", *figures)
+        tables.append(Table("Every matrix", columns, listed, left=frozenset({0, 1})))
+    return tables
+
+
+def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
+    """What an edit did.
+
+    Args:
+        record: The output's record.
+        every: Also every edited tensor.
+    """
+    summary = record.summary
+    facts = [
+        ("tensors", f"{summary['edited']} edited, {summary['copied']} copied as bytes"),
+        ("relative change", _percent(summary["relative_change"], 2)),
+        ("surviving rounding", f"{_percent(summary['surviving_fraction'], 2)} of changed elements"),
+        ("lost in rounding", f"{_percent(summary['rounding_loss'], 2)} of the change's norm"),
+        ("edit check", f"{summary['edit_check']:.4f} (1 = what was meant)"),
+    ]
+    survived = [facts["survived"] for facts in record.tensors.values() if "survived" in facts]
+    if survived:
+        low, high = min(survived), max(survived)
+        mean = sum(survived) / len(survived)
+        facts.append(
+            ("survived discrimination",
+             f"{_percent(mean)} of the task's energy ({_percent(low)} to {_percent(high)})")
+        )  # fmt: skip
+    for kin in record.lineage:
+        figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
+        facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
+    tables: list[str | Table] = [Table("Edit", ("", ""), facts, left=frozenset({0, 1}))]
+    if every:
+        columns = ("tensor", "change", "survives", "edit check", "rank", "survived discr.")
+        rows = [
+            (
+                name,
+                _percent(each["relative_change"], 3),
+                _percent(each["surviving_fraction"]),
+                f"{each['edit_check']:.4f}",
+                str(each.get("rank", "")),
+                _percent(each.get("survived")),
+            )
+            for name, each in record.tensors.items()
+        ]
+        tables.append(Table("Edited tensors", columns, rows))
+    return tables
+
+
+def plan_lines(plan: Plan, out: str) -> list[str | Table]:
+    """What an edit would do."""
+    facts = [
+        ("output", out),
+        ("tensors", f"{len(plan.edited)} edited, "
+         f"{sum(len(h.entries) for h in plan.shards) - len(plan.edited)} copied as bytes"),
+        ("files", str(len(plan.shards))),
+        ("read", size(plan.read_bytes)),
+        ("written", size(plan.write_bytes)),
+        ("free where it goes", size(plan.free_bytes)),
+        ("working memory", f"about {size(plan.memory_bytes)}"),
+    ]  # fmt: skip
+    return [Table(f"Plan: {plan.edit}", ("", ""), facts, left=frozenset({0, 1}))]
+
+
+def comparison_table(found: Scores) -> Table:
+    """Accuracy of the base and the edited models, task by task."""
+    models = list(found.scores)
+    rows = []
+    for name, count in found.facts.items():
+        task, split = name.rsplit(".", 1)
+        chosen = (_percent(found.scores[model][name]) for model in models)
+        rows.append((task, split, str(count), *chosen))
+    note = (
+        "Exact-match accuracy. The edits saw the fine-tunes on the seen facts; nothing saw the"
+        " unseen ones."
+    )
+    columns = ("task", "facts", "number", *models)
+    return Table("What is left", columns, rows, note, left=frozenset({0, 1}))
+
+
+def verified_line(out: str, record: EditRecord) -> str:
+    """What ``ws verify`` says of a good output."""
+    total = sum(int(facts["bytes"]) for facts in record.files.values())
+    return f"{out}: {len(record.files)} files, {size(total)}, all as recorded."
