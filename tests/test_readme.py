@@ -1,0 +1,55 @@
+"""The README's examples, run as they stand."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
+
+
+@pytest.fixture
+def here(llama, tmp_path):
+    """A directory as `ws demo --dir demo` leaves one, with small random fine-tunes."""
+    demo = tmp_path / "demo"
+    shutil.copytree(llama.base, demo / "base")
+    for number, task in enumerate(("authors", "painters", "capitals", "addition")):
+        shutil.copytree((llama.forget, llama.keep)[number % 2], demo / "finetuned" / task)
+    return tmp_path
+
+
+def run(command: list[str], here: Path, text: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command, cwd=here, env={**os.environ, "PATH": path}, input=text,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_examples_run_in_their_order(here):
+    commands = blocks("bash")
+    assert sum(block.count("ws ") for block in commands) >= 12
+    assert not (here / "demo/forgot").exists()
+    done = run(["bash", "-euo", "pipefail"], here, "\n".join(commands))
+    assert done.returncode == 0, done.stderr
+    assert (here / "demo/forgot/weightsurgery.json").is_file()
+    assert "all as recorded" in done.stdout
+
+    (example,) = blocks("python")
+    done = run([sys.executable, "-"], here, example)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0
+
+
+def test_a_wrong_example_is_found(here):
+    done = run(["bash", "-euo", "pipefail"], here, "ws inspect demo/nowhere\n")
+    assert done.returncode == 1
+    assert "no such directory" in done.stderr
