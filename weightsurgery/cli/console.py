@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -36,23 +39,28 @@ def show(*items: str | Table) -> None:
     for item in items:
         if isinstance(item, str):
             _out.print(item, markup=False)
-        else:
-            _out.print(_rich(item))
+            continue
+        _out.print(item.title, markup=False, style="bold")
+        # Figures stay whole and names fold. Where even that is too wide for the terminal, its own
+        # wrapping of whole lines loses nothing.
+        widths = [max(map(len, cells)) for cells in zip(item.columns, *item.rows, strict=True)]
+        least = [min(w, 20) if n in item.left else w for n, w in enumerate(widths)]
+        drawn, margins = _rich(item), 3 * len(widths)
+        width = _out.width if sum(least) + margins <= _out.width else sum(widths) + margins
+        Console(highlight=False, width=width).print(drawn, crop=False)
+        if item.note:
+            _out.print(item.note, markup=False, style="dim", soft_wrap=False)
 
 
 def _rich(table: Table) -> RichTable:
-    drawn = RichTable(
-        show_header=any(table.columns),
-        title=table.title,
-        title_justify="left",
-        caption=table.note or None,
-        caption_justify="left",
-        title_style="bold",
-        caption_style="dim",
-    )
+    drawn = RichTable(show_header=any(table.columns), box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(table.columns):
+        words = number in table.left
         drawn.add_column(
-            column, justify="left" if number in table.left else "right", overflow="fold"
+            column,
+            justify="left" if words else "right",
+            overflow="fold",
+            no_wrap=not words,
         )
     for row in table.rows:
         drawn.add_row(*(_escape(cell) for cell in row))
@@ -84,25 +92,30 @@ def _escape(text: str) -> str:
 class _Bar:
     """A progress bar that appears once work has lasted a second."""
 
-    def __init__(self, columns: Sequence[Any]) -> None:
-        self._progress = Progress(*columns, console=_err, transient=True)
+    def __init__(self, columns: Sequence[ProgressColumn]) -> None:
+        self._columns = columns
         self._begun = time.monotonic()
-        self._shown = False
-        self._task = self._progress.add_task("", total=None)
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if not self._shown and time.monotonic() - self._begun > 1:
-            self._shown = True
-            self._progress.start()
-        self._progress.update(self._task, description=stage, completed=done, total=total)
+        if self._bar is None:
+            if time.monotonic() - self._begun < 1:
+                return
+            self._bar = Progress(*self._columns, console=_err, transient=True)
+            self._task = self._bar.add_task(stage, total=total)
+            self._bar.start()
+        self._bar.update(self._task, description=stage, completed=done, total=total)
 
-    def stop(self) -> None:
-        if self._shown:
-            self._progress.stop()
+    def rest(self) -> None:
+        """Make room for other output; the next second of work brings the bar back."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar, self._begun = None, time.monotonic()
 
 
 @contextmanager
-def progress(options: Show, unit: str = "bytes") -> Iterator[Any]:
+def progress(options: Show, unit: str = "bytes") -> Iterator[_Bar | None]:
     """A callback ``(stage, done, total)`` that draws a bar; None where there is no terminal.
 
     Args:
@@ -112,7 +125,7 @@ def progress(options: Show, unit: str = "bytes") -> Iterator[Any]:
     if options.quiet or not _err.is_terminal:
         yield None
         return
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn()]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     if unit == "bytes":
         columns += [DownloadColumn(), TransferSpeedColumn()]
     else:
@@ -121,4 +134,4 @@ def progress(options: Show, unit: str = "bytes") -> Iterator[Any]:
     try:
         yield bar
     finally:
-        bar.stop()
+        bar.rest()

@@ -33,7 +33,7 @@ def demo(
     """Forget one task and keep its twin, on a small world made and trained on this machine.
 
     The first run trains the world (a few minutes); later runs find it in the cache
-    ($WEIGHTSURGERY_CACHE). Needs the extra: pip install 'weightsurgery\\[demo]'.
+    ($WEIGHTSURGERY_CACHE). Needs the extra named demo.
 
     Example:  ws demo --dir ./demo
     """
@@ -54,6 +54,8 @@ def demo(
     documents = []
     with console.progress(show, unit="steps") as progress:
         for step in tour.demo(seed, where, world_only=world_only, progress=progress):
+            if progress is not None:
+                progress.rest()
             documents.append({"command": step.command, "seconds": round(step.seconds, 2)})
             if show.json:
                 documents[-1]["result"] = _data(step.result)

@@ -148,7 +148,7 @@ def difference_tables(found: Comparison, every: bool = False) -> list[str | Tabl
         )  # fmt: skip
         if with_rank:
             columns = (*columns, "rank", "energy kept", "svd error")
-        rows = [_difference_row(row, with_rank) for row in found.tensors]
+        rows = [_difference_row(row, with_rank) for row in sorted(found.tensors, key=_depth)]
         return [Table("Difference", columns, rows, note)]
     groups: dict[tuple[str, str], list[TensorDifference]] = {}
     for row in sorted(found.tensors, key=_depth):
@@ -181,7 +181,7 @@ def difference_tables(found: Comparison, every: bool = False) -> list[str | Tabl
                 _percent(sum(kept) / len(kept)) if kept else "",
             )  # fmt: skip
         rows.append(cells)
-    note += " Effective rank and survival are means over tensors; -v lists each."
+    note += " Effective rank and survival are means over tensors."
     return [Table("Difference", columns, rows, note, left=frozenset({0, 1}))]
 
 
@@ -228,7 +228,9 @@ def overlap_tables(
     headings = ("layer", *(f"{a} / {b}" for a, b in names))
     tables.append(Table("Overlap of inputs by layer", headings, by_layer))
     if every:
-        listed = [(row.name, *_pair_cells(pair)) for row in rows for pair in row.pairs]
+        listed = [
+            (row.name, *_pair_cells(pair)) for row in sorted(rows, key=_depth) for pair in row.pairs
+        ]
         columns = ("tensor", "pair", *figures)
         tables.append(Table("Every matrix", columns, listed, left=frozenset({0, 1})))
     return tables
