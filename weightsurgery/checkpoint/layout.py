@@ -1,21 +1,32 @@
-"""What a safetensors checkpoint holds, learned from its headers and index alone.
+"""What a checkpoint directory holds, learned from its headers and index alone.
 
 Every claim is checked before any weight is read: against the file sizes, against the other
-shards, and against the index. The format: 8 bytes little-endian header length, a JSON header
-``{name: {dtype, shape, data_offsets}}`` padded with spaces, then the tensors without holes.
+shards, and against the index.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from weightsurgery.errors import CorruptCheckpointError, SourceError, UnsupportedCheckpointError
+from weightsurgery.checkpoint.header import (
+    ARITHMETIC_DTYPES,
+    BITS,
+    ShardHeader,
+    TensorEntry,
+    encode_header,
+    parse_header,
+    parse_json,
+)
+from weightsurgery.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    SourceError,
+    UnsupportedCheckpointError,
+)
 
 __all__ = [
     "ARITHMETIC_DTYPES",
@@ -30,102 +41,10 @@ __all__ = [
 ]
 
 INDEX_NAME = "model.safetensors.index.json"
+_SINGLE_NAME = "model.safetensors"
 
-# Bits per element of each safetensors dtype.
-BITS: Mapping[str, int] = {
-    "F64": 64,
-    "F32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F4": 4,
-    "C64": 64,
-    "I64": 64,
-    "U64": 64,
-    "I32": 32,
-    "U32": 32,
-    "I16": 16,
-    "U16": 16,
-    "I8": 8,
-    "U8": 8,
-    "BOOL": 8,
-}
-
-# Dtypes whose stored number is the value itself, so that adding and scaling mean something.
-ARITHMETIC_DTYPES = frozenset(
-    {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
-)
-
-# The reference implementation refuses longer headers, and so do we: it is garbage, or an attack.
-MAX_HEADER_BYTES = 100_000_000
-
-ReadBytes = Callable[[int, int], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where one tensor lies.
-
-    Attributes:
-        name: Name within the checkpoint.
-        dtype: safetensors dtype, e.g. ``"BF16"``.
-        shape: Sizes of the axes; ``()`` for a scalar.
-        shard: File name of the shard, relative to the checkpoint's directory.
-        start: Absolute offset of the first byte within the shard.
-        stop: Absolute offset after the last byte.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    shard: str
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.stop - self.start
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def rows(self) -> int:
-        """Length of the first axis; 1 for a scalar."""
-        return self.shape[0] if self.shape else 1
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one slice along the first axis."""
-        return self.nbytes // self.rows if self.rows else 0
-
-
-@dataclass(frozen=True)
-class ShardHeader:
-    """The header of one shard: its raw bytes, and what they say.
-
-    Attributes:
-        shard: File name relative to the checkpoint's directory.
-        raw: The first ``8 + header length`` bytes, as they stand in the file.
-        entries: Tensors in the order of their bytes.
-        metadata: The free-form ``__metadata__`` strings.
-        size: Size of the whole file in bytes.
-    """
-
-    shard: str
-    raw: bytes
-    entries: tuple[TensorEntry, ...]
-    metadata: Mapping[str, str]
-    size: int
+# Pickles beside a model that hold no weights.
+_TRAINING_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "random_states")
 
 
 @dataclass(frozen=True)
@@ -153,173 +72,72 @@ class Layout:
         return sum(entry.numel for entry in self.entries.values())
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} appears twice")
-        found[key] = value
-    return found
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def parse_header(shard: str, size: int, read: ReadBytes) -> ShardHeader:
-    """Read and check the header of one safetensors file.
-
-    Args:
-        shard: Name of the file, for the entries and the messages.
-        size: Size of the whole file in bytes.
-        read: ``read(offset, length)`` returns bytes of the file; a local file, a range of a
-            remote one, or a test's buffer.
-
-    Returns:
-        The header, its entries sorted by offset.
-
-    Raises:
-        CorruptCheckpointError: The header contradicts itself or the file's size.
-        UnsupportedCheckpointError: A dtype that the format does not know.
-    """
-    again = "Download or save this file again; it cannot be repaired by guessing."
-
-    def corrupt(what: str, remedy: str = again) -> CorruptCheckpointError:
-        return CorruptCheckpointError(f"{shard}: {what}", remedy)
-
-    if size < 8:
-        raise corrupt(f"{size} bytes are too short for a safetensors file")
-    length = int.from_bytes(read(0, 8), "little")
-    if length > min(size - 8, MAX_HEADER_BYTES):
-        head = read(0, min(size, 64))
-        if head.startswith(b"version https://git-lfs"):
-            raise corrupt(
-                "this is a git-lfs pointer, not the weights",
-                "Run 'git lfs pull' in the checkpoint's repository.",
-            )
-        raise corrupt(f"header of {length} bytes in a file of {size}: truncated or no safetensors")
-    raw = read(0, 8 + length)
-    if len(raw) != 8 + length:
-        raise corrupt("the file ends inside its header")
-    try:
-        header = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise corrupt(f"the header is not valid JSON: {error}") from None
-    if not isinstance(header, dict):
-        raise corrupt("the header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise corrupt("__metadata__ is not a map of strings")
-
-    entries = [_parse_entry(shard, 8 + length, name, info) for name, info in header.items()]
-    entries.sort(key=lambda entry: (entry.start, entry.stop))
-    position = 8 + length
-    for entry in entries:
-        if entry.start < position:
-            raise corrupt(f"tensor {entry.name!r} overlaps the bytes of another")
-        if entry.start > position:
-            raise corrupt(f"{entry.start - position} unaccounted bytes before {entry.name!r}")
-        position = entry.stop
-    if position > size:
-        late = next(entry for entry in entries if entry.stop > size)
-        raise corrupt(f"truncated: {size} bytes of {position}; tensor {late.name!r} is cut off")
-    if position < size:
-        raise corrupt(f"{size - position} bytes follow the last tensor")
-    return ShardHeader(shard, raw, tuple(entries), dict(metadata), size)
-
-
-def _parse_entry(shard: str, data_start: int, name: str, info: object) -> TensorEntry:
-    where = f"{shard}: tensor {name!r}"
-    remedy = "Save the checkpoint again with safetensors; its header is not to be trusted."
-    if not isinstance(info, dict):
-        raise CorruptCheckpointError(f"{where} has no description", remedy)
-    dtype, shape, offsets = info.get("dtype"), info.get("shape"), info.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in BITS:
-        raise UnsupportedCheckpointError(
-            f"{where} has dtype {dtype!r}", f"Known dtypes: {', '.join(BITS)}."
-        )
-    if not isinstance(shape, list) or not all(_whole(axis) for axis in shape):
-        raise CorruptCheckpointError(f"{where} has shape {shape!r}", remedy)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_whole, offsets)):
-        raise CorruptCheckpointError(f"{where} has offsets {offsets!r}", remedy)
-    start, stop = offsets
-    bits = math.prod(shape) * BITS[dtype]
-    if bits % 8 or stop - start != bits // 8:
-        raise CorruptCheckpointError(
-            f"{where}: {dtype} {shape} needs {bits / 8:g} bytes, its offsets span {stop - start}",
-            remedy,
-        )
-    return TensorEntry(name, dtype, tuple(shape), shard, data_start + start, data_start + stop)
-
-
-def encode_header(
-    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> bytes:
-    """Write the header of a safetensors file.
-
-    Args:
-        tensors: ``(name, dtype, shape)`` in the order of their bytes.
-        metadata: Free-form strings.
-
-    Returns:
-        Length and JSON, padded with spaces to a multiple of 8 bytes.
-    """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for name, dtype, shape in tensors:
-        stop = position + math.prod(shape) * BITS[dtype] // 8
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
-        position = stop
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
 def _local_header(root: Path, shard: str) -> ShardHeader:
     path = root / shard
-    with path.open("rb") as file:
+    try:
+        with path.open("rb") as file:
 
-        def read(offset: int, length: int) -> bytes:
-            file.seek(offset)
-            return file.read(length)
+            def read(offset: int, length: int) -> bytes:
+                file.seek(offset)
+                return file.read(length)
 
-        return parse_header(shard, os.fstat(file.fileno()).st_size, read)
+            return parse_header(shard, os.fstat(file.fileno()).st_size, read)
+    except CheckpointError as error:  # it names the shard: say in which directory
+        raise type(error)(f"{root}{os.sep}{error.what}", error.remedy) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be read: {error.strerror or error}", "Check the file and its permissions."
+    )
 
 
 def _read_index(root: Path, index_name: str) -> dict[str, str]:
     """The index's ``weight_map``, with every path checked to stay in the directory."""
+    path = root / index_name
     remedy = "Download the index again, or rebuild it from the shards."
     try:
-        text = (root / index_name).read_text(encoding="utf-8")
-        index = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpointError(f"{index_name}: not valid JSON: {error}", remedy) from None
+        index = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise CorruptCheckpointError(f"{path}: not valid JSON: {error}", remedy) from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptCheckpointError(f"{index_name}: no weight_map", remedy)
+        raise CorruptCheckpointError(f"{path}: no weight_map", remedy)
+    found = {}
     for name, shard in weight_map.items():
         parts = PurePosixPath(shard).parts if isinstance(shard, str) else ("..",)
         if not parts or ".." in parts or parts[0] == "/" or "\\" in shard or "\0" in shard:
             raise CorruptCheckpointError(
-                f"{index_name}: tensor {name!r} points to {shard!r}, outside the checkpoint",
+                f"{path}: tensor {name!r} points to {shard!r}, outside the checkpoint",
                 "Do not use this checkpoint unless you know who made it.",
             )
-    return weight_map
+        if not shard.endswith(".safetensors"):
+            raise CorruptCheckpointError(
+                f"{path}: tensor {name!r} points to {shard!r}, no .safetensors file", remedy
+            )
+        found[name] = "/".join(parts)
+    return found
 
 
 def _find_weights(root: Path) -> tuple[str | None, list[str]]:
-    """The index's name and the shards of a local directory (or the one weight file)."""
+    """The index's name, or None and the one weight file, of a local directory."""
     indexes = sorted(path.name for path in root.glob("*.safetensors.index.json"))
     files = sorted(path.name for path in root.glob("*.safetensors"))
-    if INDEX_NAME in indexes or len(indexes) == 1:
-        return (INDEX_NAME if INDEX_NAME in indexes else indexes[0]), files
+    if INDEX_NAME in indexes:
+        return INDEX_NAME, []
+    if _SINGLE_NAME in files:
+        return None, [_SINGLE_NAME]
+    if len(indexes) == 1:
+        return indexes[0], []
     if len(indexes) > 1:
         raise SourceError(
             f"{root}: several indexes: {', '.join(indexes)}",
             f"Keep one, or name the one to use {INDEX_NAME}.",
         )
-    if "model.safetensors" in files:
-        return None, ["model.safetensors"]
     if len(files) == 1:
         return None, files
     if files:
@@ -327,21 +145,35 @@ def _find_weights(root: Path) -> tuple[str | None, list[str]]:
             f"{root}: {len(files)} weight files and no index",
             f"Download {INDEX_NAME} too, or keep a single .safetensors file in the directory.",
         )
+    _refuse_pickles(root)
+    raise SourceError(
+        f"{root}: no .safetensors file",
+        "Name a directory that holds a model's weights; other formats must be converted first.",
+    )
+
+
+def _refuse_pickles(root: Path) -> None:
     pickles = sorted(
         path.name
         for end in ("*.bin", "*.pt", "*.pth")
         for path in root.glob(end)
-        if path.name not in {"training_args.bin", "optimizer.pt", "scheduler.pt"}
+        if not path.name.startswith(_TRAINING_STATE)
     )
-    if pickles:
-        raise UnsupportedCheckpointError(
-            f"{root}: holds PyTorch pickles ({', '.join(pickles[:3])}), no safetensors",
-            'Convert it first:  python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{root}', dtype='auto').save_pretrained('{root}-safetensors')\"  "
-            "(and copy the tokenizer files beside it).",
+    if not pickles:
+        return
+    remedy = "Load it with the library that wrote it, and save it as safetensors."
+    if pickles[0].startswith("pytorch_model"):
+        code = (
+            "import pathlib, torch; from safetensors.torch import save_file; "
+            f"d = pathlib.Path({str(root)!r}); w = {{}}; "
+            "[w.update(torch.load(f, map_location='cpu', weights_only=True)) "
+            "for f in sorted(d.glob('pytorch_model*.bin'))]; "
+            "save_file({n: w.pop(n).clone().contiguous() for n in list(w)}, "
+            f"d / {_SINGLE_NAME!r}, {{'format': 'pt'}})"
         )
-    raise SourceError(
-        f"{root}: no .safetensors file", "Name a directory that holds a model's weights."
+        remedy = f"Write {_SINGLE_NAME} beside it:  python -c {shlex.quote(code)}"
+    raise UnsupportedCheckpointError(
+        f"{root}: holds PyTorch pickles ({', '.join(pickles[:3])}), no safetensors", remedy
     )
 
 
@@ -365,11 +197,13 @@ def read_layout(root: Path) -> Layout:
     else:
         weight_map = _read_index(root, index_name)
         names = list(dict.fromkeys(weight_map.values()))
-    missing = [name for name in names if not (root / name).is_file()]
+        if index_name == INDEX_NAME and _SINGLE_NAME not in names:
+            _refuse_rival(root)
+    missing = [name for name in names if not os.path.isfile(root / name)]
     if missing:
         raise CorruptCheckpointError(
             f"{root}: shard {missing[0]} is missing ({len(missing)} of {len(names)})",
-            "Download the checkpoint again until every shard in the index is there.",
+            "Download the checkpoint again until every shard is there.",
         )
     shards = {name: _local_header(root, name) for name in names}
     entries: dict[str, TensorEntry] = {}
@@ -377,13 +211,13 @@ def read_layout(root: Path) -> Layout:
         for entry in header.entries:
             if entry.name in entries:
                 raise CorruptCheckpointError(
-                    f"tensor {entry.name!r} stands in {entries[entry.name].shard} and in "
-                    f"{entry.shard}",
+                    f"{root}: tensor {entry.name!r} stands in {entries[entry.name].shard}"
+                    f" and in {entry.shard}",
                     "Remove the shards of another save from the directory.",
                 )
             entries[entry.name] = entry
-    if weight_map is not None:
-        _check_index(index_name or "", weight_map, entries)
+    if index_name is not None and weight_map is not None:
+        _check_index(root / index_name, weight_map, entries)
     if not entries:
         raise CorruptCheckpointError(
             f"{root}: no tensor in any weight file", "Save the model again."
@@ -391,18 +225,28 @@ def read_layout(root: Path) -> Layout:
     return Layout(shards, entries, index_name)
 
 
+def _refuse_rival(root: Path) -> None:
+    """A single file beside a sharded save: transformers would load the file, not the shards."""
+    if os.path.lexists(root / _SINGLE_NAME):
+        raise SourceError(
+            f"{root}: holds {_SINGLE_NAME} and {INDEX_NAME}, which does not mention it",
+            "These are two models in one directory: remove the one that is not meant.",
+        )
+
+
 def _check_index(
-    index_name: str, weight_map: Mapping[str, str], entries: Mapping[str, TensorEntry]
+    index: Path, weight_map: Mapping[str, str], entries: Mapping[str, TensorEntry]
 ) -> None:
     remedy = "Index and shards come from different saves: download or save the checkpoint again."
     for name, shard in weight_map.items():
         entry = entries.get(name)
         if entry is None or entry.shard != shard:
             raise CorruptCheckpointError(
-                f"{index_name}: tensor {name!r} is not in {shard}, where the index has it", remedy
+                f"{index}: tensor {name!r} is not in {shard}, where the index has it", remedy
             )
     for name, entry in entries.items():
         if name not in weight_map:
             raise CorruptCheckpointError(
-                f"{entry.shard}: tensor {name!r} is missing from {index_name}", remedy
+                f"{index.parent / entry.shard}: tensor {name!r} is missing from {index.name}",
+                remedy,
             )

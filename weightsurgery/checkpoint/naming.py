@@ -16,23 +16,33 @@ __all__ = ["KINDS", "is_transposed", "kind_of", "layer_of", "twin_candidates"]
 
 KINDS = ("attention", "mlp", "embeddings", "head", "norm", "other")
 
-_EMBEDDINGS = re.compile(
-    r"(^|\.)(embed_tokens|wte|wpe|word_embeddings|position_embeddings|token_type_embeddings|"
-    r"tok_embeddings|embed_in|embed_positions|shared|embeddings)(\.weight)?$"
+_NORM = re.compile(r"norm(\d+|s|_\w+)?$|^ln(\d+|_\w+|f)?$|_ln$|^bn\d*$", re.I)
+_TOKENS = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings?|tok_embeddings|token_embedding|embed_in|shared|"
+    r"embeddings?|emb)(\.weight)?$"
+)
+_OTHER_EMBEDDINGS = re.compile(
+    r"(^|\.)(wpe|position_embeddings?|token_type_embeddings|embed_positions|embed_tokens_per_layer|"
+    r"relative_attention_bias)(\.weight)?$"
 )
 _HEAD = re.compile(
-    r"(^|\.)(lm_head|embed_out)\.weight$|^(model\.)?output\.weight$|^cls\.predictions\.decoder\."
+    r"(^|\.)(lm_head(\.decoder)?|embed_out|output_layer|shared_head\.head)\.(weight|bias)$|"
+    r"^((model\.)?output|proj_out|head)\.weight$|^cls\.predictions\.(decoder\.|bias$)"
 )
-_NORM = re.compile(r"(norm|(^|[._])ln)(_?\d+|_?[a-z]+)?\.(weight|bias)$|layer_?norm", re.I)
+_ATTENTION_BLOCK = re.compile(
+    r"(^|[._])((self_|cross|cross_)?(attn|attention)|attentions|SelfAttention|EncDecAttention)\b"
+)
+_MLP_BLOCK = re.compile(
+    r"(^|[._])(mlp|ffn|feed_forward|ffn_output|intermediate|experts|block_sparse_moe|moe|"
+    r"DenseReluDense|shared_expert)\b|layer\.\d+\.output\.dense\."
+)
 _ATTENTION = re.compile(
-    r"(^|[._])(attn|attention|self_attn|self_attention|q_proj|k_proj|v_proj|o_proj|qkv|qkv_proj|"
-    r"query_key_value|query|key|value|wq|wk|wv|wo|SelfAttention|EncDecAttention)\b"
+    r"(^|[._])(q_proj|k_proj|v_proj|o_proj|qkv|qkv_proj|query_key_value|query|key|value|"
+    r"wq|wk|wv|wo)\b"
 )
 _MLP = re.compile(
-    r"(^|[._])(mlp|ffn|feed_forward|gate_proj|up_proj|down_proj|fc1|fc2|c_fc|dense_h_to_4h|"
-    r"dense_4h_to_h|intermediate|experts|block_sparse_moe|DenseReluDense|shared_expert|moe)\b"
+    r"(^|[._])(gate_proj|up_proj|down_proj|fc1|fc2|c_fc|dense_h_to_4h|dense_4h_to_h)\b"
 )
-_BERT_OUTPUT = re.compile(r"layer\.\d+\.output\.dense\.")
 _LAYER = re.compile(r"(^|\.)(layers|layer|h|blocks|block)\.(\d+)(\.|$)")
 
 # Models whose linear layers are stored (in, out): transformers' Conv1D.
@@ -42,16 +52,21 @@ _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$")
 
 def kind_of(name: str) -> str:
     """One of :data:`KINDS`."""
-    if _NORM.search(name):
+    parts = [part for part in name.split(".") if not part.isdigit()]
+    if any(_NORM.search(part) for part in parts[-2:]):
         return "norm"
     if _HEAD.search(name):
         return "head"
-    if _EMBEDDINGS.search(name):
+    if _TOKENS.search(name) or _OTHER_EMBEDDINGS.search(name):
         return "embeddings"
-    if _ATTENTION.search(name):
-        return "attention"
-    if _MLP.search(name) or _BERT_OUTPUT.search(name):
-        return "mlp"
+    for pattern, kind in (
+        (_ATTENTION_BLOCK, "attention"),  # the block a matrix is in says more than its own name
+        (_MLP_BLOCK, "mlp"),
+        (_ATTENTION, "attention"),
+        (_MLP, "mlp"),
+    ):
+        if pattern.search(name):
+            return kind
     return "other"
 
 
@@ -76,16 +91,17 @@ def twin_candidates(name: str, names: Sequence[str]) -> list[str]:
     Returns:
         Embeddings for a head, heads for a token embedding, otherwise nothing.
     """
-    kind = kind_of(name)
-    if kind not in ("head", "embeddings") or "position" in name or "token_type" in name:
+    kind = _side(name)
+    if kind is None:
         return []
-    other = "embeddings" if kind == "head" else "head"
-    return [
-        each
-        for each in names
-        if kind_of(each) == other
-        and "position" not in each
-        and "token_type" not in each
-        and each.endswith("weight")
-        and not re.search(r"\.wpe\.", each)
-    ]
+    return [each for each in names if _side(each) not in (kind, None)]
+
+
+def _side(name: str) -> str | None:
+    """Which end of the model a tied matrix is at: tokens in, tokens out, or neither."""
+    if layer_of(name) is not None or not name.endswith("weight"):
+        return None
+    kind = kind_of(name)
+    if kind == "embeddings":
+        return kind if _TOKENS.search(name) else None
+    return kind if kind == "head" else None

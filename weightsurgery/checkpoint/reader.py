@@ -110,10 +110,21 @@ class Checkpoint:
                 os.close(handle)
             self._files.clear()
 
-    def _file(self, shard: str) -> int:
+    def handle(self, shard: str) -> int:
+        """File descriptor of a shard, for positional reads; closed with the checkpoint.
+
+        Raises:
+            CheckpointError: The file cannot be opened any more.
+        """
         with self._lock:
             if shard not in self._files:
-                self._files[shard] = os.open(self.path / shard, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    self._files[shard] = os.open(self.path / shard, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise CheckpointError(
+                        f"{self.path / shard}: cannot be opened: {error.strerror}",
+                        "Leave inputs alone until the end, and check their permissions.",
+                    ) from None
             return self._files[shard]
 
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
@@ -121,12 +132,19 @@ class Checkpoint:
 
         Raises:
             CorruptCheckpointError: The file ends early: it was changed after it was opened.
+            CheckpointError: The disk fails.
         """
         if offset < 0 or offset + len(buffer) > entry.nbytes:
             raise ValueError(f"bytes {offset}+{len(buffer)} outside tensor {entry.name!r}")
-        handle, position, done = self._file(entry.shard), entry.start + offset, 0
+        handle, position, done = self.handle(entry.shard), entry.start + offset, 0
         while done < len(buffer):
-            count = os.preadv(handle, [buffer[done:]], position + done)
+            try:
+                count = os.preadv(handle, [buffer[done:]], position + done)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.path / entry.shard}: reading tensor {entry.name!r}: {error.strerror}",
+                    "Check the disk, or read from a copy on another.",
+                ) from None
             if count == 0:
                 raise CorruptCheckpointError(
                     f"{self.path / entry.shard}: ended while reading tensor {entry.name!r}",
@@ -186,14 +204,15 @@ class Checkpoint:
         path = self.path / "config.json"
         if not path.is_file():
             return {}
+        remedy = "Restore it from where the model comes from."
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise CorruptCheckpointError(
-                f"{path}: not valid JSON: {error}", "Restore it."
-            ) from None
+            raise CorruptCheckpointError(f"{path}: not valid JSON: {error}", remedy) from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}", remedy) from None
         if not isinstance(config, dict):
-            raise CorruptCheckpointError(f"{path}: not a JSON object", "Restore it.")
+            raise CorruptCheckpointError(f"{path}: not a JSON object", remedy)
         return config
 
     @property
@@ -206,18 +225,21 @@ class Checkpoint:
         return self.config
 
 
-# Name endings that only quantised checkpoints have, and the scheme each gives away.
-_QUANTISED_ENDINGS = {
-    ".qweight": "GPTQ or AWQ",
-    ".qzeros": "GPTQ or AWQ",
-    ".weight_packed": "compressed-tensors",
-    ".weight_scale_inv": "fp8 with block scales",
-    ".weight_scale": "fp8 or int8 with scales",
-    ".quant_map": "bitsandbytes",
-    ".absmax": "bitsandbytes",
-    ".SCB": "bitsandbytes int8",
-    "_blocks": "mxfp4",
-}
+# What quantised checkpoints store beside or instead of a weight: the ending of its name, the
+# ending of the companion that proves it ("" for the tensor itself), and the scheme. A trained
+# parameter may bear such a name too; then the companion is missing or holds real numbers.
+_QUANTISED = (
+    (".qweight", "", "GPTQ or AWQ"),
+    (".weight_packed", "", "compressed-tensors"),
+    (".weight_scale_inv", ".weight", "fp8 with block scales"),
+    (".weight_scale", ".weight", "fp8 or int8 with scales"),
+    (".weight.quant_map", ".weight", "bitsandbytes"),
+    (".weight.absmax", ".weight", "bitsandbytes"),
+    (".SCB", ".weight", "bitsandbytes int8"),
+    ("_scales", "_blocks", "mxfp4"),
+)
+_CODES = frozenset({"U8", "I8", "I16", "I32", "I64", "U32", "F8_E4M3", "F8_E5M2", "F4"})
+_CODES_ALONE = frozenset({"F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"})
 
 
 def quantisation(checkpoint: Checkpoint) -> str | None:
@@ -229,20 +251,20 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
     Returns:
         A short description with its evidence, or None.
     """
-    declared = checkpoint.config.get("quantization_config")
-    if isinstance(declared, dict):
-        return f"{declared.get('quant_method', 'unknown scheme')} (config.json)"
-    names = checkpoint.entries
-    for name, entry in names.items():
-        for ending, scheme in _QUANTISED_ENDINGS.items():
-            if not name.endswith(ending):
-                continue
-            # A trained parameter may happen to be called "..._blocks": want its companion.
-            if ending == "_blocks" and f"{name[: -len('_blocks')]}_scales" not in names:
-                continue
-            return f"{scheme} (tensor {name!r})"
+    for key in ("quantization_config", "compression_config"):
+        declared = checkpoint.text_config.get(key)
+        if isinstance(declared, dict) and declared:
+            return f"{declared.get('quant_method', 'unknown scheme')} (config.json)"
+    entries = checkpoint.entries
+    for name, entry in entries.items():
+        for ending, companion, scheme in _QUANTISED:
+            if name.endswith(ending):
+                stem = name[: -len(ending)]
+                codes = entries.get(stem + companion) if companion else entry
+                if codes is not None and codes.dtype in _CODES:
+                    return f"{scheme} (tensor {name!r})"
         if ".quant_state." in name:
             return f"bitsandbytes 4-bit (tensor {name!r})"
-        if entry.dtype in {"F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"}:
+        if entry.dtype in _CODES_ALONE:
             return f"{entry.dtype} codes (tensor {name!r})"
     return None

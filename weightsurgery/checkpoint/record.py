@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryEr
 __all__ = [
     "FORMAT_VERSION",
     "EditRecord",
+    "content_sha256",
     "file_sha256",
     "read_record",
     "verify",
@@ -33,17 +35,25 @@ FORMAT_VERSION = 1
 
 _BLOCK = 1 << 22
 
+# Endings of files that some library might load as weights.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
+
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal; taken from the name for large files in the Hub's cache.
+    """SHA-256 of an input file, hexadecimal; that of large files in the Hub's cache is its name.
 
     huggingface_hub stores LFS files under their SHA-256 and links to them from the snapshot, so
-    a link to such a blob need not be read.
+    a link to such a blob need not be read. To check a file, use :func:`content_sha256`.
     """
     if path.is_symlink():
-        blob = os.path.basename(os.readlink(path))
-        if len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
-            return blob
+        blob = Path(os.readlink(path))
+        if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
+            return blob.name
+    return content_sha256(path)
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
     digest = hashlib.sha256()
     buffer = bytearray(_BLOCK)
     view = memoryview(buffer)
@@ -118,14 +128,20 @@ def read_record(directory: Path) -> EditRecord:
                 f"{path}: format {data['version']}, this ws knows up to {FORMAT_VERSION}",
                 "Update weightsurgery.",
             )
-        return EditRecord(**data)
-    except (ValueError, TypeError, KeyError) as error:
+        record = EditRecord(**data)
+        for name, facts in record.files.items():
+            if not isinstance(facts["bytes"], int) or not isinstance(facts["sha256"], str):
+                raise ValueError(f"no size and SHA-256 of {name!r}")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         raise VerificationError(
             f"{path}: damaged ({error})", "Make the output again from its inputs."
         ) from None
+    return record
 
 
-def verify(directory: Path, progress: Callable[[int, int], None] | None = None) -> EditRecord:
+def verify(
+    directory: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+) -> EditRecord:
     """Check that an output is what its record says: every byte of every file.
 
     Args:
@@ -140,28 +156,25 @@ def verify(directory: Path, progress: Callable[[int, int], None] | None = None) 
         VerificationError: Files are missing, changed, or there are weights the record does not
             know; all of them are named.
     """
+    directory = Path(directory)
     record = read_record(directory)
     problems: list[str] = []
-    total = sum(int(facts["bytes"]) for facts in record.files.values())
+    total = sum(facts["bytes"] for facts in record.files.values())
     checked = 0
     for name, facts in record.files.items():
-        path = directory / name
-        inside = os.path.normpath(name) == name and not name.startswith(("..", "/"))
-        if not inside:
-            problems.append(f"{name}: leaves the directory")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif path.stat().st_size != facts["bytes"]:
-            problems.append(f"{name}: {path.stat().st_size} bytes, recorded {facts['bytes']}")
-        elif file_sha256(path) != facts["sha256"]:
-            problems.append(f"{name}: content differs from the recorded SHA-256")
-        checked += int(facts["bytes"])
+        try:
+            problem = _problem(directory, name, facts)
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        if problem is not None:
+            problems.append(f"{name}: {problem}")
+        checked += facts["bytes"]
         if progress is not None:
             progress(checked, total)
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    for path in sorted(directory.iterdir()):
-        if path.name.endswith(weights) and path.name not in record.files:
-            problems.append(f"{path.name}: weights that the record does not know")
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if name.endswith(_WEIGHTS) and name not in record.files:
+            problems.append(f"{name}: weights that the record does not know")
     if not problems:
         try:
             read_layout(directory)
@@ -173,3 +186,18 @@ def verify(directory: Path, progress: Callable[[int, int], None] | None = None) 
             "Make it again with the recorded command, or download it again.",
         )
     return record
+
+
+def _problem(directory: Path, name: str, facts: Mapping[str, Any]) -> str | None:
+    """How a file differs from what is recorded of it, if it does."""
+    path = directory / name
+    if os.path.normpath(name) != name or name.startswith(("..", "/")):
+        return "leaves the directory"
+    if not os.path.isfile(path):
+        return "missing"
+    size = path.stat().st_size
+    if size != facts["bytes"]:
+        return f"{size} bytes, recorded {facts['bytes']}"
+    if content_sha256(path) != facts["sha256"]:
+        return "content differs from the recorded SHA-256"
+    return None

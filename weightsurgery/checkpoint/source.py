@@ -11,7 +11,7 @@ from weightsurgery.errors import SourceError
 
 __all__ = ["Source", "resolve_source"]
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 # What an edit may need. Weights in other formats, images and logs stay on the Hub.
 _HUB_PATTERNS = [
@@ -22,10 +22,14 @@ _HUB_PATTERNS = [
     "*.model",
     "*.py",
     "*.tiktoken",
+    "*.vocab",
+    "*.bpe",
+    "*.spm",
     "LICENSE*",
     "LICENCE*",
     "NOTICE*",
     "USE_POLICY*",
+    "COPYING*",
 ]
 
 
@@ -58,15 +62,15 @@ def resolve_source(name: str | os.PathLike[str], local_only: bool = False) -> So
         SourceError: Neither a directory nor a repository.
     """
     text = os.fspath(name)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return Source(text, path.resolve())
-    if path.is_file():
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        return Source(text, Path(path).resolve())
+    if os.path.isfile(path):
         raise SourceError(
             f"{text}: a file, not a directory",
             "Name the checkpoint's directory (it is read together with its config).",
         )
-    if not _HUB_ID.match(text):
+    if not _HUB_ID.fullmatch(text):
         raise SourceError(
             f"{text}: no such directory", "Give a directory, or org/name[@revision] on the Hub."
         )
@@ -75,9 +79,10 @@ def resolve_source(name: str | os.PathLike[str], local_only: bool = False) -> So
 
 def _from_hub(text: str, local_only: bool) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
         GatedRepoError,
-        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,  # the HTTP client's, which is another one in every version
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -106,12 +111,26 @@ def _from_hub(text: str, local_only: bool) -> Source:
             f"{where}: neither a directory here nor a repository you can see on the Hub",
             "Check the spelling; for a private repository run 'hf auth login'.",
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        first = str(error).strip().splitlines()
+    except HFValidationError:
+        raise SourceError(
+            f"{where}: neither a directory here nor a possible name on the Hub",
+            "Give a directory, or org/name[@revision] on the Hub.",
+        ) from None
+    except (LocalEntryNotFoundError, HTTPError, ConnectionError, TimeoutError) as error:
         raise SourceError(
             f"{where}: no such directory here, and the Hub could not be reached"
-            f" ({first[0] if first else type(error).__name__})",
+            f" ({_first_line(error)})",
             "Check the path or the connection; with HF_HUB_OFFLINE=1 only cached files are used.",
+        ) from None
+    except OSError as error:
+        raise SourceError(
+            f"{where}: could not be stored in the Hub's cache ({_first_line(error)})",
+            "Check the space and the permissions there; HF_HOME moves the cache.",
         ) from None
     path = Path(folder)
     return Source(text, path, path.name)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

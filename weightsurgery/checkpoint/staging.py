@@ -12,12 +12,13 @@ same command finds the journal and continues; a different command starts afresh.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -55,6 +56,8 @@ class output_errors:  # noqa: N801 - a context manager reads as a phrase
         remedy = "Check the path and its permissions."
         if error.errno in _FULL:
             remedy = "Free some space, or write to another disk with -o."
+        elif error.errno == errno.EIO:
+            remedy = "The disk fails: write to another with -o."
         raise OutputError(f"{self.target}: {error.strerror or error}", remedy) from error
 
 
@@ -81,11 +84,17 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     """
     for given in inputs:
         source = given.resolve()
-        if source == target or target in source.parents or source in target.parents:
+        if source == target or source in target.parents:
             raise OutputError(
-                f"{target}: is, holds or lies in the input {source}",
+                f"{target}: is or lies in the input {source}",
                 "Write to a directory of its own with -o.",
             )
+        for path in _lying_in(source):
+            if target in path.parents or Staging.beside(target) in path.parents:
+                raise OutputError(
+                    f"{target}: would replace the input {path}",
+                    "Write to a directory of its own with -o.",
+                )
     if not target.exists():
         return
     if not target.is_dir():
@@ -99,6 +108,13 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
             f"{target}: holds no {RECORD_NAME}, so it was not written by ws",
             "Remove it yourself, or choose another name; --overwrite replaces ws outputs only.",
         )
+
+
+def _lying_in(source: Path) -> Iterator[Path]:
+    """What is read: the directory, its files, and what links among them lead to."""
+    yield source
+    if source.is_dir():
+        yield from (path.resolve() for path in source.iterdir())
 
 
 class Staging:
@@ -122,6 +138,7 @@ class Staging:
     ) -> None:
         self.target = Path(os.path.realpath(target))
         self.identity = identity
+        self._inputs, self._overwrite = tuple(inputs), overwrite
         self.root = self.beside(self.target)
         self.files = self.root / "files"
         self.old = self.root / "old"
@@ -131,9 +148,9 @@ class Staging:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if self.root.exists():
                 self._journal = self._lock()
-                self._recover(inputs, overwrite)
+                self._recover()
             else:
-                check_target(self.target, inputs, overwrite)
+                self._check_target()
                 self.root.mkdir()
                 self._journal = self._lock()
                 self._begin()
@@ -143,11 +160,14 @@ class Staging:
         """Where an output of this name grows."""
         return target.parent / f".{target.name}.ws-partial"
 
+    def _check_target(self) -> None:
+        check_target(self.target, self._inputs, self._overwrite)
+
     def _lock(self) -> IO[bytes]:
         journal = (self.root / "journal.jsonl").open("ab+")
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             journal.close()
             raise OutputError(
                 f"{self.target}: another ws process is writing it", "Wait for it to finish."
@@ -155,14 +175,15 @@ class Staging:
         return journal
 
     def _begin(self) -> None:
+        self._journal.truncate(0)  # first: a journal without files/ means a finished output
+        os.fsync(self._journal.fileno())
         shutil.rmtree(self.files, ignore_errors=True)
         self.files.mkdir()
-        self._journal.truncate(0)
         self.finished = []
         self.note([{"identity": self.identity}])
 
-    def _recover(self, inputs: Sequence[Path], overwrite: bool) -> None:
-        if self.old.exists() and not self.target.exists():
+    def _recover(self) -> None:
+        if self.old.exists() and not _holds_anything(self.target):
             self.old.rename(self.target)  # killed between the two renames: undo the first
         lines = self._read_journal()
         same = bool(lines) and lines[0].get("identity") == self.identity
@@ -171,9 +192,9 @@ class Staging:
             self.close()
             return
         try:
-            check_target(self.target, inputs, overwrite)
+            self._check_target()
         except OutputError:
-            self._journal.close()
+            self.leave()
             raise
         if self.old.exists():
             shutil.rmtree(self.old)
@@ -228,20 +249,31 @@ class Staging:
                         os.close(handle)
             for directory in directories:
                 sync_directory(directory)
-            if self.target.exists():
-                if any(self.target.iterdir()):
-                    self.target.rename(self.old)
-                else:
-                    self.target.rmdir()
+            try:
+                self._check_target()  # again: hours may have passed
+            except OutputError:
+                self.leave()
+                raise
+            if _holds_anything(self.target):
+                self.target.rename(self.old)
+            elif self.target.exists():
+                self.target.rmdir()
             self.files.rename(self.target)
             sync_directory(self.target.parent)
             self.close()
 
     def close(self) -> None:
-        """Remove what is beside the target; after a commit, or to give up."""
+        """Remove what is beside the target, unless it was left; after a commit, or to give up."""
+        if self._journal.closed:
+            return
         shutil.rmtree(self.root, ignore_errors=True)
-        self._journal.close()
+        self.leave()
 
     def leave(self) -> None:
         """Let go of the journal and leave everything for a later run to resume."""
-        self._journal.close()
+        with contextlib.suppress(OSError):  # what a failed flush left over fails again here
+            self._journal.close()
+
+
+def _holds_anything(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from weightsurgery.checkpoint.naming import twin_candidates
+from weightsurgery.checkpoint.naming import kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
 
 __all__ = ["same_bytes", "stored_name", "tied_copies"]
@@ -41,7 +41,7 @@ def tied_copies(checkpoint: Checkpoint) -> Mapping[str, str]:
         return {}
     names, copies = list(checkpoint.entries), {}
     for name in names:
-        if "head" not in name and "out" not in name and "decoder" not in name:
+        if kind_of(name) != "head":
             continue
         for other in twin_candidates(name, names):
             if same_bytes(checkpoint, name, other):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ __all__ = ["CheckpointWriter", "companion_files", "free_space_needed", "mirrored
 
 _COPY_BLOCK = 1 << 23
 
-_COMPANION_ENDINGS = (".json", ".jinja", ".txt", ".model", ".py", ".tiktoken", ".vocab", ".bpe")
+_CONFIG_ENDINGS = (".json", ".jinja", ".txt", ".py")
+_TOKENIZER_ENDINGS = (".model", ".tiktoken", ".vocab", ".bpe", ".spm")
 _COMPANION_NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
 # Training state, other tools' indexes, and the base's own record: they speak of the base alone.
 _NOT_COMPANIONS = (
@@ -40,6 +42,7 @@ _NOT_COMPANIONS = (
     "eval_results.json",
     "adapter_config.json",
 )
+_INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")
 _NOT_FOLDERS = ("runs", "original", "onnx", "openvino", "__pycache__", "coreml", "logs")
 
 
@@ -76,9 +79,11 @@ def companion_files(base: Path) -> list[str]:
             if not each.startswith((".", "checkpoint-")) and each not in _NOT_FOLDERS
         ]
         for file in files:
-            if file in _NOT_COMPANIONS or file.startswith(".") or file.endswith(".index.json"):
+            if file in _NOT_COMPANIONS or file.startswith(".") or _INDEX.search(file):
                 continue
-            if file.endswith(_COMPANION_ENDINGS) or file.upper().startswith(_COMPANION_NAMES):
+            if file.endswith(_CONFIG_ENDINGS + _TOKENIZER_ENDINGS) or file.upper().startswith(
+                _COMPANION_NAMES
+            ):
                 found.append(os.path.relpath(os.path.join(folder, file), base))
     return sorted(found)
 
@@ -87,7 +92,7 @@ def free_space_needed(shards: Sequence[ShardHeader], present: Path | None = None
     """Bytes the shards need, less what an interrupted run has allocated already."""
     needed = sum(header.size for header in shards)
     if present is not None and present.is_dir():
-        needed -= sum(path.stat().st_blocks * 512 for path in present.iterdir() if path.is_file())
+        needed -= sum(path.stat().st_blocks * 512 for path in present.rglob("*") if path.is_file())
     return max(0, needed)
 
 
@@ -122,8 +127,12 @@ class CheckpointWriter:
         self._stop = threading.Event()
         self._failure: OSError | None = None
         self._shards: dict[str, _Shard] = {}
-        with output_errors(staging.target):
-            self._allocate(shards)
+        try:
+            with output_errors(staging.target):
+                self._allocate(shards)
+        except BaseException:
+            self._close_files()  # open files hold their space, even when they are removed
+            raise
         self._flusher = threading.Thread(target=self._flush_now_and_then, daemon=True)
         self._flusher.start()
 
@@ -166,23 +175,22 @@ class CheckpointWriter:
     def copy(self, name: str, base: Checkpoint) -> None:
         """Copy a tensor's bytes from the base, through the kernel where it can."""
         source, entry = base.entry(name), self.entries[name]
-        handle = self._shards[entry.shard].handle
-        with output_errors(self.staging.target), (base.path / source.shard).open("rb") as file:
-            done = 0
-            while done < entry.nbytes:
-                try:
-                    count = os.copy_file_range(
-                        file.fileno(),
-                        handle,
-                        min(_COPY_BLOCK, entry.nbytes - done),
-                        source.start + done,
-                        entry.start + done,
-                    )
-                except OSError:  # across file systems, or a kernel without it
-                    count = 0
-                if count == 0:
-                    break
-                done += count
+        reading, writing = base.handle(source.shard), self._shards[entry.shard].handle
+        done = 0
+        while done < entry.nbytes:
+            try:
+                count = os.copy_file_range(
+                    reading,
+                    writing,
+                    min(_COPY_BLOCK, entry.nbytes - done),
+                    source.start + done,
+                    entry.start + done,
+                )
+            except OSError:  # across file systems, or a kernel without it
+                break
+            if count == 0:
+                break
+            done += count
         while done < entry.nbytes:  # whatever the kernel did not copy; reads check for truncation
             stop = min(done + _COPY_BLOCK, entry.nbytes)
             self.write(name, done, memoryview(base.read_bytes(name, done, stop)))
@@ -238,17 +246,18 @@ class CheckpointWriter:
                 )
             for name, shard in self._shards.items():
                 os.fsync(shard.handle)
-                os.close(shard.handle)
                 self._path(name).rename(self.staging.files / name)
-            self._shards.clear()
+            self._close_files()
 
     def abandon(self) -> None:
         """Stop without sealing: close the files, flush nothing more."""
         self._stop.set()
         self._flusher.join()
-        for shard in self._shards.values():
-            os.close(shard.handle)
-        self._shards.clear()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        while self._shards:
+            os.close(self._shards.popitem()[1].handle)
 
 
 def _write_all(handle: int, data: memoryview | bytes, offset: int) -> None:

@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
+
+from ..conftest import write_checkpoint
+
+TIED = {"tie_word_embeddings": True}
+
+
+def opened(directory, tensors, config=None, **options):
+    return Checkpoint.open(write_checkpoint(directory, tensors, config=config, **options))
+
+
+def matrix(seed=0, rows=6, dtype=torch.float32):
+    return torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_same_bytes(tmp_path):
+    large = torch.zeros(2_200_000)  # over two blocks of reading
+    late = large.clone()
+    late[-1] = 1
+    tensors = {
+        "a": matrix(),
+        "b": matrix(),
+        "c": matrix(1),
+        "d": matrix().reshape(4, 6),
+        "e": matrix().view(torch.int32),
+        "large": large,
+        "large.same": large,
+        "large.late": late,
+        "zero": torch.zeros(0, 4),
+        "zero.too": torch.zeros(0, 4),
+    }
+    checkpoint = opened(tmp_path, tensors, shards=2)
+    pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("a", "e"), ("large", "large.same")]
+    pairs += [("large", "large.late"), ("zero", "zero.too")]
+    found = {pair: same_bytes(checkpoint, *pair) for pair in pairs}
+    assert [pair for pair, same in found.items() if same] == [
+        ("a", "b"),
+        ("large", "large.same"),
+        ("zero", "zero.too"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("head", "embedding"),
+    [
+        ("lm_head.weight", "model.embed_tokens.weight"),
+        ("lm_head.weight", "model.decoder.embed_tokens.weight"),  # OPT
+        ("lm_head.weight", "transformer.wte.weight"),
+        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        ("lm_head.weight", "shared.weight"),
+        ("proj_out.weight", "model.decoder.embed_tokens.weight"),  # Whisper
+    ],
+)
+def test_a_stored_head_is_a_copy_of_its_embedding(tmp_path, head, embedding):
+    tensors = {head: matrix(), embedding: matrix(), "model.layers.0.mlp.up_proj.weight": matrix()}
+    assert tied_copies(opened(tmp_path / "a", tensors, TIED)) == {head: embedding}
+    nested = {"text_config": TIED}
+    assert tied_copies(opened(tmp_path / "b", tensors, nested)) == {head: embedding}
+    assert tied_copies(opened(tmp_path / "c", tensors, {"tie_word_embeddings": False})) == {}
+    assert tied_copies(opened(tmp_path / "d", tensors)) == {}
+    trained_apart = {**tensors, head: matrix(1)}
+    assert tied_copies(opened(tmp_path / "e", trained_apart, TIED)) == {}
+
+
+def test_position_embeddings_are_no_twins(tmp_path):
+    """GPT-2's positions have as many rows as its tokens here, and the same numbers."""
+    tensors = {"wpe.weight": matrix(), "wte.weight": matrix(), "lm_head.weight": matrix()}
+    assert tied_copies(opened(tmp_path, tensors, TIED)) == {"lm_head.weight": "wte.weight"}
+
+
+def test_where_a_name_is_stored(tmp_path):
+    gpt2 = opened(tmp_path / "a", {"wte.weight": matrix(), "wpe.weight": matrix(1)}, TIED)
+    assert stored_name(gpt2, "wte.weight") == "wte.weight"
+    assert stored_name(gpt2, "lm_head.weight") == "wte.weight"
+    assert stored_name(gpt2, "h.0.mlp.c_fc.weight") is None
+    head_only = opened(tmp_path / "b", {"lm_head.weight": matrix()}, TIED)
+    assert stored_name(head_only, "model.embed_tokens.weight") == "lm_head.weight"
+    assert stored_name(head_only, "embeddings.position_embeddings.weight") is None
+    assert stored_name(head_only, "cls.predictions.decoder.bias") is None
+    untied = opened(tmp_path / "c", {"wte.weight": matrix()}, {"tie_word_embeddings": False})
+    assert stored_name(untied, "lm_head.weight") is None
+    unsaid = opened(tmp_path / "d", {"wte.weight": matrix()})
+    assert stored_name(unsaid, "lm_head.weight") == "wte.weight"
+
+
+def test_two_possible_twins_are_not_guessed_between(tmp_path):
+    one = {"encoder.embed_tokens.weight": matrix()}
+    assert stored_name(opened(tmp_path / "a", one, TIED), "lm_head.weight") in one
+    two = {**one, "decoder.embed_tokens.weight": matrix(1)}
+    assert stored_name(opened(tmp_path / "b", two, TIED), "lm_head.weight") is None
