@@ -15,7 +15,21 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import EditError
 from weightsurgery.vectors.task_vector import Delta, FactorDelta, SumDelta, TaskVector
 
-__all__ = ["EDITS", "Add", "Edit", "Learn", "Negate", "Prepared", "Project"]
+__all__ = [
+    "DISCRIMINATING",
+    "EDITS",
+    "PLAIN",
+    "Add",
+    "Edit",
+    "Learn",
+    "Negate",
+    "Prepared",
+    "Project",
+]
+
+# Of a task's energy: what is left below this (1e-5 of its norm) is the rounding of float32
+# factors, and is written as no change at all.
+_NOTHING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -204,6 +218,8 @@ class _Discriminating:
             keep = KeepSpace.of([each.factors for each in found], self.basis)
             left = discriminate(task.factors, keep, self.side)
         energy = task.factors.energy
+        if left.energy <= _NOTHING * energy:
+            left = LowRank(left.U[:, :1], torch.zeros(1), left.V[:, :1])
         facts = {
             "rank": left.rank,
             "kept_energy": round(task.kept, 6),
@@ -237,9 +253,9 @@ class Learn(_Discriminating):
     role: ClassVar[str] = "task"
 
 
+PLAIN: Mapping[str, type[Negate] | type[Add]] = {"negate": Negate, "add": Add}
+DISCRIMINATING: Mapping[str, type[Project] | type[Learn]] = {"project": Project, "learn": Learn}
 EDITS: Mapping[str, type[Negate] | type[Add] | type[Project] | type[Learn]] = {
-    "negate": Negate,
-    "add": Add,
-    "project": Project,
-    "learn": Learn,
+    **PLAIN,
+    **DISCRIMINATING,
 }

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -84,6 +85,19 @@ class Plan:
     memory_bytes: int
     free_bytes: int
 
+    def summary(self) -> dict[str, Any]:
+        """Numbers and names, for ``--dry-run --json``."""
+        return {
+            "edit": self.edit,
+            "tensors": sum(len(header.entries) for header in self.shards),
+            "edited": sorted(self.edited),
+            "shards": {header.shard: header.size for header in self.shards},
+            "read_bytes": self.read_bytes,
+            "write_bytes": self.write_bytes,
+            "memory_bytes": self.memory_bytes,
+            "free_bytes": self.free_bytes,
+        }
+
 
 def worker_count(edit: Edit, workers: int | None) -> int:
     """Threads an edit uses: two for decompositions, whose memory is several matrices each.
@@ -101,7 +115,7 @@ def worker_count(edit: Edit, workers: int | None) -> int:
 def plan_edit(
     edit: Edit,
     base: Checkpoint,
-    out: Path,
+    out: str | os.PathLike[str],
     selection: Selection,
     storage: Storage,
     workers: int | None = None,
@@ -133,7 +147,7 @@ def plan_edit(
         memory = sum(3 * size + per_worker for size in matrices[:count])
     else:
         memory = count * per_worker
-    parent = Path(os.path.realpath(out)).parent
+    parent = Path(os.path.realpath(os.fspath(out))).parent
     while not parent.exists():
         parent = parent.parent
     return Plan(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +20,12 @@ from typing import Any
 import torch
 
 from weightsurgery.algebra.rounding import ChangeStats
-from weightsurgery.checkpoint.layout import BITS
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, check_target, output_errors
-from weightsurgery.checkpoint.writer import CheckpointWriter, companion_files, free_space_needed
+from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
+from weightsurgery.surgery.companions import copy_companions
 from weightsurgery.surgery.edits import Edit
 from weightsurgery.surgery.plan import (
     Plan,
@@ -100,7 +99,7 @@ def apply(
     selection = selection or Selection("all-linear" if edit.factors else "all")
     storage = storage or Storage()
     where = pick_device(device)
-    plan = plan_edit(edit, base, Path(out), selection, storage, workers)
+    plan = plan_edit(edit, base, out, selection, storage, workers)
     target = Path(os.path.realpath(out))
     inputs = _inputs(edit, base)
     folders = sorted({path.parent for each in inputs.values() for path in each.paths})
@@ -309,7 +308,7 @@ def _notices(record: EditRecord) -> list[str]:
             "(edit check; 100 % is meant): consider --rounding stochastic or --dtype float32."
         )
     if summary["relative_change"] == 0:
-        notices.append("Nothing changed: the vector is zero on the selected tensors.")
+        notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
     for kin in record.lineage:
         if kin["verdict"] != "related":
             notices.append(f"{kin['vector']}: lineage {kin['verdict']} ({kin['evidence']}).")
@@ -318,38 +317,7 @@ def _notices(record: EditRecord) -> list[str]:
 
 def _finish(staging: Staging, base: Checkpoint, storage: Storage, record: EditRecord) -> None:
     """Copy what belongs to the model, write the record, and put the output in its place."""
-    files = staging.files
-    names = companion_files(base.path)
-    if base.layout.index_name is not None:
-        names.append(base.layout.index_name)
+    record.files = {**record.files, **copy_companions(base, storage, staging)}
     with output_errors(staging.target):
-        for name in names:
-            content = (base.path / name).read_bytes()
-            if storage.dtype is not None:
-                content = _redeclared(name, content, storage, base)
-            (files / name).parent.mkdir(parents=True, exist_ok=True)
-            (files / name).write_bytes(content)
-            digest = hashlib.sha256(content).hexdigest()
-            record.files = {**record.files, name: {"sha256": digest, "bytes": len(content)}}
-        (files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
+        (staging.files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
     staging.commit()
-
-
-def _redeclared(name: str, content: bytes, storage: Storage, base: Checkpoint) -> bytes:
-    """With another storage dtype, the files that name the old one: config and index.
-
-    Only that value is replaced in the config's text; the rest keeps its bytes, since a config
-    that is parsed and written anew may mean something else to an older reader.
-    """
-    if name == "config.json":
-        pattern = rb'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float|bfloat)\d+"'
-        return re.sub(pattern, rb'\g<1>"' + (storage.dtype or "").encode() + b'"', content)
-    if name == base.layout.index_name:
-        index = json.loads(content)
-        if isinstance(index.get("metadata"), dict):
-            entries = base.entries.values()
-            index["metadata"]["total_size"] = sum(
-                entry.numel * BITS[storage.stored(entry)] // 8 for entry in entries
-            )
-        return (json.dumps(index, indent=2) + "\n").encode()
-    return content

@@ -95,7 +95,8 @@ class Stream:
         block = max(1, BLOCK_ELEMENTS // max(1, entry.numel // max(1, entry.rows)))
         for start in range(0, entry.rows, block):
             stop = min(start + block, entry.rows)
-            before = self.base.rows(entry.name, start, stop).to(wide)
+            raw = self.base.rows(entry.name, start, stop)
+            before = raw.to(wide)
             meant = torch.zeros_like(before)
             generator = None
             if prepared is not None:
@@ -103,7 +104,10 @@ class Stream:
                 if self.storage.rounding == "stochastic":
                     generator = generator_for(self.storage.seed, original, start)
             after = round_to(before + meant, stored, generator)
+            wanted = stats.wanted
             stats.add(before, meant, after.to(wide))
+            if stats.wanted == wanted and raw.dtype == stored:
+                after = raw  # nothing changes here: −0 + 0 would lose its sign
             if not math.isfinite(stats.meant + stats.written):
                 self._check_finite(entry, target, before, meant, after)
             data = after.contiguous().view(-1).view(torch.uint8).numpy().data
