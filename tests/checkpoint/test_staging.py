@@ -431,3 +431,17 @@ def test_the_journal_is_lines_of_json(tmp_path):
         {"tensor": "é", "facts": {"x": [1]}},
     ]
     staging.close()
+
+
+def test_a_disk_that_is_full_from_the_start_keeps_nothing(tmp_path, monkeypatch):
+    Staging(tmp_path / "good", "x", []).close()
+
+    def full(self, lines):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Staging, "note", full)
+    with pytest.raises(OutputError) as caught:
+        Staging(tmp_path / "out", "x", [])
+    assert "No space left" in caught.value.what
+    assert "-o" in caught.value.remedy
+    assert list(tmp_path.iterdir()) == []

@@ -288,7 +288,10 @@ def _gavish_donoho_rank(matrix: torch.Tensor) -> int:
         block = short[:, start : start + 4096].double()
         gram.addmm_(block, block.T)
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    return max(1, int((singular > omega * singular.median()).sum()))
+    # Without noise the median is rounding: below float32 resolution there is nothing to keep.
+    floor = singular[-1] * torch.finfo(torch.float32).eps
+    threshold = torch.maximum(omega * singular.median(), floor)
+    return max(1, int((singular > threshold).sum()))
 
 
 def _block_krylov(matrix: torch.Tensor, k: int, seed: int) -> LowRank:

@@ -153,7 +153,11 @@ class Staging:
                 self._check_target()
                 self.root.mkdir()
                 self._journal = self._lock()
-                self._begin()
+                try:
+                    self._begin()
+                except BaseException:
+                    self.close()
+                    raise
 
     @staticmethod
     def beside(target: Path) -> Path:

@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from weightsurgery.errors import SourceError
 from weightsurgery.learning.data import (
     IGNORED,
     Collator,
@@ -51,11 +52,19 @@ def load_model(
 
     Returns:
         The model, in evaluation mode, and the tokenizer.
+
+    Raises:
+        SourceError: There is no such directory.
     """
+    if not Path(checkpoint).is_dir():
+        raise SourceError(
+            f"{checkpoint}: is no directory with a checkpoint",
+            "Check the path; download a repository of the Hub first.",
+        )
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    model.to(torch.device(device))
+    model.to(device)  # type: ignore[arg-type]
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
 
@@ -152,6 +161,7 @@ def score_checkpoint(
 
     Raises:
         DataError: A data file cannot be read.
+        SourceError: There is no such checkpoint.
     """
     # All files are read first: an error in the last one should not cost a model's loading.
     examples = {name: read_examples(path) for name, path in data.items()}

@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.layout import Layout, parse_header
+import torch
+
+from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, Layout, parse_header
+from weightsurgery.checkpoint.naming import is_transposed, kind_of
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import Source
 from weightsurgery.errors import MismatchError, VectorError
@@ -97,6 +100,8 @@ class AdapterChange:
         for key in self._weights.entries:
             match = _KEY.match(key)
             if match is None:
+                if self._is_base_copy(key):
+                    continue
                 raise VectorError(
                     f"{self.source.name}: tensor {key!r} is no LoRA factor",
                     "Merge the adapter in peft, and pass the merged checkpoint instead.",
@@ -117,6 +122,21 @@ class AdapterChange:
         if not found:
             raise VectorError(f"{self.source.name}: an empty adapter", "Train it first.")
         return found
+
+    def _is_base_copy(self, key: str) -> bool:
+        """Whether a tensor is the base's own: peft saves embeddings and head that it adapts."""
+        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        ours, theirs = self.base.entries.get(name), self._weights.entry(key)
+        if ours is None or ours.shape != theirs.shape or ours.dtype not in ARITHMETIC_DTYPES:
+            return False
+        block = max(1, (1 << 20) // max(1, ours.numel // max(1, ours.rows)))
+        return all(
+            torch.equal(
+                self.base.rows(name, start, min(start + block, ours.rows)).float(),
+                self._weights.rows(key, start, min(start + block, ours.rows)).float(),
+            )
+            for start in range(0, ours.rows, block)
+        )
 
     def _base_name_of(self, module: str) -> str:
         name = f"{module}.weight"
@@ -156,7 +176,11 @@ class AdapterChange:
 
     def _is_flipped(self, module: tuple[str, str, str, bool]) -> bool:
         """Whether the stored weight is the transpose of ``B A``: embeddings, and Conv1D."""
-        return module[3] or bool(self.config.get("fan_in_fan_out"))
+        if module[3] or is_transposed(f"{module[0]}.weight", self.base.config):
+            return True
+        # peft notes the last module it wrapped: a GPT-2 adapter with its head says False, and
+        # the head itself is linear in any model.
+        return bool(self.config.get("fan_in_fan_out")) and kind_of(f"{module[0]}.weight") != "head"
 
     def scaling(self, module: str, rank: int) -> float:
         """``alpha / r`` of a module, or ``alpha / sqrt(r)`` with rsLoRA."""

@@ -21,6 +21,7 @@ from weightsurgery.algebra.lowrank import (
     recompress,
     truncated_svd,
 )
+from weightsurgery.errors import NonFiniteError
 
 __all__ = ["Change", "Delta", "DenseDelta", "FactorDelta", "MappedChange", "TaskVector"]
 
@@ -189,7 +190,7 @@ class TaskVector:
         """One tensor's change; None where no term changes it."""
         found = [(factor, change.at(name)) for factor, change in self.terms if factor != 0]
         deltas = tuple((factor, delta) for factor, delta in found if delta is not None)
-        return SumDelta(deltas) if deltas else None
+        return SumDelta(deltas, name, self.label) if deltas else None
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,13 @@ class SumDelta:
 
     Attributes:
         terms: Factors and the changes they scale; at least one.
+        name: The tensor, for messages.
+        label: The vector, for messages.
     """
 
     terms: tuple[tuple[float, Delta], ...]
+    name: str = ""
+    label: str = ""
 
     def add_rows(
         self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
@@ -225,6 +230,7 @@ class SumDelta:
         right = torch.cat([pair.right.float() for pair in pairs], 1)
         if left.shape[1] > min(left.shape[0], right.shape[0]):
             return None  # more factors than the matrix has rank: cheaper as a matrix
+        self._check_finite(left, right)
         return recompress(left, torch.eye(left.shape[1]), right)
 
     def matrix(self, base: RowReader, shape: tuple[int, int]) -> torch.Tensor:
@@ -274,5 +280,13 @@ class SumDelta:
             rank = rank_by(exact.S, exact.energy, rule)
             return Truncation(exact.truncated(rank), exact.energy, 0.0)
         matrix = self.matrix(base, shape)
+        self._check_finite(matrix)
         found = truncated_svd((matrix.T if transposed else matrix).to(device), rule, seed=seed)
         return Truncation(found.factors.to("cpu"), found.total, found.residual)
+
+    def _check_finite(self, *tensors: torch.Tensor) -> None:
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            raise NonFiniteError(
+                f"tensor {self.name!r}: NaN or infinity in the change ({self.label}) or the base",
+                f"Leave the tensor as it is with --exclude '{self.name}', or check the weights.",
+            )

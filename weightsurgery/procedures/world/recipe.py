@@ -41,8 +41,8 @@ class Recipe:
         step_cap: Steps after which the base run is given up.
         first_check: First step at which the base run's accuracy is measured.
         check_every: Steps between later measurements.
-        stop_at: Accuracy, in every task, at which the base run ends.
-        required: Least accuracy, in every task, of a world that may be used.
+        stop_at: Accuracy, in every task, at which the base run ends before `steps`.
+        required: Accuracy, in every task, at which it ends from `steps` on; no world without it.
         tuning_batch: Examples per step of a fine-tune.
         tuning_learning_rate: Constant learning rate of a fine-tune, after its warm-up.
         tuning_weight_decay: AdamW weight decay of a fine-tune.
@@ -73,7 +73,7 @@ class Recipe:
     step_cap: int = 900
     first_check: int = 200
     check_every: int = 25
-    stop_at: float = 0.995
+    stop_at: float = 1.0
     required: float = 0.99
     tuning_batch: int = 64
     tuning_learning_rate: float = 5e-4
