@@ -134,7 +134,7 @@ def test_record_says_what_was_done_and_verifies(llama: Trio, tmp_path: Path) -> 
     record = verify(tmp_path / "out")
     assert record.to_json() == done.record.to_json()
     assert record.parameters["scale"] == 0.5
-    assert set(record.inputs["base"]["files"]) == set(base.shards)
+    assert set(record.inputs["base"]["files"]) == {*base.shards, "config.json"}
     before, finetuned = read_tensors(llama.base), read_tensors(llama.forget)
     after = read_tensors(tmp_path / "out")
     assert set(record.tensors) == set(before)

@@ -92,6 +92,12 @@ class Checkpoint:
         """Headers by shard name."""
         return self.layout.shards
 
+    def files_read(self) -> list[Path]:
+        """The files a change or an edit depends on: shards, and the config that explains them."""
+        config = self.path / "config.json"
+        shards = [self.path / shard for shard in self.shards]
+        return [*shards, config] if config.is_file() else shards
+
     def __enter__(self) -> Checkpoint:
         return self
 

@@ -159,7 +159,7 @@ def _inputs(edit: Edit, base: Checkpoint) -> dict[str, _Input]:
         "name": base.source.name,
         "revision": base.source.revision,
     }
-    found = {"base": _Input(described, [base.path / shard for shard in base.shards])}
+    found = {"base": _Input(described, base.files_read())}
     for role, vector in edit.vectors().items():
         for number, (factor, change) in enumerate(vector.terms, 1):
             key = role if len(vector.terms) == 1 else f"{role}.{number}"

@@ -184,7 +184,7 @@ class FinetunedChange:
             "kind": "finetuned",
             "name": checkpoint.source.name,
             "revision": checkpoint.source.revision,
-            "paths": [checkpoint.path / shard for shard in checkpoint.shards],
+            "paths": checkpoint.files_read(),
         }
 
 

@@ -113,7 +113,7 @@ class SavedChange:
             "kind": "task-vector",
             "name": self.source.name,
             "revision": self.source.revision,
-            "paths": [self.source.path / shard for shard in self._weights.shards],
+            "paths": self._weights.files_read(),
         }
 
 
