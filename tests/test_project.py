@@ -75,8 +75,7 @@ def test_an_arrow_that_points_up_is_found():
 def test_libraries_stay_in_their_rooms(path):
     where = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     for name in {each.split(".")[0] for each in imports(path)} & set(ONLY_IMPORTERS):
-        # The demo command asks whether transformers is there, to say how to install it.
-        allowed = ONLY_IMPORTERS[name] | ({"cli.tour"} if name == "transformers" else set())
+        allowed = ONLY_IMPORTERS[name]
         assert any(where.startswith(each) for each in allowed), f"{where} imports {name}"
 
 

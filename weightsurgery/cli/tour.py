@@ -37,17 +37,17 @@ def demo(
 
     Example:  ws demo --dir ./demo
     """
+    from importlib.util import find_spec
     from pathlib import Path
 
     from weightsurgery.errors import WeightSurgeryError
 
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
+    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
+    if lacking:
         raise WeightSurgeryError(
-            "the demo trains a small model with transformers, which is not installed",
+            f"the demo trains a small model, and {' and '.join(lacking)} is not installed",
             "Install it with:  pip install 'weightsurgery[demo]'",
-        ) from None
+        )
     from weightsurgery.procedures import demo as tour
 
     where = Path(directory) if directory is not None else None
