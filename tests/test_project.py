@@ -126,7 +126,6 @@ def test_every_command_is_documented():
         assert re.search(rf"`?ws {name}\b|\[--{name}\]", readme) or name == "demo", name
         assert name in changelog, name
     assert "scripts/demo" in readme
-    assert "ws nothing" not in readme
 
 
 def sources() -> list[Path]:

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -445,3 +446,27 @@ def test_a_disk_that_is_full_from_the_start_keeps_nothing(tmp_path, monkeypatch)
     assert "No space left" in caught.value.what
     assert "-o" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_between_the_renames_restores_the_old_output(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = Staging(out, "a", [])
+    (first.files / "weightsurgery.json").write_text("old")
+    first.commit()
+    before = snapshot(out)
+    second = Staging(out, "b", [], overwrite=True)
+    (second.files / "weightsurgery.json").write_text("new")
+    rename = Path.rename
+
+    def fail(self, target):
+        if self == second.files:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError):
+        second.commit()
+    assert not out.exists()  # the state before: the old output is out of the way
+    second.close()
+    assert snapshot(out) == before
+    assert left_behind(out) == ["out"]

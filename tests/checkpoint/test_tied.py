@@ -61,7 +61,8 @@ def test_a_stored_head_is_a_copy_of_its_embedding(tmp_path, head, embedding):
     nested = {"text_config": TIED}
     assert tied_copies(opened(tmp_path / "b", tensors, nested)) == {head: embedding}
     assert tied_copies(opened(tmp_path / "c", tensors, {"tie_word_embeddings": False})) == {}
-    assert tied_copies(opened(tmp_path / "d", tensors)) == {}
+    # GPT-2's config does not say it: equal bytes do.
+    assert tied_copies(opened(tmp_path / "d", tensors)) == {head: embedding}
     trained_apart = {**tensors, head: matrix(1)}
     assert tied_copies(opened(tmp_path / "e", trained_apart, TIED)) == {}
 
@@ -73,22 +74,35 @@ def test_position_embeddings_are_no_twins(tmp_path):
 
 
 def test_where_a_name_is_stored(tmp_path):
+    both = {"wte.weight": matrix(), "wpe.weight": matrix(1), "lm_head.weight": matrix(2)}
+    apart = opened(tmp_path / "base", both)
     gpt2 = opened(tmp_path / "a", {"wte.weight": matrix(), "wpe.weight": matrix(1)}, TIED)
-    assert stored_name(gpt2, "wte.weight") == "wte.weight"
-    assert stored_name(gpt2, "lm_head.weight") == "wte.weight"
-    assert stored_name(gpt2, "h.0.mlp.c_fc.weight") is None
+    assert stored_name(gpt2, "wte.weight", apart) == "wte.weight"
+    assert stored_name(gpt2, "lm_head.weight", apart) == "wte.weight"
+    assert stored_name(gpt2, "h.0.mlp.c_fc.weight", apart) is None
     head_only = opened(tmp_path / "b", {"lm_head.weight": matrix()}, TIED)
-    assert stored_name(head_only, "model.embed_tokens.weight") == "lm_head.weight"
-    assert stored_name(head_only, "embeddings.position_embeddings.weight") is None
-    assert stored_name(head_only, "cls.predictions.decoder.bias") is None
+    assert stored_name(head_only, "model.embed_tokens.weight", apart) == "lm_head.weight"
+    assert stored_name(head_only, "embeddings.position_embeddings.weight", apart) is None
+    assert stored_name(head_only, "cls.predictions.decoder.bias", apart) is None
     untied = opened(tmp_path / "c", {"wte.weight": matrix()}, {"tie_word_embeddings": False})
-    assert stored_name(untied, "lm_head.weight") is None
-    unsaid = opened(tmp_path / "d", {"wte.weight": matrix()})
-    assert stored_name(unsaid, "lm_head.weight") == "wte.weight"
+    assert stored_name(untied, "lm_head.weight", apart) is None
+
+
+def test_without_a_word_in_the_config_the_other_model_decides(tmp_path):
+    unsaid = opened(tmp_path / "unsaid", {"wte.weight": matrix()})
+    both = {"wte.weight": matrix(3), "lm_head.weight": matrix(3)}
+    copies = opened(tmp_path / "copies", both)
+    assert stored_name(unsaid, "lm_head.weight", copies) == "wte.weight"
+    one = opened(tmp_path / "one", {"lm_head.weight": matrix()})
+    assert stored_name(unsaid, "lm_head.weight", one) == "wte.weight"
+    # A head trained apart from its embedding is missing, not replaced by the embedding.
+    apart = opened(tmp_path / "apart", {**both, "lm_head.weight": matrix(4)})
+    assert stored_name(unsaid, "lm_head.weight", apart) is None
 
 
 def test_two_possible_twins_are_not_guessed_between(tmp_path):
+    like = opened(tmp_path / "like", {"lm_head.weight": matrix()})
     one = {"encoder.embed_tokens.weight": matrix()}
-    assert stored_name(opened(tmp_path / "a", one, TIED), "lm_head.weight") in one
+    assert stored_name(opened(tmp_path / "a", one, TIED), "lm_head.weight", like) in one
     two = {**one, "decoder.embed_tokens.weight": matrix(1)}
-    assert stored_name(opened(tmp_path / "b", two, TIED), "lm_head.weight") is None
+    assert stored_name(opened(tmp_path / "b", two, TIED), "lm_head.weight", like) is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -198,8 +199,11 @@ def test_interrupted_exits_with_130_and_resumes(tmp_path):
     while running.poll() is None and not journal.exists():
         time.sleep(0.002)
     os.kill(running.pid, signal.SIGINT)
-    running.communicate()
+    _, said = running.communicate()
     assert running.returncode == 130
+    assert said.decode().strip() == (
+        "Interrupted; the same command goes on where this one stopped."
+    )
     assert not out.exists()
     done = ws(*command, out)
     assert done.returncode == 0, done.stderr
@@ -208,3 +212,103 @@ def test_interrupted_exits_with_130_and_resumes(tmp_path):
     for name in first.keys() - {"weightsurgery.json"}:  # the records hold different -o
         assert first[name] == second[name]
     assert not journal.parent.exists()
+
+
+def test_names_are_printed_as_they_are(llama, tmp_path):
+    """No colon becomes an emoji, no bracket markup."""
+    for name in ("x:abc:y", "a[red]b[/red]", "[/oops]"):
+        what, _ = two_lines(ws("inspect", f"./{name}", cwd=tmp_path))
+        assert f"./{name}:" in what
+        (tmp_path / name).symlink_to(llama.base)
+        assert ws("inspect", f"./{name}", cwd=tmp_path).stdout.startswith(f"./{name}\n")
+
+
+def test_a_tilde_is_home_for_outputs_too(llama, tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = ws("negate", llama.base, llama.forget, "-o", "~/out", cwd=tmp_path, env=home)
+    assert done.returncode == 0, done.stderr
+    assert ws("verify", "~/out", cwd=tmp_path, env=home).returncode == 0
+    page = ["--html", "~/page.html"]
+    done = ws("diff", llama.base, llama.forget, "-o", "~/v", *page, cwd=tmp_path, env=home)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "v", "page.html"}
+
+
+def test_an_empty_output_is_a_usage_error(llama, tmp_path):
+    done = ws("negate", llama.base, llama.forget, "-o", "", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "empty" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["{forget}", "--scale", "nan"],
+        ["{forget}", "--scale", "1e40"],
+        ["{forget}", "--layer-scale", "0=inf"],
+        ["{forget}:nan"],
+        ["{forget}:1e40"],
+    ],
+)
+def test_scales_are_numbers_to_work_with(llama, tmp_path, arguments):
+    typed = [text.format(forget=llama.forget) for text in arguments]
+    _, remedy = two_lines(ws("add", llama.base, *typed, "-o", tmp_path / "out"))
+    assert "finite" in remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_lists_every_tensor(llama):
+    shown = ws("inspect", llama.base, "-v").stdout
+    assert all(name in shown for name in read_tensors(llama.base))
+
+
+def test_overlap_drops_no_vector(llama):
+    same = [llama.forget] * 3
+    done = ws("overlap", llama.base, *same, "--rank", "2", "--json")
+    pairs = json.loads(done.stdout)["mean"]
+    assert len({(pair["first"], pair["second"]) for pair in pairs}) == 3
+
+
+def test_what_stdout_cannot_take_is_no_bug(llama, tmp_path):
+    for options in ([], ["--json"]):
+        command = [WS, "inspect", str(llama.base), *options]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        what, _ = done.stderr.strip().splitlines()
+        assert "stdout" in what
+        closed = subprocess.run(
+            ["sh", "-c", 'exec "$0" "$@" >&-', *command], stderr=subprocess.PIPE, text=True
+        )
+        assert (closed.returncode, closed.stderr) == (0, "")
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = ws("diff", llama.base, llama.forget, env=plain)
+    assert done.returncode == 0, done.stderr
+    done = ws("diff", llama.base, llama.forget, "--json", env=plain)
+    assert json.loads(done.stdout)["tensors"]
+
+
+def test_a_name_the_record_cannot_hold_is_refused(llama, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/\xff"
+    done = subprocess.run(
+        [WS, "negate", llama.base, llama.forget, "-o", odd], capture_output=True, text=True
+    )
+    what, remedy = two_lines(done)
+    assert "UTF-8" in what
+    assert "Rename" in remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_fit_a_terminal_of_80_columns(llama):
+    """Headings fold before lines break."""
+    script = "from weightsurgery.cli.console import show; from weightsurgery.report.tables import"
+    script += " Table; pairs = tuple(f'authors{i} / painters{i}' for i in range(4));"
+    script += " show(Table('T', ('layer', *pairs), [('0', *('0.123',) * 4)]))"
+    pipe = {**os.environ, "COLUMNS": "80", "PYTHONPATH": "."}
+    master, slave = pty.openpty()
+    subprocess.run([sys.executable, "-c", script], stdout=slave, env=pipe, check=True)
+    os.close(slave)
+    lines = os.read(master, 65536).decode().splitlines()
+    os.close(master)
+    assert any("painters3" in line for line in lines)
+    assert all(len(re.sub(r"\x1b\[[\d;]*m", "", line)) <= 80 for line in lines)

@@ -102,7 +102,6 @@ def test_a_head_trained_apart_is_refused(tmp_path: Path, base_stores_both: bool)
     out = pair.negated(missing="base")
     check_negated(out[EMBED], base[EMBED], after[EMBED])
     if base_stores_both:  # the head follows the embedding, so the output is tied still
-        assert pair.change(missing="base").counterpart(HEAD) == EMBED
         assert same_bytes(out[HEAD], out[EMBED])
 
 

@@ -107,7 +107,7 @@ class Energy:
             raise EditError(f"energy {self.fraction}", "An energy is a fraction in (0, 1].")
 
     def __str__(self) -> str:
-        return f"energy {self.fraction:g}"
+        return f"energy {self.fraction!r}"
 
 
 @dataclass(frozen=True)

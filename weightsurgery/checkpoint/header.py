@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from weightsurgery.errors import CorruptCheckpointError, UnsupportedCheckpointEr
 __all__ = [
     "ARITHMETIC_DTYPES",
     "BITS",
+    "BLOCK_ELEMENTS",
     "ShardHeader",
     "TensorEntry",
     "encode_header",
@@ -59,6 +60,9 @@ ARITHMETIC_DTYPES = frozenset(
 # The reference implementation refuses longer headers, and so do we: it is garbage, or an attack.
 MAX_HEADER_BYTES = 100_000_000
 
+# Elements worked on at a time: 4 MB of float32, so that several such blocks fit a core's cache.
+BLOCK_ELEMENTS = 1 << 20
+
 ReadBytes = Callable[[int, int], bytes]
 
 
@@ -94,13 +98,34 @@ class TensorEntry:
 
     @property
     def rows(self) -> int:
-        """Length of the first axis; 1 for a scalar."""
-        return self.shape[0] if self.shape else 1
+        """Number of rows: all axes but the last, taken together; a vector has one per element.
+
+        A stack of matrices is so read row by row too, and never a whole matrix at a time.
+        """
+        return math.prod(self.shape[:-1]) if len(self.shape) > 1 else self.numel
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Shape of one row: ``(n,)``, or ``()`` for vectors and scalars."""
+        return self.shape[-1:] if len(self.shape) > 1 else ()
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one slice along the first axis."""
+        """Bytes of one row."""
         return self.nbytes // self.rows if self.rows else 0
+
+    def blocks(self, elements: int = BLOCK_ELEMENTS) -> Iterator[tuple[int, int]]:
+        """Ranges of rows that cover the tensor, each of about so many elements.
+
+        Args:
+            elements: By default 4 MB of float32: several such blocks fit a core's cache.
+
+        Yields:
+            First row, and the row after the last.
+        """
+        step = max(1, elements // max(1, math.prod(self.columns)))
+        for start in range(0, self.rows, step):
+            yield start, min(start + step, self.rows)
 
 
 @dataclass(frozen=True)

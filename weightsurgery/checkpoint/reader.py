@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from weightsurgery.checkpoint.layout import Layout, ShardHeader, TensorEntry, read_layout
 from weightsurgery.checkpoint.source import Source, resolve_source
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Checkpoint", "quantisation", "torch_dtype"]
+
+
+_T = TypeVar("_T")
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
@@ -57,6 +61,11 @@ def torch_dtype(dtype: str) -> torch.dtype:
     return found
 
 
+def _close_all(files: dict[str, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
+
+
 class Checkpoint:
     """A checkpoint on disk. Opening it reads headers alone; tensors are read when asked for.
 
@@ -75,6 +84,9 @@ class Checkpoint:
         self.entries: Mapping[str, TensorEntry] = layout.entries
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._found: dict[str, Any] = {}
+        # Vectors hold checkpoints that nobody closes by hand.
+        self._closer = weakref.finalize(self, _close_all, self._files)
 
     @classmethod
     def open(cls, name: str | os.PathLike[str]) -> Checkpoint:
@@ -112,9 +124,7 @@ class Checkpoint:
     def close(self) -> None:
         """Close the files."""
         with self._lock:
-            for handle in self._files.values():
-                os.close(handle)
-            self._files.clear()
+            _close_all(self._files)
 
     def handle(self, shard: str) -> int:
         """File descriptor of a shard, for positional reads; closed with the checkpoint.
@@ -184,10 +194,10 @@ class Checkpoint:
         return self.rows(name, 0, entry.rows).reshape(entry.shape)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows ``start:stop`` along the first axis, in the stored dtype.
+        """Rows ``start:stop``, in the stored dtype; see :attr:`TensorEntry.rows`.
 
         Returns:
-            Shape ``(stop - start, *shape[1:])``; for a scalar ``(1,)``.
+            Shape ``(stop - start, n)``; ``(stop - start,)`` for vectors and scalars.
         """
         import torch
 
@@ -198,7 +208,14 @@ class Checkpoint:
         out = torch.empty((stop - start) * entry.row_bytes, dtype=torch.uint8)
         if out.numel():
             self.read_into(entry, start * entry.row_bytes, memoryview(out.numpy().data))
-        return out.view(dtype).reshape(stop - start, *entry.shape[1:])
+        return out.view(dtype).reshape(stop - start, *entry.columns)
+
+    def remember(self, key: str, find: Callable[[], _T]) -> _T:
+        """What ``find`` returned the first time it was asked for under this key."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: _T = self._found[key]
+        return found
 
     @cached_property
     def config(self) -> dict[str, Any]:

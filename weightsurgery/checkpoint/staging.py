@@ -270,7 +270,11 @@ class Staging:
         """Remove what is beside the target, unless it was left; after a commit, or to give up."""
         if self._journal.closed:
             return
-        shutil.rmtree(self.root, ignore_errors=True)
+        if self.old.exists() and not _holds_anything(self.target):
+            with contextlib.suppress(OSError):
+                self.old.rename(self.target)  # failed between the two renames: undo the first
+        if not self.old.exists() or _holds_anything(self.target):
+            shutil.rmtree(self.root, ignore_errors=True)  # else it holds the only copy
         self.leave()
 
     def leave(self) -> None:

@@ -32,12 +32,19 @@ def same_bytes(checkpoint: Checkpoint, first: str, second: str) -> bool:
 def tied_copies(checkpoint: Checkpoint) -> Mapping[str, str]:
     """Names that are stored although they are tied to another stored name.
 
+    Reads both tensors where a head and an embedding of one shape are stored, up to the first
+    difference, once per checkpoint.
+
     Returns:
-        Copy → the name it is tied to (the input embedding). Only when the config says
-        ``tie_word_embeddings`` and the bytes are equal: a head that was trained apart is not
-        tied, whatever the config says.
+        Copy → the name it is tied to (the input embedding): pairs of equal bytes, unless the
+        config says that they are not tied. A head that was trained apart is not tied, whatever
+        the config says.
     """
-    if not checkpoint.text_config.get("tie_word_embeddings", False):
+    return checkpoint.remember("tied copies", lambda: _find_copies(checkpoint))
+
+
+def _find_copies(checkpoint: Checkpoint) -> dict[str, str]:
+    if checkpoint.text_config.get("tie_word_embeddings") is False:
         return {}
     names, copies = list(checkpoint.entries), {}
     for name in names:
@@ -50,15 +57,33 @@ def tied_copies(checkpoint: Checkpoint) -> Mapping[str, str]:
     return copies
 
 
-def stored_name(checkpoint: Checkpoint, name: str) -> str | None:
-    """Where a tensor can be read: its own name, or its twin's when only that is stored.
+def stored_name(checkpoint: Checkpoint, name: str, like: Checkpoint) -> str | None:
+    """Where a tensor can be read: its own name, or its twin's when that stands for both.
+
+    A twin stands for a name that is not stored if the config ties them; if ``like`` holds both as
+    copies of each other; or if ``like`` stores only one of the two, as this checkpoint does, and
+    the config does not say that they are apart.
+
+    Args:
+        checkpoint: Where the tensor is to be read.
+        name: A tensor of ``like``.
+        like: The checkpoint this one is compared with.
 
     Returns:
-        None when the checkpoint has neither.
+        None when the tensor is missing.
     """
     if name in checkpoint.entries:
         return name
-    if checkpoint.text_config.get("tie_word_embeddings", True) is False:
-        return None
     twins = twin_candidates(name, list(checkpoint.entries))
-    return twins[0] if len(twins) == 1 else None
+    if len(twins) != 1:
+        return None
+    declared = checkpoint.text_config.get("tie_word_embeddings")
+    copies = tied_copies(like)
+    theirs = twin_candidates(name, list(like.entries))
+    tied = (
+        declared is True
+        or any({name, twin} == {copy, original} for twin in theirs
+               for copy, original in copies.items())
+        or (not theirs and declared is None)
+    )  # fmt: skip
+    return twins[0] if tied else None

@@ -125,7 +125,7 @@ class CheckpointWriter:
         self._pending: list[tuple[str, dict[str, Any]]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._failure: OSError | None = None
+        self._failure: BaseException | None = None
         self._shards: dict[str, _Shard] = {}
         try:
             with output_errors(staging.target):
@@ -212,7 +212,7 @@ class CheckpointWriter:
         while not self._stop.wait(self.FLUSH_SECONDS):
             try:
                 self._flush()
-            except OSError as error:
+            except BaseException as error:  # whatever it is, the run must not go on without
                 self._failure = error
                 return
 

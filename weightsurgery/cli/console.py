@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,31 +27,77 @@ from rich.progress import (
 from rich.table import Table as RichTable
 
 from weightsurgery.cli.options import Show
+from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table
 
 __all__ = ["document", "error", "notice", "progress", "show"]
 
-# A pipe has no width: let nothing be cut there.
-_out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+# A stream that was closed from outside leaves a hole, into which the next opened file would fall.
+sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+for _stream in (sys.stdout, sys.stderr):
+    if hasattr(_stream, "reconfigure"):  # a character the terminal lacks is no reason to fail
+        _stream.reconfigure(errors="backslashreplace")
+
+# A pipe has no width: let nothing be cut there. Names keep their colons: no emoji.
+_out = Console(
+    highlight=False, soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else 200
+)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Turn a full disk behind stdout into an error of ours."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is left in the buffer would fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(
+            f"stdout: {error.strerror or error}", "Check where the output is sent."
+        ) from None
 
 
 def show(*items: str | Table) -> None:
-    """Print data: lines and tables."""
-    for item in items:
-        if isinstance(item, str):
-            _out.print(item, markup=False)
-            continue
-        _out.print(item.title, markup=False, style="bold")
-        # Figures stay whole and names fold. Where even that is too wide for the terminal, its own
-        # wrapping of whole lines loses nothing.
-        widths = [max(map(len, cells)) for cells in zip(item.columns, *item.rows, strict=True)]
-        least = [min(w, 20) if n in item.left else w for n, w in enumerate(widths)]
-        drawn, margins = _rich(item), 3 * len(widths)
-        width = _out.width if sum(least) + margins <= _out.width else sum(widths) + margins
-        Console(highlight=False, width=width).print(drawn, crop=False)
-        if item.note:
-            _out.print(item.note, markup=False, style="dim", soft_wrap=False)
+    """Print data: lines and tables.
+
+    Raises:
+        OutputError: stdout takes no more.
+    """
+    with _written():
+        for item in items:
+            if isinstance(item, str):
+                _out.print(item, markup=False)
+            else:
+                _show_table(item)
+
+
+def _show_table(table: Table) -> None:
+    _out.print(table.title, markup=False, style="bold")
+    # Figures stay whole, names fold, and so do headings where that helps. Where even that is too
+    # wide for the terminal, its own wrapping of whole lines loses nothing.
+    least, widest = _widths(table)
+    if least > _out.width:
+        folded = tuple(heading.replace(" ", "\n") for heading in table.columns)
+        table = dataclasses.replace(table, columns=folded)
+        least, widest = _widths(table)
+    width = _out.width if least <= _out.width else widest
+    Console(highlight=False, emoji=False, width=width).print(_rich(table), crop=False)
+    if table.note:
+        _out.print(table.note, markup=False, style="dim", soft_wrap=False)
+
+
+def _widths(table: Table) -> tuple[int, int]:
+    """What a table needs with names folded, and with nothing folded."""
+    columns = zip(table.columns, *table.rows, strict=True)
+    widths = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
+    least = [min(w, 20) if n in table.left else w for n, w in enumerate(widths)]
+    margins = 3 * len(widths)
+    return sum(least) + margins, sum(widths) + margins
 
 
 def _rich(table: Table) -> RichTable:
@@ -69,7 +117,11 @@ def _rich(table: Table) -> RichTable:
 
 def document(data: Any) -> None:
     """Print the one JSON document of ``--json``."""
-    sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    # Where a character has no place, JSON's own escapes must stand, not the stream's.
+    ascii_only = sys.stdout.encoding.lower() not in ("utf-8", "utf8")
+    text = json.dumps(data, indent=1, ensure_ascii=ascii_only, allow_nan=False)
+    with _written():
+        sys.stdout.write(text + "\n")
 
 
 def notice(text: str, options: Show) -> None:

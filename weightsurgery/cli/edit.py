@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ from weightsurgery.cli.options import (
     Truncate,
     Which,
     Work,
+    finite,
     options,
     rank_rule,
     typed_command,
@@ -133,7 +135,10 @@ def _plain(
     from weightsurgery.vectors.sources import open_vector
 
     with Checkpoint.open(base) as opened:
-        edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing), scale)
+        edit = PLAIN[name](
+            open_vector(opened, _scaled(vectors), fit.vocab, fit.missing),
+            finite(scale, f"--scale {scale}"),
+        )
         _apply(edit, opened, store, which, work, show)
 
 
@@ -157,16 +162,27 @@ def _discriminating(
 
     with Checkpoint.open(base) as opened:
         edit = DISCRIMINATING[name](
-            open_vector(opened, task, fit.vocab, fit.missing),
-            tuple(open_vector(opened, [each], fit.vocab, fit.missing) for each in share.keep),
+            open_vector(opened, _scaled(task), fit.vocab, fit.missing),
+            tuple(
+                open_vector(opened, _scaled([each]), fit.vocab, fit.missing) for each in share.keep
+            ),
             truncate.rule() or Rank(64),
             rank_rule(share.keep_rank, None, "--keep-rank"),
             share.side,
             share.basis,
-            scale,
+            finite(scale, f"--scale {scale}"),
             store.seed,
         )
         _apply(edit, opened, store, which, work, show)
+
+
+def _scaled(vectors: list[str]) -> list[str]:
+    """The vectors, if their scales are numbers to work with."""
+    from weightsurgery.vectors.sources import split_scale
+
+    for text in vectors:
+        finite(split_scale(text)[1], f"the scale of {text}")
+    return vectors
 
 
 def _apply(
@@ -185,20 +201,24 @@ def _apply(
         else:
             console.show(*plan_lines(plan, store.out))
         return
-    with console.progress(show) as progress:
-        done = apply(
-            edit,
-            base,
-            store.out,
-            selection=selection,
-            storage=store.storage(),
-            device=work.device,
-            workers=work.workers,
-            overwrite=store.overwrite,
-            allow_unrelated=store.allow_unrelated,
-            command=typed_command(),
-            progress=progress,
-        )
+    try:
+        with console.progress(show) as progress:
+            done = apply(
+                edit,
+                base,
+                store.out,
+                selection=selection,
+                storage=store.storage(),
+                device=work.device,
+                workers=work.workers,
+                overwrite=store.overwrite,
+                allow_unrelated=store.allow_unrelated,
+                command=typed_command(),
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        console.notice("Interrupted; the same command goes on where this one stopped.", show)
+        raise
     if done.resumed:
         console.notice(f"Resumed: {done.resumed} tensors were finished already.", show)
     if show.json:
@@ -207,4 +227,5 @@ def _apply(
         console.show(*edit_tables(done.record, every=show.verbose))
     for text in done.notices:
         console.notice(text, show)
-    console.notice(f"Wrote {store.out}; check it any time with 'ws verify {store.out}'.", show)
+    check = f"ws verify {shlex.quote(store.out)}"
+    console.notice(f"Wrote {store.out}; check it any time with:  {check}", show)

@@ -8,14 +8,28 @@ from typing import Annotated
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Fit, Show, Truncate, Which, Work, options, typed_command
+from weightsurgery.cli.options import (
+    Fit,
+    Show,
+    Truncate,
+    Which,
+    Work,
+    options,
+    typed_command,
+    written_path,
+)
 
 __all__ = ["diff", "inspect", "overlap", "subspace", "verify"]
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before.")]
 Page = Annotated[
     str | None,
-    typer.Option("--html", metavar="FILE", help="Also write a page with pictures (extra: report)."),
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Also write a page with pictures (extra: report).",
+        callback=written_path,
+    ),
 ]
 
 
@@ -35,10 +49,11 @@ def inspect(
 
     with Checkpoint.open(ckpt) as checkpoint:
         found = look(checkpoint)
+        entries = list(checkpoint.entries.values()) if show.verbose else None
     if show.json:
         console.document(asdict(found))
     else:
-        console.show(*inspection_tables(found, every=show.verbose))
+        console.show(*inspection_tables(found, entries))
 
 
 @options
@@ -52,7 +67,9 @@ def diff(
     show: Show,
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Save the task vector here."),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Save the task vector here.", callback=written_path
+        ),
     ] = None,
     html: Page = None,
     overwrite: Annotated[
@@ -78,7 +95,12 @@ def subspace(
     fit: Fit,
     work: Work,
     show: Show,
-    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Directory to write.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
+        ),
+    ],
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
     ] = False,
@@ -181,7 +203,9 @@ def overlap(
         opened_vectors = {}
         for text in vectors:
             vector = open_vector(opened, [text], fit.vocab, fit.missing)
-            label = vector.label if vector.label not in opened_vectors else text
+            label, again = vector.label, 1
+            while label in opened_vectors:  # none is dropped, be it the same one again
+                label, again = text if again == 1 else f"{text} ({again})", again + 1
             opened_vectors[label] = vector
         with console.progress(show) as progress:
             rows, means = overlaps(
@@ -208,7 +232,10 @@ def overlap(
 
 @options
 def verify(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="A directory written by ws.")],
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="A directory written by ws.", callback=written_path),
+    ],
     show: Show,
 ) -> None:
     """Check every file of an output against the SHA-256 in its record.

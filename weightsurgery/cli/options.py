@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -28,9 +30,11 @@ __all__ = [
     "Truncate",
     "Which",
     "Work",
+    "finite",
     "options",
     "rank_rule",
     "typed_command",
+    "written_path",
 ]
 
 
@@ -71,6 +75,28 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _default(value: Any) -> Any:
     return inspect.Parameter.empty if value is MISSING else value
+
+
+def written_path(text: str | None) -> str | None:
+    """A path to write, as a shell would have it: ``~`` is expanded, as it is for inputs."""
+    if text is None:
+        return None
+    if not text:
+        raise typer.BadParameter("an empty name")
+    return os.path.expanduser(text)
+
+
+def finite(number: float, what: str) -> float:
+    """A scale that float32 arithmetic can hold.
+
+    Raises:
+        EditError: It cannot.
+    """
+    from weightsurgery.errors import EditError
+
+    if not math.isfinite(number) or abs(number) > 1e30:
+        raise EditError(what, "Give a finite number, as in 0.5 or -1.")
+    return number
 
 
 @dataclass(frozen=True)
@@ -116,7 +142,7 @@ class Which:
         for text in scales or ():
             pattern, equals, value = text.rpartition("=")
             try:
-                pairs.append((pattern, float(value)))
+                pairs.append((pattern, finite(float(value), f"--layer-scale {text}")))
             except ValueError:
                 equals = ""
             if not equals:
@@ -157,7 +183,12 @@ class Fit:
 class Store:
     """How the result is stored."""
 
-    out: Annotated[str, typer.Option("--out", "-o", help="Directory to write.", metavar="DIR")]
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", help="Directory to write.", metavar="DIR", callback=written_path
+        ),
+    ]
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -335,5 +366,17 @@ class Show:
 
 
 def typed_command() -> list[str]:
-    """The command line as typed, for the record."""
+    """The command line as typed, for the record.
+
+    Raises:
+        SourceError: The record could not hold it.
+    """
+    from weightsurgery.errors import SourceError
+
+    for text in sys.argv[1:]:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise SourceError(
+                f"{text!r}: this name is not UTF-8, so no record can hold it",
+                "Rename the directory, or link to it under another name.",
+            )
     return ["ws", *sys.argv[1:]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, options
+from weightsurgery.cli.options import Show, options, written_path
 
 if TYPE_CHECKING:
     from weightsurgery.report.tables import Table
@@ -23,7 +23,10 @@ def demo(
     directory: Annotated[
         str | None,
         typer.Option(
-            "--dir", metavar="DIR", help="Leave the world and the outputs here, to go on by hand."
+            "--dir",
+            metavar="DIR",
+            help="Leave the world and the outputs here, to go on by hand.",
+            callback=written_path,
         ),
     ] = None,
     world_only: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.inspection import Inspection
+    from weightsurgery.checkpoint.layout import TensorEntry
     from weightsurgery.checkpoint.record import EditRecord
     from weightsurgery.procedures.demo import Comparison as Scores
     from weightsurgery.surgery.compare import Comparison, TensorDifference
@@ -74,12 +75,14 @@ def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) if shape else "scalar"
 
 
-def inspection_tables(found: Inspection, every: bool = False) -> list[str | Table]:
+def inspection_tables(
+    found: Inspection, entries: Sequence[TensorEntry] | None = None
+) -> list[str | Table]:
     """A checkpoint at a glance.
 
     Args:
         found: What it holds.
-        every: Also list the shards.
+        entries: Its tensors, to list each of them and the shards instead of groups.
     """
     facts = [
         ("architecture", found.architecture or "unknown (not needed)"),
@@ -93,21 +96,20 @@ def inspection_tables(found: Inspection, every: bool = False) -> list[str | Tabl
     ]
     if found.revision:
         facts.insert(0, ("revision", found.revision))
-    tables: list[str | Table] = [
-        Table(found.name, ("", ""), facts, left=frozenset({0, 1})),
-        Table(
-            "Tensors",
-            ("name", "kind", "dtype", "shape", "count", "parameters"),
-            [
-                (g.name, g.kind, g.dtype, _shape(g.shape), str(g.count), _count(g.parameters))
-                for g in found.groups
-            ],
-            left=frozenset({0, 1, 2}),
-        ),
-    ]
-    if every:
-        rows = [(name, size(count)) for name, count in found.shards.items()]
-        tables.append(Table("Shards", ("file", "size"), rows))
+    tables: list[str | Table] = [Table(found.name, ("", ""), facts, left=frozenset({0, 1}))]
+    if entries is None:
+        columns: tuple[str, ...] = ("name", "kind", "dtype", "shape", "count", "parameters")
+        groups = [
+            (g.name, g.kind, g.dtype, _shape(g.shape), str(g.count), _count(g.parameters))
+            for g in found.groups
+        ]
+        tables.append(Table("Tensors", columns, groups, left=frozenset({0, 1, 2})))
+        return tables
+    every = [(e.name, e.dtype, _shape(e.shape), _count(e.numel), e.shard) for e in entries]
+    columns = ("name", "dtype", "shape", "parameters", "file")
+    shards = [(name, size(count)) for name, count in found.shards.items()]
+    tables.append(Table("Tensors", columns, every, left=frozenset({0, 1, 4})))
+    tables.append(Table("Shards", ("file", "size"), shards))
     return tables
 
 

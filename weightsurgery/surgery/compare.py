@@ -19,7 +19,6 @@ from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, NonFiniteError
-from weightsurgery.surgery.plan import BLOCK_ELEMENTS
 from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress
 from weightsurgery.surgery.workers import cores, in_order, pick_device, torch_threads
@@ -119,21 +118,18 @@ def _difference(
     base: Checkpoint, entry: TensorEntry, delta: SumDelta, collect: bool
 ) -> tuple[TensorDifference, torch.Tensor | None, ChangeStats]:
     """Statistics of one tensor in one pass; the whole change too, if ``collect``."""
-    shape = entry.shape if entry.shape else (1,)
-    whole = torch.empty(shape) if collect else None
+    whole = torch.empty(entry.rows, *entry.columns) if collect else None
     is_matrix = len(entry.shape) == 2 and entry.numel > 0
     probe, sketch = None, None
     if is_matrix:
-        n = shape[1]
+        n = entry.shape[1]
         generator = torch.Generator().manual_seed(0)
         exact = n <= EXACT_PROBES
         probe = torch.eye(n) if exact else torch.randn(n, PROBES, generator=generator)
-        sketch = torch.empty(shape[0], probe.shape[1])
+        sketch = torch.empty(entry.rows, probe.shape[1])
     stored = torch_dtype(entry.dtype)
     stats, inner = ChangeStats(), 0.0
-    block = max(1, BLOCK_ELEMENTS // max(1, entry.numel // max(1, entry.rows)))
-    for start in range(0, entry.rows, block):
-        stop = min(start + block, entry.rows)
+    for start, stop in entry.blocks():
         before = base.rows(entry.name, start, stop).float()
         change = torch.zeros_like(before)
         delta.add_rows(change, start, stop, 1.0, before)
@@ -160,7 +156,9 @@ def _difference(
         relative=math.sqrt(stats.meant / stats.base) if stats.base > 0 else 0.0,
         cosine=min(1.0, (stats.base + inner) / norms) if norms > 0 else 1.0,
         effective_rank=(
-            effective_rank(sketch, sketch.shape[1] == shape[1]) if sketch is not None else None
+            effective_rank(sketch, sketch.shape[1] == entry.shape[1])
+            if sketch is not None
+            else None
         ),
         sparsity=1.0 - stats.wanted / entry.numel if entry.numel else 1.0,
         surviving=stats.surviving,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -77,6 +78,12 @@ class Edit(Protocol):
         ...
 
 
+def _check_factors(scale: float, *vectors: TaskVector) -> None:
+    for value in (scale, *(factor for vector in vectors for factor, _ in vector.terms)):
+        if not math.isfinite(value):
+            raise EditError(f"scale {value}", "Give a finite number.")
+
+
 @dataclass(frozen=True)
 class _Plain:
     """A vector as it is (Ilharco et al. 2023, arXiv 2212.04089).
@@ -90,13 +97,16 @@ class _Plain:
     scale: float = 1.0
     factors: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        _check_factors(self.scale, self.vector)
+
     def vectors(self) -> Mapping[str, TaskVector]:
         """See :class:`Edit`."""
         return {"vector": self.vector}
 
     def parameters(self) -> Mapping[str, Any]:
         """See :class:`Edit`."""
-        return {"scale": self.scale, "terms": [factor for factor, _ in self.vector.terms]}
+        return {"scale": self.scale}
 
     def prepare(self, base: Checkpoint, name: str, device: torch.device) -> Prepared | None:
         """See :class:`Edit`."""
@@ -160,6 +170,13 @@ class _Discriminating:
     def __post_init__(self) -> None:
         if not self.keep:
             raise EditError("no task to keep", "Pass --keep, or use plain negate or add.")
+        _check_factors(self.scale, self.task, *self.keep)
+        for vector in self.keep:
+            if not any(factor for factor, _ in vector.terms):
+                raise EditError(
+                    f"keep {vector.label}: every factor is zero, so nothing would be kept",
+                    "Give it another factor; only the directions count, not their length.",
+                )
         if self.side not in SIDES:
             raise EditError(f"side {self.side!r}", f"Choose one of: {', '.join(SIDES)}.")
         if self.basis not in BASES:
@@ -182,22 +199,13 @@ class _Discriminating:
         }
 
     def prepare(self, base: Checkpoint, name: str, device: torch.device) -> Prepared | None:
-        """See :class:`Edit`.
-
-        Raises:
-            EditError: A selected tensor of more than two axes.
-        """
+        """See :class:`Edit`; the plan has refused tensors of more than two axes."""
         entry = base.entry(name)
         if len(entry.shape) < 2:
             return None
         delta = self.task.at(name)
         if delta is None:
             return None
-        if len(entry.shape) > 2:
-            raise EditError(
-                f"tensor {name!r} has shape {list(entry.shape)}; discrimination needs a matrix",
-                f"Leave it as it is with --exclude '{name}', or use plain negate or add.",
-            )
         transposed = is_transposed(name, base.config)
 
         def truncated(of: SumDelta, rule: RankRule) -> Truncation:

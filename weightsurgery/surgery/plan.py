@@ -9,26 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, ShardHeader, TensorEntry
+from weightsurgery.checkpoint.header import (
+    ARITHMETIC_DTYPES,
+    BLOCK_ELEMENTS,
+    ShardHeader,
+    TensorEntry,
+)
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.checkpoint.writer import mirrored
-from weightsurgery.errors import EditError
+from weightsurgery.errors import EditError, MismatchError, SelectionError
 from weightsurgery.surgery.edits import Edit
 from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import refuse_quantised
 
 __all__ = [
-    "BLOCK_ELEMENTS",
     "Plan",
     "Storage",
     "plan_edit",
     "worker_count",
 ]
-
-# 4 MB of float32: several such blocks fit a core's cache.
-BLOCK_ELEMENTS = 1 << 20
 
 _STORED_AS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -112,6 +113,27 @@ def worker_count(edit: Edit, workers: int | None) -> int:
     return min(cores(), 2 if edit.factors else 8)
 
 
+def _check_tied(edit: Edit, copy: str, original: str) -> None:
+    """Refuse a change of a tied copy alone, which would be dropped."""
+    for vector in edit.vectors().values():
+        if vector.at(copy) is not None and vector.at(original) is None:
+            raise MismatchError(
+                f"{vector.label}: changes {copy!r} alone, which is tied to {original!r}",
+                f"Untie the model first, or leave both alone with --exclude '{original}'"
+                f" --exclude '{copy}'.",
+            )
+
+
+def _check_matrices(base: Checkpoint, chosen: Mapping[str, float]) -> None:
+    for name in chosen:
+        if len(base.entry(name).shape) > 2:
+            raise EditError(
+                f"tensor {name!r} has shape {list(base.entry(name).shape)}; discrimination needs a"
+                " matrix",
+                f"Leave it as it is with --exclude '{name}', or use plain negate or add.",
+            )
+
+
 def plan_edit(
     edit: Edit,
     base: Checkpoint,
@@ -124,17 +146,26 @@ def plan_edit(
 
     Raises:
         UnsupportedCheckpointError: The base is quantised.
-        SelectionError: Nothing is selected.
-        EditError: A parameter makes no sense.
+        SelectionError: Nothing is selected, or one name of a tied pair.
+        MismatchError: A vector changes one name of a tied pair alone.
+        EditError: A parameter makes no sense, or a selected tensor is no matrix where one is
+            needed.
     """
     refuse_quantised(base)
     copies = tied_copies(base)
     chosen = selection.resolve(base.entries)
     for copy, original in copies.items():
         # A tied copy shares its original's fate, whatever the patterns say of its name.
-        chosen.pop(copy, None)
+        if chosen.pop(copy, None) is not None and original not in chosen:
+            raise SelectionError(
+                f"{copy!r} is selected without {original!r}, to which it is tied",
+                "Select both or neither: they are one matrix.",
+            )
         if original in chosen:
             chosen[copy] = chosen[original]
+            _check_tied(edit, copy, original)
+    if edit.factors:
+        _check_matrices(base, chosen)
     vectors = edit.vectors().values()
     terms = sum(len(vector.terms) for vector in vectors)
     touched = [base.entry(name) for name in chosen]

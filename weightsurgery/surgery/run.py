@@ -35,7 +35,7 @@ from weightsurgery.surgery.plan import (
 )
 from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress, Stream
-from weightsurgery.surgery.workers import cores, pick_device, results, torch_threads
+from weightsurgery.surgery.workers import pick_device, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
 __all__ = ["Applied", "apply"]
@@ -125,6 +125,7 @@ def apply(
                 "selection": asdict(selection),
                 "storage": asdict(storage),
                 "device": where.type,
+                "allow_unrelated": allow_unrelated,
             },
             lineage=[kin.to_dict() for kin in lineage],
             parent=_parent(base),
@@ -191,8 +192,11 @@ def _identity(
         "storage": asdict(storage),
         "device": device.type,
         "versions": versions(),
-        "files": {
-            role: [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in each.paths]
+        "inputs": {
+            role: [
+                each.described,
+                [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in each.paths],
+            ]
             for role, each in inputs.items()
         },
     }
@@ -224,9 +228,8 @@ def _run(stream: Stream, inputs: Mapping[str, _Input], record: EditRecord, worke
         stream.advance("checksums", path.stat().st_size)
         return digest
 
-    # Threads inside an operation only where one decomposition runs at a time.
-    threads = cores() if stream.edit.factors and workers == 1 else 1
-    with torch_threads(threads), ThreadPoolExecutor(workers, "ws") as pool:
+    # One thread in each operation: its result would depend on their number.
+    with torch_threads(1), ThreadPoolExecutor(workers, "ws") as pool:
         try:
             results([pool.submit(stream.tensor, name) for name in todo])
             reading = [pool.submit(sha, path) for path in read]

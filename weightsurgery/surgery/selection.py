@@ -57,6 +57,13 @@ def _in_layers(layer: int | None, ranges: Sequence[tuple[int, int | None]]) -> b
     )
 
 
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a layer range or glob matches a name."""
+    if _RANGE.match(pattern.split(",")[0]):
+        return _in_layers(layer_of(name), parse_layers(pattern))
+    return fnmatchcase(name, pattern)
+
+
 @dataclass(frozen=True)
 class Selection:
     """Tensors by kind, name and layer, with a scale for each.
@@ -93,9 +100,15 @@ class Selection:
         for pattern in (*self.include, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in entries):
                 raise SelectionError(
-                    f"no tensor matches {pattern!r}", "List the names with 'ws inspect --tensors'."
+                    f"no tensor matches {pattern!r}", "See the names with 'ws inspect'."
                 )
         ranges = parse_layers(self.layers) if self.layers is not None else None
+        for pattern, _ in self.scales:
+            if not any(_matches(pattern, name) for name in entries):
+                raise SelectionError(
+                    f"no tensor matches {pattern!r}, which has a scale of its own",
+                    "See the names with 'ws inspect'.",
+                )
         chosen = {}
         for name, entry in entries.items():
             if entry.dtype not in ARITHMETIC_DTYPES or not TARGETS[self.targets](entry):
@@ -116,10 +129,6 @@ class Selection:
     def _scale_of(self, name: str) -> float:
         factor = 1.0
         for pattern, value in self.scales:
-            if _RANGE.match(pattern.split(",")[0]):
-                matches = _in_layers(layer_of(name), parse_layers(pattern))
-            else:
-                matches = fnmatchcase(name, pattern)
-            if matches:
+            if _matches(pattern, name):
                 factor = value
         return factor

@@ -16,7 +16,7 @@ from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.surgery.edits import Edit, Prepared
-from weightsurgery.surgery.plan import BLOCK_ELEMENTS, Plan, Storage
+from weightsurgery.surgery.plan import Plan, Storage
 
 __all__ = ["Progress", "Stream"]
 
@@ -92,9 +92,7 @@ class Stream:
         wide = compute_dtype(torch_dtype(entry.dtype))
         if stored == torch.float64:
             wide = torch.float64
-        block = max(1, BLOCK_ELEMENTS // max(1, entry.numel // max(1, entry.rows)))
-        for start in range(0, entry.rows, block):
-            stop = min(start + block, entry.rows)
+        for start, stop in entry.blocks():
             raw = self.base.rows(entry.name, start, stop)
             before = raw.to(wide)
             meant = torch.zeros_like(before)

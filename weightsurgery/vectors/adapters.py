@@ -129,13 +129,12 @@ class AdapterChange:
         ours, theirs = self.base.entries.get(name), self._weights.entry(key)
         if ours is None or ours.shape != theirs.shape or ours.dtype not in ARITHMETIC_DTYPES:
             return False
-        block = max(1, (1 << 20) // max(1, ours.numel // max(1, ours.rows)))
         return all(
             torch.equal(
-                self.base.rows(name, start, min(start + block, ours.rows)).float(),
-                self._weights.rows(key, start, min(start + block, ours.rows)).float(),
+                self.base.rows(name, start, stop).float(),
+                self._weights.rows(key, start, stop).float(),
             )
-            for start in range(0, ours.rows, block)
+            for start, stop in ours.blocks()
         )
 
     def _base_name_of(self, module: str) -> str:

@@ -78,7 +78,7 @@ class FinetunedChange:
         return f"tensor {name!r} of {self.finetuned.source.name}"
 
     def _pair(self, name: str, entry: TensorEntry) -> tuple[str, int | None] | None:
-        other_name = stored_name(self.finetuned, name)
+        other_name = stored_name(self.finetuned, name, self.base)
         if other_name is None:
             if self._missing == "base" or entry.dtype not in ARITHMETIC_DTYPES:
                 return None
@@ -172,11 +172,6 @@ class FinetunedChange:
             lambda start, stop: self.finetuned.rows(other, start, stop), relative=True, limit=limit
         )
 
-    def counterpart(self, name: str) -> str | None:
-        """Name in the fine-tuned checkpoint of one of the base's tensors."""
-        pair = self._pairs.get(name)
-        return pair[0] if pair is not None else None
-
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
         checkpoint = self.finetuned
@@ -184,6 +179,8 @@ class FinetunedChange:
             "kind": "finetuned",
             "name": checkpoint.source.name,
             "revision": checkpoint.source.revision,
+            "vocab": self._vocab,
+            "missing": self._missing,
             "paths": checkpoint.files_read(),
         }
 

@@ -55,6 +55,7 @@ class SavedChange:
     def __init__(self, base: Checkpoint, source: Source, missing: str = "error") -> None:
         self.source = source
         self.label = source.path.name
+        self._missing = missing
         self.record = read_record(source.path)
         self._weights = Checkpoint.open(source.path)
         self._names: dict[str, bool] = {}  # name -> whether it is stored as factors
@@ -113,6 +114,7 @@ class SavedChange:
             "kind": "task-vector",
             "name": self.source.name,
             "revision": self.source.revision,
+            "missing": self._missing,
             "paths": self._weights.files_read(),
         }
 

@@ -7,6 +7,7 @@ Neither holds weights: ``at(name)`` opens one tensor's :class:`Delta`, and that 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,14 +22,12 @@ from weightsurgery.algebra.lowrank import (
     recompress,
     truncated_svd,
 )
+from weightsurgery.checkpoint.header import BLOCK_ELEMENTS
 from weightsurgery.errors import NonFiniteError
 
 __all__ = ["Change", "Delta", "DenseDelta", "FactorDelta", "MappedChange", "TaskVector"]
 
 RowReader = Callable[[int, int], torch.Tensor]
-
-# Rows are taken in blocks of about this many elements: 4 MB in float32, which a cache holds.
-_BLOCK_ELEMENTS = 1 << 20
 
 
 class Delta(Protocol):
@@ -140,12 +139,18 @@ class MappedChange:
             return None
         if isinstance(delta, LowRank):
             return FactorDelta.of(delta)
-        dense = delta.reshape(1) if delta.ndim == 0 else delta
+        dense = delta.reshape(-1, delta.shape[-1]) if delta.ndim > 1 else delta.reshape(-1)
         return DenseDelta(lambda start, stop: dense[start:stop].clone())
 
     def provenance(self) -> Mapping[str, Any]:
-        """See :class:`Change`."""
-        return {"kind": "memory", "name": self.label, "paths": []}
+        """See :class:`Change`; with a digest of the content, which has no file to be told by."""
+        digest = hashlib.sha256()
+        for name, delta in sorted(self.deltas.items()):
+            parts = (delta.U, delta.S, delta.V) if isinstance(delta, LowRank) else (delta,)
+            for part in parts:
+                digest.update(f"{name}\0{part.dtype}\0{tuple(part.shape)}\0".encode())
+                digest.update(part.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+        return {"kind": "memory", "name": self.label, "sha256": digest.hexdigest(), "paths": []}
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class SumDelta:
             shape: Of the matrix as stored.
         """
         out = torch.zeros(shape)
-        block = max(1, _BLOCK_ELEMENTS // max(1, shape[1]))
+        block = max(1, BLOCK_ELEMENTS // max(1, shape[1]))
         for start in range(0, shape[0], block):
             stop = min(start + block, shape[0])
             self.add_rows(out[start:stop], start, stop, 1.0, base(start, stop).float())
