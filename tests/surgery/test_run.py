@@ -33,7 +33,13 @@ from weightsurgery import (
 )
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.writer import CheckpointWriter
-from weightsurgery.errors import EditError, NonFiniteError, OutputError, SelectionError
+from weightsurgery.errors import (
+    EditError,
+    MismatchError,
+    NonFiniteError,
+    OutputError,
+    SelectionError,
+)
 from weightsurgery.surgery.plan import plan_edit
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
@@ -414,6 +420,160 @@ def test_another_command_does_not_continue_it(tmp_path: Path) -> None:
     name = "layers.3.w"
     wanted = exact(w[name]) - 0.5 * (exact(f[name]) - exact(w[name]))
     assert_rounded(read_tensors(tmp_path / "out")[name], wanted, scratch=1e-6)
+
+
+def stop_at_checksums(stage: str, done: int, total: int) -> None:
+    if stage == "checksums":
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("changed", ["factor", "keep", "keep factor", "rank", "side", "vocab",
+                                     "rounding", "content", "selection"])  # fmt: skip
+def test_only_the_very_same_edit_is_continued(tmp_path: Path, changed: str) -> None:
+    """Interrupted with all tensors done, then one thing differs: nothing old is left."""
+    w = {f"layers.{i}.w": torch.randn(30, 20) for i in range(4)}
+    w["model.embed_tokens.weight"] = torch.randn(7, 20)
+    base = Checkpoint.open(write_checkpoint(tmp_path / "base", w))
+    for name in ("ft", "a", "b"):
+        tuned = {key: t + 0.1 * torch.randn(t.shape) for key, t in w.items()}
+        if name == "ft":
+            tuned["model.embed_tokens.weight"] = torch.randn(8, 20)
+        write_checkpoint(tmp_path / name, tuned)
+
+    def change(value: float) -> TaskVector:
+        return TaskVector.of(MappedChange({name: torch.full((30, 20), value) for name in w if "l" in
+                                           name and "embed" not in name}))  # fmt: skip
+
+    def run(out: str, second: bool, **more: Any) -> Any:
+        vocab = "base" if second and changed == "vocab" else "common-rows"
+        factor = ":2" if second and changed == "factor" else ":0.5"
+        forget = open_vector(base, [str(tmp_path / "ft") + factor], vocab)
+        keep = str(tmp_path / ("b" if second and changed == "keep" else "a"))
+        keep += ":-1" if second and changed == "keep factor" else ""
+        edit: Any = Project(
+            forget,
+            (open_vector(base, [keep]),),
+            Rank(4 if second and changed == "rank" else 3),
+            side="left" if second and changed == "side" else "right",
+        )
+        if changed in ("vocab", "rounding"):
+            edit = Negate(forget)
+        if changed == "content":
+            edit = Add(change(2.0 if second else 1.0))
+        rounding = "stochastic" if second and changed == "rounding" else "nearest"
+        layers = "1-" if second and changed == "selection" else None
+        targets = "all" if changed == "vocab" else "all-linear"
+        return apply(
+            edit,
+            base,
+            tmp_path / out,
+            storage=Storage("bfloat16", rounding),
+            selection=Selection(targets, layers=layers),
+            **more,
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run("out", second=False, progress=stop_at_checksums)
+    same = run("out", second=False)
+    assert same.resumed == len(w)  # before: the same edit does go on
+
+    (tmp_path / "out").rename(tmp_path / "first")
+    with pytest.raises(KeyboardInterrupt):
+        run("out", second=False, progress=stop_at_checksums)
+    assert run("out", second=True).resumed == 0
+    run("clean", second=True)
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "clean")
+    assert snapshot(tmp_path / "out") != snapshot(tmp_path / "first")
+
+
+def test_large_matrices_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    """Wide enough for the randomised decomposition; the exact one hides the difference."""
+    w = {f"layers.{i}.mlp.up_proj.weight": torch.randn(640, 700) for i in range(2)}
+    base = Checkpoint.open(write_checkpoint(tmp_path / "base", w))
+    vectors = []
+    for number in range(2):
+        tuned = {name: t + 0.1 * torch.randn(t.shape) for name, t in w.items()}
+        path = write_checkpoint(tmp_path / str(number), tuned)
+        vectors.append(open_vector(base, [str(path)]))
+    for workers in (1, 2):
+        edit = Project(vectors[0], (vectors[1],), Rank(8))
+        done = apply(edit, base, tmp_path / f"out{workers}", workers=workers)
+        assert all(facts["svd_residual"] > 0 for facts in done.record.tensors.values())
+    assert snapshot(tmp_path / "out1") == snapshot(tmp_path / "out2")
+
+
+def test_narrowing_is_not_mistaken_for_the_change(tmp_path: Path) -> None:
+    """A change far below bfloat16's resolution, while the conversion moves every weight."""
+    w = {"a.weight": torch.randn(400, 400)}
+    f = {"a.weight": w["a.weight"] + 1e-7 * (torch.rand(400, 400) < 0.1)}
+    base = write_checkpoint(tmp_path / "base", w)
+    tuned = write_checkpoint(tmp_path / "ft", f)
+    opened = Checkpoint.open(base)
+    edit = Negate(open_vector(opened, [str(tuned)]))
+    done = apply(edit, opened, tmp_path / "out", storage=Storage("bfloat16"))
+    stored = read_tensors(tmp_path / "out")["a.weight"]
+    assert (stored.float() != w["a.weight"]).float().mean() > 0.9  # before: nearly all moved
+    meant = (w["a.weight"] - f["a.weight"]) != 0
+    moved = (stored != w["a.weight"].bfloat16()) & meant
+    share = float(moved.sum() / meant.sum())
+    assert share < 0.01
+    assert done.record.summary["surviving_fraction"] == pytest.approx(share, rel=1e-5)
+
+
+def test_infinite_masks_are_converted(tmp_path: Path) -> None:
+    w = {"mask": torch.full((4, 4), float("-inf")), "a.weight": torch.randn(4, 4)}
+    base = write_checkpoint(tmp_path / "base", w)
+    tuned = write_checkpoint(tmp_path / "ft", {**w, "a.weight": w["a.weight"] + 1})
+    opened = Checkpoint.open(base)
+    edit = Negate(open_vector(opened, [str(tuned)]))
+    with pytest.raises(NonFiniteError, match="mask"):
+        apply(edit, opened, tmp_path / "out", storage=Storage("bfloat16"))
+    chosen = Selection(exclude=("mask",))
+    apply(edit, opened, tmp_path / "out", storage=Storage("bfloat16"), selection=chosen)
+    after = read_tensors(tmp_path / "out")
+    assert after["mask"].dtype == torch.bfloat16
+    assert torch.isinf(after["mask"]).all()
+    w["a.weight"][0, 0] = 1e30
+    write_checkpoint(tmp_path / "big", w)
+    opened = Checkpoint.open(tmp_path / "big")
+    edit = Negate(open_vector(opened, [str(tmp_path / "big")]))
+    with pytest.raises(NonFiniteError, match="overflow"):
+        apply(
+            edit, opened, tmp_path / "no", storage=Storage("float16"),
+            selection=Selection(include=("mask",)),
+        )  # fmt: skip
+    assert left_behind(tmp_path / "no") == []
+
+
+def test_a_change_of_a_tied_copy_alone_is_refused(tmp_path: Path) -> None:
+    table = torch.randn(6, 4)
+    w = {"model.embed_tokens.weight": table, "lm_head.weight": table.clone()}
+    base = Checkpoint.open(write_checkpoint(tmp_path / "base", w))
+    both = TaskVector.of(MappedChange(dict.fromkeys(w, torch.ones(6, 4))))
+    apply(Add(both), base, tmp_path / "both")
+    after = read_tensors(tmp_path / "both")
+    assert same_bytes(after["lm_head.weight"], after["model.embed_tokens.weight"])
+    head = TaskVector.of(MappedChange({"lm_head.weight": torch.ones(6, 4)}))
+    with pytest.raises(MismatchError, match="lm_head"):
+        apply(Add(head), base, tmp_path / "out")
+    with pytest.raises(SelectionError, match="tied"):
+        apply(Add(both), base, tmp_path / "out", selection=Selection(include=("lm_head*",)))
+    assert left_behind(tmp_path / "out") == []
+
+
+def test_what_would_keep_nothing_is_refused(tmp_path: Path) -> None:
+    w = {"layers.0.w": torch.randn(5, 4)}
+    base = Checkpoint.open(write_checkpoint(tmp_path / "base", w))
+    one = TaskVector.of(MappedChange({"layers.0.w": torch.ones(5, 4)}))
+    Project(one, (one,))
+    for keep, scale in (((0.0 * one,), 1.0), ((one,), float("nan")), ((float("inf") * one,), 1.0)):
+        with pytest.raises(EditError):
+            Project(one, keep, scale=scale)
+    with pytest.raises(EditError, match="finite"):
+        Negate(one, float("inf"))
+    other = TaskVector.of(MappedChange({"elsewhere": torch.ones(5, 4)}))
+    done = apply(Project(one, (other,)), base, tmp_path / "out")
+    assert any("nothing was held back" in text for text in done.notices)
 
 
 def test_plan_knows_what_is_read_and_written(llama: Trio, tmp_path: Path) -> None:

@@ -259,3 +259,12 @@ def test_scales_by_layer_and_by_name_the_last_match_counts() -> None:
     several = Selection(scales=(("1,3-4", 7.0),)).resolve(entries)
     with_seven = {name.split(".")[2] for name, scale in several.items() if scale == 7}
     assert with_seven == {"1", "3", "4"}
+
+
+@pytest.mark.parametrize("pattern", ["*.mpl.*", "40-50"])
+def test_a_scale_for_nothing_is_an_error(pattern: str) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    entries = {name: TensorEntry(name, "F32", (4, 4), "x.safetensors", 0, 64)}
+    assert Selection(scales=(("*.mlp.*", 0.5), ("1-3", 0.25))).resolve(entries) == {name: 0.25}
+    with pytest.raises(SelectionError, match="scale of its own"):
+        Selection(scales=((pattern, 0.5),)).resolve(entries)

@@ -11,7 +11,8 @@ from tests.conftest import left_behind, write_checkpoint
 from weightsurgery import Negate, apply, open_vector
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
-from weightsurgery.errors import LineageError
+from weightsurgery.errors import LineageError, VectorError
+from weightsurgery.surgery.compare import diff
 from weightsurgery.vectors.lineage import kinship, samples_of
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.sources import open_change
@@ -135,3 +136,52 @@ def test_a_base_of_nothing_but_vectors_cannot_be_told(tmp_path: Path) -> None:
     base = Checkpoint.open(write_checkpoint(tmp_path / "b", {"norm.weight": torch.ones(8)}))
     path = write_checkpoint(tmp_path / "ft", {"norm.weight": torch.full((8,), 2.0)})
     assert kinship(base, open_change(base, str(path))).verdict == "unknown"
+
+
+def gpt2(seed: int) -> dict[str, torch.Tensor]:
+    """Five matrices in each of 48 layers, the first of them a mask that all models share."""
+    generator = torch.Generator().manual_seed(seed)
+    names = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    tensors = {}
+    for layer in range(48):
+        tensors[f"h.{layer}.attn.causal"] = torch.ones(8, 8).tril()
+        for name in names:
+            tensors[f"h.{layer}.{name}"] = torch.randn(8, 8, generator=generator)
+    return tensors
+
+
+def verdict(root: Path, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> str:
+    root.mkdir()
+    base = Checkpoint.open(write_checkpoint(root / "base", ours))
+    write_checkpoint(root / "ft", theirs)
+    return kinship(base, open_change(base, str(root / "ft"))).verdict
+
+
+def test_masks_and_strides_do_not_hide_other_weights(tmp_path: Path) -> None:
+    assert verdict(tmp_path / "a", gpt2(1), tuned(gpt2(1), 0.1)) == "related"
+    assert verdict(tmp_path / "b", gpt2(1), gpt2(2)) == "unrelated"
+
+
+def test_zeroed_scaled_and_partly_other_weights_are_unrelated(tmp_path: Path) -> None:
+    ours = weights(1)
+    assert verdict(tmp_path / "a", ours, tuned(ours, 0.1)) == "related"
+    zero = {name: 0 * tensor for name, tensor in ours.items()}
+    assert verdict(tmp_path / "b", ours, zero) == "unrelated"
+    large = {name: 1000 * tensor for name, tensor in ours.items()}
+    assert verdict(tmp_path / "c", ours, large) == "unrelated"
+    partly = {**ours, **{name: weights(2)[name] for name in NAMES[:3]}}
+    assert verdict(tmp_path / "d", ours, partly) == "unrelated"
+    one = {**ours, NAMES[0]: weights(2)[NAMES[0]]}
+    assert verdict(tmp_path / "e", ours, one) == "related"
+
+
+def test_a_damaged_sample_is_an_error_that_leaves_nothing(base: Checkpoint, tmp_path: Path) -> None:
+    saved = saved_from(base, tmp_path / "vector")
+    assert kinship(base, open_change(base, str(saved))).verdict == "related"
+    record = json.loads((saved / "weightsurgery.json").read_text())
+    record["parameters"]["base_samples"][NAMES[0]] = "no base64"
+    (saved / "weightsurgery.json").write_text(json.dumps(record))
+    vector = open_vector(base, [str(saved)])
+    with pytest.raises(VectorError, match="base_samples"):
+        diff(base, vector, save_to=tmp_path / "again")
+    assert left_behind(tmp_path / "again") == []

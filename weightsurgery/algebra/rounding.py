@@ -86,7 +86,8 @@ def round_to(
 class ChangeStats:
     """What was meant and what was written, summed over the blocks of a tensor.
 
-    With ``d`` the intended change and ``w`` the written one (stored after minus before):
+    With ``d`` the intended change and ``w`` the written one (what is stored, minus what would be
+    stored without the change):
 
     Attributes:
         base: ``‖W‖²``.
@@ -105,7 +106,10 @@ class ChangeStats:
     moved: int = 0
 
     def add(self, before: torch.Tensor, meant: torch.Tensor, after: torch.Tensor) -> None:
-        """Add a block; all three of the same shape, in the arithmetic's dtype."""
+        """Add a block: what would be stored without the change, the change, what is stored.
+
+        All three have the same shape, in the arithmetic's dtype.
+        """
         before, meant = before.reshape(-1), meant.reshape(-1)
         written = after.reshape(-1) - before
         pairs = ((before, before), (meant, meant), (written, written), (meant, written))
@@ -117,7 +121,7 @@ class ChangeStats:
         self.written += sums[2]
         self.inner += sums[3]
         self.wanted += int(torch.count_nonzero(meant))
-        self.moved += int(torch.count_nonzero(written))
+        self.moved += int(torch.count_nonzero(written * (meant != 0)))
 
     def merge(self, other: ChangeStats) -> None:
         """Add another tensor's or part's sums."""

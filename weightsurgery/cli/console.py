@@ -80,28 +80,34 @@ def _show_table(table: Table) -> None:
     _out.print(table.title, markup=False, style="bold")
     # Figures stay whole, names fold, and so do headings where that helps. Where even that is too
     # wide for the terminal, its own wrapping of whole lines loses nothing.
-    least, widest = _widths(table)
-    if least > _out.width:
+    least, widest = _widths(table, margin=3)
+    narrow = least > _out.width
+    if narrow:
         folded = tuple(heading.replace(" ", "\n") for heading in table.columns)
         table = dataclasses.replace(table, columns=folded)
-        least, widest = _widths(table)
+        least, widest = _widths(table, margin=2)
     width = _out.width if least <= _out.width else widest
-    Console(highlight=False, emoji=False, width=width).print(_rich(table), crop=False)
+    Console(highlight=False, emoji=False, width=width).print(_rich(table, narrow), crop=False)
     if table.note:
         _out.print(table.note, markup=False, style="dim", soft_wrap=False)
 
 
-def _widths(table: Table) -> tuple[int, int]:
+def _widths(table: Table, margin: int) -> tuple[int, int]:
     """What a table needs with names folded, and with nothing folded."""
     columns = zip(table.columns, *table.rows, strict=True)
     widths = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
     least = [min(w, 20) if n in table.left else w for n, w in enumerate(widths)]
-    margins = 3 * len(widths)
+    margins = margin * len(widths)
     return sum(least) + margins, sum(widths) + margins
 
 
-def _rich(table: Table) -> RichTable:
-    drawn = RichTable(show_header=any(table.columns), box=box.SIMPLE_HEAD, pad_edge=False)
+def _rich(table: Table, narrow: bool) -> RichTable:
+    drawn = RichTable(
+        show_header=any(table.columns),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=narrow,
+    )
     for number, column in enumerate(table.columns):
         words = number in table.left
         drawn.add_column(

@@ -35,6 +35,7 @@ def copy_companions(
     names = companion_files(base.path)
     if base.layout.index_name is not None:
         names.append(base.layout.index_name)
+    converts = any(storage.stored(entry) != entry.dtype for entry in base.entries.values())
     copied = {}
     for name in names:
         source, target = base.path / name, staging.files / name
@@ -44,7 +45,9 @@ def copy_companions(
             )
         with output_errors(staging.target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if storage.dtype is not None and name in ("config.json", base.layout.index_name):
+            if (name == "config.json" and storage.dtype is not None) or (
+                name == base.layout.index_name and converts
+            ):
                 target.write_bytes(_redeclared(name, source.read_bytes(), storage, base))
             else:
                 shutil.copyfile(source, target)

@@ -19,6 +19,7 @@ from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, NonFiniteError
+from weightsurgery.surgery.provenance import folders, hash_files, inputs_of, recorded
 from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress
 from weightsurgery.surgery.workers import cores, in_order, pick_device, torch_threads
@@ -204,21 +205,16 @@ def diff(
     refuse_quantised(base)
     selection = selection or Selection()
     where = pick_device(device)
-    changes = [change for _, change in vector.terms]
-    names = [
-        name
+    entries = [
+        base.entry(name)
         for name in selection.resolve(base.entries)
         if not matrices_only or len(base.entry(name).shape) == 2
     ]
-    items = [(base.entry(name), delta) for name in names if (delta := vector.at(name)) is not None]
-    if not items:
-        raise EditError(
-            f"{vector.label}: changes none of the selected tensors",
-            "Widen --targets, --include, --exclude or --layers.",
-        )
 
-    def one(item: tuple[TensorEntry, SumDelta]) -> tuple[TensorDifference, Any, ChangeStats]:
-        entry, delta = item
+    def one(entry: TensorEntry) -> tuple[TensorDifference, Any, ChangeStats] | None:
+        delta = vector.at(entry.name)
+        if delta is None:
+            return None
         if rule is None or len(entry.shape) != 2 or entry.numel == 0:
             return _difference(base, entry, delta, collect=save_to is not None)
         row, _, stats = _difference(base, entry, delta, collect=False)
@@ -236,30 +232,35 @@ def diff(
         }
         return TensorDifference(**{**asdict(row), **facts}), found.factors, stats
 
-    done, total = 0, sum(entry.nbytes for entry, _ in items)
-    rows: list[TensorDifference] = []
-    sums = ChangeStats()
+    lineage = tuple(kinship(base, change) for _, change in vector.terms)
+    inputs = inputs_of(base, {"vector": vector})
+    # Whole matrices are in flight where they are saved or decomposed.
+    count = workers or min(cores(), 8 if rule is None and save_to is None else 2)
     writer = None
     if save_to is not None:
-        inputs = [base.path] + [
-            path.parent for change in changes for path in change.provenance()["paths"]
-        ]
-        writer = VectorWriter(Path(save_to), sorted(set(inputs)), overwrite)
-    lineage = tuple(kinship(base, change) for change in changes)
+        writer = VectorWriter(Path(save_to), folders(inputs), overwrite)
+    done, total = 0, sum(entry.nbytes for entry in entries)
+    rows: list[TensorDifference] = []
+    sums = ChangeStats()
     saved = None
-    count = workers or min(cores(), 2 if rule is not None else 8)
     with torch_threads(1), writer or nullcontext():
-        for row, change, stats in in_order(one, items, count):
+        for entry, result in zip(entries, in_order(one, entries, count), strict=True):
+            done += entry.nbytes
+            if progress is not None:
+                progress("diff", done, total)
+            if result is None:
+                continue
+            row, change, stats = result
             rows.append(row)
             sums.merge(stats)
             if writer is not None:
-                shape = base.entry(row.name).shape
-                writer.add(
-                    row.name, change if isinstance(change, LowRank) else change.reshape(shape)
-                )
-            done += base.entry(row.name).nbytes
-            if progress is not None:
-                progress("diff", done, total)
+                factors = isinstance(change, LowRank)
+                writer.add(row.name, change if factors else change.reshape(entry.shape))
+        if not rows:
+            raise EditError(
+                f"{vector.label}: changes none of the selected tensors",
+                "Widen --targets, --include, --exclude or --layers.",
+            )
         if writer is not None:
             record = EditRecord("task-vector", command=list(command))
             record.parameters = {
@@ -268,16 +269,7 @@ def diff(
                 "seed": seed,
                 "base_samples": samples_of(base),
             }
-            record.inputs = {
-                "base": {"name": base.source.name, "revision": base.source.revision},
-                **{
-                    f"term{number}": {
-                        "factor": factor,
-                        **{k: v for k, v in change.provenance().items() if k != "paths"},
-                    }
-                    for number, (factor, change) in enumerate(vector.terms, 1)
-                },
-            }
+            record.inputs = recorded(inputs, hash_files(inputs, count))
             record.tensors = {
                 row.name: {k: v for k, v in asdict(row).items() if k not in ("name", "shape")}
                 for row in rows

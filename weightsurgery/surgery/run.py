@@ -33,6 +33,7 @@ from weightsurgery.surgery.plan import (
     plan_edit,
     worker_count,
 )
+from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
 from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress, Stream
 from weightsurgery.surgery.workers import pick_device, results, torch_threads
@@ -101,14 +102,13 @@ def apply(
     where = pick_device(device)
     plan = plan_edit(edit, base, out, selection, storage, workers)
     target = Path(os.path.realpath(out))
-    inputs = _inputs(edit, base)
-    folders = sorted({path.parent for each in inputs.values() for path in each.paths})
+    inputs = inputs_of(base, edit.vectors())
     if not Staging.beside(target).exists():
-        check_target(target, folders, overwrite)  # before the slower checks
+        check_target(target, folders(inputs), overwrite)  # before the slower checks
     changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
     lineage = check_lineage(base, changes, allow_unrelated)
     identity = _identity(edit, selection, storage, where, inputs)
-    staging = Staging(target, identity, folders, overwrite)
+    staging = Staging(target, identity, folders(inputs), overwrite)
     if staging.complete:
         return Applied(read_record(target), ("An earlier run had finished this output.",))
     writer = None
@@ -145,30 +145,6 @@ def apply(
     return Applied(record, tuple(_notices(record)), resumed)
 
 
-@dataclass(frozen=True)
-class _Input:
-    """What an edit reads: what the record says of it, and its files."""
-
-    described: Mapping[str, Any]
-    paths: Sequence[Path]
-
-
-def _inputs(edit: Edit, base: Checkpoint) -> dict[str, _Input]:
-    """The base and every term of every vector, by role."""
-    described = {
-        "kind": "checkpoint",
-        "name": base.source.name,
-        "revision": base.source.revision,
-    }
-    found = {"base": _Input(described, base.files_read())}
-    for role, vector in edit.vectors().items():
-        for number, (factor, change) in enumerate(vector.terms, 1):
-            key = role if len(vector.terms) == 1 else f"{role}.{number}"
-            facts = {**change.provenance(), "factor": factor}
-            found[key] = _Input(facts, facts.pop("paths"))
-    return found
-
-
 def _parent(base: Checkpoint) -> dict[str, str] | None:
     """The base's own record, where the base is an output of this tool."""
     path = base.path / RECORD_NAME
@@ -182,7 +158,7 @@ def _identity(
     selection: Selection,
     storage: Storage,
     device: torch.device,
-    inputs: Mapping[str, _Input],
+    inputs: Mapping[str, Input],
 ) -> str:
     """A digest of everything the output depends on; input files by size and time of change."""
     described = {
@@ -213,12 +189,12 @@ def _check_space(plan: Plan, staging: Staging) -> None:
         )
 
 
-def _run(stream: Stream, inputs: Mapping[str, _Input], record: EditRecord, workers: int) -> None:
+def _run(stream: Stream, inputs: Mapping[str, Input], record: EditRecord, workers: int) -> None:
     """Do all tensors, hash all files, and complete the record."""
     base, writer = stream.base, stream.writer
     todo = [name for name in base.entries if name not in writer.done]
     todo.sort(key=lambda name: -base.entry(name).nbytes)
-    read = list(dict.fromkeys(path for each in inputs.values() for path in each.paths))
+    read = files(inputs)
     written = {header.shard: writer.staging.files / header.shard for header in stream.plan.shards}
     stream.total = sum(base.entry(name).nbytes for name in todo)
     stream.total += sum(path.stat().st_size for path in read) + stream.plan.write_bytes
@@ -244,10 +220,7 @@ def _run(stream: Stream, inputs: Mapping[str, _Input], record: EditRecord, worke
         header.shard: {"sha256": shas[header.shard], "bytes": header.size}
         for header in stream.plan.shards
     }
-    record.inputs = {
-        role: {**each.described, "files": {path.name: digests[path] for path in each.paths}}
-        for role, each in inputs.items()
-    }
+    record.inputs = recorded(inputs, digests)
     record.tensors, record.summary = _statistics(stream.edit, base, stream.plan, writer.done)
 
 
@@ -312,6 +285,11 @@ def _notices(record: EditRecord) -> list[str]:
         )
     if summary["relative_change"] == 0:
         notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
+    unkept = sum(facts.get("keep_ranks") == [] for facts in record.tensors.values())
+    if unkept:
+        notices.append(
+            f"{unkept} edited tensors are changed by no task to keep: there, nothing was held back."
+        )
     for kin in record.lineage:
         if kin["verdict"] != "related":
             notices.append(f"{kin['vector']}: lineage {kin['verdict']} ({kin['evidence']}).")

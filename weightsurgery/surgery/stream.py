@@ -103,15 +103,30 @@ class Stream:
                     generator = generator_for(self.storage.seed, original, start)
             after = round_to(before + meant, stored, generator)
             wanted = stats.wanted
-            stats.add(before, meant, after.to(wide))
+            # Against what would be stored without the change: a narrower dtype rounds that too.
+            unchanged = before if raw.dtype == stored else before.to(stored).to(wide)
+            stats.add(unchanged, meant, after.to(wide))
             if stats.wanted == wanted and raw.dtype == stored:
                 after = raw  # nothing changes here: −0 + 0 would lose its sign
-            if not math.isfinite(stats.meant + stats.written):
+            if prepared is None:
+                self._check_conversion(entry, target, before, after)
+            elif not math.isfinite(stats.meant + stats.written):
                 self._check_finite(entry, target, before, meant, after)
             data = after.contiguous().view(-1).view(torch.uint8).numpy().data
             self.writer.write(entry.name, start * target.row_bytes, data)
             self.advance(self.edit.name, (stop - start) * entry.row_bytes)
         return stats
+
+    def _check_conversion(
+        self, entry: TensorEntry, target: TensorEntry, before: torch.Tensor, after: torch.Tensor
+    ) -> None:
+        """Masks may hold infinity; a finite weight may not become infinite."""
+        if (torch.isfinite(before) & ~torch.isfinite(after.to(before.dtype))).any():
+            raise NonFiniteError(
+                f"tensor {entry.name!r} ({self.base.path / entry.shard}): its weights overflow"
+                f" {target.dtype}",
+                "Use --dtype float32 or bfloat16.",
+            )
 
     def _check_finite(
         self,

@@ -68,7 +68,7 @@ def in_order(function: Callable[[_T], _R], items: Sequence[_T], workers: int) ->
     with ThreadPoolExecutor(workers, "ws") as pool:
         try:
             rest = iter(items)
-            waiting = [pool.submit(function, item) for item in islice(rest, workers + 1)]
+            waiting = [pool.submit(function, item) for item in islice(rest, workers)]
             while waiting:
                 yield waiting.pop(0).result()
                 waiting += [pool.submit(function, item) for item in islice(rest, 1)]

@@ -1,0 +1,69 @@
+"""What an output was made from: the base and every term of every vector, by role."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import file_sha256
+from weightsurgery.vectors.task_vector import TaskVector
+
+__all__ = ["Input", "files", "folders", "hash_files", "inputs_of", "recorded"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that is read.
+
+    Attributes:
+        described: What the record says of it, besides its files.
+        paths: Its files.
+    """
+
+    described: Mapping[str, Any]
+    paths: Sequence[Path]
+
+
+def inputs_of(base: Checkpoint, vectors: Mapping[str, TaskVector]) -> dict[str, Input]:
+    """The base and the terms of the vectors; several terms of one role are numbered."""
+    source = {
+        "kind": "checkpoint",
+        "name": base.source.name,
+        "revision": base.source.revision,
+    }
+    found = {"base": Input(source, base.files_read())}
+    for role, vector in vectors.items():
+        for number, (factor, change) in enumerate(vector.terms, 1):
+            key = role if len(vector.terms) == 1 else f"{role}.{number}"
+            described = {**change.provenance(), "factor": factor}
+            found[key] = Input(described, described.pop("paths"))
+    return found
+
+
+def folders(inputs: Mapping[str, Input]) -> list[Path]:
+    """The directories that are read, which no output may touch."""
+    return sorted({path.parent for each in inputs.values() for path in each.paths})
+
+
+def files(inputs: Mapping[str, Input]) -> list[Path]:
+    """All files of all inputs, each once."""
+    return list(dict.fromkeys(path for each in inputs.values() for path in each.paths))
+
+
+def hash_files(inputs: Mapping[str, Input], workers: int) -> dict[Path, str]:
+    """SHA-256 of each file."""
+    paths = files(inputs)
+    with ThreadPoolExecutor(workers, "ws") as pool:
+        return dict(zip(paths, pool.map(file_sha256, paths), strict=True))
+
+
+def recorded(inputs: Mapping[str, Input], digests: Mapping[Path, str]) -> dict[str, Any]:
+    """The record's entry for each input."""
+    return {
+        role: {**each.described, "files": {path.name: digests[path] for path in each.paths}}
+        for role, each in inputs.items()
+    }
