@@ -30,7 +30,7 @@ _PUBLIC = {
     "apply": "surgery.run",
     "discriminate": "algebra.discriminate",
     "open_vector": "vectors.sources",
-    "truncated_svd": "algebra.lowrank",
+    "truncated_svd": "algebra.svd",
     "verify": "checkpoint.record",
 }
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
 from weightsurgery.algebra.geometry import cosine, inner_product, overlap, principal_angles
-from weightsurgery.algebra.lowrank import LowRank, Rank, truncated_svd
+from weightsurgery.algebra.lowrank import LowRank, Rank
+from weightsurgery.algebra.svd import truncated_svd
 
 
 def orthonormal(d: int, p: int, seed: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from weightsurgery.algebra.lowrank import (
     orth,
     rank_by,
     recompress,
-    truncated_svd,
 )
+from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.errors import EditError
 
 # float32 input and output: errors are a modest multiple of its eps, 1.2e-7, relative to σ₁.

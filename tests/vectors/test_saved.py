@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.conftest import exact, left_behind, read_tensors, same_bytes, write_checkpoint
-from weightsurgery.algebra.lowrank import LowRank, Rank, truncated_svd
+from weightsurgery.algebra.lowrank import LowRank, Rank
+from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, verify
 from weightsurgery.errors import MismatchError, OutputError, VectorError, VerificationError

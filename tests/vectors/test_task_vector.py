@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import exact, low_rank, write_checkpoint
-from weightsurgery.algebra.lowrank import LowRank, Rank, truncated_svd
+from weightsurgery.algebra.lowrank import LowRank, Rank
+from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import CheckpointError, NonFiniteError
 from weightsurgery.vectors.sources import open_vector, split_scale

@@ -7,7 +7,6 @@ features, in features); ``U`` is ``(m, k)``, ``S`` is ``(k,)`` in descending ord
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -20,20 +19,11 @@ __all__ = [
     "LowRank",
     "Rank",
     "RankRule",
-    "Truncation",
     "orth",
     "rank_by",
+    "rank_for",
     "recompress",
-    "truncated_svd",
 ]
-
-# Up to this many columns on the short side a full float64 SVD is cheap (0.3 s) and exact.
-EXACT_UP_TO = 512
-
-# Block Krylov: k + OVERSAMPLE columns, DEPTH multiplications by A Aᵀ. Measured against
-# subspace iteration in METHODS and the benchmark; deeper gains nothing in float32.
-OVERSAMPLE = 32
-DEPTH = 5
 
 
 @dataclass(frozen=True)
@@ -125,28 +115,6 @@ class DonohoGavish:
 RankRule = Rank | Energy | DonohoGavish
 
 
-@dataclass(frozen=True)
-class Truncation:
-    """A truncated SVD and what it left out.
-
-    Attributes:
-        factors: The leading factors.
-        total: Squared Frobenius norm of the whole matrix.
-        residual: A-posteriori error ``maxᵢ max(‖A vᵢ − σᵢ uᵢ‖, ‖Aᵀ uᵢ − σᵢ vᵢ‖) / σ₁``; 0 for an
-            exact SVD. It bounds the distance of every ``σᵢ`` to a true singular value of ``A``,
-            relative to ``σ₁`` (Parlett 1998, Theorem 4.5.1, on ``[[0, A], [Aᵀ, 0]]``, up to √2).
-    """
-
-    factors: LowRank
-    total: float
-    residual: float
-
-    @property
-    def kept(self) -> float:
-        """Fraction of the energy the factors hold, in [0, 1]; 1 for a zero matrix."""
-        return min(1.0, self.factors.energy / self.total) if self.total > 0 else 1.0
-
-
 def orth(columns: torch.Tensor, tolerance: float | None = None) -> torch.Tensor:
     """An orthonormal basis of the span of some columns, numerically rank-revealing.
 
@@ -203,54 +171,6 @@ def recompress(
     return LowRank((q_left @ u[:, :k]).to(dtype), s[:k].to(dtype), (q_right @ vh[:k].T).to(dtype))
 
 
-def truncated_svd(
-    matrix: torch.Tensor, rule: RankRule, *, seed: int = 0, exact_up_to: int = EXACT_UP_TO
-) -> Truncation:
-    """The leading singular triplets of a matrix.
-
-    Small matrices (short side up to ``exact_up_to``, or not much larger than the rank) take a
-    full SVD in float64. Others take randomised block Krylov iteration (Musco & Musco 2015,
-    arXiv 1504.05477, Algorithm 2) with orthonormalised blocks and a float64 Rayleigh-Ritz step.
-
-    Args:
-        matrix: Shape ``(m, n)``, float32, finite; on any device.
-        rule: How many factors to keep.
-        seed: Seed of the random start block; the result is a function of it.
-        exact_up_to: Threshold for the full SVD.
-
-    Returns:
-        Float32 factors on the matrix's device; at least one factor, also of a zero matrix. A
-        rank beyond ``min(m, n)`` gives ``min(m, n)``.
-    """
-    m, n = matrix.shape
-    short = min(m, n)
-    total = float(matrix.norm(dtype=torch.float64)) ** 2
-    if isinstance(rule, DonohoGavish):
-        rule = Rank(_gavish_donoho_rank(matrix))
-    # A Krylov basis as wide as the matrix costs more than the full SVD.
-    exact = short <= exact_up_to
-    if isinstance(rule, Rank):
-        k = min(rule.k, short)
-        if exact or (k + OVERSAMPLE) * (DEPTH + 1) > short:
-            return Truncation(_exact_svd(matrix).truncated(k), total, 0.0)
-        return _with_error(matrix, _block_krylov(matrix, k, seed), total)
-
-    if total == 0:
-        return truncated_svd(matrix, Rank(1), seed=seed, exact_up_to=exact_up_to)
-    k = 32
-    while not exact and (k + OVERSAMPLE) * (DEPTH + 1) <= short:
-        factors = _block_krylov(matrix, k, seed)
-        if factors.energy >= rule.fraction * total:
-            chosen = factors.truncated(_rank_for(factors.S, rule.fraction * total))
-            return _with_error(matrix, chosen, total)
-        k *= 2
-    factors = _exact_svd(matrix)
-    # The factors' own sum, so that energy 1.0 is not missed by a rounding of the norm.
-    return Truncation(
-        factors.truncated(_rank_for(factors.S, rule.fraction * factors.energy)), total, 0.0
-    )
-
-
 def rank_by(singular: torch.Tensor, total: float, rule: RankRule) -> int:
     """How many factors of an exact low-rank matrix a rule keeps.
 
@@ -263,69 +183,11 @@ def rank_by(singular: torch.Tensor, total: float, rule: RankRule) -> int:
     if isinstance(rule, Rank):
         return min(rule.k, singular.numel())
     if isinstance(rule, Energy):
-        return _rank_for(singular, rule.fraction * total)
+        return rank_for(singular, rule.fraction * total)
     return singular.numel()
 
 
-def _rank_for(singular: torch.Tensor, energy: float) -> int:
+def rank_for(singular: torch.Tensor, energy: float) -> int:
+    """The fewest leading singular values whose squares sum up to an energy."""
     held = singular.double().square().cumsum(0)
     return min(singular.numel(), int((held < energy * (1 - 1e-12)).sum()) + 1)
-
-
-def _exact_svd(matrix: torch.Tensor) -> LowRank:
-    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return LowRank(u, s, vh.T).to(matrix.device, torch.float32)
-
-
-def _gavish_donoho_rank(matrix: torch.Tensor) -> int:
-    m, n = matrix.shape
-    beta = min(m, n) / max(m, n)
-    omega = 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43
-    # The median needs the whole spectrum; the Gram matrix of the short side gives it to 1e-8 σ₁.
-    short = matrix if m <= n else matrix.T
-    gram = torch.zeros(short.shape[0], short.shape[0], dtype=torch.float64, device=matrix.device)
-    for start in range(0, short.shape[1], 4096):
-        block = short[:, start : start + 4096].double()
-        gram.addmm_(block, block.T)
-    singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    # Without noise the median is rounding: below float32 resolution there is nothing to keep.
-    floor = singular[-1] * torch.finfo(torch.float32).eps
-    threshold = torch.maximum(omega * singular.median(), floor)
-    return max(1, int((singular > threshold).sum()))
-
-
-def _block_krylov(matrix: torch.Tensor, k: int, seed: int) -> LowRank:
-    transposed = matrix.shape[0] > matrix.shape[1]
-    a = matrix.T if transposed else matrix  # iterate on the short side
-    generator = torch.Generator("cpu").manual_seed(seed)
-    start = torch.randn(a.shape[1], k + OVERSAMPLE, generator=generator, dtype=torch.float32)
-    block = torch.linalg.qr(a @ start.to(a.device)).Q
-    blocks = [block]
-    for _ in range(DEPTH):
-        block = torch.linalg.qr(a @ (a.T @ block)).Q
-        blocks.append(block)
-    basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
-    # Rayleigh-Ritz in float64: a float32 Gram matrix would lose factors under 3e-4 σ₁.
-    projected = (basis.T @ a).double()
-    values, vectors = torch.linalg.eigh(projected @ projected.T)
-    order = torch.arange(values.numel() - 1, values.numel() - 1 - k, -1, device=a.device)
-    s = values[order].clamp_min(0).sqrt()
-    u = basis.double() @ vectors[:, order]
-    v = projected.T @ vectors[:, order]
-    # Dividing by σ is unstable for zero factors, so let QR complete the basis where σ vanishes.
-    v = v / s.clamp_min(torch.finfo(torch.float64).tiny)
-    if float(s[-1]) <= float(s[0]) * 1e-6:
-        v, r = torch.linalg.qr(v)
-        v = v * torch.where(r.diagonal() < 0, -1.0, 1.0)
-    factors = LowRank(v, s, u) if transposed else LowRank(u, s, v)
-    return factors.to(a.device, torch.float32)
-
-
-def _with_error(matrix: torch.Tensor, factors: LowRank, total: float) -> Truncation:
-    """Measure what the iteration left: one multiplication by the matrix on each side."""
-    top = float(factors.S[0])
-    if top == 0 or not math.isfinite(top):
-        return Truncation(factors, total, 0.0)
-    right = (matrix @ factors.V - factors.U * factors.S).norm(dim=0).max()
-    left = (matrix.T @ factors.U - factors.V * factors.S).norm(dim=0).max()
-    return Truncation(factors, total, float(torch.maximum(left, right)) / top)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -10,7 +9,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from weightsurgery.algebra.discriminate import BASES, SIDES, KeepSpace, discriminate
-from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule, Truncation
+from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
+from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import EditError
@@ -27,6 +27,9 @@ __all__ = [
     "Prepared",
     "Project",
 ]
+
+# Beyond this even float32 overflows on the smallest changes.
+LARGEST_SCALE = 1e30
 
 # Of a task's energy: what is left below this (1e-5 of its norm) is the rounding of float32
 # factors, and is written as no change at all.
@@ -79,9 +82,10 @@ class Edit(Protocol):
 
 
 def _check_factors(scale: float, *vectors: TaskVector) -> None:
-    for value in (scale, *(factor for vector in vectors for factor, _ in vector.terms)):
-        if not math.isfinite(value):
-            raise EditError(f"scale {value}", "Give a finite number.")
+    for factor in (1.0, *(factor for vector in vectors for factor, _ in vector.terms)):
+        for value in (scale, factor, scale * factor):
+            if not abs(value) <= LARGEST_SCALE:
+                raise EditError(f"scale {value}", "Give a finite number, up to 1e30.")
 
 
 @dataclass(frozen=True)

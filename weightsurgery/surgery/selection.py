@@ -100,14 +100,14 @@ class Selection:
         for pattern in (*self.include, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in entries):
                 raise SelectionError(
-                    f"no tensor matches {pattern!r}", "See the names with 'ws inspect'."
+                    f"no tensor matches {pattern!r}", "List the names with 'ws inspect -v'."
                 )
         ranges = parse_layers(self.layers) if self.layers is not None else None
         for pattern, _ in self.scales:
             if not any(_matches(pattern, name) for name in entries):
                 raise SelectionError(
                     f"no tensor matches {pattern!r}, which has a scale of its own",
-                    "See the names with 'ws inspect'.",
+                    "List the names with 'ws inspect -v'.",
                 )
         chosen = {}
         for name, entry in entries.items():

@@ -201,11 +201,6 @@ class AdapterChange:
         left, right = b * self.scaling(module, a.shape[0]), a.T
         return FactorDelta(right, left) if self._is_flipped(found) else FactorDelta(left, right)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the base's tensors it changes."""
-        return tuple(self._modules)
-
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
         return {

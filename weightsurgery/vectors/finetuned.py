@@ -71,6 +71,11 @@ class FinetunedChange:
             pair = self._pair(name, entry)
             if pair is not None:
                 self._pairs[name] = pair
+        if not self._pairs:
+            raise MismatchError(
+                f"{finetuned.source.name}: not one tensor in common with {base.source.name}",
+                "They are different architectures: name the base it was trained from.",
+            )
         self._check_ties(copies)
         self._check_extra()
 

@@ -22,7 +22,7 @@ def split_scale(text: str) -> tuple[str, float]:
     An existing path wins over the reading of its last part as a number.
     """
     head, colon, tail = text.rpartition(":")
-    if not colon or os.path.exists(text):
+    if not colon or os.path.exists(os.path.expanduser(text)):
         return text, 1.0
     try:
         return head, float(tail)

@@ -14,14 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
-from weightsurgery.algebra.lowrank import (
-    LowRank,
-    RankRule,
-    Truncation,
-    rank_by,
-    recompress,
-    truncated_svd,
-)
+from weightsurgery.algebra.lowrank import LowRank, RankRule, rank_by, recompress
+from weightsurgery.algebra.svd import Truncation, truncated_svd
 from weightsurgery.checkpoint.header import BLOCK_ELEMENTS
 from weightsurgery.errors import NonFiniteError
 
