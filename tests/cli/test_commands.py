@@ -113,6 +113,18 @@ def test_dry_run_writes_nothing(llama, tmp_path):
     assert not any("norm" in name or "embed" in name for name in plan["edited"])
 
 
+def test_dry_run_refuses_what_the_run_would(llama, tmp_path):
+    assert ws("negate", llama.base, llama.forget, "-o", tmp_path / "x", "--dry-run").returncode == 0
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+    (tmp_path / "file").touch()
+    for out in ("taken", "file", "file/below"):
+        command = ["negate", llama.base, llama.forget, "-o", tmp_path / out]
+        wet, dry = two_lines(ws(*command)), two_lines(ws(*command, "--dry-run"))
+        assert wet == dry
+        assert "--dry-run" not in wet[1]
+
+
 def test_options_reach_the_edit(llama, tmp_path):
     done = ws("negate", llama.base, llama.forget, "-o", tmp_path / "out", "--targets", "mlp",
               "--layers", "1-", "--layer-scale", "*.up_proj.*=0", "--json")  # fmt: skip

@@ -586,7 +586,7 @@ def test_plan_knows_what_is_read_and_written(llama: Trio, tmp_path: Path) -> Non
     assert plan.read_bytes == 2 * base.layout.nbytes
     assert list(plan.edited) == list(base.entries)
     with pytest.raises(SelectionError):
-        plan_edit(edit, base, tmp_path / "out", Selection(layers="9"), Storage())
+        plan_edit(edit, base, tmp_path / "other", Selection(layers="9"), Storage())
 
 
 def test_companion_files_come_along(tmp_path: Path) -> None:

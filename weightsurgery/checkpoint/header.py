@@ -60,8 +60,8 @@ ARITHMETIC_DTYPES = frozenset(
 # The reference implementation refuses longer headers, and so do we: it is garbage, or an attack.
 MAX_HEADER_BYTES = 100_000_000
 
-# Elements worked on at a time: 4 MB of float32, so that several such blocks fit a core's cache.
-BLOCK_ELEMENTS = 1 << 20
+# Elements worked on at a time: 1 MB of float32, so that several such blocks fit a core's cache.
+BLOCK_ELEMENTS = 1 << 18
 
 ReadBytes = Callable[[int, int], bytes]
 
@@ -118,7 +118,7 @@ class TensorEntry:
         """Ranges of rows that cover the tensor, each of about so many elements.
 
         Args:
-            elements: By default 4 MB of float32: several such blocks fit a core's cache.
+            elements: By default 1 MB of float32: several such blocks fit a core's cache.
 
         Yields:
             First row, and the row after the last.

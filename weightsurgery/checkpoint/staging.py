@@ -95,6 +95,9 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
                     f"{target}: would replace the input {path}",
                     "Write to a directory of its own with -o.",
                 )
+    above = next(path for path in target.parents if path.exists())
+    if not above.is_dir():
+        raise OutputError(f"{target}: {above} is no directory", "Write somewhere else with -o.")
     if not target.exists():
         return
     if not target.is_dir():

@@ -17,7 +17,6 @@ from weightsurgery.cli.options import (
     Truncate,
     Which,
     Work,
-    finite,
     options,
     rank_rule,
     typed_command,
@@ -135,10 +134,7 @@ def _plain(
     from weightsurgery.vectors.sources import open_vector
 
     with Checkpoint.open(base) as opened:
-        edit = PLAIN[name](
-            open_vector(opened, _scaled(vectors), fit.vocab, fit.missing),
-            finite(scale, f"--scale {scale}"),
-        )
+        edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing), scale)
         _apply(edit, opened, store, which, work, show)
 
 
@@ -162,27 +158,16 @@ def _discriminating(
 
     with Checkpoint.open(base) as opened:
         edit = DISCRIMINATING[name](
-            open_vector(opened, _scaled(task), fit.vocab, fit.missing),
-            tuple(
-                open_vector(opened, _scaled([each]), fit.vocab, fit.missing) for each in share.keep
-            ),
+            open_vector(opened, task, fit.vocab, fit.missing),
+            tuple(open_vector(opened, [each], fit.vocab, fit.missing) for each in share.keep),
             truncate.rule() or Rank(64),
             rank_rule(share.keep_rank, None, "--keep-rank"),
             share.side,
             share.basis,
-            finite(scale, f"--scale {scale}"),
+            scale,
             store.seed,
         )
         _apply(edit, opened, store, which, work, show)
-
-
-def _scaled(vectors: list[str]) -> list[str]:
-    """The vectors, if their scales are numbers to work with."""
-    from weightsurgery.vectors.sources import split_scale
-
-    for text in vectors:
-        finite(split_scale(text)[1], f"the scale of {text}")
-    return vectors
 
 
 def _apply(
@@ -195,7 +180,9 @@ def _apply(
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
     if store.dry_run:
-        plan = plan_edit(edit, base, store.out, selection, store.storage(), work.workers)
+        plan = plan_edit(
+            edit, base, store.out, selection, store.storage(), work.workers, store.overwrite
+        )
         if show.json:
             console.document(plan.summary())
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -30,7 +29,6 @@ __all__ = [
     "Truncate",
     "Which",
     "Work",
-    "finite",
     "options",
     "rank_rule",
     "typed_command",
@@ -86,19 +84,6 @@ def written_path(text: str | None) -> str | None:
     return os.path.expanduser(text)
 
 
-def finite(number: float, what: str) -> float:
-    """A scale that float32 arithmetic can hold.
-
-    Raises:
-        EditError: It cannot.
-    """
-    from weightsurgery.errors import EditError
-
-    if not math.isfinite(number) or abs(number) > 1e30:
-        raise EditError(what, "Give a finite number, as in 0.5 or -1.")
-    return number
-
-
 @dataclass(frozen=True)
 class Which:
     """Which tensors."""
@@ -142,7 +127,7 @@ class Which:
         for text in scales or ():
             pattern, equals, value = text.rpartition("=")
             try:
-                pairs.append((pattern, finite(float(value), f"--layer-scale {text}")))
+                pairs.append((pattern, float(value)))
             except ValueError:
                 equals = ""
             if not equals:

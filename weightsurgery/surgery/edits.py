@@ -14,6 +14,7 @@ from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import EditError
+from weightsurgery.surgery.selection import LARGEST_SCALE
 from weightsurgery.vectors.task_vector import Delta, FactorDelta, SumDelta, TaskVector
 
 __all__ = [
@@ -27,9 +28,6 @@ __all__ = [
     "Prepared",
     "Project",
 ]
-
-# Beyond this even float32 overflows on the smallest changes.
-LARGEST_SCALE = 1e30
 
 # Of a task's energy: what is left below this (1e-5 of its norm) is the rounding of float32
 # factors, and is written as no change at all.

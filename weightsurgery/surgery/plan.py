@@ -16,10 +16,12 @@ from weightsurgery.checkpoint.header import (
     TensorEntry,
 )
 from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.checkpoint.writer import mirrored
 from weightsurgery.errors import EditError, MismatchError, SelectionError
 from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.provenance import folders, inputs_of
 from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import refuse_quantised
@@ -141,6 +143,7 @@ def plan_edit(
     selection: Selection,
     storage: Storage,
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> Plan:
     """Work out what an edit reads, writes and holds, and refuse what cannot work.
 
@@ -148,10 +151,15 @@ def plan_edit(
         UnsupportedCheckpointError: The base is quantised.
         SelectionError: Nothing is selected, or one name of a tied pair.
         MismatchError: A vector changes one name of a tied pair alone.
+        OutputError: The output may not be written here.
         EditError: A parameter makes no sense, or a selected tensor is no matrix where one is
             needed.
     """
     refuse_quantised(base)
+    target = Path(os.path.realpath(os.fspath(out)))
+    with output_errors(target):
+        if not Staging.beside(target).exists():  # else there may be something to resume
+            check_target(target, folders(inputs_of(base, edit.vectors())), overwrite)
     copies = tied_copies(base)
     chosen = selection.resolve(base.entries)
     for copy, original in copies.items():
@@ -178,7 +186,7 @@ def plan_edit(
         memory = sum(3 * size + per_worker for size in matrices[:count])
     else:
         memory = count * per_worker
-    parent = Path(os.path.realpath(os.fspath(out))).parent
+    parent = target.parent
     while not parent.exists():
         parent = parent.parent
     return Plan(

@@ -22,7 +22,7 @@ import torch
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
-from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, check_target, output_errors
+from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.surgery.companions import copy_companions
@@ -100,11 +100,9 @@ def apply(
     selection = selection or Selection("all-linear" if edit.factors else "all")
     storage = storage or Storage()
     where = pick_device(device)
-    plan = plan_edit(edit, base, out, selection, storage, workers)
+    plan = plan_edit(edit, base, out, selection, storage, workers, overwrite)
     target = Path(os.path.realpath(out))
     inputs = inputs_of(base, edit.vectors())
-    if not Staging.beside(target).exists():
-        check_target(target, folders(inputs), overwrite)  # before the slower checks
     changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
     lineage = check_lineage(base, changes, allow_unrelated)
     identity = _identity(edit, selection, storage, where, inputs)

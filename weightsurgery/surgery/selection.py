@@ -11,7 +11,10 @@ from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.errors import SelectionError
 
-__all__ = ["TARGETS", "Selection", "parse_layers"]
+__all__ = ["LARGEST_SCALE", "TARGETS", "Selection", "parse_layers"]
+
+# Beyond this even float32 overflows on the smallest changes.
+LARGEST_SCALE = 1e30
 
 _RANGE = re.compile(r"^(\d+)?(-)?(\d+)?$")
 
@@ -88,6 +91,11 @@ class Selection:
             raise SelectionError(
                 f"targets {self.targets!r}", f"Choose one of: {', '.join(TARGETS)}."
             )
+        for pattern, factor in self.scales:
+            if not abs(factor) <= LARGEST_SCALE:
+                raise SelectionError(
+                    f"scale {factor} for {pattern!r}", "Give a finite number, up to 1e30."
+                )
 
     def resolve(self, entries: Mapping[str, TensorEntry]) -> dict[str, float]:
         """The selected tensors of a checkpoint and the factor for each, in its order.
