@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from tests.conftest import exact, left_behind, read_tensors, same_bytes
 from weightsurgery import Add, Negate, apply, open_vector
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.errors import MismatchError, NonFiniteError, VectorError
+from weightsurgery.errors import MismatchError, NonFiniteError, SourceError, VectorError
 from weightsurgery.vectors.task_vector import FactorDelta
 
 pytestmark = [
@@ -274,3 +274,13 @@ def test_record_names_adapter_and_its_base(plain: Path) -> None:
     inputs = json.loads((plain / "out" / "weightsurgery.json").read_text())["inputs"]["vector"]
     assert inputs["kind"] == "peft-lora"
     assert set(inputs["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_a_folder_of_named_adapters_says_so(plain: Path) -> None:
+    (plain / "many").mkdir()
+    (plain / "adapter").rename(plain / "many" / "poet")
+    base = Checkpoint.open(plain / "base")
+    open_vector(base, [str(plain / "many" / "poet")])
+    with pytest.raises(SourceError, match="poet") as caught:
+        open_vector(base, [str(plain / "many")])
+    assert caught.value.remedy.endswith("many/poet")

@@ -39,7 +39,8 @@ def inspect(
 ) -> None:
     """Show tensors, dtypes, shards, parameters, ties, and whether it is quantised.
 
-    Reads headers alone.
+    Reads headers and config; of the weights, at most a stored head and its embedding, to tell
+    whether they are tied.
 
     Example:  ws inspect ./model
     """

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.errors import VectorError
+from weightsurgery.errors import SourceError, VectorError
 from weightsurgery.vectors.adapters import AdapterChange, is_adapter
 from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
@@ -56,6 +56,12 @@ def open_change(
         return AdapterChange(base, source)
     if is_saved_vector(source.path):
         return SavedChange(base, source, missing)
+    adapters = sorted(path.parent.name for path in source.path.glob("*/adapter_config.json"))
+    if adapters and not any(source.path.glob("*.safetensors")):
+        raise SourceError(
+            f"{name}: holds adapters in folders of their own: {', '.join(adapters)}",
+            f"Name one of them:  {os.path.join(name, adapters[0])}",
+        )
     return FinetunedChange(base, Checkpoint.open(name), vocab, missing)
 
 
