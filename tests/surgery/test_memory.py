@@ -75,4 +75,6 @@ def test_negate_holds_blocks_and_project_a_few_matrices(pair, tmp_path):
     project = "ws.Project(tuned, (keep,), ws.Rank(16))"
     projected = run(pair, f"ws.apply({project}, base, {out + '2'!r}, {experts})\n")
     largest = 4 * 4096 * 2048
-    assert projected - idle < 6 * largest + 150 * ONE
+    # Far less than the model in float32; the constant is what two threads' allocators retain.
+    assert projected - idle < 6 * largest + 300 * ONE
+    assert 6 * largest + 300 * ONE < 0.6 * 2 * total
