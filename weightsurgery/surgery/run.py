@@ -182,7 +182,7 @@ def _check_space(plan: Plan, staging: Staging) -> None:
     free = shutil.disk_usage(staging.root).free
     if needed > free:
         raise OutputError(
-            f"{staging.target}: needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            f"{staging.target}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free",
             "Free some space, or write to another disk with -o.",
         )
 
