@@ -17,10 +17,10 @@ from weightsurgery.cli.options import (
     Truncate,
     Which,
     Work,
-    options,
     rank_rule,
     typed_command,
 )
+from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint

@@ -14,10 +14,10 @@ from weightsurgery.cli.options import (
     Truncate,
     Which,
     Work,
-    options,
     typed_command,
     written_path,
 )
+from weightsurgery.cli.spread import options
 
 __all__ = ["diff", "inspect", "overlap", "subspace", "verify"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, options, written_path
+from weightsurgery.cli.options import Show, written_path
+from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
     from weightsurgery.report.tables import Table

@@ -1,0 +1,54 @@
+"""Groups of options as one parameter of a command.
+
+A command takes a group as one parameter (``which: Which``); :func:`options` spreads the group's
+fields over the command line and hands them over as one object.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, get_type_hints
+
+__all__ = ["options"]
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """Spread parameters that are groups over the command line."""
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    flat: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    for name, parameter in signature.parameters.items():
+        kind = hints[name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[name] = kind
+            group_hints = get_type_hints(kind, include_extras=True)
+            for each in fields(kind):
+                flat.append(
+                    inspect.Parameter(
+                        each.name,
+                        inspect.Parameter.KEYWORD_ONLY,
+                        default=_default(each.default),
+                        annotation=group_hints[each.name],
+                    )
+                )
+        else:
+            kept = parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
+            flat.append(kept)
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
+        command(**values)
+
+    spread.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+    spread.__annotations__ = {each.name: each.annotation for each in flat}
+    return spread
+
+
+def _default(value: Any) -> Any:
+    return inspect.Parameter.empty if value is MISSING else value
