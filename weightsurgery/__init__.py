@@ -23,7 +23,7 @@ _PUBLIC = {
     "Negate": "surgery.edits",
     "Project": "surgery.edits",
     "Rank": "algebra.lowrank",
-    "Selection": "surgery.selection",
+    "Selection": "checkpoint.selection",
     "Storage": "surgery.plan",
     "TaskVector": "vectors.task_vector",
     "WeightSurgeryError": "errors",

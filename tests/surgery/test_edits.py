@@ -23,9 +23,11 @@ from weightsurgery import Add, Learn, Negate, Project, Rank, Selection, apply, o
 from weightsurgery.algebra.discriminate import BASES, SIDES
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
-from weightsurgery.errors import EditError
+from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.surgery.edits import EDITS
+from weightsurgery.surgery.plan import Plan, Storage, plan_edit
 from weightsurgery.vectors.saved import VectorWriter
+from weightsurgery.vectors.statistics import MappedStatistics, WeightedStatistics
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
 Tensors = dict[str, torch.Tensor]
@@ -393,6 +395,161 @@ def test_learn_then_project_returns(bench: Bench, tmp_path: Path) -> None:
     torch.testing.assert_close(found, bench.tensors["base"], rtol=0, atol=FLOAT32)
 
 
+# --- keep by activations ------------------------------------------------------------------------
+
+
+def activations(seed: int, tokens: int = 60, n: int = N) -> np.ndarray:
+    """Inputs to keep, in columns; sizes fall from direction to direction."""
+    rng = np.random.default_rng(seed)
+    turned, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    return turned @ (rng.standard_normal((n, tokens)) * np.logspace(0, -1.5, n)[:, None])
+
+
+def statistics(*inputs: np.ndarray, name: str = LINEAR) -> MappedStatistics:
+    return MappedStatistics({name: torch.from_numpy(sum(x @ x.T for x in inputs))})
+
+
+def ridge(x: np.ndarray, epsilon: float) -> np.ndarray:
+    c = x @ x.T
+    rho = epsilon * np.trace(c) / len(c)
+    return rho * np.linalg.inv(c + rho * np.eye(len(c)))
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.1])
+@pytest.mark.parametrize(("kind", "sign"), [(Project, -1), (Learn, 1)])
+def test_keeping_inputs_is_the_ridge_of_the_dense_oracle(
+    bench: Bench, kind: Any, sign: int, epsilon: float
+) -> None:
+    x, w = activations(5), exact(bench.tensors["base"])
+    u, s, v = top(exact(bench.tensors["forget"]), 3)
+    t = (u * s) @ v.T
+    wanted = t @ ridge(x, epsilon)
+    assert np.linalg.norm(wanted - t) > 0.1
+    settings = {"keep_inputs": (statistics(x),), "epsilon": epsilon, "scale": 0.7}
+    found = bench.project([], kind, **settings)
+    np.testing.assert_allclose(exact(found), w + sign * 0.7 * wanted, rtol=0, atol=FLOAT32)
+    facts = bench.record.tensors[LINEAR]
+    assert facts["survived"] == pytest.approx(np.square(wanted).sum() / (s**2).sum(), abs=1e-5)
+    felt = np.square(wanted @ x).sum() / np.square(t @ x).sum()
+    assert facts["response"] == pytest.approx(felt, rel=1e-4)
+    assert facts["keep_ranks"] == []
+    assert bench.record.parameters["epsilon"] == epsilon
+    assert bench.record.inputs["keep_inputs1"]["kind"] == "memory"
+
+
+def test_statistics_add_up_with_their_weights(bench: Bench) -> None:
+    x, y = activations(5), activations(6)
+    parts = (statistics(x), WeightedStatistics(statistics(y), 4.0))
+    found = bench.project([], keep_inputs=parts)
+    assert {"keep_inputs1", "keep_inputs2"} <= bench.record.inputs.keys()
+    assert bench.record.inputs["keep_inputs2"]["weight"] == 4
+    assert not torch.equal(found, bench.project([], keep_inputs=parts[:1]))
+    together = bench.project([], keep_inputs=(statistics(x, 2 * y),))
+    torch.testing.assert_close(found, together, rtol=0, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("side", ["right", "both"])
+@pytest.mark.parametrize("epsilon", [0.0, 1e-3])
+def test_beside_keep_tasks_their_inputs_stay_exact(bench: Bench, side: str, epsilon: float) -> None:
+    w, x = exact(bench.tensors["base"]), activations(5)
+    span_v = span([top(exact(bench.tensors[k]), 3)[2] for k in ("keep1", "keep2")])
+    alone = exact(bench.project([], keep_inputs=(statistics(x),), epsilon=0.1)) - w
+    assert np.abs(alone @ span_v).max() > 0.01
+    few = x[:, :4] if epsilon == 0 else x
+    settings = {"side": side, "keep_inputs": (statistics(few),), "epsilon": epsilon}
+    found = exact(bench.project(["keep1", "keep2"], **settings)) - w
+    assert np.linalg.norm(found) > 1e-3
+    assert np.abs(found @ span_v).max() < FLOAT32 / 10
+    outside = (np.eye(N) - span_v @ span_v.T) @ few
+    t = oracle(bench.tensors, side, "joint")
+    if epsilon:
+        np.testing.assert_allclose(-found, t @ ridge(outside, epsilon), rtol=0, atol=FLOAT32)
+    else:
+        assert np.abs(t @ few).max() > 0.1
+        assert np.abs(found @ few).max() < FLOAT32
+
+
+@pytest.mark.parametrize(("side", "basis"), [("left", "joint"), ("shared", "joint"),
+                                             ("frobenius", "joint"), ("right", "sum")])  # fmt: skip
+def test_other_sides_take_the_ridge_of_all_inputs(bench: Bench, side: str, basis: str) -> None:
+    x, w = activations(5), exact(bench.tensors["base"])
+    found = bench.project(
+        ["keep1", "keep2"], side=side, basis=basis, keep_inputs=(statistics(x),), epsilon=0.1
+    )
+    wanted = oracle(bench.tensors, side, basis) @ ridge(x, 0.1)
+    np.testing.assert_allclose(w - exact(found), wanted, rtol=0, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("name", ["h.0.mlp.c_proj.weight", "h.0.attn.c_attn.weight"])
+def test_a_conv1d_keeps_the_inputs_of_its_rows(tmp_path: Path, name: str) -> None:
+    bench = Bench(tmp_path, matrices(), name, model_type="gpt2")
+    w, x = exact(bench.tensors["base"]), activations(5, 6, M)
+    plain = exact(bench.edited(Negate(bench.vector("forget"))))
+    assert np.abs(x.T @ (plain - w)).max() > 0.05
+    kept = bench.project([], keep_inputs=(statistics(x, name=name),), epsilon=0.0)
+    assert np.linalg.norm(exact(kept) - w) > 0.1
+    assert np.abs(x.T @ (exact(kept) - w)).max() < FLOAT32
+
+
+def test_an_edit_that_is_all_felt_changes_nothing(bench: Bench) -> None:
+    everything = statistics(np.eye(N))
+    found = bench.project([], keep_inputs=(everything,), epsilon=0.0)
+    assert same_bytes(found, bench.tensors["base"])
+    assert bench.record.tensors[LINEAR]["survived"] == 0
+    some = bench.project([], keep_inputs=(everything,), epsilon=1e-3)
+    assert not torch.equal(some, bench.tensors["base"])
+
+
+def test_a_tensor_without_statistics_is_refused_before_anything_is_written(bench: Bench) -> None:
+    forget = bench.vector("forget")
+    for grams, match in (
+        ({}, rf"no activation statistics of tensor '{LINEAR}'"),
+        ({LINEAR: torch.eye(N + 1)}, rf"'{LINEAR}' have width {N + 1}; here it is {N}"),
+    ):
+        edit = Project(forget, (), keep_inputs=(MappedStatistics(grams, "others"),))
+        out = bench.root / "refused"
+        with pytest.raises(MismatchError, match=match):
+            plan_edit(edit, bench.base, out, Selection("all-linear"), Storage())
+        with pytest.raises(MismatchError, match=match):
+            apply(edit, bench.base, out)
+        assert not out.exists()
+    # What the task does not change needs none.
+    elsewhere = TaskVector.of(MappedChange({}, "nothing"))
+    edit = Project(elsewhere, (), keep_inputs=(MappedStatistics({}),))
+    assert same_bytes(bench.edited(edit), bench.tensors["base"])
+
+
+def test_without_statistics_nothing_of_them_is_recorded(bench: Bench) -> None:
+    bench.project(["keep1"])
+    assert "epsilon" not in bench.record.parameters
+    assert "response" not in bench.record.tensors[LINEAR]
+    assert "keep_inputs1" not in bench.record.inputs
+    bench.project(["keep1"], keep_inputs=(statistics(activations(5)),))
+    assert bench.record.parameters["epsilon"] == 1e-3
+    assert bench.record.tensors[LINEAR]["keep_ranks"] == [3]
+
+
+def test_the_plan_counts_what_statistics_take(tmp_path: Path) -> None:
+    names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)]
+    m, n = 8, 512
+    base = Checkpoint.open(
+        write_checkpoint(tmp_path / "base", {name: torch.randn(m, n) for name in names})
+    )
+    vector = TaskVector.of(MappedChange({name: torch.randn(m, n) for name in names}))
+    grams = MappedStatistics(dict.fromkeys(names, torch.eye(n)))
+
+    def plan(*keep_inputs: MappedStatistics) -> Plan:
+        edit = Project(vector, (vector,), keep_inputs=keep_inputs)
+        out = tmp_path / "out"
+        return plan_edit(edit, base, out, Selection("all-linear"), Storage(), workers=1)
+
+    without, once, twice = plan(), plan(grams), plan(grams, grams)
+    assert once.memory_bytes - without.memory_bytes == 36 * n**2 - 12 * m * n
+    assert twice.memory_bytes == once.memory_bytes
+    assert once.read_bytes - without.read_bytes == 2 * 4 * n**2
+    assert twice.read_bytes - without.read_bytes == 4 * 4 * n**2
+
+
 def test_more_than_a_matrix_is_refused(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.experts.gate_up_proj"
     base = Checkpoint.open(write_checkpoint(tmp_path / "base", {name: torch.randn(2, 4, 4)}))
@@ -410,6 +567,11 @@ def test_senseless_parameters_are_refused(bench: Bench) -> None:
         Project(forget, (forget,), side="up")
     with pytest.raises(EditError, match="basis"):
         Learn(forget, (forget,), basis="product")
+    inputs = (MappedStatistics({}),)
+    assert Project(forget, (), keep_inputs=inputs).epsilon == 1e-3
+    for epsilon in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(EditError, match="epsilon"):
+            Project(forget, (), keep_inputs=inputs, epsilon=epsilon)
 
 
 def test_table_of_edits() -> None:

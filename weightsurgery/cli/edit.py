@@ -154,18 +154,22 @@ def _discriminating(
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.surgery.edits import DISCRIMINATING
-    from weightsurgery.vectors.sources import open_vector
+    from weightsurgery.vectors.sources import open_keep, open_vector
 
     with Checkpoint.open(base) as opened:
+        vector = open_vector(opened, task, fit.vocab, fit.missing)
+        keep = open_keep(opened, share.keep, fit.vocab, fit.missing)
         edit = DISCRIMINATING[name](
-            open_vector(opened, task, fit.vocab, fit.missing),
-            tuple(open_vector(opened, [each], fit.vocab, fit.missing) for each in share.keep),
+            vector,
+            keep.vectors,
             truncate.rule() or Rank(64),
             rank_rule(share.keep_rank, None, "--keep-rank"),
             share.side,
             share.basis,
             scale,
             store.seed,
+            keep.inputs,
+            share.epsilon,
         )
         _apply(edit, opened, store, which, work, show)
 

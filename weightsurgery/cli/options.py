@@ -11,8 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from weightsurgery.algebra.lowrank import RankRule
+    from weightsurgery.checkpoint.selection import Selection
     from weightsurgery.surgery.plan import Storage
-    from weightsurgery.surgery.selection import Selection
 
 __all__ = [
     "Fit",
@@ -73,8 +73,8 @@ class Which:
 
     def selection(self, default: str, scales: list[str] | None = None) -> Selection:
         """As the library's selection."""
+        from weightsurgery.checkpoint.selection import Selection
         from weightsurgery.errors import SelectionError
-        from weightsurgery.surgery.selection import Selection
 
         pairs = []
         for text in scales or ():
@@ -213,7 +213,14 @@ class Truncate:
 class Share:
     """What a discriminating edit keeps, and how."""
 
-    keep: Annotated[list[str], typer.Option(metavar="VECTOR", help="A task to keep; repeatable.")]
+    keep: Annotated[
+        list[str],
+        typer.Option(
+            metavar="VECTOR|STATS",
+            help="A task to keep: a change of BASE, or activation statistics of its data (ws"
+            " identify --mode activations); repeatable. STATS:2 weights its tokens twice.",
+        ),
+    ]
     side: Annotated[
         str,
         typer.Option(
@@ -237,6 +244,14 @@ class Share:
             rich_help_panel="Subspaces",
         ),
     ] = None
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            help="Ridge of activation statistics: the smaller, the more of what the keep inputs"
+            " would feel is held back; 0 leaves their span alone.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = 1e-3
 
 
 def rank_rule(rank: str | None, energy: float | None, option: str) -> RankRule | None:

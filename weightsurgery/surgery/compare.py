@@ -18,9 +18,9 @@ from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.surgery.provenance import folders, hash_files, inputs_of, recorded
-from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress
 from weightsurgery.surgery.workers import cores, in_order, pick_device, torch_threads
 from weightsurgery.vectors.finetuned import refuse_quantised

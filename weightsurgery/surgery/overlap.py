@@ -12,8 +12,8 @@ from weightsurgery.algebra.lowrank import LowRank, RankRule
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
-from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress
 from weightsurgery.surgery.workers import cores, in_order, pick_device, torch_threads
 from weightsurgery.vectors.finetuned import refuse_quantised

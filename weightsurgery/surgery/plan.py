@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.algebra.activations import work_bytes
 from weightsurgery.checkpoint.header import (
     ARITHMETIC_DTYPES,
     BLOCK_ELEMENTS,
@@ -16,13 +17,13 @@ from weightsurgery.checkpoint.header import (
     TensorEntry,
 )
 from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.checkpoint.writer import mirrored
 from weightsurgery.errors import EditError, MismatchError, SelectionError
-from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.edits import Edit, input_width
 from weightsurgery.surgery.provenance import folders, inputs_of
-from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import refuse_quantised
 
@@ -150,7 +151,7 @@ def plan_edit(
     Raises:
         UnsupportedCheckpointError: The base is quantised.
         SelectionError: Nothing is selected, or one name of a tied pair.
-        MismatchError: A vector changes one name of a tied pair alone.
+        MismatchError: A vector changes one name of a tied pair alone, or statistics lack a tensor.
         OutputError: The output may not be written here.
         EditError: A parameter makes no sense, or a selected tensor is no matrix where one is
             needed.
@@ -159,7 +160,8 @@ def plan_edit(
     target = Path(os.path.realpath(os.fspath(out)))
     with output_errors(target):
         if not Staging.beside(target).exists():  # else there may be something to resume
-            check_target(target, folders(inputs_of(base, edit.vectors())), overwrite)
+            inputs = inputs_of(base, edit.vectors(), edit.statistics())
+            check_target(target, folders(inputs), overwrite)
     copies = tied_copies(base)
     chosen = selection.resolve(base.entries)
     for copy, original in copies.items():
@@ -177,13 +179,21 @@ def plan_edit(
     vectors = edit.vectors().values()
     terms = sum(len(vector.terms) for vector in vectors)
     touched = [base.entry(name) for name in chosen]
+    widths = {e.name: input_width(base, e.name) for e in touched if len(e.shape) == 2}
+    edit.check_statistics(base, [name for name in widths if name not in copies])
+    kept = len(edit.statistics())
     shards = tuple(mirrored(header, storage.stored) for header in base.shards.values())
     count = worker_count(edit, workers)
     per_worker = 6 * 4 * BLOCK_ELEMENTS
     if edit.factors:
-        matrices = sorted((4 * e.numel for e in touched if len(e.shape) == 2), reverse=True)
-        # The change, its float64 projection on the Krylov basis, and a block of the base.
-        memory = sum(3 * size + per_worker for size in matrices[:count])
+        # The change, its float64 projection on the Krylov basis, and a block of the base; later
+        # the factors alone, and the inputs' float64 matrix with what solving it takes.
+        works = [
+            max(12 * e.numel, work_bytes(widths[e.name]) if kept else 0)
+            for e in touched
+            if e.name in widths
+        ]
+        memory = sum(work + per_worker for work in sorted(works, reverse=True)[:count])
     else:
         memory = count * per_worker
     parent = target.parent
@@ -194,7 +204,9 @@ def plan_edit(
         chosen,
         copies,
         shards,
-        read_bytes=base.layout.nbytes + terms * sum(entry.nbytes for entry in touched),
+        read_bytes=base.layout.nbytes
+        + terms * sum(entry.nbytes for entry in touched)
+        + kept * sum(4 * width**2 for width in widths.values()),
         write_bytes=sum(header.size for header in shards),
         memory_bytes=memory,
         free_bytes=shutil.disk_usage(parent).free,

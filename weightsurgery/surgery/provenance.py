@@ -10,6 +10,7 @@ from typing import Any
 
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import file_sha256
+from weightsurgery.vectors.statistics import InputStatistics
 from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["Input", "files", "folders", "hash_files", "inputs_of", "recorded"]
@@ -28,8 +29,12 @@ class Input:
     paths: Sequence[Path]
 
 
-def inputs_of(base: Checkpoint, vectors: Mapping[str, TaskVector]) -> dict[str, Input]:
-    """The base and the terms of the vectors; several terms of one role are numbered."""
+def inputs_of(
+    base: Checkpoint,
+    vectors: Mapping[str, TaskVector],
+    statistics: Mapping[str, InputStatistics] | None = None,
+) -> dict[str, Input]:
+    """The base, the terms of the vectors (several of one role are numbered), and statistics."""
     source = {
         "kind": "checkpoint",
         "name": base.source.name,
@@ -41,6 +46,9 @@ def inputs_of(base: Checkpoint, vectors: Mapping[str, TaskVector]) -> dict[str, 
             key = role if len(vector.terms) == 1 else f"{role}.{number}"
             described = {**change.provenance(), "factor": factor}
             found[key] = Input(described, described.pop("paths"))
+    for role, each in (statistics or {}).items():
+        described = dict(each.provenance())
+        found[role] = Input(described, described.pop("paths"))
     return found
 
 

@@ -22,6 +22,7 @@ import torch
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
@@ -34,7 +35,6 @@ from weightsurgery.surgery.plan import (
     worker_count,
 )
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
-from weightsurgery.surgery.selection import Selection
 from weightsurgery.surgery.stream import Progress, Stream
 from weightsurgery.surgery.workers import pick_device, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
@@ -102,9 +102,9 @@ def apply(
     where = pick_device(device)
     plan = plan_edit(edit, base, out, selection, storage, workers, overwrite)
     target = Path(os.path.realpath(out))
-    inputs = inputs_of(base, edit.vectors())
+    inputs = inputs_of(base, edit.vectors(), edit.statistics())
     changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
-    lineage = check_lineage(base, changes, allow_unrelated)
+    lineage = check_lineage(base, [*changes, *edit.statistics().values()], allow_unrelated)
     identity = _identity(edit, selection, storage, where, inputs)
     staging = Staging(target, identity, folders(inputs), overwrite)
     if staging.complete:
@@ -283,7 +283,10 @@ def _notices(record: EditRecord) -> list[str]:
         )
     if summary["relative_change"] == 0:
         notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
-    unkept = sum(facts.get("keep_ranks") == [] for facts in record.tensors.values())
+    unkept = sum(
+        facts.get("keep_ranks") == [] and "response" not in facts
+        for facts in record.tensors.values()
+    )
     if unkept:
         notices.append(
             f"{unkept} edited tensors are changed by no task to keep: there, nothing was held back."

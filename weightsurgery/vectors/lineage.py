@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from weightsurgery.errors import LineageError, VectorError, WeightSurgeryError
 from weightsurgery.vectors.adapters import AdapterChange
 from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange
+from weightsurgery.vectors.statistics import InputStatistics, Statistics, WeightedStatistics
 from weightsurgery.vectors.task_vector import Change
 
 __all__ = ["Kinship", "check_lineage", "kinship", "sample"]
@@ -126,16 +127,19 @@ def _compare(
     return Kinship(vector, verdict, round(cosine, 6), min(1e9, float(f"{relative:.6g}")), evidence)
 
 
-def kinship(base: Checkpoint, change: Change) -> Kinship:
-    """Compare a change's origin with the base, on samples of up to 16 matrices."""
+def kinship(base: Checkpoint, change: Change | InputStatistics) -> Kinship:
+    """Compare the origin of a change or of statistics with the base, on up to 16 matrices."""
+    if isinstance(change, WeightedStatistics):
+        return kinship(base, change.statistics)
     if isinstance(change, FinetunedChange):
         if change.base is not base and change.base.path != base.path:
             raise ValueError("the change was opened for another base")
         return _against(base, change.finetuned, change.label, "weights of the fine-tuned")
-    if isinstance(change, SavedChange):
+    if isinstance(change, SavedChange | Statistics):
         stored = change.record.parameters.get("base_samples")
         if not isinstance(stored, Mapping):
-            return Kinship(change.label, "unknown", None, None, "the vector has no samples")
+            what = "vector has" if isinstance(change, SavedChange) else "statistics have"
+            return Kinship(change.label, "unknown", None, None, f"the {what} no samples")
         pairs = {}
         for name, text in stored.items():
             entry = base.entries.get(name)
@@ -144,13 +148,14 @@ def kinship(base: Checkpoint, change: Change) -> Kinship:
                 ours = sample(base, name)
                 if ours.shape == theirs.shape:
                     pairs[name] = (ours, theirs)
-        return _compare(change.label, pairs, "samples of the base the vector was taken from")
+        come = "vector was taken" if isinstance(change, SavedChange) else "statistics come"
+        return _compare(change.label, pairs, f"samples of the base the {come} from")
     if isinstance(change, AdapterChange):
         return _adapter_kinship(base, change)
     return Kinship(change.label, "unknown", None, None, "a vector in memory")
 
 
-def _decoded(change: SavedChange, text: object) -> torch.Tensor:
+def _decoded(change: SavedChange | Statistics, text: object) -> torch.Tensor:
     try:
         raw = base64.b64decode(text if isinstance(text, str) else "?", validate=True)
         return torch.frombuffer(bytearray(raw), dtype=torch.float32)
@@ -194,11 +199,13 @@ def _adapter_kinship(base: Checkpoint, change: AdapterChange) -> Kinship:
         return _against(base, named, change.label, f"weights of the adapter's base {name}")
 
 
-def check_lineage(base: Checkpoint, changes: list[Change], allow_unrelated: bool) -> list[Kinship]:
-    """Refuse changes that come from other weights than the base's.
+def check_lineage(
+    base: Checkpoint, changes: Sequence[Change | InputStatistics], allow_unrelated: bool
+) -> list[Kinship]:
+    """Refuse changes and statistics that come from other weights than the base's.
 
     Raises:
-        LineageError: A change is unrelated, and ``allow_unrelated`` is not set.
+        LineageError: One is unrelated, and ``allow_unrelated`` is not set.
     """
     found = [kinship(base, change) for change in changes]
     for kin in found:

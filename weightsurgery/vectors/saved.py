@@ -27,7 +27,6 @@ from weightsurgery.vectors.task_vector import Delta, DenseDelta, FactorDelta
 
 __all__ = ["SavedChange", "VectorWriter", "is_saved_vector"]
 
-_INDEX = "vector.safetensors.index.json"
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _FACTORS = ("::U", "::S", "::V")
 
@@ -129,6 +128,8 @@ class VectorWriter:
         inputs: Directories that are read.
         overwrite: Replace an existing output.
         shard_bytes: Size from which on a shard is closed; what is held in memory.
+        stem: What the names of shards and index begin with.
+        staging: Where to write, if the caller holds the place beside the target already.
     """
 
     def __init__(
@@ -137,10 +138,15 @@ class VectorWriter:
         inputs: Sequence[Path],
         overwrite: bool = False,
         shard_bytes: int = 1 << 28,
+        stem: str = "vector",
+        staging: Staging | None = None,
     ) -> None:
         # The identity is this process's own: a killed extraction is begun again, not resumed.
-        self._staging = Staging(target, f"vector {os.getpid()} {id(self)}", inputs, overwrite)
+        self._staging = staging or Staging(
+            target, f"vector {os.getpid()} {id(self)}", inputs, overwrite
+        )
         self._limit = shard_bytes
+        self._stem = stem
         self._pending: dict[str, torch.Tensor] = {}
         self._weight_map: dict[str, str] = {}
         self._shards: list[str] = []
@@ -163,7 +169,7 @@ class VectorWriter:
             self._write_shard()
 
     def _write_shard(self) -> None:
-        shard = f"vector-{len(self._shards) + 1:05d}.safetensors"
+        shard = f"{self._stem}-{len(self._shards) + 1:05d}.safetensors"
         tensors = {name: tensor.contiguous() for name, tensor in self._pending.items()}
         header = encode_header(
             [(name, _DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()],
@@ -192,12 +198,13 @@ class VectorWriter:
                 "Check --targets, --include and --layers, and that the two models differ.",
             )
         files = self._staging.files
+        index_name = f"{self._stem}.safetensors.index.json"
         index = {"metadata": {"total_size": self._total}, "weight_map": self._weight_map}
         with output_errors(self._staging.target):
-            (files / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            (files / index_name).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
             record.files = {
                 name: {"sha256": file_sha256(files / name), "bytes": (files / name).stat().st_size}
-                for name in [*self._shards, _INDEX]
+                for name in [*self._shards, index_name]
             }
             (files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
         self._staging.commit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import resolve_source
@@ -11,9 +12,35 @@ from weightsurgery.errors import SourceError, VectorError
 from weightsurgery.vectors.adapters import AdapterChange, is_adapter
 from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
+from weightsurgery.vectors.statistics import (
+    InputStatistics,
+    Statistics,
+    WeightedStatistics,
+    is_statistics,
+)
 from weightsurgery.vectors.task_vector import Change, TaskVector
 
-__all__ = ["open_change", "open_vector", "split_scale"]
+__all__ = ["Keep", "classify", "open_change", "open_keep", "open_vector", "split_scale"]
+
+_DATA = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def classify(name: str) -> str:
+    """What a user named as something to forget, learn or keep.
+
+    Args:
+        name: A directory, ``org/name[@revision]`` or a file, without a scale.
+
+    Returns:
+        ``"data"`` (a data set), ``"statistics"`` (activation statistics) or ``"vector"`` (a
+        change of weights: whatever else there is).
+
+    Raises:
+        SourceError: Nothing there.
+    """
+    if name.endswith(_DATA):
+        return "data"
+    return "statistics" if is_statistics(resolve_source(name).path) else "vector"
 
 
 def split_scale(text: str) -> tuple[str, float]:
@@ -46,12 +73,17 @@ def open_change(
         VectorError: Not a change of weights.
         MismatchError: It does not fit the base.
     """
-    if name.endswith((".jsonl", ".json", ".csv", ".parquet")):
+    if name.endswith(_DATA):
         raise VectorError(
             f"{name}: a data set, not a change of weights",
             "Fine-tune the base on it first, and pass the fine-tuned checkpoint or its adapter.",
         )
     source = resolve_source(name)
+    if is_statistics(source.path):
+        raise VectorError(
+            f"{name}: activation statistics, not a change of weights",
+            "They say what to keep: pass them to 'ws project' or 'ws learn' with --keep.",
+        )
     if is_adapter(source.path):
         return AdapterChange(base, source)
     if is_saved_vector(source.path):
@@ -74,3 +106,39 @@ def open_vector(
         name, factor = split_scale(text)
         terms.append((factor, open_change(base, name, vocab, missing)))
     return TaskVector(tuple(terms))
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is to be kept, by how it is told.
+
+    Attributes:
+        vectors: Tasks, as changes of the base.
+        inputs: Activation statistics.
+    """
+
+    vectors: tuple[TaskVector, ...] = ()
+    inputs: tuple[InputStatistics, ...] = ()
+
+
+def open_keep(
+    base: Checkpoint, names: Sequence[str], vocab: str = "error", missing: str = "error"
+) -> Keep:
+    """Open each thing to keep as what it is; a scale weights the tokens of statistics.
+
+    Raises:
+        SourceError: Nothing there.
+        VectorError: A data set, or not a change of weights.
+        MismatchError: It does not fit the base.
+        EditError: A weight that is not positive.
+    """
+    vectors: list[TaskVector] = []
+    inputs: list[InputStatistics] = []
+    for text in names:
+        name, factor = split_scale(text)
+        if classify(name) == "statistics":
+            found = Statistics.open(name)
+            inputs.append(found if factor == 1 else WeightedStatistics(found, factor))
+        else:
+            vectors.append(open_vector(base, [text], vocab, missing))
+    return Keep(tuple(vectors), tuple(inputs))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.selection import TARGETS, Selection, parse_layers
 from weightsurgery.errors import SelectionError
-from weightsurgery.surgery.selection import TARGETS, Selection, parse_layers
 
 LLAMA = """
 model.embed_tokens.weight 32,16

@@ -1,4 +1,4 @@
-"""Which tensors an edit applies to, and how strongly."""
+"""Which tensors an edit or a training applies to, and how strongly."""
 
 from __future__ import annotations
 
