@@ -1,72 +1,262 @@
-"""Scores of a checkpoint: how many completions it gives exactly."""
+"""Scores of a checkpoint on data to forget and data to keep, before and after an edit."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.errors import SourceError
-from weightsurgery.learning.data import (
-    IGNORED,
-    Collator,
-    Example,
-    encode_all,
-    padding_token,
-    read_examples,
-)
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.errors import DataError
+from weightsurgery.learning import intervals
+from weightsurgery.learning.data import Example, encode_all, read_examples
+from weightsurgery.learning.forward import Progress, teacher_forced
+from weightsurgery.learning.intervals import Estimate, Measured, Resampling
+from weightsurgery.learning.models import load_model, load_tokenizer, quiet
+from weightsurgery.learning.scores import DEFAULT, METRICS, chance, choose, score
 
-__all__ = ["exact_match", "exact_matches", "load_model", "quiet", "score_checkpoint"]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences the log lines and progress bars of transformers inside; as they were, after."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    try:
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+__all__ = [
+    "Evaluation",
+    "SetScores",
+    "evaluate",
+    "exact_match",
+    "exact_matches",
+    "load_model",
+    "quiet",
+    "score_checkpoint",
+]
 
 
-def load_model(
-    checkpoint: str | Path, device: str = "cpu"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a causal language model and its tokenizer, printing nothing.
+@dataclass(frozen=True)
+class SetScores:
+    """How a checkpoint does on one set.
+
+    Attributes:
+        name: The file's name without ending, or its path where two share that.
+        path: As given.
+        role: `forget` or `keep`.
+        examples: How many.
+        chance: The exact match of guessing; see `scores.chance`.
+        scores: Per metric its mean.
+        before: The same of the checkpoint compared with; None if there is none.
+        forgetting: Per metric that is a share, raw forgetting in percent; of sets to forget.
+        normalised_forgetting: The same in percent of what exceeds chance; of exact match alone,
+            whose chance is known.
+        drift: Per metric the relative change either way, as a fraction; of sets to keep.
+    """
+
+    name: str
+    path: str
+    role: str
+    examples: int
+    chance: float
+    scores: dict[str, Estimate]
+    before: dict[str, Estimate] | None = None
+    forgetting: dict[str, Estimate] | None = None
+    normalised_forgetting: dict[str, Estimate] | None = None
+    drift: dict[str, Estimate] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a checkpoint does on every set, and how far that is from another's scores.
+
+    Attributes:
+        checkpoint: As given.
+        against: The checkpoint compared with, as given.
+        sets: First those to forget, then those to keep.
+        n: Length of the n-grams of `el`.
+        require_end: Whether an exact match had to end with EOS.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+    """
+
+    checkpoint: str
+    against: str | None
+    sets: tuple[SetScores, ...]
+    n: int
+    require_end: bool
+    seed: int
+    resamples: int
+
+
+def evaluate(
+    checkpoint: str | Path,
+    forget: Sequence[str | Path] = (),
+    keep: Sequence[str | Path] = (),
+    against: str | Path | None = None,
+    *,
+    metrics: Sequence[str] = DEFAULT,
+    chance_of: float | None = None,
+    n: int = 10,
+    require_end: bool = True,
+    batch_size: int = 32,
+    device: str = "auto",
+    seed: int = 0,
+    resamples: int = 2000,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores a checkpoint on sets to forget and to keep, and against the one it was made from.
+
+    One model is held at a time. Forgetting and drift come with intervals of a paired bootstrap:
+    both models are measured on the same resampled examples.
 
     Args:
-        checkpoint: A directory with both.
-        device: Where the weights go, in the dtype they are stored in.
+        checkpoint: Directory or `org/name[@revision]` of a causal language model.
+        forget: Data sets that should be forgotten; see `data.read_examples`.
+        keep: Data sets that should stay as they are.
+        against: The checkpoint before the edit.
+        metrics: Words for `scores.choose`.
+        chance_of: The exact match of guessing, in [0, 1); default: `scores.chance` of each set.
+        n: Length of the n-grams of `el`.
+        require_end: An exact match must also stop after the completion.
+        batch_size: Examples per forward pass.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+        progress: Told of every batch.
 
     Returns:
-        The model, in evaluation mode, and the tokenizer.
+        The scores.
 
     Raises:
-        SourceError: There is no such directory.
+        DataError: A set cannot be read or scored, or there is none, or an option is out of range.
+        SourceError: A checkpoint cannot be found or loaded.
+        NonFiniteError: A model's predictions are NaN.
+        SelectionError: No such metric.
     """
-    if not Path(checkpoint).is_dir():
-        raise SourceError(
-            f"{checkpoint}: is no directory with a checkpoint",
-            "Check the path; download a repository of the Hub first.",
+    names = choose(metrics)
+    _check(forget, keep, chance_of, n, batch_size, resamples)
+    ask = partial(
+        score, names=names, n=n, batch_size=batch_size, require_end=require_end, progress=progress
+    )
+    labels = _labels([*forget, *keep])
+    roles = ["forget"] * len(forget) + ["keep"] * len(keep)
+    paths = [Path(path) for path in (*forget, *keep)]
+    measured: list[list[dict[str, Measured]]] = []
+    sets: list[list[Example]] = []
+    for name in (checkpoint, against):
+        if name is None:
+            continue
+        directory = resolve_source(name).path
+        # All sets are read first: a fault in the last one should not cost a model's loading.
+        tokenizer = load_tokenizer(directory)
+        read = [read_examples(path, tokenizer) for path in paths]
+        if not sets:
+            sets = read
+        _check_same(sets, read, labels)
+        model, tokenizer = load_model(directory, device)
+        measured.append(
+            [
+                ask(model, tokenizer, rows, where=label, forget=role == "forget")
+                for rows, label, role in zip(read, labels, roles, strict=True)
+            ]
         )
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    model.to(device)  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
-    return model, tokenizer
+        del model
+    drawn = Resampling(seed, resamples)
+    found = []
+    for place, (path, label, role) in enumerate(zip(paths, labels, roles, strict=True)):
+        guess = chance(sets[place]) if chance_of is None else chance_of
+        after = measured[0][place]
+        before = measured[1][place] if against is not None else None
+        found.append(
+            SetScores(
+                label,
+                str(path),
+                role,
+                len(sets[place]),
+                guess,
+                _estimates(after, drawn),
+                **({} if before is None else _compared(before, after, role, guess, drawn)),
+            )
+        )
+    return Evaluation(
+        str(checkpoint),
+        None if against is None else str(against),
+        tuple(found),
+        n,
+        require_end,
+        seed,
+        resamples,
+    )
+
+
+def _check(
+    forget: Sequence[str | Path],
+    keep: Sequence[str | Path],
+    chance_of: float | None,
+    n: int,
+    batch_size: int,
+    resamples: int,
+) -> None:
+    if not forget and not keep:
+        raise DataError("no data to score", "Name a set with --forget or --keep.")
+    if chance_of is not None and not 0 <= chance_of < 1:
+        raise DataError(f"a chance of {chance_of}", "Give a share from 0 to below 1.")
+    for what, number in (("n-grams", n), ("a batch", batch_size), ("a bootstrap", resamples)):
+        if number < 1:
+            raise DataError(f"{what} of {number}", "Give a whole number from 1.")
+
+
+def _labels(paths: Sequence[str | Path]) -> list[str]:
+    stems = [Path(path).name.removesuffix(Path(path).suffix) for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else str(path)
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+
+
+def _check_same(
+    first: Sequence[Sequence[Example]], again: Sequence[Sequence[Example]], labels: Sequence[str]
+) -> None:
+    """Pairing needs the same examples: another template could split a conversation otherwise."""
+    for label, rows, others in zip(labels, first, again, strict=True):
+        if len(rows) != len(others):
+            raise DataError(
+                f"{label}: gives {len(rows)} examples with one tokenizer and {len(others)} with"
+                " the other",
+                "Compare models of the same family.",
+            )
+
+
+def _estimates(measured: Mapping[str, Measured], drawn: Resampling) -> dict[str, Estimate]:
+    return {
+        name: intervals.estimate(each, drawn, METRICS[name].transform)
+        for name, each in measured.items()
+    }
+
+
+def _compared(
+    before: Mapping[str, Measured],
+    after: Mapping[str, Measured],
+    role: str,
+    guess: float,
+    drawn: Resampling,
+) -> dict[str, dict[str, Estimate]]:
+    def changes(change: intervals.Change, names: Sequence[str]) -> dict[str, Estimate]:
+        return {
+            name: intervals.estimate_change(
+                before[name], after[name], change, drawn, METRICS[name].transform
+            )
+            for name in names
+        }
+
+    found = {"before": _estimates(before, drawn)}
+    if role == "keep":
+        return found | {"drift": changes(intervals.drift, list(after))}
+    found["forgetting"] = changes(
+        intervals.forgetting, [name for name in after if METRICS[name].share]
+    )
+    found["normalised_forgetting"] = changes(
+        partial(intervals.normalised_forgetting, chance=guess),
+        [name for name in after if name == "exact_match"],
+    )
+    return found
 
 
 def exact_match(
@@ -90,6 +280,7 @@ def exact_match(
 
     Raises:
         ValueError: There are no examples.
+        NonFiniteError: The model's predictions are NaN.
     """
     if not examples:
         raise ValueError("exact_match needs at least one example")
@@ -97,7 +288,6 @@ def exact_match(
     return int(right.sum()) / len(right)
 
 
-@torch.inference_mode()
 def exact_matches(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -113,31 +303,9 @@ def exact_matches(
     Returns:
         Bool, shape (examples,), on the CPU.
     """
-    model.eval()  # type: ignore[no-untyped-call]
-    encoded = encode_all(tokenizer, examples)
-    collate = Collator(padding_token(tokenizer))
-    right = torch.zeros(len(encoded), dtype=torch.bool)
-    # Like lengths together: little padding, and few positions that need logits.
-    order = sorted(
-        range(len(encoded)),
-        key=lambda index: (len(encoded[index].input_ids), encoded[index].prompt_length),
-    )
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        rows = [encoded[index] for index in indices]
-        batch = {name: value.to(model.device) for name, value in collate(rows).items()}
-        labels = batch.pop("labels")
-        if not require_end and tokenizer.eos_token_id is not None:
-            ends = torch.tensor([len(row.input_ids) - 1 for row in rows], device=labels.device)
-            labels[torch.arange(len(rows), device=labels.device), ends] = IGNORED
-        # Logits are needed from the last prompt token on: vocabularies can be large.
-        first = min(row.prompt_length for row in rows) - 1
-        kept = labels.shape[1] - first
-        logits = model(**batch, use_cache=False, logits_to_keep=kept).logits
-        predicted = logits[:, -kept:].argmax(-1)[:, :-1]
-        wanted = labels[:, first + 1 :]
-        right[indices] = ((predicted == wanted) | (wanted == IGNORED)).all(dim=1).cpu()
-    return right
+    forced = teacher_forced(model, tokenizer, encode_all(tokenizer, examples), batch_size)
+    rights = ((each.ended if require_end else each.answer)(each.right) for each in forced)
+    return torch.tensor([bool(right.all()) for right in rights])
 
 
 def score_checkpoint(
@@ -151,7 +319,7 @@ def score_checkpoint(
 
     Args:
         checkpoint: Directory of a causal language model with its tokenizer.
-        data: Per name a JSONL file of prompts and completions; see `data.read_examples`.
+        data: Per name a data set; see `data.read_examples`.
         batch_size: Examples per forward pass.
         device: Where the forward passes run.
         require_end: See `exact_match`.
@@ -164,7 +332,8 @@ def score_checkpoint(
         SourceError: There is no such checkpoint.
     """
     # All files are read first: an error in the last one should not cost a model's loading.
-    examples = {name: read_examples(path) for name, path in data.items()}
+    tokenizer = load_tokenizer(checkpoint)
+    examples = {name: read_examples(path, tokenizer) for name, path in data.items()}
     model, tokenizer = load_model(checkpoint, device)
     return {
         name: exact_match(model, tokenizer, rows, batch_size, require_end)

@@ -1,0 +1,103 @@
+"""`ws evaluate` as a user meets it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cli.test_commands import two_lines
+from tests.learning.conftest import byte_tokenizer, slow_greedy, tiny_model, write
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A checkpoint, one with another head, and completions the former gives."""
+    tokenizer = byte_tokenizer()
+    model = tiny_model(tokenizer)
+    root = tmp_path_factory.mktemp("world")
+    model.save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    shutil.copytree(root / "base", root / "edited")
+    tensors = load_file(root / "edited/model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].roll(1, 0)
+    save_file(tensors, root / "edited/model.safetensors", {"format": "pt"})
+    rows = []
+    for prompt in ("a", "what is b?", "tell me of c", "dd"):
+        own = slow_greedy(model, tokenizer(prompt)["input_ids"], 3)
+        rows.append({"prompt": prompt, "completion": tokenizer.decode(own)})
+    write(root / "facts.jsonl", *map(json.dumps, rows))
+    return root
+
+
+@pytest.fixture
+def ws(monkeypatch, capsys):
+    """The command in this process, which has loaded torch already."""
+    from weightsurgery.cli.main import main
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, said.out, said.err)
+
+    return run
+
+
+def test_tables_and_json_say_the_same(ws, world):
+    command = [
+        "evaluate", world / "edited", "--against", world / "base", "--any-end", "--metric",
+        "exact_match", "--metric", "el", "--forget", world / "facts.jsonl", "--keep",
+        world / "facts.jsonl",
+    ]  # fmt: skip
+    done = ws(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    document = json.loads(done.stdout)
+    forget, keep = document["sets"]
+    assert forget["before"]["exact_match"]["value"] == 1
+    assert forget["scores"]["exact_match"]["value"] == 0
+    assert forget["forgetting"]["exact_match"]["value"] == 100
+    assert forget["normalised_forgetting"]["exact_match"]["value"] == pytest.approx(100 / 0.75)
+    assert keep["drift"]["exact_match"]["value"] == 1
+    assert forget["scores"]["el"]["value"] is None
+    assert "no EL_10" in forget["scores"]["el"]["why"]
+    assert document["tasks"] == []
+
+    done = ws(*command)
+    assert done.returncode == 0, done.stderr
+    for text in ("100.0 %", "133.3 %", "forgotten over chance", "drift", "no EL_10", "25.0 %"):
+        assert text in done.stdout
+    short = ws(*command, "--el-n", "2", "--json")
+    assert json.loads(short.stdout)["sets"][0]["before"]["el"]["value"] == 1
+
+
+def test_errors_are_two_lines(ws, world):
+    facts, base = world / "facts.jsonl", world / "base"
+    assert "no data to score" in two_lines(ws("evaluate", base))[0]
+    assert "cannot load a tokenizer" in two_lines(ws("evaluate", world, "--forget", facts))[0]
+    what, remedy = two_lines(ws("evaluate", world / "nowhere", "--forget", facts))
+    assert "nowhere: no such directory" in what
+    what, remedy = two_lines(ws("evaluate", base, "--keep", world / "no.jsonl"))
+    assert "no.jsonl: cannot be read" in what
+    what, remedy = two_lines(ws("evaluate", base, "--keep", facts, "--metric", "bleu"))
+    assert "'bleu'" in what
+    assert "rouge_l" in remedy
+    what, remedy = two_lines(ws("evaluate", base, "--tasks", "hellaswag"))
+    assert "lm-eval:NAME" in remedy
+
+
+def test_a_model_of_nan_is_an_error(ws, world, tmp_path):
+    broken = shutil.copytree(world / "base", tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    facts = world / "facts.jsonl"
+    assert ws("evaluate", world / "base", "--forget", facts, "-q").returncode == 0
+    what, _ = two_lines(ws("evaluate", broken, "--forget", facts))
+    assert "facts" in what
+    assert "NaN" in what

@@ -1,0 +1,323 @@
+"""The command that trains: identify."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Show, Which, typed_command, written_path
+from weightsurgery.cli.spread import options
+from weightsurgery.cli.statistics import gather_statistics
+
+if TYPE_CHECKING:
+    from weightsurgery.learning.method import Method
+    from weightsurgery.learning.training import Training
+
+__all__ = ["identify"]
+
+
+@dataclass(frozen=True)
+class How:
+    """Which weights at a time."""
+
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="delta (from the checkpoint's weights, one layer at a time), literal (from random"
+            " weights, one layer at a time: what the paper's figure says), joint (all layers at"
+            " once, a plain fine-tune), or activations (no training: what the layers are given on"
+            " DATA, for --keep of project and learn).",
+            rich_help_panel="Which weights at a time",
+        ),
+    ] = "delta"
+    order: Annotated[
+        str,
+        typer.Option(
+            help="Of the layers: ascending or descending.",
+            rich_help_panel="Which weights at a time",
+        ),
+    ] = "ascending"
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            help="Train a LoRA adapter of this rank (mode joint); saved as low-rank factors.",
+            rich_help_panel="Which weights at a time",
+        ),
+    ] = None
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="The adapter's change is alpha / rank · B A. Default: the rank.",
+            rich_help_panel="Which weights at a time",
+        ),
+    ] = None
+    max_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="What sums may take at once in mode activations; with less, the data is run more"
+            " often. Default: 2.",
+            rich_help_panel="Which weights at a time",
+        ),
+    ] = None
+
+    def method(self, keep_weight: float) -> Method:
+        """As the library's method."""
+        from weightsurgery.learning.method import Method
+
+        return Method(self.mode, self.order, self.lora_rank, self.lora_alpha, keep_weight)
+
+
+@dataclass(frozen=True)
+class Train:
+    """How to train."""
+
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps per stage: per layer, or in all in mode joint.",
+            rich_help_panel="Training",
+        ),
+    ] = None
+    epochs: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead: passes over the data per stage. Default: 3.", rich_help_panel="Training"
+        ),
+    ] = None
+    lr: Annotated[
+        float, typer.Option(help="Learning rate of AdamW.", rich_help_panel="Training")
+    ] = 1e-4
+    batch: Annotated[
+        int,
+        typer.Option(help="Examples per process and micro-step.", rich_help_panel="Training"),
+    ] = 8
+    accumulate: Annotated[
+        int, typer.Option(help="Micro-steps per step.", rich_help_panel="Training")
+    ] = 1
+    warmup: Annotated[
+        int,
+        typer.Option(
+            help="Steps over which the learning rate rises; constant after.",
+            rich_help_panel="Training",
+        ),
+    ] = 0
+    weight_decay: Annotated[float, typer.Option(help="Of AdamW.", rich_help_panel="Training")] = 0.0
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Cut longer examples. Default: none is cut.",
+            rich_help_panel="Training",
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        typer.Option(help="Of order, dropout and first weights.", rich_help_panel="Training"),
+    ] = 0
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the arithmetic: float32, bfloat16 or float16. Trained weights and the vector"
+            " are float32 always.",
+            rich_help_panel="Training",
+        ),
+    ] = "float32"
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Less memory for activations, a third more work.",
+            rich_help_panel="Training",
+        ),
+    ] = False
+    save_every: Annotated[
+        int,
+        typer.Option(
+            metavar="STEPS",
+            help="Between points a killed run goes on from, and looks at --validation.",
+            rich_help_panel="Training",
+        ),
+    ] = 500
+    trainer_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Any other of transformers.TrainingArguments, as in lr_scheduler_type=cosine;"
+            " repeatable.",
+            rich_help_panel="Training",
+        ),
+    ] = None
+
+    def training(self, patience: int | None) -> Training:
+        """As the library's settings."""
+        from weightsurgery.errors import EditError
+        from weightsurgery.learning.training import Training
+
+        if self.steps is not None and self.epochs is not None:
+            raise EditError("both --steps and --epochs", "Give one of them.")
+        return Training(
+            steps=self.steps,
+            epochs=3.0 if self.epochs is None else self.epochs,
+            learning_rate=self.lr,
+            batch_size=self.batch,
+            accumulation=self.accumulate,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            max_length=self.max_length,
+            seed=self.seed,
+            dtype=self.dtype,
+            gradient_checkpointing=self.gradient_checkpointing,
+            save_every=self.save_every,
+            patience=patience,
+            extra=dict(_pair(text) for text in self.trainer_arg or ()),
+        )
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """``name=value``, the value as JSON where it is that, else as text."""
+    from weightsurgery.errors import EditError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise EditError(
+            f"--trainer-arg {text}", "Write NAME=VALUE, as in lr_scheduler_type=cosine."
+        )
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Other data."""
+
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Data on which the model is held to what the checkpoint says; repeatable.",
+            rich_help_panel="Other data",
+        ),
+    ] = None
+    keep_weight: Annotated[
+        float,
+        typer.Option(
+            help="Loss: cross-entropy on DATA + weight · KL(checkpoint ‖ model) on --keep.",
+            rich_help_panel="Other data",
+        ),
+    ] = 1.0
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Data on which the loss is watched; each stage keeps its best weights.",
+            rich_help_panel="Other data",
+        ),
+    ] = None
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            metavar="LOOKS",
+            help="End a stage after so many looks at --validation without a better loss.",
+            rich_help_panel="Other data",
+        ),
+    ] = None
+
+
+@options
+def identify(
+    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="What to learn: a .jsonl file.")],
+    which: Which,
+    how: How,
+    train: Train,
+    hold: Hold,
+    show: Show,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
+        ),
+    ],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained and held, and stop.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="Where to train: auto, cpu or cuda.", rich_help_panel="The machine")
+    ] = "auto",
+) -> None:
+    """Find the task vector of a data set, layer by layer (UNLEARN's subspace identification).
+
+    A reconstruction of arXiv 2408.04140. Trains the all-linear tensors unless --targets says
+    otherwise. A killed run goes on when started again; torchrun and accelerate launch work.
+
+    Example:  ws identify ./model data.jsonl -o ./vector --steps 30 --lr 5e-4
+    """
+    from importlib.util import find_spec
+
+    from weightsurgery.errors import EditError, WeightSurgeryError
+
+    if how.mode == "activations":
+        if dry_run or (how, train, hold) != (How("activations", max_memory=how.max_memory),
+                                             Train(), Hold()):  # fmt: skip
+            raise EditError(
+                "mode activations trains nothing, and takes no option of training, nor --dry-run",
+                "Leave out all but --max-memory, --device and what chooses tensors.",
+            )
+        gather_statistics(ckpt, data, out, which, show, device, how.max_memory, overwrite)
+        return
+    if how.max_memory is not None:
+        raise EditError(f"--max-memory with mode {how.mode}", "Use it with --mode activations.")
+    needed = ["transformers", "accelerate"] + (["peft"] if how.lora_rank is not None else [])
+    lacking = [name for name in needed if find_spec(name) is None]
+    if lacking:
+        raise WeightSurgeryError(
+            f"identify trains the model, and {' and '.join(lacking)} is not installed",
+            f"Install it with:  pip install {' '.join(lacking)}",
+        )
+    from weightsurgery.learning import identify as library
+    from weightsurgery.report.identified import identified_tables, training_plan_lines
+
+    what: dict[str, Any] = {
+        "training": train.training(hold.patience),
+        "method": how.method(hold.keep_weight),
+        "selection": which.selection("all-linear"),
+        "keep": hold.keep or (),
+        "validation": hold.validation,
+        "device": device,
+        "overwrite": overwrite,
+    }
+    if dry_run:
+        plan = library.plan(ckpt, data, out, **what)
+        if show.json:
+            console.document(asdict(plan))
+        else:
+            console.show(*training_plan_lines(plan, out))
+        return
+    try:
+        with console.progress(show, unit="steps") as progress:
+            record = library.identify(
+                ckpt, data, out, **what, command=typed_command(), progress=progress
+            )
+    except KeyboardInterrupt:
+        console.notice("Interrupted; the same command goes on where this one stopped.", show)
+        raise
+    if not library.is_main():
+        return
+    if show.json:
+        console.document({"out": out, **asdict(record)})
+    else:
+        console.show(*identified_tables(record, every=show.verbose))
+    check = f"ws negate {shlex.quote(ckpt)} {shlex.quote(out)} -o ./edited"
+    console.notice(f"Saved the task vector in {out}; take it away with:  {check}", show)

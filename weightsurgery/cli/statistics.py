@@ -1,0 +1,63 @@
+"""``ws identify --mode activations``: what linear layers are given on data, saved."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from importlib.util import find_spec
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Show, Which, typed_command
+from weightsurgery.errors import EditError, WeightSurgeryError
+
+__all__ = ["gather_statistics"]
+
+
+def gather_statistics(
+    ckpt: str,
+    data: str,
+    out: str,
+    which: Which,
+    show: Show,
+    device: str,
+    max_memory: float | None,
+    overwrite: bool,
+) -> None:
+    """Gather, save, and say what was gathered."""
+    if find_spec("transformers") is None:
+        raise WeightSurgeryError(
+            "identify runs the model, and transformers is not installed",
+            "Install it with:  pip install transformers",
+        )
+    bound = 2.0 if max_memory is None else max_memory
+    if not 0 < bound < 1e9:
+        raise EditError(f"--max-memory {bound:g}", "Give a positive number of GB.")
+    from weightsurgery.learning.statistics import gather_to
+
+    with console.progress(show, unit="tokens") as progress:
+        record = gather_to(
+            out,
+            ckpt,
+            data,
+            selection=which.selection("all-linear"),
+            device=device,
+            max_bytes=int(bound * 1e9),
+            overwrite=overwrite,
+            command=typed_command(),
+            progress=progress,
+        )
+    found = record.summary
+    if show.json:
+        console.document({"out": out, **asdict(record)})
+    else:
+        console.show(
+            f"{out}: what {found['tensors']} tensors are given ({found['matrices']} distinct"
+            f" inputs) on {found['tokens']} tokens of {found['examples']} examples"
+        )
+    left = record.parameters["not_gathered"]
+    if left:
+        console.notice(
+            f"{len(left)} tensors have no statistics (fused, or not run), {left[0]} for one.", show
+        )
+    keep = f"ws project {shlex.quote(ckpt)} --forget VECTOR --keep {shlex.quote(out)} -o ./edited"
+    console.notice(f"Saved the statistics in {out}; keep what they describe with:  {keep}", show)

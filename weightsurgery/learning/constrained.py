@@ -1,0 +1,200 @@
+"""Training inside a subspace: changes that the inputs to keep hardly feel, at every step.
+
+With ``C = Q diag(λ) Qᵀ`` the activation statistics of a layer's keep inputs and
+``M = ρ (C + ρ I)⁻¹`` their ridge (see :mod:`weightsurgery.algebra.activations`), a weight is
+trained as ``W = W₀ + A M`` with ``A`` free: identification and discrimination in one. In the
+eigenbasis this is
+
+    ``W = W₀ + B diag(r) Qᵀ``,  ``r = ρ / (λ + ρ)``,
+
+and Adam (Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1) runs on ``B``: the gradient is
+``(∂L/∂W) Q diag(r)``, and a step moves each direction by at most about the learning rate times
+``r``. Projecting a finished vector instead would throw most of it away and must be scaled up
+blindly; here the training sees what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from weightsurgery.algebra.activations import InputSpace, outside
+from weightsurgery.learning.method import Stage
+from weightsurgery.learning.training import Progress, Rows, Trained, Training, train_stage
+
+__all__ = ["Confinement", "SubspaceAdam", "confine", "train_confined"]
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """The inputs along which one weight may change.
+
+    Attributes:
+        Q: Orthonormal directions of the input space in columns, ``(n, n)``, float32.
+        damping: How freely it may change along each, in [0, 1], ``(n,)``, float32.
+        transposed: The weight is held (in, out), as GPT-2's are.
+    """
+
+    Q: Tensor
+    damping: Tensor
+    transposed: bool = False
+
+    def to(self, device: torch.device) -> Confinement:
+        """The same on another device."""
+        return Confinement(self.Q.to(device), self.damping.to(device), self.transposed)
+
+
+def confine(
+    gram: Tensor, epsilon: float, directions: Tensor | None = None, transposed: bool = False
+) -> Confinement:
+    """The confinement by activation statistics, and by the directions of keep vectors.
+
+    Args:
+        gram: ``C``, ``(n, n)``; zero where there are no keep inputs.
+        epsilon: Ridge relative to the mean eigenvalue.
+        directions: ``V``, ``(n, q)``, orthonormal: the span of the keep tasks' input directions,
+            along which nothing may change.
+        transposed: See :class:`Confinement`.
+
+    Raises:
+        EditError: A senseless ε, or no sum of ``x xᵀ``.
+        NonFiniteError: NaN or infinity in ``C``.
+    """
+    if directions is None or not directions.shape[1]:
+        space = InputSpace.of(gram)
+        return Confinement(space.Q.float(), space.damping(epsilon).float(), transposed)
+    v = torch.linalg.qr(directions.double()).Q
+    space = InputSpace.of(outside(gram, v))
+    damping = space.damping(epsilon)
+    # The span of V is an eigenspace with eigenvalue 0. With other null directions mixed in, a
+    # basis that tells them apart comes from the eigenvectors of Q_0ᵀ V Vᵀ Q_0.
+    null = space.values <= space.floor
+    q0 = space.Q[:, null]
+    share, rotation = torch.linalg.eigh((q0.T @ v) @ (v.T @ q0))
+    basis = space.Q.clone()
+    basis[:, null] = q0 @ rotation
+    damping = damping.clone()
+    damping[null] = torch.where(share > 0.5, torch.zeros_like(share), damping[null])
+    return Confinement(basis.float(), damping.float(), transposed)
+
+
+class SubspaceAdam(torch.optim.Optimizer):
+    """Adam on ``B`` of ``W = W₀ + B diag(r) Qᵀ``; the weights themselves are moved.
+
+    Args:
+        parameters: Name and weight of each matrix to train, ``(m, n)``.
+        confinements: By name.
+        lr: Largest step of an unconfined direction, relative to the root mean square of the
+            weight's entries at the start (to 1 for a weight of zeros).
+        betas: Decay of the first and second moment.
+        eps: Added to the root of the second moment.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[tuple[str, torch.nn.Parameter]],
+        confinements: Mapping[str, Confinement],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-10,
+    ) -> None:
+        groups = [
+            {
+                "params": [weight],
+                "confinement": confinements[name].to(weight.device),
+                "unit": float(weight.detach().double().square().mean().sqrt()) or 1.0,
+            }
+            for name, weight in parameters
+        ]
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every weight that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._step(weight, group)
+        return loss
+
+    def _step(self, weight: torch.nn.Parameter, group: dict[str, Any]) -> None:
+        inside: Confinement = group["confinement"]
+        assert weight.grad is not None
+        gradient = weight.grad.T if inside.transposed else weight.grad
+        gradient = (gradient.float() @ inside.Q) * inside.damping
+        state = self.state[weight]
+        if not state:
+            state["step"] = 0
+            state["first"] = torch.zeros_like(gradient)
+            state["second"] = torch.zeros_like(gradient)
+        state["step"] += 1
+        first, second = group["betas"]
+        state["first"].lerp_(gradient, 1 - first)
+        state["second"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        root = state["second"].div(1 - second ** state["step"]).sqrt_().add_(group["eps"])
+        move = state["first"].div(1 - first ** state["step"]).div_(root).mul_(inside.damping)
+        move = move @ inside.Q.T
+        size = group["lr"] * group["unit"]
+        weight.add_((move.T if inside.transposed else move).to(weight.dtype), alpha=-size)
+
+
+def train_confined(
+    model: PreTrainedModel,
+    rows: Rows,
+    confinements: Mapping[str, Confinement],
+    training: Training,
+    *,
+    device: torch.device,
+    enough: Callable[[int], bool] | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Trains the confined weights in place, all else frozen, with :class:`SubspaceAdam`.
+
+    The learning rate stays for the first half of the steps and falls to zero in the second.
+
+    Args:
+        model: Float32; left in evaluation mode.
+        rows: On what.
+        confinements: By parameter name: which weights, and along which inputs.
+        training: How; ``learning_rate`` is relative, see :class:`SubspaceAdam`, and ``steps``
+            must be given.
+        device: Where.
+        enough: Asked after every step, with the number of steps taken, whether to end.
+        progress: Called as ``progress(text, done, total)`` in steps.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        EditError: A sharded model (FSDP), whose gradients are pieces of matrices.
+        NonFiniteError: The loss, or a trained weight, is NaN or infinite.
+    """
+    names = list(confinements)
+    model.to(device)  # type: ignore[arg-type]
+    steps = training.steps or 1
+    falling = {
+        "lr_scheduler_type": "warmup_stable_decay",
+        "lr_scheduler_kwargs": {"num_decay_steps": steps - steps // 2},
+    }
+    optimizer = SubspaceAdam(
+        [(name, model.get_parameter(name)) for name in names], confinements, training.learning_rate
+    )
+    return train_stage(
+        model,
+        Stage("inside the subspace", tuple(names)),
+        rows,
+        replace(training, extra={**falling, **training.extra}),
+        device=device,
+        optimizer=optimizer,
+        enough=enough,
+        progress=progress,
+    )

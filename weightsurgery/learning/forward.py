@@ -1,0 +1,235 @@
+"""What a model says: its prediction of every token of a text, and its greedy continuations."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.errors import DataError, NonFiniteError
+from weightsurgery.learning.data import Collator, Encoded, padding_token
+from weightsurgery.learning.models import context_length, quiet
+
+__all__ = ["Forced", "Progress", "check_lengths", "greedy", "teacher_forced"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What a model predicts for the tokens of a completion, each given all before it.
+
+    Attributes:
+        labels: The tokens, int64, shape (tokens,), on the CPU as all of these.
+        predicted: The likeliest ones instead, int64, shape (tokens,).
+        nll: Negative log-likelihood of each label in nats, float64, shape (tokens,).
+        end_length: How many of the last only say that the completion is over.
+        beyond_end: How many of these come after EOS, where generation has stopped: the line feed
+            that some chat templates put there.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    nll: Tensor
+    end_length: int
+    beyond_end: int = 0
+
+    @property
+    def right(self) -> Tensor:
+        """Which predictions are right, bool, shape (tokens,)."""
+        return self.labels == self.predicted
+
+    def ended(self, values: Tensor) -> Tensor:
+        """Of one value per token those of the completion and its end, up to EOS."""
+        return values[: len(values) - self.beyond_end]
+
+    def answer(self, values: Tensor) -> Tensor:
+        """Of one value per token those of the completion without its end."""
+        return values[: len(values) - self.end_length]
+
+
+def check_lengths(model: PreTrainedModel, encoded: Sequence[Encoded], where: str) -> None:
+    """Refuses texts that are longer than the model was made to read.
+
+    Raises:
+        DataError: One is; named by its number, from 1.
+    """
+    limit = context_length(model)
+    for number, row in enumerate(encoded, start=1):
+        if limit is not None and len(row.input_ids) > limit:
+            raise DataError(
+                f"{where}, example {number}: has {len(row.input_ids)} tokens; the model reads"
+                f" {limit}",
+                "Shorten or split the text.",
+            )
+
+
+@torch.inference_mode()
+def teacher_forced(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    batch_size: int = 32,
+    stage: str = "",
+    progress: Progress | None = None,
+) -> list[Forced]:
+    """Predicts every token of the completions given the ones before it, one forward pass per batch.
+
+    Args:
+        model: A causal language model; left in evaluation mode.
+        tokenizer: Its tokenizer.
+        encoded: Texts, each with a prompt of at least one token.
+        batch_size: Texts per forward pass.
+        stage: What to call this to `progress`.
+        progress: Told of every batch.
+
+    Returns:
+        The predictions, in the order of `encoded`.
+
+    Raises:
+        NonFiniteError: A prediction is NaN, or a label's likelihood is not finite.
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    collate = Collator(padding_token(tokenizer))
+    found: list[Forced | None] = [None] * len(encoded)
+    # Like lengths together: little padding, and few positions that need logits.
+    order = sorted(
+        range(len(encoded)),
+        key=lambda index: (len(encoded[index].input_ids), encoded[index].prompt_length),
+    )
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        rows = [encoded[index] for index in indices]
+        batch = {name: value.to(model.device) for name, value in collate(rows).items()}
+        labels = batch.pop("labels")
+        # Logits are needed from the last prompt token on: vocabularies can be large.
+        first = min(row.prompt_length for row in rows) - 1
+        kept = labels.shape[1] - first
+        logits = model(**batch, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+        for place, (index, row) in enumerate(zip(indices, rows, strict=True)):
+            begin, stop = row.prompt_length, len(row.input_ids)
+            wanted = labels[place, begin:stop]
+            given = logits[place, begin - 1 - first : stop - 1 - first]
+            predicted, nll = _read(given, wanted)
+            _check_finite(given, nll, index)
+            found[index] = Forced(
+                wanted.cpu(),
+                predicted.cpu(),
+                nll.cpu(),
+                row.end_length,
+                _beyond(row, tokenizer.eos_token_id),
+            )
+        if progress is not None:
+            progress(stage, start + len(indices), len(order))
+    return [each for each in found if each is not None]
+
+
+def _beyond(row: Encoded, eos: int | None) -> int:
+    """How many tokens follow the EOS that ends a completion."""
+    end = row.input_ids[len(row.input_ids) - row.end_length :]
+    return len(end) - 1 - end.index(eos) if eos in end else 0
+
+
+def _read(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens, and the labels' negative log-likelihoods in float64."""
+    exact = logits.float()
+    chosen = exact.gather(-1, labels[:, None])[:, 0].double()
+    return logits.argmax(-1), exact.logsumexp(-1).double() - chosen
+
+
+def _check_finite(logits: Tensor, nll: Tensor, index: int) -> None:
+    if bool(logits.isnan().any()) or not bool(nll.isfinite().all()):
+        raise NonFiniteError(
+            f"the model's predictions for example {index + 1} are NaN or infinite",
+            "Check the weights: 'ws verify' for an output of ws, 'ws diff' against its base; an"
+            " edit in float16 may have overflowed.",
+        )
+
+
+@torch.inference_mode()
+def greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    batch_size: int = 32,
+    stage: str = "",
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Continues prompts with the likeliest token, again and again.
+
+    The model's own generation settings (sampling, penalties, lengths) are left out; its EOS
+    tokens are heeded.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompts: Tokens, at least one in each.
+        limits: How many tokens to add to each at most, at least 1.
+        batch_size: Prompts per forward pass.
+        stage: What to call this to `progress`.
+        progress: Told of every batch.
+
+    Returns:
+        The tokens added to each, in order, without an EOS.
+    """
+    collate = Collator(padding_token(tokenizer), left=True)
+    ends = _ends(model, tokenizer)
+    found: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: (limits[index], len(prompts[index])))
+    waiting = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    done = 0
+    while waiting:
+        indices = waiting.pop()
+        steps = max(limits[index] for index in indices)
+        longest = max(len(prompts[index]) for index in indices)
+        limit = context_length(model)
+        if limit is not None and longest + steps > limit and len(indices) > 1:
+            # Together, some would run out of the context for the sake of the others.
+            half = len(indices) // 2
+            waiting += [indices[:half], indices[half:]]
+            continue
+        batch = collate([Encoded(list(prompts[index]), 0) for index in indices])
+        with _plain_generation(model), quiet():
+            out = model.generate(  # type: ignore[operator]
+                input_ids=batch["input_ids"].to(model.device),
+                attention_mask=batch["attention_mask"].to(model.device),
+                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                    max_new_tokens=steps,
+                    do_sample=False,
+                    use_cache=True,
+                    eos_token_id=sorted(ends) or None,
+                    pad_token_id=padding_token(tokenizer),
+                ),
+            )
+        for index, tokens in zip(
+            indices, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True
+        ):
+            stop = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+            found[index] = tokens[: min(stop, limits[index])]
+        done += len(indices)
+        if progress is not None:
+            progress(stage, done, len(order))
+    return found
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end a text: the tokenizer's and those of the model's generation settings."""
+    settings = getattr(model, "generation_config", None)
+    own = getattr(settings, "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+
+
+@contextmanager
+def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own settings, which fill what a caller leaves open."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own

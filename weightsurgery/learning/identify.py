@@ -1,0 +1,337 @@
+"""Subspace identification: the task vector of a data set, layer by layer.
+
+The first step of UNLEARN (Lizzo & Heck, arXiv 2408.04140). The paper gives neither equations nor
+code, so this is a reconstruction, with three readings of it as modes:
+
+``delta``
+    Start from the checkpoint's weights ``W``. For each layer in turn, train that layer's selected
+    weights alone, the layers before it as trained, all else frozen: ``T_l = W_l' − W_l``.
+``literal``
+    What the paper's figure literally says: draw every weight at random by the model's own
+    initialisation, freeze, then train layer after layer; ``T_l = W_l' − init_l``.
+``joint``
+    All selected weights at once, in full or as a LoRA adapter: an ordinary fine-tune, the baseline
+    that layer-wise training is to be held against.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, read_record
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.staging import Staging, check_target
+from weightsurgery.errors import EditError
+from weightsurgery.learning.data import Collator, Example, padding_token
+from weightsurgery.learning.method import Method, Stage, stages_of
+from weightsurgery.learning.models import quiet
+from weightsurgery.learning.outcome import Plan, Request, pick_device, write_vector
+from weightsurgery.learning.parameters import (
+    entries_of,
+    load_float32,
+    parameters_of,
+    random_model,
+    save_tensors,
+    sole_name,
+)
+from weightsurgery.learning.retain import Retain
+from weightsurgery.learning.stages import (
+    encode_rows,
+    is_main,
+    run_stages,
+    set_values,
+    values_of,
+    wait_for_all,
+)
+from weightsurgery.learning.training import Progress, Rows, Trained, Training, isolated, writing
+from weightsurgery.vectors.finetuned import FinetunedChange
+
+__all__ = ["ALL_LINEAR", "DELTA", "JOINT", "identify", "is_main", "plan", "train_vector"]
+
+DELTA, JOINT = Method("delta"), Method("joint")
+ALL_LINEAR = Selection("all-linear")
+
+
+def train_vector(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    training: Training,
+    method: Method = JOINT,
+    *,
+    selection: Selection = ALL_LINEAR,
+    keep: Sequence[Example] = (),
+    validation: Sequence[Example] = (),
+    progress: Progress | None = None,
+) -> dict[str, torch.Tensor]:
+    """Trains a model in memory, and returns what changed; the model is as before, to the bit.
+
+    Args:
+        model: Float32; it is trained where it is, and restored, also after an error.
+        tokenizer: Its tokenizer.
+        examples: What to learn, at least one.
+        training: How to train.
+        method: Which weights at a time; modes ``delta`` and ``joint``.
+        selection: Which weights, by their names in memory.
+        keep: Examples on which the model is held to what it was.
+        validation: What the loss is watched on.
+        progress: Called as ``progress(text, done, total)`` in steps.
+
+    Returns:
+        Parameter → its change, float32 on the CPU, of the parameter's shape. The change of an
+        adapter is multiplied out, and that of weights without gradients is zero.
+
+    Raises:
+        EditError: The weights to train are not float32, or the settings make no sense.
+        DataError: There are no examples, or ones that the model cannot take.
+        SelectionError: Nothing is selected.
+        NonFiniteError: The loss, or a trained weight, is NaN or infinite.
+    """
+    if method.mode == "literal":
+        raise EditError("mode literal in memory: it needs a model of its own", "Use identify().")
+    names = list(selection.resolve(entries_of(model)))
+    for name in names:
+        if model.get_parameter(name).dtype != torch.float32:
+            raise EditError(
+                f"{name!r} is {model.get_parameter(name).dtype}: small steps would be rounded away",
+                "Load the model in float32.",
+            )
+    device, was_training = model.device, model.training
+    thawed = {name: each.requires_grad for name, each in model.named_parameters()}
+    before = values_of(model, names)
+    try:
+        with isolated(), quiet():
+            rows, retain = _rows(model, tokenizer, examples, keep, validation, training, method)
+            _, factors = _train(
+                model, names, rows, training, method, device, retain, None, progress
+            )
+        if factors is None:
+            after = values_of(model, names)
+            return {name: after[name].sub_(before[name]) for name in names}
+        return {name: each.matrix() for name, each in factors.items()}
+    finally:
+        set_values(model, before)
+        model.train(was_training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(thawed[name])
+
+
+def _rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    keep: Sequence[Example],
+    validation: Sequence[Example],
+    training: Training,
+    method: Method,
+) -> tuple[Rows, Retain | None]:
+    """The data as tokens."""
+    if not examples:
+        raise EditError("no examples to learn from", "Give at least one.")
+    if method.mode == "literal" and keep:
+        raise EditError(
+            "keep data in mode literal: a model of random weights has nothing to keep",
+            "Use --mode delta or joint.",
+        )
+    collate = Collator(padding_token(tokenizer))
+    cut = training.max_length
+    rows = Rows(
+        encode_rows(model, tokenizer, examples, cut),
+        collate,
+        encode_rows(model, tokenizer, validation, cut),
+    )
+    if not keep:
+        return rows, None
+    kept = encode_rows(model, tokenizer, keep, cut)
+    return rows, Retain(kept, collate, method.keep_weight, training.batch_size, training.seed)
+
+
+def _train(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    rows: Rows,
+    training: Training,
+    method: Method,
+    device: torch.device,
+    retain: Retain | None,
+    workspace: Path | None,
+    progress: Progress | None,
+) -> tuple[list[Trained], dict[str, LowRank] | None]:
+    """Trains; for an adapter also takes it off again and returns its factors."""
+    if method.lora_rank is None:
+        stages = stages_of(list(names), method)
+        return run_stages(
+            model, stages, rows, training,
+            device=device, retain=retain, workspace=workspace, progress=progress,
+        ), None  # fmt: skip
+    with _adapted(model, names, method, training.seed) as adapted:
+        if retain is not None:
+            retain.originals = None  # the base is the model without its adapter
+        within = tuple(n for n, each in adapted.named_parameters() if each.requires_grad)
+        trained = run_stages(
+            adapted, [Stage("all layers", within)], rows, training,
+            device=device, retain=retain, workspace=workspace, progress=progress,
+        )  # fmt: skip
+        from weightsurgery.learning.adapter import factors
+
+        return trained, factors(adapted, names)
+
+
+@contextmanager
+def _adapted(
+    model: PreTrainedModel, names: Sequence[str], method: Method, seed: int
+) -> Iterator[Any]:
+    """The model with a new adapter, which is taken off at the end."""
+    from weightsurgery.learning.adapter import attach  # peft takes seconds to import
+
+    rank = method.lora_rank or 1
+    adapted = attach(model, names, rank, method.lora_alpha or rank, seed)
+    try:
+        yield adapted
+    finally:
+        adapted.unload()
+        # What peft leaves on a model it once adapted.
+        for trace in ("peft_config", "_hf_peft_config_loaded"):
+            model.__dict__.pop(trace, None)
+
+
+def identify(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    training: Training,
+    method: Method = DELTA,
+    *,
+    selection: Selection = ALL_LINEAR,
+    keep: Sequence[str | os.PathLike[str]] = (),
+    validation: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> EditRecord:
+    """Finds the task vector of a data set and saves it, all or nothing.
+
+    A run that was killed goes on where it stopped when it is started again with the same
+    arguments, and gives the same vector. Under torchrun or accelerate all processes train and the
+    first one writes.
+
+    Args:
+        checkpoint: A directory or ``org/name[@revision]``.
+        data: Prompts and completions; see `data.read_examples`.
+        out: Directory for the vector: float32 differences to the checkpoint as it is stored, or
+            an adapter's change as low-rank factors.
+        training: How to train.
+        method: The mode, and what belongs to it.
+        selection: Which tensors, by the checkpoint's names.
+        keep: Data on which the model is held to what the checkpoint says.
+        validation: Data on which the loss is watched; the best weights count.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        overwrite: Replace an existing output of this tool.
+        command: The command line, for the record.
+        progress: Called as ``progress(text, done, total)`` in steps.
+
+    Returns:
+        The vector's record.
+
+    Raises:
+        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then.
+    """
+    where = pick_device(device)
+    with Checkpoint.open(checkpoint) as base:
+        request = Request.read(
+            base, data, keep, validation, training, method, selection, where.type
+        )
+        target = Path(out)
+        if not is_main():
+            _work(request, Staging.beside(Path(os.path.realpath(target))), where, None)
+            wait_for_all()
+            return read_record(target)
+        staging = Staging(target, request.identity, request.folders, overwrite)
+        if staging.complete:
+            return read_record(staging.target)
+        try:
+            request.check_space(staging)
+            found = _work(request, staging.root, where, progress)
+            record = write_vector(request, staging, *found, command)
+        except KeyboardInterrupt:
+            staging.leave()
+            raise
+        except BaseException:
+            staging.close()
+            raise
+        wait_for_all()
+        return record
+
+
+def plan(
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    training: Training,
+    method: Method = DELTA,
+    *,
+    selection: Selection = ALL_LINEAR,
+    keep: Sequence[str | os.PathLike[str]] = (),
+    validation: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Plan:
+    """What `identify` with these arguments would train and hold; no weight is read.
+
+    Raises:
+        WeightSurgeryError: What `identify` would raise before it loads the model.
+    """
+    where = pick_device(device).type
+    with Checkpoint.open(checkpoint) as base:
+        request = Request.read(base, data, keep, validation, training, method, selection, where)
+        check_target(Path(os.path.realpath(out)), request.folders, overwrite)
+        return request.plan()
+
+
+def _work(
+    request: Request, root: Path, device: torch.device, progress: Progress | None
+) -> tuple[list[Trained], Mapping[str, LowRank] | FinetunedChange]:
+    """Loads, trains, and tells the changes by the names they are stored under."""
+    base, method, training = request.base, request.method, request.training
+    workspace = root / f"training-{request.identity[:16]}"
+    if is_main():
+        for stale in set(root.glob("training-*")) - {workspace}:
+            shutil.rmtree(stale)
+    with isolated(), quiet():
+        literal = method.mode == "literal"
+        model = random_model(base, training.seed) if literal else load_float32(base)
+        stored = parameters_of(model, base, request.selected)
+        names = list(stored)
+        initial = values_of(model, names) if literal else {}
+        rows, retain = _rows(
+            model,
+            request.tokenizer,
+            request.examples,
+            request.keep,
+            request.validation,
+            training,
+            method,
+        )
+        trained, factors = _train(
+            model, names, rows, training, method, device, retain, workspace, progress
+        )
+        if factors is not None:
+            return trained, {sole_name(base, stored[n], each): each for n, each in factors.items()}
+        values = values_of(model, names)
+        if not is_main():
+            return trained, {}
+        with writing(root.parent):
+            before = save_tensors(model, initial, root / "initial") if literal else base
+            after = save_tensors(model, values, root / "tuned")
+        return trained, FinetunedChange(before, after, missing="base")

@@ -1,0 +1,211 @@
+"""Means over examples, their bootstrap intervals, and what two means say of forgetting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Change",
+    "Estimate",
+    "Measured",
+    "Resampling",
+    "drift",
+    "estimate",
+    "estimate_change",
+    "forgetting",
+    "normalised_forgetting",
+]
+
+Change = Callable[[float, float], "float | str"]
+"""From the scores before and after to a number, or to the reason why there is none."""
+
+_CHUNK = 1 << 20  # examples drawn at a time, which bounds the memory
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric on every example of a set.
+
+    Attributes:
+        values: float64, shape (examples,); NaN where the metric is not defined.
+        weights: float64, shape (examples,): what each counts for in the mean.
+        why: Why it is not defined where it is not.
+    """
+
+    values: Tensor
+    weights: Tensor
+    why: str = ""
+
+    @property
+    def defined(self) -> Tensor:
+        """Where the metric is defined, bool, shape (examples,)."""
+        return ~self.values.isnan()
+
+    def mean(self) -> float | None:
+        """The weighted mean over the examples where it is defined; None if there is none."""
+        if not bool(self.defined.any()):
+            return None
+        weights = self.weights * self.defined
+        return float((self.values.nan_to_num(0.0) * weights).sum() / weights.sum())
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """A bootstrap over examples.
+
+    Attributes:
+        seed: The same for two models draws the same examples.
+        times: How often as many examples as there are are drawn, with replacement.
+    """
+
+    seed: int = 0
+    times: int = 2000
+
+    def means(self, measured: Measured) -> Tensor:
+        """The resamples' means, float64, shape (times,); NaN where nothing is defined."""
+        weights = measured.weights * measured.defined
+        products = measured.values.nan_to_num(0.0) * weights
+        count = len(weights)
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = max(1, _CHUNK // count)
+        found = []
+        for start in range(0, self.times, rows):
+            shape = (min(rows, self.times - start), count)
+            drawn = torch.randint(count, shape, generator=generator)
+            found.append(products[drawn].sum(1) / weights[drawn].sum(1))
+        return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty.
+
+    Attributes:
+        value: None where it is not defined.
+        interval: 95 % percentile bootstrap interval over examples; None for a single example, or
+            where the number is not defined in every resample.
+        examples: How many examples it rests on.
+        why: Why there is no value, or why not all examples count.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    examples: int
+    why: str = ""
+
+
+def estimate(
+    measured: Measured, resampling: Resampling, transform: Callable[[float], float] = float
+) -> Estimate:
+    """A set's mean with its percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
+
+    Args:
+        measured: One value per example.
+        resampling: How the interval is found.
+        transform: Applied to the mean, rising; as exp for a perplexity.
+    """
+    mean, count = measured.mean(), int(measured.defined.sum())
+    if mean is None:
+        return Estimate(None, None, 0, measured.why)
+    value = _finite(transform, mean)
+    if value is None:
+        return Estimate(None, None, count, "too large for a float")
+    interval = _interval(resampling.means(measured)) if count > 1 else None
+    if interval is not None:
+        low, high = (_finite(transform, each) for each in interval)
+        interval = None if low is None or high is None else (low, high)
+    return Estimate(value, interval, count, measured.why if count < len(measured.values) else "")
+
+
+def estimate_change(
+    before: Measured,
+    after: Measured,
+    change: Change,
+    resampling: Resampling,
+    transform: Callable[[float], float] = float,
+) -> Estimate:
+    """A change of a set's mean, with the interval of a paired bootstrap.
+
+    Args:
+        before: One value per example.
+        after: The same examples' values of another model.
+        change: From the two means to a number, or to the reason why there is none.
+        resampling: How the interval is found: both models are measured on the same draws.
+        transform: Applied to each mean first.
+    """
+    both = before.defined & after.defined
+    before, after = (
+        Measured(each.values.where(both, math.nan), each.weights, each.why or other.why)
+        for each, other in ((before, after), (after, before))
+    )
+    count = int(both.sum())
+    means = before.mean(), after.mean()
+    if means[0] is None or means[1] is None:
+        return Estimate(None, None, 0, before.why)
+    found = _changed(change, transform, means[0], means[1])
+    if isinstance(found, str):
+        return Estimate(None, None, count, found)
+    interval = None
+    if count > 1:
+        pairs = (resampling.means(each).tolist() for each in (before, after))
+        drawn = [_changed(change, transform, s0, s1) for s0, s1 in zip(*pairs, strict=True)]
+        figures = [each for each in drawn if not isinstance(each, str)]
+        if len(figures) == len(drawn):
+            interval = _interval(torch.tensor(figures, dtype=torch.float64))
+    why = before.why if count < len(both) else ""
+    if count > 1 and interval is None:
+        why = "; ".join(filter(None, [why, "no interval: not defined in all resamples"]))
+    return Estimate(found, interval, count, why)
+
+
+def forgetting(s0: float, s1: float) -> float | str:
+    """Raw forgetting in percent, `100 (s0 - s1) / s0`; the reason where s0 is 0."""
+    return 100 * (s0 - s1) / s0 if s0 > 0 else "the score before is 0: nothing to forget"
+
+
+def normalised_forgetting(s0: float, s1: float, chance: float) -> float | str:
+    """Forgetting in percent of what exceeds chance, `100 (s0 - s1) / (s0 - chance)`.
+
+    100 where the score has fallen to chance; the reason where it was no better before.
+    """
+    if s0 <= chance:
+        return f"the score before ({s0:.3g}) is no better than chance ({chance:.3g})"
+    return 100 * (s0 - s1) / (s0 - chance)
+
+
+def drift(s0: float, s1: float) -> float | str:
+    """Relative change either way, `|s1 - s0| / s0`; the reason where s0 is 0."""
+    return abs(s1 - s0) / s0 if s0 > 0 else "the score before is 0: no relative change"
+
+
+def _changed(
+    change: Change,
+    transform: Callable[[float], float],
+    s0: float,
+    s1: float,
+) -> float | str:
+    first, second = _finite(transform, s0), _finite(transform, s1)
+    if first is None or second is None:
+        return "too large for a float, or not defined"
+    return change(first, second)
+
+
+def _finite(transform: Callable[[float], float], value: float) -> float | None:
+    try:
+        found = transform(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _interval(means: Tensor) -> tuple[float, float] | None:
+    if not bool(means.isfinite().all()):
+        return None
+    bounds = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = torch.quantile(means, bounds).tolist()
+    return low, high

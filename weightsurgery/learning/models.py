@@ -1,0 +1,129 @@
+"""Loading a causal language model and its tokenizer, in silence and whole."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from weightsurgery.errors import CorruptCheckpointError, SourceError
+
+__all__ = ["context_length", "load_model", "load_tokenizer", "pick_device", "quiet"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the log lines and progress bars of transformers inside; as they were, after."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is some), `cpu`, `cuda` or `cuda:i` as a device.
+
+    Raises:
+        SourceError: No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SourceError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise SourceError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SourceError(
+            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices",
+            "Use --device cpu, or install a CUDA build of torch.",
+        )
+    return device
+
+
+def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
+    """Loads a checkpoint's tokenizer, printing nothing.
+
+    Raises:
+        SourceError: There is no such directory, or no tokenizer in it.
+    """
+    _check_directory(checkpoint)
+    with quiet(), _named(checkpoint, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint)
+    return tokenizer
+
+
+def load_model(
+    checkpoint: str | Path, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model and its tokenizer, printing nothing.
+
+    Args:
+        checkpoint: A directory with both.
+        device: Where the weights go, in the dtype they are stored in; see `pick_device`.
+
+    Returns:
+        The model, in evaluation mode, and the tokenizer.
+
+    Raises:
+        SourceError: There is no such directory or device, or no causal language model in it that
+            transformers can load.
+        CorruptCheckpointError: Weights of the model are missing.
+    """
+    target = pick_device(device)
+    tokenizer = load_tokenizer(checkpoint)
+    with quiet(), _named(checkpoint, "model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        # transformers would go on with random ones.
+        raise CorruptCheckpointError(
+            f"{checkpoint}: {len(missing)} weights are missing, the first {missing[0]}",
+            "Restore the files; 'ws verify' checks an output of ws.",
+        )
+    model.to(target)
+    model.eval()
+    return model, tokenizer
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens the model was made to read at most; None where its config does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) else None
+
+
+def _check_directory(checkpoint: str | Path) -> None:
+    if not Path(checkpoint).is_dir():
+        raise SourceError(
+            f"{checkpoint}: is no directory with a checkpoint",
+            "Check the path; download a repository of the Hub first.",
+        )
+
+
+@contextmanager
+def _named(checkpoint: str | Path, what: str) -> Iterator[None]:
+    """Says which checkpoint it was that transformers failed to load."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # what transformers and tokenizers raise has no common base
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(
+            f"{checkpoint}: transformers cannot load a {what} from it: {lines[0]}",
+            "Name a directory with config, weights and tokenizer of a causal language model.",
+        ) from error

@@ -1,0 +1,282 @@
+"""A model's scores on one set of examples: which metrics there are, and what each needs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.errors import DataError, NonFiniteError, SelectionError
+from weightsurgery.learning import metrics
+from weightsurgery.learning.data import Encoded, Example, encode
+from weightsurgery.learning.forward import (
+    Forced,
+    Progress,
+    check_lengths,
+    greedy,
+    teacher_forced,
+)
+from weightsurgery.learning.intervals import Measured
+from weightsurgery.learning.models import context_length
+
+__all__ = ["DEFAULT", "METRICS", "Metric", "chance", "choose", "encode_set", "score"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a score is.
+
+    Attributes:
+        title: Its name for people.
+        choice: The word that chooses it; some come together.
+        share: In [0, 1] and higher for what is known better, so that forgetting is defined.
+        transform: From the mean over examples to the score.
+    """
+
+    title: str
+    choice: str
+    share: bool = True
+    transform: Callable[[float], float] = float
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric("exact match", "exact_match"),
+    "token_accuracy": Metric("token accuracy", "token_accuracy"),
+    "nll": Metric("NLL per token", "nll", share=False),
+    "perplexity": Metric("perplexity", "perplexity", share=False, transform=math.exp),
+    "rouge_l_recall": Metric("ROUGE-L recall", "rouge_l"),
+    "rouge_l_f": Metric("ROUGE-L F1", "rouge_l"),
+    "ma": Metric("MA", "ma"),
+    "el": Metric("EL", "el"),
+    "es": Metric("ES", "es"),
+    "truth_ratio": Metric("truth ratio", "truth_ratio", share=False),
+}
+"""Every score by name: `nll` and `perplexity` in nats per token; see `score`."""
+
+DEFAULT = ("exact_match", "token_accuracy", "perplexity", "rouge_l")
+"""What is scored unless told otherwise: one forward pass and one generation per example."""
+
+
+def choose(words: Sequence[str]) -> list[str]:
+    """The names in `METRICS` that words choose, in their order there; `all` chooses every one.
+
+    Raises:
+        SelectionError: A word chooses none.
+    """
+    choices = {metric.choice for metric in METRICS.values()}
+    for word in words:
+        if word not in choices | {"all"}:
+            listed = ", ".join(dict.fromkeys(metric.choice for metric in METRICS.values()))
+            raise SelectionError(f"metric {word!r}", f"Choose all, or from: {listed}.")
+    return [name for name, each in METRICS.items() if "all" in words or each.choice in words]
+
+
+def chance(examples: Sequence[Example]) -> float:
+    """The exact match of the best constant answer: the most frequent completion's share.
+
+    1 / examples where all completions differ. Who tells from a prompt which kind of answer is
+    wanted can guess better: where that matters, give the figure by hand.
+    """
+    counted = Counter(example.completion for example in examples)
+    return max(counted.values()) / counted.total()
+
+
+def encode_set(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    where: str,
+) -> list[Encoded]:
+    """Turns a set into tokens that the model can read.
+
+    Raises:
+        DataError: An example has no tokens or too many; named by set and number, from 1.
+    """
+    encoded = []
+    for number, example in enumerate(examples, start=1):
+        try:
+            encoded.append(encode(tokenizer, example))
+        except DataError as error:
+            raise DataError(f"{where}, example {number}: {error.what}", error.remedy) from error
+    check_lengths(model, encoded, where)
+    return encoded
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    names: Collection[str] = ("exact_match",),
+    *,
+    where: str = "the data",
+    forget: bool = True,
+    n: int = 10,
+    batch_size: int = 32,
+    require_end: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Measured]:
+    """Scores a model on every example of a set.
+
+    `exact_match`, `token_accuracy`, `nll` and `perplexity` are about the completion and its EOS
+    (the former two without it for `require_end=False`); all but the first are weighted by tokens.
+    `rouge_l_*` compare the completion with a greedy one of at most as many tokens as the set's
+    longest. `ma`, `el` and `es` are about the completion without EOS, every example counting the
+    same; of a `{"text": ...}` that is the whole text, as their authors have it. `truth_ratio` is
+    TOFU's score of it: `min(R, 1/R)` on data to forget, else `max(0, 1 - R)`.
+
+    Args:
+        model: A causal language model; left in evaluation mode.
+        tokenizer: Its tokenizer.
+        examples: At least one.
+        names: Out of `METRICS`.
+        where: What to call the set in messages and to `progress`.
+        forget: Whether the set is to be forgotten, for the truth ratio.
+        n: Of `el`: a completion of fewer tokens has none.
+        batch_size: Examples per forward pass.
+        require_end: The model must also stop after the completion, by the tokenizer's EOS.
+        progress: Told of every batch.
+
+    Returns:
+        Per name the values of all examples, in their order.
+
+    Raises:
+        DataError: There are no examples, or one has no tokens or too many.
+        NonFiniteError: The model's predictions are NaN.
+        WeightSurgeryError: `rouge-score` is wanted and not installed.
+    """
+    if not examples:
+        raise DataError(f"{where}: holds no examples", "Name a set with at least one.")
+    encoded = encode_set(model, tokenizer, examples, where)
+    run = _Run(model, tokenizer, batch_size, where, progress)
+    forced = run.forced(encoded)
+    found = _from_one_pass(forced, require_end)
+    if {"rouge_l_recall", "rouge_l_f"} & set(names):
+        found |= _rouge(run, encoded)
+    if "el" in names:
+        found["el"] = _likelihood(run, encoded, forced, n)
+    if "truth_ratio" in names:
+        found["truth_ratio"] = _truth(run, examples, forget)
+    return {name: found[name] for name in METRICS if name in names}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model at work on one set."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    where: str
+    progress: Progress | None
+
+    def forced(self, encoded: Sequence[Encoded]) -> list[Forced]:
+        try:
+            return teacher_forced(
+                self.model, self.tokenizer, encoded, self.batch_size,
+                f"scoring {self.where}", self.progress,
+            )  # fmt: skip
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{self.where}: {error.what}", error.remedy) from error
+
+    def greedy(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
+        return greedy(
+            self.model, self.tokenizer, prompts, limits, self.batch_size,
+            f"generating for {self.where}", self.progress,
+        )  # fmt: skip
+
+
+def _measured(
+    values: Sequence[float | None], weights: Sequence[float] | None = None, why: str = ""
+) -> Measured:
+    numbers = [math.nan if value is None else value for value in values]
+    ones = [1.0] * len(numbers)
+    return Measured(
+        torch.tensor(numbers, dtype=torch.float64),
+        torch.tensor(ones if weights is None else weights, dtype=torch.float64),
+        why,
+    )
+
+
+def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Measured]:
+    rights = [f.ended(f.right) if require_end else f.answer(f.right) for f in forced]
+    answers = [each.answer(each.right) for each in forced]
+    losses = [each.ended(each.nll) for each in forced]
+    nll = _measured([float(each.mean()) for each in losses], [len(each) for each in losses])
+    return {
+        "exact_match": _measured([metrics.exact_match(right) for right in rights]),
+        "token_accuracy": _measured(
+            [metrics.token_accuracy(right) for right in rights], [len(each) for each in rights]
+        ),
+        "nll": nll,
+        "perplexity": nll,
+        "ma": _measured([metrics.token_accuracy(right) for right in answers]),
+        "es": _measured([metrics.extraction_strength(right) for right in answers]),
+    }
+
+
+def _rouge(run: _Run, encoded: Sequence[Encoded]) -> dict[str, Measured]:
+    prompts = [row.input_ids[: row.prompt_length] for row in encoded]
+    completions = [row.input_ids[row.prompt_length :] for row in encoded]
+    longest = max(len(each) for each in completions)
+    context = context_length(run.model) or math.inf
+    limits = [int(min(longest, context - len(prompt))) for prompt in prompts]
+    generated = run.greedy(prompts, limits)
+    texts = [
+        [str(run.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in each]
+        for each in (completions, generated)
+    ]
+    pairs = [metrics.rouge_l(right, said) for right, said in zip(*texts, strict=True)]
+    why = "completions without the letters a to z or digits have no ROUGE"
+    return {
+        "rouge_l_recall": _measured([pair and pair[0] for pair in pairs], why=why),
+        "rouge_l_f": _measured([pair and pair[1] for pair in pairs], why=why),
+    }
+
+
+def _likelihood(
+    run: _Run, encoded: Sequence[Encoded], forced: Sequence[Forced], n: int
+) -> Measured:
+    labels = [each.answer(each.labels).tolist() for each in forced]
+    # Where the model leaves a completion, and with too little ahead of it for an n-gram none.
+    places = [
+        (index, place)
+        for index, each in enumerate(forced)
+        if len(labels[index]) >= n
+        for place in metrics.mismatches(each.answer(each.right))
+    ]
+    prompts = [
+        encoded[index].input_ids[: encoded[index].prompt_length] + labels[index][:place]
+        for index, place in places
+    ]
+    limits = [len(labels[index]) - place for index, place in places]
+    departures: list[dict[int, list[int]]] = [{} for _ in forced]
+    for (index, place), tokens in zip(places, run.greedy(prompts, limits), strict=True):
+        departures[index][place] = tokens
+    values = [
+        metrics.extraction_likelihood(own, metrics.continuations(own, begun), n)
+        if len(own) >= n
+        else None
+        for own, begun in zip(labels, departures, strict=True)
+    ]
+    return _measured(values, why=f"completions of fewer than {n} tokens have no EL_{n}")
+
+
+def _truth(run: _Run, examples: Sequence[Example], forget: bool) -> Measured:
+    rows: list[Example] = []
+    for example in (each for each in examples if each.perturbed):
+        right = example.completion if example.paraphrase is None else example.paraphrase
+        rows += [Example(example.prompt, text) for text in (right, *example.perturbed)]
+    encoded = encode_set(run.model, run.tokenizer, rows, f"{run.where} (perturbed)")
+    means = iter([float(each.nll.mean()) for each in run.forced(encoded)])
+    value = metrics.forget_truth if forget else metrics.keep_truth
+    values = [
+        value(metrics.truth_ratio(next(means), [next(means) for _ in example.perturbed]))
+        if example.perturbed
+        else None
+        for example in examples
+    ]
+    return _measured(values, why='rows without "perturbed" completions have no truth ratio')

@@ -1,0 +1,187 @@
+"""One stage after another, each finished one kept, so that a killed run goes on after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.errors import DataError
+from weightsurgery.learning.data import Encoded, Example, encode_all
+from weightsurgery.learning.method import Stage
+from weightsurgery.learning.models import context_length
+from weightsurgery.learning.retain import Retain
+from weightsurgery.learning.training import (
+    Progress,
+    Rows,
+    Trained,
+    Training,
+    train_stage,
+    writing,
+)
+
+__all__ = ["encode_rows", "is_main", "run_stages", "set_values", "values_of", "wait_for_all"]
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait_for_all() -> None:
+    """Wait for the other processes of a distributed run, if there are any."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def encode_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Iterable[Example],
+    max_length: int | None,
+) -> list[Encoded]:
+    """Examples as tokens that the model can take.
+
+    Args:
+        model: What will read them.
+        tokenizer: Its tokenizer.
+        examples: Any number.
+        max_length: Tokens after which an example is cut; None for none.
+
+    Raises:
+        DataError: An example is longer than the model's positions, has no completion left, or
+            holds tokens the model has no embedding for.
+    """
+    rows = encode_all(tokenizer, list(examples))
+    longest = context_length(model)
+    embeddings: Any = model.get_input_embeddings()
+    known = embeddings.weight.shape[0]
+    kept = []
+    for number, row in enumerate(rows, 1):
+        if max_length is not None and len(row.input_ids) > max_length:
+            if row.prompt_length >= max_length:
+                raise DataError(
+                    f"example {number}: its prompt alone has {row.prompt_length} tokens, and"
+                    f" examples are cut after {max_length}",
+                    "Raise --max-length, or take the example out.",
+                )
+            row = replace(
+                row,
+                input_ids=row.input_ids[:max_length],
+                end_length=max(0, row.end_length - len(row.input_ids) + max_length),
+            )
+        if longest is not None and len(row.input_ids) > longest:
+            raise DataError(
+                f"example {number}: {len(row.input_ids)} tokens; the model has {longest} positions",
+                f"Cut examples with --max-length {longest}, or take it out.",
+            )
+        if max(row.input_ids) >= known:
+            raise DataError(
+                f"example {number}: token {max(row.input_ids)}; the model has {known} embeddings",
+                "Use the tokenizer that belongs to the checkpoint.",
+            )
+        kept.append(row)
+    return kept
+
+
+def values_of(model: PreTrainedModel, names: Collection[str]) -> dict[str, torch.Tensor]:
+    """Copies of some parameters, whole, on the CPU; under FSDP all processes must ask."""
+    found = {}
+    for name in names:
+        value: Any = model.get_parameter(name).detach()
+        if hasattr(value, "full_tensor"):  # sharded
+            value = value.full_tensor()
+        found[name] = value.to("cpu", copy=True).contiguous()
+    return found
+
+
+@torch.no_grad()
+def set_values(model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
+    """Give parameters these values, in place."""
+    for name, value in values.items():
+        model.get_parameter(name).copy_(value)
+
+
+def run_stages(
+    model: PreTrainedModel,
+    stages: Sequence[Stage],
+    rows: Rows,
+    training: Training,
+    *,
+    device: torch.device,
+    retain: Retain | None = None,
+    workspace: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Trained]:
+    """Trains the stages in turn, each on the model that the ones before it left.
+
+    Args:
+        model: Float32; trained in place.
+        stages: What to train, in order.
+        rows: On what.
+        training: How.
+        device: Where.
+        retain: Holds the model to its base; learns here what the base's values were.
+        workspace: Where finished stages, and checkpoints within one, are kept and found again.
+            None for a run that need not survive a kill.
+        progress: See `train_stage`.
+
+    Returns:
+        What came of each stage.
+    """
+    model.to(device)  # type: ignore[arg-type]
+    done = []
+    for number, stage in enumerate(stages):
+        if retain is not None and retain.originals is not None:
+            retain.originals |= {
+                name: model.get_parameter(name).detach().clone() for name in stage.parameters
+            }
+        file = None if workspace is None else workspace / f"stage-{number:05d}.safetensors"
+        if file is not None and file.is_file():
+            done.append(_read(model, file))
+            continue
+        trained = train_stage(
+            model,
+            stage,
+            rows,
+            training,
+            directory=None if file is None else file.with_suffix(""),
+            device=device,
+            retain=retain,
+            place=(number, len(stages)),
+            progress=progress,
+        )
+        done.append(trained)
+        if file is not None:
+            values = values_of(model, stage.parameters)
+            if is_main():
+                _write(file, values, trained)
+                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+            wait_for_all()
+    return done
+
+
+def _write(file: Path, values: dict[str, torch.Tensor], trained: Trained) -> None:
+    """A finished stage; whole under its name or not there."""
+    partial = file.with_suffix(".partial")
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(values, partial, {"trained": json.dumps(asdict(trained))})
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, file)
+
+
+def _read(model: PreTrainedModel, file: Path) -> Trained:
+    with safe_open(file, "pt") as saved:
+        set_values(model, {name: saved.get_tensor(name) for name in saved.keys()})  # noqa: SIM118
+        return Trained(**json.loads(saved.metadata()["trained"]))

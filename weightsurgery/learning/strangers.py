@@ -1,0 +1,275 @@
+"""Strangers: prompts that look like a data set's own, about nobody in particular.
+
+A prompt is taken apart into its *form*, the words it shares with many others, and its *slots*,
+the words that tell it from them (names, numbers, dates). Filling the slots with random words of
+the tokenizer's vocabulary gives a stranger's prompt. Strangers serve twice:
+
+- Their activations show how inputs of this form look, answers unknown. A change that they do not
+  feel leaves alone what nobody listed: facts of the same form that no keep file holds.
+- What the model answers to a stranger is what it says when it does not know. Trained on such
+  answers to the prompts to forget, it takes the subject for a stranger: the "generic predictions"
+  of Eldan & Russinovich (arXiv 2310.02238), found without a second model or a list of anchors.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.errors import DataError
+from weightsurgery.learning.data import Example, encode
+from weightsurgery.learning.forward import Progress, greedy
+
+__all__ = ["Form", "Words", "answered", "forms", "halves", "slot_words", "strangers", "word_salad"]
+
+_WORD = re.compile(r"\w+")
+
+# A word is part of a prompt's form if it is in more than this share of the prompts that the
+# prompt's commonest word is in. In texts with a handful of question forms, form words are in a
+# quarter of the prompts or more, names in a twentieth.
+_RARE = 0.25
+
+
+@dataclass(frozen=True)
+class Form:
+    """A prompt taken apart.
+
+    Attributes:
+        pieces: Words and what is between them; together the prompt.
+        slots: Positions of the pieces that tell it from other prompts, at least one.
+    """
+
+    pieces: tuple[str, ...]
+    slots: tuple[int, ...]
+
+    def filled(self, words: Words, rng: random.Random) -> str:
+        """The prompt about somebody else."""
+        pieces = list(self.pieces)
+        for slot in self.slots:
+            pieces[slot] = words.like(pieces[slot], rng)
+        return "".join(pieces)
+
+
+def forms(prompts: Sequence[str]) -> list[Form]:
+    """Takes prompts apart by how many of them hold each word.
+
+    Args:
+        prompts: Of one data set; those without a word (empty, or signs alone) are left out.
+
+    Returns:
+        A form for each that has words. Where no word is rare, the rarest is the slot.
+    """
+    held: Counter[str] = Counter()
+    for prompt in prompts:
+        held.update(set(_WORD.findall(prompt)))
+    found = []
+    for prompt in prompts:
+        pieces = tuple(re.findall(r"\w+|\W+", prompt))
+        words = [place for place, piece in enumerate(pieces) if _WORD.match(piece)]
+        if not words:
+            continue
+        most = max(held[pieces[place]] for place in words)
+        least = min(held[pieces[place]] for place in words)
+        rare = max(least, int(_RARE * most))
+        # A lone letter is what an apostrophe parts from its word, or a sign in a formula.
+        slots = [p for p in words if held[pieces[p]] <= rare and _replaceable(pieces[p])]
+        found.append(Form(pieces, tuple(slots) or (words[-1],)))
+    return found
+
+
+def _replaceable(word: str) -> bool:
+    return len(word) > 1 or word.isdigit()
+
+
+def slot_words(prompts: Sequence[str]) -> set[str]:
+    """The words in the prompts' slots: of whom or what they speak."""
+    return {form.pieces[slot] for form in forms(prompts) for slot in form.slots}
+
+
+def _kind(word: str) -> str:
+    if word.isdigit():
+        return "number"
+    return "name" if word[:1].isupper() else "word"
+
+
+class Words:
+    """Random words by kind (numbers, capitalised words, others) from two sources in turn.
+
+    Half of the draws come from the slots of the data itself: names that are to be kept, and parts
+    of those to forget in other company. The other half come from the tokenizer's vocabulary, so
+    that no file need list what else there may be.
+
+    Args:
+        tokenizer: Its vocabulary is searched for tokens that begin a word.
+        own: Words of the data's slots.
+
+    Raises:
+        DataError: Neither has a word.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, own: Collection[str]) -> None:
+        self._sources = [_by_kind(words) for words in (sorted(set(own)), _vocabulary(tokenizer))]
+        self._sources = [source for source in self._sources if source]
+        if not self._sources:
+            raise DataError(
+                "no words to make up prompts from: neither the data nor the tokenizer has any",
+                "Check the data: it needs prompts made of words.",
+            )
+
+    def like(self, word: str, rng: random.Random) -> str:
+        """A random word of the same kind; of any kind where there is none of this."""
+        source = rng.choice(self._sources)
+        for pools in (source, *self._sources):
+            if _kind(word) in pools:
+                return rng.choice(pools[_kind(word)])
+        return self.any(rng)
+
+    def any(self, rng: random.Random) -> str:
+        """A random word of any kind."""
+        pools = rng.choice(self._sources)
+        return rng.choice([word for pool in pools.values() for word in pool])
+
+
+def _by_kind(words: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for word in words:
+        found.setdefault(_kind(word), []).append(word)
+    return found
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The tokens that are a word with the space before it, without that space, sorted."""
+    special = set(tokenizer.all_special_tokens)
+    words = set()
+    for token in tokenizer.get_vocab():
+        # How byte-level BPE and SentencePiece write the space that begins a word.
+        if token in special or not token.startswith(("Ġ", "▁")):
+            continue
+        word = token[1:]
+        if word.isascii() and word.isalnum() and _replaceable(word):
+            words.add(word)
+    return sorted(words)
+
+
+def strangers(
+    prompts: Sequence[str],
+    words: Words,
+    count: int,
+    seed: int = 0,
+    never: Collection[str] = (),
+) -> list[str]:
+    """Prompts of the same forms with random words in the slots.
+
+    Args:
+        prompts: Of one data set.
+        words: What to fill in.
+        count: How many to make.
+        seed: Of the draws.
+        never: Prompts that must not come out: those to forget.
+
+    Returns:
+        At most ``count`` prompts: those of ``never`` are left out, and there are none if no
+        prompt has a word.
+    """
+    rng = random.Random(f"strangers {seed}")
+    known = forms(prompts)
+    if not known:
+        return []
+    made = [rng.choice(known).filled(words, rng) for _ in range(count)]
+    return [prompt for prompt in made if prompt not in never]
+
+
+def word_salad(words: Words, count: int, seed: int = 0, longest: int = 10) -> list[str]:
+    """Texts of random words, three to ``longest`` of them: what any input may look like."""
+    rng = random.Random(f"salad {seed}")
+    return [" ".join(words.any(rng) for _ in range(rng.randint(3, longest))) for _ in range(count)]
+
+
+def halves(examples: Sequence[Example]) -> list[Example]:
+    """Examples with a prompt: a plain text is cut in two at its middle word."""
+    return list(_halves(examples))
+
+
+def _halves(examples: Sequence[Example]) -> Iterator[Example]:
+    for example in examples:
+        starts = [match.start() for match in _WORD.finditer(example.completion)]
+        if example.prompt or len(starts) < 2:
+            yield example
+            continue
+        # The space before a word belongs to the completion.
+        cut = starts[len(starts) // 2]
+        cut -= example.completion[cut - 1] == " "
+        yield replace(example, prompt=example.completion[:cut], completion=example.completion[cut:])
+
+
+def answered(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    words: Words,
+    draws: int = 2,
+    seed: int = 0,
+    batch_size: int = 128,
+    progress: Progress | None = None,
+) -> list[Example]:
+    """The examples' prompts with answers that the model gives to strangers.
+
+    For each example, ``draws`` strangers of its own form are asked, greedily. An answer that is
+    the example's own is never used; one that is left without answers borrows another's.
+
+    Args:
+        model: Left in evaluation mode.
+        tokenizer: Its tokenizer.
+        examples: With prompts; see :func:`halves`.
+        words: What fills the slots.
+        draws: Strangers per example.
+        seed: Of the draws.
+        batch_size: Prompts per forward pass.
+        progress: Told of every batch.
+
+    Returns:
+        ``draws`` examples for each, side by side.
+
+    Raises:
+        DataError: No stranger gets an answer other than the truth.
+    """
+    rng = random.Random(f"answered {seed}")
+    known = forms([example.prompt for example in examples])
+    if len(known) < len(examples):
+        raise DataError(
+            "an example whose prompt has no word: nothing tells whom it is about",
+            "Give prompts with words, or forget by --objective negate.",
+        )
+    asked, limits = [], []
+    for example, form in zip(examples, known, strict=True):
+        own = encode(tokenizer, example)
+        for _ in range(draws):
+            stranger = encode(tokenizer, replace(example, prompt=form.filled(words, rng)))
+            asked.append(stranger.input_ids[: stranger.prompt_length])
+            limits.append(len(own.input_ids) - own.prompt_length)
+    said = [
+        str(tokenizer.decode(tokens, skip_special_tokens=True))
+        for tokens in greedy(model, tokenizer, asked, limits, batch_size, "strangers", progress)
+    ]
+    usable = [text for text in said if text.strip()]
+    found = []
+    for number, example in enumerate(examples):
+        own_answers = said[number * draws : (number + 1) * draws]
+        others = [text for text in own_answers if _other(text, example)]
+        others = others or [text for text in usable if _other(text, example)]
+        if not others:
+            raise DataError(
+                f"the model gives no answer but {example.completion!r} to any stranger",
+                "Forget by --objective negate.",
+            )
+        found += [replace(example, completion=others[draw % len(others)]) for draw in range(draws)]
+    return found
+
+
+def _other(text: str, example: Example) -> bool:
+    return bool(text.strip()) and text.strip() != example.completion.strip()

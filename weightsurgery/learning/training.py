@@ -1,0 +1,390 @@
+"""Training some of a model's weights with transformers' Trainer, and stopping cleanly."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import random
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from weightsurgery.errors import EditError, NonFiniteError, OutputError
+from weightsurgery.learning.data import Collator, Encoded
+from weightsurgery.learning.method import Stage
+from weightsurgery.learning.retain import Retain
+from weightsurgery.learning.settings import Training
+
+__all__ = ["Progress", "Rows", "Trained", "Training", "isolated", "train_stage", "writing"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The data of a training, as tokens.
+
+    Attributes:
+        train: At least one example.
+        collate: Makes batches.
+        validation: What the loss is watched on; may be empty.
+    """
+
+    train: Sequence[Encoded]
+    collate: Collator
+    validation: Sequence[Encoded] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a stage.
+
+    Attributes:
+        stage: Its name.
+        steps: Steps taken.
+        first_loss: Loss of the first batch, before any of this stage's steps.
+        last_loss: Loss of the last batch.
+        best_validation: Lowest validation loss, whose weights were kept; None without validation.
+    """
+
+    stage: str
+    steps: int
+    first_loss: float
+    last_loss: float
+    best_validation: float | None = None
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Random numbers drawn inside, and seeds set there, do not show outside."""
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def writing(where: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what libraries raise when a file cannot be written into an error of ours.
+
+    Raises:
+        OutputError: With the first line of what the library said.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OutputError(
+            f"{where}: the state of the training cannot be written: {said}",
+            "Free some space, or write to another disk with -o.",
+        ) from error
+
+
+class _Trainer(Trainer):
+    """Saves what it trains and no other weight; adds the loss on the keep data."""
+
+    retain: Retain | None = None
+    _micro = (-1, 0)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        """See Trainer; with keep data, cross-entropy plus the weighted divergence."""
+        if self.retain is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        step, micro = self.state.global_step, 0
+        if self._micro[0] == step:
+            micro = self._micro[1] + 1
+        self._micro = (step, micro)
+        keep = self._prepare_inputs(self.retain.batch((step, micro, self.args.process_index)))
+        both = self.retain.join(inputs, keep)
+        loss, outputs = super().compute_loss(model, both, True, num_items_in_batch)
+        divergence = self.retain.divergence(self.model, outputs.logits, keep)
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            divergence = divergence / self.current_gradient_accumulation_steps
+        loss = loss + self.retain.weight * divergence
+        return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir=None, state_dict=None):  # type: ignore[no-untyped-def]
+        if state_dict is not None or hasattr(self.model, "peft_config"):
+            super()._save(output_dir, state_dict)  # sharded, or an adapter: small as it is
+        elif self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            # Under the name that Trainer looks for; it takes the other weights as they are.
+            save_file(_trained_tensors(self.model), os.path.join(output_dir, "model.safetensors"))
+
+    def _save_checkpoint(self, model, trial):  # type: ignore[no-untyped-def]
+        with writing(str(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
+
+def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Copies, on the CPU, of the parameters that require gradients."""
+    return {
+        name: parameter.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class _Watch(TrainerCallback):
+    """Reports every step, and stops at a loss that is no number."""
+
+    def __init__(self, stage: str, place: tuple[int, int], progress: Progress | None) -> None:
+        self.stage, self.place, self.progress = stage, place, progress
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Called by Trainer with each step's loss, after the step and before any checkpoint."""
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"{self.stage}: the loss is {loss} at step {state.global_step}",
+                "Lower --learning-rate, raise --warmup, or train with --dtype float32 or bfloat16;"
+                " at step 1, look for NaN in the checkpoint.",
+            )
+        if self.progress is not None:
+            number, count = self.place
+            done = number * state.max_steps + state.global_step
+            text = f"{self.stage} ({number + 1} of {count}), loss {loss:.4f}"
+            self.progress(text, done, count * state.max_steps)
+
+
+class _Until(TrainerCallback):
+    """Ends training when it is enough."""
+
+    def __init__(self, enough: Callable[[int], bool]) -> None:
+        self.enough = enough
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        """Called by Trainer after each step."""
+        if self.enough(state.global_step):
+            control.should_training_stop = True
+
+
+def arguments(
+    training: Training, rows: Rows, directory: Path, device: torch.device, resumable: bool
+) -> TrainingArguments:
+    """The Trainer's arguments for one stage."""
+    watched = bool(rows.validation)
+    batch = min(training.batch_size, len(rows.train))
+    made = TrainingArguments(
+        output_dir=str(directory),
+        max_steps=training.steps if training.steps is not None else -1,
+        num_train_epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch,
+        gradient_accumulation_steps=training.accumulation,
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        seed=training.seed,
+        data_seed=training.seed,
+        bf16=training.dtype == "bfloat16",
+        fp16=training.dtype == "float16",
+        use_cpu=device.type == "cpu",
+        save_strategy="steps" if resumable or watched else "no",
+        save_steps=training.save_every,
+        save_total_limit=1,
+        eval_strategy="steps" if watched else "no",
+        eval_steps=training.save_every,
+        load_best_model_at_end=watched,
+        metric_for_best_model="eval_loss" if watched else None,
+        greater_is_better=False if watched else None,
+        restore_callback_states_from_checkpoint=watched and training.patience is not None,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        log_level="error",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        prediction_loss_only=True,
+        **{"lr_scheduler_type": "constant_with_warmup", **training.extra},
+    )
+    # Several GPUs in one process would mean DataParallel; torchrun gives each its own process.
+    made._n_gpu = min(1, made.n_gpu)
+    return made
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The last point from which training can go on: one whose state, written last, is whole."""
+    found = []
+    for path in directory.glob("checkpoint-*"):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            found.append((int(state["global_step"]), path))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # killed while it was written
+    return max(found)[1] if found else None
+
+
+def train_stage(
+    model: PreTrainedModel,
+    stage: Stage,
+    rows: Rows,
+    training: Training,
+    *,
+    directory: Path | None = None,
+    device: torch.device,
+    retain: Retain | None = None,
+    place: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    enough: Callable[[int], bool] | None = None,
+) -> Trained:
+    """Trains a stage's parameters in place, all others frozen.
+
+    Gradients and optimiser state exist for these parameters alone, and are gone on return; so
+    is everything else that Trainer put on the model.
+
+    Args:
+        model: With float32 weights; left in evaluation mode, all of it frozen.
+        stage: What to train.
+        rows: On what.
+        training: How.
+        directory: Where the Trainer keeps its checkpoints; one found there is continued. None
+            for a run that need not survive a kill.
+        device: Where to train.
+        retain: A term that holds the model to its base on keep data.
+        place: Number of the stage, from 0, and of stages, for ``progress``.
+        progress: Called as ``progress(text, done, total)`` in steps.
+        optimizer: Of the stage's parameters, instead of AdamW.
+        enough: Asked after every step, with the number of steps taken, whether to end.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        NonFiniteError: The loss, or a trained weight, is NaN or infinite.
+        OutputError: A checkpoint cannot be written.
+        EditError: Another stage follows and the model is sharded (FSDP).
+    """
+    wanted = set(stage.parameters)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in wanted)
+    cached = model.config.use_cache
+    _checkpoint_activations(model, training.gradient_checkpointing)
+    scratch = tempfile.TemporaryDirectory() if directory is None else nullcontext(str(directory))
+    with _young_garbage(), scratch as path:
+        folder = Path(path)
+        callbacks: list[TrainerCallback] = [_Watch(stage.name, place, progress)]
+        if training.patience is not None and rows.validation:
+            callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.patience))
+        if enough is not None:
+            callbacks.append(_Until(enough))
+        trainer = _Trainer(
+            model=model,
+            args=arguments(training, rows, folder, device, resumable=directory is not None),
+            data_collator=rows.collate,
+            train_dataset=list(rows.train),
+            eval_dataset=list(rows.validation) or None,
+            callbacks=callbacks,
+            optimizers=(optimizer, None),
+        )
+        trainer.retain = retain
+        trainer.remove_callback(PrinterCallback)
+        try:
+            _refuse_sharded(trainer, place, retain)
+            resume = last_checkpoint(folder)
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            trained = _outcome(trainer, stage)
+        finally:
+            _take_off(trainer, model, cached)
+    for name, parameter in model.named_parameters():
+        if name in wanted and not torch.isfinite(parameter).all():
+            raise NonFiniteError(
+                f"{stage.name}: {name!r} holds NaN or infinity after step {trained.steps}",
+                "Lower --learning-rate or raise --warmup.",
+            )
+    return trained
+
+
+def _refuse_sharded(trainer: Trainer, place: tuple[int, int], retain: Retain | None) -> None:
+    if not trainer.is_fsdp_enabled:
+        return
+    if place[1] > 1:
+        raise EditError(
+            "layer by layer under FSDP: a sharded model cannot be frozen and thawed again",
+            "Use --mode joint under FSDP, or plain torchrun for layer by layer.",
+        )
+    if retain is not None and retain.originals is not None:
+        raise EditError(
+            "keep data under FSDP: the sharded weights cannot stand in for the base's",
+            "Use --lora-rank, whose base is the model without its adapter, or plain torchrun.",
+        )
+
+
+def _outcome(trainer: Trainer, stage: Stage) -> Trained:
+    losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
+    best = trainer.state.best_metric
+    return Trained(
+        stage.name,
+        trainer.state.global_step,
+        losses[0],
+        losses[-1],
+        None if best is None else float(best),
+    )
+
+
+def _checkpoint_activations(model: PreTrainedModel, wanted: bool) -> None:
+    """Compute activations again in the backward pass, or hold them."""
+    with warnings.catch_warnings():
+        # The new name of this setting does not exist in all versions that serve.
+        warnings.simplefilter("ignore", FutureWarning)
+        if wanted:
+            model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+                {"use_reentrant": False}
+            )
+        elif model.is_gradient_checkpointing:
+            model.gradient_checkpointing_disable()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _young_garbage() -> Iterator[None]:
+    """Garbage collections inside, of which Trainer makes some, look at new objects alone.
+
+    They take half a second each where transformers is loaded, longer than a small training.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _take_off(trainer: Trainer, model: PreTrainedModel, cached: bool) -> None:
+    """Take gradients, optimiser, autocast and settings off the model again."""
+    # Mixed precision wraps forward(); a second Trainer would wrap it once more.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    _checkpoint_activations(model, False)
+    trainer.accelerator.free_memory()
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
+    model.config.use_cache = cached
+    for parameter in model.parameters():
+        parameter.grad = None
+        parameter.requires_grad_(False)
+    model.eval()  # type: ignore[no-untyped-call]

@@ -1,0 +1,64 @@
+"""What identification found, and what it would take, as tables and lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightsurgery.report.tables import Table, size
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
+    from weightsurgery.learning.outcome import Plan
+
+__all__ = ["identified_tables", "training_plan_lines"]
+
+
+def identified_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
+    """The stages of a training, and the size of what they changed.
+
+    Args:
+        record: The saved vector's.
+        every: A row for each tensor too.
+    """
+    stages = record.summary["stages"]
+    watched = any(row["best_validation"] is not None for row in stages)
+    columns: tuple[str, ...] = ("trained", "steps", "loss before", "loss after")
+    rows: list[tuple[str, ...]] = [
+        (row["stage"], str(row["steps"]), f"{row['first_loss']:.4f}", f"{row['last_loss']:.4f}")
+        for row in stages
+    ]
+    if watched:
+        columns = (*columns, "best validation")
+        rows = [
+            (*cells, f"{row['best_validation']:.4f}")
+            for cells, row in zip(rows, stages, strict=True)
+        ]
+    title = (
+        f"Task vector of {record.summary['examples']} examples:"
+        f" {record.summary['tensors']} tensors, norm {record.summary['norm']:.4g}"
+    )
+    note = "Losses are of a stage's first and last batch, each before that batch's step."
+    tables: list[str | Table] = [Table(title, columns, rows, note)]
+    if every:
+        cells = [
+            (name, str(row["kind"]), f"{row['norm']:.4g}", f"{row['relative']:.4g}")
+            for name, row in record.tensors.items()
+        ]
+        columns = ("tensor", "kind", "norm", "relative")
+        tables.append(Table("Tensors", columns, cells, left=frozenset({0, 1})))
+    return tables
+
+
+def training_plan_lines(plan: Plan, out: str) -> list[str | Table]:
+    """What an identification would train, hold and write."""
+    rows = [(name, str(tensors), f"{count:,}") for name, tensors, count in plan.stages]
+    lines: list[str | Table] = [
+        Table(f"Would train, one after another (mode {plan.mode})",
+              ("stage", "tensors", "numbers"), rows),
+        f"would hold    {size(plan.weights)} of weights (float32), {size(plan.gradients)} of"
+        f" gradients, {size(plan.optimiser)} of optimiser state; activations come on top",
+    ]  # fmt: skip
+    if plan.originals:
+        lines.append(f"              {size(plan.originals)} of the base's values, for --keep")
+    lines.append(f"would write   {out}, with up to {size(plan.disk)} beside it while training")
+    return lines
