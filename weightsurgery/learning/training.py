@@ -34,7 +34,16 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 
-__all__ = ["Progress", "Rows", "Trained", "Training", "isolated", "train_stage", "writing"]
+__all__ = [
+    "Progress",
+    "Rows",
+    "StageTrainer",
+    "Trained",
+    "Training",
+    "isolated",
+    "train_stage",
+    "writing",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,7 +111,7 @@ def writing(where: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-class _Trainer(Trainer):
+class StageTrainer(Trainer):
     """Saves what it trains and no other weight; adds the loss on the keep data."""
 
     retain: Retain | None = None
@@ -254,6 +263,7 @@ def train_stage(
     progress: Progress | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     enough: Callable[[int], bool] | None = None,
+    kind: type[StageTrainer] = StageTrainer,
 ) -> Trained:
     """Trains a stage's parameters in place, all others frozen.
 
@@ -273,6 +283,7 @@ def train_stage(
         progress: Called as ``progress(text, done, total)`` in steps.
         optimizer: Of the stage's parameters, instead of AdamW.
         enough: Asked after every step, with the number of steps taken, whether to end.
+        kind: The Trainer, which knows the loss.
 
     Returns:
         What came of it.
@@ -295,7 +306,7 @@ def train_stage(
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.patience))
         if enough is not None:
             callbacks.append(_Until(enough))
-        trainer = _Trainer(
+        trainer = kind(
             model=model,
             args=arguments(training, rows, folder, device, resumable=directory is not None),
             data_collator=rows.collate,

@@ -1,0 +1,202 @@
+"""The yardstick: that it is fair, that it chooses as it says, and that its figures are right."""
+
+import json
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_world import MINIATURE
+from weightsurgery.errors import DataError, EditError
+from weightsurgery.procedures.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
+from weightsurgery.procedures.bench.methods import BUDGET, Candidate
+from weightsurgery.procedures.bench.results import Summary, read_bench
+from weightsurgery.procedures.bench.retrain import retrain
+from weightsurgery.procedures.bench.run import run_method
+from weightsurgery.procedures.bench.subject import FORGET, KEEP, Subject
+from weightsurgery.procedures.world import get_world
+from weightsurgery.report.bench import bench_tables, markdown
+
+RECIPE = replace(MINIATURE, steps=150, step_cap=150, first_check=150)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    torch.set_num_threads(1)
+    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
+    return Subject.of(world, RECIPE, 0)
+
+
+@contextmanager
+def guarded(subject, forbidden):
+    """Facts that may not be asked for."""
+    inner = Subject.facts
+
+    def facts(self, task, split, paraphrased=False):
+        assert not forbidden(task, split), f"{task}.{split} was looked at"
+        return inner(self, task, split, paraphrased)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Subject, "facts", facts)
+        yield
+
+
+def unseen_keep(task, split):
+    return task in KEEP.values() and split == "unseen"
+
+
+ROWS = [("forget", name) for name in FORGETTING if name != "retrained"]
+ROWS += [("learn", name) for name in LEARNING]
+
+
+@pytest.mark.parametrize(("task", "name"), ROWS)
+def test_no_method_is_given_the_facts_it_is_judged_by(subject, task, name):
+    """And none has more candidates than the others, or leaves the model changed."""
+    method = (FORGETTING if task == "forget" else LEARNING)[name]
+    before = {key: value.clone() for key, value in subject.model.state_dict().items()}
+    with guarded(subject, unseen_keep):
+        with pytest.raises(AssertionError, match="was looked at"):
+            subject.facts("painters", "unseen")
+        looks, changed = 0, False
+        for candidate in method.candidates(subject):
+            looks += 1 + candidate.looks
+            changed |= any(bool(t.any()) for t in candidate.change.values())
+            assert all(subject.before[k].shape == t.shape for k, t in candidate.change.items())
+    assert 1 <= looks <= BUDGET
+    assert changed == (name != "base")
+    after = subject.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert all(each.requires_grad for each in subject.model.parameters())
+
+
+def test_the_retrained_model_never_saw_the_request(subject):
+    with guarded(subject, lambda task, split: task == FORGET):
+        change = retrain(subject)
+    assert set(change) == set(subject.before)  # all of it, embeddings too
+    assert all(t.any() for name, t in change.items() if "norm" not in name)
+
+
+def offering(*scales):
+    """Candidates that forget everything, or less, by noise of some size."""
+
+    def candidates(subject):
+        generator = torch.Generator().manual_seed(0)
+        noise = {n: torch.randn(subject.before[n].shape, generator=generator)
+                 for n in subject.names}  # fmt: skip
+        for scale in scales:
+            yield Candidate({"scale": scale}, {n: scale * t for n, t in noise.items()})
+
+    return Method("noise", candidates)
+
+
+def test_the_candidate_that_holds_the_keep_tasks_goes_first(subject):
+    harmful = run_method(subject, "noise", offering(1.0), 0.975)
+    assert not harmful.qualifies
+    assert harmful.target < harmful.target_before
+    found = run_method(subject, "noise", offering(1.0, 0.0, 0.5), 0.975)
+    assert found.qualifies
+    assert found.setting == {"scale": 0.0}
+    assert found.target == found.target_before
+    assert found.candidates == 3
+    # Without a threshold the one that forgets most is chosen.
+    anything = run_method(subject, "noise", offering(1.0, 0.0), 0.0)
+    assert anything.setting == {"scale": 1.0}
+
+
+def test_the_chosen_candidate_is_what_is_scored(subject):
+    found = run_method(subject, "noise", offering(0.3), 0.0, relearn_steps=3)
+    change = next(iter(offering(0.3).candidates(subject))).change
+    with subject.edited(change):
+        assert found.target == subject.score(subject.forget)
+        assert found.keep["twin.unseen"] == subject.score(subject.facts("painters", "unseen"))
+    assert subject.score(subject.forget) == found.target_before
+    assert set(found.relearned) == {"half", "rest", "rest_before"}
+    assert set(found.rounded) == {"target", *found.keep}
+
+
+def test_more_candidates_than_the_budget_are_refused(subject):
+    with pytest.raises(EditError, match="looks at validation data"):
+        run_method(subject, "noise", offering(*[0.1] * (BUDGET + 1)), 0.975)
+
+
+def outcome(seed=0, target=0.1, qualifies=True, **keep):
+    before = {f"{role}.{split}": 1.0 for role in KEEP for split in ("seen", "unseen")}
+    return Outcome(
+        "negate", seed, {"scale": 1.0}, qualifies, 8, 2.0, target, 1.0, before | keep, before, 0.25,
+        rounded={"target": 0.2, **before},
+    )  # fmt: skip
+
+
+def test_forgetting_is_over_chance_and_at_most_all():
+    assert outcome(target=1.0).forgotten == 0
+    assert outcome(target=0.625).forgotten == pytest.approx(50)
+    assert outcome(target=0.25).forgotten == 100
+    assert outcome(target=0.0).forgotten == 100
+
+
+def test_drift_is_relative_to_the_base():
+    found = outcome(**{"twin.unseen": 0.9})
+    assert found.drift("twin.unseen") == pytest.approx(10)
+    assert found.drift("twin.seen") == 0
+    halved = replace(found, keep_before={**found.keep_before, "twin.unseen": 0.45})
+    assert halved.drift("twin.unseen") == pytest.approx(100)
+
+
+def test_mean_and_spread_are_numpys():
+    values = [0.3, 1.5, -2.0, 8.0]
+    found = Summary.of(values)
+    assert found.mean == pytest.approx(np.mean(values))
+    assert found.spread == pytest.approx(np.std(values, ddof=1))
+    assert Summary.of([4.0]) == Summary(4.0, 0.0)
+
+
+def test_what_is_printed_can_be_read_and_joined(tmp_path):
+    one = Bench("default", "forget", 0.975, (outcome(0), outcome(1)), {"torch": "x"})
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(one.document()))
+    assert read_bench(path) == one
+    other = Bench("default", "forget", 0.975, (outcome(1, target=0.5), outcome(2)))
+    joined = one.merged(other)
+    assert [each.seed for each in joined.outcomes] == [0, 1, 2]
+    assert joined.outcomes[1].target == 0.5
+    with pytest.raises(DataError, match="different benches"):
+        one.merged(replace(other, variant="narrow"))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 9}', '{"format": 1}', "\x00"])
+def test_files_that_hold_no_results_are_refused(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="no results of a bench"):
+        read_bench(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        read_bench(tmp_path / "missing.json")
+
+
+def test_tables_say_what_did_not_hold():
+    good = Bench("default", "forget", 0.975, (outcome(0), outcome(1, target=0.3)))
+    main, robust, about = bench_tables(good, {"negate": "W − λT"})
+    left, forgotten = main.rows[0][1], main.rows[0][2]
+    assert left == f"20.0 ± {10 * math.sqrt(2):.1f}"
+    assert forgotten.startswith("96.7")
+    assert main.rows[0][0] == "negate"
+    assert "*" not in main.note
+    assert robust.rows[0][2] == "20.0 ± 0.0"
+    assert about.rows == [("negate", "W − λT")]
+    bad = Bench("default", "forget", 0.975, (outcome(0), outcome(1, qualifies=False)))
+    main = bench_tables(bad, {})[0]
+    assert main.rows[0][0] == "negate *"
+    assert "least harmful" in main.note
+    assert "| negate * |" in markdown(main)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(EditError, match="'nothing'"):
+        bench(methods=["nothing"])
+    with pytest.raises(EditError, match="'other'"):
+        bench(variant="other")
+    with pytest.raises(EditError, match="'both'"):
+        bench(task="both")

@@ -1,0 +1,109 @@
+"""The command that holds methods against each other: bench."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Show
+from weightsurgery.cli.spread import options
+
+__all__ = ["bench"]
+
+
+@options
+def bench(
+    show: Show,
+    seeds: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Of the worlds; figures are over all of them.")
+    ] = "0,1,2",
+    variant: Annotated[
+        str,
+        typer.Option(help="Of the worlds: default, shared-names, paraphrased, narrow, narrower."),
+    ] = "default",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this row; repeatable. Default: all."),
+    ] = None,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Learn facts the base lacks, instead of forgetting.")
+    ] = False,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            metavar="P",
+            help="Share of its score that each keep task must keep on validation facts.",
+        ),
+    ] = 0.975,
+    relearn_steps: Annotated[
+        int, typer.Option(help="Steps of relearning half of what was forgotten; 0 for none.")
+    ] = 40,
+    load: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Only print what --json printed; several files are joined."
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables as Markdown.")
+    ] = False,
+) -> None:
+    """Hold methods against each other on small worlds, by facts that no edit ever saw.
+
+    Every method has eight candidates; the best by validation facts is scored, once, on the rest.
+    All rows of one world take about a quarter of an hour. Needs the extra named demo.
+
+    Example:  ws bench --seeds 0 --method negate --method subspace
+    """
+    from importlib.util import find_spec
+
+    from weightsurgery.errors import EditError, WeightSurgeryError
+
+    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
+    if lacking and not load:
+        raise WeightSurgeryError(
+            f"the bench trains small models, and {' and '.join(lacking)} is not installed",
+            "Install it with:  pip install 'weightsurgery[demo]'",
+        )
+    try:
+        wanted = [int(text) for text in seeds.split(",")]
+    except ValueError:
+        raise EditError(f"--seeds {seeds}", "Give whole numbers, as in 0,1,2.") from None
+    if not 0 <= threshold <= 1 or relearn_steps < 0:
+        raise EditError(
+            f"--threshold {threshold} --relearn-steps {relearn_steps}",
+            "Give a share from 0 to 1, and steps from 0.",
+        )
+    from weightsurgery.procedures.bench import FORGETTING, LEARNING
+    from weightsurgery.procedures.bench import bench as run
+    from weightsurgery.procedures.bench.results import read_bench
+    from weightsurgery.report.bench import bench_tables
+    from weightsurgery.report.bench import markdown as as_markdown
+    from weightsurgery.report.tables import Table
+
+    if load:
+        found = read_bench(load[0])
+        for path in load[1:]:
+            found = found.merged(read_bench(path))
+    else:
+        with console.progress(show, unit="steps") as progress:
+            found = run(
+                wanted,
+                variant,
+                method,
+                task="learn" if learn else "forget",
+                threshold=threshold,
+                relearn_steps=relearn_steps,
+                progress=progress,
+            )
+    if show.json:
+        console.document(found.document())
+        return
+    table = LEARNING if found.task == "learn" else FORGETTING
+    tables = bench_tables(found, {name: each.about for name, each in table.items()})
+    if markdown:
+        console.show(*(as_markdown(t) if isinstance(t, Table) else t for t in tables))
+    else:
+        console.show(*tables)

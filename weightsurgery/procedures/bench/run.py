@@ -1,0 +1,173 @@
+"""Running a bench: for every world and method the best candidate by validation, then its scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from weightsurgery.checkpoint.record import versions
+from weightsurgery.errors import EditError
+from weightsurgery.learning.attacks import quantised, relearn
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.fitting import isolated
+from weightsurgery.procedures.bench.methods import (
+    BUDGET,
+    FORGETTING,
+    LEARNING,
+    Candidate,
+    Method,
+)
+from weightsurgery.procedures.bench.results import Bench, Outcome
+from weightsurgery.procedures.bench.subject import FORGET, KEEP, Subject
+from weightsurgery.procedures.world import get_world
+from weightsurgery.procedures.world.build import Progress
+from weightsurgery.procedures.world.facts import make_facts
+from weightsurgery.procedures.world.recipe import VARIANTS
+
+__all__ = ["bench", "run_method"]
+
+
+def bench(
+    seeds: Sequence[int] = (0, 1, 2),
+    variant: str = "default",
+    methods: Sequence[str] | None = None,
+    *,
+    task: str = "forget",
+    threshold: float = 0.975,
+    relearn_steps: int = 40,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Bench:
+    """Holds methods against each other on embedded worlds.
+
+    Args:
+        seeds: Of the worlds.
+        variant: Of their recipe.
+        methods: Names from the table of the task; all by default.
+        task: ``"forget"`` the authors, or ``"learn"`` facts that the base lacks.
+        threshold: Share of its score that every keep task's validation set must keep for a
+            candidate to be chosen.
+        relearn_steps: Steps of the attack on what was forgotten; 0 for no attack.
+        cache_dir: Where worlds are kept.
+        progress: Called as ``progress(stage, done, total)`` in methods.
+
+    Returns:
+        An outcome per seed and method.
+
+    Raises:
+        EditError: An unknown variant, method or task.
+        WeightSurgeryError: A world cannot be made.
+    """
+    tables = {"forget": FORGETTING, "learn": LEARNING}
+    if task not in tables:
+        raise EditError(f"task {task!r}", f"Choose one of: {', '.join(tables)}.")
+    if variant not in VARIANTS:
+        raise EditError(f"variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}.")
+    chosen = _chosen(tables[task], methods)
+    outcomes = []
+    for number, seed in enumerate(seeds):
+        recipe = VARIANTS[variant]
+        world = get_world(seed, cache_dir, progress, recipe=recipe)
+        subject = Subject.of(world, recipe, seed)
+        for place, (name, method) in enumerate(chosen.items()):
+            if progress is not None:
+                done = number * len(chosen) + place
+                progress(f"seed {seed}, {name}", done, len(seeds) * len(chosen))
+            learning = task == "learn"
+            outcomes.append(run_method(subject, name, method, threshold, relearn_steps, learning))
+    return Bench(variant, task, threshold, tuple(outcomes), versions())
+
+
+def _chosen(table: Mapping[str, Method], names: Sequence[str] | None) -> dict[str, Method]:
+    for name in names or ():
+        if name not in table:
+            raise EditError(f"method {name!r}", f"Choose from: {', '.join(table)}.")
+    return {name: method for name, method in table.items() if names is None or name in names}
+
+
+def run_method(
+    subject: Subject,
+    name: str,
+    method: Method,
+    threshold: float,
+    relearn_steps: int = 0,
+    learning: bool = False,
+) -> Outcome:
+    """Choose a method's candidate by validation data, and score that one alone on unseen facts.
+
+    Raises:
+        EditError: The method offers more candidates than its budget.
+    """
+    with isolated(subject.seed, torch.get_num_threads()):
+        target = subject.news if learning else subject.forget
+        before = subject.validation()
+        target_before = subject.score(target)
+        keep_before = _keep_scores(subject)
+        begun = time.monotonic()
+        best: tuple[tuple[bool, float, float], Candidate] | None = None
+        looks = 0
+        for candidate in method.candidates(subject):
+            looks += 1 + candidate.looks
+            with subject.edited(candidate.change):
+                score = subject.score(target)
+                kept = subject.validation()
+            worst = min(kept[role] / before[role] for role in before)
+            goodness = score if learning else -score
+            holds = worst >= threshold
+            # One that holds goes before one that does not; those by how much they reach, these
+            # by how little they harm.
+            rank = (holds, goodness, worst) if holds else (holds, worst, goodness)
+            if best is None or rank > best[0]:
+                best = (rank, candidate)
+        seconds = time.monotonic() - begun
+        if looks > BUDGET:
+            raise EditError(f"{name}: {looks} looks at validation data", f"At most {BUDGET}.")
+        assert best is not None
+        (qualifies, *_), found = best
+        with subject.edited(found.change):
+            outcome = Outcome(
+                name,
+                subject.seed,
+                dict(found.setting),
+                qualifies,
+                looks,
+                round(seconds, 2),
+                subject.score(target),
+                target_before,
+                _keep_scores(subject),
+                keep_before,
+                1 / subject.recipe.answers,
+                subject.score(subject.forget_paraphrased)
+                if subject.forget_paraphrased and not learning
+                else None,
+                _rounded(subject, target),
+                {} if learning or not relearn_steps else _relearned(subject, relearn_steps),
+            )
+    return outcome
+
+
+def _keep_scores(subject: Subject) -> dict[str, float]:
+    return {
+        f"{role}.{split}": subject.score(subject.facts(task, split))
+        for role, task in KEEP.items()
+        for split in ("seen", "unseen")
+    }
+
+
+def _rounded(subject: Subject, target: list[Example]) -> dict[str, float]:
+    with quantised(subject.model, "nf4"):
+        return {"target": subject.score(target), **_keep_scores(subject)}
+
+
+def _relearned(subject: Subject, steps: int) -> dict[str, float]:
+    """Trains the edited model on every other person, and asks for the rest; undone by `edited`."""
+    about = {fact.prompt: fact.entity for fact in make_facts(subject.recipe, subject.seed)[FORGET]}
+    given = set(list(dict.fromkeys(about[fact.prompt] for fact in subject.forget))[::2])
+    half = [fact for fact in subject.forget if about[fact.prompt] in given]
+    rest = [fact for fact in subject.forget if about[fact.prompt] not in given]
+    before = subject.score(rest)
+    relearn(subject.model, subject.tokenizer, half, steps, seed=subject.seed)
+    return {"half": subject.score(half), "rest": subject.score(rest), "rest_before": before}

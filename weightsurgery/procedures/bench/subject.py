@@ -1,0 +1,167 @@
+"""What all methods of a bench share on one world: model, data, vectors, statistics; each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.learning.data import Example, read_examples
+from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.identify import ALL_LINEAR, train_vector
+from weightsurgery.learning.models import load_model
+from weightsurgery.learning.parameters import entries_of
+from weightsurgery.learning.rounds import Kept, keep_texts
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.stages import set_values, values_of
+from weightsurgery.learning.statistics import gather
+from weightsurgery.procedures.world import SPLITS, Recipe, World
+from weightsurgery.procedures.world.facts import make_facts
+
+__all__ = ["FORGET", "KEEP", "Change", "Subject"]
+
+FORGET = "authors"
+KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
+"""Role → task."""
+
+Change = dict[str, Tensor]
+
+_STRANGERS = 2000
+
+
+@dataclass
+class Subject:
+    """A world's base model, and what methods may see of the world.
+
+    A method may see every fact to forget (the request), and the ``seen`` facts of the tasks to
+    keep. Settings are chosen on the keep tasks' ``validation`` facts; ``unseen`` ones are for the
+    result alone.
+
+    Attributes:
+        world: The world.
+        recipe: What it was made by.
+        seed: What it was made from.
+        model: The base, float32, in evaluation mode.
+        tokenizer: Its tokenizer.
+    """
+
+    world: World
+    recipe: Recipe
+    seed: int
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    _read: dict[tuple[str, str, bool], list[Example]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, world: World, recipe: Recipe, seed: int) -> Subject:
+        """Load a world's base."""
+        model, tokenizer = load_model(world.base)  # float32, as a world stores it
+        return cls(world, recipe, seed, model, tokenizer)
+
+    def facts(self, task: str, split: str, paraphrased: bool = False) -> list[Example]:
+        """Facts of a task."""
+        key = (task, split, paraphrased)
+        if key not in self._read:
+            path = self.world.data(task, split, paraphrased)
+            self._read[key] = read_examples(path)
+        return self._read[key]
+
+    @cached_property
+    def forget(self) -> list[Example]:
+        """The request: all facts of the task to forget."""
+        return [fact for split in SPLITS for fact in self.facts(FORGET, split)]
+
+    @cached_property
+    def forget_paraphrased(self) -> list[Example]:
+        """The same in words that no edit sees; empty where the base does not know them."""
+        if not self.recipe.paraphrases:
+            return []
+        return [fact for split in SPLITS for fact in self.facts(FORGET, split, True)]
+
+    @cached_property
+    def news(self) -> list[Example]:
+        """Facts that the base lacks: people of another world, asked about in the same forms."""
+        facts = make_facts(self.recipe, self.seed + 1000)[FORGET]
+        return [Example(f.prompt, f.completion) for f in facts if f.split == "seen"]
+
+    @cached_property
+    def seen(self) -> list[list[Example]]:
+        """The keep facts that an edit may see, task by task."""
+        return [self.facts(task, "seen") for task in KEEP.values()]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The matrices that edits change."""
+        return list(ALL_LINEAR.resolve(entries_of(self.model)))
+
+    @cached_property
+    def before(self) -> Change:
+        """Every parameter of the base."""
+        return values_of(self.model, [name for name, _ in self.model.named_parameters()])
+
+    @contextmanager
+    def edited(self, change: Mapping[str, Tensor]) -> Iterator[None]:
+        """The model with a change inside; the base again, after."""
+        try:
+            set_values(self.model, {name: self.before[name] + t for name, t in change.items()})
+            yield
+        finally:
+            set_values(self.model, self.before)
+
+    def score(self, examples: Sequence[Example]) -> float:
+        """Greedy exact match of the model as it is now."""
+        return exact_match(self.model, self.tokenizer, examples, batch_size=256)
+
+    def validation(self) -> dict[str, float]:
+        """Scores of the keep tasks' validation facts."""
+        return {role: self.score(self.facts(task, "validation")) for role, task in KEEP.items()}
+
+    # What vectors are trained by; the world's own fine-tunes use the same figures.
+    def tuning(self, seed: int = 0) -> Training:
+        """How a task vector is trained."""
+        r = self.recipe
+        return Training(
+            steps=r.tuning_steps,
+            learning_rate=r.tuning_learning_rate,
+            batch_size=r.tuning_batch,
+            warmup=r.tuning_warmup,
+            seed=seed,
+        )
+
+    @cached_property
+    def vector(self) -> Change:
+        """The joint task vector of the request."""
+        return train_vector(self.model, self.tokenizer, self.forget, self.tuning())
+
+    @cached_property
+    def keep_vectors(self) -> list[Change]:
+        """The joint task vectors of the seen keep facts, task by task."""
+        return [train_vector(self.model, self.tokenizer, rows, self.tuning()) for rows in self.seen]
+
+    @cached_property
+    def seen_grams(self) -> Change:
+        """Activation statistics of the seen keep facts."""
+        return self._grams(0)
+
+    @cached_property
+    def stranger_grams(self) -> Change:
+        """The same with strangers' prompts."""
+        return self._grams(_STRANGERS)
+
+    def _grams(self, prompts: int) -> Change:
+        texts = keep_texts(self.tokenizer, self.forget, Kept(self.seen), prompts)
+        return gather(self.model, self.tokenizer, texts, self.names)
+
+    @cached_property
+    def vector_grams(self) -> Change:
+        """``Σ TᵀT`` of the keep vectors: their stand-in for activation statistics."""
+        return {
+            name: torch.stack([t[name].double().T @ t[name].double() for t in self.keep_vectors])
+            .sum(0)
+            for name in self.names
+        }  # fmt: skip
