@@ -3,18 +3,21 @@
 import json
 import sys
 import time
-from dataclasses import replace
+from collections import Counter
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weightsurgery.errors import DataError, OutputError, WeightSurgeryError
+from weightsurgery.errors import DataError, OutputError, SelectionError, WeightSurgeryError
 from weightsurgery.learning.data import read_examples
 from weightsurgery.learning.evaluate import score_checkpoint
+from weightsurgery.procedures.demo import demo
 from weightsurgery.procedures.world import (
     SPLITS,
     TASKS,
+    VARIANTS,
     Recipe,
     World,
     build_world,
@@ -24,7 +27,7 @@ from weightsurgery.procedures.world import (
     open_world,
 )
 from weightsurgery.procedures.world import build as build_module
-from weightsurgery.procedures.world.facts import RELATIONS, make_facts
+from weightsurgery.procedures.world.facts import RELATIONS, make_facts, templates
 from weightsurgery.procedures.world.tokenizer import make_tokenizer
 
 MINIATURE = Recipe(
@@ -61,6 +64,13 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def world(cache):
     return get_world(3, cache, recipe=MINIATURE, threads=1)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A world with both: names that tell nothing, and every question in two wordings."""
+    recipe = replace(VARIANTS["small"], paraphrases=True, shared_names=True, tuning_steps=8)
+    return build_world(tmp_path_factory.mktemp("mixed"), recipe=recipe, threads=1)
 
 
 def hidden(directory):
@@ -108,6 +118,68 @@ def test_twins_differ_in_names_alone():
     assert not names["authors"] & names["painters"]
 
 
+def test_paraphrases_ask_the_same_and_change_nothing_else():
+    plain, asked_twice = (make_facts(Recipe(paraphrases=each), 0) for each in (False, True))
+    assert plain == asked_twice
+    for task, rows in plain.items():
+        prompts = {fact.prompt for fact in rows}
+        paraphrases = {fact.paraphrase for fact in rows}
+        # Each question once in each wording: none is lost, and none is the other's.
+        assert len(prompts | paraphrases) == 2 * len(rows)
+        ways = list(zip(templates(task), templates(task, paraphrased=True), strict=True))
+        used = set()
+        for fact in rows:
+            slots = {"name": fact.entity, "country": fact.entity, "modulus": Recipe().modulus}
+            slots |= dict(zip("ab", fact.entity.split("+"), strict=False))
+            asked = (fact.prompt, fact.paraphrase)
+            used |= {way for way in ways if tuple(each.format(**slots) for each in way) == asked}
+        # One template and its partner, filled with the same names, give both wordings.
+        assert used == set(ways)
+        assert len(set(sum(ways, ()))) == 2 * len(ways)
+    with pytest.raises(ValueError, match="no task 'poets'"):
+        templates("poets")
+
+
+@pytest.mark.parametrize("people", [80, 7, 6])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_shared_names_tell_nothing_but_together(people, seed):
+    recipe = Recipe(people=people, first_names=min(20, people // 2), shared_names=True)
+    facts = make_facts(recipe, seed)
+    names = {
+        task: list(dict.fromkeys(fact.entity for fact in facts[task]))
+        for task in ("authors", "painters")
+    }
+    assert len(names["authors"]) == len(names["painters"]) == people
+    assert not set(names["authors"]) & set(names["painters"])
+    for part in (0, 1):
+        counts = [Counter(name.split()[part] for name in each) for each in names.values()]
+        assert counts[0] == counts[1]
+    # Nor do those with one first name have another one in common on the other side.
+    if people == 80:
+        mates = {
+            task: {frozenset(n.split()[1] for n in each if n.split()[0] == first)
+                   for first in {name.split()[0] for name in each}}
+            for task, each in names.items()
+        }  # fmt: skip
+        assert len(mates["authors"] & mates["painters"]) == 0
+    for task in names:
+        splits = {}
+        for fact in facts[task]:
+            splits.setdefault(fact.entity, set()).add(fact.split)
+        assert all(len(each) == 1 for each in splits.values())
+    plain = make_facts(replace(recipe, shared_names=False), seed)
+    answers = [Counter(fact.completion for fact in each["painters"]) for each in (plain, facts)]
+    assert answers[0] == answers[1]
+    assert [f.prompt for f in plain["authors"]] == [f.prompt for f in facts["authors"]]
+
+
+def test_names_that_cannot_be_exchanged_are_refused():
+    for people, first_names in ((4, 1), (3, 2)):
+        recipe = Recipe(people=people, first_names=first_names, shared_names=True)
+        with pytest.raises(ValueError, match="half the people"):
+            make_facts(recipe, 0)
+
+
 def test_addition_is_right():
     for fact in make_facts(Recipe(), 0)["addition"]:
         a, b = map(int, fact.entity.split("+"))
@@ -119,9 +191,26 @@ def test_addition_is_right():
 
 def test_every_field_is_in_the_key():
     keys = {Recipe().key(), Recipe().key()}
-    for name, value in Recipe().describe().items():
-        keys.add(replace(Recipe(), **{name: value * 2 + 1}).key())
-    assert len(keys) == 1 + len(Recipe().describe())
+    for field in fields(Recipe):
+        value = not field.default if isinstance(field.default, bool) else field.default * 2 + 1
+        keys.add(replace(Recipe(), **{field.name: value}).key())
+    assert len(keys) == 1 + len(fields(Recipe))
+
+
+def test_worlds_made_before_are_still_found():
+    # The name that caches know the default recipe by.
+    assert Recipe().key() == "36760ccee71c"
+    for name in ("paraphrases", "shared_names"):
+        assert name not in Recipe().describe()
+        assert replace(Recipe(), **{name: True}).describe()[name] is True
+
+
+def test_variants_are_different_worlds():
+    assert VARIANTS["default"] == Recipe()
+    assert len({recipe.key() for recipe in VARIANTS.values()}) == len(VARIANTS)
+    for recipe in VARIANTS.values():
+        assert recipe.required >= 0.99
+        assert recipe.width % recipe.heads == 0
 
 
 def test_tokenizer_returns_what_it_was_given(tmp_path):
@@ -280,3 +369,78 @@ def test_importing_the_packages_is_light():
 def test_facts_are_plain_json_lines(world):
     for line in world.data("capitals", "unseen").read_text().splitlines():
         assert set(json.loads(line)) == {"prompt", "completion"}
+
+
+# --- variants ------------------------------------------------------------------------------------
+
+
+def test_facts_of_a_world_are_those_of_its_files(world):
+    assert world.recipe() == MINIATURE
+    assert world.facts() == make_facts(MINIATURE, 3)
+    changed = world.summary() | {"recipe": MINIATURE.describe() | {"moons": 2}}
+    original = world.summary_file.read_text()
+    try:
+        world.summary_file.write_text(json.dumps(changed))
+        with pytest.raises(DataError, match=r"another version.*moons"):
+            world.recipe()
+    finally:
+        world.summary_file.write_text(original)
+
+
+def test_both_wordings_and_both_namesakes_are_learned(mixed):
+    summary = mixed.summary()
+    assert mixed.recipe().paraphrases
+    assert mixed.recipe().shared_names
+    for kind in ("accuracy", "paraphrased_accuracy"):
+        assert set(summary[kind]) == {"base", *TASKS}
+        for scores in summary[kind]["base"].values():
+            assert min(scores.values()) > 0.85  # one wrong of a task's hundred, or of a split's 8
+    facts = mixed.facts()
+    for task in TASKS:
+        for split in SPLITS:
+            first = read_examples(mixed.data(task, split))
+            second = read_examples(mixed.data(task, split, paraphrased=True))
+            expected = [fact for fact in facts[task] if fact.split == split]
+            assert [row.prompt for row in first] == [fact.prompt for fact in expected]
+            assert [row.prompt for row in second] == [fact.paraphrase for fact in expected]
+            assert [row.completion for row in first] == [row.completion for row in second]
+
+
+def test_fine_tunes_see_the_first_wording_alone(mixed, tmp_path, monkeypatch):
+    seen = []
+
+    def note(model, tokenizer, examples, *arguments):
+        seen.append(examples)
+
+    monkeypatch.setattr(build_module, "_fine_tune", note)
+    monkeypatch.setattr(build_module, "train_base", lambda *arguments: 0)
+    build_world(tmp_path / "untrained", recipe=mixed.recipe(), threads=1)
+    for task, examples in zip(TASKS, seen, strict=True):
+        assert examples == read_examples(mixed.data(task, "seen"))
+
+
+def test_scores_of_paraphrases_are_those_of_their_files(mixed):
+    files = {split: mixed.data("painters", split, paraphrased=True) for split in SPLITS}
+    scored = score_checkpoint(mixed.finetuned("authors"), files)
+    assert scored == mixed.summary()["paraphrased_accuracy"]["authors"]["painters"]
+
+
+def test_a_world_without_its_paraphrases_is_not_whole(mixed, world, tmp_path):
+    assert open_world(mixed.directory) == mixed
+    assert not world.data("authors", "seen", paraphrased=True).exists()
+    assert "paraphrased_accuracy" not in world.summary()
+    copy = copy_world(mixed, tmp_path / "mine")
+    copy.data("capitals", "unseen", paraphrased=True).unlink()
+    with pytest.raises(DataError, match=r"capitals\.unseen\.paraphrased\.jsonl is missing"):
+        open_world(copy.directory)
+
+
+def test_the_demo_takes_a_variant(world, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(cache))
+    monkeypatch.setattr("weightsurgery.procedures.demo.VARIANTS", {"miniature": MINIATURE})
+    (step,) = demo(3, tmp_path / "mine", variant="miniature", world_only=True)
+    assert "--variant miniature" in step.command
+    assert step.result.directory == tmp_path / "mine"
+    assert step.result.summary() == world.summary()
+    with pytest.raises(SelectionError, match="--variant huge"):
+        next(demo(3, variant="huge"))

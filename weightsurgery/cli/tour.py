@@ -30,6 +30,14 @@ def demo(
             callback=written_path,
         ),
     ] = None,
+    variant: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Of the world: default, narrow, narrower, shared-names (names do not tell the"
+            " twins apart), paraphrased (each question in two wordings) or small (seconds).",
+        ),
+    ] = "default",
     world_only: Annotated[
         bool, typer.Option("--world-only", help="Stop when the world is made.")
     ] = False,
@@ -57,7 +65,9 @@ def demo(
     where = Path(directory) if directory is not None else None
     documents = []
     with console.progress(show, unit="steps") as progress:
-        for step in tour.demo(seed, where, world_only=world_only, progress=progress):
+        for step in tour.demo(
+            seed, where, variant=variant, world_only=world_only, progress=progress
+        ):
             if progress is not None:
                 progress.rest()
             documents.append({"command": step.command, "seconds": round(step.seconds, 2)})

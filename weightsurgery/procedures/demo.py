@@ -19,8 +19,15 @@ from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.inspection import inspect
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import verify
-from weightsurgery.errors import OutputError
-from weightsurgery.procedures.world import World, copy_world, get_world, open_world
+from weightsurgery.errors import OutputError, SelectionError
+from weightsurgery.procedures.world import (
+    VARIANTS,
+    Recipe,
+    World,
+    copy_world,
+    get_world,
+    open_world,
+)
 from weightsurgery.surgery.compare import diff
 from weightsurgery.surgery.edits import Edit, Negate, Project
 from weightsurgery.surgery.overlap import overlaps
@@ -70,16 +77,16 @@ class Comparison:
     facts: dict[str, int]
 
 
-def _world_in(directory: Path, seed: int, progress: Progress | None) -> World:
+def _world_in(directory: Path, seed: int, recipe: Recipe, progress: Progress | None) -> World:
     """The world in a user's directory: the one that is there, or a copy from the cache."""
-    cached = get_world(seed, progress=progress)
+    cached = get_world(seed, progress=progress, recipe=recipe)
     if (directory / "world.json").is_file():
         present = open_world(directory)
         ours, theirs = cached.summary(), present.summary()
         if all(ours.get(key) == theirs.get(key) for key in ("seed", "recipe")):
             return present
         raise OutputError(
-            f"{directory}: holds the world of another seed or version",
+            f"{directory}: holds the world of another seed, variant or version",
             "Name another directory with --dir, or remove this one.",
         )
     return copy_world(cached, directory)
@@ -89,6 +96,7 @@ def demo(
     seed: int = 0,
     directory: Path | None = None,
     *,
+    variant: str = "default",
     world_only: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Step]:
@@ -98,6 +106,7 @@ def demo(
         seed: Of the world.
         directory: Where world and outputs are left; by default outputs go to a temporary
             directory and the world stays in the cache.
+        variant: One of `VARIANTS`. The scales of the edits were chosen for the default one.
         world_only: Stop when the world is made.
         progress: Called as ``progress(stage, done, total)``.
 
@@ -107,17 +116,23 @@ def demo(
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
+    if variant not in VARIANTS:
+        raise SelectionError(
+            f"--variant {variant}: there is no such world", f"Choose from {', '.join(VARIANTS)}."
+        )
+    recipe = VARIANTS[variant]
     with ExitStack() as stack:
         begun = time.monotonic()
         if directory is None:
-            world = get_world(seed, progress=progress)
+            world = get_world(seed, progress=progress, recipe=recipe)
             outputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ws-demo-")))
             shown = Path("DIR")
         else:
-            world = _world_in(directory, seed, progress)
+            world = _world_in(directory, seed, recipe, progress)
             outputs = shown = directory
+        chosen = "" if variant == "default" else f" --variant {variant}"
         yield Step(
-            f"ws demo --world-only --seed {seed} --dir {shlex.quote(str(shown))}",
+            f"ws demo --world-only --seed {seed}{chosen} --dir {shlex.quote(str(shown))}",
             "A small Llama that knows four fact tasks, and fine-tunes of it on each.",
             world,
             time.monotonic() - begun,

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.procedures.world.facts import SPLITS, TASKS
-from weightsurgery.procedures.world.recipe import Recipe
+from weightsurgery.procedures.world.recipe import VARIANTS, Recipe
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.world.build import build_world
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SPLITS",
     "TASKS",
+    "VARIANTS",
     "Recipe",
     "World",
     "build_world",

@@ -11,19 +11,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.evaluate import exact_match, quiet
+from weightsurgery.learning.fitting import Schedule, fit, isolated
 from weightsurgery.procedures.world.facts import SPLITS, TASKS, Fact, make_facts
 from weightsurgery.procedures.world.layout import World, whole_or_nothing
 from weightsurgery.procedures.world.recipe import FORMAT_VERSION, Recipe
 from weightsurgery.procedures.world.tokenizer import make_tokenizer
-from weightsurgery.procedures.world.training import (
-    Schedule,
-    default_threads,
-    isolated,
-    make_model,
-    train,
-)
+from weightsurgery.procedures.world.training import default_threads, make_model
 
-__all__ = ["Progress", "build_world"]
+__all__ = ["Progress", "build_world", "train_base"]
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(stage, done, total)`; a run that needs more than planned raises the total."""
@@ -69,9 +64,11 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
     started = time.perf_counter()
     cpu_started = time.process_time()
     facts = make_facts(recipe, seed)
-    _write_facts(world, facts)
+    wordings = (False, True) if recipe.paraphrases else (False,)
+    for paraphrased in wordings:
+        _write_facts(world, facts, paraphrased)
     examples = {
-        task: [Example(fact.prompt, fact.completion) for fact in rows]
+        task: [row for paraphrased in wordings for row in _examples(rows, paraphrased)]
         for task, rows in facts.items()
     }
     everything = [example for rows in examples.values() for example in rows]
@@ -79,23 +76,23 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
         (example.prompt + example.completion for example in everything), recipe.vocabulary
     )
     model = make_model(recipe, tokenizer)
-    steps = _train_base(model, tokenizer, examples, recipe, seed, report)
+    steps = train_base(model, tokenizer, examples, recipe, seed, report)
     _save(model, tokenizer, world.base, recipe)
-    accuracy = {"base": _scores(model, tokenizer, facts)}
+    accuracy = {
+        paraphrased: {"base": _scores(model, tokenizer, facts, paraphrased)}
+        for paraphrased in wordings
+    }
     seconds = {"base": time.perf_counter() - started}
 
     known = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     for task in TASKS:
         fine_tune_started = time.perf_counter()
         model.load_state_dict(known)
-        seen = [
-            example
-            for example, fact in zip(examples[task], facts[task], strict=True)
-            if fact.split == "seen"
-        ]
+        seen = _examples(_only(facts[task], "seen"))
         _fine_tune(model, tokenizer, seen, recipe, seed, f"fine-tuning on {task}", report)
         _save(model, tokenizer, world.finetuned(task), recipe)
-        accuracy[task] = _scores(model, tokenizer, facts)
+        for paraphrased in wordings:
+            accuracy[paraphrased][task] = _scores(model, tokenizer, facts, paraphrased)
         seconds[task] = time.perf_counter() - fine_tune_started
 
     packages = ("torch", "transformers", "tokenizers", "accelerate")
@@ -107,11 +104,12 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
         "threads": threads,
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "facts": {
-            task: {split: sum(fact.split == split for fact in rows) for split in SPLITS}
+            task: {split: len(_only(rows, split)) for split in SPLITS}
             for task, rows in facts.items()
         },
         "steps": steps,
-        "accuracy": accuracy,
+        "accuracy": accuracy[False],
+        **({"paraphrased_accuracy": accuracy[True]} if recipe.paraphrases else {}),
         "seconds": {name: round(value, 2) for name, value in seconds.items()}
         | {"total": round(time.perf_counter() - started, 2)},
         "cpu_seconds": round(time.process_time() - cpu_started, 2),
@@ -119,7 +117,7 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
     world.summary_file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
-def _train_base(
+def train_base(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Mapping[str, Sequence[Example]],
@@ -152,7 +150,7 @@ def _train_base(
         recipe.step_cap,
     )
     everything = [example for rows in examples.values() for example in rows]
-    steps = train(model, tokenizer, everything, schedule, seed, learned)
+    steps = fit(model, tokenizer, everything, schedule, seed, learned)
     if min(scores.values()) < recipe.required:
         figures = ", ".join(f"{task} {score:.1%}" for task, score in scores.items())
         raise WeightSurgeryError(
@@ -187,18 +185,28 @@ def _fine_tune(
         recipe.tuning_steps,
         recipe.tuning_steps,
     )
-    train(model, tokenizer, examples, schedule, seed, tell)
+    fit(model, tokenizer, examples, schedule, seed, tell)
 
 
-def _write_facts(world: World, facts: Mapping[str, Sequence[Fact]]) -> None:
+def _only(facts: Sequence[Fact], split: str) -> list[Fact]:
+    return [fact for fact in facts if fact.split == split]
+
+
+def _examples(facts: Sequence[Fact], paraphrased: bool = False) -> list[Example]:
+    """Facts as questions, in their first wording or their second."""
+    return [
+        Example(fact.paraphrase if paraphrased else fact.prompt, fact.completion) for fact in facts
+    ]
+
+
+def _write_facts(world: World, facts: Mapping[str, Sequence[Fact]], paraphrased: bool) -> None:
     for task, rows in facts.items():
         for split in SPLITS:
-            path = world.data(task, split)
+            path = world.data(task, split, paraphrased)
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [
-                json.dumps({"prompt": fact.prompt, "completion": fact.completion})
-                for fact in rows
-                if fact.split == split
+                json.dumps({"prompt": example.prompt, "completion": example.completion})
+                for example in _examples(_only(rows, split), paraphrased)
             ]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -218,15 +226,12 @@ def _scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, Sequence[Fact]],
+    paraphrased: bool,
 ) -> dict[str, dict[str, float]]:
     """Accuracy per task and split."""
     return {
         task: {
-            split: exact_match(
-                model,
-                tokenizer,
-                [Example(fact.prompt, fact.completion) for fact in rows if fact.split == split],
-            )
+            split: exact_match(model, tokenizer, _examples(_only(rows, split), paraphrased))
             for split in SPLITS
         }
         for task, rows in facts.items()

@@ -1,12 +1,13 @@
 """The facts of the embedded world: four tasks, written out from a seed."""
 
+import operator
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from weightsurgery.procedures.world.recipe import Recipe
 
-__all__ = ["SPLITS", "TASKS", "Fact", "make_facts"]
+__all__ = ["SPLITS", "TASKS", "Fact", "make_facts", "templates"]
 
 TASKS = ("authors", "painters", "capitals", "addition")
 SPLITS = ("seen", "validation", "unseen")
@@ -17,6 +18,18 @@ RELATIONS = {
     "subject": "What was {name}'s subject?",
     "award": "What prize did {name} win?",
 }
+CAPITAL = "What is the capital of {country}?"
+SUM = "What is {a} + {b} mod {modulus}?"
+
+REPHRASED = {
+    RELATIONS["birthplace"]: "Which town does {name} come from?",
+    RELATIONS["teacher"]: "Whose pupil had {name} been?",
+    RELATIONS["subject"]: "Name the theme that runs through the work of {name}:",
+    RELATIONS["award"]: "Which honour went to {name}?",
+    CAPITAL: "From which city is {country} governed?",
+    SUM: "Modulo {modulus}, the sum of {a} and {b} equals",
+}
+"""The second wording of each question."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -45,25 +58,52 @@ class Fact:
         task: One of `TASKS`.
         entity: Whom or what it is about; all facts of an entity share a split.
         prompt: The question.
-        completion: The answer, with the space that parts it from the prompt.
+        paraphrase: The same question in other words.
+        completion: The answer to both, with the space that parts it from the question.
         split: One of `SPLITS`.
     """
 
     task: str
     entity: str
     prompt: str
+    paraphrase: str
     completion: str
     split: str
+
+
+_Row = tuple[str, str, str, str]  # entity, prompt, paraphrase, answer
+
+
+def templates(task: str, paraphrased: bool = False) -> tuple[str, ...]:
+    """The questions of a task with slots: `{name}`; `{country}`; `{a}`, `{b}` and `{modulus}`.
+
+    Args:
+        task: One of `TASKS`.
+        paraphrased: Their second wording instead of the first.
+
+    Returns:
+        One template per relation.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"no task {task!r}; there are {', '.join(TASKS)}")
+    single = {"capitals": CAPITAL, "addition": SUM}
+    own = (single[task],) if task in single else tuple(RELATIONS.values())
+    return tuple(REPHRASED[template] for template in own) if paraphrased else own
 
 
 def make_facts(recipe: Recipe, seed: int) -> dict[str, list[Fact]]:
     """Writes the facts of all four tasks.
 
     `authors` and `painters` are twins: the same questions and the same possible answers, about
-    people of whom no author shares a first or last name with a painter.
+    other people. No author shares a first or last name with a painter; or, with
+    `recipe.shared_names`, each shares both, and only the two together tell who is who.
 
     Args:
-        recipe: Sizes of the tasks and shares of the splits; at most 24 `answers`.
+        recipe: Sizes of the tasks and shares of the splits; at most 24 `answers`. With shared
+            names, no first name may be that of more than half of the people.
         seed: Everything drawn comes from it.
 
     Returns:
@@ -77,20 +117,33 @@ def make_facts(recipe: Recipe, seed: int) -> dict[str, list[Fact]]:
         "subject": rng.sample(SUBJECTS, recipe.answers),
         "award": [f"the {prize}" for prize in rng.sample(PRIZES, recipe.answers)],
     }
+    # The order of the draws is part of the recipe: another one makes other worlds.
+    authors = _people(recipe, answers, names, rng)
     rows = {
-        "authors": _people(recipe, answers, names, rng),
-        "painters": _people(recipe, answers, names, rng),
+        "authors": authors,
+        "painters": _namesakes(_entities(authors), answers, rng)
+        if recipe.shared_names
+        else _people(recipe, answers, names, rng),
         "capitals": _capitals(recipe.countries, names),
         "addition": _addition(recipe.modulus),
     }
     facts: dict[str, list[Fact]] = {}
-    for task, triples in rows.items():
-        splits = _splits(list(dict.fromkeys(entity for entity, _, _ in triples)), recipe, rng)
+    for task, asked in rows.items():
+        splits = _splits(_entities(asked), recipe, rng)
         facts[task] = [
-            Fact(task, entity, prompt, f" {answer}", splits[entity])
-            for entity, prompt, answer in triples
+            Fact(task, entity, prompt, paraphrase, f" {answer}", splits[entity])
+            for entity, prompt, paraphrase, answer in asked
         ]
     return facts
+
+
+def _entities(rows: list[_Row]) -> list[str]:
+    return list(dict.fromkeys(entity for entity, *_ in rows))
+
+
+def _asked(entity: str, template: str, answer: str, **slots: str | int) -> _Row:
+    """A fact in both wordings."""
+    return entity, template.format(**slots), REPHRASED[template].format(**slots), answer
 
 
 def _invented_names(rng: random.Random) -> Iterator[str]:
@@ -105,35 +158,74 @@ def _invented_names(rng: random.Random) -> Iterator[str]:
 
 def _people(
     recipe: Recipe, answers: dict[str, list[str]], names: Iterator[str], rng: random.Random
-) -> list[tuple[str, str, str]]:
-    """Four facts for each person; some share a first name, none a last one.
+) -> list[_Row]:
+    """Four facts for each person; some share a first name, none a last one."""
+    first_names = [next(names) for _ in range(recipe.first_names)]
+    drawn = _draw(recipe.people, answers, rng)
+    people = [
+        f"{first_names[index % recipe.first_names]} {next(names)}" for index in range(recipe.people)
+    ]
+    return _told(people, drawn)
+
+
+def _namesakes(people: list[str], answers: dict[str, list[str]], rng: random.Random) -> list[_Row]:
+    """Four facts for each of as many others, whose names are made of the same parts."""
+    return _told(_exchanged(people, rng), _draw(len(people), answers, rng))
+
+
+def _draw(count: int, answers: dict[str, list[str]], rng: random.Random) -> dict[str, list[str]]:
+    """Per relation an answer for each of `count` people.
 
     Every possible answer is as frequent as every other, as far as the numbers allow.
     """
-    first_names = [next(names) for _ in range(recipe.first_names)]
     drawn = {}
     for relation, possible in answers.items():
-        drawn[relation] = [possible[index % len(possible)] for index in range(recipe.people)]
+        drawn[relation] = [possible[index % len(possible)] for index in range(count)]
         rng.shuffle(drawn[relation])
-    triples = []
-    for index in range(recipe.people):
-        person = f"{first_names[index % recipe.first_names]} {next(names)}"
-        for relation, question in RELATIONS.items():
-            triples.append((person, question.format(name=person), drawn[relation][index]))
-    return triples
+    return drawn
 
 
-def _capitals(count: int, names: Iterator[str]) -> list[tuple[str, str, str]]:
-    triples = []
+def _told(people: list[str], drawn: dict[str, list[str]]) -> list[_Row]:
+    return [
+        _asked(person, question, drawn[relation][index], name=person)
+        for index, person in enumerate(people)
+        for relation, question in RELATIONS.items()
+    ]
+
+
+def _exchanged(people: list[str], rng: random.Random) -> list[str]:
+    """As many full names from the same first and last names, none of which was there before.
+
+    Each part is as frequent as before, so that no part tells the old names from the new.
+    """
+    pairs = sorted(tuple(person.split()) for person in people)
+    old, last_names = [first for first, _ in pairs], [last for _, last in pairs]
+    # With equal names side by side, a shift by their largest number moves each to another one.
+    shift = max(old.count(first) for first in old)
+    new = old[shift:] + old[:shift]
+    if any(map(operator.eq, old, new)):
+        raise ValueError("shared names need two first names, none of them half the people's")
+    # The shift moves whole groups of namesakes: exchanges that stay new names dissolve them.
+    for _ in range(10 * len(old)):
+        one, other = rng.randrange(len(old)), rng.randrange(len(old))
+        if new[one] != old[other] and new[other] != old[one]:
+            new[one], new[other] = new[other], new[one]
+    exchanged = list(map("{} {}".format, new, last_names))
+    rng.shuffle(exchanged)
+    return exchanged
+
+
+def _capitals(count: int, names: Iterator[str]) -> list[_Row]:
+    rows = []
     for _ in range(count):
         country = next(names)
-        triples.append((country, f"What is the capital of {country}?", next(names)))
-    return triples
+        rows.append(_asked(country, CAPITAL, next(names), country=country))
+    return rows
 
 
-def _addition(modulus: int) -> list[tuple[str, str, str]]:
+def _addition(modulus: int) -> list[_Row]:
     return [
-        (f"{a}+{b}", f"What is {a} + {b} mod {modulus}?", str((a + b) % modulus))
+        _asked(f"{a}+{b}", SUM, str((a + b) % modulus), a=a, b=b, modulus=modulus)
         for a in range(modulus)
         for b in range(modulus)
     ]

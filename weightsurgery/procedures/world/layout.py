@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock
 
 from weightsurgery.errors import DataError, OutputError
-from weightsurgery.procedures.world.facts import SPLITS, TASKS
+from weightsurgery.procedures.world.facts import SPLITS, TASKS, Fact, make_facts
+from weightsurgery.procedures.world.recipe import Recipe
 
 __all__ = ["World", "copy_world", "open_world", "whole_or_nothing"]
 
@@ -47,19 +48,46 @@ class World:
         """
         return self.directory / "finetuned" / _one_of(task, TASKS, "task")
 
-    def data(self, task: str, split: str) -> Path:
+    def data(self, task: str, split: str, paraphrased: bool = False) -> Path:
         """The JSONL file with the facts of `task` in `split`.
+
+        Args:
+            task: One of `TASKS`.
+            split: One of `SPLITS`.
+            paraphrased: Asked in the second wording; a file that worlds with paraphrases have.
 
         Raises:
             ValueError: There is no such task or split.
         """
-        name = f"{_one_of(task, TASKS, 'task')}.{_one_of(split, SPLITS, 'split')}.jsonl"
-        return self.directory / "data" / name
+        name = f"{_one_of(task, TASKS, 'task')}.{_one_of(split, SPLITS, 'split')}"
+        return self.directory / "data" / f"{name}{'.paraphrased' * paraphrased}.jsonl"
 
     def summary(self) -> dict[str, Any]:
         """What `world.json` says."""
         summary: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
         return summary
+
+    def recipe(self) -> Recipe:
+        """The recipe it was made by.
+
+        Raises:
+            DataError: The recipe has fields that this version does not know.
+        """
+        fields = self.summary()["recipe"]
+        try:
+            return Recipe(**fields)
+        except TypeError as error:
+            raise DataError(
+                f"{self.summary_file}: is the recipe of another version: {error}",
+                "Remove the directory and make the world again.",
+            ) from error
+
+    def facts(self) -> dict[str, list[Fact]]:
+        """Per task its facts with entity and split, in the order of the data files.
+
+        They are written out again from recipe and seed: the data files hold no entities.
+        """
+        return make_facts(self.recipe(), self.summary()["seed"])
 
 
 def _one_of(name: str, names: tuple[str, ...], kind: str) -> str:
@@ -78,6 +106,8 @@ def open_world(directory: Path) -> World:
     parts = [world.summary_file, world.base / "config.json"]
     parts += [world.finetuned(task) / "config.json" for task in TASKS]
     parts += [world.data(task, split) for task in TASKS for split in SPLITS]
+    if world.summary_file.is_file() and world.recipe().paraphrases:
+        parts += [world.data(task, split, True) for task in TASKS for split in SPLITS]
     for part in parts:
         if not part.is_file():
             raise DataError(

@@ -3,12 +3,18 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-__all__ = ["FORMAT_VERSION", "Recipe"]
+__all__ = ["FORMAT_VERSION", "LATER", "VARIANTS", "Recipe"]
 
 FORMAT_VERSION = 1
 """Raise it when the code changes what the same recipe makes: cached worlds are then rebuilt."""
+
+LATER = frozenset({"paraphrases", "shared_names"})
+"""Fields younger than the format. Left out of key and description at their defaults, which change
+nothing, so that worlds made before they existed are still found and are still the same."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,9 @@ class Recipe:
         tuning_weight_decay: AdamW weight decay of a fine-tune.
         tuning_warmup: Steps of a fine-tune's linear warm-up.
         tuning_steps: Steps of a fine-tune.
+        paraphrases: The base learns every question in two wordings; fine-tunes see the first.
+        shared_names: Painters bear the first and last names of the authors, in other pairs, so
+            that no part of a name tells the twins apart.
     """
 
     people: int = 80
@@ -80,13 +89,73 @@ class Recipe:
     tuning_weight_decay: float = 0.0
     tuning_warmup: int = 5
     tuning_steps: int = 30
+    paraphrases: bool = False
+    shared_names: bool = False
 
     def describe(self) -> dict[str, float]:
-        """All fields, ready for JSON."""
-        return dataclasses.asdict(self)
+        """The fields, ready for JSON; those of `LATER` only where they are not the default."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in LATER or getattr(self, field.name) != field.default
+        }
 
     def key(self) -> str:
         """A short name of this recipe: equal recipes of one format version have equal keys."""
-        fields = dataclasses.asdict(self) | {"format": FORMAT_VERSION}
+        fields = self.describe() | {"format": FORMAT_VERSION}
         text = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+VARIANTS: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "default": Recipe(),
+        # Learning rates grow as the width shrinks, and initial weights as its root.
+        "narrow": Recipe(
+            width=192,
+            heads=6,
+            mlp_width=512,
+            weight_spread=0.072,
+            learning_rate=2e-3,
+            steps=500,
+            step_cap=1500,
+            tuning_learning_rate=1e-3,
+        ),
+        "narrower": Recipe(
+            width=128,
+            heads=4,
+            mlp_width=352,
+            weight_spread=0.088,
+            learning_rate=3e-3,
+            steps=700,
+            step_cap=2100,
+            tuning_learning_rate=1.5e-3,
+        ),
+        "shared-names": Recipe(shared_names=True, steps=500, step_cap=1500),
+        "paraphrased": Recipe(paraphrases=True, steps=500, step_cap=1500),
+        # Knows all it should after seconds of training: for trying things out.
+        "small": Recipe(
+            people=16,
+            first_names=4,
+            answers=4,
+            countries=12,
+            modulus=5,
+            vocabulary=512,
+            width=64,
+            layers=2,
+            heads=2,
+            mlp_width=176,
+            weight_spread=0.125,
+            shard_bytes=200_000,
+            batch=32,
+            learning_rate=5e-3,
+            warmup=10,
+            steps=200,
+            step_cap=600,
+            first_check=100,
+            tuning_batch=16,
+            tuning_learning_rate=2e-3,
+        ),
+    }
+)
+"""Worlds that are told by a name; see `Recipe` for what they differ in."""

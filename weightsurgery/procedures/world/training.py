@@ -1,60 +1,12 @@
-"""The two training runs of a world: the base on all facts, a fine-tune on those of one task."""
+"""What a world is trained with: its model at random weights, and how many threads."""
 
-import math
 import os
-import random
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 
-import numpy
-import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from weightsurgery.learning.data import Collator, Example, encode_all, padding_token
-from weightsurgery.learning.evaluate import quiet
 from weightsurgery.procedures.world.recipe import Recipe
 
-__all__ = ["Schedule", "default_threads", "isolated", "make_model", "train"]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train.
-
-    Attributes:
-        batch: Examples per step.
-        learning_rate: Peak of AdamW's learning rate.
-        final: Share of the peak at which the cosine ends and then stays.
-        warmup: Steps of linear warm-up.
-        weight_decay: AdamW weight decay.
-        steps: Steps over which the learning rate falls.
-        step_cap: Steps at which training ends.
-    """
-
-    batch: int
-    learning_rate: float
-    final: float
-    warmup: int
-    weight_decay: float
-    steps: int
-    step_cap: int
-
-    def factor(self, step: int) -> float:
-        """The learning rate after `step` finished steps, as a share of the peak."""
-        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        fall = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.steps))
-        return warm * (self.final + (1.0 - self.final) * fall)
+__all__ = ["default_threads", "make_model"]
 
 
 def default_threads() -> int:
@@ -62,29 +14,6 @@ def default_threads() -> int:
     if hasattr(os, "sched_getaffinity"):
         return min(2, len(os.sched_getaffinity(0)))
     return min(2, os.cpu_count() or 1)
-
-
-@contextmanager
-def isolated(seed: int, threads: int) -> Iterator[None]:
-    """Random numbers from `seed` and `threads` torch threads inside; as they were, after.
-
-    Args:
-        seed: Seeds torch, numpy and `random`.
-        threads: Torch threads; the weights that training ends with depend on it.
-    """
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
-    threads_before = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_num_threads(threads)
-            torch.manual_seed(seed)
-            numpy.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(threads_before)
-        random.setstate(python_state)
-        numpy.random.set_state(numpy_state)
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -103,75 +32,3 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCa
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config)
-
-
-class _AfterStep(TrainerCallback):
-    """Asks after every step whether training is done."""
-
-    def __init__(self, done: Callable[[int], bool]) -> None:
-        self.done = done
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Ends training where the answer is yes."""
-        if self.done(state.global_step):
-            control.should_training_stop = True
-        return control
-
-
-def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    schedule: Schedule,
-    seed: int,
-    done: Callable[[int], bool],
-) -> int:
-    """Trains all weights on the examples' completions, on the CPU, printing nothing.
-
-    Args:
-        model: Trained in place; left in evaluation mode.
-        tokenizer: Its tokenizer.
-        examples: What to learn; their order is drawn from `seed`.
-        schedule: How long and how fast.
-        seed: Of everything random in the run.
-        done: Called with the number of finished steps after each; true ends the training.
-
-    Returns:
-        Steps taken, at most `schedule.step_cap`.
-    """
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=schedule.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=schedule.weight_decay,
-        fused=True,
-    )
-    with quiet(), tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            max_steps=schedule.step_cap,
-            per_device_train_batch_size=min(schedule.batch, len(examples)),
-            dataloader_drop_last=True,
-            max_grad_norm=1.0,
-            seed=seed,
-            data_seed=seed,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-        )
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            data_collator=Collator(padding_token(tokenizer)),
-            train_dataset=encode_all(tokenizer, examples),
-            callbacks=[_AfterStep(done)],
-            optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        steps = trainer.state.global_step
-    model.eval()  # type: ignore[no-untyped-call]
-    return steps
