@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from weightsurgery.surgery.compare import Comparison
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
 
-__all__ = ["difference_page", "overlap_page"]
+__all__ = [
+    "as_svg",
+    "as_table",
+    "difference_page",
+    "load_pyplot",
+    "overlap_page",
+    "write_page",
+]
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -34,7 +41,8 @@ details { margin: 1rem 0; }
 """
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """Matplotlib's pyplot, set to draw without a screen and the same bytes each time."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -50,7 +58,8 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _svg(figure: Any, title: str) -> str:
+def as_svg(figure: Any, title: str) -> str:
+    """A figure as an HTML element; the title is what a screen reader says."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
@@ -59,7 +68,9 @@ def _svg(figure: Any, title: str) -> str:
     return f"<figure>{picture}</figure>"
 
 
-def _table(table: Table) -> str:
+def as_table(table: Table) -> str:
+    """A table as an HTML element."""
+
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
             f"<{tag}{' class=left' if number in table.left else ''}>{html.escape(cell)}</{tag}>"
@@ -74,7 +85,12 @@ def _table(table: Table) -> str:
     )
 
 
-def _write(path: str | os.PathLike[str], title: str, parts: Sequence[str]) -> None:
+def write_page(path: str | os.PathLike[str], title: str, parts: Sequence[str]) -> None:
+    """Write a page that needs no other file, whole or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     text = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
@@ -105,7 +121,7 @@ def difference_page(
     Raises:
         WeightSurgeryError: matplotlib is missing, or the file cannot be written.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     parts = []
     figures = (
         ("relative", "‖T‖ / ‖W‖", "Relative size of the change"),
@@ -131,15 +147,15 @@ def difference_page(
         axes.set_ylim(0, 1.15 * top if top > 0 else 1)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-        parts.append(_svg(figure, title))
+        parts.append(as_svg(figure, title))
         pyplot.close(figure)
     tables = [each for each in difference_tables(found) if isinstance(each, Table)]
     every = [each for each in difference_tables(found, every=True) if isinstance(each, Table)]
-    parts += [f"<h2>By layer</h2>{_table(table)}" for table in tables]
+    parts += [f"<h2>By layer</h2>{as_table(table)}" for table in tables]
     parts += [
-        f"<details><summary>Every tensor</summary>{_table(table)}</details>" for table in every
+        f"<details><summary>Every tensor</summary>{as_table(table)}</details>" for table in every
     ]
-    _write(path, f"{finetuned} − {base}", parts)
+    write_page(path, f"{finetuned} − {base}", parts)
 
 
 def overlap_page(
@@ -159,7 +175,7 @@ def overlap_page(
     Raises:
         WeightSurgeryError: matplotlib is missing, or the file cannot be written.
     """
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     labels = list(dict.fromkeys(name for pair in means for name in (pair.first, pair.second)))
     grid = [[1.0 if a == b else float("nan") for b in labels] for a in labels]
     for pair in means:
@@ -175,7 +191,7 @@ def overlap_page(
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
     axes.set_title("Overlap of input spaces")
     figure.colorbar(image, shrink=0.8)
-    parts = [_svg(figure, "Overlap of input spaces")]
+    parts = [as_svg(figure, "Overlap of input spaces")]
     pyplot.close(figure)
 
     series: dict[str, dict[int, list[float]]] = {}
@@ -196,9 +212,9 @@ def overlap_page(
         axes.set_ylim(0, 1.05)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-        parts.append(_svg(figure, "Overlap by layer"))
+        parts.append(as_svg(figure, "Overlap by layer"))
         pyplot.close(figure)
     for table in overlap_tables(rows, means, every=True):
         if isinstance(table, Table):
-            parts.append(f"<h2>{html.escape(table.title)}</h2>{_table(table)}")
-    _write(path, f"Overlap of {len(labels)} tasks of {base}", parts)
+            parts.append(f"<h2>{html.escape(table.title)}</h2>{as_table(table)}")
+    write_page(path, f"Overlap of {len(labels)} tasks of {base}", parts)

@@ -39,6 +39,9 @@ __all__ = [
 # factors, and is written as no change at all.
 _NOTHING = 1e-10
 
+# Of the inputs' energy: what rounding leaves outside of keep tasks that span all of the inputs.
+_NOTHING_OUTSIDE = 1e-12
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -352,7 +355,10 @@ class _Discriminating:
         """Apply the ridge of the inputs; and what share of the task they still feel."""
         before = response(task, gram)
         if untouched is not None:
+            whole = float(gram.trace())
             gram = outside(gram, untouched)  # what is left vanishes elsewhere, so it feels the same
+            if float(gram.trace()) <= _NOTHING_OUTSIDE * whole:
+                gram = torch.zeros_like(gram)
         left = keep_inputs(left, gram, self.epsilon)
         after = response(left, gram)
         return left, {"response": float(f"{after / before:.6g}") if before > 0 else 0.0}

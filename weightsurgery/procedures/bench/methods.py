@@ -299,6 +299,11 @@ FORGETTING: Mapping[str, Method] = {
         _rounds(_OURS, Rounds(epsilon=3e-3)),
         "facts",
     ),
+    "subspace-long": Method(
+        "the same for three times as many steps",
+        _rounds(Rounds(steps=240)),
+        "facts",
+    ),
     "retrained": Method("trained anew without the request", _retrained, "everything"),
 }  # fmt: skip
 

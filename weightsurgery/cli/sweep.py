@@ -1,0 +1,294 @@
+"""``ws sweep``: choose the settings of ``ws project`` on validation data."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Fit, Show, Which, Work, rank_rule, written_path
+from weightsurgery.cli.spread import options
+
+if TYPE_CHECKING:
+    from weightsurgery.procedures.choice import Cell
+    from weightsurgery.procedures.grid import Grid
+
+__all__ = ["sweep"]
+
+_Value = TypeVar("_Value", int, float, str)
+
+_GRID, _DATA, _SUBSPACES = "The grid", "Data", "Subspaces"
+
+
+@options
+def sweep(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint to edit.")],
+    forget: Annotated[
+        list[str], typer.Option(metavar="VECTOR", help="The task to forget; several add up.")
+    ],
+    keep: Annotated[
+        list[str],
+        typer.Option(
+            metavar="VECTOR|STATS",
+            help="A task to keep, or activation statistics, as for 'ws project'; repeatable.",
+        ),
+    ],
+    forget_data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA", help="What should be forgotten, for the choice.", rich_help_panel=_DATA
+        ),
+    ],
+    keep_data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="DATA",
+            help="What should stay, for the choice: best facts that no vector has seen;"
+            " repeatable.",
+            rich_help_panel=_DATA,
+        ),
+    ],
+    which: Which,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    test_forget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Score the chosen edit on this too, once.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    test_keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATA", help="Likewise; repeatable.", rich_help_panel=_DATA),
+    ] = None,
+    scales: Annotated[
+        str, typer.Option(metavar="λ,λ,...", help="Scales.", rich_help_panel=_GRID)
+    ] = "0.5,1,2,4,8",
+    ranks: Annotated[
+        str, typer.Option(metavar="K,K,...", help="Numbers of factors.", rich_help_panel=_GRID)
+    ] = "16,64",
+    sides: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIDE,...",
+            help="Out of right, left, both, shared and frobenius. Default: right,both.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    epsilons: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ε,ε,...",
+            help="Ridges of the activation statistics. Default, with such: 1e-2,1e-1,1.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            help="Share of the base's score that every keep set must keep.", rich_help_panel=_GRID
+        ),
+    ] = 0.975,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="exact_match, token_accuracy, rouge_l_recall, rouge_l_f, ma, el or es.",
+            rich_help_panel=_DATA,
+        ),
+    ] = "exact_match",
+    any_end: Annotated[
+        bool,
+        typer.Option(
+            "--any-end",
+            help="An exact match need not stop after the completion.",
+            rich_help_panel=_DATA,
+        ),
+    ] = False,
+    basis: Annotated[
+        str, typer.Option(help="joint or sum; see 'ws project'.", rich_help_panel=_SUBSPACES)
+    ] = "joint",
+    keep_rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|auto",
+            help="Factors of each task to keep. Default: as for the task itself.",
+            rich_help_panel=_SUBSPACES,
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of randomised SVD and bootstrap intervals.", rich_help_panel=_SUBSPACES),
+    ] = 0,
+    allow_unrelated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unrelated",
+            help="Go on although a vector does not derive from BASE.",
+            rich_help_panel="How the inputs must fit",
+        ),
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
+    ] = 128,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write a page with the frontier drawn.",
+            callback=written_path,
+            rich_help_panel="What is printed",
+        ),
+    ] = None,
+) -> None:
+    """Choose the settings of 'ws project' on validation data.
+
+    Scores every combination in memory, and chooses the one that forgets most while every keep set
+    keeps --threshold of the base's score. The last line is the command that does the edit.
+
+    Example:  ws sweep ./base --forget ./finetuned/authors --keep ./finetuned/painters
+    --forget-data authors.jsonl --keep-data painters.jsonl
+    """
+    _check_installed(html)
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.errors import EditError
+    from weightsurgery.learning.intervals import Resampling
+    from weightsurgery.procedures.splits import DataSets
+    from weightsurgery.procedures.sweep import sweep as choose
+    from weightsurgery.report.sweep import failure, sweep_page, sweep_tables
+    from weightsurgery.surgery.edits import Project
+    from weightsurgery.vectors.sources import open_keep, open_vector
+
+    rule = rank_rule(keep_rank, None, "--keep-rank")
+    with Checkpoint.open(base) as opened:
+        kept = open_keep(opened, keep, fit.vocab, fit.missing)
+        grid = _grid(scales, ranks, sides, epsilons, bool(kept.vectors), bool(kept.inputs))
+        edit = Project(
+            open_vector(opened, forget, fit.vocab, fit.missing),
+            kept.vectors,
+            keep_rank=rule,
+            basis=basis,
+            seed=seed,
+            keep_inputs=kept.inputs,
+        )
+        with console.progress(show, unit="cells") as progress:
+            found = choose(
+                edit,
+                opened,
+                DataSets(forget_data, keep_data, test_forget, test_keep or ()),
+                grid,
+                threshold=threshold,
+                metric=metric.replace("-", "_"),
+                selection=which.selection("all-linear"),
+                device=work.device,
+                workers=work.workers,
+                batch_size=batch_size,
+                require_end=not any_end,
+                allow_unrelated=allow_unrelated,
+                resampling=Resampling(seed),
+                progress=progress,
+            )
+    command: list[str] = []
+    if found.chosen is not None:
+        given = {"--basis": basis, "--keep-rank": keep_rank, "--seed": seed or None}
+        command = _command(base, forget, keep, found.cells[found.chosen], given, which, fit, work)
+        command += ["--allow-unrelated"] * allow_unrelated
+    if show.json:
+        console.document({"base": base, **asdict(found), "command": command or None})
+    else:
+        console.show(*sweep_tables(found, every=show.verbose))
+    if html is not None:  # last: what was found is printed even where no file can be written
+        sweep_page(found, base, shlex.join(command), html)
+        console.notice(f"Wrote {html}.", show)
+    if found.chosen is None:
+        raise EditError(*failure(found))
+    if not show.json:
+        console.show("", shlex.join(command))
+
+
+def _grid(
+    scales: str,
+    ranks: str,
+    sides: str | None,
+    epsilons: str | None,
+    vectors: bool,
+    statistics: bool,
+) -> Grid:
+    from weightsurgery.procedures.grid import Grid
+
+    return Grid(
+        _values(scales, "--scales", float),
+        _values(ranks, "--ranks", int),
+        _values(sides or ("right,both" if vectors else "right"), "--sides", str),
+        _values(epsilons, "--epsilons", float)
+        if epsilons is not None
+        else (1e-2, 1e-1, 1.0) * statistics,
+    )
+
+
+def _values(text: str, option: str, kind: Callable[[str], _Value]) -> tuple[_Value, ...]:
+    from weightsurgery.errors import EditError
+
+    try:
+        return tuple(kind(part.strip()) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        words = "whole numbers" if kind is int else "numbers"
+        raise EditError(f"{option} {text}", f"Give {words} parted by commas.") from None
+
+
+def _command(
+    base: str,
+    forget: list[str],
+    keep: list[str],
+    cell: Cell,
+    given: dict[str, Any],
+    which: Which,
+    fit: Fit,
+    work: Work,
+) -> list[str]:
+    """The command line of an edit with a cell's settings."""
+    words = ["ws", "project", base]
+    for option, names in (("--forget", forget), ("--keep", keep)):
+        for name in names:
+            words += [option, name]
+    settings = {
+        "--rank": cell.rank,
+        "--scale": repr(cell.scale).removesuffix(".0"),
+        "--side": cell.side,
+        "--epsilon": cell.epsilon,
+        **given,
+        "--targets": which.targets,
+        "--layers": which.layers,
+        "--vocab": None if fit.vocab == "error" else fit.vocab,
+        "--missing": None if fit.missing == "error" else fit.missing,
+        "--device": None if work.device == "auto" else work.device,
+    }
+    for option, patterns in (("--include", which.include), ("--exclude", which.exclude)):
+        for pattern in patterns or ():
+            words += [option, pattern]
+    for option, value in settings.items():
+        words += [] if value is None else [option, str(value)]
+    return [*words, "-o", "./edited"]
+
+
+def _check_installed(html: str | None) -> None:
+    """Before anything is computed."""
+    from importlib.util import find_spec
+
+    from weightsurgery.errors import WeightSurgeryError
+
+    for needed, library, extra in (
+        (True, "transformers", "eval"),
+        (html is not None, "matplotlib", "report"),
+    ):
+        if needed and find_spec(library) is None:
+            raise WeightSurgeryError(
+                f"a sweep needs {library}, which is not installed",
+                f"Install it with:  pip install 'weightsurgery[{extra}]'",
+            )
