@@ -2,12 +2,13 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from weightsurgery.procedures.world import VARIANTS, copy_world, get_world
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -16,13 +17,15 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return get_world(0, tmp_path_factory.mktemp("cache"), recipe=VARIANTS["small"], threads=1)
+
+
 @pytest.fixture
-def here(llama, tmp_path):
-    """A directory as `ws demo --dir demo` leaves one, with small random fine-tunes."""
-    demo = tmp_path / "demo"
-    shutil.copytree(llama.base, demo / "base")
-    for number, task in enumerate(("authors", "painters", "capitals", "addition")):
-        shutil.copytree((llama.forget, llama.keep)[number % 2], demo / "finetuned" / task)
+def here(small, tmp_path):
+    """A directory as `ws demo --dir demo` leaves one, with a smaller world."""
+    copy_world(small, tmp_path / "demo")
     return tmp_path
 
 

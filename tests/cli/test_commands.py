@@ -150,7 +150,7 @@ def test_options_reach_the_edit(llama, tmp_path):
         (["negate", "{base}", "{forget}", "-o", "x", "--vocab", "guess"], "guess", "common-rows"),
         (["negate", "{base}", "{forget}", "-o", "x", "--layers", "3-0"], "backwards", "0-3"),
         (["negate", "{base}", "{forget}", "-o", "x", "--layer-scale", "5"], "5", "PATTERN=FACTOR"),
-        (["negate", "{base}", "facts.jsonl", "-o", "x"], "data set", "Fine-tune"),
+        (["negate", "{base}", "facts.jsonl", "-o", "x"], "data set", "ws identify"),
         (["subspace", "{base}", "{forget}", "-o", "x"], "no rank", "--rank"),
         (["subspace", "{base}", "{forget}", "-o", "x", "--rank", "0"], "rank 0", "from 1"),
         (["subspace", "{base}", "{forget}", "-o", "x", "--rank", "many"], "many", "auto"),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.data_options import FromData
+from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
 from weightsurgery.cli.options import (
     Fit,
     Share,
@@ -76,9 +78,11 @@ def add(
 def project(
     base: Base,
     forget: Annotated[
-        list[str], typer.Option(metavar="VECTOR", help="The task to forget; several add up.")
+        list[str],
+        typer.Option(metavar="DATA|VECTOR", help="What to forget; several add up."),
     ],
     share: Share,
+    data: FromData,
     store: Store,
     which: Which,
     truncate: Truncate,
@@ -87,22 +91,30 @@ def project(
     show: Show,
     scale: Scale = 1.0,
 ) -> None:
-    """Forget a task, less what it shares with tasks to keep (UNLEARN): W − λT'.
+    """Forget a task, less what it shares with what to keep (UNLEARN): W − λT'.
 
-    A reconstruction of arXiv 2408.04140. Default: --rank 64. Biases and norms stay as they are.
+    A reconstruction of arXiv 2408.04140. Biases and norms stay as they are. A vector is truncated
+    (default: --rank 64) and discriminated; for a data set a change is trained that the inputs to
+    keep hardly feel, and saved as OUT.vector.
+
+    Example:  ws project ./base --forget authors.jsonl --keep painters.jsonl -o ./edited
 
     Example:  ws project ./base --forget ./finetuned/authors --keep ./finetuned/painters -o ./edited
     """
-    _discriminating("project", base, forget, scale, share, truncate, store, which, fit, work, show)
+    _discriminating(
+        "project", base, forget, scale, share, truncate, data, store, which, fit, work, show
+    )
 
 
 @options
 def learn(
     base: Base,
     task: Annotated[
-        list[str], typer.Option(metavar="VECTOR", help="The task to learn; several add up.")
+        list[str],
+        typer.Option(metavar="DATA|VECTOR", help="What to learn; several add up."),
     ],
     share: Share,
+    data: FromData,
     store: Store,
     which: Which,
     truncate: Truncate,
@@ -111,11 +123,15 @@ def learn(
     show: Show,
     scale: Scale = 1.0,
 ) -> None:
-    """Learn a task, less what it shares with tasks to keep (LEARN): W + λT'.
+    """Learn a task, less what it shares with what to keep (LEARN): W + λT'.
+
+    Example:  ws learn ./base --task news.jsonl --keep painters.jsonl -o ./edited
 
     Example:  ws learn ./base --task ./adapter --keep ./finetuned/painters -o ./edited
     """
-    _discriminating("learn", base, task, scale, share, truncate, store, which, fit, work, show)
+    _discriminating(
+        "learn", base, task, scale, share, truncate, data, store, which, fit, work, show
+    )
 
 
 def _plain(
@@ -145,33 +161,42 @@ def _discriminating(
     scale: float,
     share: Share,
     truncate: Truncate,
+    data: FromData,
     store: Store,
     which: Which,
     fit: Fit,
     work: Work,
     show: Show,
 ) -> None:
+    if from_data(task):
+        edit_from_data(
+            name, base, task, scale, share, truncate, data, store, which, fit, work, show
+        )
+        return
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.surgery.edits import DISCRIMINATING
-    from weightsurgery.vectors.sources import open_keep, open_vector
+    from weightsurgery.vectors.sources import open_keep, open_vector, split_data
 
+    files, others = split_data(share.keep or ())
+    data.refuse_with_vectors(keeps_data=bool(files))
     with Checkpoint.open(base) as opened:
         vector = open_vector(opened, task, fit.vocab, fit.missing)
-        keep = open_keep(opened, share.keep, fit.vocab, fit.missing)
-        edit = DISCRIMINATING[name](
-            vector,
-            keep.vectors,
-            truncate.rule() or Rank(64),
-            rank_rule(share.keep_rank, None, "--keep-rank"),
-            share.side,
-            share.basis,
-            scale,
-            store.seed,
-            keep.inputs,
-            share.epsilon,
-        )
-        _apply(edit, opened, store, which, work, show)
+        keep = open_keep(opened, others, fit.vocab, fit.missing)
+        with kept_data(opened, files, vector, data, store, which, work, show) as gathered:
+            edit = DISCRIMINATING[name](
+                vector,
+                keep.vectors,
+                truncate.rule() or Rank(64),
+                rank_rule(share.keep_rank, None, "--keep-rank"),
+                share.side,
+                share.basis,
+                scale,
+                store.seed,
+                (*keep.inputs, *gathered),
+                share.epsilon,
+            )
+            _apply(edit, opened, store, which, work, show)
 
 
 def _apply(

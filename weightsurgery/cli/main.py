@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from weightsurgery import __version__
-from weightsurgery.cli import edit, identify, look, score, tour
+from weightsurgery.cli import bench, edit, identify, look, score, sweep, tour
 from weightsurgery.cli.console import error
 from weightsurgery.errors import WeightSurgeryError
 
@@ -29,8 +29,8 @@ app = typer.Typer(
 for panel, commands in {
     "Look": (look.inspect, look.diff, look.subspace, look.overlap),
     "Learn": (identify.identify,),
-    "Edit": (edit.negate, edit.add, edit.project, edit.learn),
-    "Check": (score.evaluate, look.verify, tour.demo),
+    "Edit": (edit.negate, edit.add, edit.project, edit.learn, sweep.sweep),
+    "Check": (score.evaluate, look.verify, bench.bench, tour.demo),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

@@ -214,13 +214,13 @@ class Share:
     """What a discriminating edit keeps, and how."""
 
     keep: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            metavar="VECTOR|STATS",
-            help="A task to keep: a change of BASE, or activation statistics of its data (ws"
-            " identify --mode activations); repeatable. STATS:2 weights its tokens twice.",
+            metavar="DATA|VECTOR|STATS",
+            help="What to keep: a data set, a change of BASE, or activation statistics (ws identify"
+            " --mode activations); repeatable. STATS:2 weights its tokens twice.",
         ),
-    ]
+    ] = None
     side: Annotated[
         str,
         typer.Option(

@@ -89,8 +89,11 @@ def _tables(result: Any) -> list[str | Table]:
     from weightsurgery.procedures.demo import Comparison
     from weightsurgery.report import tables
     from weightsurgery.surgery.compare import Comparison as Difference
+    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.surgery.run import Applied
 
+    if isinstance(result, Unlearned):
+        result = result.applied
     if isinstance(result, Inspection):
         return tables.inspection_tables(result)
     if isinstance(result, Difference):
@@ -107,8 +110,11 @@ def _tables(result: Any) -> list[str | Table]:
 def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
     from weightsurgery.procedures.demo import Comparison
+    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.surgery.run import Applied
 
+    if isinstance(result, Unlearned):
+        result = result.applied
     if isinstance(result, Applied):
         return {"summary": result.record.summary, "files": result.record.files}
     if isinstance(result, Comparison):

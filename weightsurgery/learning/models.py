@@ -16,7 +16,15 @@ from transformers.utils import logging
 
 from weightsurgery.errors import CorruptCheckpointError, SourceError
 
-__all__ = ["context_length", "load_model", "load_tokenizer", "pick_device", "quiet"]
+__all__ = [
+    "PreTrainedModel",
+    "PreTrainedTokenizerBase",
+    "context_length",
+    "load_model",
+    "load_tokenizer",
+    "pick_device",
+    "quiet",
+]
 
 
 @contextmanager

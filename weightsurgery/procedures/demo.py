@@ -204,7 +204,42 @@ def _steps(world: World, outputs: Path, named: _Names, progress: Progress | None
 
         yield step(command, says, run)
         verify(models[name])
+    models["trained"] = outputs / "trained"
+    yield _from_data(world, base, models["trained"], named, progress)
+    verify(models["trained"])
     yield step("", "What is left of each task.", lambda: _score(world, models, progress))
+
+
+def _from_data(
+    world: World, base: Checkpoint, out: Path, named: _Names, progress: Progress | None
+) -> Step:
+    """The step that needs no fine-tune: the facts themselves, to forget and to keep."""
+    from weightsurgery.procedures.unlearn import Search, Sources, unlearn
+
+    begun = time.monotonic()
+    files = {task: world.data(task, "seen") for task in (FORGET, *KEEP)}
+    shown = {task: named("data", path.name) for task, path in files.items()}
+    command = (
+        f"ws project {named('base')} --forget {shown[FORGET]}"
+        + "".join(f" --keep {shown[task]}" for task in KEEP)
+        + f" -o {named('trained')}"
+    )
+    result = unlearn(
+        base,
+        Sources((str(files[FORGET]),), tuple(str(files[task]) for task in KEEP)),
+        out,
+        Search(),
+        device="cpu",
+        overwrite=True,
+        command=shlex.split(command),
+        progress=progress,
+    )
+    return Step(
+        command,
+        "From data alone: trained inside the subspace that inputs to keep hardly feel.",
+        result,
+        time.monotonic() - begun,
+    )
 
 
 def _score(world: World, models: dict[str, Path], progress: Progress | None) -> Comparison:

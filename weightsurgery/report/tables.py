@@ -306,8 +306,8 @@ def comparison_table(found: Scores) -> Table:
         chosen = (_percent(found.scores[model][name]) for model in models)
         rows.append((task, split, str(count), *chosen))
     note = (
-        "Exact-match accuracy. The edits saw the fine-tunes on the seen facts; nothing saw the"
-        " unseen ones."
+        "Exact-match accuracy. Negated and projected saw the fine-tunes on the seen facts, trained"
+        " the seen facts themselves; nothing saw the unseen ones."
     )
     columns = ("task", "facts", "number", *models)
     return Table("What is left", columns, rows, note, left=frozenset({0, 1}))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.errors import SourceError, VectorError
+from weightsurgery.errors import EditError, SourceError, VectorError
 from weightsurgery.vectors.adapters import AdapterChange, is_adapter
 from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
@@ -20,7 +20,15 @@ from weightsurgery.vectors.statistics import (
 )
 from weightsurgery.vectors.task_vector import Change, TaskVector
 
-__all__ = ["Keep", "classify", "open_change", "open_keep", "open_vector", "split_scale"]
+__all__ = [
+    "Keep",
+    "classify",
+    "open_change",
+    "open_keep",
+    "open_vector",
+    "split_data",
+    "split_scale",
+]
 
 _DATA = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -57,6 +65,27 @@ def split_scale(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
+def split_data(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Data sets, and everything else.
+
+    Raises:
+        EditError: A data set with a scale, which belongs to vectors and statistics.
+        SourceError: Nothing there.
+    """
+    data, others = [], []
+    for text in names:
+        name, factor = split_scale(text)
+        if classify(name) != "data":
+            others.append(text)
+        elif factor != 1:
+            raise EditError(
+                f"{text}: a data set with a factor", "Factors are for vectors and statistics."
+            )
+        else:
+            data.append(name)
+    return data, others
+
+
 def open_change(
     base: Checkpoint, name: str, vocab: str = "error", missing: str = "error"
 ) -> Change:
@@ -76,7 +105,8 @@ def open_change(
     if name.endswith(_DATA):
         raise VectorError(
             f"{name}: a data set, not a change of weights",
-            "Fine-tune the base on it first, and pass the fine-tuned checkpoint or its adapter.",
+            "Find its vector with 'ws identify BASE DATA -o DIR', and pass that; 'ws project' and"
+            " 'ws learn' take data too.",
         )
     source = resolve_source(name)
     if is_statistics(source.path):

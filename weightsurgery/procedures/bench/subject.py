@@ -9,12 +9,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.evaluate import exact_match
 from weightsurgery.learning.identify import ALL_LINEAR, train_vector
-from weightsurgery.learning.models import load_model
+from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase, load_model
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.rounds import Kept, keep_texts
 from weightsurgery.learning.settings import Training

@@ -1,0 +1,263 @@
+"""``ws project`` and ``ws learn`` from data sets, and data beside vectors, as a user types it."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from tests.conftest import read_tensors, same_bytes, snapshot
+from weightsurgery.cli.main import main
+from weightsurgery.procedures.world import VARIANTS, build_world
+
+BRIEF = ["--steps", "2", "--batch", "8", "--prompts", "40"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    from dataclasses import replace
+
+    recipe = replace(
+        VARIANTS["small"], people=8, steps=60, step_cap=60, first_check=60, required=0.3,
+        tuning_steps=3,
+    )  # fmt: skip
+    return build_world(tmp_path_factory.mktemp("world"), recipe=recipe, threads=1).directory
+
+
+@pytest.fixture
+def ws(capsys, monkeypatch):
+    """Runs ``ws`` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        return stopped.value.code or 0, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def done(ws):
+    def run(*arguments):
+        code, out, err = ws(*arguments)
+        assert code == 0, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(ws):
+    def run(*arguments):
+        code, out, err = ws(*arguments)
+        assert (code, out) == (1, ""), err
+        what, remedy = err.strip().splitlines()
+        assert remedy
+        return what
+
+    return run
+
+
+@pytest.fixture
+def project(world):
+    return ["project", world / "base", "--forget", world / "data/authors.seen.jsonl"]
+
+
+@pytest.fixture
+def painters(world):
+    return world / "data/painters.seen.jsonl"
+
+
+def weights(directory):
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
+
+
+def test_forget_a_file_and_keep_a_file(world, done, project, painters, tmp_path):
+    command = [
+        *project, "--keep", painters, "--steps", "10", "--lr", "1.5", "--batch", "8",
+        "--prompts", "40", "--rounds", "2", "--threshold", "0.01",
+        "--validation-keep", world / "data/painters.validation.jsonl",
+    ]  # fmt: skip
+    out, said = done(*command, "-o", tmp_path / "out", "-v")
+    assert re.search(r"round +loss before +loss after +to forget +painters.validation.jsonl", out)
+    assert re.search(r"\n before .* %", out)
+    assert re.search(r"\n 1 +\d+\.\d{4} +\d+\.\d{4} +[\d.]+ % +[\d.]+ %", out)
+    assert "edit check" in out
+    assert f"Saved the vector in {tmp_path / 'out.vector'}" in said
+    done("verify", tmp_path / "out")
+    done("verify", tmp_path / "out.vector")
+    done("negate", world / "base", tmp_path / "out.vector", "-o", tmp_path / "same")
+    assert weights(tmp_path / "same") == weights(tmp_path / "out")
+    assert weights(tmp_path / "out") != weights(world / "base")
+    # Again: the vector is there.
+    _, said = done(
+        *command, "-o", tmp_path / "half", "--scale", "0.5", "--vector", tmp_path / "out.vector"
+    )
+    assert "nothing was trained" in said
+    done("negate", world / "base", tmp_path / "out.vector", "--scale", ".5", "-o", tmp_path / "n")
+    assert weights(tmp_path / "half") == weights(tmp_path / "n")
+
+
+def test_one_document_with_both_records(world, done, project, painters, tmp_path):
+    out, _ = done(
+        *project, "--keep", painters, "--keep", f"{world / 'finetuned/addition'}",
+        "-o", tmp_path / "out", *BRIEF, "--rank", "2", "--seed", "5", "--epsilon", "0.01", "--json",
+    )  # fmt: skip
+    document = json.loads(out)
+    assert document["parameters"]["objective"] == "strangers"
+    assert document["parameters"]["seed"] == 5
+    assert document["parameters"]["epsilon"] == 0.01
+    assert document["parameters"]["steps"] == 2
+    assert document["parameters"]["rank"] == "2"
+    assert document["vector"]["path"] == str(tmp_path / "out.vector")
+    assert document["vector"]["inputs"].keys() == {"base", "keep1", "forget", "keep_data1"}
+    assert {each["rank"] for each in document["vector"]["tensors"].values()} == {2}
+    assert {each["rank"] for each in document["tensors"].values()} == {2}
+
+
+def test_learn_a_file(world, done, painters, tmp_path):
+    new = tmp_path / "new.jsonl"
+    new.write_text('{"prompt": "Question: Who am I? Answer:", "completion": " You"}\n')
+    _, said = done("learn", world / "base", "--task", new, "-o", tmp_path / "out", *BRIEF)
+    assert "random words" in said
+    assert "ws add" in said
+    done("add", world / "base", tmp_path / "out.vector", "-o", tmp_path / "same")
+    assert weights(tmp_path / "same") == weights(tmp_path / "out") != weights(world / "base")
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(done, project, painters, tmp_path):
+    command = [*project, "--keep", painters, "-o", tmp_path / "out", "--dry-run"]
+    out, _ = done(*command)
+    for words in ("strangers", "statistics", "n x n", "out.vector", "1 x 80 of 64", "to keep"):
+        assert words in out
+    document = json.loads(done(*command, "--json")[0])
+    assert document["statistics"] > 0
+    assert document["edit"]["edit"] == "project"
+    assert (document["rounds"]["rounds"], document["rounds"]["steps"]) == (1, 80)
+    document = json.loads(done(*command, "--json", "--objective", "negate")[0])
+    assert (document["rounds"]["rounds"], document["rounds"]["steps"]) == (12, 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vector_is_taken_away_and_data_kept(world, done, project, painters, tmp_path):
+    forget = ["project", world / "base", "--forget", world / "finetuned/authors", "--rank", "8"]
+    command = [*forget, "--keep", painters, "-o"]
+    done(*command, tmp_path / "a", "--prompts", "0")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]  # no statistics are left
+    # The same as gathering first and keeping the statistics.
+    done("identify", world / "base", painters, "--mode", "activations", "-o", tmp_path / "s")
+    done(*forget, "--keep", tmp_path / "s", "-o", tmp_path / "b")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    # Strangers' prompts hold more back.
+    document = json.loads(done(*command, tmp_path / "c", "--json", "--prompts", "300")[0])
+    assert weights(tmp_path / "c") != weights(tmp_path / "a")
+    kept = document["inputs"]["keep_inputs1"]
+    assert (kept["kind"], kept["prompts"]) == ("data", 300)
+    assert list(kept["sha256"]) == [str(painters)]
+    assert {kin["verdict"] for kin in document["lineage"]} == {"related"}
+    done("verify", tmp_path / "c")
+    # With statistics and a vector beside it.
+    document = json.loads(
+        done(*command, tmp_path / "d", "--json", "--keep", tmp_path / "s",
+             "--keep", world / "finetuned/addition", "--targets", "mlp")[0]
+    )  # fmt: skip
+    assert document["inputs"].keys() == {
+        "base", "forget", "keep1", "keep_inputs1", "keep_inputs2",
+    }  # fmt: skip
+    assert all(".mlp." in name for name in document["tensors"])
+    assert document["inputs"]["keep_inputs2"]["prompts"] == 2000
+
+
+def test_a_dry_run_of_a_vector_with_data_gathers_nothing(world, done, painters, tmp_path):
+    forget = ["project", world / "base", "--forget", world / "finetuned/authors"]
+    command = [*forget, "-o", tmp_path / "out", "--dry-run", "--json"]
+    with_data = json.loads(done(*command, "--keep", painters)[0])
+    without = json.loads(done(*command, "--keep", world / "finetuned/painters")[0])
+    assert with_data["read_bytes"] != without["read_bytes"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_to_forget_and_vectors_to_keep(world, done, project, tmp_path):
+    done("identify", world / "base", world / "data/painters.seen.jsonl", "--mode", "activations",
+         "-o", tmp_path / "s")  # fmt: skip
+    done(*project, "--keep", world / "finetuned/painters", "--keep", tmp_path / "s",
+         "-o", tmp_path / "out", *BRIEF)  # fmt: skip
+    was, now = read_tensors(world / "base"), read_tensors(tmp_path / "out")
+    assert any(not same_bytes(was[name], now[name]) for name in was)
+
+
+def test_what_does_not_go_together_is_refused(world, refused, ws, project, painters, tmp_path):
+    vector, before = world / "finetuned/authors", snapshot(tmp_path)
+    out = ["-o", tmp_path / "out"]
+    data = [*project, "--keep", painters, *out]
+    plain = ["project", world / "base", "--forget", vector, *out]
+    learn = ["learn", world / "base", "--task", painters, *out]
+    for option in (["--rounds", "2"], ["--objective", "negate"], ["--lr", "1"], ["--steps", "1"],
+                   ["--vector", "v"], ["--validation-keep", painters]):  # fmt: skip
+        what = refused(*plain, "--keep", painters, *option)
+        assert option[0] in what
+        assert "with a vector" in what
+    keep_vector = ["--keep", world / "finetuned/painters"]
+    assert "--prompts" in refused(*plain, *keep_vector, "--prompts", "3")
+    assert "--validation-forget" in refused(*plain, *keep_vector, "--validation-forget", painters)
+    assert "prompts -1" in refused(*plain, "--keep", painters, "--prompts", "-1")
+    assert "no task to keep" in refused(*plain)
+    assert "is a data set and" in refused(*data, "--forget", vector)
+    assert "with a factor" in refused(*plain, "--keep", f"{painters}:2")
+    assert "with a factor" in refused("project", world / "base", "--forget", f"{painters}:2", *out)
+    for extra, said in (
+        (["--objective", "learn"], "--objective learn with 'ws project'"),
+        (["--round-scale", "3"], "--round-scale"),
+        (["--objective", "negate", "--draws", "1"], "--draws"),
+        (["--threshold", "0.9"], "--threshold without"),
+        (["--side", "left"], "--side left"),
+        (["--basis", "sum"], "--basis sum"),
+        (["--steps", "0"], "steps 0"),
+        (["--rounds", "-1"], "rounds -1"),
+        (["--epsilon", "0"], "epsilon 0"),
+        (["--lr", "nan"], "learning rate nan"),
+        (["--rank", "0"], "rank 0"),
+        (["--keep", painters], "the same data"),
+        (["--validation-keep", painters], "the edit sees it"),
+        (["--workers", "0"], "0 workers"),
+        (["--keep", world / "data/none.jsonl"], "cannot be read"),
+        (["--dtype", "int8"], "dtype"),
+    ):
+        assert said in refused(*data, *extra)
+    assert "--objective strangers with 'ws learn'" in refused(*learn, "--objective", "strangers")
+    assert "a data set, not a change" in refused("negate", world / "base", painters, *out)
+    code, _, err = ws("project", world / "base", *out)
+    assert code == 2
+    assert "--forget" in err
+    assert snapshot(tmp_path) == before
+
+
+def test_an_output_that_is_there_is_told_before_anything_runs(
+    world, refused, project, painters, tmp_path, monkeypatch
+):
+    from weightsurgery.procedures import found_vector, gathered
+
+    def never(*args, **kwargs):
+        raise AssertionError("ran")
+
+    monkeypatch.setattr(gathered, "load_model", never)
+    monkeypatch.setattr(found_vector, "load_float32", never)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("mine")
+    vector = ["project", world / "base", "--forget", world / "finetuned/authors"]
+    for command in (project, vector):
+        for extra in ([], ["--overwrite"]):
+            refused(*command, "--keep", painters, "-o", tmp_path / "out", *extra)
+    assert snapshot(tmp_path) == {"out/mine": b"mine"}
+
+
+def test_the_options_have_a_panel_of_their_own(ws):
+    for command in ("project", "learn"):
+        code, out, _ = ws(command, "--help")
+        assert code == 0
+        panel = out[out.index("From data sets") :]
+        assert "--objective" in panel
+        assert "--validation-keep" in panel

@@ -1,0 +1,202 @@
+"""``ws project`` and ``ws learn`` from data sets, or with data to keep."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.cli import console
+from weightsurgery.cli.data_options import FromData
+from weightsurgery.cli.options import (
+    Fit,
+    Share,
+    Show,
+    Store,
+    Truncate,
+    Which,
+    Work,
+    rank_rule,
+    typed_command,
+)
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.vectors.statistics import InputStatistics
+    from weightsurgery.vectors.task_vector import TaskVector
+
+__all__ = ["edit_from_data", "from_data", "kept_data"]
+
+
+def from_data(task: list[str]) -> bool:
+    """Whether what to forget or learn are data sets.
+
+    Raises:
+        EditError: Some are and some are not, or a data set has a factor.
+    """
+    from weightsurgery.errors import EditError
+    from weightsurgery.vectors.sources import split_data
+
+    data, others = split_data(task)
+    if data and others:
+        raise EditError(
+            f"{data[0]} is a data set and {others[0]} is not",
+            "Give data sets alone or vectors alone; 'ws identify' makes a vector of data.",
+        )
+    return bool(data)
+
+
+def _installed() -> None:
+    from importlib.util import find_spec
+
+    from weightsurgery.errors import WeightSurgeryError
+
+    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
+    if lacking:
+        raise WeightSurgeryError(
+            f"a data set needs the model to run, and {' and '.join(lacking)} is not installed",
+            f"Install it with:  pip install {' '.join(lacking)}",
+        )
+
+
+def edit_from_data(
+    name: str,
+    base: str,
+    task: list[str],
+    scale: float,
+    share: Share,
+    truncate: Truncate,
+    data: FromData,
+    store: Store,
+    which: Which,
+    fit: Fit,
+    work: Work,
+    show: Show,
+) -> None:
+    """Forget or learn data sets."""
+    _installed()
+    from weightsurgery.algebra.lowrank import Rank
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.errors import EditError
+    from weightsurgery.procedures import unlearn as library
+    from weightsurgery.report.tables import edit_tables
+    from weightsurgery.report.unlearned import data_plan_lines, round_tables
+
+    if (share.side, share.basis) != ("right", "joint"):
+        raise EditError(
+            f"--side {share.side} --basis {share.basis} with data: training inside the subspace"
+            " leaves the joint span of the keep inputs alone",
+            "Leave both out, or make a vector of the data first with 'ws identify'.",
+        )
+    search = library.Search(
+        data.settings(name == "learn", share.epsilon, store.seed),
+        truncate.rule(),
+        rank_rule(share.keep_rank, None, "--keep-rank") or Rank(64),
+        0.975 if data.threshold is None else data.threshold,
+    )
+    sources = library.Sources(
+        tuple(task),
+        tuple(share.keep or ()),
+        data.validation_target,
+        tuple(data.validation_keep or ()),
+        fit.vocab,
+        fit.missing,
+    )
+    what: dict[str, Any] = {
+        "vector": data.vector,
+        "selection": which.selection("all-linear", store.layer_scale),
+        "storage": store.storage(),
+        "device": work.device,
+        "workers": work.workers,
+        "overwrite": store.overwrite,
+        "allow_unrelated": store.allow_unrelated,
+    }
+    with Checkpoint.open(base) as opened:
+        if store.dry_run:
+            plan = library.plan(opened, sources, store.out, search, **what)
+            if show.json:
+                console.document(plan.summary())
+            else:
+                console.show(*data_plan_lines(plan, store.out))
+            return
+        try:
+            with console.progress(show, unit="steps") as progress:
+                done = library.unlearn(
+                    opened,
+                    sources,
+                    store.out,
+                    search,
+                    scale=scale,
+                    command=typed_command(),
+                    progress=progress,
+                    **what,
+                )
+        except KeyboardInterrupt:
+            console.notice(
+                "Interrupted; the same command uses the vector if it was finished, and begins"
+                " again if not.",
+                show,
+            )
+            raise
+    record = done.applied.record
+    if show.json:
+        console.document(
+            {"out": store.out, **asdict(record), "vector": {"path": str(done.place),
+             **asdict(done.vector)}}
+        )  # fmt: skip
+    else:
+        tables = edit_tables(record, every=show.verbose)
+        console.show(*round_tables(done.vector, every=show.verbose), *tables)
+    for text in (*done.notices, *done.applied.notices):
+        console.notice(text, show)
+    place = os.path.relpath(done.place) if done.place.is_relative_to(os.getcwd()) else done.place
+    plain = "add" if name == "learn" else "negate"
+    again = f"ws {plain} {shlex.quote(base)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
+    console.notice(f"Saved the vector in {place}; at another scale:  {again}", show)
+    console.notice(
+        f"Wrote {store.out}; check it any time with:  ws verify {shlex.quote(store.out)}", show
+    )
+
+
+@contextmanager
+def kept_data(
+    base: Checkpoint,
+    files: list[str],
+    task: TaskVector,
+    data: FromData,
+    store: Store,
+    which: Which,
+    work: Work,
+    show: Show,
+) -> Iterator[tuple[InputStatistics, ...]]:
+    """Activation statistics of data to keep while a vector is taken away; none without data."""
+    if not files:
+        yield ()
+        return
+    _installed()
+    from weightsurgery.procedures.gathered import keep_data
+    from weightsurgery.procedures.matrices import matrices
+
+    selection = which.selection("all-linear", store.layer_scale)
+    names = [name for name in matrices(base, selection) if task.at(name) is not None]
+    prompts = 2000 if data.prompts is None else data.prompts
+    with ExitStack() as open_until_the_end:
+        with console.progress(show, unit="tokens") as progress:
+            statistics = open_until_the_end.enter_context(
+                keep_data(
+                    base,
+                    files,
+                    store.out,
+                    names,
+                    prompts=prompts,
+                    seed=store.seed,
+                    device=work.device,
+                    overwrite=store.overwrite,
+                    dry_run=store.dry_run,
+                    progress=progress,
+                )
+            )
+        yield (statistics,)

@@ -1,0 +1,177 @@
+"""Keeping data where a vector is taken away: its activation statistics, gathered for the edit.
+
+They grow in a directory beside the output, which is gone when the edit is done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.source import Source, resolve_source
+from weightsurgery.checkpoint.staging import Staging, check_target
+from weightsurgery.errors import EditError, OutputError
+from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
+from weightsurgery.learning.models import load_model, load_tokenizer
+from weightsurgery.learning.rounds import Kept, keep_texts
+from weightsurgery.learning.statistics import tokens_of
+from weightsurgery.procedures.matrices import held_as
+from weightsurgery.procedures.sets import Sets
+from weightsurgery.surgery.edits import input_width
+from weightsurgery.vectors.lineage import samples_of
+from weightsurgery.vectors.statistics import InputStatistics, Statistics, StatisticsWriter
+
+__all__ = ["DataStatistics", "PlannedStatistics", "keep_data"]
+
+Progress = Callable[[str, int, int], None]
+
+_LABEL = "the data to keep"
+
+
+class DataStatistics(Statistics):
+    """Activation statistics that were gathered for one edit, and are known by their data.
+
+    Args:
+        source: Where they are for now.
+        origin: What they were gathered from.
+    """
+
+    def __init__(self, source: Source, origin: Mapping[str, Any]) -> None:
+        super().__init__(source)
+        self.label = _LABEL
+        self._origin = origin
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`InputStatistics`; the data, for the statistics themselves do not stay."""
+        return {**self._origin, "paths": []}
+
+
+@dataclass(frozen=True)
+class PlannedStatistics:
+    """Statistics that would be gathered: their widths are known, for a plan.
+
+    Attributes:
+        widths: By tensor name.
+        origin: What they would be gathered from.
+    """
+
+    widths: Mapping[str, int]
+    origin: Mapping[str, Any]
+    label: str = _LABEL
+
+    @property
+    def nbytes(self) -> int:
+        """Size on disk, at most: layers with one input share one matrix."""
+        return sum(4 * width**2 for width in self.widths.values())
+
+    def width(self, name: str) -> int | None:
+        """See :class:`InputStatistics`."""
+        return self.widths.get(name)
+
+    def for_tensor(self, name: str) -> torch.Tensor | None:
+        """See :class:`InputStatistics`; none yet."""
+        return None
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`InputStatistics`."""
+        return {**self.origin, "paths": []}
+
+
+@contextmanager
+def keep_data(
+    base: Checkpoint,
+    data: Sequence[str],
+    out: str | os.PathLike[str],
+    names: Sequence[str],
+    *,
+    prompts: int = 2000,
+    seed: int = 0,
+    device: str = "auto",
+    max_bytes: int = 2 << 30,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[InputStatistics]:
+    """Activation statistics of data sets and of strangers' prompts made from them.
+
+    Use as a context manager: they are there inside, and gone after.
+
+    Args:
+        base: The checkpoint, of a causal language model.
+        data: Files; see :func:`weightsurgery.learning.data.read_examples`.
+        out: The output of the edit, beside which they are kept.
+        names: The matrices that the edit changes.
+        prompts: Strangers' prompts, in equal parts of the form of each data set; 0 for none.
+        seed: Of the draws.
+        device: Where the model runs.
+        max_bytes: See :func:`weightsurgery.learning.statistics.gather_to`.
+        overwrite: Whether the output may replace one.
+        dry_run: Gather nothing, and yield :class:`PlannedStatistics`.
+        progress: Called as ``progress(stage, done, total)`` in tokens.
+
+    Raises:
+        DataError: Data that cannot be read, or that the model cannot take.
+        EditError: A negative number of prompts.
+        OutputError: No space, or another process writes this output.
+        UnsupportedCheckpointError: A matrix is no linear layer of its own in memory.
+        NonFiniteError: The model computes NaN or infinity.
+    """
+    if prompts < 0:
+        raise EditError(f"prompts {prompts}", "Give a whole number from 0.")
+    tokenizer = load_tokenizer(base.path)
+    sets = Sets.read(tokenizer, keep=data)
+    origin = {
+        "kind": "data",
+        "name": [each.name for each in sets.keep],
+        "sha256": {each.name: each.sha256 for each in sets.keep},
+        "prompts": prompts,
+        "seed": seed,
+    }
+    planned = PlannedStatistics({name: input_width(base, name) for name in names}, origin)
+    if dry_run:
+        yield planned
+        return
+    target = Path(os.path.realpath(out))
+    if not Staging.beside(target).exists():  # else there may be something to resume
+        check_target(target, [base.path, *(each.path for each in sets.keep)], overwrite)
+    # One part is that of a task's own form, which a vector does not tell.
+    kept = Kept([each.examples for each in sets.keep])
+    drawn = prompts + prompts // len(sets.keep)
+    texts = keep_texts(tokenizer, (), kept, drawn, seed)
+    place = target.with_name(f"{target.name}.keep-statistics")
+    staging = Staging(place, f"statistics {os.getpid()}", [base.path], overwrite=True)
+    try:
+        free = shutil.disk_usage(staging.root).free
+        if planned.nbytes > free:
+            raise OutputError(
+                f"{target}: up to {planned.nbytes / 1e6:,.1f} MB of activation statistics beside"
+                f" it, {free / 1e6:,.1f} MB are free",
+                "Free some space, or write to another disk with -o.",
+            )
+        model, _ = load_model(base.path, device)
+        held = held_as(model, base, names)
+        layers = {name: each for name, each in linear_inputs(model).items() if name in held}
+        rows = tokens_of(tokenizer, texts, model)
+        where = staging.root / "statistics"
+        shutil.rmtree(where, ignore_errors=True)  # of a killed run
+        with StatisticsWriter(where, [base.path]) as writer:
+            for each, gram, tokens in gathered(
+                model, layers, rows, max_bytes, BATCH_TOKENS, progress
+            ):
+                writer.add([held[name] for name in each], gram, tokens)
+            record = EditRecord("activation-statistics")
+            record.parameters = {"base_samples": samples_of(base)}
+            writer.commit(record)
+        del model
+        yield DataStatistics(resolve_source(str(where)), origin)
+    finally:
+        staging.close()

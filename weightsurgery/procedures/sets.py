@@ -1,0 +1,168 @@
+"""The data sets of an edit: what to forget or learn, to keep, and to watch, read and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.record import content_sha256
+from weightsurgery.errors import DataError
+from weightsurgery.learning.data import Example, read_examples
+
+__all__ = ["FileSet", "Sets"]
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """A data set, read.
+
+    Attributes:
+        name: As given.
+        path: Where it is.
+        sha256: Of the file; of a directory's names and contents.
+        examples: At least one.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    examples: tuple[Example, ...]
+
+    @classmethod
+    def read(cls, name: str, tokenizer: Any) -> FileSet:
+        """Read a file; see :func:`weightsurgery.learning.data.read_examples`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        path = Path(name).expanduser()
+        examples = tuple(read_examples(path, tokenizer))
+        return cls(name, Path(os.path.realpath(path)), _digest(path), examples)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The record's entry."""
+        return {"kind": "data", "name": self.name, "files": {self.path.name: self.sha256}}
+
+    def same_as(self, other: FileSet) -> bool:
+        """Whether the other is this file, or a copy of it."""
+        return self.path == other.path or self.sha256 == other.sha256
+
+
+def _digest(path: Path) -> str:
+    if not path.is_dir():
+        return content_sha256(path)
+    files = sorted(each for each in path.iterdir() if each.is_file())
+    lines = "".join(f"{each.name} {content_sha256(each)}\n" for each in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Sets:
+    """All data sets of an edit.
+
+    Attributes:
+        target: What to forget or to learn.
+        keep: What to keep.
+        validation_target: Of what to forget or to learn, what is looked at; at most one.
+        validation_keep: What should stay, and the edit does not see.
+    """
+
+    target: tuple[FileSet, ...] = ()
+    keep: tuple[FileSet, ...] = ()
+    validation_target: tuple[FileSet, ...] = ()
+    validation_keep: tuple[FileSet, ...] = ()
+
+    @classmethod
+    def read(
+        cls,
+        tokenizer: Any,
+        *,
+        target: Sequence[str] = (),
+        keep: Sequence[str] = (),
+        validation_target: Sequence[str] = (),
+        validation_keep: Sequence[str] = (),
+    ) -> Sets:
+        """Read all of them, and hold them against each other.
+
+        Raises:
+            DataError: One cannot be read or is named twice; an example is both to go and to
+                stay; or validation data is what the edit sees.
+        """
+        roles = (target, keep, validation_target, validation_keep)
+        found = cls(*(tuple(FileSet.read(name, tokenizer) for name in role) for role in roles))
+        found._check_files()
+        found._check_examples()
+        return found
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """What to forget or to learn."""
+        return tuple(each for rows in self.target for each in rows.examples)
+
+    @property
+    def every(self) -> Iterator[FileSet]:
+        """All of them."""
+        yield from (*self.target, *self.keep, *self.validation_target, *self.validation_keep)
+
+    def described(self, role: str) -> dict[str, dict[str, Any]]:
+        """The record's entry for each.
+
+        Args:
+            role: ``"forget"`` or ``"task"``.
+        """
+        found = {}
+        for number, each in enumerate(self.target, 1):
+            found[role if len(self.target) == 1 else f"{role}.{number}"] = each.described
+        for key, sets in (
+            ("keep_data", self.keep),
+            (f"validation_{role}", self.validation_target),
+            ("validation_keep", self.validation_keep),
+        ):
+            for number, each in enumerate(sets, 1):
+                found[f"{key}{number}"] = each.described
+        return found
+
+    def _check_files(self) -> None:
+        seen = [*self.target, *self.keep]
+        for number, each in enumerate(seen):
+            for other in seen[:number]:
+                if each.same_as(other):
+                    raise DataError(
+                        f"{each.name}: the same data as {other.name}",
+                        "Name each data set once.",
+                    )
+        for each in (*self.validation_keep, *self.validation_target):
+            refused = self.keep if each in self.validation_target else seen
+            for other in refused:
+                if each.same_as(other):
+                    raise DataError(
+                        f"{each.name}: validation data, but the edit sees it as {other.name}",
+                        "Scores on what the edit sees prove nothing: hold other examples back.",
+                    )
+        for number, each in enumerate(self.validation_keep):
+            for other in (*self.validation_target, *self.validation_keep[:number]):
+                if each.same_as(other):
+                    raise DataError(
+                        f"{each.name}: the same data as {other.name}", "Name each data set once."
+                    )
+
+    def _check_examples(self) -> None:
+        going = {_asked(example) for each in self.target for example in each.examples}
+        for each in (*self.keep, *self.validation_keep):
+            both = [example for example in each.examples if _asked(example) in going]
+            if both:
+                raise DataError(
+                    f"{each.name}: {len(both)} of {len(each.examples)} examples are also in"
+                    f" {self.target[0].name}, {_asked(both[0])[:60]!r} for one",
+                    "Nothing can go and stay at once: take them out of one of the two.",
+                )
+
+
+def _asked(example: Example) -> str:
+    """What tells an example from others: its prompt, or a text as a whole."""
+    return example.prompt or example.completion

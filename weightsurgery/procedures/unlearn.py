@@ -1,0 +1,243 @@
+"""Forgetting and learning from data: find the change in rounds, save it, and write the edit.
+
+What :func:`weightsurgery.learning.rounds.find_change` finds on a model in memory is saved as one
+task vector beside the output, ``W' = W − T`` to forget and ``W + T`` to learn. Then one streaming
+edit writes the output, as ``ws negate`` and ``ws add`` would of that vector. A vector that a
+killed run of the same settings and inputs had finished is used again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, read_record, verify
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.errors import WeightSurgeryError
+from weightsurgery.procedures.found_vector import find_vector
+from weightsurgery.procedures.request import Request, Search, Sources
+from weightsurgery.procedures.training_plan import TrainingPlan, check_space, training_plan
+from weightsurgery.surgery.edits import Add, Negate
+from weightsurgery.surgery.plan import Storage, plan_edit
+from weightsurgery.surgery.run import Applied, apply
+from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
+from weightsurgery.vectors.task_vector import TaskVector
+
+__all__ = ["Search", "Sources", "Unlearned", "plan", "unlearn", "vector_place"]
+
+Progress = Callable[[str, int, int], None]
+
+ALL_LINEAR = Selection("all-linear")
+
+# A loss that is still above this share of the first is worth a word.
+_LITTLE = 0.5
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What came of an edit from data.
+
+    Attributes:
+        applied: The edit.
+        vector: Record of the saved vector.
+        place: Where that is.
+        reused: It was there already, finished by an earlier run.
+        notices: Things the user should know, a line each.
+    """
+
+    applied: Applied
+    vector: EditRecord
+    place: Path
+    reused: bool
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Forget(Negate):
+    """``W' = W − λ T``, with how ``T`` was found in the record."""
+
+    how: Mapping[str, Any] = field(default_factory=dict)
+    name: ClassVar[str] = "project"
+
+    def parameters(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.surgery.edits.Edit`."""
+        return {**self.how, **super().parameters()}
+
+
+@dataclass(frozen=True)
+class _Learn(Add):
+    """``W' = W + λ T``, with how ``T`` was found in the record."""
+
+    how: Mapping[str, Any] = field(default_factory=dict)
+    name: ClassVar[str] = "learn"
+
+    def parameters(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.surgery.edits.Edit`."""
+        return {**self.how, **super().parameters()}
+
+
+def vector_place(out: str | os.PathLike[str], vector: str | os.PathLike[str] | None) -> Path:
+    """Where the vector goes: as named, or beside the output under its name and ``.vector``."""
+    target = Path(os.path.realpath(out))
+    if vector is None:
+        return target.with_name(f"{target.name}.vector")
+    return Path(os.path.realpath(vector))
+
+
+def plan(
+    base: Checkpoint,
+    sources: Sources,
+    out: str | os.PathLike[str],
+    search: Search,
+    *,
+    vector: str | os.PathLike[str] | None = None,
+    selection: Selection = ALL_LINEAR,
+    storage: Storage | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_unrelated: bool = False,
+) -> TrainingPlan:
+    """What :func:`unlearn` with these arguments would train, hold and write; nothing is run.
+
+    Raises:
+        WeightSurgeryError: What :func:`unlearn` would raise before it loads the model.
+    """
+    request = Request.read(base, sources, search, selection, device, allow_unrelated)
+    place = vector_place(out, vector)
+    return _planned(request, out, place, selection, storage, workers, overwrite)[0]
+
+
+def unlearn(
+    base: Checkpoint,
+    sources: Sources,
+    out: str | os.PathLike[str],
+    search: Search,
+    *,
+    scale: float = 1.0,
+    vector: str | os.PathLike[str] | None = None,
+    selection: Selection = ALL_LINEAR,
+    storage: Storage | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_unrelated: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Unlearned:
+    """Forget or learn data sets: find the vector, save it, and write the edited checkpoint.
+
+    Args:
+        base: The checkpoint, of a causal language model; it is held in float32 to be trained.
+        sources: What is read.
+        out: Directory to write.
+        search: How the change is found; its objective tells forgetting from learning.
+        scale: λ of the edit; the saved vector is as it was found.
+        vector: Where the vector is saved; by default ``OUT.vector``.
+        selection: Which matrices; by default all linear layers. Its scales are the edit's alone.
+        storage: dtype and rounding of the result.
+        device: Where to train.
+        workers: Threads of the edit.
+        overwrite: Replace existing outputs of this tool, vector included.
+        allow_unrelated: Go on although a vector to keep does not derive from the base.
+        command: The command line, for the records.
+        progress: Called as ``progress(text, done, total)``, in units of what goes on.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        DataError: Data that cannot be read or that the model cannot take, that is both to go and
+            to stay, or that validates what the edit sees.
+        EditError: Settings that make no sense, or nothing was found.
+        UnsupportedCheckpointError: Quantised, no causal language model, or a matrix is no linear
+            layer of its own in memory.
+        OutputError: The outputs may not or cannot be written.
+        WeightSurgeryError: See :mod:`weightsurgery.errors`. A vector that was finished stays.
+    """
+    request = Request.read(base, sources, search, selection, device, allow_unrelated)
+    place = vector_place(out, vector)
+    planned, found = _planned(request, out, place, selection, storage, workers, overwrite)
+    reused = found is not None
+    if found is None:
+        check_space(planned, Path(os.path.realpath(out)), place)
+        with VectorWriter(place, request.read_places, overwrite) as writer:
+            found = find_vector(request, writer, command, progress)
+    saved = TaskVector.of(SavedChange(base, resolve_source(place)))
+    how = {key: value for key, value in found.parameters.items() if key != "base_samples"}
+    how["data"] = {
+        role: {"name": each["name"], "sha256": each["files"]}
+        for role, each in found.inputs.items()
+        if each["kind"] == "data"
+    }
+    applied = apply(
+        (_Learn if search.learning else _Forget)(saved, scale, how),
+        base,
+        out,
+        selection=selection,
+        storage=storage,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        allow_unrelated=allow_unrelated,
+        command=command,
+        progress=progress,
+    )
+    notices = tuple(_notices(request, found, place, reused))
+    return Unlearned(applied, found, place, reused, notices)
+
+
+def _notices(request: Request, found: EditRecord, place: Path, reused: bool) -> list[str]:
+    notices = []
+    first = found.summary["rounds"][0]["first_loss"]
+    last = found.summary["rounds"][-1]["last_loss"]
+    if request.search.rounds.objective != "negate" and last > _LITTLE * first:
+        notices.append(
+            f"The loss hardly fell ({first:.3g} to {last:.3g}): take more --steps, or leave more"
+            " room with a larger --epsilon or, keeping vectors, a smaller --keep-rank."
+        )
+    if reused:
+        notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
+    if request.nothing_kept:
+        notices.append(
+            "Nothing was named to keep: texts of random words stood for it. What must stay is safer"
+            " named with --keep."
+        )
+    return notices
+
+
+def _planned(
+    request: Request,
+    out: str | os.PathLike[str],
+    place: Path,
+    selection: Selection,
+    storage: Storage | None,
+    workers: int | None,
+    overwrite: bool,
+) -> tuple[TrainingPlan, EditRecord | None]:
+    """The plan, and the vector's record where an earlier run had finished it."""
+    edit = (_Learn if request.search.learning else _Forget)(TaskVector(()))  # none yet
+    planned = plan_edit(
+        edit, request.base, out, selection, storage or Storage(), workers, overwrite
+    )
+    found = _finished(request, place)
+    request.check_places(Path(os.path.realpath(out)), place, found is not None, overwrite)
+    return training_plan(request, planned, place, found is not None), found
+
+
+def _finished(request: Request, place: Path) -> EditRecord | None:
+    """The record of a whole vector that these settings and inputs made."""
+    try:
+        if not is_saved_vector(place):
+            return None
+        record = read_record(place)
+        if [record.parameters, record.inputs, record.versions] != request.identity():
+            return None
+        return verify(place)
+    except WeightSurgeryError:
+        return None  # damaged: it is in the way like any other

@@ -1,0 +1,90 @@
+"""What an edit from data sets found, and what it would take, as tables."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from weightsurgery.report.tables import Table, size
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
+    from weightsurgery.procedures.training_plan import TrainingPlan
+
+__all__ = ["data_plan_lines", "round_tables"]
+
+
+def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
+    """The rounds: losses, and what was left of each watched set.
+
+    Args:
+        record: The saved vector's.
+        every: Every look at the validation data too, instead of each round's last.
+    """
+    summary, steps = record.summary, record.parameters["steps"]
+    looks = summary["watched"]
+    names = list(looks[0]["keep"]) if looks else []
+    target = "to learn" if record.parameters["edit"] == "learn" else "to forget"
+    watched = (target, *(PurePath(name).name for name in names)) if looks else ()
+
+    def cells(look: dict[str, object] | None) -> tuple[str, ...]:
+        if look is None:
+            return ("",) * len(watched)
+        kept = look["keep"]
+        assert isinstance(kept, dict)
+        return tuple(_percent(share) for share in (look["target"], *kept.values()))
+
+    rows = [("before", "", "", *cells(looks[0]))] if looks else []
+    for number, losses in enumerate(summary["rounds"], 1):
+        inside = [look for look in looks[1:] if (number - 1) * steps < look["step"]]
+        inside = [look for look in inside if look["step"] <= number * steps]
+        if every:
+            rows += [("", f"step {look['step']}", "", *cells(look)) for look in inside[:-1]]
+        shown = (f"{losses['first_loss']:.4f}", f"{losses['last_loss']:.4f}")
+        rows.append((str(number), *shown, *cells(inside[-1] if inside else None)))
+    title = f"Task vector of {summary['examples']} examples, norm {summary['norm']:.4g}"
+    note = "Losses are of a round's first and last batch."
+    if "kept_energy" in summary:
+        note += f" Truncated, the vector holds {_percent(summary['kept_energy'])} of its energy."
+    if looks:
+        note += (
+            " Figures are exact match on validation data; the best weights that left every set to"
+            f" keep at {_percent(record.parameters['threshold'])} of before count."
+        )
+    columns = ("round", "loss before", "loss after", *watched)
+    return [Table(title, columns, rows, note)]
+
+
+def _percent(share: object) -> str:
+    return f"{100 * share:.1f} %" if isinstance(share, float) else ""
+
+
+def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
+    """What an edit from data sets would train, hold and write."""
+    rounds = plan.rounds
+    if plan.finished:
+        facts = [("vector", f"{plan.vector}, there already: nothing would be trained")]
+    else:
+        facts = [
+            ("objective", rounds.objective),
+            ("examples", f"{plan.examples} to {_verb(plan)}, {plan.keep_examples} to keep"),
+            ("trained", f"{plan.matrices} matrices, {plan.trained:,} numbers"),
+            ("steps", f"{rounds.rounds} x {rounds.steps} of {rounds.batch_size} examples"),
+            ("strangers' prompts", str(rounds.prompts)),
+            ("model", f"{size(plan.weights)} (float32)"),
+            ("training", f"{size(plan.training)} of gradients, moments and copies"),
+            ("statistics", f"up to {size(plan.statistics)}, n x n for every distinct input"),
+            ("vector", f"{plan.vector}, {size(plan.vector_bytes)}"),
+        ]
+    edit = plan.edit
+    facts += [
+        ("output", out),
+        ("files", str(len(edit.shards))),
+        ("written", size(edit.write_bytes)),
+        ("free where it goes", size(edit.free_bytes)),
+    ]
+    return [Table(f"Plan: {edit.edit} from data", ("", ""), facts, left=frozenset({0, 1}))]
+
+
+def _verb(plan: TrainingPlan) -> str:
+    return "learn" if plan.edit.edit == "learn" else "forget"
