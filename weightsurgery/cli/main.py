@@ -18,8 +18,8 @@ app = typer.Typer(
     name="ws",
     help="Edit model checkpoints by weight arithmetic.\n\n"
     "CKPT is a directory or org/name\\[@revision] on the Hugging Face Hub. VECTOR is a change of"
-    " BASE: a fine-tuned checkpoint, a directory written by 'ws diff -o' or 'ws subspace', or a"
-    " PEFT LoRA adapter; VECTOR:0.5 scales it.",
+    " BASE: a fine-tuned checkpoint, a directory written by 'ws diff -o', 'ws subspace' or"
+    " 'ws identify', or a PEFT LoRA adapter; VECTOR:0.5 scales it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

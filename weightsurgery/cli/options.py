@@ -280,7 +280,7 @@ class Work:
     device: Annotated[
         str,
         typer.Option(
-            help="Where matrices are decomposed: auto, cpu, cuda or cuda:0.",
+            help="Where models run and matrices are decomposed: auto, cpu, cuda or cuda:0.",
             rich_help_panel="The machine",
         ),
     ] = "auto"

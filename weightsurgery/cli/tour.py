@@ -87,9 +87,9 @@ def _tables(result: Any) -> list[str | Table]:
     """The tables for what a step returned."""
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.procedures.demo import Comparison
+    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.report import tables
     from weightsurgery.surgery.compare import Comparison as Difference
-    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.surgery.run import Applied
 
     if isinstance(result, Unlearned):

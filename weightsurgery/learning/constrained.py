@@ -24,10 +24,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from weightsurgery.algebra.activations import InputSpace, outside
+from weightsurgery.errors import EditError
 from weightsurgery.learning.method import Stage
-from weightsurgery.learning.training import Progress, Rows, Trained, Training, train_stage
+from weightsurgery.learning.training import (
+    Progress,
+    Rows,
+    StageTrainer,
+    Trained,
+    Training,
+    train_stage,
+)
 
 __all__ = ["Confinement", "SubspaceAdam", "confine", "train_confined"]
+
+# Inputs less a span that holds all of them: above the rounding of float64, which has eigenvalues
+# of either sign, and what float32 directions miss of their span.
+_ROUNDING = 1e-8
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,9 @@ def confine(
             along which nothing may change.
         transposed: See :class:`Confinement`.
 
+    Returns:
+        On the device of ``gram``.
+
     Raises:
         EditError: A senseless ε, or no sum of ``x xᵀ``.
         NonFiniteError: NaN or infinity in ``C``.
@@ -68,8 +83,11 @@ def confine(
     if directions is None or not directions.shape[1]:
         space = InputSpace.of(gram)
         return Confinement(space.Q.float(), space.damping(epsilon).float(), transposed)
-    v = torch.linalg.qr(directions.double()).Q
-    space = InputSpace.of(outside(gram, v))
+    v = torch.linalg.qr(directions.to(gram.device, torch.float64)).Q
+    left = outside(gram, v)
+    if float(left.norm()) <= _ROUNDING * float(gram.norm()):
+        left = torch.zeros_like(left)
+    space = InputSpace.of(left)
     damping = space.damping(epsilon)
     # The span of V is an eigenspace with eigenvalue 0. With other null directions mixed in, a
     # basis that tells them apart comes from the eigenvectors of Q_0ᵀ V Vᵀ Q_0.
@@ -86,9 +104,13 @@ def confine(
 class SubspaceAdam(torch.optim.Optimizer):
     """Adam on ``B`` of ``W = W₀ + B diag(r) Qᵀ``; the weights themselves are moved.
 
+    Its state is the moments of ``B``, of the shape that ``W`` has as ``(m, n)``; where a weight
+    may change is no part of it: whoever loads a state gives the same confinements.
+
     Args:
-        parameters: Name and weight of each matrix to train, ``(m, n)``.
-        confinements: By name.
+        parameters: Name and weight of each matrix to train, ``(m, n)``, or ``(n, m)`` where the
+            confinement says that it is transposed; float32, as small steps are lost below.
+        confinements: By name; moved to the weights' device, shared ones once.
         lr: Largest step of an unconfined direction, relative to the root mean square of the
             weight's entries at the start (to 1 for a weight of zeros).
         betas: Decay of the first and second moment.
@@ -103,14 +125,17 @@ class SubspaceAdam(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-10,
     ) -> None:
-        groups = [
-            {
-                "params": [weight],
-                "confinement": confinements[name].to(weight.device),
-                "unit": float(weight.detach().double().square().mean().sqrt()) or 1.0,
-            }
-            for name, weight in parameters
-        ]
+        self._inside: dict[torch.nn.Parameter, Confinement] = {}
+        moved: dict[tuple[int, torch.device], Confinement] = {}
+        groups = []
+        for name, weight in parameters:
+            inside = confinements[name]
+            key = (id(inside), weight.device)
+            if key not in moved:
+                moved[key] = inside.to(weight.device)
+            self._inside[weight] = moved[key]
+            unit = float(weight.detach().double().square().mean().sqrt()) or 1.0
+            groups.append({"params": [weight], "unit": unit})
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
 
     @torch.no_grad()
@@ -127,7 +152,7 @@ class SubspaceAdam(torch.optim.Optimizer):
         return loss
 
     def _step(self, weight: torch.nn.Parameter, group: dict[str, Any]) -> None:
-        inside: Confinement = group["confinement"]
+        inside = self._inside[weight]
         assert weight.grad is not None
         gradient = weight.grad.T if inside.transposed else weight.grad
         gradient = (gradient.float() @ inside.Q) * inside.damping
@@ -159,10 +184,11 @@ def train_confined(
 ) -> Trained:
     """Trains the confined weights in place, all else frozen, with :class:`SubspaceAdam`.
 
-    The learning rate stays for the first half of the steps and falls to zero in the second.
+    The learning rate stays for the first half of the steps and falls to zero in the second, as a
+    cosine does from its top to its bottom.
 
     Args:
-        model: Float32; left in evaluation mode.
+        model: Float32; left in evaluation mode, all of it frozen.
         rows: On what.
         confinements: By parameter name: which weights, and along which inputs.
         training: How; ``learning_rate`` is relative, see :class:`SubspaceAdam`, and ``steps``
@@ -175,15 +201,20 @@ def train_confined(
         What came of it.
 
     Raises:
-        EditError: A sharded model (FSDP), whose gradients are pieces of matrices.
+        EditError: No number of steps; or a sharded model (FSDP), whose gradients are pieces of
+            matrices.
         NonFiniteError: The loss, or a trained weight, is NaN or infinite.
     """
+    if training.steps is None:
+        raise EditError(
+            "training inside the subspace for epochs: its learning rate falls with the steps",
+            "Give a number of steps.",
+        )
     names = list(confinements)
     model.to(device)  # type: ignore[arg-type]
-    steps = training.steps or 1
     falling = {
         "lr_scheduler_type": "warmup_stable_decay",
-        "lr_scheduler_kwargs": {"num_decay_steps": steps - steps // 2},
+        "lr_scheduler_kwargs": {"num_decay_steps": training.steps - training.steps // 2},
     }
     optimizer = SubspaceAdam(
         [(name, model.get_parameter(name)) for name in names], confinements, training.learning_rate
@@ -196,5 +227,19 @@ def train_confined(
         device=device,
         optimizer=optimizer,
         enough=enough,
+        kind=_WholeTrainer,
         progress=progress,
     )
+
+
+class _WholeTrainer(StageTrainer):
+    """Refuses what Trainer would shard."""
+
+    def create_accelerator_and_postprocess(self):  # type: ignore[no-untyped-def]
+        """See Trainer; here it learns how the process was launched."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            raise EditError(
+                "training inside the subspace under FSDP: gradients are pieces of matrices there",
+                "Start it without FSDP.",
+            )

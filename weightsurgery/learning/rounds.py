@@ -25,15 +25,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.errors import EditError
+from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
+from weightsurgery.learning.activations import linear_inputs
 from weightsurgery.learning.constrained import Confinement, confine, train_confined
 from weightsurgery.learning.data import Collator, Example, padding_token
 from weightsurgery.learning.evaluate import exact_match
-from weightsurgery.learning.identify import ALL_LINEAR, train_vector
+from weightsurgery.learning.identify import ALL_LINEAR
+from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
@@ -43,10 +45,18 @@ from weightsurgery.learning.strangers import (
     answered,
     halves,
     slot_words,
+    special_texts,
     strangers,
     word_salad,
 )
-from weightsurgery.learning.training import Progress, Rows, Training, isolated
+from weightsurgery.learning.training import (
+    Progress,
+    Rows,
+    Trained,
+    Training,
+    isolated,
+    train_stage,
+)
 
 __all__ = ["OBJECTIVES", "Found", "Kept", "Rounds", "Watch", "find_change", "keep_texts"]
 
@@ -101,8 +111,9 @@ class Rounds:
                     f"{name.replace('_', ' ')} {getattr(self, name)}",
                     "Give a whole number from 1.",
                 )
-        if self.prompts < 0:
-            raise EditError(f"prompts {self.prompts}", "Give a whole number from 0.")
+        for name in ("prompts", "seed"):
+            if getattr(self, name) < 0:
+                raise EditError(f"{name} {getattr(self, name)}", "Give a whole number from 0.")
         for name in ("learning_rate", "epsilon", "scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -147,8 +158,15 @@ class Watch:
         target: Examples to forget or learn.
         keep: Validation examples of what to keep, by name; not those in the statistics.
         threshold: Share of a keep set's accuracy that must stay.
-        every: Steps between looks.
+        every: Steps between looks; rounds that negate are looked at between them.
         learning: More of the target is better.
+        patience: Looks in a row at which a keep set suffers before the training ends. One alone
+            says little: training inside the subspace finds back, and a small set loses several
+            percent with a single answer.
+
+    Attributes:
+        seen: Accuracy of the target (under ``""``) and of each keep set, before any change and
+            at each look; of looks also the ``"step"``.
     """
 
     def __init__(
@@ -158,9 +176,10 @@ class Watch:
         threshold: float = 0.975,
         every: int = 10,
         learning: bool = False,
+        patience: int = 3,
     ) -> None:
         self.target, self.keep, self.every, self.learning = target, keep, every, learning
-        self.threshold = threshold
+        self.threshold, self.patience = threshold, patience
         self.seen: list[dict[str, float]] = []
         self._before: dict[str, float] = {}
         self._best: tuple[float, dict[str, Tensor]] | None = None
@@ -173,24 +192,32 @@ class Watch:
         self._before = self._scores()
         self._best = (self._before[""], values_of(model, self._names))
         self.seen = [dict(self._before)]
+        self._looked = self._suffering = 0
 
     def look(self, step: int) -> bool:
-        """Measure if it is time to; whether to end: a keep set suffers, or all is reached."""
-        if step % self.every:
+        """Measure if it is time to; whether to end: a keep set suffers on, or all is reached.
+
+        Args:
+            step: Steps taken since :meth:`begin`.
+        """
+        if step - self._looked < self.every:
             return False
-        self._model.eval()  # type: ignore[no-untyped-call]
+        self._looked = step
+        was_training = self._model.training
         scores = self._scores()
-        self._model.train()
+        self._model.train(was_training)
         self.seen.append({**scores, "step": float(step)})
         if any(scores[name] < self.threshold * self._before[name] for name in self.keep):
-            return True
+            self._suffering += 1
+            return self._suffering == self.patience
+        self._suffering = 0
         assert self._best is not None
         if (scores[""] > self._best[0]) if self.learning else (scores[""] < self._best[0]):
             self._best = (scores[""], values_of(self._model, self._names))
         return scores[""] == float(self.learning)
 
     def finish(self) -> None:
-        """Put the best weights in place."""
+        """Put the best weights in place; those before any change, where no look saw better."""
         assert self._best is not None
         set_values(self._model, self._best[1])
 
@@ -209,8 +236,7 @@ class Found:
     Attributes:
         change: By parameter the sum of all rounds, ``W' − W``, float32 on the CPU.
         losses: First and last loss of each round.
-        watched: What the watch saw: exact match of the target (under ``""``) and of each keep
-            set, before and at each look.
+        watched: What the watch saw; see :class:`Watch`.
     """
 
     change: dict[str, Tensor]
@@ -229,28 +255,36 @@ def keep_texts(
 
     Args:
         tokenizer: Its vocabulary fills the slots.
-        examples: What to forget or learn; none of its prompts comes out.
+        examples: What to forget or learn; none of its prompts comes out. May be empty.
         kept: The keep examples are part of it.
         prompts: Strangers' prompts, in equal parts of the form of ``examples`` and of each keep
             set; where nothing is to be kept, half of them are texts of random words.
         seed: Of the draws.
+
+    Raises:
+        DataError: Strangers are to be made up, and there are no words to do so.
     """
-    asked = [example.prompt for example in halves(examples)]
     own: list[Text] = [example for rows in kept.sets for example in rows]
     if not prompts:
         return own
-    sources = [asked, *([example.prompt for example in halves(rows)] for rows in kept.sets)]
-    words = _words(tokenizer, sources)
+    sources = [halves(rows) for rows in (examples, *kept.sets)]
+    asked = [[example.prompt for example in rows] for rows in sources]
+    words = _words(tokenizer, asked)
     salad = word_salad(words, prompts // 2, seed) if kept.empty else []
     share = (prompts - len(salad)) // len(sources)
-    for number, source in enumerate(sources):
-        own += strangers(source, words, share, seed * len(sources) + number, set(asked))
+    for number, (rows, source) in enumerate(zip(sources, asked, strict=True)):
+        made = strangers(source, words, share, seed * len(sources) + number, set(asked[0]))
+        if rows and rows[0].templated:  # the template has written the special tokens
+            own += [tokenizer(text, add_special_tokens=False)["input_ids"] for text in made]
+        else:
+            own += made
     return [*own, *salad]
 
 
 def _words(tokenizer: PreTrainedTokenizerBase, sources: Sequence[Sequence[str]]) -> Words:
     """What fills slots: words of the data's own slots, and of the vocabulary."""
-    return Words(tokenizer, {word for source in sources for word in slot_words(source)})
+    special = special_texts(tokenizer)
+    return Words(tokenizer, {word for source in sources for word in slot_words(source, special)})
 
 
 def find_change(
@@ -280,13 +314,20 @@ def find_change(
         The change and how it came about.
 
     Raises:
-        EditError: Weights that are not float32.
+        EditError: Weights that are not float32, or a watch that would never look.
         DataError: No examples, or ones that the model cannot take.
         MismatchError: A selected matrix is no linear layer, so it has no activations.
-        SelectionError: Nothing is selected.
+        SelectionError: No matrix is selected.
         NonFiniteError: A loss or weight is NaN or infinite.
     """
-    names = [name for name in selection.resolve(entries_of(model)) if _is_matrix(model, name)]
+    if not examples:
+        raise DataError("no examples to forget or learn", "Give at least one.")
+    if watch is not None and watch.every > settings.rounds * settings.steps:
+        raise EditError(
+            f"looks every {watch.every} steps, in training of {settings.rounds * settings.steps}",
+            "Look more often, or take more steps.",
+        )
+    names = _matrices(model, selection)
     before = values_of(model, names)
     was_training = model.training
     thawed = {name: each.requires_grad for name, each in model.named_parameters()}
@@ -295,26 +336,26 @@ def find_change(
         with isolated(), quiet():
             torch.manual_seed(settings.seed)
             rows = _rows(model, tokenizer, examples, settings, progress)
+            texts = keep_texts(tokenizer, examples, kept, settings.prompts, settings.seed)
             if watch is not None:
                 watch.begin(model, tokenizer, names)
             for number in range(settings.rounds):
-                inside = _confinements(model, tokenizer, examples, kept, settings, names, progress)
+                inside = _confinements(
+                    model, tokenizer, texts, kept, settings.epsilon, names, progress
+                )
                 training = Training(
                     steps=settings.steps,
                     learning_rate=settings.rate,
                     batch_size=settings.batch_size,
                     seed=settings.seed + number,
                 )
-                ended = False
+                taken = number * settings.steps
                 if settings.objective == "negate":
-                    losses.append(_take_away(
-                        model, tokenizer, examples, training, settings.scale, inside, selection,
-                        progress,
-                    ))  # fmt: skip
-                    ended = watch is not None and watch.look(watch.every)
+                    trained = _take_away(model, rows, inside, training, settings.scale, progress)
+                    ended = watch is not None and watch.look(taken + settings.steps)
                 else:
-                    ended, trained = _train(model, rows, inside, training, watch, progress)
-                    losses.append(trained)
+                    ended, trained = _train(model, rows, inside, training, watch, taken, progress)
+                losses.append((trained.first_loss, trained.last_loss))
                 if ended:
                     break
             if watch is not None:
@@ -329,14 +370,31 @@ def find_change(
             parameter.requires_grad_(thawed[name])
 
 
-def _is_matrix(model: PreTrainedModel, name: str) -> bool:
-    parameter = model.get_parameter(name)
-    if parameter.dtype != torch.float32:
-        raise EditError(
-            f"{name!r} is {parameter.dtype}: small steps would be rounded away",
-            "Load the model in float32.",
+def _matrices(model: PreTrainedModel, selection: Selection) -> list[str]:
+    """The selected matrices; vectors (norms, biases) stay as they are."""
+    layers = linear_inputs(model)
+    names = []
+    for name in selection.resolve(entries_of(model)):
+        parameter = model.get_parameter(name)
+        if parameter.dtype != torch.float32:
+            raise EditError(
+                f"{name!r} is {parameter.dtype}: small steps would be rounded away",
+                "Load the model in float32.",
+            )
+        if parameter.ndim < 2:
+            continue
+        if name not in layers:
+            raise MismatchError(
+                f"tensor {name!r}: not the weight of a linear layer, so nothing says what it is"
+                " given",
+                f"Leave it out with --exclude '{name}'.",
+            )
+        names.append(name)
+    if not names:
+        raise SelectionError(
+            "no matrix is selected", "Widen --targets, --include, --exclude or --layers."
         )
-    return parameter.ndim == 2
+    return names
 
 
 def _rows(
@@ -360,34 +418,33 @@ def _rows(
 def _confinements(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    texts: Sequence[Text],
     kept: Kept,
-    settings: Rounds,
+    epsilon: float,
     names: Sequence[str],
     progress: Progress | None,
 ) -> dict[str, Confinement]:
-    """Where each matrix may change, by the model as it is now; matrices of one input share."""
-    texts = keep_texts(tokenizer, examples, kept, settings.prompts, settings.seed)
-    model.eval()  # type: ignore[no-untyped-call]
+    """Where each matrix may change, by the model as it is now; matrices of one input share.
+
+    They are decomposed on the model's device and held on the CPU.
+    """
     grams = gather(model, tokenizer, texts, names, progress=progress)
+    layers = linear_inputs(model)
     found: dict[str, Confinement] = {}
     known: dict[int, Confinement] = {}
     for name in names:
         gram, more, v = grams[name], kept.gram(name), kept.directions.get(name)
-        if more is None and v is None and id(gram) in known:
+        alone = more is None and v is None
+        if alone and id(gram) in known:
             found[name] = known[id(gram)]
             continue
         total = gram if more is None else gram + more.to(gram.device, gram.dtype)
-        m = model.get_parameter(name).shape[0]
-        transposed = total.shape[0] == m and not _is_linear(model, name)
-        found[name] = confine(total, settings.epsilon, v, transposed)
-        if more is None and v is None:
-            known[id(gram)] = found[name]
+        transposed = not isinstance(layers[name][0], nn.Linear)
+        inside = confine(total.to(model.device), epsilon, v, transposed).to(torch.device("cpu"))
+        found[name] = inside
+        if alone:
+            known[id(gram)] = inside
     return found
-
-
-def _is_linear(model: PreTrainedModel, name: str) -> bool:
-    return isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.Linear)
 
 
 def _train(
@@ -396,47 +453,42 @@ def _train(
     inside: Mapping[str, Confinement],
     training: Training,
     watch: Watch | None,
+    taken: int,
     progress: Progress | None,
-) -> tuple[bool, tuple[float, float]]:
-    """A round inside the subspace; whether the watch ended it, and its losses."""
+) -> tuple[bool, Trained]:
+    """A round inside the subspace, after so many steps; whether the watch ended it."""
     ended = False
 
     def enough(step: int) -> bool:
         nonlocal ended
-        ended = watch is not None and watch.look(step)
+        ended = watch is not None and watch.look(taken + step)
         return ended
 
     trained = train_confined(
         model, rows, inside, training, device=model.device, enough=enough, progress=progress
     )
-    return ended, (trained.first_loss, trained.last_loss)
+    return ended, trained
 
 
 def _take_away(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    rows: Rows,
+    inside: Mapping[str, Confinement],
     training: Training,
     scale: float,
-    inside: Mapping[str, Confinement],
-    selection: Selection,
     progress: Progress | None,
-) -> tuple[float, float]:
-    """A round of identify, discriminate, remove; the losses of identification."""
-    seen: list[float] = []
-
-    def tell(text: str, done: int, total: int) -> None:
-        seen.append(float(text.rpartition(" ")[2]))
-        if progress is not None:
-            progress(text, done, total)
-
-    vector = train_vector(model, tokenizer, examples, training, selection=selection, progress=tell)
+) -> Trained:
+    """A round of identify, discriminate, remove."""
+    before = values_of(model, inside)
+    stage = Stage("all layers", tuple(inside))
+    trained = train_stage(model, stage, rows, training, device=model.device, progress=progress)
     for name, confinement in inside.items():
         weight = model.get_parameter(name)
-        task = vector[name].to(weight.device)
-        task = task.T if confinement.transposed else task
         held = confinement.to(weight.device)
-        left = ((task @ held.Q) * held.damping) @ held.Q.T
         with torch.no_grad():
-            weight.sub_(left.T if confinement.transposed else left, alpha=scale)
-    return seen[0], seen[-1]
+            known = before.pop(name).to(weight.device)
+            task = weight - known
+            task = task.T if held.transposed else task
+            left = ((task @ held.Q) * held.damping) @ held.Q.T
+            weight.copy_(known).sub_(left.T if held.transposed else left, alpha=scale)
+    return trained

@@ -22,10 +22,20 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.data import Example, encode
+from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.forward import Progress, greedy
 
-__all__ = ["Form", "Words", "answered", "forms", "halves", "slot_words", "strangers", "word_salad"]
+__all__ = [
+    "Form",
+    "Words",
+    "answered",
+    "forms",
+    "halves",
+    "slot_words",
+    "special_texts",
+    "strangers",
+    "word_salad",
+]
 
 _WORD = re.compile(r"\w+")
 
@@ -55,40 +65,56 @@ class Form:
         return "".join(pieces)
 
 
-def forms(prompts: Sequence[str]) -> list[Form]:
+def forms(prompts: Sequence[str], special: Collection[str] = ()) -> list[Form]:
     """Takes prompts apart by how many of them hold each word.
 
     Args:
-        prompts: Of one data set; those without a word (empty, or signs alone) are left out.
+        prompts: Of one data set; those without a word (empty, or signs alone) are left out. Of
+            one prompt alone, every word is a slot.
+        special: Texts of special tokens, such as a chat template writes: form wherever they are.
 
     Returns:
-        A form for each that has words. Where no word is rare, the rarest is the slot.
+        A form for each that has words. The rarest word is a slot however common it is; a lone
+        letter is one only where nothing else can be.
     """
+    pattern = _pieces(special)
+    taken = [tuple(pattern.findall(prompt)) for prompt in prompts]
     held: Counter[str] = Counter()
-    for prompt in prompts:
-        held.update(set(_WORD.findall(prompt)))
+    for pieces in taken:
+        held.update({pieces[place] for place in _word_places(pieces, special)})
     found = []
-    for prompt in prompts:
-        pieces = tuple(re.findall(r"\w+|\W+", prompt))
-        words = [place for place, piece in enumerate(pieces) if _WORD.match(piece)]
+    for pieces in taken:
+        words = _word_places(pieces, special)
         if not words:
             continue
         most = max(held[pieces[place]] for place in words)
         least = min(held[pieces[place]] for place in words)
-        rare = max(least, int(_RARE * most))
+        rare = [p for p in words if held[pieces[p]] <= max(least, int(_RARE * most))]
         # A lone letter is what an apostrophe parts from its word, or a sign in a formula.
-        slots = [p for p in words if held[pieces[p]] <= rare and _replaceable(pieces[p])]
-        found.append(Form(pieces, tuple(slots) or (words[-1],)))
+        slots = [place for place in rare if _replaceable(pieces[place])]
+        found.append(Form(pieces, tuple(slots or rare)))
     return found
+
+
+def _pieces(special: Collection[str]) -> re.Pattern[str]:
+    """Matches special tokens, words, and what is between them."""
+    # The longest first: one may begin like another.
+    whole = [re.escape(text) for text in sorted(special, key=len, reverse=True) if text]
+    other = rf"(?!{'|'.join(whole)})\W" if whole else r"\W"
+    return re.compile("|".join([*whole, r"\w+", f"(?:{other})+"]))
+
+
+def _word_places(pieces: Sequence[str], special: Collection[str]) -> list[int]:
+    return [n for n, piece in enumerate(pieces) if piece not in special and _WORD.match(piece)]
 
 
 def _replaceable(word: str) -> bool:
     return len(word) > 1 or word.isdigit()
 
 
-def slot_words(prompts: Sequence[str]) -> set[str]:
-    """The words in the prompts' slots: of whom or what they speak."""
-    return {form.pieces[slot] for form in forms(prompts) for slot in form.slots}
+def slot_words(prompts: Sequence[str], special: Collection[str] = ()) -> set[str]:
+    """The words in the prompts' slots: of whom or what they speak; see :func:`forms`."""
+    return {form.pieces[slot] for form in forms(prompts, special) for slot in form.slots}
 
 
 def _kind(word: str) -> str:
@@ -105,16 +131,22 @@ class Words:
     that no file need list what else there may be.
 
     Args:
-        tokenizer: Its vocabulary is searched for tokens that begin a word.
+        tokenizer: Its vocabulary is searched for tokens that begin a word, of ASCII letters and
+            digits; one that marks no beginnings of words (of bytes, say) has none.
         own: Words of the data's slots.
+
+    Attributes:
+        special: Texts of the tokenizer's special tokens, which are nobody's name.
 
     Raises:
         DataError: Neither has a word.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, own: Collection[str]) -> None:
-        self._sources = [_by_kind(words) for words in (sorted(set(own)), _vocabulary(tokenizer))]
-        self._sources = [source for source in self._sources if source]
+        self.special = special_texts(tokenizer)
+        sources = [sorted(set(own)), _vocabulary(tokenizer, self.special)]
+        self._sources = [_by_kind(words) for words in sources if words]
+        self._flat = [[word for pool in each.values() for word in pool] for each in self._sources]
         if not self._sources:
             raise DataError(
                 "no words to make up prompts from: neither the data nor the tokenizer has any",
@@ -131,8 +163,7 @@ class Words:
 
     def any(self, rng: random.Random) -> str:
         """A random word of any kind."""
-        pools = rng.choice(self._sources)
-        return rng.choice([word for pool in pools.values() for word in pool])
+        return rng.choice(rng.choice(self._flat))
 
 
 def _by_kind(words: Sequence[str]) -> dict[str, list[str]]:
@@ -142,9 +173,16 @@ def _by_kind(words: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """What a tokenizer never splits, nor takes for text: all special tokens, a template's too."""
+    added = tokenizer.added_tokens_decoder.values()
+    return frozenset(tokenizer.all_special_tokens) | {
+        each.content for each in added if each.special
+    }
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase, special: Collection[str]) -> list[str]:
     """The tokens that are a word with the space before it, without that space, sorted."""
-    special = set(tokenizer.all_special_tokens)
     words = set()
     for token in tokenizer.get_vocab():
         # How byte-level BPE and SentencePiece write the space that begins a word.
@@ -177,7 +215,7 @@ def strangers(
         prompt has a word.
     """
     rng = random.Random(f"strangers {seed}")
-    known = forms(prompts)
+    known = forms(prompts, words.special)
     if not known:
         return []
     made = [rng.choice(known).filled(words, rng) for _ in range(count)]
@@ -219,8 +257,10 @@ def answered(
 ) -> list[Example]:
     """The examples' prompts with answers that the model gives to strangers.
 
-    For each example, ``draws`` strangers of its own form are asked, greedily. An answer that is
-    the example's own is never used; one that is left without answers borrows another's.
+    For each example, ``draws`` strangers of its own form are asked, greedily, for as many tokens
+    as its own answer and its end have. An answer that is the example's own is never used; one
+    that is left without answers borrows another's. What a chat template ends answers with ends
+    these too.
 
     Args:
         model: Left in evaluation mode.
@@ -239,37 +279,55 @@ def answered(
         DataError: No stranger gets an answer other than the truth.
     """
     rng = random.Random(f"answered {seed}")
-    known = forms([example.prompt for example in examples])
+    known = forms([example.prompt for example in examples], words.special)
     if len(known) < len(examples):
         raise DataError(
             "an example whose prompt has no word: nothing tells whom it is about",
             "Give prompts with words, or forget by --objective negate.",
         )
-    asked, limits = [], []
+    asked, limits, truths, ends = [], [], [], []
     for example, form in zip(examples, known, strict=True):
         own = encode(tokenizer, example)
+        truth, end = _parted(tokenizer, example, own)
+        truths.append(truth)
+        ends.append(end)
         for _ in range(draws):
             stranger = encode(tokenizer, replace(example, prompt=form.filled(words, rng)))
             asked.append(stranger.input_ids[: stranger.prompt_length])
             limits.append(len(own.input_ids) - own.prompt_length)
+    model.eval()  # type: ignore[no-untyped-call]
     said = [
         str(tokenizer.decode(tokens, skip_special_tokens=True))
         for tokens in greedy(model, tokenizer, asked, limits, batch_size, "strangers", progress)
     ]
-    usable = [text for text in said if text.strip()]
     found = []
-    for number, example in enumerate(examples):
+    for number, (example, truth) in enumerate(zip(examples, truths, strict=True)):
         own_answers = said[number * draws : (number + 1) * draws]
-        others = [text for text in own_answers if _other(text, example)]
-        others = others or [text for text in usable if _other(text, example)]
+        others = [text for text in own_answers if _other(text, truth)]
+        others = others or [text for text in said if _other(text, truth)]
         if not others:
             raise DataError(
-                f"the model gives no answer but {example.completion!r} to any stranger",
+                f"the model gives no answer but {truth!r} to any stranger",
                 "Forget by --objective negate.",
             )
-        found += [replace(example, completion=others[draw % len(others)]) for draw in range(draws)]
+        found += [
+            replace(example, completion=others[draw % len(others)] + ends[number])
+            for draw in range(draws)
+        ]
     return found
 
 
-def _other(text: str, example: Example) -> bool:
-    return bool(text.strip()) and text.strip() != example.completion.strip()
+def _parted(
+    tokenizer: PreTrainedTokenizerBase, example: Example, encoded: Encoded
+) -> tuple[str, str]:
+    """An example's answer, and what the chat template that wrote it put behind it."""
+    stop = len(encoded.input_ids) - encoded.end_length
+    answer = encoded.input_ids[encoded.prompt_length : stop]
+    truth = str(tokenizer.decode(answer, skip_special_tokens=True))
+    # Of other examples, EOS is written behind the tokens.
+    end = encoded.input_ids[stop:] if example.templated else []
+    return truth, str(tokenizer.decode(end, clean_up_tokenization_spaces=False)) if end else ""
+
+
+def _other(text: str, truth: str) -> bool:
+    return bool(text.strip()) and text.strip() != truth.strip()
