@@ -209,7 +209,7 @@ class Watch:
         self.seen.append({**scores, "step": float(step)})
         if any(scores[name] < self.threshold * self._before[name] for name in self.keep):
             self._suffering += 1
-            return self._suffering == self.patience
+            return self._suffering >= self.patience
         self._suffering = 0
         assert self._best is not None
         if (scores[""] > self._best[0]) if self.learning else (scores[""] < self._best[0]):
