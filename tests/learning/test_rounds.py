@@ -12,6 +12,7 @@ from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
 from weightsurgery.learning import rounds as module
+from weightsurgery.learning import watch as watch_module
 from weightsurgery.learning.constrained import Confinement
 from weightsurgery.learning.data import Example, encode, read_examples
 from weightsurgery.learning.evaluate import exact_match
@@ -488,7 +489,7 @@ def looks(monkeypatch, plan, patience=1, **settings):
         target, keep = plan[now[""]]
         return target if rows is FACTS else keep
 
-    monkeypatch.setattr(module, "exact_match", scripted)
+    monkeypatch.setattr(watch_module, "exact_match", scripted)
     watch = Watch(FACTS, {"keep": OTHER}, every=1, patience=patience, **settings)
     with torch.no_grad():
         model.get_parameter(NAME).fill_(0)
@@ -560,7 +561,7 @@ def test_a_watch_tells_what_it_saw(monkeypatch):
 
 def test_a_watch_looks_when_enough_steps_were_taken(monkeypatch):
     model = tiny("llama")
-    monkeypatch.setattr(module, "exact_match", lambda *_: 0.5)
+    monkeypatch.setattr(watch_module, "exact_match", lambda *_: 0.5)
     watch = Watch(FACTS, {}, every=10)
     watch.begin(model, byte_tokenizer(), [NAME])
     # Rounds of seven steps: at the end of every second.

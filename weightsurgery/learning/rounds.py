@@ -30,16 +30,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
-from weightsurgery.learning.activations import linear_inputs
+from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
 from weightsurgery.learning.constrained import Confinement, confine, train_confined
 from weightsurgery.learning.data import Collator, Example, padding_token
-from weightsurgery.learning.evaluate import exact_match
 from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
-from weightsurgery.learning.statistics import Text, gather
+from weightsurgery.learning.statistics import Text, tokens_of
 from weightsurgery.learning.strangers import (
     Words,
     answered,
@@ -57,6 +56,7 @@ from weightsurgery.learning.training import (
     isolated,
     train_stage,
 )
+from weightsurgery.learning.watch import Watch
 
 __all__ = ["OBJECTIVES", "Found", "Kept", "Rounds", "Watch", "find_change", "keep_texts"]
 
@@ -65,6 +65,9 @@ OBJECTIVES = ("strangers", "negate", "learn")
 # AdamW's usual step for the objective that trains freely; a step relative to the weights' size
 # for those that train inside the subspace.
 _FREE_RATE, _CONFINED_RATE = 5e-4, 0.4
+
+# What sums of activation statistics may take at once; larger models run over the texts again.
+_SUMS = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -146,87 +149,6 @@ class Kept:
     def empty(self) -> bool:
         """Whether there is neither data nor a vector."""
         return not self.sets and not self.directions
-
-
-class Watch:
-    """Looks at validation data during training; the best weights so far count in the end.
-
-    The best are those that forget most (or, learning, know most) among those that leave every
-    keep set at ``threshold`` of its accuracy before.
-
-    Args:
-        target: Examples to forget or learn.
-        keep: Validation examples of what to keep, by name; not those in the statistics.
-        threshold: Share of a keep set's accuracy that must stay.
-        every: Steps between looks; rounds that negate are looked at between them.
-        learning: More of the target is better.
-        patience: Looks in a row at which a keep set suffers before the training ends. One alone
-            says little: training inside the subspace finds back, and a small set loses several
-            percent with a single answer.
-
-    Attributes:
-        seen: Accuracy of the target (under ``""``) and of each keep set, before any change and
-            at each look; of looks also the ``"step"``.
-    """
-
-    def __init__(
-        self,
-        target: Sequence[Example],
-        keep: Mapping[str, Sequence[Example]],
-        threshold: float = 0.975,
-        every: int = 10,
-        learning: bool = False,
-        patience: int = 3,
-    ) -> None:
-        self.target, self.keep, self.every, self.learning = target, keep, every, learning
-        self.threshold, self.patience = threshold, patience
-        self.seen: list[dict[str, float]] = []
-        self._before: dict[str, float] = {}
-        self._best: tuple[float, dict[str, Tensor]] | None = None
-
-    def begin(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
-    ) -> None:
-        """Measure the model before any change."""
-        self._model, self._tokenizer, self._names = model, tokenizer, list(names)
-        self._before = self._scores()
-        self._best = (self._before[""], values_of(model, self._names))
-        self.seen = [dict(self._before)]
-        self._looked = self._suffering = 0
-
-    def look(self, step: int) -> bool:
-        """Measure if it is time to; whether to end: a keep set suffers on, or all is reached.
-
-        Args:
-            step: Steps taken since :meth:`begin`.
-        """
-        if step - self._looked < self.every:
-            return False
-        self._looked = step
-        was_training = self._model.training
-        scores = self._scores()
-        self._model.train(was_training)
-        self.seen.append({**scores, "step": float(step)})
-        if any(scores[name] < self.threshold * self._before[name] for name in self.keep):
-            self._suffering += 1
-            return self._suffering >= self.patience
-        self._suffering = 0
-        assert self._best is not None
-        if (scores[""] > self._best[0]) if self.learning else (scores[""] < self._best[0]):
-            self._best = (scores[""], values_of(self._model, self._names))
-        return scores[""] == float(self.learning)
-
-    def finish(self) -> None:
-        """Put the best weights in place; those before any change, where no look saw better."""
-        assert self._best is not None
-        set_values(self._model, self._best[1])
-
-    def _scores(self) -> dict[str, float]:
-        """Exact match of the target, under the empty name, and of each keep set."""
-        sets = {"": self.target, **self.keep}
-        return {
-            name: exact_match(self._model, self._tokenizer, rows) for name, rows in sets.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -428,23 +350,29 @@ def _confinements(
 
     They are decomposed on the model's device and held on the CPU.
     """
-    grams = gather(model, tokenizer, texts, names, progress=progress)
     layers = linear_inputs(model)
+    chosen = {name: layers[name] for name in names}
+    rows = tokens_of(tokenizer, texts, model)
     found: dict[str, Confinement] = {}
-    known: dict[int, Confinement] = {}
+    # Decomposed as they come: no more than one run's sums are held.
+    for together, gram, _ in gathered(model, chosen, rows, _SUMS, BATCH_TOKENS, progress):
+        shared: Confinement | None = None
+        for name in together:
+            more, v = kept.gram(name), kept.directions.get(name)
+            alone = more is None and v is None
+            if not alone or shared is None:
+                total = gram if more is None else gram + more.to(gram.device, gram.dtype)
+                transposed = not isinstance(layers[name][0], nn.Linear)
+                inside = confine(total, epsilon, v, transposed).to(torch.device("cpu"))
+                shared = inside if alone else shared
+            found[name] = inside if not alone or shared is None else shared
     for name in names:
-        gram, more, v = grams[name], kept.gram(name), kept.directions.get(name)
-        alone = more is None and v is None
-        if alone and id(gram) in known:
-            found[name] = known[id(gram)]
-            continue
-        total = gram if more is None else gram + more.to(gram.device, gram.dtype)
-        transposed = not isinstance(layers[name][0], nn.Linear)
-        inside = confine(total.to(model.device), epsilon, v, transposed).to(torch.device("cpu"))
-        found[name] = inside
-        if alone:
-            known[id(gram)] = inside
-    return found
+        if name not in found:
+            raise MismatchError(
+                f"tensor {name!r}: the model does not run it on these examples",
+                f"Leave it out with --exclude '{name}'.",
+            )
+    return {name: found[name] for name in names}
 
 
 def _train(

@@ -1,0 +1,95 @@
+"""Looking at validation data while a model is trained, and keeping the best weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.stages import set_values, values_of
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Looks at validation data during training; the best weights so far count in the end.
+
+    The best are those that forget most (or, learning, know most) among those that leave every
+    keep set at ``threshold`` of its accuracy before.
+
+    Args:
+        target: Examples to forget or learn.
+        keep: Validation examples of what to keep, by name; not those in the statistics.
+        threshold: Share of a keep set's accuracy that must stay.
+        every: Steps between looks; rounds that negate are looked at between them.
+        learning: More of the target is better.
+        patience: Looks in a row at which a keep set suffers before the training ends. One alone
+            says little: training inside the subspace finds back, and a small set loses several
+            percent with a single answer.
+
+    Attributes:
+        seen: Accuracy of the target (under ``""``) and of each keep set, before any change and
+            at each look; of looks also the ``"step"``.
+    """
+
+    def __init__(
+        self,
+        target: Sequence[Example],
+        keep: Mapping[str, Sequence[Example]],
+        threshold: float = 0.975,
+        every: int = 10,
+        learning: bool = False,
+        patience: int = 3,
+    ) -> None:
+        self.target, self.keep, self.every, self.learning = target, keep, every, learning
+        self.threshold, self.patience = threshold, patience
+        self.seen: list[dict[str, float]] = []
+        self._before: dict[str, float] = {}
+        self._best: tuple[float, dict[str, Tensor]] | None = None
+
+    def begin(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
+    ) -> None:
+        """Measure the model before any change."""
+        self._model, self._tokenizer, self._names = model, tokenizer, list(names)
+        self._before = self._scores()
+        self._best = (self._before[""], values_of(model, self._names))
+        self.seen = [dict(self._before)]
+        self._looked = self._suffering = 0
+
+    def look(self, step: int) -> bool:
+        """Measure if it is time to; whether to end: a keep set suffers on, or all is reached.
+
+        Args:
+            step: Steps taken since :meth:`begin`.
+        """
+        if step - self._looked < self.every:
+            return False
+        self._looked = step
+        was_training = self._model.training
+        scores = self._scores()
+        self._model.train(was_training)
+        self.seen.append({**scores, "step": float(step)})
+        if any(scores[name] < self.threshold * self._before[name] for name in self.keep):
+            self._suffering += 1
+            return self._suffering >= self.patience
+        self._suffering = 0
+        assert self._best is not None
+        if (scores[""] > self._best[0]) if self.learning else (scores[""] < self._best[0]):
+            self._best = (scores[""], values_of(self._model, self._names))
+        return scores[""] == float(self.learning)
+
+    def finish(self) -> None:
+        """Put the best weights in place; those before any change, where no look saw better."""
+        assert self._best is not None
+        set_values(self._model, self._best[1])
+
+    def _scores(self) -> dict[str, float]:
+        """Exact match of the target, under the empty name, and of each keep set."""
+        sets = {"": self.target, **self.keep}
+        return {
+            name: exact_match(self._model, self._tokenizer, rows) for name, rows in sets.items()
+        }
