@@ -129,14 +129,14 @@ def test_one_layer_is_trained_at_a_time(llama, order):
 
 def test_gradients_reach_one_layer_alone(llama, monkeypatch):
     seen: list[set[str]] = []
-    whole = training_module._Trainer.training_step
+    whole = training_module.StageTrainer.training_step
 
     def step(self, model, *rest):
         result = whole(self, model, *rest)
         seen.append({name for name, p in llama.named_parameters() if p.grad is not None})
         return result
 
-    monkeypatch.setattr(training_module._Trainer, "training_step", step)
+    monkeypatch.setattr(training_module.StageTrainer, "training_step", step)
     train_vector(llama, byte_tokenizer(), FACTS, SHORT, Method("delta"))
     assert seen == [layer(0, llama)] * 4 + [layer(1, llama)] * 4
     assert all(p.grad is None for p in llama.parameters())
