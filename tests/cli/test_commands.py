@@ -3,8 +3,8 @@
 import json
 import os
 import pty
-import shutil
 import re
+import shutil
 import signal
 import subprocess
 import sys
