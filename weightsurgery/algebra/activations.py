@@ -24,9 +24,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-
 from weightsurgery.algebra.lowrank import LowRank, recompress
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError, NonFiniteError
 
 __all__ = ["InputSpace", "keep_inputs", "outside", "response", "work_bytes"]

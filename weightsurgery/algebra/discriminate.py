@@ -30,9 +30,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from weightsurgery.algebra.lowrank import LowRank, orth, recompress
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 
 __all__ = ["BASES", "SIDES", "KeepSpace", "discriminate"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.deferred import torch
 
 __all__ = ["cosine", "inner_product", "overlap", "principal_angles"]
 

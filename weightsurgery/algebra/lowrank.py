@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 
 __all__ = [
@@ -67,8 +66,9 @@ class LowRank:
         """The leading ``rank`` factors."""
         return LowRank(self.U[:, :rank], self.S[:rank], self.V[:, :rank])
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LowRank:
-        """The same factors elsewhere or in another dtype."""
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> LowRank:
+        """The same factors elsewhere, in float32 or another dtype."""
+        dtype = dtype or torch.float32
         return LowRank(*(x.to(device=device, dtype=dtype) for x in (self.U, self.S, self.V)))
 
 

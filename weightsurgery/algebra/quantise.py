@@ -10,8 +10,7 @@ from __future__ import annotations
 from functools import cache
 from statistics import NormalDist
 
-import torch
-
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError, NonFiniteError
 
 __all__ = ["int_rtn", "nf4_codebook", "nf4_rtn"]

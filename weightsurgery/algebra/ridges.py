@@ -12,10 +12,9 @@ diagonal ``ρ / (λ + ρ)`` in the basis ``Q``.
 
 from __future__ import annotations
 
-import torch
-
 from weightsurgery.algebra.activations import InputSpace, outside
 from weightsurgery.algebra.lowrank import LowRank, recompress
+from weightsurgery.deferred import torch
 
 __all__ = ["Ridges"]
 

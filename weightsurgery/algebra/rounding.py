@@ -12,17 +12,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 
 __all__ = ["ChangeStats", "compute_dtype", "generator_for", "round_to", "stochastic_round"]
 
-_BITS_AS: Mapping[torch.dtype, torch.dtype] = {
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float32: torch.int32,
-}
+
+def _bits_as() -> Mapping[torch.dtype, torch.dtype]:
+    return {
+        torch.float16: torch.int16,
+        torch.bfloat16: torch.int16,
+        torch.float32: torch.int32,
+    }
 
 
 def compute_dtype(stored: torch.dtype) -> torch.dtype:
@@ -54,13 +55,13 @@ def stochastic_round(
     Raises:
         EditError: A dtype without known neighbours.
     """
-    if dtype not in _BITS_AS:
+    if dtype not in _bits_as():
         raise EditError(
             f"stochastic rounding to {dtype}", "Use nearest rounding, or --dtype bfloat16."
         )
     nearest = values.to(dtype)
     exact = nearest.to(values.dtype)
-    bits = nearest.view(_BITS_AS[dtype])
+    bits = nearest.view(_bits_as()[dtype])
     # Magnitudes are ordered like their bit patterns: one down if nearest went away from zero.
     low = torch.where(exact.abs() > values.abs(), bits - 1, bits)
     high = low + 1

@@ -10,9 +10,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from weightsurgery.algebra.lowrank import DonohoGavish, Energy, LowRank, Rank, RankRule, rank_for
+from weightsurgery.deferred import torch
 
 __all__ = ["Truncation", "truncated_svd"]
 

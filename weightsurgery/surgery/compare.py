@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightsurgery.algebra.lowrank import LowRank, RankRule
 from weightsurgery.algebra.rounding import ChangeStats, round_to
 from weightsurgery.checkpoint.layout import TensorEntry
@@ -19,6 +17,7 @@ from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.surgery.provenance import folders, hash_files, inputs_of, recorded
 from weightsurgery.surgery.stream import Progress

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-import torch
-
 from weightsurgery.algebra.activations import keep_inputs, outside, response
 from weightsurgery.algebra.discriminate import BASES, SIDES, KeepSpace, discriminate
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
@@ -16,6 +14,7 @@ from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import LARGEST_SCALE
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.vectors.statistics import InputStatistics, check_width, total_gram
 from weightsurgery.vectors.task_vector import Delta, FactorDelta, SumDelta, TaskVector

@@ -17,14 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.surgery.companions import copy_companions
 from weightsurgery.surgery.edits import Edit

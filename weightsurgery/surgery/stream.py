@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from weightsurgery.algebra.rounding import ChangeStats, compute_dtype, generator_for, round_to
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.writer import CheckpointWriter
+from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.surgery.edits import Edit, Prepared
 from weightsurgery.surgery.plan import Plan, Storage

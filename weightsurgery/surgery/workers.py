@@ -8,8 +8,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, TypeVar
 
-import torch
-
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 
 __all__ = ["cores", "in_order", "pick_device", "results", "torch_threads"]

@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, Layout, parse_header
 from weightsurgery.checkpoint.naming import is_transposed, kind_of
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import Source
+from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
 from weightsurgery.vectors.task_vector import Delta, FactorDelta
 

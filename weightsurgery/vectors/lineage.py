@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES
 from weightsurgery.checkpoint.naming import kind_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.deferred import torch
 from weightsurgery.errors import LineageError, VectorError, WeightSurgeryError
 from weightsurgery.vectors.adapters import AdapterChange
 from weightsurgery.vectors.finetuned import FinetunedChange

@@ -14,20 +14,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.checkpoint.layout import encode_header
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
 from weightsurgery.checkpoint.source import Source
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
 from weightsurgery.vectors.task_vector import Delta, DenseDelta, FactorDelta
 
 __all__ = ["SavedChange", "VectorWriter", "is_saved_vector"]
 
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def _stored_as(dtype: torch.dtype) -> str:
+    return _DTYPES[str(dtype).removeprefix("torch.")]
+
+
 _FACTORS = ("::U", "::S", "::V")
 
 
@@ -172,7 +177,10 @@ class VectorWriter:
         shard = f"{self._stem}-{len(self._shards) + 1:05d}.safetensors"
         tensors = {name: tensor.contiguous() for name, tensor in self._pending.items()}
         header = encode_header(
-            [(name, _DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()],
+            [
+                (name, _DTYPES[str(t.dtype).removeprefix("torch.")], tuple(t.shape))
+                for name, t in tensors.items()
+            ],
             {"format": "pt"},
         )
         with output_errors(self._staging.target), (self._staging.files / shard).open("wb") as file:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.checkpoint.source import Source, resolve_source
 from weightsurgery.checkpoint.staging import RECORD_NAME
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError, MismatchError, NonFiniteError, VectorError
 from weightsurgery.vectors.saved import VectorWriter
 

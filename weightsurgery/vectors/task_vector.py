@@ -12,16 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
 from weightsurgery.algebra.lowrank import LowRank, RankRule, rank_by, recompress
 from weightsurgery.algebra.svd import Truncation, truncated_svd
 from weightsurgery.checkpoint.header import BLOCK_ELEMENTS
+from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 
 __all__ = ["Change", "Delta", "DenseDelta", "FactorDelta", "MappedChange", "TaskVector"]
 
-RowReader = Callable[[int, int], torch.Tensor]
+RowReader = Callable[[int, int], "torch.Tensor"]
 
 
 class Delta(Protocol):
