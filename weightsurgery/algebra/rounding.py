@@ -95,6 +95,7 @@ class ChangeStats:
         meant: ``‖d‖²``.
         written: ``‖w‖²``.
         inner: ``⟨d, w⟩``.
+        along: ``⟨W, d⟩``.
         wanted: Number of elements with ``d ≠ 0``.
         moved: Number of those with ``w ≠ 0``.
     """
@@ -103,30 +104,27 @@ class ChangeStats:
     meant: float = 0.0
     written: float = 0.0
     inner: float = 0.0
+    along: float = 0.0
     wanted: int = 0
     moved: int = 0
 
     def add(self, before: torch.Tensor, meant: torch.Tensor, after: torch.Tensor) -> None:
         """Add a block: what would be stored without the change, the change, what is stored.
 
-        All three have the same shape, in the arithmetic's dtype.
+        All three have the same shape, in the arithmetic's dtype; the sums are float64.
         """
-        before, meant = before.reshape(-1), meant.reshape(-1)
-        written = after.reshape(-1) - before
-        pairs = ((before, before), (meant, meant), (written, written), (meant, written))
-        sums = [float(torch.dot(a, b)) for a, b in pairs]
-        if not all(map(math.isfinite, sums)):  # huge mask constants overflow a float32 sum
-            sums = [float(torch.dot(a.double(), b.double())) for a, b in pairs]
-        self.base += sums[0]
-        self.meant += sums[1]
-        self.written += sums[2]
-        self.inner += sums[3]
-        self.wanted += int(torch.count_nonzero(meant))
-        self.moved += int(torch.count_nonzero(written * (meant != 0)))
+        wide = [each.reshape(-1).double() for each in (before, meant)]
+        written = after.reshape(-1).double() - wide[0]
+        pairs = ((wide[0], wide[0]), (wide[1], wide[1]), (written, written), (wide[1], written))
+        sums = [float(torch.dot(a, b)) for a, b in (*pairs, (wide[0], wide[1]))]
+        wanted = wide[1] != 0
+        moved = wanted & (written != 0)
+        counts = (int(torch.count_nonzero(each)) for each in (wanted, moved))
+        self.merge(ChangeStats(sums[0], sums[1], sums[2], sums[3], sums[4], *counts))
 
     def merge(self, other: ChangeStats) -> None:
         """Add another tensor's or part's sums."""
-        for name in ("base", "meant", "written", "inner", "wanted", "moved"):
+        for name in ("base", "meant", "written", "inner", "along", "wanted", "moved"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
