@@ -21,8 +21,8 @@ from weightsurgery.procedures.world import (
     Recipe,
     World,
     build_world,
+    cache_directory,
     copy_world,
-    default_cache,
     get_world,
     open_world,
 )
@@ -347,12 +347,12 @@ def test_a_model_that_did_not_learn_is_no_world(tmp_path):
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert default_cache() == tmp_path / "own"
+    assert cache_directory() == tmp_path / "own"
     monkeypatch.delenv("WEIGHTSURGERY_CACHE")
-    assert default_cache() == tmp_path / "xdg" / "weightsurgery"
+    assert cache_directory() == tmp_path / "xdg" / "weightsurgery"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache() == tmp_path / ".cache" / "weightsurgery"
+    assert cache_directory() == tmp_path / ".cache" / "weightsurgery"
 
 
 def test_importing_the_packages_is_light():

@@ -40,6 +40,7 @@ from weightsurgery.errors import (
     OutputError,
     SelectionError,
 )
+from weightsurgery.surgery import windows
 from weightsurgery.surgery.plan import plan_edit
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
@@ -340,20 +341,26 @@ def test_result_does_not_depend_on_the_number_of_workers(llama: Trio, tmp_path: 
         apply(edit, base, tmp_path / "none", workers=0)
 
 
-def test_progress_counts_up_to_the_total(llama: Trio, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rounding", "stages"), [("nearest", {"negate"}), ("stochastic", {"negate", "checksums"})]
+)
+def test_progress_counts_up_to_the_total(
+    llama: Trio, tmp_path: Path, rounding: str, stages: set[str]
+) -> None:
     base = Checkpoint.open(llama.base)
     seen: list[tuple[str, int, int]] = []
     apply(
         Negate(open_vector(base, [str(llama.forget)])),
         base,
         tmp_path / "out",
+        storage=Storage(rounding=rounding),
         progress=lambda *step: seen.append(step),
     )
     done = [count for _, count, _ in seen]
     assert done == sorted(done)
     assert len({total for *_, total in seen}) == 1
     assert seen[-1][1] == seen[-1][2]
-    assert {stage for stage, *_ in seen} == {"negate", "checksums"}
+    assert {stage for stage, *_ in seen} == stages
 
 
 @pytest.mark.parametrize("inside", ["base", "base/out", "ft", "ft/deep/out", "."])
@@ -385,6 +392,8 @@ def test_existing_outputs_are_replaced_only_when_asked_and_ours(tmp_path: Path) 
 
 def test_an_interrupted_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CheckpointWriter, "FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(windows, "WINDOW", 4096)
+    monkeypatch.setattr(windows, "WAITING", 0)
     w = {f"layers.{i}.w": torch.randn(50, 40) for i in range(8)}
     f = {name: t + 0.1 * torch.randn(50, 40) for name, t in w.items()}
     negate(tmp_path, w, f)
@@ -409,12 +418,8 @@ def test_another_command_does_not_continue_it(tmp_path: Path) -> None:
     w = {f"layers.{i}.w": torch.randn(50, 40) for i in range(8)}
     f = {name: t + 0.1 * torch.randn(50, 40) for name, t in w.items()}
 
-    def stop(stage: str, done: int, total: int) -> None:
-        if stage == "checksums":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        negate(tmp_path, w, f, progress=stop)
+        negate(tmp_path, w, f, progress=stop_at_the_end)
     done = negate(tmp_path, w, f, 0.5)
     assert done.resumed == 0
     name = "layers.3.w"
@@ -422,8 +427,8 @@ def test_another_command_does_not_continue_it(tmp_path: Path) -> None:
     assert_rounded(read_tensors(tmp_path / "out")[name], wanted, scratch=1e-6)
 
 
-def stop_at_checksums(stage: str, done: int, total: int) -> None:
-    if stage == "checksums":
+def stop_at_the_end(stage: str, done: int, total: int) -> None:
+    if stage == "checksums" or done == total:
         raise KeyboardInterrupt
 
 
@@ -473,13 +478,13 @@ def test_only_the_very_same_edit_is_continued(tmp_path: Path, changed: str) -> N
         )
 
     with pytest.raises(KeyboardInterrupt):
-        run("out", second=False, progress=stop_at_checksums)
+        run("out", second=False, progress=stop_at_the_end)
     same = run("out", second=False)
     assert same.resumed == len(w)  # before: the same edit does go on
 
     (tmp_path / "out").rename(tmp_path / "first")
     with pytest.raises(KeyboardInterrupt):
-        run("out", second=False, progress=stop_at_checksums)
+        run("out", second=False, progress=stop_at_the_end)
     assert run("out", second=True).resumed == 0
     run("clean", second=True)
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "clean")
@@ -534,13 +539,14 @@ def test_infinite_masks_are_converted(tmp_path: Path) -> None:
     assert after["mask"].dtype == torch.bfloat16
     assert torch.isinf(after["mask"]).all()
     w["a.weight"][0, 0] = 1e30
+    w["b.weight"] = torch.randn(4, 4)
     write_checkpoint(tmp_path / "big", w)
     opened = Checkpoint.open(tmp_path / "big")
     edit = Negate(open_vector(opened, [str(tmp_path / "big")]))
     with pytest.raises(NonFiniteError, match="overflow"):
         apply(
             edit, opened, tmp_path / "no", storage=Storage("float16"),
-            selection=Selection(include=("mask",)),
+            selection=Selection(include=("b.weight",)),
         )  # fmt: skip
     assert left_behind(tmp_path / "no") == []
 

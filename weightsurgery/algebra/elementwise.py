@@ -13,7 +13,6 @@ slower.
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["COMPILED", "DTYPES", "Term", "combine"]
+__all__ = ["COMPILED", "DTYPES", "Term", "combine", "finite", "numbers"]
 
 _compiled: Callable[..., tuple[float, float, float, float, float, int, int]] | None = None
 with contextlib.suppress(ImportError):
@@ -92,12 +91,26 @@ def combine(
         given = tuple((t.data, DTYPES[t.dtype], t.factor, t.relative) for t in terms)
         view = None if change is None else memoryview(change.data).cast("B")
         stats = ChangeStats(*_compiled(base, DTYPES[dtype], given, out, view))
-        if math.isfinite(stats.base + stats.meant + stats.written):
+        if stats.finite:
             return stats
         # Huge numbers overflow a float32 sum. What was written is right; in place, `base` is gone.
         if out is base:
             return stats
     return _with_numpy(base, dtype, terms, out, change)
+
+
+def numbers(data: Any, dtype: str) -> NDArray[Any]:
+    """A buffer's numbers, as float32 (float64 where they are stored so)."""
+    if dtype == "F64":
+        return np.frombuffer(data, "<f8")
+    return _widen(_bits(data, dtype))
+
+
+def finite(data: Any, dtype: str) -> bool:
+    """Whether all numbers of a buffer are finite."""
+    values = _bits(data, dtype)
+    blocks = (values[at : at + _BLOCK] for at in range(0, values.size, _BLOCK))
+    return all(bool(np.isfinite(_widen(block)).all()) for block in blocks)
 
 
 def _with_numpy(

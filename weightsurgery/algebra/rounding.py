@@ -128,6 +128,11 @@ class ChangeStats:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
+    def finite(self) -> bool:
+        """Whether weights, change and result were: their squares are."""
+        return math.isfinite(self.base + self.meant + self.written)
+
+    @property
     def relative(self) -> float:
         """``‖w‖ / ‖W‖``: size of the written change relative to the weights."""
         return math.sqrt(self.written / self.base) if self.base > 0 else float(self.written > 0)

@@ -152,18 +152,30 @@ class Checkpoint:
         """
         if offset < 0 or offset + len(buffer) > entry.nbytes:
             raise ValueError(f"bytes {offset}+{len(buffer)} outside tensor {entry.name!r}")
-        handle, position, done = self.handle(entry.shard), entry.start + offset, 0
+        self._fill(entry.shard, entry.start + offset, buffer, f"tensor {entry.name!r}")
+
+    def read_shard_into(self, shard: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with a shard's bytes from ``offset``, header included.
+
+        Raises:
+            CorruptCheckpointError: The file ends early: it was changed after it was opened.
+            CheckpointError: The disk fails.
+        """
+        self._fill(shard, offset, buffer, f"{len(buffer)} bytes at {offset}")
+
+    def _fill(self, shard: str, position: int, buffer: memoryview, what: str) -> None:
+        handle, done = self.handle(shard), 0
         while done < len(buffer):
             try:
                 count = os.preadv(handle, [buffer[done:]], position + done)
             except OSError as error:
                 raise CheckpointError(
-                    f"{self.path / entry.shard}: reading tensor {entry.name!r}: {error.strerror}",
+                    f"{self.path / shard}: reading {what}: {error.strerror}",
                     "Check the disk, or read from a copy on another.",
                 ) from None
             if count == 0:
                 raise CorruptCheckpointError(
-                    f"{self.path / entry.shard}: ended while reading tensor {entry.name!r}",
+                    f"{self.path / shard}: ended while reading {what}",
                     "The file was changed while it was read: leave inputs alone until the end.",
                 )
             done += count

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.checkpoint.layout import read_layout
+from weightsurgery.checkpoint.remembered import recall, remember, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
 
@@ -26,6 +27,7 @@ __all__ = [
     "EditRecord",
     "content_sha256",
     "file_sha256",
+    "known_sha256",
     "read_record",
     "verify",
     "versions",
@@ -40,16 +42,29 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", "
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of an input file, hexadecimal; that of large files in the Hub's cache is its name.
+    """SHA-256 of an input file, hexadecimal, without reading it where it is known.
 
     huggingface_hub stores LFS files under their SHA-256 and links to them from the snapshot, so
-    a link to such a blob need not be read. To check a file, use :func:`content_sha256`.
+    a link to such a blob need not be read; nor need a file that was hashed before and has not
+    changed since (see :mod:`weightsurgery.checkpoint.remembered`). To check a file, use
+    :func:`content_sha256`.
     """
+    known = known_sha256(path)
+    if known is not None:
+        return known
+    before = stamp(path)
+    digest = content_sha256(path)
+    remember(path, before, digest)
+    return digest
+
+
+def known_sha256(path: Path) -> str | None:
+    """The same, or None where the file would have to be read."""
     if path.is_symlink():
         blob = Path(os.readlink(path))
         if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
             return blob.name
-    return content_sha256(path)
+    return recall(path)
 
 
 def content_sha256(path: Path) -> str:

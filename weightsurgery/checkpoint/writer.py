@@ -6,6 +6,7 @@ enters the journal only after its bytes were flushed, so what a resumed run trus
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -26,9 +27,12 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.staging import Staging, output_errors
 from weightsurgery.errors import OutputError
 
-__all__ = ["CheckpointWriter", "companion_files", "free_space_needed", "mirrored"]
+__all__ = ["ALIGNMENT", "CheckpointWriter", "companion_files", "free_space_needed", "mirrored"]
 
 _COPY_BLOCK = 1 << 23
+
+# Offsets, lengths and memory of writes past the page cache: a page, which suits any block size.
+ALIGNMENT = 4096
 
 _CONFIG_ENDINGS = (".json", ".jinja", ".txt", ".py")
 _TOKENIZER_ENDINGS = (".model", ".tiktoken", ".vocab", ".bpe", ".spm")
@@ -100,6 +104,7 @@ def free_space_needed(shards: Sequence[ShardHeader], present: Path | None = None
 class _Shard:
     header: ShardHeader
     handle: int
+    direct: int | None = None  # past the page cache, where the file system can
 
 
 class CheckpointWriter:
@@ -154,7 +159,7 @@ class CheckpointWriter:
             path = self._path(header.shard)
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            self._shards[header.shard] = _Shard(header, handle)
+            self._shards[header.shard] = _Shard(header, handle, _open_direct(path))
             if not finished:
                 os.posix_fallocate(handle, 0, max(1, header.size))
                 os.ftruncate(handle, header.size)
@@ -171,6 +176,40 @@ class CheckpointWriter:
             raise ValueError(f"bytes {offset}+{len(data)} outside tensor {name!r}")
         with output_errors(self.staging.target):
             _write_all(self._shards[entry.shard].handle, data, entry.start + offset)
+
+    def write_window(self, shard: str, offset: int, data: memoryview) -> None:
+        """Write a stretch of a shard's file, past the page cache where that can be.
+
+        The page cache would have to be filled first and flushed later, which costs more than the
+        writing itself on a fast disk, and drives out what is still to be read.
+
+        Args:
+            shard: File name of the shard.
+            offset: Where in the file; a multiple of :data:`ALIGNMENT`.
+            data: Page-aligned memory.
+        """
+        place = self._shards[shard]
+        done = 0
+        with output_errors(self.staging.target):
+            if place.direct is not None and offset % ALIGNMENT == 0:
+                whole = len(data) // ALIGNMENT * ALIGNMENT
+                try:
+                    _write_all(place.direct, data[:whole], offset)
+                    done = whole
+                except OSError as error:
+                    if error.errno != errno.EINVAL:  # other alignment wanted, or not at all
+                        raise
+            _write_all(place.handle, data[done:], offset + done)
+
+    def read_window(self, shard: str, offset: int, buffer: memoryview) -> None:
+        """Read back what an interrupted run has written."""
+        done = 0
+        with output_errors(self.staging.target):
+            while done < len(buffer):
+                count = os.preadv(self._shards[shard].handle, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise OSError(errno.EIO, "the unfinished output ended early")
+                done += count
 
     def copy(self, name: str, base: Checkpoint) -> None:
         """Copy a tensor's bytes from the base, through the kernel where it can."""
@@ -257,7 +296,17 @@ class CheckpointWriter:
 
     def _close_files(self) -> None:
         while self._shards:
-            os.close(self._shards.popitem()[1].handle)
+            shard = self._shards.popitem()[1]
+            os.close(shard.handle)
+            if shard.direct is not None:
+                os.close(shard.direct)
+
+
+def _open_direct(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+    except (OSError, AttributeError):
+        return None
 
 
 def _write_all(handle: int, data: memoryview | bytes, offset: int) -> None:

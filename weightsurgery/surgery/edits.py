@@ -116,7 +116,7 @@ class Edit(Protocol):
         """Every parameter, for the record."""
         ...
 
-    def prepare(self, base: Checkpoint, name: str, device: torch.device) -> Prepared | None:
+    def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
         """Work out one tensor's change; None where there is none."""
         ...
 
@@ -164,7 +164,7 @@ class _Plain:
         """See :class:`Edit`."""
         return {"scale": self.scale}
 
-    def prepare(self, base: Checkpoint, name: str, device: torch.device) -> Prepared | None:
+    def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
         """See :class:`Edit`."""
         delta = self.vector.at(name)
         if delta is None:
@@ -283,7 +283,7 @@ class _Discriminating:
             **ridge,
         }
 
-    def prepare(self, base: Checkpoint, name: str, device: torch.device) -> Prepared | None:
+    def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
         """See :class:`Edit`; the plan has refused tensors of more than two axes."""
         found = self.decompose(base, name, device)
         if found is None:
@@ -306,7 +306,9 @@ class _Discriminating:
         }
         return Prepared(found.stored(left), facts)
 
-    def decompose(self, base: Checkpoint, name: str, device: torch.device) -> Decomposed | None:
+    def decompose(
+        self, base: Checkpoint, name: str, device: torch.device | str
+    ) -> Decomposed | None:
         """The task's and each keep task's leading factors; None where the task changes no matrix.
 
         Raises:

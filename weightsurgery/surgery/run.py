@@ -23,7 +23,6 @@ from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
-from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.surgery.companions import copy_companions
 from weightsurgery.surgery.edits import Edit
@@ -35,6 +34,7 @@ from weightsurgery.surgery.plan import (
 )
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
 from weightsurgery.surgery.stream import Progress, Stream
+from weightsurgery.surgery.windows import WAITING, Windows
 from weightsurgery.surgery.workers import pick_device, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
@@ -98,7 +98,7 @@ def apply(
     """
     selection = selection or Selection("all-linear" if edit.factors else "all")
     storage = storage or Storage()
-    where = pick_device(device)
+    where = _where(edit, device)
     plan = plan_edit(edit, base, out, selection, storage, workers, overwrite)
     target = Path(os.path.realpath(out))
     inputs = inputs_of(base, edit.vectors(), edit.statistics())
@@ -121,7 +121,7 @@ def apply(
                 **edit.parameters(),
                 "selection": asdict(selection),
                 "storage": asdict(storage),
-                "device": where.type,
+                "device": where.split(":")[0],
                 "allow_unrelated": allow_unrelated,
             },
             lineage=[kin.to_dict() for kin in lineage],
@@ -142,6 +142,13 @@ def apply(
     return Applied(record, tuple(_notices(record)), resumed)
 
 
+def _where(edit: Edit, device: str) -> str:
+    """The device as torch names it; elementwise edits stay with the CPU unless told otherwise."""
+    if device == "cpu" or (device == "auto" and not edit.factors):
+        return "cpu"
+    return str(pick_device(device))
+
+
 def _parent(base: Checkpoint) -> dict[str, str] | None:
     """The base's own record, where the base is an output of this tool."""
     path = base.path / RECORD_NAME
@@ -154,7 +161,7 @@ def _identity(
     edit: Edit,
     selection: Selection,
     storage: Storage,
-    device: torch.device,
+    device: str,
     inputs: Mapping[str, Input],
 ) -> str:
     """A digest of everything the output depends on; input files by size and time of change."""
@@ -163,7 +170,7 @@ def _identity(
         "parameters": edit.parameters(),
         "selection": asdict(selection),
         "storage": asdict(storage),
-        "device": device.type,
+        "device": device.split(":")[0],
         "versions": versions(),
         "inputs": {
             role: [
@@ -188,10 +195,42 @@ def _check_space(plan: Plan, staging: Staging) -> None:
 
 def _run(stream: Stream, inputs: Mapping[str, Input], record: EditRecord, workers: int) -> None:
     """Do all tensors, hash all files, and complete the record."""
+    read = files(inputs)
+    windows = Windows.of(stream)
+    if windows is not None:
+        digests, shas = _by_window(windows, read, workers)
+    else:
+        digests, shas = _by_tensor(stream, read, workers)
+    record.files = {
+        header.shard: {"sha256": shas[header.shard], "bytes": header.size}
+        for header in stream.plan.shards
+    }
+    record.inputs = recorded(inputs, digests)
+    facts = stream.writer.done
+    record.tensors, record.summary = _statistics(stream.edit, stream.base, stream.plan, facts)
+
+
+def _by_window(
+    windows: Windows, read: Sequence[Path], workers: int
+) -> tuple[dict[Path, str], dict[str, str]]:
+    """Digests of the inputs and of the output's shards, mostly taken on the way."""
+    stream = windows.stream
+    stream.total = stream.plan.write_bytes
+    windows.run(workers + WAITING)
+    stream.writer.seal()
+    rest = [path for path in read if path not in windows.inputs]
+    with ThreadPoolExecutor(workers, "ws") as pool:
+        digests = dict(zip(rest, pool.map(file_sha256, rest), strict=True))
+    return {**windows.inputs, **digests}, windows.outputs
+
+
+def _by_tensor(
+    stream: Stream, read: Sequence[Path], workers: int
+) -> tuple[dict[Path, str], dict[str, str]]:
+    """Digests of the inputs and of the output's shards, taken when the tensors are done."""
     base, writer = stream.base, stream.writer
     todo = [name for name in base.entries if name not in writer.done]
     todo.sort(key=lambda name: -base.entry(name).nbytes)
-    read = files(inputs)
     written = {header.shard: writer.staging.files / header.shard for header in stream.plan.shards}
     stream.total = sum(base.entry(name).nbytes for name in todo)
     stream.total += sum(path.stat().st_size for path in read) + stream.plan.write_bytes
@@ -213,12 +252,7 @@ def _run(stream: Stream, inputs: Mapping[str, Input], record: EditRecord, worker
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    record.files = {
-        header.shard: {"sha256": shas[header.shard], "bytes": header.size}
-        for header in stream.plan.shards
-    }
-    record.inputs = recorded(inputs, digests)
-    record.tensors, record.summary = _statistics(stream.edit, base, stream.plan, writer.done)
+    return digests, shas
 
 
 def _statistics(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.surgery.edits import Edit, Prepared
+from weightsurgery.surgery.finite import refuse_non_finite
 from weightsurgery.surgery.plan import Plan, Storage
 
 __all__ = ["Progress", "Stream"]
@@ -42,7 +42,7 @@ class Stream:
     base: Checkpoint
     plan: Plan
     storage: Storage
-    device: torch.device
+    device: str
     writer: CheckpointWriter
     progress: Progress | None
     total: int
@@ -101,15 +101,14 @@ class Stream:
                 if self.storage.rounding == "stochastic":
                     generator = generator_for(self.storage.seed, original, start)
             after = round_to(before + meant, stored, generator)
-            wanted = stats.wanted
             # Against what would be stored without the change: a narrower dtype rounds that too.
             unchanged = before if raw.dtype == stored else before.to(stored).to(wide)
             stats.add(unchanged, meant, after.to(wide))
-            if stats.wanted == wanted and raw.dtype == stored:
-                after = raw  # nothing changes here: −0 + 0 would lose its sign
+            if raw.dtype == stored:
+                after = torch.where(meant != 0, after, raw)  # −0 + 0 would lose its sign
             if prepared is None:
                 self._check_conversion(entry, target, before, after)
-            elif not math.isfinite(stats.meant + stats.written):
+            elif not stats.finite:
                 self._check_finite(entry, target, before, meant, after)
             data = after.contiguous().view(-1).view(torch.uint8).numpy().data
             self.writer.write(entry.name, start * target.row_bytes, data)
@@ -135,18 +134,8 @@ class Stream:
         meant: torch.Tensor,
         after: torch.Tensor,
     ) -> None:
-        where = f"tensor {entry.name!r} ({self.base.path / entry.shard})"
-        leave = f"Leave the tensor as it is with --exclude '{entry.name}'"
-        if not torch.isfinite(before).all():
-            raise NonFiniteError(f"{where}: NaN or infinity in the base", f"{leave}.")
-        if not torch.isfinite(meant).all():
-            labels = ", ".join(vector.label for vector in self.edit.vectors().values())
-            raise NonFiniteError(
-                f"{where}: NaN or infinity in the change ({labels})",
-                f"{leave}, or check the fine-tuned weights.",
-            )
-        if not torch.isfinite(after.to(meant.dtype)).all():
-            raise NonFiniteError(
-                f"{where}: the edited weights overflow {target.dtype}",
-                "Use a smaller --scale, or --dtype float32.",
-            )
+        found = [
+            bool(torch.isfinite(each).all()) for each in (before, meant, after.to(meant.dtype))
+        ]
+        if not all(found):
+            refuse_non_finite(self.edit, self.base, entry, target.dtype, found[0], found[1])

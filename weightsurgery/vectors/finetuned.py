@@ -11,7 +11,7 @@ from weightsurgery.checkpoint.naming import kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint, quantisation
 from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
 from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
-from weightsurgery.vectors.task_vector import Delta, DenseDelta
+from weightsurgery.vectors.task_vector import Delta, DenseDelta, Stored
 
 __all__ = ["FinetunedChange", "refuse_quantised"]
 
@@ -174,7 +174,10 @@ class FinetunedChange:
             return None
         other, limit = pair
         return DenseDelta(
-            lambda start, stop: self.finetuned.rows(other, start, stop), relative=True, limit=limit
+            lambda start, stop: self.finetuned.rows(other, start, stop),
+            relative=True,
+            limit=limit,
+            stored=Stored(self.finetuned, self.finetuned.entry(other)),
         )
 
     def provenance(self) -> Mapping[str, Any]:

@@ -12,8 +12,12 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from statistics import median_low
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from weightsurgery.algebra.elementwise import numbers
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES
 from weightsurgery.checkpoint.naming import kind_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
@@ -25,6 +29,11 @@ from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange
 from weightsurgery.vectors.statistics import InputStatistics, Statistics, WeightedStatistics
 from weightsurgery.vectors.task_vector import Change
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Sample = NDArray[np.float32]
 
 __all__ = ["Kinship", "check_lineage", "kinship", "sample"]
 
@@ -60,7 +69,7 @@ class Kinship:
         return asdict(self)
 
 
-def sample(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def sample(checkpoint: Checkpoint, name: str) -> Sample:
     """Elements spread evenly over a tensor: float32, shape ``(≤ ELEMENTS,)``."""
     entry = checkpoint.entry(name)
     runs = 8
@@ -70,8 +79,15 @@ def sample(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     for run in range(min(runs, entry.numel // length)):
         start = (entry.numel - length) * run // max(1, runs - 1) * width
         raw = checkpoint.read_bytes(name, start, start + length * width)
-        parts.append(torch.frombuffer(raw, dtype=torch_dtype(entry.dtype)).float())
-    return torch.cat(parts)
+        parts.append(_as_float32(raw, entry.dtype))
+    return np.concatenate(parts)
+
+
+def _as_float32(raw: bytearray, dtype: str) -> Sample:
+    if not dtype.startswith("F8"):
+        return numbers(raw, dtype).astype(np.float32)
+    found: Sample = torch.frombuffer(raw, dtype=torch_dtype(dtype)).float().numpy()
+    return found
 
 
 def sampled_names(checkpoint: Checkpoint) -> list[str]:
@@ -96,30 +112,27 @@ def sampled_names(checkpoint: Checkpoint) -> list[str]:
 def samples_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Samples of a base, for a saved vector's record: base64 of float32."""
     return {
-        name: base64.b64encode(sample(checkpoint, name).numpy().tobytes()).decode()
+        name: base64.b64encode(sample(checkpoint, name).tobytes()).decode()
         for name in sampled_names(checkpoint)
     }
 
 
-def _compare(
-    vector: str, pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]], evidence: str
-) -> Kinship:
+def _compare(vector: str, pairs: Mapping[str, tuple[Sample, Sample]], evidence: str) -> Kinship:
     cosines: dict[str, float] = {}
     sizes: dict[str, float] = {}
     for name, (ours, theirs) in pairs.items():
-        if not (torch.isfinite(ours).all() and torch.isfinite(theirs).all()):
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
             continue  # the edit itself names the tensor and the remedy
         if len(set(ours.tolist())) <= 2 and len(set(theirs.tolist())) <= 2:
             continue  # a mask, or nothing but zeros: alike in any two models
-        a, b = ours.double(), theirs.double()
-        norm, other = float(a.norm()), float(b.norm())
+        a, b = ours.astype(np.float64), theirs.astype(np.float64)
+        norm, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         cosines[name] = float(a @ b) / (norm * other) if norm > 0 and other > 0 else 0.0
-        sizes[name] = float((a - b).norm()) / norm if norm > 0 else float("inf")
+        sizes[name] = float(np.linalg.norm(a - b)) / norm if norm > 0 else float("inf")
     if not cosines:
         return Kinship(vector, "unknown", None, None, f"{evidence}: nothing to compare")
     alien = [name for name in cosines if cosines[name] < LEAST_COSINE or sizes[name] > MOST_SIZE]
-    cosine = float(torch.tensor(list(cosines.values())).median())
-    relative = float(torch.tensor(list(sizes.values())).median())
+    cosine, relative = median_low(cosines.values()), median_low(sizes.values())
     verdict = "unrelated" if len(alien) >= MOST_ALIEN * len(cosines) else "related"
     if alien:
         evidence += f"; {len(alien)} of {len(cosines)} matrices differ, {alien[0]!r} for one"
@@ -154,10 +167,10 @@ def kinship(base: Checkpoint, change: Change | InputStatistics) -> Kinship:
     return Kinship(change.label, "unknown", None, None, "a vector in memory")
 
 
-def _decoded(change: SavedChange | Statistics, text: object) -> torch.Tensor:
+def _decoded(change: SavedChange | Statistics, text: object) -> Sample:
     try:
         raw = base64.b64decode(text if isinstance(text, str) else "?", validate=True)
-        return torch.frombuffer(bytearray(raw), dtype=torch.float32)
+        return np.frombuffer(raw, "<f4")
     except ValueError:
         raise VectorError(
             f"{change.source.name}: damaged base_samples in its record", "Save the vector again."

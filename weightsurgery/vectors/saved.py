@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.source import Source
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
-from weightsurgery.vectors.task_vector import Delta, DenseDelta, FactorDelta
+from weightsurgery.vectors.task_vector import Delta, DenseDelta, FactorDelta, Stored
 
 __all__ = ["SavedChange", "VectorWriter", "is_saved_vector"]
 
@@ -110,7 +110,10 @@ class SavedChange:
         if is_factor:
             u, s, v = (self._weights.tensor(name + end).float() for end in _FACTORS)
             return FactorDelta.of(LowRank(u, s, v))
-        return DenseDelta(lambda start, stop: self._weights.rows(name, start, stop))
+        return DenseDelta(
+            lambda start, stop: self._weights.rows(name, start, stop),
+            stored=Stored(self._weights, self._weights.entry(name)),
+        )
 
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 from weightsurgery.algebra.lowrank import LowRank, RankRule, rank_by, recompress
 from weightsurgery.algebra.svd import Truncation, truncated_svd
-from weightsurgery.checkpoint.header import BLOCK_ELEMENTS
+from weightsurgery.checkpoint.header import BLOCK_ELEMENTS, TensorEntry
+from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 
-__all__ = ["Change", "Delta", "DenseDelta", "FactorDelta", "MappedChange", "TaskVector"]
+__all__ = ["Change", "Delta", "DenseDelta", "FactorDelta", "MappedChange", "Stored", "TaskVector"]
 
 RowReader = Callable[[int, int], "torch.Tensor"]
 
@@ -42,6 +43,19 @@ class Delta(Protocol):
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A tensor on disk.
+
+    Attributes:
+        checkpoint: Where it is read from.
+        entry: Where it lies there.
+    """
+
+    checkpoint: Checkpoint
+    entry: TensorEntry
+
+
+@dataclass(frozen=True)
 class DenseDelta:
     """A change given as numbers: a fine-tuned tensor's rows, or a difference's.
 
@@ -49,11 +63,13 @@ class DenseDelta:
         rows: ``rows(start, stop)`` returns fresh memory in any floating dtype.
         relative: Whether the rows are weights, from which the base is still to be taken away.
         limit: Rows from here on do not change (a longer vocabulary); None for all.
+        stored: Where the rows lie on disk, for those who read bytes; None if nowhere.
     """
 
     rows: RowReader
     relative: bool = False
     limit: int | None = None
+    stored: Stored | None = None
 
     def add_rows(
         self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
@@ -67,7 +83,7 @@ class DenseDelta:
         rows = self.rows(start, stop).to(out.dtype)
         if self.relative:
             rows.sub_(base)
-        out.add_(rows, alpha=scale)
+        out.add_(rows.mul_(scale))  # two roundings, as elsewhere: `alpha` would fuse them
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from weightsurgery.procedures.world.recipe import VARIANTS, Recipe
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.world.build import build_world
-    from weightsurgery.procedures.world.cache import default_cache, get_world
+    from weightsurgery.procedures.world.cache import get_world
     from weightsurgery.procedures.world.layout import World, copy_world, open_world
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "World",
     "build_world",
     "copy_world",
-    "default_cache",
     "get_world",
     "open_world",
 ]
@@ -31,7 +30,6 @@ _HOMES = {
     "World": "layout",
     "build_world": "build",
     "copy_world": "layout",
-    "default_cache": "cache",
     "get_world": "cache",
     "open_world": "layout",
 }

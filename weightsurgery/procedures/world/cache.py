@@ -1,23 +1,14 @@
 """Worlds that were made before: a cache directory, one world per seed and recipe."""
 
-import os
 from pathlib import Path
 
+from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.errors import OutputError
 from weightsurgery.procedures.world.build import Progress, build_world
 from weightsurgery.procedures.world.layout import World, open_world
 from weightsurgery.procedures.world.recipe import Recipe
 
-__all__ = ["default_cache", "get_world"]
-
-
-def default_cache() -> Path:
-    """`$WEIGHTSURGERY_CACHE`, else `weightsurgery` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    own = os.environ.get("WEIGHTSURGERY_CACHE")
-    if own:
-        return Path(own)
-    general = os.environ.get("XDG_CACHE_HOME")
-    return (Path(general) if general else Path.home() / ".cache") / "weightsurgery"
+__all__ = ["get_world"]
 
 
 def get_world(
@@ -32,7 +23,7 @@ def get_world(
 
     Args:
         seed: See `build_world`.
-        cache_dir: Where worlds are kept; `default_cache()` by default.
+        cache_dir: Where worlds are kept; `cache_directory()` by default.
         progress: Told how far each stage of making it is; not called for a world at hand.
         recipe: Sizes and hyperparameters; the full world by default.
         threads: Torch threads to make it with; a world at hand is taken whatever made it.
@@ -46,7 +37,7 @@ def get_world(
         WeightSurgeryError: The model did not learn the facts.
     """
     recipe = recipe or Recipe()
-    directory = (cache_dir or default_cache()) / f"world-{seed}-{recipe.key()}"
+    directory = (cache_dir or cache_directory()) / f"world-{seed}-{recipe.key()}"
     if not directory.is_dir():
         try:
             return build_world(directory, seed, progress, recipe=recipe, threads=threads)

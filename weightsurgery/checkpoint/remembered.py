@@ -1,0 +1,76 @@
+"""SHA-256 of files that were hashed before, so that a sweep over one base hashes it once.
+
+A digest is kept beside the file's device, inode, size and times of change, and trusted only while
+all of them agree: the kernel sets the change time at every write, and no program can set it back.
+A file changed less than two seconds before it was read is not remembered, since file systems keep
+coarse time. Nothing breaks when the cache is deleted; outputs are verified from their bytes always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+__all__ = ["Stamp", "cache_directory", "recall", "remember", "stamp"]
+
+# Smaller files are read again: that is as fast.
+LEAST_BYTES = 1 << 22
+
+_SETTLED_NS = 2_000_000_000
+
+Stamp = tuple[int, int, int, int, int]
+
+
+def cache_directory() -> Path:
+    """``$WEIGHTSURGERY_CACHE``, else ``weightsurgery`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("WEIGHTSURGERY_CACHE")
+    if own:
+        return Path(own)
+    general = os.environ.get("XDG_CACHE_HOME")
+    return (Path(general) if general else Path.home() / ".cache") / "weightsurgery"
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes when a file does: device, inode, size, modification and change time."""
+    facts = os.stat(path)
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _place(path: Path) -> Path:
+    name = hashlib.sha256(os.path.realpath(path).encode(errors="surrogateescape")).hexdigest()
+    return cache_directory() / "sha256" / f"{name}.json"
+
+
+def recall(path: Path) -> str | None:
+    """The digest of a file that has not changed since it was hashed; None if there is none."""
+    try:
+        noted = json.loads(_place(path).read_text(encoding="ascii"))
+        same = tuple(noted["stamp"]) == stamp(path)
+        digest = noted["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return digest if same and isinstance(digest, str) and len(digest) == 64 else None
+
+
+def remember(path: Path, before: Stamp, digest: str) -> None:
+    """Keep the digest of a file, if it did not change while it was read.
+
+    Args:
+        path: The file.
+        before: Its :func:`stamp` before it was read.
+        digest: SHA-256, hexadecimal.
+    """
+    if before[2] < LEAST_BYTES or time.time_ns() - before[4] < _SETTLED_NS:
+        return
+    place = _place(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no cache
+        if stamp(path) != before:
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f"{place.name}.{os.getpid()}")
+        draft.write_text(json.dumps({"stamp": before, "sha256": digest}), encoding="ascii")
+        draft.replace(place)

@@ -1,0 +1,394 @@
+"""Elementwise edits, window by window of each shard's file.
+
+An output shard is the base shard with some byte ranges rewritten, so it is made the way it lies on
+disk: a window of the base's file is read, the changes of the tensors in it are added where they
+stand, and the window is written past the page cache. Each byte is touched once: the output's
+SHA-256, and the inputs' where it is not known yet, are taken from the same memory.
+
+A thread owns its buffers and does everything to one window; windows of a shard take turns only at
+the hashes. As many shards as there are cores are under way at a time, since a hash is sequential.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.algebra.elementwise import DTYPES, Term, combine, finite
+from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import known_sha256
+from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
+from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.finite import refuse_non_finite
+from weightsurgery.surgery.stream import Stream
+from weightsurgery.surgery.workers import cores, results
+from weightsurgery.vectors.task_vector import DenseDelta, Stored, SumDelta
+
+__all__ = ["WAITING", "Windows"]
+
+# Bytes of a shard's file worked on at a time: with a fine-tune's beside it, it stays in cache.
+WINDOW = 1 << 21
+
+# Threads beyond the cores, to work while others wait for the disk.
+WAITING = 2
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A term of one tensor's change: where its numbers lie."""
+
+    stored: Stored
+    factor: float
+    relative: bool
+    elements: int  # from here on nothing changes (a longer vocabulary)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What is done to one tensor."""
+
+    entry: TensorEntry
+    original: str
+    factor: float
+    parts: tuple[_Part, ...]
+
+
+class _Digest:
+    """SHA-256 of a file whose windows come from several threads: each waits for its turn."""
+
+    def __init__(self, failed: threading.Event) -> None:
+        self._failed = failed
+        self._hash = hashlib.sha256()
+        self._next = 0
+        self._turn = threading.Condition()
+
+    def update(self, number: int, data: memoryview) -> None:
+        with self._turn:
+            while self._next != number:
+                self._turn.wait(0.1)
+                if self._failed.is_set():
+                    return
+        self._hash.update(data)
+        with self._turn:
+            self._next += 1
+            self._turn.notify_all()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclass
+class _Tensor:
+    """How far one tensor is."""
+
+    missing: int
+    stats: list[ChangeStats | None]
+
+
+@dataclass
+class _Shard:
+    """One shard under way.
+
+    Attributes:
+        header: Of base and output.
+        changes: Of the tensors that change, in the order of their bytes.
+        beside: Checkpoints whose shard of this name has the same tensors at the same offsets, so
+            that a window of theirs is one read.
+        output: SHA-256 of the output.
+        inputs: SHA-256 of the base's and of ``beside``'s files, where it is not known yet.
+    """
+
+    header: ShardHeader
+    changes: list[_Change]
+    beside: list[Checkpoint]
+    output: _Digest
+    inputs: dict[Path, tuple[_Digest, Stamp]] = field(default_factory=dict)
+
+
+class _Buffers:
+    """Page-aligned memory of one thread, kept from window to window."""
+
+    def __init__(self) -> None:
+        self._kept: dict[object, mmap.mmap] = {}
+
+    def get(self, key: object, size: int) -> memoryview:
+        if key not in self._kept or len(self._kept[key]) < size:
+            self._kept[key] = mmap.mmap(-1, max(size, WINDOW))
+        return memoryview(self._kept[key])[:size]
+
+
+class Windows:
+    """One elementwise edit over all shards; see the module's text.
+
+    Args:
+        stream: The run: edit, base, plan, writer and progress.
+
+    Attributes:
+        inputs: After :meth:`run`: SHA-256 of those input files that were hashed on the way.
+        outputs: After :meth:`run`: SHA-256 of the output's shards, by name.
+    """
+
+    def __init__(self, stream: Stream, changes: Mapping[str, _Change]) -> None:
+        self.stream = stream
+        self.inputs: dict[Path, str] = {}
+        self.outputs: dict[str, str] = {}
+        self._failed = threading.Event()
+        self._lock = threading.Lock()
+        self._shards = [self._open(header, changes) for header in stream.base.shards.values()]
+        self._tensors: dict[str, _Tensor] = {}
+        for shard in self._shards:
+            for entry in shard.header.entries:
+                count = len(_windows_of(entry))
+                self._tensors[entry.name] = _Tensor(count, [None] * count)
+
+    @classmethod
+    def of(cls, stream: Stream) -> Windows | None:
+        """The edit as windows; None if it is not elementwise on bytes of one layout.
+
+        That is: it needs no decomposition, the output keeps each dtype and rounds to nearest, and
+        every change is stored as bfloat16, float16 or float32 numbers of such a tensor.
+        """
+        plan, storage = stream.plan, stream.storage
+        if stream.edit.factors or storage.rounding != "nearest":
+            return None
+        if any(mine is not stream.base.shards[mine.shard] for mine in plan.shards):
+            return None
+        changes: dict[str, _Change] = {}
+        for name, factor in plan.edited.items():
+            entry = stream.base.entry(name)
+            original = plan.copies.get(name, name)
+            delta = _delta(stream.edit, original)
+            if delta is None or not entry.numel:
+                continue
+            parts = _parts(delta, entry, stream.edit.sign * stream.edit.scale * factor)
+            if parts is None:
+                return None
+            changes[name] = _Change(entry, original, factor, parts)
+        return cls(stream, changes)
+
+    def run(self, workers: int) -> None:
+        """Do all windows.
+
+        Raises:
+            WeightSurgeryError: A tensor holds NaN or infinity, or a disk fails.
+        """
+        for name, tensor in self._tensors.items():
+            if not tensor.stats and name not in self.stream.writer.done:
+                self.stream.writer.finish(name, {})
+        todo = _in_turn(self._shards, cores())
+        with ThreadPoolExecutor(workers, "ws") as pool:
+            results([pool.submit(self._work, todo) for _ in range(workers)])
+        for shard in self._shards:
+            self.outputs[shard.header.shard] = shard.output.hexdigest()
+            for path, (digest, before) in shard.inputs.items():
+                self.inputs[path] = digest.hexdigest()
+                remember(path, before, self.inputs[path])
+
+    def _open(self, header: ShardHeader, changes: Mapping[str, _Change]) -> _Shard:
+        base = self.stream.base
+        mine = [changes[entry.name] for entry in header.entries if entry.name in changes]
+        others = {id(p.stored.checkpoint): p.stored.checkpoint for c in mine for p in c.parts}
+        beside = [other for other in others.values() if _same_layout(header, other)]
+        shard = _Shard(header, mine, beside, _Digest(self._failed))
+        for checkpoint in (base, *beside):
+            path = checkpoint.path / header.shard
+            if known_sha256(path) is None:
+                shard.inputs[path] = (_Digest(self._failed), stamp(path))
+        return shard
+
+    def _work(self, todo: Iterator[tuple[_Shard, int]]) -> None:
+        buffers = _Buffers()
+        try:
+            while not self._failed.is_set():
+                with self._lock:
+                    window = next(todo, None)
+                if window is None:
+                    return
+                self._window(*window, buffers)
+        except BaseException:
+            self._failed.set()  # the others may be waiting for this window's turn
+            raise
+
+    def _window(self, shard: _Shard, number: int, buffers: _Buffers) -> None:
+        base, writer, header = self.stream.base, self.stream.writer, shard.header
+        start = number * WINDOW
+        stop = min(start + WINDOW, header.size)
+        data = buffers.get("base", stop - start)
+        base.read_shard_into(header.shard, start, data)
+        self._hash(shard, base, number, data)
+        tuned: dict[int, memoryview] = {}
+        for other in shard.beside:
+            view = buffers.get(id(other), stop - start)
+            other.read_shard_into(header.shard, start, view)
+            self._hash(shard, other, number, view)
+            tuned[id(other)] = view
+        inside = [e for e in header.entries if e.start < stop and e.stop > start]
+        if inside and all(entry.name in writer.done for entry in inside):
+            writer.read_window(header.shard, start, data)  # an interrupted run wrote it
+        else:
+            for change in shard.changes:
+                if change.entry.start < stop and change.entry.stop > start:
+                    self._edit(change, start, data, tuned, buffers)
+            writer.write_window(header.shard, start, data)
+        shard.output.update(number, data)
+        self._finish(inside, start, stop)
+        self.stream.advance(self.stream.edit.name, len(data))
+
+    def _hash(self, shard: _Shard, of: Checkpoint, number: int, data: memoryview) -> None:
+        found = shard.inputs.get(of.path / shard.header.shard)
+        if found is not None:
+            found[0].update(number, data)
+
+    def _edit(
+        self,
+        change: _Change,
+        start: int,
+        data: memoryview,
+        tuned: Mapping[int, memoryview],
+        buffers: _Buffers,
+    ) -> None:
+        """Add a tensor's change to the part of it that lies in a window."""
+        entry = change.entry
+        width = entry.nbytes // entry.numel
+        first = max(0, (start - entry.start) // width)
+        last = min(entry.numel, (start + len(data) - entry.start) // width)
+        total = ChangeStats()
+        # Where a term ends early, what follows has fewer terms.
+        ends = sorted({min(max(part.elements, first), last) for part in change.parts} | {last})
+        for end in ends:
+            parts = [part for part in change.parts if part.elements >= end]
+            at = entry.start + first * width - start
+            piece = data[at : at + (end - first) * width]
+            if parts and end > first:
+                terms = [
+                    Term(
+                        self._numbers(part, entry, first, end, start, tuned, (order, buffers)),
+                        part.stored.entry.dtype,
+                        part.factor,
+                        part.relative,
+                    )
+                    for order, part in enumerate(parts)
+                ]
+                total.merge(self._combine(change, piece, first, terms))
+            elif end > first:  # the difference to itself
+                same = [Term(piece, entry.dtype, 1.0, True)]
+                total.merge(self._combine(change, piece, first, same))
+            first = end
+        # Tensors begin anywhere in the file, so windows count from the one they begin in.
+        self._tensors[entry.name].stats[start // WINDOW - entry.start // WINDOW] = total
+
+    def _numbers(
+        self,
+        part: _Part,
+        entry: TensorEntry,
+        first: int,
+        last: int,
+        start: int,
+        tuned: Mapping[int, memoryview],
+        memory: tuple[int, _Buffers],
+    ) -> memoryview:
+        """Elements ``first:last`` of a term: from the window that was read, or read now."""
+        where = part.stored.entry
+        width = where.nbytes // where.numel
+        window = tuned.get(id(part.stored.checkpoint))
+        if window is not None and where.name == entry.name:
+            at = where.start + first * width - start
+            return window[at : at + (last - first) * width]
+        view = memory[1].get(("term", memory[0]), (last - first) * width)
+        part.stored.checkpoint.read_into(where, first * width, view)
+        return view
+
+    def _combine(
+        self, change: _Change, piece: memoryview, first: int, terms: Sequence[Term]
+    ) -> ChangeStats:
+        entry = change.entry
+        stats = combine(piece, entry.dtype, terms, piece)
+        if not stats.finite:
+            # The base's numbers are gone: read them again, for exact sums or for the message.
+            fresh = memoryview(bytearray(len(piece)))
+            self.stream.base.read_into(entry, first * (entry.nbytes // entry.numel), fresh)
+            stats = combine(fresh, entry.dtype, terms, piece)
+            if not stats.finite:
+                change_ok = all(finite(term.data, term.dtype) for term in terms)
+                base_ok = finite(fresh, entry.dtype)
+                edit, base = self.stream.edit, self.stream.base
+                change_ok &= math.isfinite(stats.meant)
+                refuse_non_finite(edit, base, entry, entry.dtype, base_ok, change_ok)
+        return stats
+
+    def _finish(self, inside: Sequence[TensorEntry], start: int, stop: int) -> None:
+        for entry in inside:
+            tensor = self._tensors[entry.name]
+            with self._lock:
+                tensor.missing -= 1
+                whole = tensor.missing == 0
+            if whole and entry.name not in self.stream.writer.done:
+                self.stream.writer.finish(entry.name, self._facts(entry.name, tensor))
+
+    def _facts(self, name: str, tensor: _Tensor) -> dict[str, Any]:
+        found = [stats for stats in tensor.stats if stats is not None]
+        if not found:
+            return {}
+        total = ChangeStats()
+        for stats in found:  # in the order of the bytes, whoever came first
+            total.merge(stats)
+        return {"stats": asdict(total), "factor": self.stream.plan.edited[name]}
+
+
+def _delta(edit: Edit, name: str) -> SumDelta | None:
+    (vector,) = edit.vectors().values()
+    return vector.at(name)
+
+
+def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[_Part, ...] | None:
+    """Where a change's numbers lie; None if they are no plain numbers on disk."""
+    found = []
+    for factor, term in delta.terms:
+        if not isinstance(term, DenseDelta) or term.stored is None:
+            return None
+        where = term.stored.entry
+        if entry.dtype not in DTYPES or where.dtype not in DTYPES:
+            return None
+        if entry.start % (entry.nbytes // entry.numel):
+            return None  # an element may lie across two windows
+        row = entry.numel // entry.rows
+        elements = entry.numel if term.limit is None else min(term.limit * row, entry.numel)
+        found.append(_Part(term.stored, scale * factor, term.relative, elements))
+    return tuple(found)
+
+
+def _same_layout(header: ShardHeader, other: Checkpoint) -> bool:
+    theirs = other.shards.get(header.shard)
+    return theirs is not None and theirs.size == header.size and theirs.entries == header.entries
+
+
+def _windows_of(entry: TensorEntry) -> range:
+    """Numbers of the windows that hold some of a tensor."""
+    if entry.stop == entry.start:
+        return range(0)
+    return range(entry.start // WINDOW, (entry.stop - 1) // WINDOW + 1)
+
+
+def _in_turn(shards: Sequence[_Shard], together: int) -> Iterator[tuple[_Shard, int]]:
+    """All windows, each shard's in order, so many shards at a time, the largest first."""
+    waiting = sorted(shards, key=lambda shard: -shard.header.size)
+    active: list[tuple[_Shard, Iterator[int]]] = []
+    while waiting or active:
+        while waiting and len(active) < together:
+            shard = waiting.pop(0)
+            active.append((shard, iter(range(-(-shard.header.size // WINDOW)))))
+        for each in list(active):
+            number = next(each[1], None)
+            if number is None:
+                active.remove(each)
+            else:
+                yield each[0], number
