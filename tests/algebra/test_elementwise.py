@@ -45,7 +45,7 @@ def close(one: ChangeStats, other: ChangeStats) -> bool:
     scale = max(other.base, other.meant, 1e-300)
     return (one.wanted, one.moved) == (other.wanted, other.moved) and all(
         abs(getattr(one, name) - getattr(other, name)) <= 1e-6 * scale
-        for name in ("base", "meant", "written", "inner", "along")
+        for name in ("base", "meant", "written", "missed", "along")
     )
 
 
@@ -140,3 +140,28 @@ def test_every_dtype_has_a_numpy_fallback(monkeypatch):
     out = bytearray(200)
     combine(raw(base), "BF16", [Term(raw(tuned), "BF16", 1.0, True)], out)
     assert out == expected != raw(base)
+
+
+@needs_compiled
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_every_half_precision_number_and_its_neighbours(dtype):
+    """All finite numbers of the format, moved by changes from far below to far above its steps."""
+    bits = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    base = bits.view(TORCH[dtype])
+    base = base[torch.isfinite(base) & (base.abs() < 1e30)]
+    generator = torch.Generator().manual_seed(3)
+    size = torch.rand(base.numel(), generator=generator) * 12 - 11
+    change = base.float() * torch.randn(base.numel(), generator=generator) * torch.exp2(size)
+    change += torch.randn(base.numel(), generator=generator) * 1e-8
+    expected, _, _ = by_torch(base, [(change, 1.0, False)])
+    fine = torch.isfinite(expected)
+    base, change, expected = base[fine], change[fine], expected[fine]
+    assert (expected != base).float().mean() > 0.2
+    for terms in ([Term(raw(change), "F32", 1.0, False)], [Term(raw(expected), dtype, 1.0, True)]):
+        out = bytearray(len(raw(base)))
+        combine(raw(base), dtype, terms, out)
+        wanted = bytearray(len(out))
+        _with_numpy(raw(base), dtype, terms, wanted)
+        assert out == wanted
+    combine(raw(base), dtype, [Term(raw(change), "F32", 1.0, False)], out)
+    assert out == raw(expected)

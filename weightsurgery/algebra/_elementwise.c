@@ -22,8 +22,6 @@ enum kind { BF16, F16, F32, KINDS };
 static const Py_ssize_t size_of[KINDS] = {2, 2, 4};
 
 typedef uint16_t u16s __attribute__((vector_size(2 * WIDE)));
-typedef int16_t i16s __attribute__((vector_size(2 * WIDE)));
-typedef _Float16 halves __attribute__((vector_size(2 * WIDE)));
 typedef uint32_t u32s __attribute__((vector_size(4 * WIDE)));
 typedef int32_t i32s __attribute__((vector_size(4 * WIDE)));
 typedef float floats __attribute__((vector_size(4 * WIDE)));
@@ -35,27 +33,58 @@ struct term {
     float factor;
 };
 
-/* What a pass has found: 0 |w|^2, 1 |d|^2, 2 |r|^2, 3 <d, r>, 4 <w, d>, 5 wanted, 6 moved. */
+/* What a pass has found: 0 |w|^2, 1 |d|^2, 2 |r|^2, 3 |r - d|^2, 4 <w, d>, 5 wanted, 6 moved. */
 struct sums {
     double total[SUMS];
 };
 
+INLINED floats as_floats(u32s bits) {
+    floats wide;
+    memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+INLINED u32s as_bits(floats wide) {
+    u32s bits;
+    memcpy(&bits, &wide, sizeof bits);
+    return bits;
+}
+
+/* From the low half of each word, the upper being zero. A bfloat16 is the upper half of a float32;
+ * float16: exponent and fraction moved into place, and the
+ * exponent's bias corrected by a product, which is exact for subnormal numbers too. */
+INLINED floats decoded(u32s half, enum kind kind) {
+    if (kind == BF16) return as_floats(half << 16);
+    u32s size = half & 0x7fff;
+    u32s bits = as_bits(as_floats(size << 13) * 0x1p112f);
+    bits |= (u32s)(size >= 0x7c00) & 0x7f800000; /* infinity and NaN stay such */
+    return as_floats(bits | (half & 0x8000) << 16);
+}
+
+/* Into the low half of each word, to nearest, ties to even; the upper half is zero. */
+INLINED u32s encoded(floats value, enum kind kind) {
+    u32s bits = as_bits(value);
+    if (kind == BF16) return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    u32s size = bits & 0x7fffffff;
+    u32s normal = (size + 0xfff + ((size >> 13) & 1) - (112u << 23)) >> 13;
+    /* Under 2^-14 a float16 counts in units of 2^-24, which are those of float32 next to 1/2. */
+    u32s tiny = as_bits(as_floats(size) + 0.5f) - 0x3f000000;
+    u32s small = (u32s)(size < (113u << 23)), large = (u32s)(size >= 0x477ff000);
+    u32s half = (tiny & small) | (normal & ~small);
+    half = (0x7c00 & large) | (half & ~large);
+    return half | ((bits >> 16) & 0x8000);
+}
+
 /* WIDE elements as float32. */
 INLINED floats widen(const char *from, enum kind kind) {
     floats wide;
+    u16s bits;
     if (kind == F32) {
         memcpy(&wide, from, sizeof wide);
-    } else if (kind == BF16) {
-        u16s bits;
-        memcpy(&bits, from, sizeof bits);
-        u32s shifted = __builtin_convertvector(bits, u32s) << 16;
-        memcpy(&wide, &shifted, sizeof wide);
-    } else {
-        halves half;
-        memcpy(&half, from, sizeof half);
-        wide = __builtin_convertvector(half, floats);
+        return wide;
     }
-    return wide;
+    memcpy(&bits, from, sizeof bits);
+    return decoded(__builtin_convertvector(bits, u32s), kind);
 }
 
 /* To nearest, ties to even, where `changes` is set, and the bits of `before` elsewhere: -0 + 0
@@ -69,24 +98,42 @@ INLINED floats narrow(char *to, const char *before, floats value, i32s changes, 
         memcpy(to, &bits, sizeof bits);
         return value;
     }
-    floats stored;
-    u16s low, old, mask = (u16s)__builtin_convertvector(changes, i16s);
+    u32s half = encoded(value, kind);
+    u16s old, low = __builtin_convertvector(half, u16s);
+    u16s mask = __builtin_convertvector((u32s)changes, u16s);
     memcpy(&old, before, sizeof old);
-    if (kind == BF16) {
-        u32s bits;
-        memcpy(&bits, &value, sizeof bits);
-        bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        low = __builtin_convertvector(bits, u16s);
-        bits <<= 16;
-        memcpy(&stored, &bits, sizeof stored);
-    } else {
-        halves half = __builtin_convertvector(value, halves);
-        memcpy(&low, &half, sizeof low);
-        stored = __builtin_convertvector(half, floats);
-    }
     low = (low & mask) | (old & ~mask);
     memcpy(to, &low, sizeof low);
-    return stored;
+    return decoded(half, kind);
+}
+
+/* How a pass works: any dtypes; one difference in the weights' own dtype;
+ * 16-bit numbers of one kind, several terms or one. */
+enum way { ANY, ALIKE, PAIRS, PAIR };
+
+/* Adds WIDE weights, their change and what is stored to running sums. */
+struct lanes {
+    floats w2, d2, r2, e2, wd;
+    i32s wanted, moved;
+};
+
+INLINED void tally(struct lanes *l, floats w, floats d, i32s changes, floats stored) {
+    floats r = stored - w, e = r - d;
+    l->wanted -= changes;
+    l->moved -= changes & (r != 0);
+    l->w2 += w * w;
+    l->d2 += d * d;
+    l->r2 += r * r;
+    l->e2 += e * e;
+    l->wd += w * d;
+}
+
+INLINED void collect(struct sums *sums, const struct lanes *l) {
+    for (int j = 0; j < WIDE; j++) {
+        sums->total[0] += l->w2[j], sums->total[1] += l->d2[j], sums->total[2] += l->r2[j];
+        sums->total[3] += l->e2[j], sums->total[4] += l->wd[j];
+        sums->total[5] += l->wanted[j], sums->total[6] += l->moved[j];
+    }
 }
 
 /* Up to TILE elements, a multiple of WIDE. Each of the WIDE lanes sums at most TILE / WIDE float32
@@ -94,10 +141,9 @@ INLINED floats narrow(char *to, const char *before, floats value, i32s changes, 
 INLINED void tile(const char *base, enum kind kind, const struct term *terms, int count,
                   int alike, char *out, float *change, Py_ssize_t length, struct sums *sums) {
     const Py_ssize_t width = size_of[kind];
-    floats w2 = {0}, d2 = {0}, r2 = {0}, dr = {0}, wd = {0};
-    i32s wanted = {0}, moved = {0};
+    struct lanes lanes = {0};
     for (Py_ssize_t i = 0; i < length; i += WIDE) {
-        floats w = widen(base + i * width, kind), d;
+        floats w = widen(base + i * width, kind), d = {0};
         if (alike) {
             d = terms[0].factor * (widen(terms[0].data + i * width, kind) - w);
         } else {
@@ -109,68 +155,102 @@ INLINED void tile(const char *base, enum kind kind, const struct term *terms, in
             }
         }
         i32s changes = d != 0;
-        floats r = narrow(out + i * width, base + i * width, w + d, changes, kind) - w;
-        wanted -= changes;
-        moved -= changes & (r != 0);
-        w2 += w * w;
-        d2 += d * d;
-        r2 += r * r;
-        dr += d * r;
-        wd += w * d;
+        tally(&lanes, w, d, changes, narrow(out + i * width, base + i * width, w + d, changes, kind));
         if (change) memcpy(change + i, &d, sizeof d);
     }
-    for (int j = 0; j < WIDE; j++) {
-        sums->total[0] += w2[j], sums->total[1] += d2[j], sums->total[2] += r2[j];
-        sums->total[3] += dr[j], sums->total[4] += wd[j];
-        sums->total[5] += wanted[j], sums->total[6] += moved[j];
-    }
+    collect(sums, &lanes);
 }
 
-INLINED void whole(const char *base, enum kind kind, struct term *terms, int count, int alike,
+/* Up to TILE elements, a multiple of 2 * WIDE; weights and terms of one 16-bit kind, two in each
+ * 32-bit word: widening 16-bit lanes costs more than the arithmetic. */
+INLINED void pairs(const char *base, enum kind kind, const struct term *terms, int count,
                    char *out, float *change, Py_ssize_t length, struct sums *sums) {
-    const Py_ssize_t width = size_of[kind];
+    struct lanes lanes = {0};
+    for (Py_ssize_t i = 0; i < length; i += 2 * WIDE) {
+        u32s words;
+        memcpy(&words, base + 2 * i, sizeof words);
+        floats wl = decoded(words & 0xffff, kind), wu = decoded(words >> 16, kind);
+        floats dl = {0}, du = {0};
+        for (int t = 0; t < count; t++) {
+            u32s given;
+            memcpy(&given, terms[t].data + 2 * i, sizeof given);
+            floats l = decoded(given & 0xffff, kind), u = decoded(given >> 16, kind);
+            if (terms[t].relative) l -= wl, u -= wu;
+            l *= terms[t].factor, u *= terms[t].factor;
+            dl = t ? dl + l : l, du = t ? du + u : u;
+        }
+        i32s cl = dl != 0, cu = du != 0;
+        u32s low = encoded(wl + dl, kind), up = encoded(wu + du, kind);
+        u32s mask = ((u32s)cl & 0xffff) | ((u32s)cu & 0xffff0000u);
+        u32s result = ((low | up << 16) & mask) | (words & ~mask);
+        memcpy(out + 2 * i, &result, sizeof result);
+        tally(&lanes, wl, dl, cl, decoded(low, kind));
+        tally(&lanes, wu, du, cu, decoded(up, kind));
+        if (change)
+            for (int j = 0; j < WIDE; j++) change[i + 2 * j] = dl[j], change[i + 2 * j + 1] = du[j];
+    }
+    collect(sums, &lanes);
+}
+
+INLINED void whole(const char *base, enum kind kind, struct term *terms, int count, enum way way,
+                   char *out, float *change, Py_ssize_t length, struct sums *sums) {
+    const Py_ssize_t width = size_of[kind], step = way >= PAIRS ? 2 * WIDE : WIDE;
     char scratch[4 * TILE];
     Py_ssize_t at = 0;
-    while (length - at >= WIDE) {
-        Py_ssize_t now = length - at < TILE ? (length - at) / WIDE * WIDE : TILE;
-        tile(base + at * width, kind, terms, count, alike, out ? out + at * width : scratch,
-             change ? change + at : NULL, now, sums);
+    while (length - at >= step) {
+        Py_ssize_t now = length - at < TILE ? (length - at) / step * step : TILE;
+        char *to = out ? out + at * width : scratch;
+        float *changed = change ? change + at : NULL;
+        if (way >= PAIRS)
+            pairs(base + at * width, kind, terms, way == PAIR ? 1 : count, to, changed, now, sums);
+        else
+            tile(base + at * width, kind, terms, count, way == ALIKE, to, changed, now, sums);
         for (int t = 0; t < count; t++) terms[t].data += now * size_of[terms[t].kind];
         at += now;
     }
-    if (at < length) { /* the rest, padded with zeros, which change nothing */
+    while (at < length) { /* the rest, padded with zeros, which change nothing */
         char padded[4 * WIDE] = {0}, others[MOST_TERMS][4 * WIDE];
+        struct term rest[MOST_TERMS];
         float changed[WIDE];
-        Py_ssize_t rest = length - at;
-        memcpy(padded, base + at * width, rest * width);
+        Py_ssize_t now = length - at < WIDE ? length - at : WIDE;
+        memcpy(padded, base + at * width, now * width);
         for (int t = 0; t < count; t++) {
+            rest[t] = terms[t];
             memset(others[t], 0, sizeof others[t]);
-            memcpy(others[t], terms[t].data, rest * size_of[terms[t].kind]);
-            terms[t].data = others[t];
+            memcpy(others[t], terms[t].data, now * size_of[terms[t].kind]);
+            rest[t].data = others[t];
+            terms[t].data += now * size_of[terms[t].kind];
         }
-        tile(padded, kind, terms, count, alike, scratch, changed, WIDE, sums);
-        if (out) memcpy(out + at * width, scratch, rest * width);
-        if (change) memcpy(change + at, changed, rest * sizeof *change);
+        tile(padded, kind, rest, count, 0, scratch, changed, WIDE, sums);
+        if (out) memcpy(out + at * width, scratch, now * width);
+        if (change) memcpy(change + at, changed, now * sizeof *change);
+        at += now;
     }
 }
 
 FOR_EACH_PROCESSOR static void combine_all(const char *base, enum kind kind, struct term *terms,
                                            int count, char *out, float *change,
                                            Py_ssize_t length, struct sums *sums) {
-    /* The common cases are compiled each for itself: the difference to one checkpoint. */
-    int alike = count == 1 && terms[0].relative && terms[0].kind == kind && !change;
-    if (alike && kind == BF16)
-        whole(base, BF16, terms, 1, 1, out, NULL, length, sums);
-    else if (alike && kind == F16)
-        whole(base, F16, terms, 1, 1, out, NULL, length, sums);
-    else if (alike)
-        whole(base, F32, terms, 1, 1, out, NULL, length, sums);
+    /* The common cases are compiled each for itself. */
+    int same = 1;
+    for (int t = 0; t < count; t++) same &= terms[t].kind == kind;
+    int alike = same && count == 1 && terms[0].relative && !change;
+    if (same && kind == BF16 && count == 1)
+        whole(base, BF16, terms, count, PAIR, out, change, length, sums);
+    else if (same && kind == BF16)
+        whole(base, BF16, terms, count, PAIRS, out, change, length, sums);
     else if (kind == BF16)
-        whole(base, BF16, terms, count, 0, out, change, length, sums);
+        whole(base, BF16, terms, count, ANY, out, change, length, sums);
+    else if (same && kind == F16 && count == 1)
+        whole(base, F16, terms, count, PAIR, out, change, length, sums);
+    else if (same && kind == F16)
+        whole(base, F16, terms, count, PAIRS, out, change, length, sums);
     else if (kind == F16)
-        whole(base, F16, terms, count, 0, out, change, length, sums);
+        whole(base, F16, terms, count, ANY, out, change, length, sums);
+    else if (alike)
+        whole(base, F32, terms, 1, ALIKE, out, NULL, length, sums);
     else
-        whole(base, F32, terms, count, 0, out, change, length, sums);
+        whole(base, F32, terms, count, ANY, out, change, length, sums);
 }
 
 static PyObject *combine(PyObject *module, PyObject *arguments) {

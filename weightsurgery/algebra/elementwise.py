@@ -149,8 +149,8 @@ def _with_numpy(
 
 
 def _sums(w: NDArray[Any], d: NDArray[Any], r: NDArray[Any]) -> ChangeStats:
-    wide = [each.astype(np.float64) for each in (w, d, r)]
-    pairs = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 1))
+    wide = [each.astype(np.float64) for each in (w, d, r, r - d)]
+    pairs = ((0, 0), (1, 1), (2, 2), (3, 3), (0, 1))
     dots = [float(np.dot(wide[i], wide[j])) for i, j in pairs]
     wanted = d != 0
     counts = (int(np.count_nonzero(each)) for each in (wanted, wanted & (r != 0)))

@@ -94,7 +94,7 @@ class ChangeStats:
         base: ``‖W‖²``.
         meant: ``‖d‖²``.
         written: ``‖w‖²``.
-        inner: ``⟨d, w⟩``.
+        missed: ``‖w − d‖²``.
         along: ``⟨W, d⟩``.
         wanted: Number of elements with ``d ≠ 0``.
         moved: Number of those with ``w ≠ 0``.
@@ -103,7 +103,7 @@ class ChangeStats:
     base: float = 0.0
     meant: float = 0.0
     written: float = 0.0
-    inner: float = 0.0
+    missed: float = 0.0
     along: float = 0.0
     wanted: int = 0
     moved: int = 0
@@ -115,7 +115,8 @@ class ChangeStats:
         """
         wide = [each.reshape(-1).double() for each in (before, meant)]
         written = after.reshape(-1).double() - wide[0]
-        pairs = ((wide[0], wide[0]), (wide[1], wide[1]), (written, written), (wide[1], written))
+        missed = written - wide[1]
+        pairs = ((wide[0], wide[0]), (wide[1], wide[1]), (written, written), (missed, missed))
         sums = [float(torch.dot(a, b)) for a, b in (*pairs, (wide[0], wide[1]))]
         wanted = wide[1] != 0
         moved = wanted & (written != 0)
@@ -124,7 +125,7 @@ class ChangeStats:
 
     def merge(self, other: ChangeStats) -> None:
         """Add another tensor's or part's sums."""
-        for name in ("base", "meant", "written", "inner", "along", "wanted", "moved"):
+        for name in ("base", "meant", "written", "missed", "along", "wanted", "moved"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
@@ -145,12 +146,10 @@ class ChangeStats:
     @property
     def agreement(self) -> float:
         """``⟨w, d⟩ / ‖d‖²``: 1 when what was written is what was meant, negative if flipped."""
-        return self.inner / self.meant if self.meant > 0 else 1.0
+        inner = (self.written + self.meant - self.missed) / 2
+        return inner / self.meant if self.meant > 0 else 1.0
 
     @property
     def lost(self) -> float:
         """``‖w − d‖ / ‖d‖``: size of what rounding missed, relative to the intended change."""
-        if self.meant <= 0:
-            return 0.0
-        missed = max(0.0, self.written - 2 * self.inner + self.meant)
-        return math.sqrt(missed / self.meant)
+        return math.sqrt(self.missed / self.meant) if self.meant > 0 else 0.0

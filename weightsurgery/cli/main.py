@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -56,6 +57,8 @@ def _root(
 
 def main() -> None:
     """Run ``ws``: exit 0 done, 1 our error, 2 usage, 130 interrupted; bugs show a traceback."""
+    # NumPy's products: tensors are spread over threads already. torch has settings of its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(prog_name="ws")
     except WeightSurgeryError as problem:

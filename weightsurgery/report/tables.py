@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from weightsurgery.checkpoint.layout import TensorEntry
     from weightsurgery.checkpoint.record import EditRecord
     from weightsurgery.procedures.demo import Comparison as Scores
-    from weightsurgery.surgery.compare import Comparison, TensorDifference
+    from weightsurgery.surgery.compare import Comparison
+    from weightsurgery.surgery.difference import TensorDifference
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
     from weightsurgery.surgery.plan import Plan
 

@@ -35,7 +35,7 @@ from weightsurgery.surgery.plan import (
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
 from weightsurgery.surgery.stream import Progress, Stream
 from weightsurgery.surgery.windows import WAITING, Windows
-from weightsurgery.surgery.workers import pick_device, results, torch_threads
+from weightsurgery.surgery.workers import device_for, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
 __all__ = ["Applied", "apply"]
@@ -98,7 +98,7 @@ def apply(
     """
     selection = selection or Selection("all-linear" if edit.factors else "all")
     storage = storage or Storage()
-    where = _where(edit, device)
+    where = device_for(device, decomposes=edit.factors)
     plan = plan_edit(edit, base, out, selection, storage, workers, overwrite)
     target = Path(os.path.realpath(out))
     inputs = inputs_of(base, edit.vectors(), edit.statistics())
@@ -140,13 +140,6 @@ def apply(
         staging.close()
         raise
     return Applied(record, tuple(_notices(record)), resumed)
-
-
-def _where(edit: Edit, device: str) -> str:
-    """The device as torch names it; elementwise edits stay with the CPU unless told otherwise."""
-    if device == "cpu" or (device == "auto" and not edit.factors):
-        return "cpu"
-    return str(pick_device(device))
 
 
 def _parent(base: Checkpoint) -> dict[str, str] | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256
 from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
+from weightsurgery.surgery.buffers import Buffers
 from weightsurgery.surgery.edits import Edit
 from weightsurgery.surgery.finite import refuse_non_finite
 from weightsurgery.surgery.stream import Stream
@@ -114,18 +114,6 @@ class _Shard:
     inputs: dict[Path, tuple[_Digest, Stamp]] = field(default_factory=dict)
 
 
-class _Buffers:
-    """Page-aligned memory of one thread, kept from window to window."""
-
-    def __init__(self) -> None:
-        self._kept: dict[object, mmap.mmap] = {}
-
-    def get(self, key: object, size: int) -> memoryview:
-        if key not in self._kept or len(self._kept[key]) < size:
-            self._kept[key] = mmap.mmap(-1, max(size, WINDOW))
-        return memoryview(self._kept[key])[:size]
-
-
 class Windows:
     """One elementwise edit over all shards; see the module's text.
 
@@ -206,7 +194,7 @@ class Windows:
         return shard
 
     def _work(self, todo: Iterator[tuple[_Shard, int]]) -> None:
-        buffers = _Buffers()
+        buffers = Buffers()
         try:
             while not self._failed.is_set():
                 with self._lock:
@@ -218,7 +206,7 @@ class Windows:
             self._failed.set()  # the others may be waiting for this window's turn
             raise
 
-    def _window(self, shard: _Shard, number: int, buffers: _Buffers) -> None:
+    def _window(self, shard: _Shard, number: int, buffers: Buffers) -> None:
         base, writer, header = self.stream.base, self.stream.writer, shard.header
         start = number * WINDOW
         stop = min(start + WINDOW, header.size)
@@ -254,7 +242,7 @@ class Windows:
         start: int,
         data: memoryview,
         tuned: Mapping[int, memoryview],
-        buffers: _Buffers,
+        buffers: Buffers,
     ) -> None:
         """Add a tensor's change to the part of it that lies in a window."""
         entry = change.entry
@@ -294,7 +282,7 @@ class Windows:
         last: int,
         start: int,
         tuned: Mapping[int, memoryview],
-        memory: tuple[int, _Buffers],
+        memory: tuple[int, Buffers],
     ) -> memoryview:
         """Elements ``first:last`` of a term: from the window that was read, or read now."""
         where = part.stored.entry

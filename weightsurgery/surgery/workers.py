@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 
-__all__ = ["cores", "in_order", "pick_device", "results", "torch_threads"]
+__all__ = ["cores", "device_for", "in_order", "pick_device", "results", "torch_threads"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -42,6 +42,19 @@ def pick_device(name: str) -> torch.device:
             "Use --device cpu, or install a CUDA build of torch.",
         )
     return device
+
+
+def device_for(name: str, decomposes: bool) -> str:
+    """The device as torch names it; work without decompositions stays with the CPU by default.
+
+    Elementwise work waits for the disk, not for the processor; and torch need not be loaded.
+
+    Raises:
+        EditError: No such device here.
+    """
+    if name == "cpu" or (name == "auto" and not decomposes):
+        return "cpu"
+    return str(pick_device(name))
 
 
 class torch_threads:  # noqa: N801 - a context manager reads as a phrase

@@ -1,0 +1,92 @@
+"""Digests are recalled only for files that did not change."""
+
+import os
+import time
+
+import pytest
+
+from weightsurgery.checkpoint import record, remembered
+from weightsurgery.checkpoint.record import content_sha256, file_sha256
+from weightsurgery.checkpoint.remembered import LEAST_BYTES, recall, remember, stamp
+
+
+@pytest.fixture
+def big(tmp_path, monkeypatch):
+    monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered, "_SETTLED_NS", 0)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(os.urandom(LEAST_BYTES))
+    return path
+
+
+def test_a_file_is_read_once(big, monkeypatch):
+    read = []
+    monkeypatch.setattr(record, "content_sha256", lambda p: read.append(p) or content_sha256(p))
+    first = file_sha256(big)
+    assert read == [big]
+    assert file_sha256(big) == first == content_sha256(big)
+    assert read == [big]
+    again = big.parent / "link.safetensors"
+    again.symlink_to(big)
+    assert file_sha256(again) == first  # another name of the same file
+    assert read == [big]
+
+
+@pytest.mark.parametrize("change", ["byte", "kept times", "length", "other file"])
+def test_a_changed_file_is_read_again(big, change):
+    first = file_sha256(big)
+    assert recall(big) == first
+    before = os.stat(big)
+    time.sleep(0.01)
+    if change == "other file":
+        other = big.with_name("other")
+        other.write_bytes(os.urandom(LEAST_BYTES))
+        os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+        other.replace(big)
+    else:
+        with big.open("r+b") as file:
+            file.seek(1000)
+            file.write(bytes([file.read(1)[0] ^ 1]))
+            if change == "length":
+                file.truncate(LEAST_BYTES - 1)
+    if change == "kept times":  # a program can set the modification time back, not the change time
+        os.utime(big, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert os.stat(big).st_mtime_ns == before.st_mtime_ns
+    assert recall(big) is None
+    assert file_sha256(big) == content_sha256(big) != first
+
+
+def test_what_changes_while_it_is_read_is_not_remembered(big):
+    before = stamp(big)
+    time.sleep(0.01)
+    big.write_bytes(os.urandom(LEAST_BYTES))
+    remember(big, before, "0" * 64)
+    assert recall(big) is None
+
+
+def test_fresh_and_small_files_are_not_remembered(big, monkeypatch):
+    remember(big, stamp(big), "0" * 64)
+    assert recall(big) is not None  # before
+    monkeypatch.setattr(remembered, "_SETTLED_NS", 10**12)
+    fresh = big.with_name("fresh")
+    fresh.write_bytes(big.read_bytes())
+    small = big.with_name("small")
+    small.write_bytes(b"x" * (LEAST_BYTES - 1))
+    for path in (fresh, small):
+        remember(path, stamp(path), "0" * 64)
+        assert recall(path) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"stamp": 1, "sha256": "x"}', b"\xff\xfe"])
+def test_a_damaged_cache_is_no_cache(big, damage):
+    first = file_sha256(big)
+    (place,) = (big.parent / "cache" / "sha256").iterdir()
+    place.write_bytes(damage)
+    assert recall(big) is None
+    assert file_sha256(big) == first
+    assert recall(big) == first
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(big, tmp_path):
+    (tmp_path / "cache").write_text("a file, not a directory")
+    assert file_sha256(big) == content_sha256(big)
