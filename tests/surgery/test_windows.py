@@ -57,7 +57,9 @@ def assert_alike(one, other):
         for key in one:
             assert_alike(one[key], other[key])
     else:
-        assert one == (pytest.approx(other, rel=1e-5, abs=1e-8) if isinstance(one, float) else other)
+        assert one == (
+            pytest.approx(other, rel=1e-5, abs=1e-8) if isinstance(one, float) else other
+        )
 
 
 def by_tensor(monkeypatch):

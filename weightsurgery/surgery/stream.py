@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
+from weightsurgery.surgery.arithmetic import devices_named
 from weightsurgery.surgery.edits import Edit, Prepared
 from weightsurgery.surgery.finite import refuse_non_finite
 from weightsurgery.surgery.plan import Plan, Storage
@@ -63,7 +65,7 @@ class Stream:
         factor = self.plan.edited.get(name)
         prepared = None
         if factor is not None and entry.numel:
-            prepared = self.edit.prepare(self.base, original, self.device)
+            prepared = self.edit.prepare(self.base, original, self._device_for(original))
         facts: dict[str, Any] = {}
         target = self.writer.entries[name]
         if prepared is not None and factor is not None:
@@ -76,6 +78,11 @@ class Stream:
         else:
             self._edit(entry, target, None, original, 0.0)
         self.writer.finish(name, facts)
+
+    def _device_for(self, name: str) -> str:
+        """Several GPUs take the tensors in turn; a tied copy goes where its original went."""
+        places = devices_named(self.device)
+        return places[zlib.crc32(name.encode()) % len(places)]
 
     def _edit(
         self,

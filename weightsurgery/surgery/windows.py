@@ -26,6 +26,7 @@ from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256
 from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
+from weightsurgery.surgery.arithmetic import arithmetic_on
 from weightsurgery.surgery.buffers import Buffers
 from weightsurgery.surgery.edits import Edit
 from weightsurgery.surgery.finite import refuse_non_finite
@@ -129,6 +130,7 @@ class Windows:
         self.stream = stream
         self.inputs: dict[Path, str] = {}
         self.outputs: dict[str, str] = {}
+        self._arithmetic = arithmetic_on(stream.device)
         self._failed = threading.Event()
         self._lock = threading.Lock()
         self._shards = [self._open(header, changes) for header in stream.base.shards.values()]
@@ -194,7 +196,7 @@ class Windows:
         return shard
 
     def _work(self, todo: Iterator[tuple[_Shard, int]]) -> None:
-        buffers = Buffers()
+        buffers = self._arithmetic.buffers()
         try:
             while not self._failed.is_set():
                 with self._lock:
@@ -299,7 +301,7 @@ class Windows:
         self, change: _Change, piece: memoryview, first: int, terms: Sequence[Term]
     ) -> ChangeStats:
         entry = change.entry
-        stats = combine(piece, entry.dtype, terms, piece)
+        stats = self._arithmetic.combine(piece, entry.dtype, terms, piece)
         if not stats.finite:
             # The base's numbers are gone: read them again, for exact sums or for the message.
             fresh = memoryview(bytearray(len(piece)))

@@ -1,0 +1,132 @@
+"""Where the arithmetic of elementwise edits is done: on the processor, or on GPUs.
+
+Both give the same bits. Moving the bytes is what takes time, so the processor is the default; a GPU
+pays where the processor has other work, or is slower than the disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
+
+from weightsurgery.algebra.elementwise import Term, combine
+from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.reader import torch_dtype
+from weightsurgery.deferred import torch
+from weightsurgery.surgery.buffers import Buffers
+
+__all__ = ["Arithmetic", "OnDevices", "OnHost", "arithmetic_on", "devices_named"]
+
+
+class Arithmetic(Protocol):
+    """Adds terms to weights; see :func:`weightsurgery.algebra.elementwise.combine`."""
+
+    def buffers(self) -> Buffers:
+        """Memory for what goes in and comes out."""
+        ...
+
+    def combine(self, base: Any, dtype: str, terms: Sequence[Term], out: Any) -> ChangeStats:
+        """Write ``base`` plus the terms to ``out``, which may be ``base``."""
+        ...
+
+
+class OnHost:
+    """One pass on the processor, in the thread that asks."""
+
+    def buffers(self) -> Buffers:
+        """See :class:`Arithmetic`."""
+        return Buffers()
+
+    def combine(self, base: Any, dtype: str, terms: Sequence[Term], out: Any) -> ChangeStats:
+        """See :class:`Arithmetic`."""
+        return combine(base, dtype, terms, out)
+
+
+class _PinnedBuffers(Buffers):
+    """Page-locked memory, which a GPU copies from and to by itself."""
+
+    def _allocate(self, size: int) -> Any:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data
+
+
+class OnDevices:
+    """The same, operation by operation, on GPUs (or, for tests, on the CPU through torch).
+
+    Each thread has a stream of its own on one of the devices, so that the copies of one window run
+    beside the arithmetic of another; what is in flight is what the threads' buffers hold.
+
+    Args:
+        devices: At least one; threads take them in turn.
+    """
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        self._devices = tuple(devices)
+        self._turn = itertools.count()
+        self._mine = threading.local()
+
+    def buffers(self) -> Buffers:
+        """See :class:`Arithmetic`."""
+        return _PinnedBuffers() if self._devices[0].type == "cuda" else Buffers()
+
+    def combine(self, base: Any, dtype: str, terms: Sequence[Term], out: Any) -> ChangeStats:
+        """See :class:`Arithmetic`; no operation is fused with another, so each rounds."""
+        device, stream = self._own()
+        with stream:
+            stored = _copied(base, dtype, device)
+            weights = stored.float()
+            meant: torch.Tensor | None = None
+            for term in terms:
+                given = _copied(term.data, term.dtype, device).float()
+                if term.relative:
+                    given = given - weights
+                given = given * term.factor
+                meant = given if meant is None else meant + given
+            assert meant is not None
+            after = torch.where(meant != 0, (weights + meant).to(stored.dtype), stored)
+            sums = _sums(weights, meant, after.float())
+            result = torch.frombuffer(out, dtype=torch.uint8)
+            result.copy_(after.view(torch.uint8), non_blocking=True)
+            found = sums.tolist()  # waits for the stream, and so for the copy before it
+        counts = int(found[5]), int(found[6])
+        return ChangeStats(found[0], found[1], found[2], found[3], found[4], *counts)
+
+    def _own(self) -> tuple[torch.device, AbstractContextManager[Any]]:
+        """This thread's device, and its stream to enter."""
+        if not hasattr(self._mine, "device"):
+            device = self._devices[next(self._turn) % len(self._devices)]
+            self._mine.device = device
+            stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            self._mine.stream = stream
+        stream = self._mine.stream
+        return self._mine.device, torch.cuda.stream(stream) if stream is not None else nullcontext()
+
+
+def _copied(data: Any, dtype: str, device: torch.device) -> torch.Tensor:
+    raw = torch.frombuffer(data, dtype=torch.uint8).to(device, non_blocking=True, copy=True)
+    return raw.view(torch_dtype(dtype))
+
+
+def _sums(weights: torch.Tensor, meant: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """The seven sums of :class:`ChangeStats` as float64, on the device."""
+    w, d, r = weights.double(), meant.double(), (after - weights).double()
+    wanted = d != 0
+    sums = [w @ w, d @ d, r @ r, (r - d) @ (r - d), w @ d]
+    counts = [wanted.sum().double(), (wanted & (r != 0)).sum().double()]
+    return torch.stack([*sums, *counts])
+
+
+def devices_named(device: str) -> list[str]:
+    """``cuda`` is all GPUs there are, ``cuda:1`` that one, ``cpu`` the processor."""
+    if device != "cuda":
+        return [device]
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+def arithmetic_on(device: str) -> Arithmetic:
+    """On the processor for ``cpu``, else on the GPUs of this name."""
+    if device == "cpu":
+        return OnHost()
+    return OnDevices([torch.device(name) for name in devices_named(device)])
