@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from weightsurgery.algebra.elementwise import DTYPES, Term, combine
 from weightsurgery.algebra.rounding import ChangeStats, compute_dtype, generator_for, round_to
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
@@ -22,6 +23,10 @@ from weightsurgery.surgery.plan import Plan, Storage
 __all__ = ["Progress", "Stream"]
 
 Progress = Callable[[str, int, int], None]
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 @dataclass
@@ -107,18 +112,22 @@ class Stream:
                 prepared.delta.add_rows(meant, start, stop, scale, before)
                 if self.storage.rounding == "stochastic":
                     generator = generator_for(self.storage.seed, original, start)
-            after = round_to(before + meant, stored, generator)
-            # Against what would be stored without the change: a narrower dtype rounds that too.
-            unchanged = before if raw.dtype == stored else before.to(stored).to(wide)
-            stats.add(unchanged, meant, after.to(wide))
-            if raw.dtype == stored:
-                after = torch.where(meant != 0, after, raw)  # −0 + 0 would lose its sign
+            if raw.dtype == stored and entry.dtype in DTYPES and generator is None:
+                after = torch.empty_like(raw)
+                given = [Term(_bytes(meant), "F32", 1.0, relative=False)]
+                stats.merge(combine(_bytes(raw), entry.dtype, given, _bytes(after)))
+            else:
+                after = round_to(before + meant, stored, generator)
+                # Against what would be stored without the change: a narrower dtype rounds that too.
+                unchanged = before if raw.dtype == stored else before.to(stored).to(wide)
+                stats.add(unchanged, meant, after.to(wide))
+                if raw.dtype == stored:
+                    after = torch.where(meant != 0, after, raw)  # −0 + 0 would lose its sign
             if prepared is None:
                 self._check_conversion(entry, target, before, after)
             elif not stats.finite:
                 self._check_finite(entry, target, before, meant, after)
-            data = after.contiguous().view(-1).view(torch.uint8).numpy().data
-            self.writer.write(entry.name, start * target.row_bytes, data)
+            self.writer.write(entry.name, start * target.row_bytes, _bytes(after))
             self.advance(self.edit.name, (stop - start) * entry.row_bytes)
         return stats
 
