@@ -332,7 +332,18 @@ class _Discriminating:
             )
 
         task = truncated(delta, self.rank)
-        keeps = [truncated(each, self.keep_rank or self.rank) for each in self._keeps(name)]
+        rule = self.keep_rank or self.rank
+        # A vector that is named twice is decomposed once.
+        known = {(self.task.identity(), self.rank): task}
+        keeps = []
+        for vector in self.keep:
+            change = vector.at(name)
+            if change is None:
+                continue
+            key = vector.identity(), rule
+            if key not in known:
+                known[key] = truncated(change, rule)
+            keeps.append(known[key])
         return Decomposed(task, tuple(keeps), transposed)
 
     def keep_space(self, found: Decomposed) -> KeepSpace | None:
@@ -363,10 +374,6 @@ class _Discriminating:
         left = keep_inputs(left, gram, self.epsilon)
         after = response(left, gram)
         return left, {"response": float(f"{after / before:.6g}") if before > 0 else 0.0}
-
-    def _keeps(self, name: str) -> list[SumDelta]:
-        deltas = [vector.at(name) for vector in self.keep]
-        return [delta for delta in deltas if delta is not None]
 
 
 @dataclass(frozen=True)

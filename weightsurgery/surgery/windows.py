@@ -5,13 +5,13 @@ disk: a window of the base's file is read, the changes of the tensors in it are 
 stand, and the window is written past the page cache. Each byte is touched once: the output's
 SHA-256, and the inputs' where it is not known yet, are taken from the same memory.
 
-A thread owns its buffers and does everything to one window; windows of a shard take turns only at
-the hashes. As many shards as there are cores are under way at a time, since a hash is sequential.
+A thread owns its buffers and does all to a window; windows of a shard take turns only at the hashes.
+Since a hash is sequential, two shards go side by side where two can be hashed at a time, and as
+many such pairs are under way as there are cores.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,19 +20,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.algebra.elementwise import DTYPES, Term, combine, finite
+from weightsurgery.algebra.elementwise import Term, combine, finite
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.hashing import PAIRED, Sha256
 from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256
 from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
 from weightsurgery.surgery.arithmetic import arithmetic_on
 from weightsurgery.surgery.buffers import Buffers
-from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.dense import DenseChange, Part, dense_changes
 from weightsurgery.surgery.finite import refuse_non_finite
 from weightsurgery.surgery.stream import Stream
+from weightsurgery.surgery.turns import Turns, in_turn
 from weightsurgery.surgery.workers import cores, results
-from weightsurgery.vectors.task_vector import DenseDelta, Stored, SumDelta
 
 __all__ = ["WAITING", "Windows"]
 
@@ -41,50 +42,6 @@ WINDOW = 1 << 21
 
 # Threads beyond the cores, to work while others wait for the disk.
 WAITING = 2
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A term of one tensor's change: where its numbers lie."""
-
-    stored: Stored
-    factor: float
-    relative: bool
-    elements: int  # from here on nothing changes (a longer vocabulary)
-
-
-@dataclass(frozen=True)
-class _Change:
-    """What is done to one tensor."""
-
-    entry: TensorEntry
-    original: str
-    factor: float
-    parts: tuple[_Part, ...]
-
-
-class _Digest:
-    """SHA-256 of a file whose windows come from several threads: each waits for its turn."""
-
-    def __init__(self, failed: threading.Event) -> None:
-        self._failed = failed
-        self._hash = hashlib.sha256()
-        self._next = 0
-        self._turn = threading.Condition()
-
-    def update(self, number: int, data: memoryview) -> None:
-        with self._turn:
-            while self._next != number:
-                self._turn.wait(0.1)
-                if self._failed.is_set():
-                    return
-        self._hash.update(data)
-        with self._turn:
-            self._next += 1
-            self._turn.notify_all()
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
 
 
 @dataclass
@@ -104,15 +61,30 @@ class _Shard:
         changes: Of the tensors that change, in the order of their bytes.
         beside: Checkpoints whose shard of this name has the same tensors at the same offsets, so
             that a window of theirs is one read.
+        turns: Whose turn it is to add to the inputs' hashes.
         output: SHA-256 of the output.
         inputs: SHA-256 of the base's and of ``beside``'s files, where it is not known yet.
     """
 
     header: ShardHeader
-    changes: list[_Change]
+    changes: list[DenseChange]
     beside: list[Checkpoint]
-    output: _Digest
-    inputs: dict[Path, tuple[_Digest, Stamp]] = field(default_factory=dict)
+    turns: Turns
+    output: Sha256 = field(default_factory=Sha256)
+    inputs: dict[Path, tuple[Sha256, Stamp]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Shards that go side by side, so that their outputs are hashed together: one or two."""
+
+    shards: Sequence[_Shard]
+    turns: Turns
+
+    @property
+    def windows(self) -> int:
+        """Of the longest."""
+        return -(-max(shard.header.size for shard in self.shards) // WINDOW)
 
 
 class Windows:
@@ -126,7 +98,7 @@ class Windows:
         outputs: After :meth:`run`: SHA-256 of the output's shards, by name.
     """
 
-    def __init__(self, stream: Stream, changes: Mapping[str, _Change]) -> None:
+    def __init__(self, stream: Stream, changes: Mapping[str, DenseChange]) -> None:
         self.stream = stream
         self.inputs: dict[Path, str] = {}
         self.outputs: dict[str, str] = {}
@@ -152,17 +124,9 @@ class Windows:
             return None
         if any(mine is not stream.base.shards[mine.shard] for mine in plan.shards):
             return None
-        changes: dict[str, _Change] = {}
-        for name, factor in plan.edited.items():
-            entry = stream.base.entry(name)
-            original = plan.copies.get(name, name)
-            delta = _delta(stream.edit, original)
-            if delta is None or not entry.numel:
-                continue
-            parts = _parts(delta, entry, stream.edit.sign * stream.edit.scale * factor)
-            if parts is None:
-                return None
-            changes[name] = _Change(entry, original, factor, parts)
+        changes = dense_changes(stream.edit, stream.base, plan)
+        if changes is None:
+            return None
         return cls(stream, changes)
 
     def run(self, workers: int) -> None:
@@ -174,7 +138,7 @@ class Windows:
         for name, tensor in self._tensors.items():
             if not tensor.stats and name not in self.stream.writer.done:
                 self.stream.writer.finish(name, {})
-        todo = _in_turn(self._shards, cores())
+        todo = in_turn(_groups(self._shards, self._failed), cores())
         with ThreadPoolExecutor(workers, "ws") as pool:
             results([pool.submit(self._work, todo) for _ in range(workers)])
         for shard in self._shards:
@@ -183,44 +147,50 @@ class Windows:
                 self.inputs[path] = digest.hexdigest()
                 remember(path, before, self.inputs[path])
 
-    def _open(self, header: ShardHeader, changes: Mapping[str, _Change]) -> _Shard:
+    def _open(self, header: ShardHeader, changes: Mapping[str, DenseChange]) -> _Shard:
         base = self.stream.base
         mine = [changes[entry.name] for entry in header.entries if entry.name in changes]
         others = {id(p.stored.checkpoint): p.stored.checkpoint for c in mine for p in c.parts}
         beside = [other for other in others.values() if _same_layout(header, other)]
-        shard = _Shard(header, mine, beside, _Digest(self._failed))
+        shard = _Shard(header, mine, beside, Turns(self._failed))
         for checkpoint in (base, *beside):
             path = checkpoint.path / header.shard
             if known_sha256(path) is None:
-                shard.inputs[path] = (_Digest(self._failed), stamp(path))
+                shard.inputs[path] = (Sha256(), stamp(path))
         return shard
 
-    def _work(self, todo: Iterator[tuple[_Shard, int]]) -> None:
+    def _work(self, todo: Iterator[tuple[_Group, int]]) -> None:
         buffers = self._arithmetic.buffers()
         try:
             while not self._failed.is_set():
                 with self._lock:
-                    window = next(todo, None)
-                if window is None:
+                    found = next(todo, None)
+                if found is None:
                     return
-                self._window(*window, buffers)
+                group, number = found
+                done = [
+                    (shard.output, self._window(shard, number, buffers, lane))
+                    for lane, shard in enumerate(group.shards)
+                    if number * WINDOW < shard.header.size
+                ]
+                group.turns.update(number, done)
         except BaseException:
             self._failed.set()  # the others may be waiting for this window's turn
             raise
 
-    def _window(self, shard: _Shard, number: int, buffers: Buffers) -> None:
+    def _window(self, shard: _Shard, number: int, buffers: Buffers, lane: int) -> memoryview:
+        """Read, edit and write one window; its bytes, for the hash."""
         base, writer, header = self.stream.base, self.stream.writer, shard.header
         start = number * WINDOW
         stop = min(start + WINDOW, header.size)
-        data = buffers.get("base", stop - start)
+        data = buffers.get(("base", lane), stop - start)
         base.read_shard_into(header.shard, start, data)
-        self._hash(shard, base, number, data)
         tuned: dict[int, memoryview] = {}
         for other in shard.beside:
-            view = buffers.get(id(other), stop - start)
+            view = buffers.get(("beside", id(other)), stop - start)
             other.read_shard_into(header.shard, start, view)
-            self._hash(shard, other, number, view)
             tuned[id(other)] = view
+        self._hash_inputs(shard, number, data, tuned)
         inside = [e for e in header.entries if e.start < stop and e.stop > start]
         if inside and all(entry.name in writer.done for entry in inside):
             writer.read_window(header.shard, start, data)  # an interrupted run wrote it
@@ -229,18 +199,23 @@ class Windows:
                 if change.entry.start < stop and change.entry.stop > start:
                     self._edit(change, start, data, tuned, buffers)
             writer.write_window(header.shard, start, data)
-        shard.output.update(number, data)
-        self._finish(inside, start, stop)
+        self._finish(inside)
         self.stream.advance(self.stream.edit.name, len(data))
+        return data
 
-    def _hash(self, shard: _Shard, of: Checkpoint, number: int, data: memoryview) -> None:
-        found = shard.inputs.get(of.path / shard.header.shard)
-        if found is not None:
-            found[0].update(number, data)
+    def _hash_inputs(
+        self, shard: _Shard, number: int, data: memoryview, tuned: Mapping[int, memoryview]
+    ) -> None:
+        if not shard.inputs:
+            return
+        views = {self.stream.base.path / shard.header.shard: data}
+        views |= {c.path / shard.header.shard: tuned[id(c)] for c in shard.beside}
+        pairs = [(digest, views[path]) for path, (digest, _) in shard.inputs.items()]
+        shard.turns.update(number, pairs)
 
     def _edit(
         self,
-        change: _Change,
+        change: DenseChange,
         start: int,
         data: memoryview,
         tuned: Mapping[int, memoryview],
@@ -278,7 +253,7 @@ class Windows:
 
     def _numbers(
         self,
-        part: _Part,
+        part: Part,
         entry: TensorEntry,
         first: int,
         last: int,
@@ -298,7 +273,7 @@ class Windows:
         return view
 
     def _combine(
-        self, change: _Change, piece: memoryview, first: int, terms: Sequence[Term]
+        self, change: DenseChange, piece: memoryview, first: int, terms: Sequence[Term]
     ) -> ChangeStats:
         entry = change.entry
         stats = self._arithmetic.combine(piece, entry.dtype, terms, piece)
@@ -315,7 +290,7 @@ class Windows:
                 refuse_non_finite(edit, base, entry, entry.dtype, base_ok, change_ok)
         return stats
 
-    def _finish(self, inside: Sequence[TensorEntry], start: int, stop: int) -> None:
+    def _finish(self, inside: Sequence[TensorEntry]) -> None:
         for entry in inside:
             tensor = self._tensors[entry.name]
             with self._lock:
@@ -334,28 +309,6 @@ class Windows:
         return {"stats": asdict(total), "factor": self.stream.plan.edited[name]}
 
 
-def _delta(edit: Edit, name: str) -> SumDelta | None:
-    (vector,) = edit.vectors().values()
-    return vector.at(name)
-
-
-def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[_Part, ...] | None:
-    """Where a change's numbers lie; None if they are no plain numbers on disk."""
-    found = []
-    for factor, term in delta.terms:
-        if not isinstance(term, DenseDelta) or term.stored is None:
-            return None
-        where = term.stored.entry
-        if entry.dtype not in DTYPES or where.dtype not in DTYPES:
-            return None
-        if entry.start % (entry.nbytes // entry.numel):
-            return None  # an element may lie across two windows
-        row = entry.numel // entry.rows
-        elements = entry.numel if term.limit is None else min(term.limit * row, entry.numel)
-        found.append(_Part(term.stored, scale * factor, term.relative, elements))
-    return tuple(found)
-
-
 def _same_layout(header: ShardHeader, other: Checkpoint) -> bool:
     theirs = other.shards.get(header.shard)
     return theirs is not None and theirs.size == header.size and theirs.entries == header.entries
@@ -368,17 +321,8 @@ def _windows_of(entry: TensorEntry) -> range:
     return range(entry.start // WINDOW, (entry.stop - 1) // WINDOW + 1)
 
 
-def _in_turn(shards: Sequence[_Shard], together: int) -> Iterator[tuple[_Shard, int]]:
-    """All windows, each shard's in order, so many shards at a time, the largest first."""
-    waiting = sorted(shards, key=lambda shard: -shard.header.size)
-    active: list[tuple[_Shard, Iterator[int]]] = []
-    while waiting or active:
-        while waiting and len(active) < together:
-            shard = waiting.pop(0)
-            active.append((shard, iter(range(-(-shard.header.size // WINDOW)))))
-        for each in list(active):
-            number = next(each[1], None)
-            if number is None:
-                active.remove(each)
-            else:
-                yield each[0], number
+def _groups(shards: Sequence[_Shard], failed: threading.Event) -> list[_Group]:
+    """Shards in pairs where two are hashed at a time, the largest first."""
+    rest = sorted(shards, key=lambda shard: -shard.header.size)
+    step = 2 if PAIRED else 1
+    return [_Group(rest[at : at + step], Turns(failed)) for at in range(0, len(rest), step)]
