@@ -19,16 +19,15 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.deferred import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-__all__ = ["COMPILED", "DTYPES", "Term", "combine", "finite", "numbers"]
+__all__ = ["COMPILED", "DTYPES", "Term", "combine", "finite"]
 
 _compiled: Callable[..., tuple[float, float, float, float, float, int, int]] | None = None
 with contextlib.suppress(ImportError):
@@ -97,13 +96,6 @@ def combine(
         if out is base:
             return stats
     return _with_numpy(base, dtype, terms, out, change)
-
-
-def numbers(data: Any, dtype: str) -> NDArray[Any]:
-    """A buffer's numbers, as float32 (float64 where they are stored so)."""
-    if dtype == "F64":
-        return np.frombuffer(data, "<f8")
-    return _widen(_bits(data, dtype))
 
 
 def finite(data: Any, dtype: str) -> bool:

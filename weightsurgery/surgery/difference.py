@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from weightsurgery.algebra.elementwise import DTYPES, Term, combine
 from weightsurgery.algebra.rounding import ChangeStats, round_to
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
+from weightsurgery.deferred import numpy as np
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.surgery.buffers import Buffers

@@ -5,7 +5,7 @@ disk: a window of the base's file is read, the changes of the tensors in it are 
 stand, and the window is written past the page cache. Each byte is touched once: the output's
 SHA-256, and the inputs' where it is not known yet, are taken from the same memory.
 
-A thread owns its buffers and does all to a window; windows of a shard take turns only at the hashes.
+A thread owns its buffers and does all to a window; a shard's windows take turns only at the hashes.
 Since a hash is sequential, two shards go side by side where two can be hashed at a time, and as
 many such pairs are under way as there are cores.
 """
@@ -41,7 +41,7 @@ __all__ = ["WAITING", "Windows"]
 WINDOW = 1 << 21
 
 # Threads beyond the cores, to work while others wait for the disk.
-WAITING = 2
+WAITING = 1
 
 
 @dataclass

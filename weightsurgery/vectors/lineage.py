@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
-from collections.abc import Mapping, Sequence
+import struct
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median_low
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from weightsurgery.algebra.elementwise import numbers
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES
 from weightsurgery.checkpoint.naming import kind_of
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
@@ -29,11 +28,6 @@ from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange
 from weightsurgery.vectors.statistics import InputStatistics, Statistics, WeightedStatistics
 from weightsurgery.vectors.task_vector import Change
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Sample = NDArray[np.float32]
 
 __all__ = ["Kinship", "check_lineage", "kinship", "sample"]
 
@@ -69,25 +63,31 @@ class Kinship:
         return asdict(self)
 
 
-def sample(checkpoint: Checkpoint, name: str) -> Sample:
-    """Elements spread evenly over a tensor: float32, shape ``(≤ ELEMENTS,)``."""
+def sample(checkpoint: Checkpoint, name: str) -> array[float]:
+    """Elements spread evenly over a tensor: up to :data:`ELEMENTS`, as float32."""
     entry = checkpoint.entry(name)
     runs = 8
     length = min(ELEMENTS // runs, max(1, entry.numel // runs))
     width = entry.nbytes // entry.numel
-    parts = []
+    found = array("f")
     for run in range(min(runs, entry.numel // length)):
         start = (entry.numel - length) * run // max(1, runs - 1) * width
         raw = checkpoint.read_bytes(name, start, start + length * width)
-        parts.append(_as_float32(raw, entry.dtype))
-    return np.concatenate(parts)
-
-
-def _as_float32(raw: bytearray, dtype: str) -> Sample:
-    if not dtype.startswith("F8"):
-        return numbers(raw, dtype).astype(np.float32)
-    found: Sample = torch.frombuffer(raw, dtype=torch_dtype(dtype)).float().numpy()
+        found.extend(_numbers(raw, entry.dtype))
     return found
+
+
+def _numbers(raw: bytearray, dtype: str) -> Sequence[float]:
+    """So few that loading NumPy would take longer."""
+    if dtype.startswith("F8"):
+        numbers: list[float] = torch.frombuffer(raw, dtype=torch_dtype(dtype)).float().tolist()
+        return numbers
+    if dtype == "BF16":  # the upper half of a float32
+        wide = bytearray(2 * len(raw))
+        wide[2::4], wide[3::4] = raw[::2], raw[1::2]
+        raw, dtype = wide, "F32"
+    kind, width = {"F16": ("e", 2), "F32": ("f", 4), "F64": ("d", 8)}[dtype]
+    return struct.unpack(f"<{len(raw) // width}{kind}", raw)
 
 
 def sampled_names(checkpoint: Checkpoint) -> list[str]:
@@ -112,31 +112,44 @@ def sampled_names(checkpoint: Checkpoint) -> list[str]:
 def samples_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Samples of a base, for a saved vector's record: base64 of float32."""
     return {
-        name: base64.b64encode(sample(checkpoint, name).tobytes()).decode()
+        name: base64.b64encode(_packed(sample(checkpoint, name))).decode()
         for name in sampled_names(checkpoint)
     }
 
 
-def _compare(vector: str, pairs: Mapping[str, tuple[Sample, Sample]], evidence: str) -> Kinship:
+def _packed(values: array[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+def _compare(
+    vector: str, pairs: Mapping[str, tuple[array[float], array[float]]], evidence: str
+) -> Kinship:
     cosines: dict[str, float] = {}
     sizes: dict[str, float] = {}
     for name, (ours, theirs) in pairs.items():
-        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        if not all(map(math.isfinite, (*ours, *theirs))):
             continue  # the edit itself names the tensor and the remedy
-        if len(set(ours.tolist())) <= 2 and len(set(theirs.tolist())) <= 2:
+        if len(set(ours)) <= 2 and len(set(theirs)) <= 2:
             continue  # a mask, or nothing but zeros: alike in any two models
-        a, b = ours.astype(np.float64), theirs.astype(np.float64)
-        norm, other = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-        cosines[name] = float(a @ b) / (norm * other) if norm > 0 and other > 0 else 0.0
-        sizes[name] = float(np.linalg.norm(a - b)) / norm if norm > 0 else float("inf")
+        norm, other = math.hypot(*ours), math.hypot(*theirs)
+        inner = math.fsum(a * b for a, b in zip(ours, theirs, strict=True))
+        apart = math.dist(ours, theirs)
+        cosines[name] = inner / (norm * other) if norm > 0 and other > 0 else 0.0
+        sizes[name] = apart / norm if norm > 0 else float("inf")
     if not cosines:
         return Kinship(vector, "unknown", None, None, f"{evidence}: nothing to compare")
     alien = [name for name in cosines if cosines[name] < LEAST_COSINE or sizes[name] > MOST_SIZE]
-    cosine, relative = median_low(cosines.values()), median_low(sizes.values())
+    cosine, relative = _middle(cosines.values()), _middle(sizes.values())
     verdict = "unrelated" if len(alien) >= MOST_ALIEN * len(cosines) else "related"
     if alien:
         evidence += f"; {len(alien)} of {len(cosines)} matrices differ, {alien[0]!r} for one"
     return Kinship(vector, verdict, round(cosine, 6), min(1e9, float(f"{relative:.6g}")), evidence)
+
+
+def _middle(values: Iterable[float]) -> float:
+    """The lower median."""
+    found = sorted(values)
+    return found[(len(found) - 1) // 2]
 
 
 def kinship(base: Checkpoint, change: Change | InputStatistics) -> Kinship:
@@ -158,7 +171,7 @@ def kinship(base: Checkpoint, change: Change | InputStatistics) -> Kinship:
             theirs = _decoded(change, text)
             if entry is not None and entry.numel and entry.dtype in ARITHMETIC_DTYPES:
                 ours = sample(base, name)
-                if ours.shape == theirs.shape:
+                if len(ours) == len(theirs):
                     pairs[name] = (ours, theirs)
         come = "vector was taken" if isinstance(change, SavedChange) else "statistics come"
         return _compare(change.label, pairs, f"samples of the base the {come} from")
@@ -167,11 +180,11 @@ def kinship(base: Checkpoint, change: Change | InputStatistics) -> Kinship:
     return Kinship(change.label, "unknown", None, None, "a vector in memory")
 
 
-def _decoded(change: SavedChange | Statistics, text: object) -> Sample:
+def _decoded(change: SavedChange | Statistics, text: object) -> array[float]:
     try:
         raw = base64.b64decode(text if isinstance(text, str) else "?", validate=True)
-        return np.frombuffer(raw, "<f4")
-    except ValueError:
+        return array("f", struct.unpack(f"<{len(raw) // 4}f", raw))
+    except (ValueError, struct.error):
         raise VectorError(
             f"{change.source.name}: damaged base_samples in its record", "Save the vector again."
         ) from None
