@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from weightsurgery import __version__
-from weightsurgery.cli import bench, edit, identify, look, score, sweep, tour
+from weightsurgery.cli import bench, edit, export, identify, look, score, sweep, tour
 from weightsurgery.cli.console import error
 from weightsurgery.errors import WeightSurgeryError
 
@@ -31,6 +31,7 @@ for panel, commands in {
     "Look": (look.inspect, look.diff, look.subspace, look.overlap),
     "Learn": (identify.identify,),
     "Edit": (edit.negate, edit.add, edit.project, edit.learn, sweep.sweep),
+    "Share": (export.export,),
     "Check": (score.evaluate, look.verify, bench.bench, tour.demo),
 }.items():
     for command in commands:

@@ -1,0 +1,130 @@
+"""The command that writes a change in another library's format: export."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import (
+    Fit,
+    Show,
+    Truncate,
+    Which,
+    Work,
+    typed_command,
+    written_path,
+)
+from weightsurgery.cli.spread import options
+
+__all__ = ["export"]
+
+
+@dataclass(frozen=True)
+class Held(Which):
+    """Which tensors; what is left out by default differs from other commands."""
+
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            help="all (default), all-linear (without embeddings and head), attention, mlp or"
+            " embeddings. What is left out is reported.",
+            rich_help_panel="Which tensors",
+        ),
+    ] = None
+
+
+@options
+def export(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint the adapter is for.")],
+    vectors: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VECTOR", help="Changes of BASE; several add up, VECTOR:0.5 scales one."
+        ),
+    ],
+    which: Held,
+    truncate: Truncate,
+    fit: Fit,
+    work: Work,
+    show: Show,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
+        ),
+    ],
+    to: Annotated[str, typer.Option(help="Format: peft (a LoRA adapter).")] = "peft",
+    scale: Annotated[
+        float, typer.Option(help="λ, the factor of the change; -1 for what negate does.")
+    ] = 1.0,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Store the factors as bfloat16, float16 or float32.",
+            rich_help_panel="The output",
+        ),
+    ] = "bfloat16",
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
+        ),
+    ] = False,
+    allow_unrelated: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unrelated",
+            help="Export although a vector does not derive from BASE.",
+            rich_help_panel="How the inputs must fit",
+        ),
+    ] = False,
+) -> None:
+    """Write a low-rank change as a PEFT LoRA adapter: megabytes, put on and taken off at will.
+
+    BASE with the adapter is BASE + λT. Factors stay factors; with --rank or --energy they are cut
+    down, and dense changes truncated. What a LoRA cannot hold is refused by name.
+
+    Example:  ws export ./base ./subspace --to peft -o ./adapter --scale -1
+    """
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.errors import EditError
+    from weightsurgery.report.exported import exported_tables
+    from weightsurgery.surgery.workers import cores, device_for, in_order, torch_threads
+    from weightsurgery.vectors.export import export_adapter
+    from weightsurgery.vectors.sources import open_vector
+
+    if to != "peft":
+        raise EditError(f"--to {to}", "The one format there is: peft.")
+    if work.workers is not None and work.workers < 1:
+        raise EditError(f"{work.workers} workers", "Use at least one.")
+    rule = truncate.rule()
+    with (
+        Checkpoint.open(base) as opened,
+        torch_threads(1),
+        console.progress(show) as progress,
+    ):
+        record = export_adapter(
+            opened,
+            scale * open_vector(opened, vectors, fit.vocab, fit.missing),
+            out,
+            selection=which.selection("all"),
+            rule=rule,
+            dtype=dtype,
+            overwrite=overwrite,
+            allow_unrelated=allow_unrelated,
+            device=device_for(work.device, decomposes=rule is not None),
+            command=typed_command(),
+            each=partial(in_order, workers=work.workers or min(cores(), 2)),
+            progress=progress,
+        )
+    if show.json:
+        console.document({"out": out, **asdict(record)})
+    else:
+        console.show(*exported_tables(record, every=show.verbose))
+    check = f"ws verify {shlex.quote(out)}"
+    console.notice(f"Wrote {out}; peft loads it beside the base; check it with:  {check}", show)
