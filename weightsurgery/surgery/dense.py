@@ -1,4 +1,4 @@
-"""Edits whose changes are plain numbers on disk: where they lie, tensor by tensor."""
+"""What an edit does tensor by tensor: plain numbers on disk are added, others are worked out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weightsurgery.surgery.edits import Edit
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.vectors.task_vector import DenseDelta, Stored, SumDelta
 
-__all__ = ["DenseChange", "Part", "dense_changes"]
+__all__ = ["DenseChange", "OtherChange", "Part", "changes_of"]
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,52 @@ class DenseChange:
     parts: tuple[Part, ...]
 
 
-def dense_changes(edit: Edit, base: Checkpoint, plan: Plan) -> dict[str, DenseChange] | None:
-    """The changes of an edit without decompositions, by tensor.
+@dataclass(frozen=True)
+class OtherChange:
+    """What has to be worked out for one tensor, and is added as float32 numbers.
+
+    Attributes:
+        entry: The base's tensor.
+        original: The tensor whose change it gets: itself, or the one it is tied to.
+        scale: What the change is multiplied with, sign and scale of the edit included.
+    """
+
+    entry: TensorEntry
+    original: str
+    scale: float
+
+
+def changes_of(
+    edit: Edit, base: Checkpoint, plan: Plan
+) -> dict[str, DenseChange | OtherChange] | None:
+    """What an edit does, by tensor.
 
     Returns:
-        None if one is not stored as bfloat16, float16 or float32 numbers of such a tensor.
+        None if it changes a tensor whose numbers :mod:`weightsurgery.algebra.elementwise` does not
+        know, or that does not begin at a whole number of the file.
     """
-    (vector,) = edit.vectors().values()
-    changes: dict[str, DenseChange] = {}
+    changes: dict[str, DenseChange | OtherChange] = {}
     for name, factor in plan.edited.items():
         entry = base.entry(name)
-        delta = vector.at(plan.copies.get(name, name))
-        if delta is None or not entry.numel:
+        if not entry.numel:
             continue
-        parts = _parts(delta, entry, edit.sign * edit.scale * factor)
+        if entry.dtype not in DTYPES or entry.start % (entry.nbytes // entry.numel):
+            if any(vector.at(name) is not None for vector in edit.vectors().values()):
+                return None
+            continue
+        original = plan.copies.get(name, name)
+        scale = edit.sign * edit.scale * factor
+        parts = None
+        if not edit.factors:
+            (vector,) = edit.vectors().values()
+            delta = vector.at(original)
+            if delta is None:
+                continue
+            parts = _parts(delta, entry, scale)
         if parts is None:
-            return None
-        changes[name] = DenseChange(entry, parts)
+            changes[name] = OtherChange(entry, original, scale)
+        else:
+            changes[name] = DenseChange(entry, parts)
     return changes
 
 
@@ -69,10 +98,8 @@ def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[Part, ...
     for factor, term in delta.terms:
         if not isinstance(term, DenseDelta) or term.stored is None:
             return None
-        if entry.dtype not in DTYPES or term.stored.entry.dtype not in DTYPES:
+        if term.stored.entry.dtype not in DTYPES:
             return None
-        if entry.start % (entry.nbytes // entry.numel):
-            return None  # an element may lie across two windows
         row = entry.numel // entry.rows
         elements = entry.numel if term.limit is None else min(term.limit * row, entry.numel)
         found.append(Part(term.stored, scale * factor, term.relative, elements))

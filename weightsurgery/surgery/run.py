@@ -34,7 +34,7 @@ from weightsurgery.surgery.plan import (
 )
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
 from weightsurgery.surgery.stream import Progress, Stream
-from weightsurgery.surgery.windows import WAITING, Windows
+from weightsurgery.surgery.windows import Windows
 from weightsurgery.surgery.workers import device_for, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
@@ -209,7 +209,7 @@ def _by_window(
     """Digests of the inputs and of the output's shards, mostly taken on the way."""
     stream = windows.stream
     stream.total = stream.plan.write_bytes
-    windows.run(workers + WAITING)
+    windows.run(workers)
     stream.writer.seal()
     rest = [path for path in read if path not in windows.inputs]
     with ThreadPoolExecutor(workers, "ws") as pool:

@@ -70,7 +70,7 @@ class Stream:
         factor = self.plan.edited.get(name)
         prepared = None
         if factor is not None and entry.numel:
-            prepared = self.edit.prepare(self.base, original, self._device_for(original))
+            prepared = self.edit.prepare(self.base, original, self.device_for(original))
         facts: dict[str, Any] = {}
         target = self.writer.entries[name]
         if prepared is not None and factor is not None:
@@ -84,7 +84,7 @@ class Stream:
             self._edit(entry, target, None, original, 0.0)
         self.writer.finish(name, facts)
 
-    def _device_for(self, name: str) -> str:
+    def device_for(self, name: str) -> str:
         """Several GPUs take the tensors in turn; a tied copy goes where its original went."""
         places = devices_named(self.device)
         return places[zlib.crc32(name.encode()) % len(places)]

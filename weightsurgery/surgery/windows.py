@@ -1,4 +1,4 @@
-"""Elementwise edits, window by window of each shard's file.
+"""Edits, window by window of each shard's file.
 
 An output shard is the base shard with some byte ranges rewritten, so it is made the way it lies on
 disk: a window of the base's file is read, the changes of the tensors in it are added where they
@@ -16,6 +16,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,19 @@ from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256
 from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
-from weightsurgery.surgery.arithmetic import arithmetic_on
+from weightsurgery.deferred import torch
+from weightsurgery.surgery.ahead import Ahead
+from weightsurgery.surgery.arithmetic import OnHost, arithmetic_on
 from weightsurgery.surgery.buffers import Buffers
-from weightsurgery.surgery.dense import DenseChange, Part, dense_changes
+from weightsurgery.surgery.dense import DenseChange, OtherChange, Part, changes_of
+from weightsurgery.surgery.edits import Prepared
 from weightsurgery.surgery.finite import refuse_non_finite
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.turns import Turns, in_turn
-from weightsurgery.surgery.workers import cores, results
+from weightsurgery.surgery.workers import cores, results, torch_threads
+from weightsurgery.vectors.task_vector import needs_base
 
-__all__ = ["WAITING", "Windows"]
+__all__ = ["Windows"]
 
 # Bytes of a shard's file worked on at a time: with a fine-tune's beside it, it stays in cache.
 WINDOW = 1 << 21
@@ -50,6 +55,7 @@ class _Tensor:
 
     missing: int
     stats: list[ChangeStats | None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,7 +73,7 @@ class _Shard:
     """
 
     header: ShardHeader
-    changes: list[DenseChange]
+    changes: list[DenseChange | OtherChange]
     beside: list[Checkpoint]
     turns: Turns
     output: Sha256 = field(default_factory=Sha256)
@@ -88,21 +94,25 @@ class _Group:
 
 
 class Windows:
-    """One elementwise edit over all shards; see the module's text.
+    """One edit over all shards; see the module's text.
 
     Args:
         stream: The run: edit, base, plan, writer and progress.
+        changes: What is done to which tensor.
 
     Attributes:
         inputs: After :meth:`run`: SHA-256 of those input files that were hashed on the way.
         outputs: After :meth:`run`: SHA-256 of the output's shards, by name.
     """
 
-    def __init__(self, stream: Stream, changes: Mapping[str, DenseChange]) -> None:
+    def __init__(self, stream: Stream, changes: Mapping[str, DenseChange | OtherChange]) -> None:
         self.stream = stream
         self.inputs: dict[Path, str] = {}
         self.outputs: dict[str, str] = {}
-        self._arithmetic = arithmetic_on(stream.device)
+        self._other = [each for each in changes.values() if isinstance(each, OtherChange)]
+        # What is worked out comes back from its device, and is added here.
+        self._arithmetic = OnHost() if self._other else arithmetic_on(stream.device)
+        self._ahead: Ahead | None = None
         self._failed = threading.Event()
         self._lock = threading.Lock()
         self._shards = [self._open(header, changes) for header in stream.base.shards.values()]
@@ -114,17 +124,16 @@ class Windows:
 
     @classmethod
     def of(cls, stream: Stream) -> Windows | None:
-        """The edit as windows; None if it is not elementwise on bytes of one layout.
+        """The edit as windows; None if the output is no base with some bytes rewritten.
 
-        That is: it needs no decomposition, the output keeps each dtype and rounds to nearest, and
-        every change is stored as bfloat16, float16 or float32 numbers of such a tensor.
+        That is: if it gets another dtype, or rounds otherwise than to nearest.
         """
         plan, storage = stream.plan, stream.storage
-        if stream.edit.factors or storage.rounding != "nearest":
+        if storage.rounding != "nearest":
             return None
         if any(mine is not stream.base.shards[mine.shard] for mine in plan.shards):
             return None
-        changes = dense_changes(stream.edit, stream.base, plan)
+        changes = changes_of(stream.edit, stream.base, plan)
         if changes is None:
             return None
         return cls(stream, changes)
@@ -138,19 +147,43 @@ class Windows:
         for name, tensor in self._tensors.items():
             if not tensor.stats and name not in self.stream.writer.done:
                 self.stream.writer.finish(name, {})
-        todo = in_turn(_groups(self._shards, self._failed), cores())
-        with ThreadPoolExecutor(workers, "ws") as pool:
-            results([pool.submit(self._work, todo) for _ in range(workers)])
+        if self._other:
+            # One shard after another, so that few changes wait to be added.
+            groups, together = [_Group([s], Turns(self._failed)) for s in self._shards], 1
+            done = self.stream.writer.done
+            changes = [change for shard in self._shards for change in shard.changes]
+            names = [c.entry.name for c in changes if isinstance(c, OtherChange)]
+            names = [name for name in names if name not in done]
+            self._ahead = Ahead(self._prepare, names, workers)
+            threads: AbstractContextManager[None] = torch_threads(
+                1
+            )  # a result would depend on their number
+        else:
+            groups, together = _groups(self._shards, self._failed), cores()
+            threads = nullcontext()
+        todo = in_turn(groups, together)
+        with threads, ThreadPoolExecutor(workers + WAITING, "ws") as pool:
+            try:
+                results([pool.submit(self._work, todo) for _ in range(workers + WAITING)])
+            except BaseException:
+                self._failed.set()
+                raise
+            finally:
+                if self._ahead is not None:
+                    self._ahead.close()
         for shard in self._shards:
             self.outputs[shard.header.shard] = shard.output.hexdigest()
             for path, (digest, before) in shard.inputs.items():
                 self.inputs[path] = digest.hexdigest()
                 remember(path, before, self.inputs[path])
 
-    def _open(self, header: ShardHeader, changes: Mapping[str, DenseChange]) -> _Shard:
+    def _open(
+        self, header: ShardHeader, changes: Mapping[str, DenseChange | OtherChange]
+    ) -> _Shard:
         base = self.stream.base
         mine = [changes[entry.name] for entry in header.entries if entry.name in changes]
-        others = {id(p.stored.checkpoint): p.stored.checkpoint for c in mine for p in c.parts}
+        parts = [part for c in mine if isinstance(c, DenseChange) for part in c.parts]
+        others = {id(part.stored.checkpoint): part.stored.checkpoint for part in parts}
         beside = [other for other in others.values() if _same_layout(header, other)]
         shard = _Shard(header, mine, beside, Turns(self._failed))
         for checkpoint in (base, *beside):
@@ -158,6 +191,11 @@ class Windows:
             if known_sha256(path) is None:
                 shard.inputs[path] = (Sha256(), stamp(path))
         return shard
+
+    def _prepare(self, name: str) -> Prepared | None:
+        stream = self.stream
+        original = stream.plan.copies.get(name, name)
+        return stream.edit.prepare(stream.base, original, stream.device_for(original))
 
     def _work(self, todo: Iterator[tuple[_Group, int]]) -> None:
         buffers = self._arithmetic.buffers()
@@ -196,8 +234,15 @@ class Windows:
             writer.read_window(header.shard, start, data)  # an interrupted run wrote it
         else:
             for change in shard.changes:
-                if change.entry.start < stop and change.entry.stop > start:
-                    self._edit(change, start, data, tuned, buffers)
+                if not (change.entry.start < stop and change.entry.stop > start):
+                    continue
+                if change.entry.name in writer.done:
+                    self._read_back(change.entry, start, data)
+                else:
+                    total = self._edit(change, start, data, tuned, buffers)
+                    # Windows count from the one a tensor begins in.
+                    place = number - change.entry.start // WINDOW
+                    self._tensors[change.entry.name].stats[place] = total
             writer.write_window(header.shard, start, data)
         self._finish(inside)
         self.stream.advance(self.stream.edit.name, len(data))
@@ -213,19 +258,29 @@ class Windows:
         pairs = [(digest, views[path]) for path, (digest, _) in shard.inputs.items()]
         shard.turns.update(number, pairs)
 
+    def _read_back(self, entry: TensorEntry, start: int, data: memoryview) -> None:
+        """The part of a tensor that an interrupted run wrote."""
+        begin, end = max(entry.start, start), min(entry.stop, start + len(data))
+        view = data[begin - start : end - start]
+        self.stream.writer.read_window(entry.shard, begin, view)
+
     def _edit(
         self,
-        change: DenseChange,
+        change: DenseChange | OtherChange,
         start: int,
         data: memoryview,
         tuned: Mapping[int, memoryview],
         buffers: Buffers,
-    ) -> None:
-        """Add a tensor's change to the part of it that lies in a window."""
+    ) -> ChangeStats | None:
+        """Add a tensor's change to the part of it that lies in a window; None if there is none."""
         entry = change.entry
         width = entry.nbytes // entry.numel
         first = max(0, (start - entry.start) // width)
         last = min(entry.numel, (start + len(data) - entry.start) // width)
+        if isinstance(change, OtherChange):
+            at = entry.start + first * width - start
+            piece = data[at : at + (last - first) * width]
+            return self._edit_other(change, first, last, piece, buffers)
         total = ChangeStats()
         # Where a term ends early, what follows has fewer terms.
         ends = sorted({min(max(part.elements, first), last) for part in change.parts} | {last})
@@ -243,13 +298,33 @@ class Windows:
                     )
                     for order, part in enumerate(parts)
                 ]
-                total.merge(self._combine(change, piece, first, terms))
+                total.merge(self._combine(entry, piece, first, terms))
             elif end > first:  # the difference to itself
                 same = [Term(piece, entry.dtype, 1.0, True)]
-                total.merge(self._combine(change, piece, first, same))
+                total.merge(self._combine(entry, piece, first, same))
             first = end
-        # Tensors begin anywhere in the file, so windows count from the one they begin in.
-        self._tensors[entry.name].stats[start // WINDOW - entry.start // WINDOW] = total
+        return total
+
+    def _edit_other(
+        self, change: OtherChange, first: int, last: int, piece: memoryview, buffers: Buffers
+    ) -> ChangeStats | None:
+        assert self._ahead is not None
+        entry = change.entry
+        prepared = self._ahead.get(entry.name)
+        if prepared is None:
+            return None
+        self._tensors[entry.name].facts = prepared.facts
+        columns = math.prod(entry.columns)
+        start, stop = first // columns, -(-last // columns)  # whole rows
+        shape = (stop - start, *entry.columns)
+        memory = buffers.get("meant", 4 * (stop - start) * columns)
+        meant = torch.frombuffer(memory, dtype=torch.float32).zero_().view(shape)
+        before = meant
+        if needs_base(prepared.delta):
+            before = self.stream.base.rows(entry.name, start, stop).float()
+        prepared.delta.add_rows(meant, start, stop, change.scale, before)
+        used = memory[4 * (first - start * columns) : 4 * (last - start * columns)]
+        return self._combine(entry, piece, first, [Term(used, "F32", 1.0, relative=False)])
 
     def _numbers(
         self,
@@ -273,9 +348,8 @@ class Windows:
         return view
 
     def _combine(
-        self, change: DenseChange, piece: memoryview, first: int, terms: Sequence[Term]
+        self, entry: TensorEntry, piece: memoryview, first: int, terms: Sequence[Term]
     ) -> ChangeStats:
-        entry = change.entry
         stats = self._arithmetic.combine(piece, entry.dtype, terms, piece)
         if not stats.finite:
             # The base's numbers are gone: read them again, for exact sums or for the message.
@@ -298,6 +372,8 @@ class Windows:
                 whole = tensor.missing == 0
             if whole and entry.name not in self.stream.writer.done:
                 self.stream.writer.finish(entry.name, self._facts(entry.name, tensor))
+            if whole and self._ahead is not None:
+                self._ahead.release(entry.name)
 
     def _facts(self, name: str, tensor: _Tensor) -> dict[str, Any]:
         found = [stats for stats in tensor.stats if stats is not None]
@@ -306,7 +382,8 @@ class Windows:
         total = ChangeStats()
         for stats in found:  # in the order of the bytes, whoever came first
             total.merge(stats)
-        return {"stats": asdict(total), "factor": self.stream.plan.edited[name]}
+        factor = self.stream.plan.edited[name]
+        return {"stats": asdict(total), "factor": factor, **tensor.facts}
 
 
 def _same_layout(header: ShardHeader, other: Checkpoint) -> bool:

@@ -8,18 +8,36 @@ Neither holds weights: ``at(name)`` opens one tensor's :class:`Delta`, and that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+import math
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from weightsurgery.algebra.lowrank import LowRank, RankRule, rank_by, recompress
-from weightsurgery.algebra.svd import Truncation, truncated_svd
+from weightsurgery.algebra.lowrank import (
+    LowRank,
+    RankRule,
+    participation_of,
+    rank_by,
+    recompress,
+)
+from weightsurgery.algebra.svd import Truncation, energy, truncated_svd
 from weightsurgery.checkpoint.header import BLOCK_ELEMENTS, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 
-__all__ = ["Change", "Delta", "DenseDelta", "FactorDelta", "MappedChange", "Stored", "TaskVector"]
+__all__ = [
+    "Change",
+    "Delta",
+    "DenseDelta",
+    "FactorDelta",
+    "MappedChange",
+    "Stored",
+    "TaskVector",
+    "needs_base",
+]
 
 RowReader = Callable[[int, int], "torch.Tensor"]
 
@@ -111,6 +129,13 @@ class FactorDelta:
         return cls(factors.U * factors.S, factors.V)
 
 
+def needs_base(delta: Delta) -> bool:
+    """Whether a change's rows cannot be told without the base's; not so for factors."""
+    if isinstance(delta, SumDelta):
+        return any(needs_base(term) for _, term in delta.terms)
+    return not isinstance(delta, FactorDelta)
+
+
 class Change(Protocol):
     """Where a change to a base comes from.
 
@@ -200,11 +225,24 @@ class TaskVector:
         ]
         return " + ".join(parts)
 
+    def identity(self) -> Hashable:
+        """Equal for vectors of the same changes of the same files, opened twice or once."""
+        return tuple((factor, _identity(change)) for factor, change in self.terms)
+
     def at(self, name: str) -> SumDelta | None:
         """One tensor's change; None where no term changes it."""
         found = [(factor, change.at(name)) for factor, change in self.terms if factor != 0]
         deltas = tuple((factor, delta) for factor, delta in found if delta is not None)
         return SumDelta(deltas, name, self.label) if deltas else None
+
+
+def _identity(change: Change) -> Hashable:
+    if isinstance(change, MappedChange):
+        return id(change)  # its content would have to be read to tell
+    described = dict(change.provenance())
+    if not described.get("paths"):
+        return id(change)
+    return type(change), json.dumps(described, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
@@ -254,11 +292,14 @@ class SumDelta:
             base: ``base(start, stop)`` returns the base's rows, in any floating dtype.
             shape: Of the matrix as stored.
         """
-        out = torch.zeros(shape)
-        block = max(1, BLOCK_ELEMENTS // max(1, shape[1]))
-        for start in range(0, shape[0], block):
-            stop = min(start + block, shape[0])
-            self.add_rows(out[start:stop], start, stop, 1.0, base(start, stop).float())
+        return self._into(torch.empty(shape), base)
+
+    def _into(self, out: torch.Tensor, base: RowReader) -> torch.Tensor:
+        block = max(1, BLOCK_ELEMENTS // max(1, out.shape[1]))
+        for start in range(0, out.shape[0], block):
+            rows = out[start : start + block].zero_()
+            stop = start + rows.shape[0]
+            self.add_rows(rows, start, stop, 1.0, base(start, stop).float())
         return out
 
     def truncated(
@@ -289,18 +330,49 @@ class SumDelta:
         """
         exact = self.factors()
         if exact is not None:
-            if transposed:
-                exact = LowRank(exact.V, exact.S, exact.U)
             rank = rank_by(exact.S, exact.energy, rule)
-            return Truncation(exact.truncated(rank), exact.energy, 0.0)
-        matrix = self.matrix(base, shape)
-        self._check_finite(matrix)
-        found = truncated_svd((matrix.T if transposed else matrix).to(device), rule, seed=seed)
-        return Truncation(found.factors.to("cpu"), found.total, found.residual)
+            spread = participation_of(exact.S)
+            found = Truncation(exact.truncated(rank), exact.energy, 0.0, spread)
+        else:
+            matrix = self._into(_memory.floats(*shape), base)
+            total = energy(matrix)
+            if not math.isfinite(total):
+                raise self._not_finite()
+            found = truncated_svd(matrix.to(device), rule, seed=seed, total=total)
+        factors = found.factors.to("cpu")
+        if transposed:
+            factors = LowRank(factors.V, factors.S, factors.U)
+        return replace(found, factors=factors)
 
     def _check_finite(self, *tensors: torch.Tensor) -> None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            raise NonFiniteError(
-                f"tensor {self.name!r}: NaN or infinity in the change ({self.label}) or the base",
-                f"Leave the tensor as it is with --exclude '{self.name}', or check the weights.",
-            )
+            raise self._not_finite()
+
+    def _not_finite(self) -> NonFiniteError:
+        return NonFiniteError(
+            f"tensor {self.name!r}: NaN or infinity in the change ({self.label}) or the base",
+            f"Leave the tensor as it is with --exclude '{self.name}', or check the weights.",
+        )
+
+
+class _Memory(threading.local):
+    """A matrix's worth of memory for each worker thread, used again.
+
+    Fresh pages cost more time than filling them. It ends with the thread; the main thread, which
+    does not end after a call, keeps none.
+    """
+
+    def __init__(self) -> None:
+        self._kept: torch.Tensor | None = None
+
+    def floats(self, rows: int, columns: int) -> torch.Tensor:
+        """A float32 matrix; what was handed out before on this thread is overwritten."""
+        if threading.current_thread() is threading.main_thread():
+            return torch.empty(rows, columns)
+        if self._kept is None or self._kept.numel() < rows * columns:
+            self._kept = None  # not both at once
+            self._kept = torch.empty(rows * columns)
+        return self._kept[: rows * columns].view(rows, columns)
+
+
+_memory = _Memory()
