@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from weightsurgery.algebra.lowrank import LowRank, orth, recompress
 from weightsurgery.deferred import torch
@@ -42,15 +43,11 @@ class KeepSpace:
     """The tasks to keep, prepared once for any number of tasks to forget.
 
     Attributes:
-        U: Output directions to take away, shape ``(m, p)``.
-        V: Input directions to take away, shape ``(n, q)``.
         tasks: The factors of each keep task.
-        basis: ``"joint"`` or ``"sum"``; in ``joint`` the columns of ``U`` and ``V`` are
+        basis: ``"joint"`` or ``"sum"``; in ``joint`` the columns of :attr:`U` and :attr:`V` are
             orthonormal, in ``sum`` they are the tasks' own, side by side.
     """
 
-    U: torch.Tensor
-    V: torch.Tensor
     tasks: tuple[LowRank, ...]
     basis: str = "joint"
 
@@ -68,12 +65,28 @@ class KeepSpace:
         """
         if basis not in BASES:
             raise EditError(f"basis {basis!r}", f"Choose one of: {', '.join(BASES)}.")
-        tasks = tuple(_significant(task) for task in tasks)
-        u = torch.cat([task.U for task in tasks], dim=1)
-        v = torch.cat([task.V for task in tasks], dim=1)
-        if basis == "joint":
-            u, v = orth(u), orth(v)
-        return cls(u, v, tasks, basis)
+        return cls(tuple(_significant(task) for task in tasks), basis)
+
+    @cached_property
+    def U(self) -> torch.Tensor:  # noqa: N802 - a matrix, as in the formulas
+        """Output directions to take away, shape ``(m, p)``; found when first asked for."""
+        return self._joined([task.U for task in self.tasks])
+
+    @cached_property
+    def V(self) -> torch.Tensor:  # noqa: N802
+        """Input directions to take away, shape ``(n, q)``; found when first asked for."""
+        return self._joined([task.V for task in self.tasks])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(m, n)`` of the tasks."""
+        return self.tasks[0].shape
+
+    def _joined(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        if len(parts) == 1:
+            return parts[0]  # orthonormal already
+        columns = torch.cat(list(parts), dim=1)
+        return orth(columns) if self.basis == "joint" else columns
 
 
 def _significant(task: LowRank) -> LowRank:
@@ -163,11 +176,11 @@ def discriminate(task: LowRank, keep: KeepSpace, side: str = "right") -> LowRank
     """
     if side not in SIDES:
         raise EditError(f"side {side!r}", f"Choose one of: {', '.join(SIDES)}.")
-    if (keep.U.shape[0], keep.V.shape[0]) != task.shape:
+    if keep.shape != task.shape:
         raise EditError(
-            f"keep directions of {(keep.U.shape[0], keep.V.shape[0])} for a task of {task.shape}",
+            f"keep directions of {keep.shape} for a task of {task.shape}",
             "All tasks must be changes of the same base.",
         )
-    if keep.V.shape[1] == 0:
+    if not any(each.rank for each in keep.tasks):
         return task
     return SIDES[side](task, keep)

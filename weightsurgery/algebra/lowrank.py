@@ -8,6 +8,7 @@ features, in features); ``U`` is ``(m, k)``, ``S`` is ``(k,)`` in descending ord
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
@@ -19,10 +20,17 @@ __all__ = [
     "Rank",
     "RankRule",
     "orth",
+    "participation",
+    "participation_of",
     "rank_by",
     "rank_for",
     "recompress",
 ]
+
+# The smallest relative tolerance whose square float64 tells from rounding.
+_GRAM_RESOLVES = 1e-7
+# Smallest eigenvalue of a Gram matrix, relative to the largest, at which squaring loses 1e-13.
+_WELL_APART = 1e-3
 
 
 @dataclass(frozen=True)
@@ -137,20 +145,26 @@ def orth(columns: torch.Tensor, tolerance: float | None = None) -> torch.Tensor:
         return columns.new_zeros(columns.shape[0], 0)
     if tolerance is None:
         tolerance = max(wide.shape) * torch.finfo(torch.float32).eps
-    if wide.shape[1] < wide.shape[0]:  # QR first: the SVD then is of a small matrix
-        q, r = torch.linalg.qr(wide)
-        u, s, _ = torch.linalg.svd(r, full_matrices=False)
-        basis = q @ u
-    else:
+    if wide.shape[1] >= wide.shape[0] or tolerance < _GRAM_RESOLVES:
         basis, s, _ = torch.linalg.svd(wide, full_matrices=False)
-    kept: torch.Tensor = basis[:, s > tolerance * s[0]]
-    return kept.to(columns.dtype)
+        kept: torch.Tensor = basis[:, s > tolerance * s[0]].to(columns.dtype)
+        return kept
+    # By the Gram matrix, a third of the time: float64 squares resolve far more than is asked for.
+    vectors, values, _ = torch.linalg.svd(wide.T @ wide)
+    big = values > tolerance**2 * values[0]
+    basis = wide @ (vectors[:, big] / values[big].sqrt())
+    # Once more: short directions came out orthogonal only to eps / tolerance².
+    basis = basis @ _inverse(torch.linalg.cholesky(basis.T @ basis, upper=True))
+    found: torch.Tensor = basis.to(columns.dtype)
+    return found
 
 
 def recompress(
     left: torch.Tensor, middle: torch.Tensor, right: torch.Tensor, rank: int | None = None
 ) -> LowRank:
     """SVD of ``left @ middle @ rightᵀ`` from its factors: QR, QR, and an SVD of the small core.
+
+    Nothing larger than the factors is formed.
 
     Args:
         left: Shape ``(m, p)``.
@@ -161,14 +175,67 @@ def recompress(
     Returns:
         Factors in ``left``'s dtype; rank at least 1, so that a zero change keeps its shape.
     """
-    q_left, r_left = torch.linalg.qr(left.double())
-    q_right, r_right = torch.linalg.qr(right.double())
-    u, s, vh = torch.linalg.svd(r_left @ middle.double() @ r_right.T, full_matrices=False)
+    left_columns, left_turn, left_r = _thin_qr(left.double())
+    right_columns, right_turn, right_r = _thin_qr(right.double())
+    u, s, vh = torch.linalg.svd(left_r @ middle.double() @ right_r.T, full_matrices=False)
     # Below float32 resolution of the largest factor there is only rounding.
     significant = int((s > s[:1] * torch.finfo(torch.float32).eps).sum())
     k = max(1, min(significant, s.numel() if rank is None else rank))
-    dtype = left.dtype
-    return LowRank((q_left @ u[:, :k]).to(dtype), s[:k].to(dtype), (q_right @ vh[:k].T).to(dtype))
+    return LowRank(
+        left_columns @ (left_turn @ u[:, :k]), s[:k], right_columns @ (right_turn @ vh[:k].T)
+    ).to(left.device, left.dtype)
+
+
+def _thin_qr(columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``C, W, R`` with ``C W`` orthonormal and ``C W R`` the columns (float64).
+
+    By a Cholesky factor of the Gram matrix, which spares forming ``Q``, where the columns, scaled
+    to length one, are well apart; then it is as exact as the Householder QR of other cases.
+    """
+    norms = columns.norm(dim=0)
+    if columns.shape[1] <= columns.shape[0] and bool((norms > 0).all()):
+        gram = columns.T @ columns / (norms[:, None] * norms)
+        values = torch.linalg.eigvalsh(gram)
+        if float(values[0]) > _WELL_APART * float(values[-1]):
+            r = torch.linalg.cholesky(gram, upper=True) * norms
+            return columns, _inverse(r), r
+    q, r = torch.linalg.qr(columns)
+    return q, torch.eye(r.shape[0], dtype=r.dtype, device=r.device), r
+
+
+def _inverse(upper: torch.Tensor) -> torch.Tensor:
+    eye = torch.eye(upper.shape[0], dtype=upper.dtype, device=upper.device)
+    found: torch.Tensor = torch.linalg.solve_triangular(upper, eye, upper=True)
+    return found
+
+
+def participation(gram: Any, exact: bool) -> float:
+    """Effective rank: participation ratio ``‖T‖⁴_F / ‖Tᵀ T‖²_F`` of the squared singular values.
+
+    From the Gram matrix of a sketch ``T Z``. If ``Z`` is orthogonal and square, ``tr(G)² / ‖G‖²``.
+    If it is Gaussian, the diagonal averages to ``‖T‖²`` and the squares off the diagonal to
+    ``‖Tᵀ T‖²``; their ratio varies far less than either.
+
+    Args:
+        gram: Shape ``(p, p)``, float64, an array or tensor.
+        exact: Whether ``Z`` is square and orthogonal.
+    """
+    diagonal = gram.diagonal()
+    p, trace = len(diagonal), float(diagonal.sum())
+    if trace <= 0:
+        return 0.0
+    squares = float((gram * gram).sum())
+    if exact or p < 2:
+        return trace**2 / squares
+    off = (squares - float((diagonal * diagonal).sum())) / (p * (p - 1))
+    return max(1.0, (trace / p) ** 2 / off) if off > 0 else 1.0
+
+
+def participation_of(singular: torch.Tensor) -> float:
+    """Effective rank of a whole spectrum, descending; 0 if it vanishes."""
+    tiny = torch.finfo(torch.float64).tiny
+    squares = singular.double().square() / singular[0].double().square().clamp_min(tiny)
+    return float(squares.sum().square() / squares.square().sum().clamp_min(tiny))
 
 
 def rank_by(singular: torch.Tensor, total: float, rule: RankRule) -> int:

@@ -7,21 +7,36 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from weightsurgery.algebra.lowrank import DonohoGavish, Energy, LowRank, Rank, RankRule, rank_for
+from weightsurgery.algebra.krylov import TOLERANCE, Leading, completed, leading
+from weightsurgery.algebra.lowrank import (
+    DonohoGavish,
+    Energy,
+    LowRank,
+    Rank,
+    RankRule,
+    participation_of,
+    rank_for,
+)
 from weightsurgery.deferred import torch
 
-__all__ = ["Truncation", "truncated_svd"]
+__all__ = ["EXACT_UP_TO", "Truncation", "energy", "truncated_svd"]
 
-# Up to this many columns on the short side a full float64 SVD is cheap (0.3 s) and exact.
-EXACT_UP_TO = 512
+# Up to this many columns on the short side a full float64 SVD is cheap (50 ms) and exact.
+EXACT_UP_TO = 256
 
-# Block Krylov: k + OVERSAMPLE columns, DEPTH multiplications by A Aᵀ. Measured against
-# subspace iteration in METHODS and the benchmark; deeper gains nothing in float32.
-OVERSAMPLE = 32
-DEPTH = 5
+# Matrices up to this many elements take a millisecond per iteration: iterated to float32 accuracy.
+_SMALL = 1 << 19
+_SMALL_TOLERANCE = 1e-9
+
+# Under an energy rule: where the spectrum is flat, a little energy makes many factors.
+_FEWEST = 20
+# Of a sum of squares in float32.
+_ROUNDING = 1e-6
+
+# Elements whose squares are summed at a time.
+_BLOCK = 1 << 20
 
 # The full spectrum of a large matrix takes several times its memory: never two at once.
 _ONE_AT_A_TIME = threading.Lock()
@@ -37,11 +52,15 @@ class Truncation:
         residual: A-posteriori error ``maxᵢ max(‖A vᵢ − σᵢ uᵢ‖, ‖Aᵀ uᵢ − σᵢ vᵢ‖) / σ₁``; 0 for an
             exact SVD. It bounds the distance of every ``σᵢ`` to a true singular value of ``A``,
             relative to ``σ₁`` (Parlett 1998, Theorem 4.5.1, on ``[[0, A], [Aᵀ, 0]]``, up to √2).
+        effective_rank: Participation ratio ``‖A‖⁴_F / ‖Aᵀ A‖²_F`` of the whole matrix: exact where
+            the whole spectrum was found, else from the iteration's Gaussian start (at least 32
+            columns: standard error about 6 %). None where it was not asked for.
     """
 
     factors: LowRank
     total: float
     residual: float
+    effective_rank: float | None = None
 
     @property
     def kept(self) -> float:
@@ -50,47 +69,106 @@ class Truncation:
 
 
 def truncated_svd(
-    matrix: torch.Tensor, rule: RankRule, *, seed: int = 0, exact_up_to: int = EXACT_UP_TO
+    matrix: torch.Tensor,
+    rule: RankRule,
+    *,
+    seed: int = 0,
+    exact_up_to: int = EXACT_UP_TO,
+    tolerance: float = TOLERANCE,
+    total: float | None = None,
 ) -> Truncation:
     """The leading singular triplets of a matrix.
 
     Small matrices (short side up to ``exact_up_to``) take a full SVD in float64. Others take
-    randomised block Krylov iteration (Musco & Musco 2015, arXiv 1504.05477, Algorithm 2) with
-    orthonormalised blocks and a float64 Rayleigh-Ritz step; where so many factors are wanted that
+    randomised block Krylov iteration (see :mod:`weightsurgery.algebra.krylov`) with a float64
+    Rayleigh-Ritz step; where so many factors are wanted, or they are so hard to tell apart, that
     its basis would be as wide as the matrix, the eigenvectors of the float64 Gram matrix.
 
     Args:
-        matrix: Shape ``(m, n)``, float32, finite; on any device.
+        matrix: Shape ``(m, n)``, float32, finite; on any device. Not changed.
         rule: How many factors to keep.
         seed: Seed of the random start block; the result is a function of it.
         exact_up_to: Threshold for the full SVD.
+        tolerance: The factors hold the energy of the best of their rank but for this fraction,
+            by an estimate of the iteration. Matrices under half a million elements are iterated
+            to float32 accuracy.
+        total: The matrix's :func:`energy`, if it is known.
 
     Returns:
         Float32 factors on the matrix's device; at least one factor, also of a zero matrix. A
         rank beyond ``min(m, n)`` gives ``min(m, n)``.
     """
     short = min(matrix.shape)
-    total = sum(
-        float(matrix[start : start + 1024].double().square().sum())
-        for start in range(0, matrix.shape[0], 1024)
-    )
+    total = energy(matrix) if total is None else total
     if total == 0:
         rule = Rank(1) if isinstance(rule, Energy) else rule
     if isinstance(rule, DonohoGavish):
         rule = Rank(_gavish_donoho_rank(matrix))
     if short <= exact_up_to:
-        return Truncation(_lapack(matrix, lambda s: _count(s, rule)), total, 0.0)
-    k = min(rule.k, short) if isinstance(rule, Rank) else 32
-    # A Krylov basis as wide as the matrix costs more than all of it.
-    while (k + OVERSAMPLE) * (DEPTH + 1) <= short:
-        factors = _block_krylov(matrix, k, seed)
-        if isinstance(rule, Rank):
-            return _with_error(matrix, factors, total)
-        if factors.energy >= rule.fraction * total:
-            chosen = factors.truncated(rank_for(factors.S, rule.fraction * total))
-            return _with_error(matrix, chosen, total)
-        k *= 2
-    return _with_error(matrix, _by_gram(matrix, lambda s: _count(s, rule)), total)
+        found = _lapack(matrix, rule)
+    elif total == 0:
+        found = _nothing(matrix, _count(matrix.new_zeros(short), rule))
+    else:
+        found = _large(matrix, rule, total, seed, tolerance)
+    return Truncation(found.factors, total, found.residual, found.effective_rank)
+
+
+def _large(
+    matrix: torch.Tensor, rule: Rank | Energy, total: float, seed: int, tolerance: float
+) -> Leading:
+    # Squares of norms far from 1 leave float32's range; a power of two changes no digit.
+    scale = 1.0
+    if not 1e-18 < total < 1e18:
+        scale = 2.0 ** max(-126, min(126, -round(math.log2(total) / 2)))
+        matrix = matrix * scale
+    if matrix.numel() <= _SMALL:
+        tolerance = min(tolerance, _SMALL_TOLERANCE)
+    found = _iterated(matrix, rule, total * scale**2, seed, tolerance)
+    if found is None:
+        found = _by_gram(matrix, rule)
+    factors = LowRank(found.factors.U, found.factors.S / scale, found.factors.V)
+    return Leading(factors, found.residual, found.effective_rank)
+
+
+def energy(matrix: torch.Tensor) -> float:
+    """Squared Frobenius norm of a float32 matrix; NaN or infinite where an element is."""
+    if matrix.device.type != "cpu":
+        return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+    flat = (matrix if matrix.is_contiguous() else matrix.T).reshape(-1)
+    return math.fsum(_energy(flat[at : at + _BLOCK]) for at in range(0, flat.numel(), _BLOCK))
+
+
+def _energy(block: torch.Tensor) -> float:
+    """From norms of rows in float32, seven times as fast, unless their squares leave its range."""
+    norms = torch.linalg.vector_norm(block.view(-1, math.gcd(block.numel(), 4096)), dim=1)
+    if float(norms.min()) > 1e-15 and float(norms.max()) < math.inf:
+        norms = norms.double()
+        return float(torch.dot(norms, norms))
+    return float(block.double().square().sum())
+
+
+def _iterated(
+    matrix: torch.Tensor, rule: Rank | Energy, total: float, seed: int, tolerance: float
+) -> Leading | None:
+    """By block Krylov iteration; None where that costs more than all of the matrix."""
+    if isinstance(rule, Rank):
+        return leading(matrix, rule.k, total, seed=seed, tolerance=tolerance)
+    k, enough = 32, rule.fraction * total * (1 - _ROUNDING)
+    while True:
+        found = leading(matrix, k, total, seed=seed, tolerance=tolerance / _FEWEST, enough=enough)
+        if found is None:
+            return None
+        held, last = found.factors.energy, float(found.factors.S[-1]) ** 2
+        if held >= enough * (1 - _ROUNDING):
+            return found
+        # No further factor is larger than the last one, which may yet grow by half.
+        k = max(2 * k, k + min(matrix.shape[1], int((enough - held) / (2 * last)) if last else 0))
+
+
+def _nothing(matrix: torch.Tensor, k: int) -> Leading:
+    """Of a zero matrix."""
+    eyes = [torch.eye(side, k, device=matrix.device) for side in matrix.shape]
+    return Leading(LowRank(eyes[0], torch.zeros(k, device=matrix.device), eyes[1]), 0.0, 0.0)
 
 
 def _count(singular: torch.Tensor, rule: Rank | Energy) -> int:
@@ -100,14 +178,15 @@ def _count(singular: torch.Tensor, rule: Rank | Energy) -> int:
     return rank_for(singular, rule.fraction * float(singular.double().square().sum()))
 
 
-def _lapack(matrix: torch.Tensor, count: Callable[[torch.Tensor], int]) -> LowRank:
+def _lapack(matrix: torch.Tensor, rule: Rank | Energy) -> Leading:
     """SVD in float64, of a small matrix."""
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
-    k = count(s)
-    return LowRank(u[:, :k], s[:k], vh[:k].T).to(matrix.device, torch.float32)
+    k = _count(s, rule)
+    factors = LowRank(u[:, :k], s[:k], vh[:k].T).to(matrix.device, torch.float32)
+    return Leading(factors, 0.0, participation_of(s))
 
 
-def _by_gram(matrix: torch.Tensor, count: Callable[[torch.Tensor], int]) -> LowRank:
+def _by_gram(matrix: torch.Tensor, rule: Rank | Energy) -> Leading:
     """SVD by the float64 Gram matrix of the short side: a fraction of LAPACK's memory.
 
     Singular values under 1e-8 of the largest are lost, which float32 factors do not hold anyway.
@@ -116,13 +195,14 @@ def _by_gram(matrix: torch.Tensor, count: Callable[[torch.Tensor], int]) -> LowR
     a = matrix.T if transposed else matrix
     with _ONE_AT_A_TIME:
         values, vectors = torch.linalg.eigh(_gram(a))
-        s = values.flip(0).clamp_min(0).sqrt()
-        k = count(s)
-        s, u = s[:k], vectors[:, -k:].flip(1)
+        whole = values.flip(0).clamp_min(0).sqrt()
+        k = _count(whole, rule)
+        s, u = whole[:k], vectors[:, -k:].flip(1)
         del values, vectors
-    v = _completed(_times_transposed(a, u), s)
+    v = completed(_times_transposed(a, u), s)
     factors = LowRank(v, s, u) if transposed else LowRank(u, s, v)
-    return factors.to(a.device, torch.float32)
+    factors = factors.to(a.device, torch.float32)
+    return Leading(factors, _residual(matrix, factors), participation_of(whole))
 
 
 def _gram(a: torch.Tensor) -> torch.Tensor:
@@ -140,15 +220,6 @@ def _times_transposed(a: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return torch.cat([block.T @ u for block in blocks])
 
 
-def _completed(scaled: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """Orthonormal ``V`` from ``V diag(S)``: QR fills in where a singular value vanishes."""
-    v = scaled / s.clamp_min(torch.finfo(torch.float64).tiny)
-    if float(s[-1]) <= float(s[0]) * 1e-6:
-        v, r = torch.linalg.qr(v)
-        v = v * torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return v
-
-
 def _gavish_donoho_rank(matrix: torch.Tensor) -> int:
     m, n = matrix.shape
     beta = min(m, n) / max(m, n)
@@ -163,34 +234,8 @@ def _gavish_donoho_rank(matrix: torch.Tensor) -> int:
     return max(1, int((singular > threshold).sum()))
 
 
-def _block_krylov(matrix: torch.Tensor, k: int, seed: int) -> LowRank:
-    transposed = matrix.shape[0] > matrix.shape[1]
-    a = matrix.T if transposed else matrix  # iterate on the short side
-    generator = torch.Generator("cpu").manual_seed(seed)
-    start = torch.randn(a.shape[1], k + OVERSAMPLE, generator=generator, dtype=torch.float32)
-    block = torch.linalg.qr(a @ start.to(a.device)).Q
-    blocks = [block]
-    for _ in range(DEPTH):
-        block = torch.linalg.qr(a @ (a.T @ block)).Q
-        blocks.append(block)
-    basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
-    # Rayleigh-Ritz in float64: a float32 Gram matrix would lose factors under 3e-4 σ₁.
-    projected = (basis.T @ a).double()
-    values, vectors = torch.linalg.eigh(projected @ projected.T)
-    order = torch.arange(values.numel() - 1, values.numel() - 1 - k, -1, device=a.device)
-    s = values[order].clamp_min(0).sqrt()
-    u = basis.double() @ vectors[:, order]
-    v = projected.T @ vectors[:, order]
-    v = _completed(v, s)
-    factors = LowRank(v, s, u) if transposed else LowRank(u, s, v)
-    return factors.to(a.device, torch.float32)
-
-
-def _with_error(matrix: torch.Tensor, factors: LowRank, total: float) -> Truncation:
-    """Measure what the iteration left: one multiplication by the matrix on each side."""
-    top = float(factors.S[0])
-    if top == 0 or not math.isfinite(top):
-        return Truncation(factors, total, 0.0)
+def _residual(matrix: torch.Tensor, factors: LowRank) -> float:
+    """What was left, measured: one multiplication by the matrix on each side."""
     right = (matrix @ factors.V - factors.U * factors.S).norm(dim=0).max()
     left = (matrix.T @ factors.U - factors.V * factors.S).norm(dim=0).max()
-    return Truncation(factors, total, float(torch.maximum(left, right)) / top)
+    return float(torch.maximum(left, right)) / float(factors.S[0])
