@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.errors import DataError, OutputError, SelectionError, WeightSurgeryError
 from weightsurgery.learning.data import read_examples
 from weightsurgery.learning.evaluate import score_checkpoint
@@ -21,7 +22,6 @@ from weightsurgery.procedures.world import (
     Recipe,
     World,
     build_world,
-    cache_directory,
     copy_world,
     get_world,
     open_world,

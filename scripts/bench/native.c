@@ -2,6 +2,7 @@
  *
  *   native copy   BASE FINETUNED OUT THREADS [sync]   read both, write the base's bytes
  *   native negate BASE FINETUNED OUT THREADS SCALE [sync]   out = base - scale (ft - base)
+ *   native read   BASE FINETUNED - THREADS                  read both
  *
  * Every shard of BASE (*.safetensors) is read beside the shard of the same name in FINETUNED, in
  * chunks that stay in cache, and written at its place in a preallocated file. `negate` computes
@@ -23,7 +24,7 @@
 enum { CHUNK = 1 << 20, MOST = 1024 };
 
 static struct shard { int base, tuned, out; uint64_t start, size; } shards[MOST];
-static int count, arithmetic, sync_at_end;
+static int count, arithmetic, writing, sync_at_end;
 static float scale;
 static _Atomic uint64_t next;
 static uint64_t pieces[MOST + 1];
@@ -64,18 +65,19 @@ static void *work(void *unused) {
         all(1, s->base, base, size, at);
         all(1, s->tuned, tuned, size, at);
         if (arithmetic) negate((void *)base, (void *)tuned, (void *)out, size / 2);
-        all(0, s->out, arithmetic ? out : base, size, at);
+        if (writing) all(0, s->out, arithmetic ? out : base, size, at);
     }
 }
 
 int main(int argc, char **argv) {
     if (argc < 6) return fprintf(stderr, "see the text at the top of native.c\n"), 2;
     arithmetic = !strcmp(argv[1], "negate");
+    writing = strcmp(argv[1], "read") != 0;
     if (arithmetic) scale = atof(argv[6]);
     sync_at_end = !strcmp(argv[argc - 1], "sync");
     int threads = atoi(argv[5]);
     char path[4096];
-    mkdir(argv[4], 0777);
+    if (writing) mkdir(argv[4], 0777);
     DIR *folder = opendir(argv[2]);
     if (!folder) die(argv[2]);
     for (struct dirent *each; (each = readdir(folder));) {
@@ -86,7 +88,7 @@ int main(int argc, char **argv) {
         struct stat facts;
         uint64_t header;
         int *files[3] = {&s->base, &s->tuned, &s->out};
-        for (int i = 0; i < 3; i++) {
+        for (int i = 0; i < 2 + writing; i++) {
             snprintf(path, sizeof path, "%s/%s", argv[2 + i], each->d_name);
             *files[i] = open(path, i < 2 ? O_RDONLY : O_RDWR | O_CREAT | O_TRUNC, 0666);
             if (*files[i] < 0) die(path);
@@ -95,18 +97,20 @@ int main(int argc, char **argv) {
         s->size = facts.st_size;
         all(1, s->base, (char *)&header, 8, 0);
         s->start = 8 + header;
-        if (posix_fallocate(s->out, 0, s->size)) die("posix_fallocate");
-        char *raw = malloc(s->start);
-        all(1, s->base, raw, s->start, 0);
-        all(0, s->out, raw, s->start, 0);
-        free(raw);
+        if (writing) {
+            if (posix_fallocate(s->out, 0, s->size)) die("posix_fallocate");
+            char *raw = malloc(s->start);
+            all(1, s->base, raw, s->start, 0);
+            all(0, s->out, raw, s->start, 0);
+            free(raw);
+        }
         pieces[count + 1] = pieces[count] + (s->size - s->start + CHUNK - 1) / CHUNK;
         count++;
     }
     pthread_t ids[64];
     for (int i = 0; i < threads && i < 64; i++) pthread_create(&ids[i], 0, work, 0);
     for (int i = 0; i < threads && i < 64; i++) pthread_join(ids[i], 0);
-    for (int i = 0; i < count; i++)
+    for (int i = 0; writing && i < count; i++)
         if ((sync_at_end && fsync(shards[i].out)) || close(shards[i].out)) die("close");
     return 0;
 }

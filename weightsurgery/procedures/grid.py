@@ -96,7 +96,7 @@ class Changes:
     given once (see :mod:`weightsurgery.algebra.ridges`), for all layers that are given the same.
 
     The leading factors of a larger truncation are those of the smaller one exactly, except where
-    the SVD is iterative (over 512 columns on the short side): there they agree within the
+    the SVD is iterative (over 256 columns on the short side): there they agree within the
     residuals of both.
 
     Args:

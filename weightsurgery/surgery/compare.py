@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.algebra.lowrank import RankRule, rank_by
+from weightsurgery.algebra.lowrank import RankRule, participation_of, rank_by
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.algebra.svd import Truncation, truncated_svd
 from weightsurgery.checkpoint.layout import TensorEntry
@@ -19,7 +19,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
-from weightsurgery.surgery.difference import TensorDifference, difference
+from weightsurgery.surgery.difference import TensorDifference, borrowed, difference, empty
 from weightsurgery.surgery.provenance import folders, hash_files, inputs_of, recorded
 from weightsurgery.surgery.stream import Progress
 from weightsurgery.surgery.workers import cores, device_for, in_order, torch_threads
@@ -99,22 +99,27 @@ def diff(
         if delta is None:
             return None
         if rule is None or len(entry.shape) != 2 or entry.numel == 0:
-            row, dense, stats = difference(base, entry, delta, collect=save_to is not None)
+            dense = empty(entry) if save_to is not None else None
+            row, stats = difference(base, entry, delta, dense)
             change = None if dense is None else torch.from_numpy(dense).reshape(entry.shape)
             return row, change, stats
         exact = delta.factors()
-        row, whole, stats = difference(base, entry, delta, collect=exact is None)
-        if exact is not None:  # factors already: never multiplied out
+        # Factors are never multiplied out; a matrix lies in memory that the thread uses again.
+        whole = borrowed(entry) if exact is None else None
+        row, stats = difference(base, entry, delta, whole, sketched=False)
+        if exact is not None:
             rank = rank_by(exact.S, exact.energy, rule)
-            found = Truncation(exact.truncated(rank), exact.energy, 0.0)
+            found = Truncation(exact.truncated(rank), exact.energy, 0.0, participation_of(exact.S))
         else:
-            found = truncated_svd(torch.from_numpy(whole).to(where), rule, seed=seed)
+            matrix = torch.from_numpy(whole).to(where)
+            found = truncated_svd(matrix, rule, seed=seed, total=stats.meant)
         facts = {
+            "effective_rank": found.effective_rank,
             "rank": found.factors.rank,
             "kept": found.kept,
             "residual": found.residual,
         }
-        return TensorDifference(**{**asdict(row), **facts}), found.factors, stats
+        return TensorDifference(**{**asdict(row), **facts}), found.factors.to("cpu"), stats
 
     lineage = tuple(kinship(base, change) for _, change in vector.terms)
     inputs = inputs_of(base, {"vector": vector})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.algebra.elementwise import DTYPES, Term, combine
+from weightsurgery.algebra.lowrank import participation
 from weightsurgery.algebra.rounding import ChangeStats, round_to
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.naming import kind_of, layer_of
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-__all__ = ["TensorDifference", "difference", "effective_rank"]
+__all__ = ["TensorDifference", "borrowed", "difference", "effective_rank", "empty"]
 
 # Columns of the random sketch that the effective rank is estimated from: about 6 % accuracy.
 PROBES = 32
@@ -81,35 +82,42 @@ def effective_rank(sketch: Any, exact: bool) -> float:
         exact: Whether ``Z`` is the identity.
     """
     wide = np.asarray(sketch, dtype=np.float64)
-    gram = wide.T @ wide
-    p = gram.shape[0]
-    trace = float(np.trace(gram))
-    if trace <= 0:
-        return 0.0
-    if exact or p < 2:
-        return trace**2 / float((gram**2).sum())
-    off = float((gram**2).sum() - (np.diagonal(gram) ** 2).sum()) / (p * (p - 1))
-    return max(1.0, (trace / p) ** 2 / off) if off > 0 else 1.0
+    return participation(wide.T @ wide, exact)
+
+
+def empty(entry: TensorEntry) -> Floats:
+    """Memory for a tensor's change: float32, of its rows and columns."""
+    return np.empty((entry.rows, math.prod(entry.columns)), np.float32)
+
+
+def borrowed(entry: TensorEntry) -> Floats:
+    """The same, in memory that the thread's next tensor will overwrite."""
+    view = _buffers.get("whole", 4 * entry.numel)
+    return np.frombuffer(view, np.float32).reshape(entry.rows, -1)
 
 
 def difference(
-    base: Checkpoint, entry: TensorEntry, delta: SumDelta, collect: bool
-) -> tuple[TensorDifference, Floats | None, ChangeStats]:
-    """Statistics of one tensor in one pass; the whole change too, if ``collect``.
+    base: Checkpoint,
+    entry: TensorEntry,
+    delta: SumDelta,
+    whole: Floats | None = None,
+    sketched: bool = True,
+) -> tuple[TensorDifference, ChangeStats]:
+    """Statistics of one tensor in one pass.
 
     Args:
         base: The base.
         entry: The tensor.
         delta: Its change.
-        collect: Whether to keep the change: float32, of the tensor's rows and columns.
+        whole: Where to put the change: float32, of the tensor's rows and columns.
+        sketched: Whether to estimate the effective rank; it is None otherwise.
 
     Raises:
         NonFiniteError: The base or the change holds NaN or infinity.
     """
     rows, columns = entry.rows, math.prod(entry.columns)
-    whole = np.empty((rows, columns), np.float32) if collect else None
     probe, sketch = None, None
-    if len(entry.shape) == 2 and entry.numel > 0:
+    if sketched and len(entry.shape) == 2 and entry.numel > 0:
         exact = columns <= EXACT_PROBES
         probe = np.eye(columns, dtype=np.float32) if exact else _probe(columns)
         sketch = np.empty((rows, probe.shape[1]), np.float32)
@@ -148,7 +156,7 @@ def difference(
         sparsity=1.0 - stats.wanted / entry.numel if entry.numel else 1.0,
         surviving=stats.surviving,
     )
-    return row, whole, stats
+    return row, stats
 
 
 _buffers = Buffers()

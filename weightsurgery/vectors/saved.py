@@ -145,7 +145,7 @@ class VectorWriter:
         target: Path,
         inputs: Sequence[Path],
         overwrite: bool = False,
-        shard_bytes: int = 1 << 28,
+        shard_bytes: int = 1 << 27,
         stem: str = "vector",
         staging: Staging | None = None,
     ) -> None:

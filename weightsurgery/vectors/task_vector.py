@@ -101,7 +101,9 @@ class DenseDelta:
         rows = self.rows(start, stop).to(out.dtype)
         if self.relative:
             rows.sub_(base)
-        out.add_(rows.mul_(scale))  # two roundings, as elsewhere: `alpha` would fuse them
+        if scale != 1:
+            rows.mul_(scale)
+        out.add_(rows)  # two roundings, as elsewhere: `alpha` would fuse them
 
 
 @dataclass(frozen=True)
