@@ -85,15 +85,18 @@ def main() -> None:
                 if not rows:
                     continue
                 key = f"{billions} {name}"
-                results["suites"][key] = _suite(place, suite, rows, arguments, reservoir)
-                _show(key, suite, results["suites"][key])
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+                found = results["suites"][key] = {"runs": [], "facts": {}}
+                for _ in _suite(place, suite, rows, arguments, reservoir, found):
+                    if arguments.json:  # after each run: what follows may fail
+                        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+                _show(key, suite, found)
             if arguments.dir is None:
                 shutil.rmtree(place.root)
     finally:
         if reservoir is not None:
             reservoir.close()
+        for out in root.glob("*/out"):
+            shutil.rmtree(out)
         if arguments.dir is None:
             shutil.rmtree(root)
 
@@ -124,15 +127,16 @@ def _suite(
     rows: dict[str, Command],
     arguments: argparse.Namespace,
     reservoir: Reservoir | None,
-) -> Json:
-    facts: Json = {}
+    found: Json,
+) -> Iterator[None]:
+    """Run all rounds, adding to what was found; stops after each run."""
+    facts, runs = found["facts"], found["runs"]
     if not (arguments.no_check or suite.once):
         for name, output in _outputs(place, rows, reservoir):
             _say(f"{name}: checked")
             facts[name] = output
         if "native negate" in rows:
             shutil.rmtree(place.root / "reference")
-    runs: list[Json] = []
     caches = ["warm"] if suite.once else arguments.cache.split(",")
     # All warm rounds first: an emptied page cache would have the programs to read, too.
     for cache in caches:
@@ -143,10 +147,9 @@ def _suite(
                 used = _one(place, suite, rows[name], cache, arguments.cold, reservoir)
                 runs.append({"contestant": name, "cache": cache, "round": number, **used})
                 _say(f"{cache} {number + 1} {name}: {used['wall']:.2f} s")
-                if suite.once and place.out.is_dir() and suite is SUITES["subspace"]:
+                if suite is SUITES["subspace"]:
                     facts[name] = _look("captured", place.base, place.forget, place.out)
-                shutil.rmtree(place.out, ignore_errors=True)
-    return {"runs": runs, "facts": facts}
+                yield
 
 
 def _outputs(
@@ -178,6 +181,7 @@ def _one(
 ) -> Json:
     """Prepare the machine, and time one run."""
     folders = [place.root / each for each in suite.pages]
+    shutil.rmtree(place.out, ignore_errors=True)
     os.sync()
     if cache == "cold":
         forget(folders, cold == "everything")
