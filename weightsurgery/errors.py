@@ -18,6 +18,8 @@ WeightSurgeryError
 ├── EditError                 parameters with which the edit cannot be done, or an edit gone wrong
 ├── OutputError               an output that may not or cannot be written
 ├── VerificationError         an output that differs from its record
+├── HubError                  the Hub refuses to take something, or cannot be reached while it does
+├── RecipeError               a recipe that says nothing that can be run
 └── DataError                 a data set that cannot be read
 ```
 """
@@ -29,10 +31,12 @@ __all__ = [
     "CorruptCheckpointError",
     "DataError",
     "EditError",
+    "HubError",
     "LineageError",
     "MismatchError",
     "NonFiniteError",
     "OutputError",
+    "RecipeError",
     "SelectionError",
     "SourceError",
     "UnsupportedCheckpointError",
@@ -105,6 +109,14 @@ class OutputError(WeightSurgeryError):
 
 class VerificationError(WeightSurgeryError):
     """An output that differs from its record."""
+
+
+class HubError(WeightSurgeryError):
+    """The Hub refuses to take something, or cannot be reached while it does."""
+
+
+class RecipeError(WeightSurgeryError):
+    """A recipe that says nothing that can be run."""
 
 
 class DataError(WeightSurgeryError):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -213,7 +214,9 @@ def test_interrupted_exits_with_130_and_resumes(tmp_path):
     for _ in range(5):  # on a busy machine it can be done before the signal is sent
         shutil.rmtree(out, ignore_errors=True)
         patient = ["nice", "-n", "19", WS, *map(str, command), str(out)]
-        running = subprocess.Popen(patient, stderr=subprocess.PIPE)
+        # A shell starts what it puts in the background with the interrupt ignored.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        running = subprocess.Popen(patient, stderr=subprocess.PIPE, preexec_fn=heed)
         while running.poll() is None and not journal.exists():
             time.sleep(0.002)
         running.send_signal(signal.SIGINT)
