@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from weightsurgery.checkpoint.naming import kind_of, layer_of
+from weightsurgery.checkpoint.naming import kind_of, layer_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint, quantisation
 from weightsurgery.checkpoint.tied import tied_copies
 
@@ -72,7 +72,7 @@ class Inspection:
 
 
 def inspect(checkpoint: Checkpoint) -> Inspection:
-    """Describe a checkpoint."""
+    """Describe a checkpoint; of a remote one no weight is read."""
     entries = checkpoint.entries.values()
     dtypes: Counter[str] = Counter()
     kinds: Counter[str] = Counter()
@@ -85,7 +85,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         groups.setdefault(key, []).append(entry.numel)
     layers = {layer_of(name) for name in checkpoint.entries} - {None}
     config = checkpoint.config
-    tied = dict(tied_copies(checkpoint))
+    tied = _uncompared(checkpoint) if checkpoint.remote else dict(tied_copies(checkpoint))
     if not tied and checkpoint.text_config.get("tie_word_embeddings") and not kinds["head"]:
         tied = {"output head": "input embedding (only one of them is stored)"}
     named = config.get("architectures") or [config.get("model_type", "")]
@@ -104,3 +104,16 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         quantisation(checkpoint),
         tuple(Group(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
     )
+
+
+def _uncompared(checkpoint: Checkpoint) -> dict[str, str]:
+    """Stored heads that the config ties to an embedding, which only their bytes could confirm."""
+    if checkpoint.text_config.get("tie_word_embeddings") is not True:
+        return {}
+    names = list(checkpoint.entries)
+    twins = {name: twin_candidates(name, names) for name in names if kind_of(name) == "head"}
+    return {
+        name: f"{found[0]} (by the config; the bytes were not compared)"
+        for name, found in twins.items()
+        if found
+    }

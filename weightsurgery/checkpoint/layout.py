@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from weightsurgery.checkpoint.header import (
     ARITHMETIC_DTYPES,
     BITS,
+    ReadBytes,
     ShardHeader,
     TensorEntry,
     encode_header,
@@ -32,10 +34,14 @@ __all__ = [
     "ARITHMETIC_DTYPES",
     "BITS",
     "INDEX_NAME",
+    "Files",
     "Layout",
     "ShardHeader",
     "TensorEntry",
     "encode_header",
+    "layout_of",
+    "missing_shards",
+    "named_header",
     "parse_header",
     "read_layout",
 ]
@@ -72,20 +78,83 @@ class Layout:
         return sum(entry.numel for entry in self.entries.values())
 
 
-def _local_header(root: Path, shard: str) -> ShardHeader:
-    path = root / shard
+class Files(Protocol):
+    """Where a checkpoint's files are: a directory, or a repository of which little is here."""
+
+    @property
+    def root(self) -> Path:
+        """What messages name before the file."""
+        ...
+
+    def names(self) -> Sequence[str]:
+        """Every file, relative to the root."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """A whole small file."""
+        ...
+
+    def headers(self, names: Sequence[str]) -> list[ShardHeader]:
+        """Headers of safetensors files."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of a directory.
+
+    Attributes:
+        root: The directory.
+    """
+
+    root: Path
+
+    def names(self) -> Sequence[str]:
+        """See :class:`Files`; those of the directory itself, and whatever an index may name."""
+        return sorted(path.name for path in self.root.glob("*"))
+
+    def read(self, name: str) -> bytes:
+        """See :class:`Files`."""
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise _unreadable(self.root / name, error) from None
+
+    def headers(self, names: Sequence[str]) -> list[ShardHeader]:
+        """See :class:`Files`."""
+        missing = [name for name in names if not os.path.isfile(self.root / name)]
+        if missing:
+            raise missing_shards(self.root, missing, names)
+        return [self._header(name) for name in names]
+
+    def _header(self, shard: str) -> ShardHeader:
+        path = self.root / shard
+        try:
+            with path.open("rb") as file:
+
+                def read(offset: int, length: int) -> bytes:
+                    file.seek(offset)
+                    return file.read(length)
+
+                return named_header(self.root, shard, os.fstat(file.fileno()).st_size, read)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+
+
+def missing_shards(root: Path, missing: Sequence[str], of: Sequence[str]) -> CheckpointError:
+    """The error for shards that the index names and nobody finds."""
+    return CorruptCheckpointError(
+        f"{root}: shard {missing[0]} is missing ({len(missing)} of {len(of)})",
+        "Download the checkpoint again until every shard is there.",
+    )
+
+
+def named_header(root: Path, shard: str, size: int, read: ReadBytes) -> ShardHeader:
+    """Like :func:`parse_header`, with messages that say where the shard is."""
     try:
-        with path.open("rb") as file:
-
-            def read(offset: int, length: int) -> bytes:
-                file.seek(offset)
-                return file.read(length)
-
-            return parse_header(shard, os.fstat(file.fileno()).st_size, read)
-    except CheckpointError as error:  # it names the shard: say in which directory
+        return parse_header(shard, size, read)
+    except CheckpointError as error:
         raise type(error)(f"{root}{os.sep}{error.what}", error.remedy) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -94,16 +163,14 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def _read_index(root: Path, index_name: str) -> dict[str, str]:
+def _read_index(files: Files, index_name: str) -> dict[str, str]:
     """The index's ``weight_map``, with every path checked to stay in the directory."""
-    path = root / index_name
+    path = files.root / index_name
     remedy = "Download the index again, or rebuild it from the shards."
     try:
-        index = parse_json(path.read_bytes())
+        index = parse_json(files.read(index_name))
     except ValueError as error:
         raise CorruptCheckpointError(f"{path}: not valid JSON: {error}", remedy) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(f"{path}: no weight_map", remedy)
@@ -123,10 +190,11 @@ def _read_index(root: Path, index_name: str) -> dict[str, str]:
     return found
 
 
-def _find_weights(root: Path) -> tuple[str | None, list[str]]:
-    """The index's name, or None and the one weight file, of a local directory."""
-    indexes = sorted(path.name for path in root.glob("*.safetensors.index.json"))
-    files = sorted(path.name for path in root.glob("*.safetensors"))
+def _find_weights(root: Path, names: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The index's name, or None and the one weight file."""
+    names = sorted(name for name in names if "/" not in name)
+    indexes = [name for name in names if name.endswith(".safetensors.index.json")]
+    files = [name for name in names if name.endswith(".safetensors")]
     if INDEX_NAME in indexes:
         return INDEX_NAME, []
     if _SINGLE_NAME in files:
@@ -145,24 +213,23 @@ def _find_weights(root: Path) -> tuple[str | None, list[str]]:
             f"{root}: {len(files)} weight files and no index",
             f"Download {INDEX_NAME} too, or keep a single .safetensors file in the directory.",
         )
-    _refuse_pickles(root)
+    _refuse_pickles(root, names)
     raise SourceError(
         f"{root}: no .safetensors file",
         "Name a directory that holds a model's weights; other formats must be converted first.",
     )
 
 
-def _refuse_pickles(root: Path) -> None:
-    pickles = sorted(
-        path.name
-        for end in ("*.bin", "*.pt", "*.pth")
-        for path in root.glob(end)
-        if not path.name.startswith(_TRAINING_STATE)
-    )
+def _refuse_pickles(root: Path, names: Sequence[str]) -> None:
+    pickles = [
+        name
+        for name in names
+        if name.endswith((".bin", ".pt", ".pth")) and not name.startswith(_TRAINING_STATE)
+    ]
     if not pickles:
         return
     remedy = "Load it with the library that wrote it, and save it as safetensors."
-    if pickles[0].startswith("pytorch_model"):
+    if pickles[0].startswith("pytorch_model") and root.is_dir():
         code = (
             "import pathlib, torch; from safetensors.torch import save_file; "
             f"d = pathlib.Path({str(root)!r}); w = {{}}; "
@@ -191,21 +258,24 @@ def read_layout(root: Path) -> Layout:
         CorruptCheckpointError: A shard is missing or damaged, or index and shards disagree.
         UnsupportedCheckpointError: Pickled weights, or an unknown dtype.
     """
-    index_name, files = _find_weights(root)
-    if index_name is None:
-        names, weight_map = files, None
-    else:
-        weight_map = _read_index(root, index_name)
+    return layout_of(LocalFiles(root))
+
+
+def layout_of(files: Files) -> Layout:
+    """The same, wherever the files are."""
+    root, present = files.root, files.names()
+    index_name, names = _find_weights(root, present)
+    weight_map = None
+    if index_name is not None:
+        weight_map = _read_index(files, index_name)
         names = list(dict.fromkeys(weight_map.values()))
-        if index_name == INDEX_NAME and _SINGLE_NAME not in names:
-            _refuse_rival(root)
-    missing = [name for name in names if not os.path.isfile(root / name)]
-    if missing:
-        raise CorruptCheckpointError(
-            f"{root}: shard {missing[0]} is missing ({len(missing)} of {len(names)})",
-            "Download the checkpoint again until every shard is there.",
-        )
-    shards = {name: _local_header(root, name) for name in names}
+        if index_name == INDEX_NAME and _SINGLE_NAME not in names and _SINGLE_NAME in present:
+            # transformers would load the file, not the shards.
+            raise SourceError(
+                f"{root}: holds {_SINGLE_NAME} and {INDEX_NAME}, which does not mention it",
+                "These are two models in one directory: remove the one that is not meant.",
+            )
+    shards = dict(zip(names, files.headers(names), strict=True))
     entries: dict[str, TensorEntry] = {}
     for header in shards.values():
         for entry in header.entries:
@@ -223,15 +293,6 @@ def read_layout(root: Path) -> Layout:
             f"{root}: no tensor in any weight file", "Save the model again."
         )
     return Layout(shards, entries, index_name)
-
-
-def _refuse_rival(root: Path) -> None:
-    """A single file beside a sharded save: transformers would load the file, not the shards."""
-    if os.path.lexists(root / _SINGLE_NAME):
-        raise SourceError(
-            f"{root}: holds {_SINGLE_NAME} and {INDEX_NAME}, which does not mention it",
-            "These are two models in one directory: remove the one that is not meant.",
-        )
 
 
 def _check_index(

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -91,7 +91,11 @@ class Checkpoint:
     @classmethod
     def open(cls, name: str | os.PathLike[str]) -> Checkpoint:
         """Open ``path`` or ``org/name[@revision]``; see :func:`read_layout` for what it raises."""
-        source = resolve_source(name)
+        return cls.at(resolve_source(name))
+
+    @classmethod
+    def at(cls, source: Source) -> Checkpoint:
+        """Open what was found already."""
         return cls(source, read_layout(source.path))
 
     @property
@@ -104,11 +108,33 @@ class Checkpoint:
         """Headers by shard name."""
         return self.layout.shards
 
+    @property
+    def remote(self) -> bool:
+        """Whether tensors are fetched over the network when they are read."""
+        return False
+
+    @property
+    def fetched(self) -> int:
+        """Bytes of weight files fetched over the network so far."""
+        return 0
+
+    def absent(self, names: Iterable[str]) -> int:
+        """How many bytes of some tensors would have to be fetched over the network."""
+        return 0
+
+    def file(self, name: str) -> Path | None:
+        """Where a file beside the weights can be read; None if there is none."""
+        path = self.path / name
+        return path if path.is_file() else None
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Say which tensors will be read, so that a remote checkpoint can fetch them ahead."""
+
     def files_read(self) -> list[Path]:
         """The files a change or an edit depends on: shards, and the config that explains them."""
-        config = self.path / "config.json"
+        config = self.file("config.json")
         shards = [self.path / shard for shard in self.shards]
-        return [*shards, config] if config.is_file() else shards
+        return shards if config is None else [*shards, config]
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -236,8 +262,8 @@ class Checkpoint:
         Raises:
             CorruptCheckpointError: It is not a JSON object.
         """
-        path = self.path / "config.json"
-        if not path.is_file():
+        path = self.file("config.json")
+        if path is None:
             return {}
         remedy = "Restore it from where the model comes from."
         try:

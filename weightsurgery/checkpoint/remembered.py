@@ -15,7 +15,7 @@ import os
 import time
 from pathlib import Path
 
-__all__ = ["Stamp", "cache_directory", "recall", "remember", "stamp"]
+__all__ = ["Stamp", "cache_directory", "declare", "recall", "remember", "stamp"]
 
 # Smaller files are read again: that is as fast.
 LEAST_BYTES = 1 << 22
@@ -45,8 +45,23 @@ def _place(path: Path) -> Path:
     return cache_directory() / "sha256" / f"{name}.json"
 
 
+_declared: dict[Path, str] = {}
+
+
+def declare(path: Path, digest: str) -> None:
+    """Note the digest of a file that is not here in whole, as the Hub gives it for a commit.
+
+    Args:
+        path: What the file is called: ``org/name@commit/file``, which no directory can be.
+        digest: SHA-256, hexadecimal.
+    """
+    _declared[path] = digest
+
+
 def recall(path: Path) -> str | None:
     """The digest of a file that has not changed since it was hashed; None if there is none."""
+    if path in _declared:
+        return _declared[path]
     try:
         noted = json.loads(_place(path).read_text(encoding="ascii"))
         same = tuple(noted["stamp"]) == stamp(path)

@@ -7,9 +7,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightsurgery.checkpoint.hub_errors import hub_errors
+from weightsurgery.checkpoint.repository import look_up
 from weightsurgery.errors import SourceError
 
-__all__ = ["Source", "resolve_source"]
+__all__ = ["Source", "is_hub_name", "resolve_source"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
@@ -77,60 +79,30 @@ def resolve_source(name: str | os.PathLike[str], local_only: bool = False) -> So
     return _from_hub(text, local_only)
 
 
+def is_hub_name(text: str) -> bool:
+    """Whether a name is a repository's, and no directory or file here bears it."""
+    return not os.path.exists(os.path.expanduser(text)) and bool(_HUB_ID.fullmatch(text))
+
+
 def _from_hub(text: str, local_only: bool) -> Source:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,  # the HTTP client's, which is another one in every version
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     repo, _, revision = text.partition("@")
-    where = f"{repo}{'@' + revision if revision else ''}"
-    try:
-        folder = snapshot_download(
-            repo,
-            revision=revision or None,
-            allow_patterns=_HUB_PATTERNS,
-            local_files_only=local_only,
+    found = None if local_only else look_up(text)
+
+    def snapshot(revision: str | None) -> Path:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=_HUB_PATTERNS,
+                local_files_only=local_only,
+            )
         )
-    except GatedRepoError:
-        raise SourceError(
-            f"{where}: gated repository",
-            "Ask for access on its page, then run 'hf auth login'.",
-        ) from None
-    except RevisionNotFoundError:
-        raise SourceError(
-            f"{where}: no such revision", "Name a branch, tag or commit of the repository."
-        ) from None
-    except RepositoryNotFoundError:
-        raise SourceError(
-            f"{where}: neither a directory here nor a repository you can see on the Hub",
-            "Check the spelling; for a private repository run 'hf auth login'.",
-        ) from None
-    except HFValidationError:
-        raise SourceError(
-            f"{where}: neither a directory here nor a possible name on the Hub",
-            "Give a directory, or org/name[@revision] on the Hub.",
-        ) from None
-    except (LocalEntryNotFoundError, HTTPError, ConnectionError, TimeoutError) as error:
-        raise SourceError(
-            f"{where}: no such directory here, and the Hub could not be reached"
-            f" ({_first_line(error)})",
-            "Check the path or the connection; with HF_HUB_OFFLINE=1 only cached files are used.",
-        ) from None
-    except OSError as error:
-        raise SourceError(
-            f"{where}: could not be stored in the Hub's cache ({_first_line(error)})",
-            "Check the space and the permissions there; HF_HOME moves the cache.",
-        ) from None
-    path = Path(folder)
+
+    with hub_errors(text):
+        # By the name that was typed, so that the cache knows it in offline mode too.
+        path = snapshot(revision or None)
+        if found is not None and path.name != found.commit:
+            path = snapshot(found.commit)  # somebody pushed in between
     return Source(text, path, path.name)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Commands that read and write no model: inspect, diff, subspace, overlap, verify."""
+"""Commands that look at a model or an output: inspect, overlap, verify."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from weightsurgery.cli.options import (
     Truncate,
     Which,
     Work,
-    typed_command,
     written_path,
 )
 from weightsurgery.cli.spread import options
 
-__all__ = ["diff", "inspect", "overlap", "subspace", "verify"]
+__all__ = ["Base", "Page", "inspect", "overlap", "verify"]
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before.")]
 Page = Annotated[
@@ -40,138 +39,23 @@ def inspect(
     """Show tensors, dtypes, shards, parameters, ties, and whether it is quantised.
 
     Reads headers and config; of the weights, at most a stored head and its embedding, to tell
-    whether they are tied.
+    whether they are tied. From the Hub no more than the headers is fetched.
 
     Example:  ws inspect ./model
+
+    Example:  ws inspect org/name@v1.0
     """
     from weightsurgery.checkpoint.inspection import inspect as look
-    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.checkpoint.remote import open_remote
     from weightsurgery.report.tables import inspection_tables
 
-    with Checkpoint.open(ckpt) as checkpoint:
+    with open_remote(ckpt) as checkpoint:
         found = look(checkpoint)
         entries = list(checkpoint.entries.values()) if show.verbose else None
     if show.json:
         console.document(asdict(found))
     else:
         console.show(*inspection_tables(found, entries))
-
-
-@options
-def diff(
-    base: Base,
-    finetuned: Annotated[str, typer.Argument(metavar="FINETUNED", help="What came of it.")],
-    which: Which,
-    truncate: Truncate,
-    fit: Fit,
-    work: Work,
-    show: Show,
-    out: Annotated[
-        str | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Save the task vector here.", callback=written_path
-        ),
-    ] = None,
-    html: Page = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
-    ] = False,
-) -> None:
-    """Show the difference of two checkpoints layer by layer, and save it as a task vector.
-
-    Size, relative size, cosine, effective rank, sparsity, and how much of a plain negation would
-    survive rounding. With --rank or --energy matrices are saved as low-rank factors.
-
-    Example:  ws diff ./base ./finetuned -o ./vector
-    """
-    _compare(base, finetuned, which, truncate, fit, work, show, out, html, overwrite, False)
-
-
-@options
-def subspace(
-    base: Base,
-    finetuned: Annotated[str, typer.Argument(metavar="FINETUNED", help="What came of it.")],
-    which: Which,
-    truncate: Truncate,
-    fit: Fit,
-    work: Work,
-    show: Show,
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
-        ),
-    ],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
-    ] = False,
-) -> None:
-    """Save the leading low-rank factors of each matrix's change.
-
-    Example:  ws subspace ./base ./finetuned -o ./subspace --rank 32
-    """
-    from weightsurgery.errors import EditError
-
-    if truncate.rule() is None:
-        raise EditError("no rank", "Pass --rank K, --rank auto or --energy E.")
-    _compare(base, finetuned, which, truncate, fit, work, show, out, None, overwrite, True)
-
-
-def _compare(
-    base: str,
-    finetuned: str,
-    which: Which,
-    truncate: Truncate,
-    fit: Fit,
-    work: Work,
-    show: Show,
-    out: str | None,
-    html: str | None,
-    overwrite: bool,
-    matrices_only: bool,
-) -> None:
-    from weightsurgery.checkpoint.reader import Checkpoint
-    from weightsurgery.report.tables import difference_tables
-    from weightsurgery.surgery import compare
-    from weightsurgery.vectors.sources import open_vector
-
-    rule = truncate.rule()
-    with Checkpoint.open(base) as opened:
-        vector = open_vector(opened, [finetuned], fit.vocab, fit.missing)
-        with console.progress(show) as progress:
-            found = compare.diff(
-                opened,
-                vector,
-                selection=which.selection("all-linear" if matrices_only else "all"),
-                rule=rule,
-                save_to=out,
-                matrices_only=matrices_only,
-                overwrite=overwrite,
-                device=work.device,
-                workers=work.workers,
-                command=typed_command(),
-                progress=progress,
-            )
-    if html is not None:
-        from weightsurgery.report.page import difference_page
-
-        difference_page(found, base, finetuned, html)
-        console.notice(f"Wrote {html}.", show)
-    if show.json:
-        data = asdict(found)
-        data["saved"] = out
-        console.document(data)
-    else:
-        console.show(*difference_tables(found, every=show.verbose))
-    for kin in found.lineage:
-        if kin.verdict == "unrelated":
-            console.notice(
-                f"{kin.vector} does not derive from {base} (cosine {kin.cosine:.3f}):"
-                " edits with it will be refused.",
-                show,
-            )
-    if out is not None:
-        console.notice(f"Saved the task vector in {out}.", show)
 
 
 @options

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from weightsurgery import __version__
-from weightsurgery.cli import bench, edit, export, identify, look, score, sweep, tour
+from weightsurgery.cli import (
+    bench,
+    compare,
+    edit,
+    export,
+    identify,
+    look,
+    recipe,
+    score,
+    sweep,
+    tour,
+)
 from weightsurgery.cli.console import error
 from weightsurgery.errors import WeightSurgeryError
 
@@ -28,9 +39,9 @@ app = typer.Typer(
 )
 
 for panel, commands in {
-    "Look": (look.inspect, look.diff, look.subspace, look.overlap),
+    "Look": (look.inspect, compare.diff, compare.subspace, look.overlap),
     "Learn": (identify.identify,),
-    "Edit": (edit.negate, edit.add, edit.project, edit.learn, sweep.sweep),
+    "Edit": (edit.negate, edit.add, edit.project, edit.learn, sweep.sweep, recipe.run),
     "Share": (export.export,),
     "Check": (score.evaluate, look.verify, bench.bench, tour.demo),
 }.items():

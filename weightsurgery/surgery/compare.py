@@ -19,11 +19,12 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.surgery.diff_plan import compared, diff_workers
 from weightsurgery.surgery.difference import TensorDifference, borrowed, difference, empty
 from weightsurgery.surgery.provenance import folders, hash_files, inputs_of, recorded
 from weightsurgery.surgery.stream import Progress
-from weightsurgery.surgery.workers import cores, device_for, in_order, torch_threads
-from weightsurgery.vectors.finetuned import refuse_quantised
+from weightsurgery.surgery.workers import device_for, in_order, torch_threads
+from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.lineage import Kinship, kinship, samples_of
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.task_vector import TaskVector
@@ -41,6 +42,7 @@ class Comparison:
         relative: ``‖T‖ / ‖W‖`` over all of them.
         lineage: Whether each term derives from the base.
         saved: The record of the saved vector, if it was saved.
+        fetched: Bytes of weight files that came over the network, headers included.
     """
 
     tensors: tuple[TensorDifference, ...]
@@ -48,6 +50,7 @@ class Comparison:
     relative: float
     lineage: tuple[Kinship, ...]
     saved: EditRecord | None = None
+    fetched: int = 0
 
 
 def diff(
@@ -88,11 +91,7 @@ def diff(
     refuse_quantised(base)
     selection = selection or Selection()
     where = device_for(device, decomposes=rule is not None)
-    entries = [
-        base.entry(name)
-        for name in selection.resolve(base.entries)
-        if not matrices_only or len(base.entry(name).shape) == 2
-    ]
+    entries = compared(base, selection, matrices_only)
 
     def one(entry: TensorEntry) -> tuple[TensorDifference, Any, ChangeStats] | None:
         delta = vector.at(entry.name)
@@ -121,10 +120,16 @@ def diff(
         }
         return TensorDifference(**{**asdict(row), **facts}), found.factors.to("cpu"), stats
 
-    lineage = tuple(kinship(base, change) for _, change in vector.terms)
+    names = [entry.name for entry in entries]
+    base.prefetch(names)
+    for _, change in vector.terms:
+        if isinstance(change, FinetunedChange):
+            change.prefetch(names)
+    # Over the network, nothing is read but what was asked for.
+    among = set(names) if base.remote else None
+    lineage = tuple(kinship(base, change, among) for _, change in vector.terms)
     inputs = inputs_of(base, {"vector": vector})
-    # Whole matrices are in flight where they are saved or decomposed.
-    count = workers or min(cores(), 8 if rule is None and save_to is None else 2)
+    count = diff_workers(workers, whole=rule is not None or save_to is not None)
     writer = None
     if save_to is not None:
         writer = VectorWriter(Path(save_to), folders(inputs), overwrite)
@@ -157,7 +162,7 @@ def diff(
                 "rule": str(rule) if rule is not None else "dense",
                 "selection": asdict(selection),
                 "seed": seed,
-                "base_samples": samples_of(base),
+                "base_samples": samples_of(base, among),
             }
             record.inputs = recorded(inputs, hash_files(inputs, count))
             record.tensors = {
@@ -168,4 +173,7 @@ def diff(
             saved = writer.commit(record)
     norm = math.sqrt(sums.meant)
     relative = math.sqrt(sums.meant / sums.base) if sums.base > 0 else 0.0
-    return Comparison(tuple(rows), norm, relative, lineage, saved)
+    fetched = base.fetched
+    for _, change in vector.terms:
+        fetched += change.finetuned.fetched if isinstance(change, FinetunedChange) else 0
+    return Comparison(tuple(rows), norm, relative, lineage, saved, fetched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
@@ -180,6 +180,22 @@ class FinetunedChange:
             stored=Stored(self.finetuned, self.finetuned.entry(other)),
         )
 
+    def close(self) -> None:
+        """Close the fine-tuned checkpoint."""
+        self.finetuned.close()
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Say which of the base's tensors will be asked for; see :meth:`Checkpoint.prefetch`."""
+        self.finetuned.prefetch(self._their_names(names))
+
+    def absent(self, names: Iterable[str]) -> int:
+        """What these tensors of the base would have fetched; see :meth:`Checkpoint.absent`."""
+        return self.finetuned.absent(self._their_names(names))
+
+    def _their_names(self, names: Iterable[str]) -> list[str]:
+        pairs = (self._pairs[name][0] for name in names if name in self._pairs)
+        return list(dict.fromkeys(pairs))
+
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
         checkpoint = self.finetuned
@@ -197,8 +213,8 @@ def _moved_token(base: Checkpoint, other: Checkpoint, common: int) -> tuple[int,
     """The first token id under ``common`` that two fast tokenizers disagree on, if any."""
     vocabularies = []
     for checkpoint in (base, other):
-        path = checkpoint.path / "tokenizer.json"
-        if not path.is_file():
+        path = checkpoint.file("tokenizer.json")
+        if path is None:
             return None  # nothing to compare
         try:
             tokenizer = json.loads(path.read_text(encoding="utf-8"))

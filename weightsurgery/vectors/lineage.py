@@ -13,7 +13,7 @@ import math
 import os
 import struct
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,16 +90,21 @@ def _numbers(raw: bytearray, dtype: str) -> Sequence[float]:
     return struct.unpack(f"<{len(raw) // width}{kind}", raw)
 
 
-def sampled_names(checkpoint: Checkpoint) -> list[str]:
+def sampled_names(checkpoint: Checkpoint, among: Collection[str] | None = None) -> list[str]:
     """Matrices to recognise a checkpoint by, picked by a hash of their names.
 
     Every n-th would pick the same matrix of each layer, or none but masks. Embeddings and norms
     say little: the former often stay, the latter are near one everywhere.
+
+    Args:
+        checkpoint: Where they are.
+        among: Only these; None for all.
     """
     names = [
         name
         for name, entry in checkpoint.entries.items()
-        if len(entry.shape) >= 2
+        if (among is None or name in among)
+        and len(entry.shape) >= 2
         and entry.numel >= 16
         and entry.dtype in ARITHMETIC_DTYPES
         and kind_of(name) not in ("embeddings", "head", "norm")
@@ -109,11 +114,11 @@ def sampled_names(checkpoint: Checkpoint) -> list[str]:
     return names[:TENSORS]
 
 
-def samples_of(checkpoint: Checkpoint) -> dict[str, str]:
+def samples_of(checkpoint: Checkpoint, among: Collection[str] | None = None) -> dict[str, str]:
     """Samples of a base, for a saved vector's record: base64 of float32."""
     return {
         name: base64.b64encode(_packed(sample(checkpoint, name))).decode()
-        for name in sampled_names(checkpoint)
+        for name in sampled_names(checkpoint, among)
     }
 
 
@@ -152,14 +157,22 @@ def _middle(values: Iterable[float]) -> float:
     return found[(len(found) - 1) // 2]
 
 
-def kinship(base: Checkpoint, change: Change | InputStatistics) -> Kinship:
-    """Compare the origin of a change or of statistics with the base, on up to 16 matrices."""
+def kinship(
+    base: Checkpoint, change: Change | InputStatistics, among: Collection[str] | None = None
+) -> Kinship:
+    """Compare the origin of a change or of statistics with the base, on up to 16 matrices.
+
+    Args:
+        base: The base.
+        change: What is said to be a change of it, or gathered from it.
+        among: Look at these tensors alone; None for all.
+    """
     if isinstance(change, WeightedStatistics):
-        return kinship(base, change.statistics)
+        return kinship(base, change.statistics, among)
     if isinstance(change, FinetunedChange):
         if change.base is not base and change.base.path != base.path:
             raise ValueError("the change was opened for another base")
-        return _against(base, change.finetuned, change.label, "weights of the fine-tuned")
+        return _against(base, change.finetuned, change.label, "weights of the fine-tuned", among)
     if isinstance(change, SavedChange | Statistics):
         stored = change.record.parameters.get("base_samples")
         if not isinstance(stored, Mapping):
@@ -169,6 +182,8 @@ def kinship(base: Checkpoint, change: Change | InputStatistics) -> Kinship:
         for name, text in stored.items():
             entry = base.entries.get(name)
             theirs = _decoded(change, text)
+            if among is not None and name not in among:
+                continue
             if entry is not None and entry.numel and entry.dtype in ARITHMETIC_DTYPES:
                 ours = sample(base, name)
                 if len(ours) == len(theirs):
@@ -190,10 +205,16 @@ def _decoded(change: SavedChange | Statistics, text: object) -> array[float]:
         ) from None
 
 
-def _against(base: Checkpoint, other: Checkpoint, label: str, evidence: str) -> Kinship:
+def _against(
+    base: Checkpoint,
+    other: Checkpoint,
+    label: str,
+    evidence: str,
+    among: Collection[str] | None = None,
+) -> Kinship:
     pairs = {
         name: (sample(base, name), sample(other, name))
-        for name in sampled_names(base)
+        for name in sampled_names(base, among)
         if name in other.entries
         and other.entry(name).shape == base.entry(name).shape
         and other.entry(name).dtype in ARITHMETIC_DTYPES

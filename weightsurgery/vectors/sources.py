@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.checkpoint.record import read_record
+from weightsurgery.checkpoint.repository import look_up
+from weightsurgery.checkpoint.source import is_hub_name, resolve_source
+from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import EditError, SourceError, VectorError
 from weightsurgery.vectors.adapters import AdapterChange, is_adapter
 from weightsurgery.vectors.finetuned import FinetunedChange
@@ -29,6 +32,8 @@ __all__ = [
     "split_data",
     "split_scale",
 ]
+
+Opener = Callable[[str], Checkpoint]
 
 _DATA = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -87,7 +92,11 @@ def split_data(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def open_change(
-    base: Checkpoint, name: str, vocab: str = "error", missing: str = "error"
+    base: Checkpoint,
+    name: str,
+    vocab: str = "error",
+    missing: str = "error",
+    opener: Opener = Checkpoint.open,
 ) -> Change:
     """Open a fine-tuned checkpoint, a saved task vector or a PEFT adapter as a change of a base.
 
@@ -96,6 +105,7 @@ def open_change(
         name: A directory or ``org/name[@revision]``.
         vocab: For fine-tuned checkpoints; see :class:`FinetunedChange`.
         missing: See :class:`FinetunedChange` and :class:`SavedChange`.
+        opener: Opens a fine-tuned checkpoint; :func:`open_remote` fetches what is read alone.
 
     Raises:
         SourceError: Nothing there.
@@ -108,6 +118,8 @@ def open_change(
             "Find its vector with 'ws identify BASE DATA -o DIR', and pass that; 'ws project' and"
             " 'ws learn' take data too.",
         )
+    if opener is not Checkpoint.open and _is_remote_model(name):
+        return FinetunedChange(base, opener(name), vocab, missing)
     source = resolve_source(name)
     if is_statistics(source.path):
         raise VectorError(
@@ -124,17 +136,36 @@ def open_change(
             f"{name}: holds adapters in folders of their own: {', '.join(adapters)}",
             f"Name one of them:  {os.path.join(name, adapters[0])}",
         )
-    return FinetunedChange(base, Checkpoint.open(name), vocab, missing)
+    return FinetunedChange(base, Checkpoint.at(source), vocab, missing)
+
+
+def _is_remote_model(name: str) -> bool:
+    """Whether a name is a whole checkpoint on the Hub, and neither a saved vector nor an adapter.
+
+    Those are small, and are downloaded.
+    """
+    repository = look_up(name) if is_hub_name(name) else None
+    if repository is None:
+        return False
+    if any(each.rpartition("/")[2] == "adapter_config.json" for each in repository.files):
+        return False
+    if RECORD_NAME not in repository.files:
+        return True
+    return read_record(repository.download(RECORD_NAME).parent).kind == "checkpoint"
 
 
 def open_vector(
-    base: Checkpoint, names: Sequence[str], vocab: str = "error", missing: str = "error"
+    base: Checkpoint,
+    names: Sequence[str],
+    vocab: str = "error",
+    missing: str = "error",
+    opener: Opener = Checkpoint.open,
 ) -> TaskVector:
     """The sum of several vectors, each optionally scaled: ``["a", "b:0.5"]``."""
     terms = []
     for text in names:
         name, factor = split_scale(text)
-        terms.append((factor, open_change(base, name, vocab, missing)))
+        terms.append((factor, open_change(base, name, vocab, missing, opener)))
     return TaskVector(tuple(terms))
 
 

@@ -231,6 +231,13 @@ class TaskVector:
         """Equal for vectors of the same changes of the same files, opened twice or once."""
         return tuple((factor, _identity(change)) for factor, change in self.terms)
 
+    def close(self) -> None:
+        """Close what the terms hold open; what is in flight over the network is given up."""
+        for _, change in self.terms:
+            close = getattr(change, "close", None)
+            if close is not None:
+                close()
+
     def at(self, name: str) -> SumDelta | None:
         """One tensor's change; None where no term changes it."""
         found = [(factor, change.at(name)) for factor, change in self.terms if factor != 0]

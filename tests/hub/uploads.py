@@ -1,0 +1,212 @@
+"""Routes that write content: preupload, LFS by one or more parts, xet, commits."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tests.hub.cards import check_card
+from tests.hub.reading import xet_token
+from tests.hub.repos import Entry, Repo, git_oid, is_large
+from tests.hub.routes import Ask, Refusal, Reply, check_signature, route, signed, told
+from tests.hub.writing import pull_url
+
+
+@route("POST", "/api/models/{id}/preupload/{rev}")
+def preupload(ask: Ask) -> Reply:
+    repo = ask.repo()
+    _may_commit(ask, repo)
+    commit = ask.commit(repo)
+    files = []
+    for each in ask.json()["files"]:
+        large = is_large(each["path"], each["size"], base64.b64decode(each["sample"]))
+        told_file = {"path": each["path"], "uploadMode": "lfs" if large else "regular"}
+        told_file["shouldIgnore"] = False
+        old = commit.tree.get(each["path"])
+        if old is not None:
+            told_file["oid"] = old.sha256 if old.lfs else old.blob
+        files.append(told_file)
+    return told({"files": files, "commitOid": commit.oid})
+
+
+def _may_commit(ask: Ask, repo: Repo) -> None:
+    """Commits are for the owner; all users may open a pull request and commit to their own."""
+    authors = {each.ref: each.author for each in repo.discussions if each.is_pull_request}
+    own = authors.get(ask.parts.get("rev", "")) == ask.user
+    ask.may_open(repo)
+    ask.may_write(repo, pull=bool(ask.query.get("create_pr")) or own)
+
+
+@route("POST", "/{id}.git/info/lfs/objects/batch")
+def batch(ask: Ask) -> Reply:
+    """Where to send the objects that are not here yet."""
+    repo, wanted = ask.repo(), ask.json()
+    ask.may_open(repo)
+    ask.may_write(repo, pull=True)
+    objects = []
+    for each in wanted["objects"]:
+        found = {"oid": each["oid"], "size": each["size"], "authenticated": True}
+        if not ask.hub.store.has(each["oid"]):
+            parts = "multipart" in wanted.get("transfers", []) and each["size"] > ask.hub.part_size
+            upload = _in_parts(ask, repo, **found) if parts else _in_one(ask, repo, each["oid"])
+            verify = {"href": f"{ask.hub.endpoint}/{repo.id}.git/info/lfs/objects/verify"}
+            found["actions"] = {"upload": upload, "verify": verify}
+        objects.append(found)
+    kind = {"Content-Type": "application/vnd.git-lfs+json"}
+    transfer = "multipart" if "multipart" in wanted.get("transfers", []) else "basic"
+    return told({"transfer": transfer, "objects": objects}, 200, kind)
+
+
+def _in_one(ask: Ask, repo: Repo, oid: str) -> dict[str, Any]:
+    return {"href": signed(ask, f"/upload/{repo.id}/{oid}"), "header": {}}
+
+
+def _in_parts(ask: Ask, repo: Repo, oid: str, size: int, **_: Any) -> dict[str, Any]:
+    count = math.ceil(size / ask.hub.part_size)
+    header = {
+        f"{number:05d}": signed(ask, f"/upload/{repo.id}/{oid}/{number}")
+        for number in range(1, count + 1)
+    }
+    header["chunk_size"] = str(ask.hub.part_size)
+    path = f"/api/complete_multipart/{repo.id}/{oid}"
+    href = f"{ask.hub.endpoint}{path}?parts={count}&X-Amz-Signature={ask.hub.sign(path)}"
+    return {"href": href, "header": header}
+
+
+@route("PUT", "/upload/{id}/(?P<oid>[0-9a-f]{64})")
+def upload(ask: Ask) -> Reply:
+    check_signature(ask)
+    _keep(ask, ask.parts["oid"], ask.body)
+    return Reply(200, b"", {"ETag": f'"{hashlib.md5(ask.body).hexdigest()}"'})
+
+
+@route("PUT", "/upload/{id}/(?P<oid>[0-9a-f]{64})/{num}")
+def upload_part(ask: Ask) -> Reply:
+    check_signature(ask)
+    ask.hub.parts[ask.parts["oid"], int(ask.parts["num"])] = ask.body
+    return Reply(200, b"", {"ETag": f'"{hashlib.md5(ask.body).hexdigest()}"'})
+
+
+@route("POST", "/api/complete_multipart/{id}/(?P<oid>[0-9a-f]{64})")
+def complete(ask: Ask) -> Reply:
+    """Put the parts together. It comes without a token: the URL is signed."""
+    check_signature(ask)
+    oid, pieces = ask.parts["oid"], []
+    told_parts = sorted(ask.json()["parts"], key=lambda each: each["partNumber"])
+    if len(told_parts) != int(ask.query["parts"]):
+        raise Refusal(400, f"{len(told_parts)} of {ask.query['parts']} parts")
+    for each in told_parts:
+        piece = ask.hub.parts.get((oid, each["partNumber"]))
+        if piece is None or each["etag"].strip('"') != hashlib.md5(piece).hexdigest():
+            raise Refusal(400, f"Part {each['partNumber']} was not uploaded or has another ETag")
+        pieces.append(piece)
+    _keep(ask, oid, b"".join(pieces))
+    for each in told_parts:
+        del ask.hub.parts[oid, each["partNumber"]]
+    return told({"success": True})
+
+
+def _keep(ask: Ask, oid: str, content: bytes) -> None:
+    if hashlib.sha256(content).hexdigest() != oid:
+        raise Refusal(400, "The content does not have the SHA-256 it was announced with")
+    ask.hub.store.put(content)
+
+
+@route("POST", "/{id}.git/info/lfs/objects/verify")
+def verify(ask: Ask) -> Reply:
+    repo, wanted = ask.repo(), ask.json()
+    ask.may_write(repo, pull=True)
+    _stored(ask, repo, wanted["oid"], wanted["size"])
+    return told({})
+
+
+def _stored(ask: Ask, repo: Repo, oid: str, size: int | None) -> Entry:
+    """An uploaded object as a file of a commit."""
+    if not ask.hub.store.has(oid):
+        raise Refusal(400, f"An LFS pointer pointed to a file that does not exist: {oid}")
+    here = ask.hub.store.size(oid)
+    if size not in (None, here):
+        raise Refusal(400, f"LFS object {oid} has {here} bytes, not {size}")
+    return repo.point(oid, here)
+
+
+@route("GET", "/api/models/{id}/xet-write-token/{rev}")
+def xet_write_token(ask: Ask) -> Reply:
+    repo = ask.repo()
+    _may_commit(ask, repo)
+    return xet_token(ask)
+
+
+@route("POST", "/api/models/{id}/commit/{rev}")
+def commit(ask: Ask) -> Reply:
+    repo, revision = ask.repo(), ask.parts["rev"]
+    _may_commit(ask, repo)
+    lines = [json.loads(line) for line in ask.body.splitlines() if line.strip()]
+    header = next(each["value"] for each in lines if each["key"] == "header")
+    wants_pull = bool(ask.query.get("create_pr"))
+    with repo.lock:
+        base = ask.commit(repo)
+        pulls = {each.ref for each in repo.discussions if each.is_pull_request}
+        if revision not in repo.branches and revision not in pulls:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        parent = header.get("parentCommit")
+        if parent and not wants_pull and not base.oid.startswith(parent):
+            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+        if parent and wants_pull:
+            ask.parts["rev"] = parent
+            base = ask.commit(repo)
+        changes, operations = _changes(ask, repo, lines, base.tree)
+        reply: dict[str, Any] = {"success": True, "hookOutput": ""}
+        if wants_pull:
+            told_text = header.get("description") or ""
+            pull = repo.discuss(header["summary"], ask.user or "", base.oid, told_text)
+            pull.base, revision = ask.parts["rev"] if not parent else revision, pull.ref
+            reply["pullRequestUrl"] = pull_url(ask, repo, pull.num)
+        made = repo.record(
+            revision, changes, operations, header["summary"], ask.user or "",
+            header.get("description") or "",
+        )  # fmt: skip
+    url = f"{ask.hub.endpoint}/{repo.id}/commit/{made.oid}"
+    return told(reply | {"commitOid": made.oid, "commitUrl": url})
+
+
+def _changes(
+    ask: Ask, repo: Repo, lines: list[dict[str, Any]], tree: Mapping[str, Entry]
+) -> tuple[dict[str, Entry | None], list[tuple[str, str]]]:
+    changes: dict[str, Entry | None] = {}
+    operations = []
+    for line in lines:
+        key, value = line["key"], line["value"]
+        if key == "header":
+            continue
+        path = value["path"]
+        operations.append((key, path))
+        if key == "file":
+            text = value["content"]
+            base64_told = value.get("encoding") == "base64"
+            content = base64.b64decode(text) if base64_told else text.encode()
+            if path == "README.md":
+                _check_readme(content)
+            changes[path] = Entry(ask.hub.store.put(content), len(content), git_oid(content), False)
+        elif key == "lfsFile":
+            changes[path] = _stored(ask, repo, value["oid"], value.get("size"))
+        elif key in ("deletedFile", "deletedFolder"):
+            prefix = f"{path.rstrip('/')}/"
+            folder = key == "deletedFolder"
+            gone = [each for each in tree if (each.startswith(prefix) if folder else each == path)]
+            if not gone:
+                raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
+            changes |= dict.fromkeys(gone)
+        else:
+            raise Refusal(400, f"Unknown operation {key}")
+    return changes, operations
+
+
+def _check_readme(content: bytes) -> None:
+    errors, _ = check_card(content.decode(errors="replace"))
+    if errors:
+        raise Refusal(400, "Invalid metadata in README.md: " + "; ".join(errors))

@@ -1,0 +1,152 @@
+"""A file of which some byte ranges are here: sparse on disk, with a list of what it holds.
+
+A range is listed once its bytes are flushed, so whatever is killed goes on from there. Several
+processes may fetch the same file: they write the same bytes to the same places.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_left, bisect_right
+
+from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.errors import CheckpointError
+
+__all__ = ["Mirror", "Ranges"]
+
+
+class Ranges:
+    """A set of bytes as disjoint, sorted ranges ``[start, stop)``."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def add(self, start: int, stop: int) -> None:
+        """Add a range; neighbours become one."""
+        if start >= stop:
+            return
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        if first < last:
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+
+    def missing(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What of a range is not in the set."""
+        found = []
+        for number in range(bisect_right(self._stops, start), len(self._starts)):
+            if self._starts[number] >= stop:
+                break
+            if self._starts[number] > start:
+                found.append((start, self._starts[number]))
+            start = self._stops[number]
+        if start < stop:
+            found.append((start, stop))
+        return found
+
+
+class Mirror:
+    """The local part of a remote file; reads and writes are safe from many threads.
+
+    Args:
+        key: What identifies the content, such as its SHA-256: a safe file name.
+        size: Of the whole file in bytes.
+
+    Raises:
+        CheckpointError: The cache cannot be written.
+    """
+
+    def __init__(self, key: str, size: int) -> None:
+        self.path = cache_directory() / "parts" / key
+        self._list = self.path.with_name(f"{key}.ranges")
+        self._lock = threading.Lock()
+        self._here = Ranges()
+        self._file = -1
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if os.fstat(self._file).st_size != size:  # new, or not what it is named after
+                self._list.unlink(missing_ok=True)
+                os.ftruncate(self._file, size)
+            self._read_list(size)
+        except OSError as error:
+            self.close()
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path.parent}: parts of remote files cannot be kept here:"
+            f" {error.strerror or error}",
+            "Free some space, or set WEIGHTSURGERY_CACHE to a directory on another disk.",
+        )
+
+    def _read_list(self, size: int) -> None:
+        if not self._list.exists():
+            return
+        for line in self._list.read_text(encoding="ascii", errors="replace").split("\n")[:-1]:
+            start, _, stop = line.partition(" ")  # a line that was torn has no end and is left out
+            if start.isdecimal() and stop.isdecimal() and int(start) < int(stop) <= size:
+                self._here.add(int(start), int(stop))
+
+    def missing(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What of a range is not here yet."""
+        with self._lock:
+            return self._here.missing(start, stop)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write bytes, not yet listed.
+
+        Raises:
+            CheckpointError: The disk is full or fails.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                count = os.pwrite(self._file, view, offset)
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def note(self, start: int, stop: int) -> None:
+        """List a range that was written.
+
+        Raises:
+            CheckpointError: The disk is full or fails.
+        """
+        if start >= stop:
+            return
+        try:
+            os.fdatasync(self._file)
+            with self._lock, self._list.open("a", encoding="ascii") as file:
+                file.write(f"{start} {stop}\n")
+                self._here.add(start, stop)
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with bytes that are here.
+
+        Raises:
+            CheckpointError: The disk fails, or somebody cut the file short.
+        """
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._file, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise self._failed(error) from None
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.path}: was cut short while it was read", "Run the command again."
+                )
+            done += count
+
+    def close(self) -> None:
+        """Close the file; what is here stays."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

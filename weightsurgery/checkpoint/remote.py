@@ -1,0 +1,276 @@
+"""A checkpoint on the Hub of which only what is read is fetched.
+
+Headers come first, exactly their bytes; then whole tensors, as they are asked for, in parallel
+ranges. What was fetched stays in the cache (:mod:`weightsurgery.checkpoint.mirror`) under the
+file's SHA-256, so that it serves other revisions with the same file, and a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from weightsurgery.checkpoint.header import ShardHeader, TensorEntry
+from weightsurgery.checkpoint.layout import Layout, layout_of, missing_shards, named_header
+from weightsurgery.checkpoint.mirror import Mirror
+from weightsurgery.checkpoint.ranges import fetch_range
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.remembered import declare
+from weightsurgery.checkpoint.repository import Repository, look_up
+from weightsurgery.checkpoint.source import Source, is_hub_name
+from weightsurgery.errors import CheckpointError
+
+__all__ = ["RemoteCheckpoint", "open_remote"]
+
+# Ranges in flight for one checkpoint, and the most bytes of one: small enough to be spread over
+# the connections, large enough that asking for it costs little beside sending it.
+CONNECTIONS = 4
+PIECE = 32 << 20
+
+# Bytes after which a range that is still growing is flushed and listed: what a kill can cost.
+NOTED = 8 << 20
+
+
+def open_remote(name: str | os.PathLike[str]) -> Checkpoint:
+    """Like :meth:`Checkpoint.open`, but of a Hub repository only headers are fetched at first.
+
+    A directory, a repository that huggingface_hub's cache holds in whole, and any name in offline
+    mode are opened as always.
+
+    Raises:
+        WeightSurgeryError: See :meth:`Checkpoint.open`.
+    """
+    text = os.fspath(name)
+    repository = look_up(text) if is_hub_name(text) else None
+    if repository is None:
+        return Checkpoint.open(name)
+    return RemoteCheckpoint.of(repository)
+
+
+class _Fetcher:
+    """Byte ranges of a repository's files, each fetched once."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._mirrors: dict[str, Mirror] = {}
+        self._flying: dict[str, list[tuple[int, int, Future[None]]]] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(CONNECTIONS, "ws-range")
+        self.fetched = 0
+
+    def mirror(self, name: str) -> Mirror:
+        """Where the bytes of a file are kept."""
+        with self._lock:
+            if name not in self._mirrors:
+                file = self._repository.files[name]
+                key = file.sha256 or f"{self._repository.commit}-{name.replace('/', '-')}"
+                self._mirrors[name] = Mirror(key, file.size)
+            return self._mirrors[name]
+
+    def ask(self, name: str, start: int, stop: int) -> list[Future[None]]:
+        """Have what is missing of a range fetched; what to wait for until it is here."""
+        mirror = self.mirror(name)
+        with self._lock:
+            flying = self._flying.setdefault(name, [])
+            wanted = mirror.missing(start, stop)
+            waited = [
+                each for each in flying if any(each[0] < b and a < each[1] for a, b in wanted)
+            ]
+            # A failure stays until somebody who waits for it is told.
+            flying[:] = [each for each in flying if not each[2].done() or each[2].exception()]
+            for first, last in wanted:
+                for a, b in _without(first, last, waited):
+                    for piece in range(a, b, PIECE):
+                        end = min(b, piece + PIECE)
+                        done = self._pool.submit(self._fetch, name, mirror, piece, end)
+                        flying.append((piece, end, done))
+                        waited.append((piece, end, done))
+        return [future for _, _, future in waited]
+
+    def _fetch(self, name: str, mirror: Mirror, start: int, stop: int) -> None:
+        noted = position = start
+
+        def take(offset: int, data: bytes) -> None:
+            nonlocal noted, position
+            if self._ended.is_set():
+                raise CheckpointError(f"{name}: the checkpoint was closed while it was fetched")
+            mirror.write(offset, data)
+            position = offset + len(data)
+            if position - noted >= NOTED:
+                mirror.note(noted, position)
+                noted = position
+
+        try:
+            fetch_range(
+                self._repository.name, self._repository.commit, name, start, stop,
+                take, self._ended.wait,
+            )  # fmt: skip
+        finally:  # what came before a failure need not come again
+            mirror.note(noted, position)
+            with self._lock:
+                self.fetched += position - start
+
+    def wait(self, name: str, start: int, stop: int) -> None:
+        """Return when a range is here."""
+        for future in self.ask(name, start, stop):
+            try:
+                future.result()
+            except BaseException:
+                with self._lock:  # the next one tries again
+                    flying = self._flying[name]
+                    flying[:] = [each for each in flying if each[2] is not future]
+                raise
+
+    def read(self, name: str, start: int, length: int) -> bytes:
+        """Bytes of a file; fewer at its end."""
+        stop = min(start + length, self._repository.files[name].size)
+        self.wait(name, start, stop)
+        buffer = bytearray(stop - start)
+        self.mirror(name).read_into(start, memoryview(buffer))
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """Give up what is in flight, and close the files."""
+        self._ended.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for mirror in self._mirrors.values():
+            mirror.close()
+
+
+def _without(
+    start: int, stop: int, ranges: Iterable[tuple[int, int, object]]
+) -> Iterator[tuple[int, int]]:
+    """What of ``start:stop`` no range covers."""
+    for first, last, _ in sorted(ranges, key=lambda each: each[:2]):
+        if start < min(first, stop):
+            yield start, min(first, stop)
+        start = max(start, last)
+    if start < stop:
+        yield start, stop
+
+
+class _RemoteFiles:
+    """See :class:`weightsurgery.checkpoint.layout.Files`."""
+
+    def __init__(self, repository: Repository, fetcher: _Fetcher) -> None:
+        self.root = Path(f"{repository.name}@{repository.commit[:12]}")
+        self._repository, self._fetcher = repository, fetcher
+
+    def names(self) -> Sequence[str]:
+        return list(self._repository.files)
+
+    def read(self, name: str) -> bytes:
+        return self._repository.download(name).read_bytes()
+
+    def headers(self, names: Sequence[str]) -> list[ShardHeader]:
+        missing = [name for name in names if name not in self._repository.files]
+        if missing:
+            raise missing_shards(self.root, missing, names)
+
+        def header(name: str) -> ShardHeader:
+            def read(offset: int, length: int) -> bytes:
+                return self._fetcher.read(name, offset, length)
+
+            return named_header(self.root, name, self._repository.files[name].size, read)
+
+        with ThreadPoolExecutor(2 * CONNECTIONS, "ws-header") as pool:
+            return list(pool.map(header, names))
+
+
+class RemoteCheckpoint(Checkpoint):
+    """A checkpoint on the Hub; its tensors are fetched when they are read.
+
+    A stored head is compared on its own, whether or not it is tied to the embedding: to know
+    that, both would have to be fetched.
+    """
+
+    def __init__(
+        self, source: Source, layout: Layout, repository: Repository, fetcher: _Fetcher
+    ) -> None:
+        super().__init__(source, layout)
+        self._repository, self._fetcher = repository, fetcher
+        self.remember("tied copies", dict)
+        for shard in self.shards:
+            digest = repository.files[shard].sha256
+            if digest is not None:
+                declare(self.path / shard, digest)
+
+    @classmethod
+    def of(cls, repository: Repository) -> Checkpoint:
+        """Open a repository; from huggingface_hub's cache if that holds it in whole."""
+        cached = [
+            repository.cached(name) for name in repository.files if name.endswith(".safetensors")
+        ]
+        if all(cached):
+            return Checkpoint.open(f"{repository.name}@{repository.commit}")
+        fetcher = _Fetcher(repository)
+        try:
+            files = _RemoteFiles(repository, fetcher)
+            source = Source(repository.asked, files.root, repository.commit)
+            return cls(source, layout_of(files), repository, fetcher)
+        except BaseException:
+            fetcher.close()
+            raise
+
+    @property
+    def remote(self) -> bool:
+        """See :attr:`Checkpoint.remote`."""
+        return True
+
+    @property
+    def fetched(self) -> int:
+        """See :attr:`Checkpoint.fetched`; headers included."""
+        return self._fetcher.fetched
+
+    def absent(self, names: Iterable[str]) -> int:
+        """See :meth:`Checkpoint.absent`."""
+        gaps = 0
+        for entry in map(self.entry, names):
+            missing = self._fetcher.mirror(entry.shard).missing(entry.start, entry.stop)
+            gaps += sum(stop - start for start, stop in missing)
+        return gaps
+
+    def file(self, name: str) -> Path | None:
+        """See :meth:`Checkpoint.file`."""
+        return self._repository.download(name) if name in self._repository.files else None
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """See :meth:`Checkpoint.prefetch`: ranges that touch each other are fetched as one."""
+        entries = sorted((self.entry(name) for name in names), key=lambda e: (e.shard, e.start))
+        runs: list[tuple[str, int, int]] = []
+        for entry in entries:
+            if runs and runs[-1][0] == entry.shard and runs[-1][2] == entry.start:
+                runs[-1] = (entry.shard, runs[-1][1], entry.stop)
+            else:
+                runs.append((entry.shard, entry.start, entry.stop))
+        for shard, start, stop in runs:
+            self._fetcher.ask(shard, start, stop)
+
+    def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
+        """See :meth:`Checkpoint.read_into`; fetches the whole tensor first."""
+        self._fetcher.wait(entry.shard, entry.start, entry.stop)
+        super().read_into(entry, offset, buffer)
+
+    def _fill(self, shard: str, position: int, buffer: memoryview, what: str) -> None:
+        self._fetcher.wait(shard, position, position + len(buffer))
+        self._fetcher.mirror(shard).read_into(position, buffer)
+
+    def handle(self, shard: str) -> int:
+        """There is none.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(
+            f"{self.path / shard}: only parts of this file are here",
+            "Open the checkpoint without --remote.",
+        )
+
+    def close(self) -> None:
+        """Give up what is in flight, and close the files."""
+        self._fetcher.close()
+        super().close()

@@ -1,0 +1,127 @@
+"""A repository of the Hub at one commit: what it holds, from one request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from weightsurgery.checkpoint.hub_errors import hub_errors
+from weightsurgery.errors import SourceError, UnsupportedCheckpointError
+
+__all__ = ["RemoteFile", "Repository", "look_up"]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file.
+
+    Attributes:
+        name: Path in the repository.
+        size: In bytes.
+        sha256: Of its content, for files in LFS or xet storage; None for small ones in git.
+    """
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit.
+
+    Attributes:
+        asked: What the user typed: ``org/name[@revision]``.
+        name: ``org/name``.
+        commit: The commit that the revision stood for when it was asked for first.
+        files: Every file by name.
+    """
+
+    asked: str
+    name: str
+    commit: str
+    files: Mapping[str, RemoteFile]
+
+    def cached(self, name: str) -> Path | None:
+        """Where huggingface_hub's cache holds a file of this commit; None if it does not."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.name, name, revision=self.commit)
+        return Path(found) if isinstance(found, str) else None
+
+    def download(self, name: str) -> Path:
+        """A whole file, through huggingface_hub's cache.
+
+        Raises:
+            SourceError: It is not there, or may not be read.
+        """
+        from huggingface_hub import hf_hub_download
+
+        with hub_errors(self.asked):
+            return Path(hf_hub_download(self.name, name, revision=self.commit))
+
+
+@cache
+def look_up(text: str) -> Repository | None:
+    """Pin ``org/name[@revision]`` to a commit, once per process, and list its files.
+
+    Two mentions of one name are thus the same commit, whoever pushes in between.
+
+    Returns:
+        None where the Hub is not asked or not reached: in offline mode, or without a connection.
+
+    Raises:
+        SourceError: There is no such repository or revision, or this user may not see it.
+        UnsupportedCheckpointError: Its weights are pickles.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT, is_offline_mode
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+        HfHubHTTPError,
+        HTTPError,
+    )
+
+    if is_offline_mode():
+        return None
+    name, _, revision = text.partition("@")
+    with hub_errors(text):
+        try:
+            info = HfApi().model_info(
+                name,
+                revision=revision or None,
+                files_metadata=True,
+                timeout=HF_HUB_ETAG_TIMEOUT,
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code >= 500:
+                return None
+            raise
+        except (HTTPError, ConnectionError, TimeoutError):
+            return None
+    files = {
+        each.rfilename: RemoteFile(
+            each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs is not None else None
+        )
+        for each in info.siblings or ()
+    }
+    _refuse_without_weights(text, list(files))
+    return Repository(text, name, str(info.sha), files)
+
+
+def _refuse_without_weights(text: str, names: list[str]) -> None:
+    """Before anything is downloaded."""
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+    if pickles:
+        raise UnsupportedCheckpointError(
+            f"{text}: holds PyTorch pickles ({', '.join(pickles[:3])}), no safetensors",
+            "Look for another revision, such as refs/pr/1, where the Hub converted it; or load it"
+            " with the library that wrote it, and save it as safetensors.",
+        )
+    raise SourceError(
+        f"{text}: no .safetensors file among its {len(names)} files",
+        "Name a repository or revision that holds a model's weights as safetensors.",
+    )
