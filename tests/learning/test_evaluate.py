@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.learning.conftest import generate, slow_greedy, write
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.errors import (
     CorruptCheckpointError,
     DataError,
+    EditError,
     SelectionError,
     SourceError,
 )
@@ -22,7 +24,6 @@ from weightsurgery.learning.evaluate import (
     load_model,
     score_checkpoint,
 )
-from weightsurgery.learning.models import pick_device
 
 
 def pairs(path, rows):
@@ -186,8 +187,8 @@ def test_conversations_are_scored(model, chat_tokenizer, tmp_path):
         ({"n": 0}, DataError, "n-grams of 0"),
         ({"batch_size": 0}, DataError, "a batch of 0"),
         ({"resamples": 0}, DataError, "a bootstrap of 0"),
-        ({"device": "tpu"}, SourceError, "device 'tpu'"),
-        ({"device": "cuda:99"}, SourceError, "device 'cuda:99'"),
+        ({"device": "tpu"}, EditError, "device 'tpu'"),
+        ({"device": "cuda:99"}, EditError, "device 'cuda:99'"),
         ({"against": "nowhere"}, SourceError, "nowhere: no such directory"),
         ({"forget": ["missing.jsonl"]}, DataError, "missing.jsonl: cannot be read"),
     ],

@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import DataError, WeightSurgeryError
-from weightsurgery.learning.models import load_tokenizer, pick_device, quiet
+from weightsurgery.learning.models import load_tokenizer, quiet
 
 __all__ = ["PREFIX", "TaskScore", "Tasks", "find_tasks", "run_tasks"]
 

@@ -35,7 +35,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Example, padding_token
 from weightsurgery.learning.method import Method, Stage, stages_of
 from weightsurgery.learning.models import quiet
-from weightsurgery.learning.outcome import Plan, Request, pick_device, write_vector
+from weightsurgery.learning.outcome import Plan, Request, process_device, write_vector
 from weightsurgery.learning.parameters import (
     entries_of,
     load_float32,
@@ -247,7 +247,7 @@ def identify(
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then.
     """
-    where = pick_device(device)
+    where = process_device(device)
     with Checkpoint.open(checkpoint) as base:
         request = Request.read(
             base, data, keep, validation, training, method, selection, where.type
@@ -292,7 +292,7 @@ def plan(
     Raises:
         WeightSurgeryError: What `identify` would raise before it loads the model.
     """
-    where = pick_device(device).type
+    where = process_device(device).type
     with Checkpoint.open(checkpoint) as base:
         request = Request.read(base, data, keep, validation, training, method, selection, where)
         check_target(Path(os.path.realpath(out)), request.folders, overwrite)

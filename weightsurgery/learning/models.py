@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.errors import CorruptCheckpointError, SourceError
 
 __all__ = [
@@ -22,7 +23,6 @@ __all__ = [
     "context_length",
     "load_model",
     "load_tokenizer",
-    "pick_device",
     "quiet",
 ]
 
@@ -39,28 +39,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is some), `cpu`, `cuda` or `cuda:i` as a device.
-
-    Raises:
-        SourceError: No such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise SourceError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise SourceError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SourceError(
-            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices",
-            "Use --device cpu, or install a CUDA build of torch.",
-        )
-    return device
 
 
 def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:

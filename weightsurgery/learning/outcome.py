@@ -33,7 +33,7 @@ from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.saved import VectorWriter
 
-__all__ = ["Plan", "Request", "pick_device", "write_vector"]
+__all__ = ["Plan", "Request", "process_device", "write_vector"]
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -47,7 +47,7 @@ _TOKENIZER = (
 )
 
 
-def pick_device(name: str) -> torch.device:
+def process_device(name: str) -> torch.device:
     """``auto``, ``cpu`` or ``cuda`` as this process's device.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.algebra.lowrank import Rank, RankRule
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import file_sha256, versions
@@ -30,7 +31,7 @@ from weightsurgery.surgery.provenance import (
     inputs_of,
     recorded,
 )
-from weightsurgery.surgery.workers import cores, pick_device
+from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.lineage import check_lineage, samples_of
 from weightsurgery.vectors.sources import Keep, open_keep, split_data
 from weightsurgery.vectors.statistics import check_width

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, NonFiniteError, SelectionError
@@ -37,7 +38,7 @@ from weightsurgery.procedures.in_memory import EditedInMemory
 from weightsurgery.procedures.splits import DataSet, DataSets
 from weightsurgery.surgery.edits import Learn, Project
 from weightsurgery.surgery.plan import Storage, plan_edit, worker_count
-from weightsurgery.surgery.workers import in_order, pick_device, torch_threads
+from weightsurgery.surgery.workers import in_order, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.task_vector import SumDelta
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.algebra.geometry import cosine, overlap, principal_angles
 from weightsurgery.algebra.lowrank import LowRank, RankRule
 from weightsurgery.checkpoint.layout import TensorEntry
@@ -15,7 +16,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.stream import Progress
-from weightsurgery.surgery.workers import cores, in_order, pick_device, torch_threads
+from weightsurgery.surgery.workers import cores, in_order, torch_threads
 from weightsurgery.vectors.finetuned import refuse_quantised
 from weightsurgery.vectors.task_vector import SumDelta, TaskVector
 

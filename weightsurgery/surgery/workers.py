@@ -8,10 +8,10 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any, TypeVar
 
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.deferred import torch
-from weightsurgery.errors import EditError
 
-__all__ = ["cores", "device_for", "in_order", "pick_device", "results", "torch_threads"]
+__all__ = ["cores", "device_for", "in_order", "results", "torch_threads"]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -20,28 +20,6 @@ _R = TypeVar("_R")
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` as a device.
-
-    Raises:
-        EditError: No such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise EditError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise EditError(f"device {name!r}", "Use auto, cpu, cuda or cuda:0.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EditError(
-            f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices",
-            "Use --device cpu, or install a CUDA build of torch.",
-        )
-    return device
 
 
 def device_for(name: str, decomposes: bool) -> str:
