@@ -145,6 +145,7 @@ class Repo:
     def find(self, revision: str) -> Commit | None:
         """The commit a branch, tag, pull request or (shortened) commit name stands for."""
         refs = self.branches | self.tags
+        refs["HEAD"] = self.branches.get("main", "")
         refs |= {each.ref: each.head for each in self.discussions if each.head}
         oid = refs.get(revision) or refs.get(revision.removeprefix("refs/heads/"))
         if oid is None and len(revision) >= 7:
@@ -173,14 +174,25 @@ class Repo:
         return found
 
     def discuss(
-        self, title: str, author: str, base: str | None, description: str = ""
+        self,
+        title: str,
+        author: str,
+        description: str = "",
+        base: str | None = None,
+        start: str | None = None,
     ) -> Discussion:
-        """Open a discussion; a pull request from commit or branch ``base``."""
+        """Open a discussion; with a branch, a pull request to it, from ``start`` or its head."""
         with self.lock:
-            num = len(self.discussions) + 1
-            head = self.head(base) if base else None
+            head = start or self.head(base) if base else None
             opened = Discussion(
-                num, title, author, bool(base), description, base or "main", head, date=now()
+                num=len(self.discussions) + 1,
+                title=title,
+                author=author,
+                is_pull_request=base is not None,
+                description=description,
+                base=base or "main",
+                head=head,
+                date=now(),
             )
             self.discussions.append(opened)
             return opened

@@ -79,7 +79,7 @@ told["again"] = refused(api.create_repo, "org/m")
 api.create_repo("org/m", exist_ok=True)
 empty = api.model_info("org/m")
 told["private"] = empty.private
-card = b"---\\nlicense: mit\\nbase_model: org/base\\nbase_model_relation: finetune\\ntags: [a]\\n---\\n"
+card = b"---\\nlicense: mit\\nbase_model: org/b\\nbase_model_relation: finetune\\n---\\n"
 first = api.create_commit("org/m", [
     Add("model.safetensors", here / "model.safetensors"),
     Add("extra/small.safetensors", here / "small.safetensors"),
@@ -516,6 +516,9 @@ told["files"] = [each.path for each in api.list_repo_tree("org/m")]
 told["moved"] = refused(
     api.create_commit, "org/m", [Add("x", b"x")], commit_message="Late", parent_commit=sys.argv[2]
 )
+api.create_commit(
+    "org/m", [Add("x", b"x")], commit_message="Late", parent_commit=sys.argv[2], create_pr=True
+)
 """,
         before,
     )
@@ -523,6 +526,27 @@ told["moved"] = refused(
     assert told["moved"] == ["HfHubHTTPError", 412]
     assert [each.oid for each in repo.commits()] == [after, before]
     assert repo.commits()[0].operations == (("deletedFile", "f0.txt"), ("file", "f8.txt"))
+    # A pull request grows from the commit it names.
+    assert repo.commits("refs/pr/1")[0].parent == before
+    assert set(repo.files("refs/pr/1")) == set(repo.files(before)) | {"x"}
+
+
+def test_a_hub_without_xet_fails_a_client_that_expects_it(hub):
+    hub.server.add("org/m", {"config.json": b"{}"})
+    told = ask(
+        hub,
+        """
+try:
+    api.create_commit("org/m", [Add("m.bin", b"1234")], commit_message="Push")
+except Exception as error:
+    told["error"] = [each.__name__ for each in type(error).__mro__]
+""",
+        HF_HUB_DISABLE_XET="0",
+    )
+    assert "ConnectionError" in told["error"]
+    asked = [each.status for each in hub.server.requests if "xet-write-token" in each.path]
+    assert set(asked) == {404}
+    assert len(hub.server.repos["org/m"].commits()) == 1
 
 
 @pytest.mark.parametrize(
@@ -603,11 +627,16 @@ told["oid"] = made.oid
     told = ask(
         hub,
         """
-import hashlib
+import hashlib, hf_xet
 for name, repo, revision in (("old", "org/m", sys.argv[2]), ("new", "org/m", None),
                              ("mine", "org/mine", None)):
     root = Path(snapshot_download(repo, revision=revision))
     told[name] = hashlib.sha256((root / "model.safetensors").read_bytes()).hexdigest()
+# One file, whose xet hash only the answer to HEAD tells; and the hash in the tree.
+alone = Path(hf_hub_download("org/m", "model.safetensors", cache_dir=here / "alone"))
+told["alone"] = hashlib.sha256(alone.read_bytes()).hexdigest()
+told["hash"] = [each.xet_hash for each in api.get_paths_info("org/m", ["model.safetensors"])]
+told["computed"] = [each.hash for each in hf_xet.hash_files([str(alone)])]
 # By range, past the content store: while this client still holds it.
 with HfFileSystem().open("org/m/model.safetensors", "rb", cache_type="none") as file:
     file.seek(9_000_000)
@@ -618,6 +647,8 @@ with HfFileSystem().open("org/m/model.safetensors", "rb", cache_type="none") as 
     assert told["old"] == sha256(old)
     assert told["new"] == sha256(new)
     assert told["mine"] == sha256(noise(mib, 2))
+    assert told["alone"] == sha256(new)
+    assert told["hash"] == told["computed"]
     assert told["part"] == new[9_000_000:9_000_100].hex()
     assert server.sent("/cdn/") == 100
     assert repo.head() == second

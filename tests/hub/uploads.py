@@ -147,29 +147,25 @@ def commit(ask: Ask) -> Reply:
     _may_commit(ask, repo)
     lines = [json.loads(line) for line in ask.body.splitlines() if line.strip()]
     header = next(each["value"] for each in lines if each["key"] == "header")
-    wants_pull = bool(ask.query.get("create_pr"))
+    title, text = header["summary"], header.get("description") or ""
+    parent, wants_pull = header.get("parentCommit"), bool(ask.query.get("create_pr"))
+    reply: dict[str, Any] = {"success": True, "hookOutput": ""}
     with repo.lock:
         base = ask.commit(repo)
         pulls = {each.ref for each in repo.discussions if each.is_pull_request}
         if revision not in repo.branches and revision not in pulls:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        parent = header.get("parentCommit")
-        if parent and not wants_pull and not base.oid.startswith(parent):
-            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         if parent and wants_pull:
             ask.parts["rev"] = parent
             base = ask.commit(repo)
+        elif parent and not base.oid.startswith(parent):
+            raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         changes, operations = _changes(ask, repo, lines, base.tree)
-        reply: dict[str, Any] = {"success": True, "hookOutput": ""}
         if wants_pull:
-            told_text = header.get("description") or ""
-            pull = repo.discuss(header["summary"], ask.user or "", base.oid, told_text)
-            pull.base, revision = ask.parts["rev"] if not parent else revision, pull.ref
+            pull = repo.discuss(title, ask.user or "", text, revision, base.oid)
+            revision = pull.ref
             reply["pullRequestUrl"] = pull_url(ask, repo, pull.num)
-        made = repo.record(
-            revision, changes, operations, header["summary"], ask.user or "",
-            header.get("description") or "",
-        )  # fmt: skip
+        made = repo.record(revision, changes, operations, title, ask.user or "", text)
     url = f"{ask.hub.endpoint}/{repo.id}/commit/{made.oid}"
     return told(reply | {"commitOid": made.oid, "commitUrl": url})
 

@@ -94,7 +94,7 @@ def discuss(ask: Ask) -> Reply:
     repo, wanted = ask.repo(), ask.json()
     ask.may_write(repo, pull=True)
     base = "main" if wanted.get("pullRequest") else None
-    made = repo.discuss(wanted["title"], ask.user or "", base, wanted.get("description", ""))
+    made = repo.discuss(wanted["title"], ask.user or "", wanted.get("description", ""), base)
     made.status = "draft" if base else "open"
     return told({"num": made.num, "url": pull_url(ask, repo, made.num)})
 

@@ -1,0 +1,215 @@
+"""From the record of an output to the recipe that makes it again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.errors import RecipeError
+from weightsurgery.procedures.recipe.command import Command
+from weightsurgery.procedures.recipe.listed import MAKERS
+from weightsurgery.procedures.recipe.settings import called_from_python, settings
+from weightsurgery.vectors.sources import split_scale
+
+__all__ = ["Written", "recipe_of"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A recipe to be written.
+
+    Attributes:
+        command: The command.
+        given: Values that were given, by parameter name, in their order.
+        settled: All others, as they came to be.
+        inputs: SHA-256 by parameter name: for each value, by file name.
+        made_with: Versions, and ``device``.
+        result: SHA-256 of what came out, by file name.
+        notices: Things the user should know, a line each.
+    """
+
+    command: Command
+    given: Mapping[str, Any]
+    settled: Mapping[str, Any]
+    inputs: Mapping[str, Sequence[Mapping[str, str]]]
+    made_with: Mapping[str, str]
+    result: Mapping[str, str]
+    notices: tuple[str, ...] = ()
+
+
+def recipe_of(
+    record: EditRecord, directory: str, commands: Mapping[str, Command], out: str | None = None
+) -> Written:
+    """The recipe of an output.
+
+    Hub names are pinned to the commit that was read. Options that were not given are written as
+    they came to be, so that another version's defaults change nothing.
+
+    Args:
+        record: Its record.
+        directory: Where it is; the ``out`` of a record that names no command.
+        commands: Those that a recipe may name.
+        out: Write this ``out`` instead.
+
+    Raises:
+        RecipeError: No command of ours made it, or it cannot be said as one.
+    """
+    place = f"{directory}: its record"
+    try:
+        return _recipe_of(record, directory, place, commands, out)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"{place} is damaged ({type(error).__name__}: {error})",
+            "Check the output with 'ws verify'.",
+        ) from None
+
+
+def _recipe_of(
+    record: EditRecord,
+    directory: str,
+    place: str,
+    commands: Mapping[str, Command],
+    out: str | None,
+) -> Written:
+    if record.command and record.command[0] == "ws":
+        command, given = _typed(record.command, commands, place)
+    else:
+        command, given = called_from_python(record, commands, place)
+        given["out"] = directory
+    if out is not None:
+        given["out"] = out
+    if given.get("out") is None:
+        raise RecipeError(
+            f"{place} holds the command {' '.join(record.command)!r}, which writes nothing",
+            "Name a directory that ws wrote.",
+        )
+    known = settings(record, command, given)
+    settled = {
+        field.name: known.get(field.name, field.default)
+        for field in command.fields
+        if field.in_recipes and field.name not in given
+    }
+    read = _Read.of(record)
+    given = {name: read.pinned(value) for name, value in given.items()}
+    inputs, notices = read.of_values(command, given)
+    result = {name: facts["sha256"] for name, facts in record.files.items()}
+    if record.kind == "task-vector" and command.field("vector") is not None:
+        result = {}  # the recipe's own output is the model beside which this vector was saved
+        notices.append("This vector was saved beside an edit: the recipe makes both again.")
+    made_with = dict(record.versions)
+    if "device" in record.parameters:
+        made_with["device"] = record.parameters["device"]
+    return Written(
+        command,
+        given,
+        settled,
+        inputs,
+        {name: made_with[name] for name in MAKERS if name in made_with},
+        result,
+        tuple(notices),
+    )
+
+
+def _typed(
+    words: Sequence[str], commands: Mapping[str, Command], place: str
+) -> tuple[Command, dict[str, Any]]:
+    """The recorded command line: the command and what was given."""
+    if not all(isinstance(word, str) for word in words) or len(words) < 2:
+        raise RecipeError(f"{place} holds no command line", "Name a directory that ws wrote.")
+    command = commands.get(words[1])
+    if command is None:
+        raise RecipeError(
+            f"{place} holds the command 'ws {words[1]}', which this ws cannot run from a recipe",
+            f"Those it can: {', '.join(commands)}.",
+        )
+    try:
+        found = command.parsed(words[2:])
+    except RecipeError as error:
+        raise RecipeError(f"{place}: {error.what}", error.remedy) from None
+    lacking = [each.key for each in command.fields if each.required and each.name not in found]
+    if lacking:
+        raise RecipeError(
+            f"{place}: its command lacks {lacking[0]!r}", "Name a directory that ws wrote."
+        )
+    edit = {each.name for each in command.fields if each.in_recipes}
+    return command, {name: value for name, value in found.items() if name in edit}
+
+
+def _normal(name: str) -> str:
+    return os.path.normpath(os.path.expanduser(name))
+
+
+def _named_files(each: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Name and SHA-256 of what one entry of a record holds; data sets may share an entry."""
+    names, files = each.get("name"), each.get("files", {})
+    if isinstance(names, str):
+        yield names, files
+    elif isinstance(names, list) and len(names) == 1:
+        yield names[0], files
+    elif isinstance(names, list):
+        ends = [os.path.basename(name) for name in names]
+        for name, end in zip(names, ends, strict=True):
+            if ends.count(end) == 1 and end in files:
+                yield name, {end: files[end]}
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a record says was read, by name.
+
+    Attributes:
+        files: SHA-256 by file name.
+        revisions: Commit; of repositories alone.
+    """
+
+    files: Mapping[str, Mapping[str, str]]
+    revisions: Mapping[str, str]
+
+    @classmethod
+    def of(cls, record: EditRecord) -> _Read:
+        files: dict[str, Mapping[str, str]] = {}
+        revisions: dict[str, str] = {}
+        for each in record.inputs.values():
+            for name, digests in _named_files(each):
+                files.setdefault(_normal(name), digests)
+                if each.get("revision"):
+                    revisions[name] = each["revision"]
+        for each in record.parameters.get("data", {}).values():
+            files.setdefault(_normal(each["name"]), each["sha256"])
+        return cls(files, revisions)
+
+    def pinned(self, value: Any) -> Any:
+        """The value with ``org/name`` as ``org/name@commit``, wherever it was read from there."""
+        if isinstance(value, list):
+            return [self.pinned(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        name, _ = split_scale(value)
+        revision = self.revisions.get(name)
+        if revision is None:
+            return value
+        return f"{name.partition('@')[0]}@{revision}{value[len(name) :]}"
+
+    def of_values(
+        self, command: Command, given: Mapping[str, Any]
+    ) -> tuple[dict[str, Sequence[Mapping[str, str]]], list[str]]:
+        """The files behind each value, and a notice for what nothing is known of."""
+        found: dict[str, Sequence[Mapping[str, str]]] = {}
+        unknown: list[str] = []
+        pinned = {_normal(self.pinned(name)): files for name, files in self.files.items()}
+        for field in command.fields:
+            if field.kind is not str or field.name not in given or field.name == "out":
+                continue
+            values = given[field.name] if field.many else [given[field.name]]
+            names = [split_scale(each)[0] for each in values]
+            files = [pinned.get(_normal(name), {}) for name in names]
+            if any(files):
+                found[field.name] = files
+                unknown += [name for name, each in zip(names, files, strict=True) if not each]
+        notices = [
+            f"The record has no SHA-256 of {name}: it will not be checked." for name in unknown
+        ]
+        return found, notices

@@ -1,0 +1,136 @@
+"""Is what a recipe reads, and what came out, what the recipe says?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from weightsurgery.checkpoint.record import file_sha256, read_record, versions
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.errors import RecipeError, VerificationError
+from weightsurgery.procedures.recipe.listed import COMPUTING, INPUTS, RESULT
+from weightsurgery.procedures.recipe.recipe import Recipe
+from weightsurgery.vectors.sources import split_scale
+
+__all__ = ["check_inputs", "check_result", "differences"]
+
+
+def check_inputs(recipe: Recipe, progress: Callable[[str, int, int], None] | None = None) -> int:
+    """Compare the files that a recipe reads with the SHA-256 it lists.
+
+    Args:
+        recipe: The recipe.
+        progress: Called as ``progress(stage, done, total)`` in bytes.
+
+    Returns:
+        How many files were compared.
+
+    Raises:
+        RecipeError: A file differs or is missing.
+        SourceError: An input leads nowhere.
+    """
+    listed = list(_listed(recipe))
+    for key, name, path, _ in listed:
+        if not path.is_file():
+            raise RecipeError(
+                f"{recipe.places[INPUTS]}: {key}: {name} has no file {path.name}",
+                "It is not what the recipe was made from: name another revision, or remove"
+                f" {key!r} from {INPUTS!r}.",
+            )
+    total, done = sum(os.stat(path).st_size for _, _, path, _ in listed), 0
+    for key, name, path, expected in listed:
+        found = file_sha256(path)
+        if found != expected:
+            raise RecipeError(
+                f"{recipe.places[INPUTS]}: {key}: {path} has SHA-256 {found[:12]}…, the recipe"
+                f" says {expected[:12]}…",
+                f"{name} is not what the recipe was made from: name another revision, or remove"
+                f" {key!r} from {INPUTS!r}.",
+            )
+        done += os.stat(path).st_size
+        if progress is not None:
+            progress("checksums", done, total)
+    return len(listed)
+
+
+def _listed(recipe: Recipe) -> Iterator[tuple[str, str, Path, str]]:
+    """Key, name, path and SHA-256 of each file."""
+    by_name = {each.name: each for each in recipe.command.fields}
+    for parameter, each in recipe.inputs.items():
+        field, value = by_name[parameter], recipe.values[parameter]
+        for text, files in zip(value if field.many else [value], each, strict=True):
+            if not files:
+                continue
+            name, _ = split_scale(text)
+            place = Path(os.path.expanduser(name))
+            single = place.is_file()  # a data set
+            if not single:
+                place = resolve_source(name).path
+            for file, digest in files.items():
+                # A data set may have another name by now; its directory may not.
+                yield field.key, name, place if single else place / file, digest
+
+
+def check_result(recipe: Recipe, out: str) -> int:
+    """Compare the record of what was written with the SHA-256 that the recipe lists.
+
+    Returns:
+        How many files were compared.
+
+    Raises:
+        VerificationError: A file differs; the output stays.
+    """
+    if not recipe.result:
+        return 0
+    written = read_record(Path(os.path.expanduser(out))).files
+    other = [
+        name
+        for name, digest in recipe.result.items()
+        if written.get(name, {}).get("sha256") != digest
+    ]
+    if other:
+        more = f" and {len(other) - 1} more" if other[1:] else ""
+        raise VerificationError(
+            f"{out}: was written, but {other[0]}{more} is not as in {recipe.places[RESULT]}",
+            "Other settings, versions or another device make other bytes; for a recipe that was"
+            f" changed, remove {RESULT!r}.",
+        )
+    return len(recipe.result)
+
+
+def differences(made_with: Mapping[str, str], device: str | None = None) -> list[str]:
+    """What differs between here and where an output was made, the graver first; a line each.
+
+    Args:
+        made_with: Versions by package, and ``device``, of then.
+        device: The one that is asked for now; None or ``auto`` where it is not known.
+    """
+    grave, light = [], []
+    for package, then in made_with.items():
+        if package == "device":
+            asked = device.split(":")[0] if device not in (None, "auto") else then
+            if asked != then:
+                grave.append(f"It was made on {then}, this is for {asked}: bits may differ.")
+            elif then != "cpu":
+                grave.append(f"It was made on {then}: on another model of it bits may differ.")
+            continue
+        now = _version(package)
+        if now != then and package in COMPUTING:
+            grave.append(f"It was made with {package} {then}, here is {now}: bits may differ.")
+        elif now != then:
+            light.append(
+                f"It was made with {package} {then}, here is {now}; bits should not differ."
+            )
+    return grave + light
+
+
+def _version(package: str) -> str:
+    here = versions()
+    if package in here:
+        return here[package]
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
