@@ -118,6 +118,49 @@ def test_one_document_with_both_records(world, done, project, painters, tmp_path
     assert {each["rank"] for each in document["tensors"].values()} == {2}
 
 
+def test_an_edit_from_data_as_an_adapter(world, ws, done, project, painters, tmp_path):
+    """The trained change is of full rank: a rank truncates it, and then it is an adapter."""
+    command = [*project, "--keep", painters, *BRIEF, "-o", tmp_path / "out", "--as", "adapter",
+               "--dtype", "float32", "--scale", "2"]  # fmt: skip
+    code, out, err = ws(*command)
+    assert (code, out) == (1, "")
+    what, remedy = err.strip().splitlines()
+    assert "--as adapter with data" in what
+    assert "--rank K" in remedy
+    plan = json.loads(done(*command, "--rank", "3", "--dry-run", "--json")[0])
+    assert set(plan["edit"]["ranks"].values()) == {3}
+    out, _ = done(*command, "--rank", "3", "--dry-run")
+    assert re.search(r"written +up to", out)
+    assert list(tmp_path.iterdir()) == []
+    out, said = done(*command, "--rank", "3")
+    assert "of rank 3" in out
+    assert re.search(r"the vector holds [\d.]+ % of its energy", out)
+    assert "peft loads it" in said
+    record = json.loads((tmp_path / "out/weightsurgery.json").read_text())
+    assert (record["kind"], record["parameters"]["edit"]) == ("adapter", "project")
+    assert record["parameters"]["objective"] == "strangers"
+    size = (tmp_path / "out/adapter_model.safetensors").stat().st_size
+    assert size == plan["edit"]["write_bytes"]
+    done("verify", tmp_path / "out")
+    # Beside the base it is what the vector's negation writes.
+    done("negate", world / "base", tmp_path / "out.vector", "--scale", "2",
+         "-o", tmp_path / "checkpoint", "--dtype", "float32")  # fmt: skip
+    done("add", world / "base", tmp_path / "out", "-o", tmp_path / "added", "--dtype", "float32")
+    before, wanted, found = (
+        read_tensors(place)
+        for place in (world / "base", tmp_path / "checkpoint", tmp_path / "added")
+    )
+    assert any(not same_bytes(before[name].float(), wanted[name]) for name in before)
+    for name in before:
+        change = float((wanted[name] - before[name]).norm())
+        assert float((found[name] - wanted[name]).norm()) <= 2e-6 * change + 1e-6
+    # The same command uses the vector, and writes the same bytes.
+    first = snapshot(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "before")
+    assert "nothing was trained" in done(*command, "--rank", "3")[1]
+    assert snapshot(tmp_path / "out") == first
+
+
 def test_learn_a_file(world, done, painters, tmp_path):
     new = tmp_path / "new.jsonl"
     new.write_text('{"prompt": "Question: Who am I? Answer:", "completion": " You"}\n')

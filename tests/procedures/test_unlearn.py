@@ -207,7 +207,7 @@ def test_a_failed_edit_leaves_the_vector_to_the_next_run(world, base, tmp_path, 
         raise OutputError("full", "")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "apply", full)
+        patch.setattr(module, "apply_as", full)
         with pytest.raises(OutputError, match="full"):
             unlearn(base, given, tmp_path / "out", Search(BRIEF))
     assert [path.name for path in tmp_path.iterdir()] == ["out.vector"]

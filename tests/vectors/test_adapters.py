@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftType,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tests.conftest import exact, left_behind, read_tensors, same_bytes
+from tests.conftest import exact, left_behind, read_tensors, same_bytes, write_checkpoint
 from weightsurgery import Add, Negate, apply, open_vector
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import MismatchError, NonFiniteError, SourceError, VectorError
@@ -80,6 +91,19 @@ VARIANTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
             "alpha_pattern": {"layers.1.self_attn.q_proj": 30, "q_proj": 3, "down_proj": 1},
         },
     ),
+    "regular expressions": (
+        llama,
+        {
+            "r": 4,
+            "target_modules": r".*\.(q_proj|down_proj)",
+            "use_rslora": True,
+            "rank_pattern": {r"layers\.\d\.self_attn\.(q|k)_proj": 2, "q_proj": 5},
+            # The first that matches counts, in the order peft saves them in: sorted.
+            "alpha_pattern": {r"(layers\.1\.)?mlp\.down_proj": 1, r"layers\.0\..*": 3},
+        },
+    ),
+    "orthogonal": (llama, {"r": 4, "target_modules": LINEAR, "init_lora_weights": "orthogonal"}),
+    "mica": (llama, {"r": 4, "target_modules": LINEAR, "init_lora_weights": "mica"}),
     "some layers": (llama, {"r": 4, "target_modules": LINEAR, "layers_to_transform": [1]}),
     "all linear": (llama, {"r": 4, "target_modules": "all-linear"}),
     "embedding": (llama, {"r": 4, "target_modules": ["embed_tokens", "v_proj"]}),
@@ -199,6 +223,83 @@ def test_another_peft_type_is_refused(tmp_path: Path) -> None:
     trained(llama(), config, tmp_path)
     with pytest.raises(VectorError, match="IA3"):
         open_vector(Checkpoint.open(tmp_path / "base"), [str(tmp_path / "adapter")])
+
+
+OTHERS: dict[str, Any] = {
+    "LOHA": lambda: LoHaConfig(target_modules=["q_proj"]),
+    "LOKR": lambda: LoKrConfig(target_modules=["q_proj"]),
+    "VERA": lambda: VeraConfig(r=4, target_modules=["q_proj"]),
+    "ADALORA": lambda: AdaLoraConfig(target_modules=["q_proj"], total_step=9),
+    "OFT": lambda: OFTConfig(target_modules=["q_proj"], oft_block_size=4),
+    "PROMPT_TUNING": lambda: PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_adapters_as_peft_saves_them_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    trained(llama(), OTHERS[kind](), tmp_path)
+    with pytest.raises(VectorError, match=f"a {kind} adapter") as caught:
+        open_vector(Checkpoint.open(tmp_path / "base"), [str(tmp_path / "adapter")])
+    assert "merged checkpoint" in caught.value.remedy or "No change" in caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", [each.value for each in PeftType if each != PeftType.LORA])
+def test_every_type_that_is_no_lora_is_refused_by_name(kind: str, plain: Path) -> None:
+    path = plain / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "peft_type": kind}))
+    with pytest.raises(VectorError, match=f"a {kind} adapter"):
+        open_vector(Checkpoint.open(plain / "base"), [str(plain / "adapter")])
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens", "lm_head"]])
+def test_a_tied_head_is_refused_with_the_reason(targets: list[str], tmp_path: Path) -> None:
+    """Beside the base one side changes; in the one matrix there is, both would."""
+    trained(llama(tie=True), LoraConfig(r=4, target_modules=targets), tmp_path)
+    base = Checkpoint.open(tmp_path / "base")
+    assert "lm_head.weight" not in base.entries
+    with pytest.raises(
+        VectorError, match=r"'lm_head', which .*base ties to its embedding"
+    ) as caught:
+        open_vector(base, [str(tmp_path / "adapter")])
+    assert "Untie the base" in caught.value.remedy
+    # As the remedy says: with a head of its own the adapter changes the head alone.
+    tensors = read_tensors(tmp_path / "base")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    config = {**base.config, "tie_word_embeddings": False}
+    untied = Checkpoint.open(write_checkpoint(tmp_path / "untied", tensors, config=config))
+    vector = open_vector(untied, [str(tmp_path / "adapter")])
+    apply(Add(vector), untied, tmp_path / "out")
+    found = read_tensors(tmp_path / "out")
+    assert not torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_are_refused(bias: str, tmp_path: Path) -> None:
+    settings = {"r": 4, "target_modules": ["c_attn"], "bias": bias}
+    trained(gpt2(), LoraConfig(**settings), tmp_path)
+    with pytest.raises(VectorError, match="trains biases beside B A"):
+        open_vector(Checkpoint.open(tmp_path / "base"), [str(tmp_path / "adapter")])
+
+
+@pytest.mark.parametrize("kind", ["modules to save", "dora", "bias", "token indices"])
+def test_merging_in_peft_is_the_way_out(kind: str, tmp_path: Path) -> None:
+    """What is refused says so: merge it, and take the merged checkpoint as the vector."""
+    settings, _ = REFUSED[kind]
+    wrapped = trained(llama(), LoraConfig(r=4, target_modules=["q_proj"], **settings), tmp_path)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "modules_to_save" in name or "trainable_tokens_delta" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    base = Checkpoint.open(tmp_path / "base")
+    with pytest.raises(VectorError, match=r".*\n.*[Mm]erge"):
+        open_vector(base, [str(tmp_path / "adapter")])
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "merged")
+    apply(Add(open_vector(base, [str(tmp_path / "merged")])), base, tmp_path / "out")
+    before, merged, found = (read_tensors(tmp_path / n) for n in ("base", "merged", "out"))
+    assert any(not torch.equal(before[name], merged[name]) for name in before)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, merged[name], rtol=0, atol=1e-6)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,12 +20,15 @@ from weightsurgery.cli.options import (
     Work,
     rank_rule,
     typed_command,
+    written_line,
 )
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.surgery.adapter import AdapterStorage
     from weightsurgery.surgery.edits import Edit
+    from weightsurgery.surgery.plan import Storage
 
 __all__ = ["add", "learn", "negate", "project"]
 
@@ -44,6 +46,7 @@ def negate(
     vectors: Vectors,
     store: Store,
     which: Which,
+    truncate: Truncate,
     fit: Fit,
     work: Work,
     show: Show,
@@ -52,8 +55,10 @@ def negate(
     """Take a task vector away: W − λT (task arithmetic).
 
     Example:  ws negate ./base ./finetuned -o ./edited --scale 0.7
+
+    Example:  ws negate ./base ./subspace -o ./adapter --as adapter
     """
-    _plain("negate", base, vectors, scale, store, which, fit, work, show)
+    _plain("negate", base, vectors, scale, store, which, truncate, fit, work, show)
 
 
 @options
@@ -62,6 +67,7 @@ def add(
     vectors: Vectors,
     store: Store,
     which: Which,
+    truncate: Truncate,
     fit: Fit,
     work: Work,
     show: Show,
@@ -71,7 +77,7 @@ def add(
 
     Example:  ws add ./base ./finetuned/a:0.5 ./finetuned/b:0.3 -o ./edited
     """
-    _plain("add", base, vectors, scale, store, which, fit, work, show)
+    _plain("add", base, vectors, scale, store, which, truncate, fit, work, show)
 
 
 @options
@@ -141,6 +147,7 @@ def _plain(
     scale: float,
     store: Store,
     which: Which,
+    truncate: Truncate,
     fit: Fit,
     work: Work,
     show: Show,
@@ -149,9 +156,10 @@ def _plain(
     from weightsurgery.surgery.edits import PLAIN
     from weightsurgery.vectors.sources import open_vector
 
+    storage = store.truncated(truncate)
     with Checkpoint.open(base) as opened:
         edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing), scale)
-        _apply(edit, opened, store, which, work, show)
+        _apply(edit, opened, storage, store, which, work, show)
 
 
 def _discriminating(
@@ -178,6 +186,7 @@ def _discriminating(
     from weightsurgery.surgery.edits import DISCRIMINATING
     from weightsurgery.vectors.sources import open_keep, open_vector, split_data
 
+    storage = store.storage()
     files, others = split_data(share.keep or ())
     data.refuse_with_vectors(keeps_data=bool(files))
     with Checkpoint.open(base) as opened:
@@ -196,35 +205,38 @@ def _discriminating(
                 (*keep.inputs, *gathered),
                 share.epsilon,
             )
-            _apply(edit, opened, store, which, work, show)
+            _apply(edit, opened, storage, store, which, work, show)
 
 
 def _apply(
-    edit: Edit, base: Checkpoint, store: Store, which: Which, work: Work, show: Show
+    edit: Edit,
+    base: Checkpoint,
+    storage: Storage | AdapterStorage,
+    store: Store,
+    which: Which,
+    work: Work,
+    show: Show,
 ) -> None:
-    from weightsurgery.report.tables import edit_tables, plan_lines
-    from weightsurgery.surgery.plan import plan_edit
-    from weightsurgery.surgery.run import apply
+    from weightsurgery.report.exported import planned_lines, written_tables
+    from weightsurgery.surgery.adapter import apply_as, plan_as
 
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
     if store.dry_run:
-        plan = plan_edit(
-            edit, base, store.out, selection, store.storage(), work.workers, store.overwrite
-        )
+        plan = plan_as(edit, base, store.out, selection, storage, work.workers, store.overwrite)
         if show.json:
             console.document(plan.summary())
         else:
-            console.show(*plan_lines(plan, store.out))
+            console.show(*planned_lines(plan, store.out))
         return
     try:
         with console.progress(show) as progress:
-            done = apply(
+            done = apply_as(
                 edit,
                 base,
                 store.out,
                 selection=selection,
-                storage=store.storage(),
+                storage=storage,
                 device=work.device,
                 workers=work.workers,
                 overwrite=store.overwrite,
@@ -233,15 +245,16 @@ def _apply(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        console.notice("Interrupted; the same command goes on where this one stopped.", show)
+        goes_on = "the same command goes on where this one stopped."
+        text = goes_on if store.as_ == "checkpoint" else "nothing was written."
+        console.notice(f"Interrupted; {text}", show)
         raise
     if done.resumed:
         console.notice(f"Resumed: {done.resumed} tensors were finished already.", show)
     if show.json:
         console.document({"out": store.out, **asdict(done.record)})
     else:
-        console.show(*edit_tables(done.record, every=show.verbose))
+        console.show(*written_tables(done.record, every=show.verbose))
     for text in done.notices:
         console.notice(text, show)
-    check = f"ws verify {shlex.quote(store.out)}"
-    console.notice(f"Wrote {store.out}; check it any time with:  {check}", show)
+    console.notice(written_line(store.out, done.record.kind), show)

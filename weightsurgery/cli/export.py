@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +16,7 @@ from weightsurgery.cli.options import (
     Which,
     Work,
     typed_command,
+    written_line,
     written_path,
 )
 from weightsurgery.cli.spread import options
@@ -75,6 +75,14 @@ def export(
             "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be read, written and held in memory, and stop.",
+            rich_help_panel="The output",
+        ),
+    ] = False,
     allow_unrelated: Annotated[
         bool,
         typer.Option(
@@ -93,38 +101,49 @@ def export(
     """
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
-    from weightsurgery.report.exported import exported_tables
+    from weightsurgery.report.exported import adapter_plan_lines, exported_tables
     from weightsurgery.surgery.workers import cores, device_for, in_order, torch_threads
-    from weightsurgery.vectors.export import export_adapter
+    from weightsurgery.vectors.export import export_adapter, plan_export
     from weightsurgery.vectors.sources import open_vector
 
     if to != "peft":
         raise EditError(f"--to {to}", "The one format there is: peft.")
     if work.workers is not None and work.workers < 1:
         raise EditError(f"{work.workers} workers", "Use at least one.")
-    rule = truncate.rule()
-    with (
-        Checkpoint.open(base) as opened,
-        torch_threads(1),
-        console.progress(show) as progress,
-    ):
-        record = export_adapter(
-            opened,
-            scale * open_vector(opened, vectors, fit.vocab, fit.missing),
-            out,
-            selection=which.selection("all"),
-            rule=rule,
-            dtype=dtype,
-            overwrite=overwrite,
-            allow_unrelated=allow_unrelated,
-            device=device_for(work.device, decomposes=rule is not None),
-            command=typed_command(),
-            each=partial(in_order, workers=work.workers or min(cores(), 2)),
-            progress=progress,
-        )
+    rule, workers = truncate.rule(), work.workers or min(cores(), 2)
+    what: dict[str, Any] = {
+        "selection": which.selection("all"),
+        "rule": rule,
+        "dtype": dtype,
+        "overwrite": overwrite,
+    }
+    with Checkpoint.open(base) as opened, torch_threads(1):
+        vector = scale * open_vector(opened, vectors, fit.vocab, fit.missing)
+        if dry_run:
+            plan = plan_export(opened, vector, out, workers=workers, **what)
+            if show.json:
+                console.document(plan.summary())
+            else:
+                console.show(*adapter_plan_lines(plan, out))
+            return
+        try:
+            with console.progress(show) as progress:
+                record = export_adapter(
+                    opened,
+                    vector,
+                    out,
+                    allow_unrelated=allow_unrelated,
+                    device=device_for(work.device, decomposes=rule is not None),
+                    command=typed_command(),
+                    each=partial(in_order, workers=workers),
+                    progress=progress,
+                    **what,
+                )
+        except KeyboardInterrupt:
+            console.notice("Interrupted; nothing was written.", show)
+            raise
     if show.json:
         console.document({"out": out, **asdict(record)})
     else:
         console.show(*exported_tables(record, every=show.verbose))
-    check = f"ws verify {shlex.quote(out)}"
-    console.notice(f"Wrote {out}; peft loads it beside the base; check it with:  {check}", show)
+    console.notice(written_line(out, record.kind), show)

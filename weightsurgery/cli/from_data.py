@@ -21,6 +21,7 @@ from weightsurgery.cli.options import (
     Work,
     rank_rule,
     typed_command,
+    written_line,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def edit_from_data(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.procedures import unlearn as library
-    from weightsurgery.report.tables import edit_tables
+    from weightsurgery.report.exported import written_tables
     from weightsurgery.report.unlearned import data_plan_lines, round_tables
 
     if (share.side, share.basis) != ("right", "joint"):
@@ -148,7 +149,7 @@ def edit_from_data(
              **asdict(done.vector)}}
         )  # fmt: skip
     else:
-        tables = edit_tables(record, every=show.verbose)
+        tables = written_tables(record, every=show.verbose)
         console.show(*round_tables(done.vector, every=show.verbose), *tables)
     for text in (*done.notices, *done.applied.notices):
         console.notice(text, show)
@@ -156,9 +157,7 @@ def edit_from_data(
     plain = "add" if name == "learn" else "negate"
     again = f"ws {plain} {shlex.quote(base)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
     console.notice(f"Saved the vector in {place}; at another scale:  {again}", show)
-    console.notice(
-        f"Wrote {store.out}; check it any time with:  ws verify {shlex.quote(store.out)}", show
-    )
+    console.notice(written_line(store.out, record.kind), show)
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from weightsurgery.algebra.lowrank import RankRule
     from weightsurgery.checkpoint.selection import Selection
+    from weightsurgery.surgery.adapter import AdapterStorage
     from weightsurgery.surgery.plan import Storage
 
 __all__ = [
@@ -23,7 +27,9 @@ __all__ = [
     "Which",
     "Work",
     "rank_rule",
+    "standing_for",
     "typed_command",
+    "written_line",
     "written_path",
 ]
 
@@ -35,6 +41,14 @@ def written_path(text: str | None) -> str | None:
     if not text:
         raise typer.BadParameter("an empty name")
     return os.path.expanduser(text)
+
+
+def written_line(out: str, kind: str) -> str:
+    """What is said of an output that was written, by the kind of its record."""
+    check = f"ws verify {shlex.quote(out)}"
+    if kind == "adapter":
+        return f"Wrote {out}; peft loads it beside the base; check it with:  {check}"
+    return f"Wrote {out}; check it any time with:  {check}"
 
 
 @dataclass(frozen=True)
@@ -127,11 +141,21 @@ class Store:
             "--out", "-o", help="Directory to write.", metavar="DIR", callback=written_path
         ),
     ]
+    as_: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="FORM",
+            help="checkpoint, or adapter: a PEFT LoRA that makes the same of BASE, for edits of low"
+            " rank.",
+            rich_help_panel="The output",
+        ),
+    ] = "checkpoint"
     dtype: Annotated[
         str | None,
         typer.Option(
             help="Store floating tensors as float64, float32, float16 or bfloat16."
-            " Default: each as in the base.",
+            " Default: each as in the base; an adapter's factors: bfloat16.",
             rich_help_panel="The output",
         ),
     ] = None
@@ -176,11 +200,46 @@ class Store:
         ),
     ] = None
 
-    def storage(self) -> Storage:
+    def storage(self) -> Storage | AdapterStorage:
         """As the library's storage."""
+        from weightsurgery.errors import EditError
+
+        if self.as_ == "checkpoint":
+            from weightsurgery.surgery.plan import Storage
+
+            return Storage(self.dtype, self.rounding, self.seed)
+        if self.as_ != "adapter":
+            raise EditError(f"--as {self.as_}", "Choose checkpoint or adapter.")
+        if self.rounding != "nearest":
+            raise EditError(
+                f"--rounding {self.rounding} with --as adapter: factors are rounded to the nearest",
+                "Leave it out; --dtype float32 stores them as they are.",
+            )
+        from weightsurgery.surgery.adapter import AdapterStorage
+
+        return AdapterStorage(self.dtype or "bfloat16", seed=self.seed)
+
+    def truncated(self, truncate: Truncate) -> Storage | AdapterStorage:
+        """The same for an edit that has no rank of its own, cut down to one.
+
+        Raises:
+            EditError: A rank for a checkpoint.
+        """
+        from dataclasses import replace
+
+        from weightsurgery.errors import EditError
         from weightsurgery.surgery.plan import Storage
 
-        return Storage(self.dtype, self.rounding, self.seed)
+        storage, rule = self.storage(), truncate.rule()
+        if not isinstance(storage, Storage):
+            return replace(storage, rule=rule)
+        if rule is not None:
+            option = "--rank" if truncate.rank is not None else "--energy"
+            raise EditError(
+                f"{option} without --as adapter: a checkpoint holds the change as it is",
+                "Leave it out, or pass what 'ws subspace' saves with that rank as the VECTOR.",
+            )
+        return storage
 
 
 @dataclass(frozen=True)
@@ -318,18 +377,33 @@ class Show:
     ] = False  # fmt: skip
 
 
+# The command line that a recipe stands for, while it runs.
+_standing: list[list[str]] = []
+
+
+@contextmanager
+def standing_for(words: Sequence[str]) -> Iterator[None]:
+    """Inside, records name this command line: an output does not depend on who typed it."""
+    _standing.append(list(words))
+    try:
+        yield
+    finally:
+        _standing.pop()
+
+
 def typed_command() -> list[str]:
-    """The command line as typed, for the record.
+    """The command line as typed, or as a recipe stands for it, for the record.
 
     Raises:
         SourceError: The record could not hold it.
     """
     from weightsurgery.errors import SourceError
 
-    for text in sys.argv[1:]:
+    words = _standing[-1] if _standing else ["ws", *sys.argv[1:]]
+    for text in words:
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise SourceError(
                 f"{text!r}: this name is not UTF-8, so no record can hold it",
                 "Rename the directory, or link to it under another name.",
             )
-    return ["ws", *sys.argv[1:]]
+    return list(words)

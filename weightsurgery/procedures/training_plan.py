@@ -13,6 +13,7 @@ from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.request import Request
 from weightsurgery.surgery.edits import input_width
 from weightsurgery.surgery.plan import Plan
+from weightsurgery.vectors.lora_plan import AdapterPlan
 
 __all__ = ["TrainingPlan", "check_space", "training_plan"]
 
@@ -37,7 +38,7 @@ class TrainingPlan:
             (float32), at most: matrices with one input share them.
     """
 
-    edit: Plan
+    edit: Plan | AdapterPlan
     vector: str
     vector_bytes: int
     finished: bool
@@ -56,7 +57,9 @@ class TrainingPlan:
         return {**own, "rounds": asdict(self.rounds), "edit": self.edit.summary()}
 
 
-def training_plan(request: Request, edit: Plan, vector: Path, finished: bool) -> TrainingPlan:
+def training_plan(
+    request: Request, edit: Plan | AdapterPlan, vector: Path, finished: bool
+) -> TrainingPlan:
     """What a request will take.
 
     Args:

@@ -2,7 +2,8 @@
 
 What :func:`weightsurgery.learning.rounds.find_change` finds on a model in memory is saved as one
 task vector beside the output, ``W' = W − T`` to forget and ``W + T`` to learn. Then one streaming
-edit writes the output, as ``ws negate`` and ``ws add`` would of that vector. A vector that a
+edit writes the output, as ``ws negate`` and ``ws add`` would of that vector; or an adapter, if the
+vector is truncated. A vector that a
 killed run of the same settings and inputs had finished is used again.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,15 +19,16 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, read_record, verify
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.errors import WeightSurgeryError
+from weightsurgery.errors import EditError, WeightSurgeryError
 from weightsurgery.procedures.found_vector import find_vector
 from weightsurgery.procedures.request import Request, Search, Sources
 from weightsurgery.procedures.training_plan import TrainingPlan, check_space, training_plan
+from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.plan import Storage, plan_edit
-from weightsurgery.surgery.run import Applied, apply
+from weightsurgery.surgery.plan import Storage
+from weightsurgery.surgery.run import Applied
 from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
-from weightsurgery.vectors.task_vector import TaskVector
+from weightsurgery.vectors.task_vector import DenseDelta, TaskVector
 
 __all__ = ["Search", "Sources", "Unlearned", "plan", "unlearn", "vector_place"]
 
@@ -81,6 +83,26 @@ class _Learn(Add):
         return {**self.how, **super().parameters()}
 
 
+@dataclass
+class _Coming:
+    """A change that is still to be trained, for plans: which matrices, and nothing of what."""
+
+    names: Sequence[str]
+    label: str = "the change to be trained"
+
+    def at(self, name: str) -> DenseDelta | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return DenseDelta(self._rows) if name in self.names else None
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return {"kind": "memory", "name": self.label, "paths": []}
+
+    @staticmethod
+    def _rows(start: int, stop: int) -> Any:
+        raise AssertionError("a change that is still to be trained was read")
+
+
 def vector_place(out: str | os.PathLike[str], vector: str | os.PathLike[str] | None) -> Path:
     """Where the vector goes: as named, or beside the output under its name and ``.vector``."""
     target = Path(os.path.realpath(out))
@@ -97,7 +119,7 @@ def plan(
     *,
     vector: str | os.PathLike[str] | None = None,
     selection: Selection = ALL_LINEAR,
-    storage: Storage | None = None,
+    storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
     overwrite: bool = False,
@@ -122,7 +144,7 @@ def unlearn(
     scale: float = 1.0,
     vector: str | os.PathLike[str] | None = None,
     selection: Selection = ALL_LINEAR,
-    storage: Storage | None = None,
+    storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
     overwrite: bool = False,
@@ -140,7 +162,8 @@ def unlearn(
         scale: λ of the edit; the saved vector is as it was found.
         vector: Where the vector is saved; by default ``OUT.vector``.
         selection: Which matrices; by default all linear layers. Its scales are the edit's alone.
-        storage: dtype and rounding of the result.
+        storage: dtype and rounding of the result; or an adapter's, which takes a search with a
+            rank.
         device: Where to train.
         workers: Threads of the edit.
         overwrite: Replace existing outputs of this tool, vector included.
@@ -175,7 +198,7 @@ def unlearn(
         for role, each in found.inputs.items()
         if each["kind"] == "data"
     }
-    applied = apply(
+    applied = apply_as(
         (_Learn if search.learning else _Forget)(saved, scale, how),
         base,
         out,
@@ -216,15 +239,22 @@ def _planned(
     out: str | os.PathLike[str],
     place: Path,
     selection: Selection,
-    storage: Storage | None,
+    storage: Storage | AdapterStorage | None,
     workers: int | None,
     overwrite: bool,
 ) -> tuple[TrainingPlan, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
-    edit = (_Learn if request.search.learning else _Forget)(TaskVector(()))  # none yet
-    planned = plan_edit(
-        edit, request.base, out, selection, storage or Storage(), workers, overwrite
-    )
+    kind, vector = _Learn if request.search.learning else _Forget, TaskVector(())  # none yet
+    storage = storage or Storage()
+    if isinstance(storage, AdapterStorage):
+        if request.search.rank is None:
+            raise EditError(
+                "--as adapter with data: the change that is trained is of full rank",
+                "Pass --rank K (or --energy E) to truncate it; what that loses is reported.",
+            )
+        storage = replace(storage, rule=request.search.rank)
+        vector = TaskVector.of(_Coming(request.names))
+    planned = plan_as(kind(vector), request.base, out, selection, storage, workers, overwrite)
     found = _finished(request, place)
     request.check_places(Path(os.path.realpath(out)), place, found is not None, overwrite)
     return training_plan(request, planned, place, found is not None), found

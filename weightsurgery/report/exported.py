@@ -1,15 +1,53 @@
-"""What an adapter holds, as tables."""
+"""What an adapter holds, or would hold, as tables."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from weightsurgery.report.tables import Table, size
+from weightsurgery.report.tables import Table, edit_tables, plan_lines, size, survived_rows
+from weightsurgery.vectors.lora_plan import AdapterPlan
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
+    from weightsurgery.surgery.plan import Plan
 
-__all__ = ["exported_tables"]
+__all__ = ["adapter_plan_lines", "exported_tables", "planned_lines", "written_tables"]
+
+
+def written_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
+    """What an edit wrote: a checkpoint or an adapter.
+
+    Args:
+        record: The output's.
+        every: Also every tensor.
+    """
+    tables = exported_tables if record.kind == "adapter" else edit_tables
+    return tables(record, every)
+
+
+def planned_lines(plan: Plan | AdapterPlan, out: str) -> list[str | Table]:
+    """What an edit would do, whichever it would write."""
+    if isinstance(plan, AdapterPlan):
+        return adapter_plan_lines(plan, out)
+    return plan_lines(plan, out)
+
+
+def adapter_plan_lines(plan: AdapterPlan, out: str) -> list[str | Table]:
+    """What writing an adapter would do."""
+    ranks = list(plan.edited.values())
+    bound = "" if plan.exact else "up to "
+    ranked = f", of rank {bound}{_range(min(ranks), max(ranks))}" if ranks else ""
+    facts = [
+        ("output", out),
+        ("matrices", f"{len(ranks)}{ranked}"),
+        *_names("left out", plan.left_out),
+        ("read", size(plan.read_bytes)),
+        ("written", f"{bound}{size(plan.write_bytes)}"),
+        ("free where it goes", size(plan.free_bytes)),
+        ("working memory", f"about {size(plan.memory_bytes)}"),
+    ]
+    return [Table(f"Plan: {plan.edit} as an adapter", ("", ""), facts, left=frozenset({0, 1}))]
 
 
 def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
@@ -22,42 +60,64 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
     summary = record.summary
     ranks = [facts["rank"] for facts in record.tensors.values()]
     lowest, highest = min(ranks), max(ranks)
-    losses = [facts["lost"] for facts in record.tensors.values()]
     total = sum(facts["bytes"] for facts in record.files.values())
     facts = [
         ("matrices", f"{summary['tensors']}, of rank {_range(lowest, highest)}"),
         ("size", f"{size(total)}, {record.parameters['dtype']}"),
         ("change", f"norm {summary['norm']:.4g}"),
-        (
-            "lost by truncation",
-            f"{_percent(summary['lost'])} of its energy"
-            f" ({_percent(min(losses))} to {_percent(max(losses))})",
-        ),
+        _truncated(record),
         ("lost in rounding", f"{_percent(summary['rounding'])} of its norm"),
     ]
-    for name, words in (("left_out", "left out"), ("unchanged", "no change")):
-        if names := summary[name]:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            facts.append((words, f"{names[0]}{more}"))
+    facts += survived_rows(record)
+    facts += _names("left out", summary["left_out"])
+    facts += _names("no change", summary["unchanged"])
     for kin in record.lineage:
         figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
         facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
     tables: list[str | Table] = [Table("Adapter", ("", ""), facts, left=frozenset({0, 1}))]
     if every:
-        columns = ("tensor", "rank", "‖T‖", "energy lost", "lost in rounding", "svd error")
-        rows = [
+        columns: tuple[str, ...] = (
+            "tensor",
+            "rank",
+            "‖T‖",
+            "energy lost",
+            "lost in rounding",
+            "svd error",
+        )
+        rows: list[tuple[str, ...]] = [
             (
                 name,
                 str(each["rank"]),
                 f"{each['norm']:.3g}",
                 _percent(each["lost"]),
                 _percent(each["rounding"]),
-                f"{each['residual']:.1e}",
+                f"{each.get('svd_residual', each['residual']):.1e}",
             )
             for name, each in record.tensors.items()
         ]
+        if all("survived" in each for each in record.tensors.values()):
+            columns = (*columns, "survived discr.")
+            survived = [_percent(each["survived"]) for each in record.tensors.values()]
+            rows = [(*row, cell) for row, cell in zip(rows, survived, strict=True)]
         tables.append(Table("Matrices", columns, rows))
     return tables
+
+
+def _truncated(record: EditRecord) -> tuple[str, str]:
+    """What truncation lost: of the whole change, or of the task before discrimination."""
+    rows = record.tensors.values()
+    if all("kept_energy" in facts for facts in rows):  # what is left of it is all there
+        kept = [facts["kept_energy"] for facts in rows]
+        figure = f"{_percent(min(kept))} to {_percent(max(kept))} of its energy"
+        return "task, truncated", f"{figure}, before discrimination"
+    lost = [facts["lost"] for facts in rows]
+    figure = f"{_percent(record.summary['lost'])} of its energy"
+    return "lost by truncation", f"{figure} ({_percent(min(lost))} to {_percent(max(lost))})"
+
+
+def _names(words: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [(words, f"{names[0]}{more}")] if names else []
 
 
 def _range(lowest: int, highest: int) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "overlap_tables",
     "plan_lines",
     "size",
+    "survived_rows",
     "verified_line",
 ]
 
@@ -254,14 +255,7 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         ("lost in rounding", f"{_percent(summary['rounding_loss'], 2)} of the change's norm"),
         ("edit check", f"{summary['edit_check']:.4f} (1 = what was meant)"),
     ]
-    survived = [facts["survived"] for facts in record.tensors.values() if "survived" in facts]
-    if survived:
-        low, high = min(survived), max(survived)
-        mean = sum(survived) / len(survived)
-        facts.append(
-            ("survived discrimination",
-             f"{_percent(mean)} of the task's energy ({_percent(low)} to {_percent(high)})")
-        )  # fmt: skip
+    facts += survived_rows(record)
     for kin in record.lineage:
         figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
         facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
@@ -281,6 +275,17 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         ]
         tables.append(Table("Edited tensors", columns, rows))
     return tables
+
+
+def survived_rows(record: EditRecord) -> list[tuple[str, str]]:
+    """What discrimination left of the task, where there was any."""
+    survived = [facts["survived"] for facts in record.tensors.values() if "survived" in facts]
+    if not survived:
+        return []
+    low, high = min(survived), max(survived)
+    mean = sum(survived) / len(survived)
+    figure = f"{_percent(mean)} of the task's energy ({_percent(low)} to {_percent(high)})"
+    return [("survived discrimination", figure)]
 
 
 def plan_lines(plan: Plan, out: str) -> list[str | Table]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from weightsurgery.report.exported import planned_lines
 from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _percent(share: object) -> str:
 def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
     """What an edit from data sets would train, hold and write."""
     rounds = plan.rounds
+    facts: list[tuple[str, ...]]
     if plan.finished:
         facts = [("vector", f"{plan.vector}, there already: nothing would be trained")]
     else:
@@ -77,13 +79,11 @@ def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
             ("vector", f"{plan.vector}, {size(plan.vector_bytes)}"),
         ]
     edit = plan.edit
-    facts += [
-        ("output", out),
-        ("files", str(len(edit.shards))),
-        ("written", size(edit.write_bytes)),
-        ("free where it goes", size(edit.free_bytes)),
-    ]
-    return [Table(f"Plan: {edit.edit} from data", ("", ""), facts, left=frozenset({0, 1}))]
+    (table,) = (each for each in planned_lines(edit, out) if isinstance(each, Table))
+    shown = ("output", "files", "left out", "written", "free where it goes")
+    facts += [row for row in table.rows if row[0] in shown]
+    title = f"{table.title} from data"
+    return [Table(title, ("", ""), facts, left=frozenset({0, 1}))]
 
 
 def _verb(plan: TrainingPlan) -> str:

@@ -30,6 +30,7 @@ from weightsurgery.vectors.finetuned import refuse_quantised
 __all__ = [
     "Plan",
     "Storage",
+    "check_matrices",
     "plan_edit",
     "worker_count",
 ]
@@ -127,7 +128,12 @@ def _check_tied(edit: Edit, copy: str, original: str) -> None:
             )
 
 
-def _check_matrices(base: Checkpoint, chosen: Mapping[str, float]) -> None:
+def check_matrices(base: Checkpoint, chosen: Mapping[str, float]) -> None:
+    """Refuse tensors of more than two axes, which nothing discriminates.
+
+    Raises:
+        EditError: One is among the chosen.
+    """
     for name in chosen:
         if len(base.entry(name).shape) > 2:
             raise EditError(
@@ -175,7 +181,7 @@ def plan_edit(
             chosen[copy] = chosen[original]
             _check_tied(edit, copy, original)
     if edit.factors:
-        _check_matrices(base, chosen)
+        check_matrices(base, chosen)
     vectors = edit.vectors().values()
     terms = sum(len(vector.terms) for vector in vectors)
     touched = [base.entry(name) for name in chosen]

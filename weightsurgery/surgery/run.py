@@ -38,7 +38,7 @@ from weightsurgery.surgery.windows import Windows
 from weightsurgery.surgery.workers import device_for, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
-__all__ = ["Applied", "apply"]
+__all__ = ["Applied", "apply", "held_back_notices", "parent_of"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def apply(
             "checkpoint",
             command=list(command),
             parameters={
+                "edit": edit.name,
                 **edit.parameters(),
                 "selection": asdict(selection),
                 "storage": asdict(storage),
@@ -125,7 +126,7 @@ def apply(
                 "allow_unrelated": allow_unrelated,
             },
             lineage=[kin.to_dict() for kin in lineage],
-            parent=_parent(base),
+            parent=parent_of(base),
         )
         _run(stream, inputs, record, worker_count(edit, workers))
         _finish(staging, base, storage, record)
@@ -142,7 +143,7 @@ def apply(
     return Applied(record, tuple(_notices(record)), resumed)
 
 
-def _parent(base: Checkpoint) -> dict[str, str] | None:
+def parent_of(base: Checkpoint) -> dict[str, str] | None:
     """The base's own record, where the base is an output of this tool."""
     path = base.path / RECORD_NAME
     if not path.is_file():
@@ -309,6 +310,12 @@ def _notices(record: EditRecord) -> list[str]:
         )
     if summary["relative_change"] == 0:
         notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
+    return notices + held_back_notices(record)
+
+
+def held_back_notices(record: EditRecord) -> list[str]:
+    """Where nothing was held back for a task to keep, and what is not known to fit the base."""
+    notices = []
     unkept = sum(
         facts.get("keep_ranks") == [] and "response" not in facts
         for facts in record.tensors.values()

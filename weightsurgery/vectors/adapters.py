@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, Layout, parse_header
-from weightsurgery.checkpoint.naming import is_transposed, kind_of
+from weightsurgery.checkpoint.naming import is_transposed, kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import Source
 from weightsurgery.deferred import torch
@@ -125,6 +125,8 @@ class AdapterChange:
     def _is_base_copy(self, key: str) -> bool:
         """Whether a tensor is the base's own: peft saves embeddings and head that it adapts."""
         name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        if name not in self.base.entries:  # a tied head, which the base stores as its embedding
+            name = next(iter(twin_candidates(name, list(self.base.entries))), name)
         ours, theirs = self.base.entries.get(name), self._weights.entry(key)
         if ours is None or ours.shape != theirs.shape or ours.dtype not in ARITHMETIC_DTYPES:
             return False
@@ -148,6 +150,13 @@ class AdapterChange:
         ]
         if len(near) == 1:
             return near[0]
+        if not near and twin_candidates(name, list(self.base.entries)):
+            raise VectorError(
+                f"{self.source.name}: adapts {module!r}, which {self.base.source.name} ties to its"
+                " embedding: beside it one side changes, in one matrix both would",
+                "Untie the base first: load it with tie_word_embeddings=False, copy the embedding"
+                " into the head, save it, and use that as the base.",
+            )
         raise MismatchError(
             f"{self.source.name}: adapts {module!r}, and {self.base.source.name} has "
             f"{'no such module' if not near else 'several such modules'}",

@@ -7,35 +7,53 @@ already stay factors, and then no weight of the base is read but a few samples t
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from weightsurgery.algebra.lowrank import Rank, RankRule
-from weightsurgery.algebra.rounding import compute_dtype
-from weightsurgery.algebra.svd import Truncation
-from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
-from weightsurgery.checkpoint.record import EditRecord, file_sha256
+from weightsurgery.algebra.lowrank import RankRule
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
-from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.deferred import torch
-from weightsurgery.errors import EditError, VectorError
+from weightsurgery.errors import EditError
 from weightsurgery.vectors.finetuned import refuse_quantised
 from weightsurgery.vectors.lineage import check_lineage
-from weightsurgery.vectors.lora_layers import LoraLayer, LoraLayers, Refusal
-from weightsurgery.vectors.lora_writer import DTYPES, LoraWriter, adapter_config, halves
-from weightsurgery.vectors.task_vector import DenseDelta, FactorDelta, SumDelta, TaskVector
+from weightsurgery.vectors.lora_content import Content, sort_tensors
+from weightsurgery.vectors.lora_export import Inputs, check_dtype, write_adapter
+from weightsurgery.vectors.lora_plan import AdapterPlan, plan_adapter
+from weightsurgery.vectors.task_vector import SumDelta, TaskVector
 
-__all__ = ["export_adapter"]
+__all__ = ["as_it_is", "export_adapter", "plan_export"]
 
-_DENSE = Refusal(
-    "a dense change, which no LoRA holds as it is",
-    "Pass --rank K to truncate it (what that loses is reported), or export what 'ws subspace'"
-    " saves.",
-)
+
+def as_it_is(
+    vector: TaskVector, chosen: Mapping[str, float], rule: RankRule | None, seed: int = 0
+) -> Content:
+    """A vector as the content of an adapter.
+
+    Args:
+        vector: The change, scaled as the adapter is to have it.
+        chosen: The tensors that may change, with a factor for each.
+        rule: How many factors to keep of each matrix; None for all there are.
+        seed: Of the randomised SVD.
+
+    Raises:
+        EditError: A factor that is not finite, or beyond all sense.
+    """
+    for factor, term in vector.terms:
+        if not abs(factor) <= LARGEST_SCALE:
+            raise EditError(f"{term.label}: scale {factor}", "Give a finite number, up to 1e30.")
+
+    def outline(name: str) -> SumDelta | None:
+        return (chosen.get(name, 1.0) * vector).at(name)
+
+    def change(name: str) -> tuple[SumDelta, Mapping[str, Any]] | None:
+        delta = outline(name)
+        return None if delta is None else (delta, {})
+
+    return Content(vector.label, chosen, outline, change, rule, seed=seed)
 
 
 def export_adapter(
@@ -82,203 +100,86 @@ def export_adapter(
         VectorError: A selected tensor's change is nothing that a LoRA holds.
         WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is written then.
     """
-    if dtype not in DTYPES:
-        raise EditError(f"dtype {dtype!r}", f"Choose one of: {', '.join(DTYPES)}.")
-    for factor, change in vector.terms:
-        if not abs(factor) <= LARGEST_SCALE:
-            raise EditError(f"{change.label}: scale {factor}", "Give a finite number, up to 1e30.")
-    refuse_quantised(base)
+    check_dtype(dtype)
     selection = selection or Selection()
+    content = as_it_is(vector, _chosen(base, selection), rule, seed)
     lineage = check_lineage(base, [change for _, change in vector.terms], allow_unrelated)
-    plan = _plan(base, vector, selection, rule)
-    inputs = _inputs(base, vector, plan.reads_base)
-    folders = sorted({base.path, *(path.parent for _, paths in inputs.values() for path in paths)})
+    found = sort_tensors(base, content)
     record = EditRecord("adapter", command=list(command))
-
-    def factors_of(layer: LoraLayer) -> Truncation | None:
-        delta = plan.deltas(layer.name)
-        return None if delta is None else _truncate(base, layer, delta, rule, device, seed)
-
-    staging = Staging(Path(save_to), f"adapter {os.getpid()} {id(plan)}", folders, overwrite)
-    with LoraWriter(staging, dtype) as writer:
-        tensors: dict[str, dict[str, Any]] = {}
-        done, total = 0, sum(base.entry(layer.name).nbytes for layer in plan.layers)
-        for layer, found in zip(plan.layers, each(factors_of, plan.layers), strict=True):
-            if found is None or found.total == 0:
-                plan.unchanged.append(layer.name)
-            else:
-                a, b, missed = halves(layer.name, found.factors, dtype)
-                writer.add(layer, a, b)
-                tensors[layer.name] = _facts(found, missed)
-            done += base.entry(layer.name).nbytes
-            if progress is not None:
-                progress("export", done, total)
-        if not tensors:
-            raise EditError(
-                f"{vector.label}: changes none of the selected tensors",
-                "Give a --scale other than 0, or widen --targets, --include or --layers.",
-            )
-        record.parameters = {
-            "to": "peft",
-            "rule": str(rule) if rule is not None else "all factors",
-            "dtype": dtype,
-            "selection": asdict(selection),
-            "seed": seed,
-        }
-        record.inputs = {
-            role: {**described, "files": {path.name: file_sha256(path) for path in paths}}
-            for role, (described, paths) in inputs.items()
-        }
-        record.lineage = [kin.to_dict() for kin in lineage]
-        record.tensors = tensors
-        record.summary = {
-            **_over_all(tensors),
-            "parameters": writer.parameters,
-            "left_out": plan.left_out,
-            "unchanged": plan.unchanged,
-        }
-        return writer.commit(record, adapter_config(base, plan.places, writer.ranks))
+    record.parameters = {
+        "to": "peft",
+        "rule": str(rule) if rule is not None else "all factors",
+        "dtype": dtype,
+        "selection": asdict(selection),
+        "seed": seed,
+    }
+    record.lineage = [kin.to_dict() for kin in lineage]
+    return write_adapter(
+        base,
+        content,
+        found,
+        save_to,
+        record,
+        _inputs(base, vector, found.reads_base),
+        dtype=dtype,
+        overwrite=overwrite,
+        device=device,
+        each=each,
+        progress=progress,
+    )
 
 
-@dataclass
-class _Plan:
-    """What goes into the adapter, what does not, and whether the base's weights are needed."""
+def plan_export(
+    base: Checkpoint,
+    vector: TaskVector,
+    save_to: str | os.PathLike[str],
+    *,
+    selection: Selection | None = None,
+    rule: RankRule | None = None,
+    dtype: str = "bfloat16",
+    overwrite: bool = False,
+    workers: int = 1,
+) -> AdapterPlan:
+    """What :func:`export_adapter` with these arguments would read, write and hold.
 
-    places: LoraLayers
-    deltas: Callable[[str], SumDelta | None]
-    layers: list[LoraLayer] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    reads_base: bool = False
-
-
-def _plan(
-    base: Checkpoint, vector: TaskVector, selection: Selection, rule: RankRule | None
-) -> _Plan:
-    """Sort the tensors that the vector changes.
+    Args:
+        base: See :func:`export_adapter`, as for the others.
+        vector: The change.
+        save_to: Where the adapter would go.
+        selection: Which tensors.
+        rule: How many factors to keep of each matrix.
+        dtype: Of the factors.
+        overwrite: Replace an existing output of this tool.
+        workers: Matrices that are worked on at a time.
 
     Raises:
-        VectorError: Some are nothing that a LoRA holds; it names the first of each kind.
+        WeightSurgeryError: What :func:`export_adapter` would raise before it factors anything, but
+            for the check of lineage.
     """
-    chosen = selection.resolve(base.entries)
-    plan = _Plan(LoraLayers(base), lambda name: (chosen.get(name, 1.0) * vector).at(name))
-    refused: dict[Refusal, list[str]] = {}
-    for name in base.entries:
-        delta = plan.deltas(name)
-        if delta is None:
-            continue
-        if name not in chosen:
-            plan.left_out.append(name)
-            continue
-        place = plan.places.find(name)
-        if isinstance(place, LoraLayer) and rule is None and not _is_factored(delta):
-            place = _DENSE
-        if isinstance(place, LoraLayer) and base.entry(name).numel:
-            plan.layers.append(place)
-            plan.reads_base = plan.reads_base or _needs_base(delta)
-        elif isinstance(place, LoraLayer) or _is_zero(base, name, delta):
-            plan.unchanged.append(name)
-        else:
-            refused.setdefault(place, []).append(name)
-    if refused:
-        kinds = [
-            f"{names[0]!r}{f' and {len(names) - 1} more' if names[1:] else ''}: {why.reason}"
-            for why, names in refused.items()
-        ]
-        remedies = dict.fromkeys(why.remedy for why in refused)
-        raise VectorError(f"{vector.label}: {'; '.join(kinds)}", " ".join(remedies))
-    return plan
+    check_dtype(dtype)
+    content = as_it_is(vector, _chosen(base, selection or Selection()), rule)
+    found = sort_tensors(base, content)
+    paths = [path for _, each in _inputs(base, vector, True).values() for path in each]
+    return plan_adapter(
+        "export", base, content, found, save_to, paths,
+        vectors=[vector], dtype=dtype, overwrite=overwrite, workers=workers,
+    )  # fmt: skip
 
 
-def _inputs(
-    base: Checkpoint, vector: TaskVector, reads_base: bool
-) -> dict[str, tuple[Mapping[str, Any], Sequence[Path]]]:
-    """What the adapter depends on, by role: how it is described, and its files."""
+def _chosen(base: Checkpoint, selection: Selection) -> dict[str, float]:
+    refuse_quantised(base)
+    return selection.resolve(base.entries)
+
+
+def _inputs(base: Checkpoint, vector: TaskVector, reads_base: bool) -> Inputs:
+    """What the adapter depends on."""
     source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
     paths = base.files_read()
     if not reads_base:
         paths = [path for path in paths if path.name == "config.json"]
-    found: dict[str, tuple[Mapping[str, Any], Sequence[Path]]] = {"base": (source, paths)}
+    found: dict[str, Any] = {"base": (source, paths)}
     for number, (factor, change) in enumerate(vector.terms, 1):
         role = "vector" if len(vector.terms) == 1 else f"vector.{number}"
         described = {**change.provenance(), "factor": factor}
         found[role] = (described, described.pop("paths"))
     return found
-
-
-def _is_factored(delta: SumDelta) -> bool:
-    return all(isinstance(each, FactorDelta) for _, each in delta.terms)
-
-
-def _needs_base(delta: SumDelta) -> bool:
-    """Whether a change is told by the weights it leads to."""
-    return any(isinstance(each, DenseDelta) and each.relative for _, each in delta.terms)
-
-
-def _base_rows(base: Checkpoint, name: str, delta: SumDelta) -> Callable[[int, int], torch.Tensor]:
-    if _needs_base(delta):
-        return lambda start, stop: base.rows(name, start, stop)
-    return lambda start, stop: torch.empty(0)
-
-
-def _is_zero(base: Checkpoint, name: str, delta: SumDelta) -> bool:
-    """Whether a change is none; reads up to the first number that is not zero."""
-    entry, rows = base.entry(name), _base_rows(base, name, delta)
-    dtype = compute_dtype(torch_dtype(entry.dtype))
-    for start, stop in entry.blocks():
-        out = torch.zeros((stop - start, *entry.columns), dtype=dtype)
-        delta.add_rows(out, start, stop, 1.0, rows(start, stop).to(dtype))
-        if bool(out.count_nonzero()):
-            return False
-    return True
-
-
-def _truncate(
-    base: Checkpoint,
-    layer: LoraLayer,
-    delta: SumDelta,
-    rule: RankRule | None,
-    device: torch.device | str,
-    seed: int,
-) -> Truncation:
-    """The factors that are kept, oriented as the layer computes."""
-    rows, columns = base.entry(layer.name).shape
-    found = delta.truncated(
-        _base_rows(base, layer.name, delta),
-        (rows, columns),
-        rule or Rank(min(rows, columns)),
-        transposed=layer.flipped,
-        device=device,
-        seed=seed,
-    )
-    # Asked for more factors than a dense change has, the rest is rounding.
-    s = found.factors.S
-    rank = max(1, int((s > s[:1] * torch.finfo(torch.float32).eps).sum()))
-    return replace(found, factors=found.factors.truncated(rank))
-
-
-def _facts(found: Truncation, missed: float) -> dict[str, Any]:
-    kept = found.factors.energy
-    return {
-        "rank": found.factors.rank,
-        "norm": math.sqrt(found.total),
-        "kept": found.kept,
-        "lost": 1 - found.kept,
-        "rounding": missed / math.sqrt(kept),
-        "residual": found.residual,
-    }
-
-
-def _over_all(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    energies = {name: facts["norm"] ** 2 for name, facts in tensors.items()}
-    total = sum(energies.values())
-    kept = {name: energies[name] * facts["kept"] for name, facts in tensors.items()}
-    missed = sum(kept[name] * facts["rounding"] ** 2 for name, facts in tensors.items())
-    return {
-        "tensors": len(tensors),
-        "rank": max(facts["rank"] for facts in tensors.values()),
-        "norm": math.sqrt(total),
-        "kept": sum(kept.values()) / total,
-        "lost": 1 - sum(kept.values()) / total,
-        "rounding": math.sqrt(missed / sum(kept.values())),
-    }

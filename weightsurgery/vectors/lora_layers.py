@@ -58,8 +58,8 @@ class Refusal:
 
 
 _LEAVE = (
-    "Leave such tensors as in the base with --targets all-linear or --exclude, or apply the whole"
-    " change with 'ws add'."
+    "Leave such tensors as in the base with --targets all-linear or --exclude, or write a"
+    " checkpoint: 'ws add', or an edit without --as adapter."
 )
 _NO_MATRIX = Refusal("no matrix (norms, biases), and LoRA holds matrices only", _LEAVE)
 _LOOSE = Refusal("neither a linear layer's weight nor the token embedding", _LEAVE)
@@ -68,8 +68,8 @@ _RENAMED = Refusal("a head not called lm_head on disk, as it may be in memory", 
 _STATES = Refusal("in a state-space mixer, which reads weights past their layers", _LEAVE)
 _EXPERTS = Refusal(
     "of a mixture of experts, stacked or renamed in memory, where no LoRA finds it",
-    "Leave such tensors as in the base with --targets attention, or apply the whole change with"
-    " 'ws add'.",
+    "Leave such tensors as in the base with --targets attention, or write a checkpoint: 'ws add',"
+    " or an edit without --as adapter.",
 )
 
 _EXPERTS_IN = re.compile(r"(.*\bmoe\.|.*_moe\.|.*\.(?=experts\.))")

@@ -1,0 +1,255 @@
+"""An edit written as a LoRA adapter: base and adapter together are what the edit would write.
+
+A plain edit hands its vector on, scaled; a discriminating one works each matrix's change out as for
+a checkpoint, and what is left of it, factors already, is what the adapter holds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from weightsurgery.algebra.activations import work_bytes
+from weightsurgery.algebra.lowrank import Rank, RankRule
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.errors import EditError
+from weightsurgery.surgery.edits import Edit, Learn, Prepared, Project, input_width
+from weightsurgery.surgery.plan import Plan, Storage, check_matrices, plan_edit, worker_count
+from weightsurgery.surgery.provenance import files, inputs_of
+from weightsurgery.surgery.run import Applied, apply, held_back_notices, parent_of
+from weightsurgery.surgery.workers import device_for, in_order, torch_threads
+from weightsurgery.vectors.export import as_it_is
+from weightsurgery.vectors.finetuned import refuse_quantised
+from weightsurgery.vectors.lineage import check_lineage
+from weightsurgery.vectors.lora_content import Content, sort_tensors
+from weightsurgery.vectors.lora_export import check_dtype, write_adapter
+from weightsurgery.vectors.lora_plan import AdapterPlan, plan_adapter
+from weightsurgery.vectors.task_vector import FactorDelta, SumDelta
+
+__all__ = ["AdapterStorage", "apply_as", "plan_as"]
+
+Progress = Callable[[str, int, int], None]
+
+# Of a task's norm: a factor below this is the rounding of what discrimination took away.
+_ROUNDING = 1e-6
+# Of a task's energy: less than that counts as nothing, and the record's figure may round it to 0.
+_LEAST_SURVIVED = 1e-10
+
+
+@dataclass(frozen=True)
+class AdapterStorage:
+    """How an adapter is stored.
+
+    Attributes:
+        dtype: Of the factors: ``bfloat16``, ``float16`` or ``float32``.
+        rule: How many factors to keep of each matrix of a plain edit; None for all there are, and
+            then a dense change is refused. Discriminating edits have a rank of their own.
+        seed: Of the randomised SVD that truncates a dense change.
+    """
+
+    dtype: str = "bfloat16"
+    rule: RankRule | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
+
+
+def plan_as(
+    edit: Edit,
+    base: Checkpoint,
+    out: str | os.PathLike[str],
+    selection: Selection,
+    storage: Storage | AdapterStorage,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Plan | AdapterPlan:
+    """What an edit reads, writes and holds, as a checkpoint or as an adapter.
+
+    Raises:
+        VectorError: A selected tensor's change is nothing that a LoRA holds.
+        WeightSurgeryError: See :func:`weightsurgery.surgery.plan.plan_edit`.
+    """
+    if isinstance(storage, Storage):
+        return plan_edit(edit, base, out, selection, storage, workers, overwrite)
+    content = _content(edit, base, selection, storage, "cpu")
+    found = sort_tensors(base, content)
+    widths = {layer.name: input_width(base, layer.name) for layer in found.layers}
+    kept = len(edit.statistics())
+    inputs = inputs_of(base, edit.vectors(), edit.statistics())
+    return plan_adapter(
+        edit.name,
+        base,
+        content,
+        found,
+        out,
+        files(inputs),
+        vectors=list(edit.vectors().values()),
+        dtype=storage.dtype,
+        overwrite=overwrite,
+        workers=_workers(edit, storage, workers),
+        beside={n: (4 * kept * w**2, work_bytes(w)) for n, w in widths.items()} if kept else None,
+        most=_most(edit),
+    )
+
+
+def apply_as(
+    edit: Edit,
+    base: Checkpoint,
+    out: str | os.PathLike[str],
+    *,
+    selection: Selection | None = None,
+    storage: Storage | AdapterStorage | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    allow_unrelated: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Applied:
+    """Apply an edit: write the edited checkpoint, or the adapter that makes it of the base.
+
+    Args:
+        edit: What to do.
+        base: The checkpoint to edit.
+        out: Directory to write.
+        selection: Which tensors; by default all for plain edits and all linear layers for
+            discriminating ones.
+        storage: :class:`AdapterStorage` for an adapter; otherwise dtype and rounding of the
+            checkpoint.
+        device: Where matrices are decomposed: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        workers: Threads; by default the number of cores, with bounds.
+        overwrite: Replace an existing output of this tool.
+        allow_unrelated: Edit although a vector does not derive from the base.
+        command: The command line, for the record.
+        progress: Called as ``progress(stage, done, total)`` in bytes.
+
+    Returns:
+        The record and notices. An adapter's record is of kind ``adapter``; of each matrix it holds
+        what the edit found and what :func:`weightsurgery.vectors.export.export_adapter` says.
+
+    Raises:
+        VectorError: A selected tensor's change is nothing that a LoRA holds.
+        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left of the output then.
+    """
+    selection = selection or Selection("all-linear" if edit.factors else "all")
+    if not isinstance(storage, AdapterStorage):
+        return apply(
+            edit, base, out, selection=selection, storage=storage, device=device, workers=workers,
+            overwrite=overwrite, allow_unrelated=allow_unrelated, command=command,
+            progress=progress,
+        )  # fmt: skip
+    count = _workers(edit, storage, workers)
+    where = device_for(device, decomposes=edit.factors or storage.rule is not None)
+    content = _content(edit, base, selection, storage, where)
+    inputs = inputs_of(base, edit.vectors(), edit.statistics())
+    changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
+    lineage = check_lineage(base, [*changes, *edit.statistics().values()], allow_unrelated)
+    found = sort_tensors(base, content)
+    record = EditRecord("adapter", command=list(command), parent=parent_of(base))
+    record.parameters = {
+        "edit": edit.name,
+        **edit.parameters(),
+        "to": "peft",
+        "rule": "all factors" if storage.rule is None else str(storage.rule),
+        "dtype": storage.dtype,
+        "selection": asdict(selection),
+        "device": where.split(":")[0],
+        "allow_unrelated": allow_unrelated,
+        **({} if edit.factors else {"seed": storage.seed}),
+    }
+    record.lineage = [kin.to_dict() for kin in lineage]
+    # One thread in each operation: its result would depend on their number.
+    with torch_threads(1):
+        write_adapter(
+            base,
+            content,
+            found,
+            out,
+            record,
+            {role: (each.described, each.paths) for role, each in inputs.items()},
+            dtype=storage.dtype,
+            overwrite=overwrite,
+            device=where,
+            each=partial(in_order, workers=count),
+            stage=edit.name,
+            progress=progress,
+        )
+    return Applied(record, tuple(_notices(record)))
+
+
+def _workers(edit: Edit, storage: AdapterStorage, workers: int | None) -> int:
+    """As for a checkpoint, but that a plain edit's changes are decomposed here too."""
+    count = worker_count(edit, workers)
+    return count if workers is not None else min(count, 2)
+
+
+def _content(
+    edit: Edit, base: Checkpoint, selection: Selection, storage: AdapterStorage, device: str
+) -> Content:
+    """An edit as the content of an adapter."""
+    refuse_quantised(base)
+    chosen = selection.resolve(base.entries)
+    if not isinstance(edit, Project | Learn):
+        (vector,) = edit.vectors().values()
+        scaled = as_it_is(edit.sign * edit.scale * vector, chosen, storage.rule, storage.seed)
+        return replace(scaled, label=vector.label)
+    if storage.rule is not None:
+        raise EditError(
+            f"{edit.name}: a rank of the adapter beside that of the edit",
+            "Give the edit's rank alone: what is left of it is what the adapter holds.",
+        )
+    check_matrices(base, chosen)
+    matrices = {name: by for name, by in chosen.items() if len(base.entry(name).shape) == 2}
+    edit.check_statistics(base, matrices)
+
+    def change(name: str) -> tuple[SumDelta, Mapping[str, Any]] | None:
+        prepared = edit.prepare(base, name, device)
+        if prepared is None:
+            return None
+        delta = _significant(prepared)
+        if not delta.left.shape[1]:
+            return None
+        scale = edit.sign * edit.scale * matrices[name]
+        return SumDelta(((scale, delta),), name, edit.task.label), prepared.facts
+
+    return Content(edit.task.label, matrices, edit.task.at, change, factored=True)
+
+
+def _significant(prepared: Prepared) -> FactorDelta:
+    """What discrimination left of a task, without the factors that are but its rounding."""
+    delta = prepared.delta
+    assert isinstance(delta, FactorDelta)
+    singular = delta.left.norm(dim=0)
+    whole = float(singular.norm()) / math.sqrt(max(prepared.facts["survived"], _LEAST_SURVIVED))
+    kept = singular > _ROUNDING * whole
+    return FactorDelta(delta.left[:, kept], delta.right[:, kept])
+
+
+def _most(edit: Edit) -> int | None:
+    """The most factors that a discriminating edit leaves of any matrix; None if its rule varies."""
+    if not isinstance(edit, Project | Learn) or not isinstance(edit.rank, Rank):
+        return None
+    rule = edit.keep_rank or edit.rank
+    if edit.side in ("right", "left", "both") or not edit.keep:
+        return edit.rank.k
+    return (
+        edit.rank.k + max(edit.rank.k, rule.k * len(edit.keep)) if isinstance(rule, Rank) else None
+    )
+
+
+def _notices(record: EditRecord) -> list[str]:
+    notices = []
+    lost = record.summary["lost"]
+    if lost > 1e-6:
+        notices.append(
+            f"Truncation lost {lost:.2%} of the change's energy: the adapter is not all of the edit"
+            " (a larger --rank keeps more)."
+        )
+    return notices + held_back_notices(record)
