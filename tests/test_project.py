@@ -24,7 +24,8 @@ BELOW = {
     "procedures": {"learning", "surgery", "vectors", "algebra", "checkpoint"},
 }
 BELOW["report"] = BELOW["procedures"] | {"procedures"}
-BELOW["cli"] = BELOW["report"] | {"report"}
+BELOW["hub"] = {"report", "checkpoint"}
+BELOW["cli"] = BELOW["report"] | {"report", "hub"}
 
 ONLY_IMPORTERS = {
     "typer": {"cli"},

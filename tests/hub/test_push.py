@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from tests.cli.test_commands import two_lines, ws
+from tests.cli.test_commands import ws
 from tests.conftest import Trio, snapshot
 from tests.hub.cards import check_card, front_matter
 from tests.hub.client import WS
@@ -31,7 +31,7 @@ def outputs(llama: Trio, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (
         ["negate", "base", "forget", "-o", "edited"],
         ["negate", "base", "keep", "-o", "other", "--scale", "0.5"],
-        ["project", "base", "--forget", "forget", "--keep", "keep", "-o", "projected", "--rank", "4"],
+        ["project", "base", "--forget", "forget", "--keep", "keep", "-o", "projected"],
         ["subspace", "base", "forget", "--rank", "4", "-o", "sub"],
         ["export", "base", "sub", "-o", "adapter", "--scale", "-1", "--dtype", "float32"],
     ):  # fmt: skip
@@ -432,6 +432,17 @@ def test_a_killed_push_goes_on_where_it_was(hub, outputs):
     assert len(repo.commits()) == 2
 
 
+def test_an_answer_that_got_lost(hub, outputs):
+    repo = hub.server.add("owner/edited", {"a.txt": b"1"})
+    hub.server.fault("/commit/", lost=True)
+    what, remedy = error(hub.ws("push", outputs / "edited", "owner/edited"))
+    assert "could not be reached" in what
+    assert "not uploaded twice" in remedy
+    assert len(repo.commits()) == 2  # it arrived all the same
+    assert "Nothing changed" in ok(hub.ws("push", outputs / "edited", "owner/edited")).stdout
+    assert len(repo.commits()) == 2
+
+
 # --- xet -----------------------------------------------------------------------------------------
 
 LOUD = {"HF_HUB_DISABLE_PROGRESS_BARS": "0"}
@@ -554,6 +565,10 @@ def test_a_base_on_the_hub_is_named_and_its_card_read_at_its_revision(hub, outpu
     assert data["license_link"] == f"{hub.server.endpoint}/org/base/blob/{commit}/TERMS.md"
     assert f"`{commit[:12]}`" in card(hub)
     assert str(tmp_path) not in card(hub)
+    ok(hub.ws("add", "out", outputs / "keep", "-o", "again", cwd=tmp_path))
+    found = hub.ws("push", "again", "owner/again", "--dry-run", "--json", cwd=tmp_path)
+    again = front_matter(json.loads(ok(found).stdout)["card"])
+    assert again["base_model"] == "org/base"  # which is what the local base was made from
     assert "holds paths of this machine" in done.stderr  # forget, and out
     assert "weightsurgery.json goes up as it is" in done.stderr
 
@@ -642,7 +657,7 @@ def test_a_pushed_card_is_valid_and_complete(hub, outputs):
     for name, sha in shards(outputs / "projected").items():
         assert f"| `{name}` |" in text
         assert sha in text
-    assert "ws project base --forget forget --keep keep -o projected --rank 4" in text
+    assert "ws project base --forget forget --keep keep -o projected" in text
     assert "![Size of the change by layer](weightsurgery-layers.png)" in text
     assert "**removed** | `forget`" in text
     assert "kept | `keep`" in text

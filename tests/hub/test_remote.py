@@ -251,6 +251,27 @@ def test_offline_only_the_cache_is_used(hub, pair):
     assert document(hub.ws("inspect", "org/base", "--json", env=down)) == found
 
 
+def test_a_dry_run_of_an_edit_moves_the_headers_alone(hub, pair):
+    sizes = {
+        name: sum(path.stat().st_size for path in (pair / name).glob("*.safetensors"))
+        for name in ("base", "tuned")
+    }
+    out = ("-o", pair / "out", "--dry-run", "--json")
+    plain = ("negate", "org/base", "org/tuned")
+    keeping = ("project", "org/base", "--forget", "org/tuned", "--keep", "org/tuned:2")
+    heads = headers(pair / "base") + headers(pair / "tuned")
+    for command in (plain, keeping):
+        plan = document(hub.ws(*command, *out))
+        assert plan["download_bytes"] == sizes["base"] + sizes["tuned"]
+        assert fetched(hub) == heads
+        assert not (pair / "out").exists()
+    plan = document(hub.ws("negate", pair / "base", pair / "tuned", *out))
+    assert plan["download_bytes"] == 0
+    local = document(hub.ws("negate", pair / "base", "org/tuned", *out))
+    assert local["download_bytes"] == sizes["tuned"]
+    assert local["edited"] == plan["edited"]
+
+
 # Pinned
 
 

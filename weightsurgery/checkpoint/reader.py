@@ -118,6 +118,11 @@ class Checkpoint:
         """Bytes of weight files fetched over the network so far."""
         return 0
 
+    @property
+    def to_download(self) -> int:
+        """Bytes of weight files that opening it as a whole would fetch."""
+        return 0
+
     def absent(self, names: Iterable[str]) -> int:
         """How many bytes of some tensors would have to be fetched over the network."""
         return 0

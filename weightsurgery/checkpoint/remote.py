@@ -226,6 +226,13 @@ class RemoteCheckpoint(Checkpoint):
         """See :attr:`Checkpoint.fetched`; headers included."""
         return self._fetcher.fetched
 
+    @property
+    def to_download(self) -> int:
+        """See :attr:`Checkpoint.to_download`."""
+        files = self._repository.files
+        missing = (name for name in self.shards if self._repository.cached(name) is None)
+        return sum(files[name].size for name in missing)
+
     def absent(self, names: Iterable[str]) -> int:
         """See :meth:`Checkpoint.absent`."""
         gaps = 0

@@ -153,12 +153,14 @@ def _plain(
     show: Show,
 ) -> None:
     from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.checkpoint.remote import open_remote
     from weightsurgery.surgery.edits import PLAIN
     from weightsurgery.vectors.sources import open_vector
 
     storage = store.truncated(truncate)
-    with Checkpoint.open(base) as opened:
-        edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing), scale)
+    opener = open_remote if store.dry_run else Checkpoint.open
+    with opener(base) as opened:
+        edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing, opener), scale)
         _apply(edit, opened, storage, store, which, work, show)
 
 
@@ -183,15 +185,17 @@ def _discriminating(
         return
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.checkpoint.remote import open_remote
     from weightsurgery.surgery.edits import DISCRIMINATING
     from weightsurgery.vectors.sources import open_keep, open_vector, split_data
 
     storage = store.storage()
     files, others = split_data(share.keep or ())
     data.refuse_with_vectors(keeps_data=bool(files))
-    with Checkpoint.open(base) as opened:
-        vector = open_vector(opened, task, fit.vocab, fit.missing)
-        keep = open_keep(opened, others, fit.vocab, fit.missing)
+    opener = open_remote if store.dry_run and not files else Checkpoint.open
+    with opener(base) as opened:
+        vector = open_vector(opened, task, fit.vocab, fit.missing, opener)
+        keep = open_keep(opened, others, fit.vocab, fit.missing, opener)
         with kept_data(opened, files, vector, data, store, which, work, show) as gathered:
             edit = DISCRIMINATING[name](
                 vector,

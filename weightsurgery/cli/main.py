@@ -16,6 +16,7 @@ from weightsurgery.cli import (
     export,
     identify,
     look,
+    push,
     recipe,
     score,
     sweep,
@@ -42,7 +43,7 @@ for panel, commands in {
     "Look": (look.inspect, compare.diff, compare.subspace, look.overlap),
     "Learn": (identify.identify,),
     "Edit": (edit.negate, edit.add, edit.project, edit.learn, sweep.sweep, recipe.run),
-    "Share": (export.export,),
+    "Share": (export.export, push.push),
     "Check": (score.evaluate, look.verify, bench.bench, tour.demo),
 }.items():
     for command in commands:

@@ -295,6 +295,7 @@ def plan_lines(plan: Plan, out: str) -> list[str | Table]:
         ("tensors", f"{len(plan.edited)} edited, "
          f"{sum(len(h.entries) for h in plan.shards) - len(plan.edited)} copied as bytes"),
         ("files", str(len(plan.shards))),
+        *([("downloaded", size(plan.download_bytes))] if plan.download_bytes else []),
         ("read", size(plan.read_bytes)),
         ("written", size(plan.write_bytes)),
         ("free where it goes", size(plan.free_bytes)),

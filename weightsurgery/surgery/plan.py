@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from weightsurgery.errors import EditError, MismatchError, SelectionError
 from weightsurgery.surgery.edits import Edit, input_width
 from weightsurgery.surgery.provenance import folders, inputs_of
 from weightsurgery.surgery.workers import cores
-from weightsurgery.vectors.finetuned import refuse_quantised
+from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
+from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = [
     "Plan",
@@ -77,6 +78,7 @@ class Plan:
         shards: Headers of the output.
         read_bytes: Bytes of weights to be read.
         write_bytes: Bytes of weights to be written.
+        download_bytes: Bytes of weight files that come from the Hub first.
         memory_bytes: Estimate of the working memory at its peak, without the interpreter.
         free_bytes: Free space where the output goes.
     """
@@ -89,6 +91,7 @@ class Plan:
     write_bytes: int
     memory_bytes: int
     free_bytes: int
+    download_bytes: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
@@ -99,6 +102,7 @@ class Plan:
             "shards": {header.shard: header.size for header in self.shards},
             "read_bytes": self.read_bytes,
             "write_bytes": self.write_bytes,
+            "download_bytes": self.download_bytes,
             "memory_bytes": self.memory_bytes,
             "free_bytes": self.free_bytes,
         }
@@ -216,4 +220,15 @@ def plan_edit(
         write_bytes=sum(header.size for header in shards),
         memory_bytes=memory,
         free_bytes=shutil.disk_usage(parent).free,
+        download_bytes=_download_bytes(base, vectors),
     )
+
+
+def _download_bytes(base: Checkpoint, vectors: Iterable[TaskVector]) -> int:
+    """What the base and the fine-tuned checkpoints are on the Hub and not in its cache."""
+    found = {base.path: base.to_download}
+    for vector in vectors:
+        for _, change in vector.terms:
+            if isinstance(change, FinetunedChange):
+                found[change.finetuned.path] = change.finetuned.to_download
+    return sum(found.values())

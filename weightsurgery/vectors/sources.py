@@ -38,11 +38,12 @@ Opener = Callable[[str], Checkpoint]
 _DATA = (".jsonl", ".json", ".csv", ".parquet")
 
 
-def classify(name: str) -> str:
+def classify(name: str, opener: Opener = Checkpoint.open) -> str:
     """What a user named as something to forget, learn or keep.
 
     Args:
         name: A directory, ``org/name[@revision]`` or a file, without a scale.
+        opener: See :func:`open_change`.
 
     Returns:
         ``"data"`` (a data set), ``"statistics"`` (activation statistics) or ``"vector"`` (a
@@ -53,6 +54,8 @@ def classify(name: str) -> str:
     """
     if name.endswith(_DATA):
         return "data"
+    if opener is not Checkpoint.open and _is_remote_model(name):
+        return "vector"
     return "statistics" if is_statistics(resolve_source(name).path) else "vector"
 
 
@@ -75,12 +78,11 @@ def split_data(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Raises:
         EditError: A data set with a scale, which belongs to vectors and statistics.
-        SourceError: Nothing there.
     """
     data, others = [], []
     for text in names:
         name, factor = split_scale(text)
-        if classify(name) != "data":
+        if not name.endswith(_DATA):
             others.append(text)
         elif factor != 1:
             raise EditError(
@@ -183,7 +185,11 @@ class Keep:
 
 
 def open_keep(
-    base: Checkpoint, names: Sequence[str], vocab: str = "error", missing: str = "error"
+    base: Checkpoint,
+    names: Sequence[str],
+    vocab: str = "error",
+    missing: str = "error",
+    opener: Opener = Checkpoint.open,
 ) -> Keep:
     """Open each thing to keep as what it is; a scale weights the tokens of statistics.
 
@@ -197,9 +203,9 @@ def open_keep(
     inputs: list[InputStatistics] = []
     for text in names:
         name, factor = split_scale(text)
-        if classify(name) == "statistics":
+        if classify(name, opener) == "statistics":
             found = Statistics.open(name)
             inputs.append(found if factor == 1 else WeightedStatistics(found, factor))
         else:
-            vectors.append(open_vector(base, [text], vocab, missing))
+            vectors.append(open_vector(base, [text], vocab, missing, opener))
     return Keep(tuple(vectors), tuple(inputs))

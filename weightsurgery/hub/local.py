@@ -1,0 +1,156 @@
+"""What of an output is uploaded, and what of it is where it goes already."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.checkpoint.layout import read_layout
+from weightsurgery.checkpoint.record import content_sha256
+from weightsurgery.checkpoint.remembered import Stamp, stamp
+from weightsurgery.checkpoint.staging import RECORD_NAME
+from weightsurgery.errors import HubError
+from weightsurgery.hub.remote import RemoteFile, git_blob
+from weightsurgery.report.card_text import local_paths
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
+
+__all__ = [
+    "LocalFile",
+    "check_unchanged",
+    "copied_bytes",
+    "others",
+    "recorded_files",
+    "stamps",
+    "warnings_of",
+]
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file to be in the commit.
+
+    Attributes:
+        name: Its path in the repository.
+        content: Its bytes, or where they are.
+        size: In bytes.
+        sha256: Hexadecimal.
+    """
+
+    name: str
+    content: bytes | Path
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> LocalFile:
+        """A file that is in memory alone."""
+        import hashlib
+
+        return cls(name, content, len(content), hashlib.sha256(content).hexdigest())
+
+    @cached_property
+    def blob(self) -> str:
+        """Git's name for it; reads it."""
+        content = self.content
+        return git_blob(content if isinstance(content, bytes) else content.read_bytes())
+
+    def same_as(self, other: RemoteFile | None) -> bool:
+        """Whether a file of a commit has this content."""
+        if other is None or other.size != self.size:
+            return False
+        return other.sha256 == self.sha256 if other.sha256 else other.blob == self.blob
+
+
+def recorded_files(out: Path, record: EditRecord) -> list[LocalFile]:
+    """The record's files, and the record."""
+    found = [
+        LocalFile(name, out / name, facts["bytes"], facts["sha256"])
+        for name, facts in record.files.items()
+    ]
+    own = out / RECORD_NAME
+    return [*found, LocalFile(RECORD_NAME, own, own.stat().st_size, content_sha256(own))]
+
+
+def stamps(out: Path, record: EditRecord) -> dict[Path, Stamp]:
+    """What changes when one of the files does."""
+    paths = [out / name for name in (*record.files, RECORD_NAME)]
+    return {path: stamp(path) for path in paths if path.is_file()}
+
+
+def check_unchanged(before: Mapping[Path, Stamp]) -> None:
+    """Refuse files that changed since they were verified.
+
+    Raises:
+        HubError: One did.
+    """
+    for path, seen in before.items():
+        if not path.is_file() or stamp(path) != seen:
+            raise HubError(
+                f"{path}: changed while it was being pushed; nothing was committed",
+                "Let nothing write there, and run it again.",
+            )
+
+
+def others(out: Path, files: Sequence[LocalFile]) -> list[str]:
+    """Files of the directory that are not uploaded; a card is read, and so not named."""
+    known = {each.name for each in files} | {"README.md"}
+    names = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    return sorted(name for name in names if name not in known)
+
+
+def copied_bytes(out: Path, record: EditRecord, files: Sequence[LocalFile]) -> int | None:
+    """Bytes, in these files, of tensors that the edit left byte-identical to the base.
+
+    Returns:
+        Their number; None where the record does not say which those are.
+    """
+    storage = record.parameters.get("storage")
+    if record.kind != "checkpoint" or not isinstance(storage, Mapping):
+        return None
+    if storage.get("dtype") is not None:  # then the others are stored anew as well
+        return None
+    names = {each.name for each in files}
+    entries = read_layout(out).entries.values()
+    return sum(
+        each.nbytes for each in entries if each.shard in names and each.name not in record.tensors
+    )
+
+
+def warnings_of(place: Path, record: EditRecord, files: Sequence[LocalFile]) -> list[str]:
+    """What a user may not expect of these files, a line each: some stay, some name paths."""
+    found = []
+    if left := others(place, files):
+        more = f" and {len(left) - 1} more" if left[1:] else ""
+        found.append(f"Not uploaded, since the record does not know it: {left[0]}{more}.")
+    told: list[Any] = [record.command, record.parent, record.parameters.get("data")]
+    told += [{**each, "files": None} for each in record.inputs.values()]
+    told += [str(kin.get("evidence", "")).split() for kin in record.lineage]
+    if paths := local_paths(told):
+        more = f" and {len(paths) - 1} more" if paths[1:] else ""
+        found.append(
+            "weightsurgery.json goes up as it is, and holds paths of this machine"
+            f" ({paths[0]}{more}): make the output again with relative paths if they must not show."
+        )
+    named = _adapter_base(place) if record.kind == "adapter" else None
+    if named is not None and os.path.isabs(named):
+        found.append(
+            f"adapter_config.json names its base by a path of this machine ({named}): load it"
+            " beside the base by hand, or export it from org/name to have that named."
+        )
+    return found
+
+
+def _adapter_base(place: Path) -> str | None:
+    try:
+        config = json.loads((place / "adapter_config.json").read_text(encoding="utf-8"))
+        named = config.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return named if isinstance(named, str) else None

@@ -1,0 +1,211 @@
+"""What a push would do: everything is read and checked, nothing is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightsurgery.checkpoint.record import read_record, verify
+from weightsurgery.checkpoint.remembered import Stamp
+from weightsurgery.errors import HubError
+from weightsurgery.hub.carded import make_card
+from weightsurgery.hub.failures import push_errors
+from weightsurgery.hub.local import LocalFile, copied_bytes, recorded_files, stamps, warnings_of
+from weightsurgery.hub.remote import Destination, Remote, look
+from weightsurgery.hub.upload import quiet_hub
+from weightsurgery.report.card_figures import PICTURE
+from weightsurgery.report.card_merge import BEGIN
+from weightsurgery.report.card_scores import EVALUATION, read_scores
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from weightsurgery.checkpoint.record import EditRecord
+
+__all__ = ["PushPlan", "plan_push"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do.
+
+    Attributes:
+        out: The output.
+        record: Its record.
+        destination: Where it goes.
+        remote: What is there.
+        account: Whose token it is; None where nobody asked.
+        uploads: Files that the commit adds or replaces.
+        present: Files that are there already, whole.
+        deleted: Files that the commit deletes: weights and indexes of others.
+        copied: Bytes, in the uploads, of tensors that the edit left as the base has them; None
+            where that is not known.
+        title: The commit's first line.
+        card: Text of the model card.
+        notices: Things the user should know, a line each.
+        seen: What would change if a file did.
+    """
+
+    out: Path
+    record: EditRecord
+    destination: Destination
+    remote: Remote
+    account: str | None
+    uploads: tuple[LocalFile, ...]
+    present: tuple[LocalFile, ...]
+    deleted: tuple[str, ...]
+    copied: int | None
+    title: str
+    card: str
+    notices: tuple[str, ...]
+    seen: Mapping[Path, Stamp] = field(repr=False)
+
+    @property
+    def files(self) -> tuple[LocalFile, ...]:
+        """All that the repository is to hold of this output."""
+        return (*self.uploads, *self.present)
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to commit."""
+        return bool(self.uploads or self.deleted)
+
+    @property
+    def creates(self) -> bool:
+        """Whether the repository is to be made."""
+        return not self.remote.exists
+
+    @property
+    def creates_branch(self) -> bool:
+        """Whether the branch is to be made."""
+        return self.destination.branch != "main" and not self.remote.branch_exists
+
+
+def plan_push(
+    api: HfApi,
+    out: str | os.PathLike[str],
+    destination: Destination,
+    *,
+    title: str = "",
+    overwrite: bool = False,
+    base_model: str | None = None,
+    scores: Sequence[str | os.PathLike[str]] = (),
+    anonymous: bool = False,
+    progress: Progress | None = None,
+) -> PushPlan:
+    """Verify an output, look at where it goes, and write its card.
+
+    Args:
+        api: The Hub.
+        out: A directory written by this tool.
+        destination: Where it goes.
+        title: The commit's first line; by default it says what made the output.
+        overwrite: Replace weights that this tool did not write.
+        base_model: ``org/name`` of the base, where the record knows a local path alone.
+        scores: Documents of ``ws evaluate --json`` about this output.
+        anonymous: Do without a token; what is private is then missing.
+        progress: Called as ``progress("checking", done, total)`` in bytes.
+
+    Raises:
+        VerificationError: The output is not what its record says.
+        HubError: It may not or cannot be pushed.
+        DataError: The scores are none of this output.
+    """
+    place = Path(os.path.realpath(out))
+    evaluations = [read_scores(each, place) for each in scores]
+    seen: dict[Path, Stamp] = {}
+    record = _verified(place, seen, progress)
+    account = _account(api, destination, anonymous)
+    with quiet_hub():
+        remote = look(api, destination)
+        _may_replace(destination, remote, overwrite)
+        card = make_card(api, place, record, destination, remote, evaluations, base_model)
+        files = [*recorded_files(place, record), *card.files]
+        present = tuple(each for each in files if each.same_as(remote.files.get(each.name)))
+        uploads = tuple(each for each in files if each not in present)
+        return PushPlan(
+            place,
+            record,
+            destination,
+            remote,
+            account,
+            uploads,
+            present,
+            tuple(_stale(remote, files, card.replaced)),
+            copied_bytes(place, record, uploads),
+            title.strip() or _title(record),
+            card.text,
+            (*card.notices, *warnings_of(place, record, files)),
+            seen,
+        )
+
+
+def _verified(place: Path, seen: dict[Path, Stamp], progress: Progress | None) -> EditRecord:
+    """The record, after every byte was checked against it; and what would change with a file."""
+    seen |= stamps(place, read_record(place))
+    return verify(place, None if progress is None else _checking(progress))
+
+
+def _checking(progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress("checking", done, total)
+
+
+def _account(api: HfApi, destination: Destination, anonymous: bool) -> str | None:
+    """Whose token it is.
+
+    Raises:
+        HubError: There is none, it is not accepted, or the Hub is not to be asked.
+    """
+    from huggingface_hub import constants, get_token
+
+    where = destination.repo_id
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(
+            f"{where}: HF_HUB_OFFLINE is set, so the Hub cannot be asked",
+            "Unset it, or set it to 0, and run it again.",
+        )
+    if anonymous:
+        return None
+    if get_token() is None:
+        raise HubError(
+            f"{where}: no token for the Hub",
+            "Run 'hf auth login', or set HF_TOKEN; --dry-run needs none for what is public.",
+        )
+    with push_errors(where):
+        return str(api.whoami()["name"])
+
+
+def _may_replace(destination: Destination, remote: Remote, overwrite: bool) -> None:
+    """Refuse to replace weights that this tool did not write; a pull request replaces nothing yet.
+
+    Raises:
+        HubError: There are some.
+    """
+    allowed = overwrite or destination.pull_request or remote.is_ours or not remote.branch_exists
+    if remote.weights and not allowed:
+        more = f" and {len(remote.weights) - 1} more" if remote.weights[1:] else ""
+        raise HubError(
+            f"{destination.repo_id}: {destination.branch} holds weights that ws did not write"
+            f" ({remote.weights[0]}{more})",
+            "Pass --overwrite to replace them, --pr to propose it, or --branch NAME to put it"
+            " beside them.",
+        )
+
+
+def _stale(remote: Remote, files: Sequence[LocalFile], card: str) -> list[str]:
+    """Files there that would speak of other weights: these, their indexes, our own figures."""
+    new = {each.name for each in files}
+    ours = card.partition(BEGIN)[2]
+    figures = [name for name in (EVALUATION, PICTURE) if name in remote.files and name in ours]
+    return sorted({*remote.weights, *figures} - new)
+
+
+def _title(record: EditRecord) -> str:
+    words = list(record.command)[:2]
+    made = f" made by {' '.join(words)}" if len(words) == 2 else ""
+    return f"Upload {record.kind}{made}"

@@ -1,0 +1,250 @@
+"""What an output is, in the words of its model card: the edit, its equation and papers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.report.card_text import code, literal
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
+
+__all__ = ["Told", "is_kept", "method", "tell"]
+
+_ARITHMETIC = "[Ilharco et al., 2023](https://arxiv.org/abs/2212.04089)"
+_UNLEARN = "[Lizzo & Heck, 2024](https://arxiv.org/abs/2408.04140)"
+
+_SIDES = {
+    "right": "`T' = T (I − P_V)`: for every input `x` in the span of what the tasks to keep take"
+    " in, `W'x = Wx`",
+    "left": "`T' = (I − P_U) T`: the change never points along the outputs of the tasks to keep",
+    "both": "`T' = (I − P_U) T (I − P_V)`: neither the inputs nor the outputs of the tasks to keep"
+    " are touched",
+    "shared": "`T' = T − P_U T P_V`: only what is shared on both sides at once is taken out",
+    "frobenius": "`T'` is `T` less its projection on the span of the keep tasks' factors `u vᵀ`",
+}
+_BASES = {
+    "joint": "one projection on the span of all tasks to keep",
+    "sum": "one task to keep after another, each measured on `T`",
+}
+
+_EDITS = {"negate": -1, "project": -1, "add": 1, "learn": 1}
+
+
+@dataclass(frozen=True)
+class Told:
+    """An output, as the record tells it.
+
+    Attributes:
+        kind: The record's.
+        edit: ``negate``, ``add``, ``project`` or ``learn``; "" if the record does not say.
+        command: The command that was typed, such as ``export``; "" for none.
+        sign: −1 where something was taken away, +1 where something was added, 0 if neither or
+            not said.
+        from_data: Whether the change was trained on data sets.
+    """
+
+    kind: str
+    edit: str
+    command: str
+    sign: int
+    from_data: bool
+
+    @property
+    def removes(self) -> bool:
+        """Whether something was taken away."""
+        return self.sign < 0
+
+    @property
+    def tags(self) -> list[str]:
+        """The card's tags."""
+        tags = ["weightsurgery"]
+        if self.kind in ("adapter", "task-vector"):
+            tags.append("lora" if self.kind == "adapter" else "task-vector")
+        if self.edit in ("negate", "add") or self.command in ("export", "diff", "subspace"):
+            tags.append("task-arithmetic")
+        if self.removes:
+            tags.append("unlearning")
+        return tags
+
+
+def tell(record: EditRecord) -> Told:
+    """What a record says of its output."""
+    words = list(record.command)
+    command = words[1] if len(words) > 1 and words[0] == "ws" else ""
+    named = str(record.parameters.get("edit", ""))
+    edit = next((name for name in (named, command) if name in _EDITS), "")
+    if not edit:  # made from Python: the roles say it, but for negate and add, which share theirs
+        edit = (
+            "project" if "forget" in record.inputs else "learn" if "task" in record.inputs else ""
+        )
+        edit = edit if record.kind in ("checkpoint", "adapter") else ""
+    sign = _EDITS.get(edit, 0)
+    if record.kind == "adapter" and not edit:
+        factors = [each.get("factor") for each in record.inputs.values()]
+        known = [factor for factor in factors if isinstance(factor, int | float)]
+        sign = -1 if known and max(known) < 0 else 1 if known and min(known) > 0 else 0
+    elif isinstance(scale := record.parameters.get("scale"), int | float) and scale < 0:
+        sign = -sign
+    if record.kind in ("task-vector", "activation-statistics"):
+        sign = 0
+    return Told(record.kind, edit, command, sign, "data" in record.parameters)
+
+
+def is_kept(role: str) -> bool:
+    """Whether a role is of something that was to stay."""
+    return re.fullmatch(r"keep(_data|_inputs)?\.?\d*(\.\d+)?", role) is not None
+
+
+def method(record: EditRecord) -> list[str]:
+    """Paragraphs on how it was done."""
+    told = tell(record)
+    if record.kind == "activation-statistics":
+        return [
+            "For each linear layer `C = Σ x xᵀ` over its inputs `x`, summed over the tokens of the"
+            " data above. `ws project` and `ws learn` take it as `--keep`: a change `T` becomes"
+            " `T ρ(C + ρI)⁻¹`, near to `T` and small on those inputs."
+        ]
+    if record.kind == "task-vector":
+        return _vector(record, told)
+    paragraphs = _edit(record, told)
+    if record.kind == "adapter":
+        paragraphs.append(_adapter(record.parameters))
+    return [*paragraphs, *_storage(record)]
+
+
+def _edit(record: EditRecord, told: Told) -> list[str]:
+    sign = {-1: "−", 1: "+"}.get(_EDITS.get(told.edit, told.sign), "±")
+    scale = record.parameters.get("scale")
+    amount = f", with `λ = {scale:g}`" if isinstance(scale, int | float) else ""
+    if told.from_data:
+        return _data(record.parameters, sign, amount)
+    if told.edit in ("project", "learn"):
+        return _discriminating(record, sign, amount)
+    if record.kind == "adapter":
+        return [
+            f"Task arithmetic ({_ARITHMETIC}): base and adapter give `W + T`, where `T` is the sum"
+            " of the vectors above with their factors."
+        ]
+    several = " is the sum of the vectors above with their factors" if _several(record) else ""
+    what = several or " is the vector above: what fine-tuning changed, or what was saved of it"
+    return [f"Task arithmetic ({_ARITHMETIC}): `W' = W {sign} λT`{amount}, where `T`{what}."]
+
+
+def _several(record: EditRecord) -> bool:
+    return "vector.2" in record.inputs
+
+
+def _discriminating(record: EditRecord, sign: str, amount: str) -> list[str]:
+    given = record.parameters
+    name = "LEARN" if sign == "+" else "UNLEARN"
+    rank = literal(str(given.get("rank", "?")))
+    side, basis = str(given.get("side", "")), str(given.get("basis", ""))
+    found = [
+        f"`W' = W {sign} λT'`{amount}. `T'` is the task, truncated by SVD (rank: {rank}), less what"
+        f" it shares with the tasks to keep. This is a **reconstruction** of {name} ({_UNLEARN}):"
+        " the paper describes its three steps and publishes neither equations nor code. Biases and"
+        " norms stay as they are."
+    ]
+    kept = [role for role in record.inputs if re.fullmatch(r"keep\d+(\.\d+)?", role)]
+    if kept and side in _SIDES:
+        found.append(
+            f"Side `{side}`: {_SIDES[side]}. Basis {code(basis)}: {_BASES.get(basis, '')}."
+            " `P_U` and `P_V` project on the output and input directions of the tasks to keep."
+        )
+    if "epsilon" in given:
+        found.append(
+            "By activations: `T' ρ(C + ρI)⁻¹` with `C = Σ x xᵀ` over the inputs to keep and"
+            f" `ρ = {_ridge(given)} · tr(C)/n`."
+        )
+    return found
+
+
+def _ridge(given: Mapping[str, Any]) -> str:
+    epsilon = given.get("epsilon")
+    return f"{epsilon:g}" if isinstance(epsilon, int | float) else "ε"
+
+
+def _data(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
+    objective = given.get("objective")
+    saved = f"What was found was saved as a task vector `T`, and `W' = W {sign} λT`{amount}."
+    ridge = (
+        "`A ρ(C + ρI)⁻¹` is added to each matrix, where `C = Σ x xᵀ` over the inputs to keep and"
+        f" `ρ = {_ridge(given)} · tr(C)/n`, so that inputs to keep hardly feel it; `A`"
+        " is trained (Adam in the eigenbasis of `C`)"
+    )
+    if objective == "strangers":
+        return [
+            f"{ridge} until the prompts to forget get the answers that *strangers* get: prompts of"
+            " the same form about nobody in particular, made by replacing the words that tell a"
+            f" prompt from its like. {saved}",
+            f"The aim is that of UNLEARN ({_UNLEARN}); the method is WeightSurgery's own.",
+        ]
+    if objective == "learn":
+        return [
+            f"{ridge} until the prompts get their completions. {saved}",
+            f"The aim is that of LEARN ({_UNLEARN}); the method is WeightSurgery's own.",
+        ]
+    rounds = literal(str(given.get("rounds", "some")))
+    return [
+        f"Identify, discriminate, remove, in {rounds} rounds: the task is trained into a copy, its"
+        " change is held back where the inputs to keep would feel it, and taken away. A"
+        f" **reconstruction** of UNLEARN ({_UNLEARN}), which publishes neither equations nor code."
+        f" {saved}"
+    ]
+
+
+def _vector(record: EditRecord, told: Told) -> list[str]:
+    given = record.parameters
+    if given.get("method") == "rounds from data":
+        found = _data(given, "+" if given.get("edit") == "learn" else "−", "")
+        return [*found, "The files hold `T`."]
+    if "rule" in given:
+        rule = str(given["rule"])
+        held = (
+            "as float32 differences"
+            if rule == "dense"
+            else f"matrices as factors of a truncated SVD (rule: {literal(rule)})"
+        )
+        return [f"`T` is the fine-tuned weights less the base's ({_ARITHMETIC}), {held}."]
+    mode = code(str(given.get("mode", "?")))
+    return [
+        f"`T` was trained on the data above (`ws identify`, mode {mode}): what training changes, in"
+        f" the steps that UNLEARN calls identification ({_UNLEARN})."
+    ]
+
+
+def _adapter(given: Mapping[str, Any]) -> str:
+    rule = literal(str(given.get("rule", "")))
+    ranks = f" Factors kept: {rule}." if rule else ""
+    return (
+        "As an adapter: each matrix's change is a product `B A` of two thin matrices, from"
+        " `U diag(S) Vᵀ` as `B = U √S` and `A = √S Vᵀ`, with `lora_alpha` equal to the rank."
+        f"{ranks}"
+    )
+
+
+def _storage(record: EditRecord) -> list[str]:
+    told = []
+    chosen = record.parameters.get("selection") or {}
+    words = [f"targets {code(str(chosen['targets']))}"] if chosen.get("targets") else []
+    for key in ("include", "exclude"):
+        if chosen.get(key):
+            words.append(f"{key} {', '.join(code(str(each)) for each in chosen[key])}")
+    if chosen.get("layers"):
+        words.append(f"layers {code(str(chosen['layers']))}")
+    if chosen.get("scales"):
+        pairs = (f"{code(str(pattern))} × {factor}" for pattern, factor in chosen["scales"])
+        words.append(f"scaled {', '.join(pairs)}")
+    if words:
+        told.append(f"Tensors: {'; '.join(words)}.")
+    stored = record.parameters.get("storage") or {}
+    if record.kind == "checkpoint":
+        rounding = f"rounding {literal(str(stored.get('rounding', 'nearest')))}"
+        dtype = stored.get("dtype")
+        kind = f"stored as {literal(str(dtype))}" if dtype else "stored in the base's dtypes"
+        told.append(f"Arithmetic in float32, {kind} with one rounding at the end ({rounding}).")
+    return [" ".join(told)] if told else []
