@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,18 @@ def test_a_busy_hub_is_asked_again(hub, pair):
     found = document(hub.ws("inspect", "org/base", "--json"))
     assert found["tensors"] == 10
     assert any(each.status == 503 for each in hub.server.requests)
+
+
+def test_a_hash_that_is_a_path_names_no_file(hub, pair):
+    with urllib.request.urlopen(f"{hub.server.endpoint}/api/models/org/base?blobs=true") as told:
+        data = json.load(told)
+    evil = next(each for each in data["siblings"] if each["rfilename"].endswith(".safetensors"))
+    evil["lfs"]["sha256"] = "../../../escaped"
+    hub.server.fault("/api/models/org/base", status=200, body=json.dumps(data))
+    what, _ = two_lines(hub.ws("inspect", "org/base"))
+    assert "../../../escaped" in what
+    assert fetched(hub) == 0
+    assert not list(pair.rglob("escaped*"))
 
 
 def test_a_server_without_ranges_is_refused(hub, pair):

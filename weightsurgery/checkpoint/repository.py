@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -102,12 +103,28 @@ def look_up(text: str) -> Repository | None:
             return None
     files = {
         each.rfilename: RemoteFile(
-            each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs is not None else None
+            each.rfilename,
+            each.size or 0,
+            _digest(text, each.lfs.sha256, 64) if each.lfs is not None else None,
         )
         for each in info.siblings or ()
     }
     _refuse_without_weights(text, list(files))
-    return Repository(text, name, str(info.sha), files)
+    return Repository(text, name, _digest(text, info.sha, 40), files)
+
+
+def _digest(text: str, told: object, length: int) -> str:
+    """A hash as the server gives it; files of the cache are named after it, so nothing else is.
+
+    Raises:
+        SourceError: It is none.
+    """
+    if isinstance(told, str) and re.fullmatch(f"[0-9a-f]{{{length}}}", told):
+        return told
+    raise SourceError(
+        f"{text}: the server gives {str(told)[:80]!r} for a hash",
+        "Check HF_ENDPOINT: this is not how the Hub answers; nothing was fetched.",
+    )
 
 
 def _refuse_without_weights(text: str, names: list[str]) -> None:
