@@ -116,7 +116,11 @@ def commands() -> dict[str, str]:
     """Name and docstring of each command."""
     from weightsurgery.cli.main import app
 
-    return {each.callback.__name__: each.callback.__doc__ for each in app.registered_commands}
+    found = {each.callback.__name__: each.callback.__doc__ for each in app.registered_commands}
+    for group in app.registered_groups:
+        for each in group.typer_instance.registered_commands:
+            found[f"{group.name} {each.callback.__name__}"] = each.callback.__doc__
+    return found
 
 
 def test_every_command_is_documented():

@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import permutations
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.test_commands import two_lines
+from tests.conftest import snapshot
 from tests.learning.conftest import byte_tokenizer, slow_greedy, tiny_model, write
 
 
@@ -101,3 +103,64 @@ def test_a_model_of_nan_is_an_error(ws, world, tmp_path):
     what, _ = two_lines(ws("evaluate", broken, "--forget", facts))
     assert "facts" in what
     assert "NaN" in what
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Something to forget and to keep, short enough for contexts."""
+    for name, rows in (("going", "ab"), ("staying", "cde")):
+        pairs = [{"prompt": f"{x}?", "completion": f" {x}"} for x in rows]
+        write(tmp_path / f"{name}.jsonl", *map(json.dumps, pairs))
+    return tmp_path
+
+
+def test_in_context_the_weights_stay_and_the_table_says_so(ws, world, asked, monkeypatch):
+    import weightsurgery.learning.evaluate as module
+
+    prompts, plain = [], module.score
+
+    def spy(model, tokenizer, examples, **settings):
+        prompts.append([each.prompt for each in examples])
+        return plain(model, tokenizer, examples, **settings)
+
+    monkeypatch.setattr(module, "score", spy)
+    command = [
+        "evaluate", world / "base", "--forget", asked / "going.jsonl", "--keep",
+        asked / "staying.jsonl", "--metric", "nll",
+    ]  # fmt: skip
+    before = snapshot(world)
+    assert json.loads(ws(*command, "--json").stdout)["contexts"] is None
+    assert prompts == [["a?", "b?"], ["c?", "d?", "e?"]]
+    assert "in-context" not in ws(*command).stdout
+    prompts.clear()
+    command += ["--in-context", "icul", "--shots", "2", "--against", world / "base"]
+    done = ws(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    going, staying, *compared = prompts
+    assert set(going) <= {
+        f"{x}? {y}\n{first}\n{second}\n{x}?"
+        for x, y in ("ab", "ba")
+        for first, second in permutations(("c? c", "d? d", "e? e"), 2)
+    }
+    assert [each.split("\n")[-1] for each in (*going, *staying)] == [*map("{}?".format, "abcde")]
+    # What it is compared with is asked plainly.
+    assert compared == [["a?", "b?"], ["c?", "d?", "e?"]]
+    document = json.loads(done.stdout)
+    assert document["contexts"] == {"method": "icul", "shots": 2, "weights": "unchanged"}
+    forget = document["sets"][0]
+    assert forget["before"]["nll"]["value"] != forget["scores"]["nll"]["value"]
+    done = ws(*command)
+    assert "(icul, in-context, weights unchanged)" in done.stdout
+    assert "was asked plainly" in " ".join(done.stdout.split())
+    assert snapshot(world) == before
+
+
+def test_contexts_that_cannot_be_are_errors(ws, world, asked):
+    command = ["evaluate", world / "base", "--forget", asked / "going.jsonl"]
+    assert "'other'" in two_lines(ws(*command, "--in-context", "other"))[0]
+    assert "without a context" in two_lines(ws(*command, "--shots", "1"))[0]
+    what, remedy = two_lines(ws(*command, "--in-context", "icul", "--shots", "2"))
+    assert "1 examples for the 2" in what
+    assert "more data to keep" in remedy
+    what, _ = two_lines(ws(*command, "--in-context", "icul", "--tasks", "lm-eval:hellaswag"))
+    assert "--tasks" in what

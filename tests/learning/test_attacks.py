@@ -1,6 +1,7 @@
 """Attacks: what relearning and rounding do to a model, and what they leave alone."""
 
 import random
+import sys
 
 import numpy
 import pytest
@@ -10,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from tests.conftest import same_bytes
 from weightsurgery.algebra.quantise import int_rtn, nf4_rtn
-from weightsurgery.errors import EditError, NonFiniteError
+from weightsurgery.errors import EditError, NonFiniteError, WeightSurgeryError
 from weightsurgery.learning.attacks import ROUNDINGS, quantised, relearn
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.evaluate import exact_match
@@ -98,6 +99,8 @@ def test_attacks_that_would_look_weak_are_refused(tokenizer):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ROUNDINGS)
 def test_linear_weights_are_rounded_and_come_back(tokenizer, method, dtype):
+    if method.endswith("bitsandbytes"):
+        pytest.importorskip("bitsandbytes")
     model = llama(tokenizer).to(dtype)
     before, places = state(model), {n: p.data_ptr() for n, p in model.named_parameters()}
     tokens = torch.arange(10)[None]
@@ -170,3 +173,33 @@ def test_what_cannot_be_quantised_is_refused(tokenizer):
     model.model.layers = nn.ModuleList()
     with pytest.raises(EditError, match="no linear layers"), quantised(model, "int4"):
         pass
+
+
+# Rows that are whole blocks, rows that are none, odd ones, and a last block that is not full.
+SHAPES = [(64, 64), (96, 32), (72, 384), (33, 17), (33, 18), (8, 160), (5, 7)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_our_nf4_is_that_of_the_library(shape, capfd):
+    pytest.importorskip("bitsandbytes")
+    weight = torch.randn(shape)
+    ours, theirs = (ROUNDINGS[name](weight) for name in ("nf4", "nf4-bitsandbytes"))
+    assert capfd.readouterr() == ("", "")
+    assert not torch.equal(ours, weight)
+    torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-8)
+    weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError):
+        ROUNDINGS["nf4-bitsandbytes"](weight)
+
+
+def test_a_library_that_is_missing_is_named(tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.delitem(sys.modules, "bitsandbytes.functional", raising=False)
+    model = llama(tokenizer)
+    before = state(model)
+    with (
+        pytest.raises(WeightSurgeryError, match="bitsandbytes cannot be loaded"),
+        quantised(model, "nf4-bitsandbytes"),
+    ):
+        pass
+    assert not changed(model, before)

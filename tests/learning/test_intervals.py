@@ -13,6 +13,7 @@ from weightsurgery.learning.intervals import (
     drift,
     estimate,
     estimate_change,
+    estimate_combined,
     forgetting,
     normalised_forgetting,
 )
@@ -66,6 +67,32 @@ def test_changes_are_paired():
     shuffled = estimate_change(measured(before), measured(after[::-1].copy()), forgetting, DRAWN)
     assert shuffled.value == pytest.approx(25)
     assert shuffled.interval[1] - shuffled.interval[0] > 10
+
+
+def test_four_means_are_drawn_together():
+    """A change beyond another's: where both move as one, there is nothing, and no doubt of it."""
+    rng = np.random.default_rng(0)
+    before, after, other = (rng.integers(0, 2, 80).astype(float) for _ in range(3))
+
+    def beyond(b, a, b_, a_):
+        return (a - b) - (a_ - b_)
+
+    four = [measured(each.tolist()) for each in (before, after, other, other + (after - before))]
+    found = estimate_combined(four, beyond, DRAWN)
+    assert found.value == pytest.approx(0)
+    assert found.interval == pytest.approx((0, 0))
+    assert estimate_combined(four[:2], lambda b, a: a - b, DRAWN).interval[0] < -0.05
+    four[3] = measured(other.tolist())
+    found = estimate_combined(four, beyond, DRAWN)
+    alone = estimate_combined(four[:2], lambda b, a: a - b, DRAWN)
+    assert (found.value, found.interval) == (
+        pytest.approx(alone.value),
+        pytest.approx(alone.interval),
+    )
+    four[2] = measured([math.nan, *other[1:]], why="too short")
+    found = estimate_combined(four, beyond, DRAWN)
+    assert (found.examples, found.why) == (79, "too short")
+    assert found.value == pytest.approx((after - before)[1:].mean())
 
 
 def test_the_seed_decides():

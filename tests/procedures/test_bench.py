@@ -4,14 +4,16 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.test_world import MINIATURE
-from weightsurgery.errors import DataError, EditError
+from weightsurgery.errors import DataError, EditError, OutputError
 from weightsurgery.procedures.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
+from weightsurgery.procedures.bench import run as running
 from weightsurgery.procedures.bench.methods import BUDGET, Candidate
 from weightsurgery.procedures.bench.results import Summary, read_bench
 from weightsurgery.procedures.bench.retrain import retrain
@@ -64,6 +66,7 @@ def test_no_method_is_given_the_facts_it_is_judged_by(subject, task, name):
         for candidate in method.candidates(subject):
             looks += 1 + candidate.looks
             changed |= any(bool(t.any()) for t in candidate.change.values())
+            changed |= candidate.prompts is not None
             assert all(subject.before[k].shape == t.shape for k, t in candidate.change.items())
     assert 1 <= looks <= BUDGET
     assert changed == (name != "base")
@@ -114,7 +117,45 @@ def test_the_chosen_candidate_is_what_is_scored(subject):
         assert found.keep["twin.unseen"] == subject.score(subject.facts("painters", "unseen"))
     assert subject.score(subject.forget) == found.target_before
     assert set(found.relearned) == {"half", "rest", "rest_before"}
-    assert set(found.rounded) == {"target", *found.keep}
+    assert set(found.rounded) == set(found.rounded_int8) == {"target", *found.keep}
+
+
+def test_prompts_change_every_score_and_no_weight(subject):
+    """What a context does is scored like an edit, plainly and after rounding."""
+    before = {key: value.clone() for key, value in subject.model.state_dict().items()}
+    asked = []
+
+    def silenced(queries):
+        asked.append(len(queries))
+        return [replace(each, prompt="?") for each in queries]
+
+    def candidates(subject):
+        yield Candidate({}, {}, prompts=silenced)
+
+    plain = run_method(subject, "base", FORGETTING["base"], 0.0)
+    found = run_method(subject, "silenced", Method("asks nothing", candidates), 0.0)
+    assert plain.target == found.target_before > found.target
+    assert found.rounded["target"] < plain.rounded["target"]
+    assert all(found.keep[key] < plain.keep[key] for key in found.keep)
+    assert len(asked) >= 1 + len(KEEP) + 3 * (1 + 2 * len(KEEP))
+    assert subject.score(subject.forget) == found.target_before
+    after = subject.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_icul_is_a_row_that_flips_the_request(subject):
+    candidates = list(FORGETTING["icul"].candidates(subject))
+    assert [each.setting["shots"] for each in candidates] == [0, 1, 2, 3, 4, 5, 6, 8]
+    assert not any(each.change for each in candidates)
+    asked = candidates[2].prompts(subject.forget)
+    seen = {each.prompt + each.completion for rows in subject.seen for each in rows}
+    for query, fact in zip(asked, subject.forget, strict=True):
+        flipped, *shots, last = query.prompt.split("\n")
+        assert last == fact.prompt
+        assert flipped.startswith(fact.prompt)
+        assert flipped != fact.prompt + fact.completion
+        assert len(shots) == 2
+        assert set(shots) <= seen
 
 
 def test_more_candidates_than_the_budget_are_refused(subject):
@@ -126,7 +167,7 @@ def outcome(seed=0, target=0.1, qualifies=True, **keep):
     before = {f"{role}.{split}": 1.0 for role in KEEP for split in ("seen", "unseen")}
     return Outcome(
         "negate", seed, {"scale": 1.0}, qualifies, 8, 2.0, target, 1.0, before | keep, before, 0.25,
-        rounded={"target": 0.2, **before},
+        rounded={"target": 0.2, **before}, rounded_int8={"target": 0.3, **before},
     )  # fmt: skip
 
 
@@ -166,6 +207,28 @@ def test_what_is_printed_can_be_read_and_joined(tmp_path):
         one.merged(replace(other, variant="narrow"))
 
 
+def test_results_of_before_there_was_int8_are_read(tmp_path):
+    new = Bench("default", "forget", 0.975, (outcome(0),))
+    document = new.document()
+    del document["outcomes"][0]["rounded_int8"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(document))
+    old = read_bench(path)
+    assert old.outcomes == (replace(outcome(0), rounded_int8={}),)
+    robust = bench_tables(new, {})[1]
+    assert robust.columns[2:6] == (
+        "after NF4 %", "NF4 drift unseen", "after int8 %", "int8 drift unseen",
+    )  # fmt: skip
+    assert robust.rows[0][2:6] == ("20.0", "0.0", "30.0", "0.0")
+    assert "after int8 %" not in bench_tables(old, {})[1].columns
+    mixed = Bench("default", "forget", 0.975, (*old.outcomes, outcome(1)))
+    assert bench_tables(mixed, {})[1].rows[0][4:6] == ("–", "–")
+    kept = sorted(Path(__file__).parents[2].glob("scripts/reproduce/results/*.json"))
+    assert kept
+    for file in kept:
+        assert bench_tables(read_bench(file), {})
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 9}', '{"format": 1}', "\x00"])
 def test_files_that_hold_no_results_are_refused(tmp_path, text):
     path = tmp_path / "x.json"
@@ -200,3 +263,31 @@ def test_unknown_names_are_refused():
         bench(variant="other")
     with pytest.raises(EditError, match="'both'"):
         bench(task="both")
+
+
+def test_a_bench_that_was_interrupted_runs_the_rows_that_are_missing(tmp_path, monkeypatch):
+    ran, path = [], tmp_path / "results.json"
+    monkeypatch.setattr(running, "get_world", lambda *_, **__: None)
+    monkeypatch.setattr(running.Subject, "of", lambda world, recipe, seed: seed)
+
+    def row(seed, name, *_):
+        ran.append((seed, name))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return replace(outcome(seed), method=name)
+
+    monkeypatch.setattr(running, "run_method", row)
+    some = {"seeds": (0, 1), "methods": ("base", "negate"), "save_to": path}
+    with pytest.raises(KeyboardInterrupt):
+        bench(**some)
+    assert [(each.seed, each.method) for each in read_bench(path).outcomes] == ran[:2]
+    found = bench(**some)
+    assert ran[3:] == [(1, "base"), (1, "negate")]
+    assert read_bench(path) == found
+    assert bench(**some) == found
+    assert len(ran) == 5
+    with pytest.raises(DataError, match="different benches"):
+        bench(**some, threshold=0.5)
+    with pytest.raises(OutputError, match="nowhere"):
+        bench(**some | {"save_to": tmp_path / "nowhere" / "x.json"})
+    assert read_bench(path) == found

@@ -553,6 +553,22 @@ def test_other_documents_are_no_scores(tmp_path, content, what):
         read_scores(file, tmp_path)
 
 
+def test_scores_in_a_context_are_none_of_the_output(tmp_path):
+    from dataclasses import asdict
+
+    from weightsurgery.learning.evaluate import Evaluation
+
+    found = asdict(Evaluation(str(tmp_path), "org/base", (), 10, True, 0, 2000))
+    found["tasks"] = [{"task": "t", "metric": "m", "value": 0.5}]
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps(found))
+    assert read_scores(file, tmp_path)["contexts"] is None
+    found["contexts"] = {"method": "icul", "shots": 4, "weights": "unchanged"}
+    file.write_text(json.dumps(found))
+    with pytest.raises(DataError, match="asked in a context"):
+        read_scores(file, tmp_path)
+
+
 def test_broken_numbers_are_no_scores(tmp_path):
     found = evaluation(tmp_path)
     found["sets"][0]["scores"]["exact_match"]["interval"] = [0.1]

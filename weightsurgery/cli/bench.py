@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show
+from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
 
 __all__ = ["bench"]
@@ -40,6 +41,14 @@ def bench(
     relearn_steps: Annotated[
         int, typer.Option(help="Steps of relearning half of what was forgotten; 0 for none.")
     ] = 40,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep results here, row by row; rows that the file holds are not run again.",
+            callback=written_path,
+        ),
+    ] = None,
     load: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,6 +105,7 @@ def bench(
                 task="learn" if learn else "forget",
                 threshold=threshold,
                 relearn_steps=relearn_steps,
+                save_to=None if save is None else Path(save),
                 progress=progress,
             )
     if show.json:

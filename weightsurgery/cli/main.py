@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 
 from weightsurgery import __version__
 from weightsurgery.cli import (
+    attack,
     bench,
     compare,
     edit,
@@ -21,6 +23,7 @@ from weightsurgery.cli import (
     score,
     sweep,
     tour,
+    unlearn,
 )
 from weightsurgery.cli.console import error
 from weightsurgery.errors import WeightSurgeryError
@@ -42,12 +45,21 @@ app = typer.Typer(
 for panel, commands in {
     "Look": (look.inspect, compare.diff, compare.subspace, look.overlap),
     "Learn": (identify.identify,),
-    "Edit": (edit.negate, edit.add, edit.project, edit.learn, sweep.sweep, recipe.run),
+    "Edit": (
+        edit.negate,
+        edit.add,
+        edit.project,
+        edit.learn,
+        unlearn.unlearn,
+        sweep.sweep,
+        recipe.run,
+    ),
     "Share": (export.export, push.push),
     "Check": (score.evaluate, look.verify, bench.bench, tour.demo),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(attack.app, name="attack", rich_help_panel="Check")
 
 
 def _print_version(wanted: bool) -> None:
@@ -72,6 +84,8 @@ def main() -> None:
     """Run ``ws``: exit 0 done, 1 our error, 2 usage, 130 interrupted; bugs show a traceback."""
     # NumPy's products: tensors are spread over threads already. torch has settings of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # transformers loads it where it is installed, whether or not it is used, and it complains.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app(prog_name="ws")
     except WeightSurgeryError as problem:

@@ -22,7 +22,17 @@ __all__ = ["run", "runnable"]
 
 # What is said of one run, not of the edit. A stranger's recipe must not say it: --overwrite
 # replaces outputs, --html any file.
-_OF_ONE_RUN = {"overwrite", "dry_run", "json", "quiet", "verbose", "workers", "html", "remote"}
+_OF_ONE_RUN = {
+    "overwrite",
+    "dry_run",
+    "json",
+    "quiet",
+    "verbose",
+    "workers",
+    "html",
+    "remote",
+    "list_",
+}
 
 
 @options

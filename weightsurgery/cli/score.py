@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,24 +11,80 @@ from weightsurgery.cli import console
 from weightsurgery.cli.options import Show
 from weightsurgery.cli.spread import options
 
-__all__ = ["evaluate"]
+if TYPE_CHECKING:
+    from weightsurgery.learning.evaluate import Contexts
+
+__all__ = ["Device", "Forget", "Keep", "Model", "Scoring", "check_installed", "evaluate"]
 
 _HOW = "How it is scored"
 
 
+Model = Annotated[
+    str, typer.Argument(metavar="CKPT", help="A causal language model with its tokenizer.")
+]
+Forget = Annotated[
+    list[str] | None,
+    typer.Option(metavar="DATA", help="What should be forgotten; repeatable."),
+]
+Keep = Annotated[
+    list[str] | None, typer.Option(metavar="DATA", help="What should stay; repeatable.")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where the model runs: auto, cpu, cuda or cuda:0.", rich_help_panel="The machine"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is measured."""
+
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="exact_match, token_accuracy, perplexity, rouge_l (these are the default), nll,"
+            " ma, el, es, truth_ratio, or all; repeatable.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    el_n: Annotated[
+        int,
+        typer.Option(
+            "--el-n",
+            help="Length of the n-grams of el, in tokens; shorter completions have none.",
+            rich_help_panel=_HOW,
+        ),
+    ] = 10
+    any_end: Annotated[
+        bool,
+        typer.Option(
+            "--any-end",
+            help="An exact match need not stop after the completion.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of the library's functions that score."""
+        from weightsurgery.learning.scores import DEFAULT
+
+        return {
+            "metrics": self.metric or DEFAULT,
+            "n": self.el_n,
+            "require_end": not self.any_end,
+        }
+
+
 @options
 def evaluate(
-    ckpt: Annotated[
-        str, typer.Argument(metavar="CKPT", help="A causal language model with its tokenizer.")
-    ],
+    ckpt: Model,
     show: Show,
-    forget: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATA", help="What should be forgotten; repeatable."),
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(metavar="DATA", help="What should stay; repeatable.")
-    ] = None,
+    how: Scoring,
+    forget: Forget = None,
+    keep: Keep = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -44,15 +100,6 @@ def evaluate(
         str | None,
         typer.Option(metavar="DIR", help="Where task files (YAML) of your own are."),
     ] = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="exact_match, token_accuracy, perplexity, rouge_l (these are the default), nll,"
-            " ma, el, es, truth_ratio, or all; repeatable.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
     chance: Annotated[
         float | None,
         typer.Option(
@@ -62,35 +109,31 @@ def evaluate(
             rich_help_panel=_HOW,
         ),
     ] = None,
-    el_n: Annotated[
-        int,
+    in_context: Annotated[
+        str | None,
         typer.Option(
-            "--el-n",
-            help="Length of the n-grams of el, in tokens; shorter completions have none.",
+            metavar="METHOD",
+            help="icul: forget by the prompt, weights unchanged. Before every query of CKPT stand"
+            " an example to forget with a wrong answer and some to keep with right ones.",
             rich_help_panel=_HOW,
         ),
-    ] = 10,
-    any_end: Annotated[
-        bool,
+    ] = None,
+    shots: Annotated[
+        int | None,
         typer.Option(
-            "--any-end",
-            help="An exact match need not stop after the completion.",
+            metavar="S",
+            help="Right examples in each context. Default: 4.",
             rich_help_panel=_HOW,
         ),
-    ] = False,
+    ] = None,
     seed: Annotated[
-        int, typer.Option(help="Of the bootstrap intervals.", rich_help_panel=_HOW)
+        int,
+        typer.Option(help="Of the bootstrap intervals and of contexts.", rich_help_panel=_HOW),
     ] = 0,
     batch_size: Annotated[
         int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
     ] = 32,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="Where the model runs: auto, cpu, cuda or cuda:0.",
-            rich_help_panel="The machine",
-        ),
-    ] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Score a checkpoint on data to forget and data to keep, before and after an edit.
 
@@ -99,12 +142,13 @@ def evaluate(
 
     Example:  ws evaluate ./edited --forget authors.jsonl --keep painters.jsonl --against ./base
     """
-    _check_installed()
+    check_installed()
     from weightsurgery.learning.evaluate import evaluate as score
     from weightsurgery.learning.harness import find_tasks, run_tasks
-    from weightsurgery.learning.scores import DEFAULT, METRICS
+    from weightsurgery.learning.scores import METRICS
     from weightsurgery.report.scores import evaluation_tables, task_table
 
+    contexts = _contexts(in_context, shots, tasks)
     wanted = find_tasks(tasks, include_path) if tasks else None
     found, figures = None, None
     if forget or keep or wanted is None:
@@ -114,10 +158,9 @@ def evaluate(
                 forget or [],
                 keep or [],
                 against,
-                metrics=metric or DEFAULT,
+                **how.arguments(),
                 chance_of=chance,
-                n=el_n,
-                require_end=not any_end,
+                contexts=contexts,
                 batch_size=batch_size,
                 device=device,
                 seed=seed,
@@ -132,19 +175,44 @@ def evaluate(
         if not show.json:
             console.show(task_table(figures))
     if show.json:
-        document = {"checkpoint": ckpt, "against": against, "sets": []} | (
+        document = {"checkpoint": ckpt, "against": against, "sets": [], "contexts": None} | (
             asdict(found) if found is not None else {}
         )
         console.document({**document, "tasks": [asdict(each) for each in figures or ()]})
 
 
-def _check_installed() -> None:
+def _contexts(method: str | None, shots: int | None, tasks: list[str] | None) -> Contexts | None:
+    from weightsurgery.errors import EditError
+    from weightsurgery.learning.evaluate import Contexts
+
+    if method is None:
+        if shots is not None:
+            raise EditError(f"--shots {shots} without a context", "Add --in-context icul.")
+        return None
+    if tasks:
+        raise EditError(
+            "--in-context with --tasks",
+            "Score tasks of lm-evaluation-harness apart: they bring prompts of their own.",
+        )
+    return Contexts(method, 4 if shots is None else shots)
+
+
+def check_installed(*also: str) -> None:
+    """Say which extra is missing.
+
+    Args:
+        also: Modules that are needed beside transformers.
+
+    Raises:
+        WeightSurgeryError: One is.
+    """
     from importlib.util import find_spec
 
     from weightsurgery.errors import WeightSurgeryError
 
-    if find_spec("transformers") is None:
-        raise WeightSurgeryError(
-            "scoring runs the model, and transformers is not installed",
-            "Install it with:  pip install 'weightsurgery[eval]'",
-        )
+    for name in ("transformers", *also):
+        if find_spec(name) is None:
+            raise WeightSurgeryError(
+                f"scoring runs the model, and {name} is not installed",
+                "Install it with:  pip install 'weightsurgery[eval]'",
+            )

@@ -7,10 +7,13 @@ which undoes changes that are smaller than a step.
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +21,41 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from weightsurgery.algebra.quantise import int_rtn, nf4_rtn
-from weightsurgery.errors import EditError
+from weightsurgery.errors import EditError, NonFiniteError, WeightSurgeryError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import Schedule, fit, isolated
+from weightsurgery.learning.forward import Progress
 
-__all__ = ["ROUNDINGS", "quantised", "relearn"]
+__all__ = ["ROUNDINGS", "check_relearning", "check_rounding", "quantised", "relearn"]
+
+
+def _bitsandbytes() -> Any:
+    # It tells of faster kernels that it could fetch, on loading.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        return importlib.import_module("bitsandbytes.functional")
+    except ImportError as error:
+        raise WeightSurgeryError(
+            f"bitsandbytes cannot be loaded: {error}",
+            "Install it with:  pip install bitsandbytes    or take nf4, which needs no library.",
+        ) from error
+
+
+def _by_bitsandbytes(weight: Tensor) -> Tensor:
+    """NF4 by bitsandbytes, blocks of 64, without its second rounding of the scales."""
+    library = _bitsandbytes()
+    # Of one row: its kernel for processors takes the scales of other blocks where a row is no
+    # whole number of blocks (0.50.2).
+    row = weight.detach().float().contiguous().view(1, -1)
+    if not bool(row.isfinite().all()):
+        raise NonFiniteError(
+            "NaN or infinity in a weight to quantise", "Quantise a checkpoint that is whole."
+        )
+    rounded: Tensor = library.dequantize_4bit(
+        *library.quantize_4bit(row, blocksize=64, quant_type="nf4")
+    )
+    return rounded.view(weight.shape)
+
 
 ROUNDINGS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
@@ -30,9 +63,23 @@ ROUNDINGS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "int4": partial(int_rtn, bits=4),
         "int4-asymmetric": partial(int_rtn, bits=4, symmetric=False),
         "nf4": nf4_rtn,
+        "nf4-bitsandbytes": _by_bitsandbytes,
     }
 )
-"""The methods of `quantised`: groups and blocks of 64."""
+"""The methods of `quantised`: groups and blocks of 64. The last needs bitsandbytes."""
+
+
+def check_relearning(steps: int, learning_rate: float, batch_size: int) -> None:
+    """Refuses settings that train nothing, before a model is loaded for it.
+
+    Raises:
+        EditError: One is below its range.
+    """
+    if min(steps, batch_size) < 1 or not learning_rate > 0:
+        raise EditError(
+            f"relearning for {steps} steps of {batch_size} examples at {learning_rate:g}",
+            "All three must be positive.",
+        )
 
 
 def relearn(
@@ -43,6 +90,7 @@ def relearn(
     learning_rate: float = 5e-4,
     batch_size: int = 64,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> None:
     """Trains all weights on some of what was forgotten; score the rest before and after.
 
@@ -57,18 +105,21 @@ def relearn(
         learning_rate: AdamW's.
         batch_size: Examples per step; all of them if there are fewer.
         seed: Of their order.
+        progress: Told of every step.
 
     Raises:
         EditError: A setting below its range, no examples, or weights in a smaller dtype, in which
             most steps would round to nothing and the attack would look weaker than it is.
     """
+
+    def done(step: int) -> bool:
+        if progress is not None:
+            progress("relearning", step, steps)
+        return False
+
     if not examples:
         raise EditError("relearning from no examples", "Give at least one.")
-    if min(steps, batch_size) < 1 or not learning_rate > 0:
-        raise EditError(
-            f"relearning for {steps} steps of {batch_size} examples at {learning_rate:g}",
-            "All three must be positive.",
-        )
+    check_relearning(steps, learning_rate, batch_size)
     narrow = {str(each.dtype) for each in model.parameters() if each.dtype != torch.float32}
     if narrow:
         raise EditError(
@@ -77,7 +128,20 @@ def relearn(
         )
     schedule = Schedule(batch_size, learning_rate, 1.0, min(5, steps), 0.0, steps, steps)
     with isolated(seed, torch.get_num_threads()):
-        fit(model, tokenizer, examples, schedule, seed, lambda step: False)
+        fit(model, tokenizer, examples, schedule, seed, done)
+
+
+def check_rounding(method: str) -> None:
+    """Refuses what cannot be done, before a model is loaded for it.
+
+    Raises:
+        EditError: No such method.
+        WeightSurgeryError: A library that it needs is not installed.
+    """
+    if method not in ROUNDINGS:
+        raise EditError(f"quantisation {method}", f"Choose from {', '.join(ROUNDINGS)}.")
+    if ROUNDINGS[method] is _by_bitsandbytes:
+        _bitsandbytes()
 
 
 @contextmanager
@@ -97,9 +161,9 @@ def quantised(model: PreTrainedModel, method: str) -> Iterator[list[str]]:
     Raises:
         EditError: No such method, or no linear layer.
         NonFiniteError: A weight has NaN or infinities.
+        WeightSurgeryError: A library that the method needs is not installed.
     """
-    if method not in ROUNDINGS:
-        raise EditError(f"quantisation {method}", f"Choose from {', '.join(ROUNDINGS)}.")
+    check_rounding(method)
     layers = _linear(model)
     if not layers:
         raise EditError(

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import DataError
-from weightsurgery.learning import intervals
+from weightsurgery.learning import in_context, intervals
 from weightsurgery.learning.data import Example, encode_all, read_examples
 from weightsurgery.learning.forward import Progress, teacher_forced
 from weightsurgery.learning.intervals import Estimate, Measured, Resampling
@@ -21,14 +21,19 @@ from weightsurgery.learning.models import load_model, load_tokenizer, quiet
 from weightsurgery.learning.scores import DEFAULT, METRICS, chance, choose, score
 
 __all__ = [
+    "Contexts",
     "Evaluation",
     "SetScores",
+    "check_options",
+    "check_same",
+    "estimates",
     "evaluate",
     "exact_match",
     "exact_matches",
     "load_model",
     "quiet",
     "score_checkpoint",
+    "set_names",
 ]
 
 
@@ -63,6 +68,21 @@ class SetScores:
 
 
 @dataclass(frozen=True)
+class Contexts:
+    """That the model was asked in a context, which is what forgets: its weights are as they were.
+
+    Attributes:
+        method: One of `in_context.METHODS`.
+        shots: Correct examples in each context.
+        weights: "unchanged", for those who read the document alone.
+    """
+
+    method: str
+    shots: int
+    weights: str = "unchanged"
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How a checkpoint does on every set, and how far that is from another's scores.
 
@@ -72,8 +92,9 @@ class Evaluation:
         sets: First those to forget, then those to keep.
         n: Length of the n-grams of `el`.
         require_end: Whether an exact match had to end with EOS.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap, and of the contexts.
         resamples: Of the bootstrap.
+        contexts: What the checkpoint was asked in; the one compared with never is. None: plainly.
     """
 
     checkpoint: str
@@ -83,6 +104,7 @@ class Evaluation:
     require_end: bool
     seed: int
     resamples: int
+    contexts: Contexts | None = None
 
 
 def evaluate(
@@ -99,6 +121,7 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     resamples: int = 2000,
+    contexts: Contexts | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Scores a checkpoint on sets to forget and to keep, and against the one it was made from.
@@ -117,8 +140,10 @@ def evaluate(
         require_end: An exact match must also stop after the completion.
         batch_size: Examples per forward pass.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap, and of the contexts.
         resamples: Of the bootstrap.
+        contexts: Ask the checkpoint, not the one before the edit, in such contexts; see
+            `in_context.Icul`.
         progress: Told of every batch.
 
     Returns:
@@ -131,11 +156,12 @@ def evaluate(
         SelectionError: No such metric.
     """
     names = choose(metrics)
-    _check(forget, keep, chance_of, n, batch_size, resamples)
+    check_options(forget, keep, chance_of, n, batch_size, resamples)
+    _check_contexts(contexts)
     ask = partial(
         score, names=names, n=n, batch_size=batch_size, require_end=require_end, progress=progress
     )
-    labels = _labels([*forget, *keep])
+    labels = set_names([*forget, *keep])
     roles = ["forget"] * len(forget) + ["keep"] * len(keep)
     paths = [Path(path) for path in (*forget, *keep)]
     measured: list[list[dict[str, Measured]]] = []
@@ -149,7 +175,9 @@ def evaluate(
         read = [read_examples(path, tokenizer) for path in paths]
         if not sets:
             sets = read
-        _check_same(sets, read, labels)
+        check_same(sets, read, labels)
+        if contexts is not None and not measured:
+            read = _in_contexts(read, len(forget), contexts, seed)
         model, tokenizer = load_model(directory, device)
         measured.append(
             [
@@ -171,7 +199,7 @@ def evaluate(
                 role,
                 len(sets[place]),
                 guess,
-                _estimates(after, drawn),
+                estimates(after, drawn),
                 **({} if before is None else _compared(before, after, role, guess, drawn)),
             )
         )
@@ -183,10 +211,28 @@ def evaluate(
         require_end,
         seed,
         resamples,
+        contexts,
     )
 
 
-def _check(
+def _in_contexts(
+    sets: Sequence[list[Example]], forget: int, contexts: Contexts, seed: int
+) -> list[list[Example]]:
+    """The sets, of which the first are to be forgotten, as the model will be asked them."""
+    keep = [example for rows in sets[forget:] for example in rows]
+    icul = in_context.Icul(sets[:forget], keep, contexts.shots, seed)
+    return [icul.prompts(rows) for rows in sets]
+
+
+def _check_contexts(contexts: Contexts | None) -> None:
+    if contexts is not None and contexts.method not in in_context.METHODS:
+        raise DataError(
+            f"forgetting in a context by {contexts.method!r}",
+            f"Choose from: {', '.join(in_context.METHODS)}.",
+        )
+
+
+def check_options(
     forget: Sequence[str | Path],
     keep: Sequence[str | Path],
     chance_of: float | None,
@@ -194,6 +240,11 @@ def _check(
     batch_size: int,
     resamples: int,
 ) -> None:
+    """Refuses what cannot be scored, before anything is loaded; see `evaluate`.
+
+    Raises:
+        DataError: There is no set, or an option is out of range.
+    """
     if not forget and not keep:
         raise DataError("no data to score", "Name a set with --forget or --keep.")
     if chance_of is not None and not 0 <= chance_of < 1:
@@ -203,7 +254,8 @@ def _check(
             raise DataError(f"{what} of {number}", "Give a whole number from 1.")
 
 
-def _labels(paths: Sequence[str | Path]) -> list[str]:
+def set_names(paths: Sequence[str | Path]) -> list[str]:
+    """What to call data sets: the file's name without ending, or its path where two share that."""
     stems = [Path(path).name.removesuffix(Path(path).suffix) for path in paths]
     return [
         stem if stems.count(stem) == 1 else str(path)
@@ -211,10 +263,14 @@ def _labels(paths: Sequence[str | Path]) -> list[str]:
     ]
 
 
-def _check_same(
+def check_same(
     first: Sequence[Sequence[Example]], again: Sequence[Sequence[Example]], labels: Sequence[str]
 ) -> None:
-    """Pairing needs the same examples: another template could split a conversation otherwise."""
+    """Pairing needs the same examples: another template could split a conversation otherwise.
+
+    Raises:
+        DataError: A set differs in how many it gives.
+    """
     for label, rows, others in zip(labels, first, again, strict=True):
         if len(rows) != len(others):
             raise DataError(
@@ -224,7 +280,8 @@ def _check_same(
             )
 
 
-def _estimates(measured: Mapping[str, Measured], drawn: Resampling) -> dict[str, Estimate]:
+def estimates(measured: Mapping[str, Measured], drawn: Resampling) -> dict[str, Estimate]:
+    """The mean of each metric with its interval."""
     return {
         name: intervals.estimate(each, drawn, METRICS[name].transform)
         for name, each in measured.items()
@@ -246,7 +303,7 @@ def _compared(
             for name in names
         }
 
-    found = {"before": _estimates(before, drawn)}
+    found = {"before": estimates(before, drawn)}
     if role == "keep":
         return found | {"drift": changes(intervals.drift, list(after))}
     found["forgetting"] = changes(

@@ -56,7 +56,7 @@ from weightsurgery.learning.stages import (
 from weightsurgery.learning.training import Progress, Rows, Trained, Training, isolated, writing
 from weightsurgery.vectors.finetuned import FinetunedChange
 
-__all__ = ["ALL_LINEAR", "DELTA", "JOINT", "identify", "is_main", "plan", "train_vector"]
+__all__ = ["ALL_LINEAR", "DELTA", "JOINT", "adapted", "identify", "is_main", "plan", "train_vector"]
 
 DELTA, JOINT = Method("delta"), Method("joint")
 ALL_LINEAR = Selection("all-linear")
@@ -174,32 +174,41 @@ def _train(
             model, stages, rows, training,
             device=device, retain=retain, workspace=workspace, progress=progress,
         ), None  # fmt: skip
-    with _adapted(model, names, method, training.seed) as adapted:
+    rank = method.lora_rank
+    alpha = method.lora_alpha or rank
+    with adapted(model, names, rank, alpha, training.seed) as at_work:
         if retain is not None:
             retain.originals = None  # the base is the model without its adapter
-        within = tuple(n for n, each in adapted.named_parameters() if each.requires_grad)
+        within = tuple(n for n, each in at_work.named_parameters() if each.requires_grad)
         trained = run_stages(
-            adapted, [Stage("all layers", within)], rows, training,
+            at_work, [Stage("all layers", within)], rows, training,
             device=device, retain=retain, workspace=workspace, progress=progress,
         )  # fmt: skip
         from weightsurgery.learning.adapter import factors
 
-        return trained, factors(adapted, names)
+        return trained, factors(at_work, names)
 
 
 @contextmanager
-def _adapted(
-    model: PreTrainedModel, names: Sequence[str], method: Method, seed: int
+def adapted(
+    model: PreTrainedModel, names: Sequence[str], rank: int, alpha: float, seed: int
 ) -> Iterator[Any]:
-    """The model with a new adapter, which is taken off at the end."""
+    """The model with a new adapter, which is taken off at the end.
+
+    Args:
+        model: Changed in place, and as before in the end.
+        names: The parameters that are adapted.
+        rank: Factors per matrix.
+        alpha: The change is ``alpha / rank · B A``.
+        seed: Of the first ``A``.
+    """
     from weightsurgery.learning.adapter import attach  # peft takes seconds to import
 
-    rank = method.lora_rank or 1
-    adapted = attach(model, names, rank, method.lora_alpha or rank, seed)
+    with_adapter = attach(model, names, rank, alpha, seed)
     try:
-        yield adapted
+        yield with_adapter
     finally:
-        adapted.unload()
+        with_adapter.unload()
         # What peft leaves on a model it once adapted.
         for trace in ("peft_config", "_hf_peft_config_loaded"):
             model.__dict__.pop(trace, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ __all__ = [
     "drift",
     "estimate",
     "estimate_change",
+    "estimate_combined",
     "forgetting",
     "normalised_forgetting",
 ]
@@ -138,26 +139,41 @@ def estimate_change(
         resampling: How the interval is found: both models are measured on the same draws.
         transform: Applied to each mean first.
     """
-    both = before.defined & after.defined
-    before, after = (
-        Measured(each.values.where(both, math.nan), each.weights, each.why or other.why)
-        for each, other in ((before, after), (after, before))
-    )
-    count = int(both.sum())
-    means = before.mean(), after.mean()
-    if means[0] is None or means[1] is None:
-        return Estimate(None, None, 0, before.why)
-    found = _changed(change, transform, means[0], means[1])
+    return estimate_combined((before, after), change, resampling, transform)
+
+
+def estimate_combined(
+    measured: Sequence[Measured],
+    combine: Callable[..., float | str],
+    resampling: Resampling,
+    transform: Callable[[float], float] = float,
+) -> Estimate:
+    """What several means of the same examples say together, with a paired bootstrap's interval.
+
+    Args:
+        measured: Each one value per example, of the same examples.
+        combine: From the means, in their order, to a number, or to the reason why there is none.
+        resampling: How the interval is found: all are measured on the same draws.
+        transform: Applied to each mean first.
+    """
+    shared = torch.stack([each.defined for each in measured]).all(0)
+    why = next((each.why for each in measured if each.why), "")
+    kept = [Measured(each.values.where(shared, math.nan), each.weights, why) for each in measured]
+    count = int(shared.sum())
+    means = [mean for each in kept if (mean := each.mean()) is not None]
+    if len(means) < len(kept):
+        return Estimate(None, None, 0, why)
+    found = _combined(combine, transform, means)
     if isinstance(found, str):
         return Estimate(None, None, count, found)
     interval = None
     if count > 1:
-        pairs = (resampling.means(each).tolist() for each in (before, after))
-        drawn = [_changed(change, transform, s0, s1) for s0, s1 in zip(*pairs, strict=True)]
+        tuples = zip(*(resampling.means(each).tolist() for each in kept), strict=True)
+        drawn = [_combined(combine, transform, each) for each in tuples]
         figures = [each for each in drawn if not isinstance(each, str)]
         if len(figures) == len(drawn):
             interval = _interval(torch.tensor(figures, dtype=torch.float64))
-    why = before.why if count < len(both) else ""
+    why = why if count < len(shared) else ""
     if count > 1 and interval is None:
         why = "; ".join(filter(None, [why, "no interval: not defined in all resamples"]))
     return Estimate(found, interval, count, why)
@@ -183,16 +199,15 @@ def drift(s0: float, s1: float) -> float | str:
     return abs(s1 - s0) / s0 if s0 > 0 else "the score before is 0: no relative change"
 
 
-def _changed(
-    change: Change,
+def _combined(
+    combine: Callable[..., float | str],
     transform: Callable[[float], float],
-    s0: float,
-    s1: float,
+    means: Sequence[float],
 ) -> float | str:
-    first, second = _finite(transform, s0), _finite(transform, s1)
-    if first is None or second is None:
+    values = [value for each in means if (value := _finite(transform, each)) is not None]
+    if len(values) < len(means):
         return "too large for a float, or not defined"
-    return change(first, second)
+    return combine(*values)
 
 
 def _finite(transform: Callable[[float], float], value: float) -> float | None:

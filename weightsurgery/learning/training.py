@@ -263,7 +263,7 @@ def train_stage(
     progress: Progress | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     enough: Callable[[int], bool] | None = None,
-    kind: type[StageTrainer] = StageTrainer,
+    kind: Callable[..., StageTrainer] = StageTrainer,
 ) -> Trained:
     """Trains a stage's parameters in place, all others frozen.
 
@@ -283,7 +283,7 @@ def train_stage(
         progress: Called as ``progress(text, done, total)`` in steps.
         optimizer: Of the stage's parameters, instead of AdamW.
         enough: Asked after every step, with the number of steps taken, whether to end.
-        kind: The Trainer, which knows the loss.
+        kind: Makes the Trainer, which knows the loss.
 
     Returns:
         What came of it.

@@ -36,9 +36,9 @@ from weightsurgery.vectors.lineage import check_lineage, samples_of
 from weightsurgery.vectors.sources import Keep, open_keep, split_data
 from weightsurgery.vectors.statistics import check_width
 
-__all__ = ["Request", "Search", "Sources"]
+__all__ = ["TOKENIZER", "Request", "Search", "Sources"]
 
-_TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Request:
 
         def hashed() -> dict[str, Any]:
             entries = recorded(read, hash_files(read, cores()))
-            beside = [self.base.path / name for name in _TOKENIZER]
+            beside = [self.base.path / name for name in TOKENIZER]
             entries["base"]["files"] |= {
                 path.name: file_sha256(path) for path in beside if path.is_file()
             }

@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from weightsurgery.errors import OutputError
 from weightsurgery.learning.rounds import Rounds
@@ -89,7 +89,23 @@ def training_plan(
     )
 
 
-def check_space(plan: TrainingPlan, out: Path, vector: Path) -> None:
+class Writes(Protocol):
+    """A plan, as far as disks are concerned."""
+
+    @property
+    def edit(self) -> Plan | AdapterPlan:
+        """What would be written."""
+
+    @property
+    def vector_bytes(self) -> int:
+        """Size of the vector."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether that is there already."""
+
+
+def check_space(plan: Writes, out: Path, vector: Path) -> None:
     """Refuse what the disks cannot hold.
 
     Raises:

@@ -30,7 +30,7 @@ from weightsurgery.surgery.run import Applied
 from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
 from weightsurgery.vectors.task_vector import DenseDelta, TaskVector
 
-__all__ = ["Search", "Sources", "Unlearned", "plan", "unlearn", "vector_place"]
+__all__ = ["Coming", "Search", "Sources", "Unlearned", "plan", "unlearn", "vector_place"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -84,7 +84,7 @@ class _Learn(Add):
 
 
 @dataclass
-class _Coming:
+class Coming:
     """A change that is still to be trained, for plans: which matrices, and nothing of what."""
 
     names: Sequence[str]
@@ -253,7 +253,7 @@ def _planned(
                 "Pass --rank K (or --energy E) to truncate it; what that loses is reported.",
             )
         storage = replace(storage, rule=request.search.rank)
-        vector = TaskVector.of(_Coming(request.names))
+        vector = TaskVector.of(Coming(request.names))
     planned = plan_as(kind(vector), request.base, out, selection, storage, workers, overwrite)
     found = _finished(request, place)
     request.check_places(Path(os.path.realpath(out)), place, found is not None, overwrite)

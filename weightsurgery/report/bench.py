@@ -104,6 +104,10 @@ def _paraphrased(rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
 
 def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
     columns = ["method", "reached %" if learning else "left %", "after NF4 %", "NF4 drift unseen"]
+    # Results of before there was such a column lack it.
+    eight = any(each.rounded_int8 for _, outcomes in rows for each in outcomes)
+    if eight:
+        columns += ["after int8 %", "int8 drift unseen"]
     attacked = all(each.relearned for _, outcomes in rows for each in outcomes)
     if attacked:
         columns += ["other half %", "after relearning %"]
@@ -112,9 +116,10 @@ def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
         row = [
             name,
             _figure(outcomes, lambda each: 100 * each.target),
-            _figure(outcomes, lambda each: 100 * each.rounded["target"]),
-            _figure(outcomes, _worst_rounded),
+            *_after_rounding(outcomes, "rounded"),
         ]
+        if eight:
+            row += _after_rounding(outcomes, "rounded_int8")
         if attacked:
             row += [
                 _figure(outcomes, lambda each: 100 * each.relearned["rest_before"]),
@@ -122,6 +127,8 @@ def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
             ]
         cells.append(tuple(row))
     note = "NF4: the linear layers' weights rounded to 4 bits; its drift is the worst keep task's."
+    if eight:
+        note += " int8: to 8 bits."
     if attacked:
         note += (
             " Relearning: trained on the facts of every other person to forget; shown is what"
@@ -130,9 +137,18 @@ def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
     return Table("Does it last?", tuple(columns), cells, note)
 
 
-def _worst_rounded(outcome: Outcome) -> float:
+def _after_rounding(outcomes: Sequence[Outcome], field: str) -> list[str]:
+    if not all(getattr(each, field) for each in outcomes):
+        return ["–", "–"]
+    return [
+        _figure(outcomes, lambda each: 100 * float(getattr(each, field)["target"])),
+        _figure(outcomes, lambda each: _worst(each, getattr(each, field))),
+    ]
+
+
+def _worst(outcome: Outcome, rounded: Mapping[str, float]) -> float:
     return max(
-        100 * abs(outcome.rounded[key] - before) / before
+        100 * abs(rounded[key] - before) / before
         for key, before in outcome.keep_before.items()
         if key.endswith(".unseen")
     )

@@ -49,7 +49,7 @@ def limits(record: EditRecord) -> str:
     """Limits and warnings as a Markdown list."""
     told = tell(record)
     lines = list(_ADDED if told.sign > 0 else _REMOVED)
-    if told.removes:
+    if told.removes and told.edit != "unlearn":  # whose methods have rows of their own
         lines.insert(2, _measured(record))
     elif told.sign == 0:
         lines = ["This is no model: what is said here is of models made with it."]

@@ -31,7 +31,7 @@ _BASES = {
     "sum": "one task to keep after another, each measured on `T`",
 }
 
-_EDITS = {"negate": -1, "project": -1, "add": 1, "learn": 1}
+_EDITS = {"negate": -1, "project": -1, "unlearn": -1, "add": 1, "learn": 1}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Told:
 
     Attributes:
         kind: The record's.
-        edit: ``negate``, ``add``, ``project`` or ``learn``; "" if the record does not say.
+        edit: ``negate``, ``add``, ``project``, ``learn`` or ``unlearn``; "" if the record does not
+            say.
         command: The command that was typed, such as ``export``; "" for none.
         sign: −1 where something was taken away, +1 where something was added, 0 if neither or
             not said.
@@ -120,6 +121,8 @@ def _edit(record: EditRecord, told: Told) -> list[str]:
     sign = {-1: "−", 1: "+"}.get(_EDITS.get(told.edit, told.sign), "±")
     scale = record.parameters.get("scale")
     amount = f", with `λ = {scale:g}`" if isinstance(scale, int | float) else ""
+    if told.edit == "unlearn":
+        return _system(record.parameters, sign, amount)
     if told.from_data:
         return _data(record.parameters, sign, amount)
     if told.edit in ("project", "learn"):
@@ -197,8 +200,22 @@ def _data(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
     ]
 
 
+def _system(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
+    own = given.get("settings") or {}
+    shown = ", ".join(f"{code(str(name))} {code(str(value))}" for name, value in own.items())
+    settings = f" Its settings: {shown}." if shown else ""
+    return [
+        f"Trained by {code(str(given.get('method', '?')))}"
+        f" ({literal(str(given.get('source', '')))}), which forgets by a loss or a vector of its"
+        f" own.{settings} What was found was saved as a task vector `T`, and"
+        f" `W' = W {sign} λT`{amount}."
+    ]
+
+
 def _vector(record: EditRecord, told: Told) -> list[str]:
     given = record.parameters
+    if given.get("edit") == "unlearn":
+        return [*_system(given, "−", ""), "The files hold `T`."]
     if given.get("method") == "rounds from data":
         found = _data(given, "+" if given.get("edit") == "learn" else "−", "")
         return [*found, "The files hold `T`."]

@@ -52,6 +52,12 @@ def read_scores(file: str | os.PathLike[str], out: Path) -> dict[str, Any]:
         raise DataError(f"{os.fspath(file)}: no JSON ({error})", remedy) from None
     if not _fits(found):
         raise DataError(f"{os.fspath(file)}: no document of 'ws evaluate --json'", remedy)
+    if found.get("contexts") is not None:
+        raise DataError(
+            f"{os.fspath(file)}: scores of a model that was asked in a context, which no file of"
+            " the output is",
+            remedy,
+        )
     scored = os.path.realpath(os.path.expanduser(found["checkpoint"]))
     if scored != os.path.realpath(out):
         raise DataError(

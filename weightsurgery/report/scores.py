@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from weightsurgery.learning.harness import TaskScore
     from weightsurgery.learning.intervals import Estimate
 
-__all__ = ["evaluation_tables", "task_table"]
+__all__ = ["evaluation_tables", "figure", "metric_titles", "task_table"]
 
 _PLAIN = {"nll", "perplexity"}
 """Metrics that are no shares, and not shown in percent."""
@@ -25,7 +25,7 @@ def evaluation_tables(found: Evaluation, titles: Mapping[str, str]) -> list[str 
         found: What was measured.
         titles: Per metric its name for people.
     """
-    titles = {**titles, "el": f"{titles.get('el', 'EL')}_{found.n}"}
+    titles = metric_titles(titles, found.n)
     rows, notes = [], []
     for each in found.sets:
         for name, score in each.scores.items():
@@ -34,24 +34,40 @@ def evaluation_tables(found: Evaluation, titles: Mapping[str, str]) -> list[str 
     columns: tuple[str, ...] = ("set", "", "examples", "metric", "score", "95 % interval")
     if found.against is not None:
         columns = (*columns, "before")
+    title = f"Scores of {found.checkpoint}"
+    if found.contexts is not None:
+        title += f" ({found.contexts.method}, in-context, weights unchanged)"
+        notes.append(_context_note(found))
     note = " ".join(notes)
-    tables: list[str | Table] = [
-        Table(f"Scores of {found.checkpoint}", columns, rows, note, frozenset({0, 1, 3}))
-    ]
+    tables: list[str | Table] = [Table(title, columns, rows, note, frozenset({0, 1, 3}))]
     if found.against is not None:
         tables.append(_change_table(found, titles))
     return tables
 
 
+def metric_titles(titles: Mapping[str, str], n: int) -> dict[str, str]:
+    """Names of metrics for people, with the length of EL's n-grams."""
+    return {**titles, "el": f"{titles.get('el', 'EL')}_{n}"}
+
+
+def _context_note(found: Evaluation) -> str:
+    assert found.contexts is not None
+    note = (
+        f"In-context: before every query stand an example to forget with a wrong answer and"
+        f" {found.contexts.shots} with right ones. Who asks the model otherwise gets what it knows."
+    )
+    return note if found.against is None else f"{note} {found.against} was asked plainly."
+
+
 def _score_row(each: SetScores, name: str, title: str) -> tuple[str, ...]:
     score = each.scores[name]
-    before = () if each.before is None else (_figure(name, each.before[name].value),)
+    before = () if each.before is None else (figure(name, each.before[name].value),)
     return (
         each.name,
         each.role,
         str(score.examples),
         title,
-        _figure(name, score.value),
+        figure(name, score.value),
         _range(name, score.interval),
         *before,
     )
@@ -88,7 +104,8 @@ def _percent(change: Estimate, factor: float) -> tuple[str, str]:
     )
 
 
-def _figure(name: str, value: float | None) -> str:
+def figure(name: str, value: float | None) -> str:
+    """A score as text: in percent where it is a share."""
     if value is None:
         return "–"
     return f"{value:.4g}" if name in _PLAIN else f"{100 * value:.1f} %"

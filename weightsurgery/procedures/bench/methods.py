@@ -8,9 +8,6 @@ it trains spends a look for each candidate.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -18,55 +15,22 @@ from weightsurgery.algebra.activations import InputSpace
 from weightsurgery.algebra.discriminate import KeepSpace, discriminate
 from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
-from weightsurgery.errors import NonFiniteError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.method import Method as Identification
 from weightsurgery.learning.rounds import Kept, Rounds, Watch, find_change
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import values_of
-from weightsurgery.learning.unlearners import unlearn
+from weightsurgery.procedures.bench.merged import MERGING
+from weightsurgery.procedures.bench.prompted import PROMPTED
+from weightsurgery.procedures.bench.row import BUDGET, Candidate, Method
 from weightsurgery.procedures.bench.subject import KEEP, Change, Subject
+from weightsurgery.procedures.bench.trained import TRAINED
 
 __all__ = ["BUDGET", "FORGETTING", "LEARNING", "Candidate", "Method"]
-
-BUDGET = 8
-"""Candidates, or looks at validation data, that each method has."""
 
 # The search for the best rank of a keep task's vector is not part of the budget: all are cut at
 # the same one.
 _RANK = 64
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A setting and what it does to the weights.
-
-    Attributes:
-        setting: By name.
-        change: ``W' − W`` by parameter.
-        looks: How often validation data were looked at to find it, beyond the bench's own look.
-    """
-
-    setting: Mapping[str, Any]
-    change: Change
-    looks: int = 0
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the bench.
-
-    Attributes:
-        about: What it does, in a line.
-        candidates: Makes its candidates, cheapest shared work first.
-        sees: What of the tasks to keep it is given: ``"nothing"``, ``"vectors"``, ``"facts"``
-            (seen ones) or ``"everything"``.
-    """
-
-    about: str
-    candidates: Callable[[Subject], Iterator[Candidate]]
-    sees: str = "nothing"
 
 
 def _scaled(vector: Change, scale: float) -> Change:
@@ -182,36 +146,6 @@ def _retain_aware(subject: Subject) -> Iterator[Candidate]:
         yield Candidate({"scale": scale}, _scaled(vector, -scale))
 
 
-def _trained(name: str, rates: Sequence[float]) -> Callable[[Subject], Iterator[Candidate]]:
-    """An unlearner, stopped at several steps for each of several learning rates."""
-
-    def candidates(subject: Subject) -> Iterator[Candidate]:
-        keep = [fact for rows in subject.seen for fact in rows]
-        stops = BUDGET // len(rates)
-        for rate in rates:
-            snapshots: list[tuple[int, Change]] = []
-
-            def look(step: int, kept: list[tuple[int, Change]] = snapshots) -> bool:
-                if step % 10 == 0:
-                    after = values_of(subject.model, subject.names)
-                    kept.append((step, {n: after[n] - subject.before[n] for n in after}))
-                return False
-
-            training = Training(
-                steps=10 * stops, learning_rate=rate, batch_size=subject.recipe.tuning_batch
-            )
-            # Ascent has no floor; what was reached before it ends in NaN counts.
-            with suppress(NonFiniteError):
-                unlearn(
-                    name, subject.model, subject.tokenizer, subject.forget, keep, training,
-                    after_step=look,
-                )  # fmt: skip
-            for step, change in snapshots:
-                yield Candidate({"learning_rate": rate, "steps": step}, change)
-
-    return candidates
-
-
 def _retrained(subject: Subject) -> Iterator[Candidate]:
     """The world's base trained again from its first weights, on all tasks but the request's."""
     from weightsurgery.procedures.bench.retrain import retrain
@@ -276,10 +210,7 @@ FORGETTING: Mapping[str, Method] = {
     ),
     "retain-aware": Method("W − λT, T trained with KL on the seen keep facts", _retain_aware,
                            "facts"),
-    "gradient-ascent": Method("trained on −CE(forget)",
-                              _trained("gradient-ascent", (1e-4, 3e-4))),
-    "gradient-difference": Method("trained on −CE(forget) + CE(keep)",
-                                  _trained("gradient-difference", (1e-4, 3e-4)), "facts"),
+    **TRAINED,
     "rounds": Method(
         "identify, discriminate, remove in 16 rounds (λ=32, ε=0.001)",
         _rounds(Rounds("negate", rounds=16, steps=10)),
@@ -304,6 +235,8 @@ FORGETTING: Mapping[str, Method] = {
         _rounds(Rounds(steps=240)),
         "facts",
     ),
+    **MERGING,
+    **PROMPTED,
     "retrained": Method("trained anew without the request", _retrained, "everything"),
 }  # fmt: skip
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.errors import DataError
+from weightsurgery.errors import DataError, OutputError
 
-__all__ = ["Bench", "Outcome", "Summary", "read_bench"]
+__all__ = ["Bench", "Outcome", "Summary", "read_bench", "save_bench"]
 
 FORMAT_VERSION = 1
 
@@ -37,6 +37,7 @@ class Outcome:
         rounded: After rounding the weights to NF4: ``"target"`` and the keep sets.
         relearned: After training on half of the request: ``"half"``, that half; ``"rest"``, the
             other one; ``"rest_before"``, the other one before.
+        rounded_int8: Like ``rounded``, to 8-bit integers; empty in results older than it.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Outcome:
     paraphrased: float | None = None
     rounded: Mapping[str, float] = field(default_factory=dict)
     relearned: Mapping[str, float] = field(default_factory=dict)
+    rounded_int8: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def forgotten(self) -> float:
@@ -149,3 +151,17 @@ def read_bench(path: str | Path) -> Bench:
             f"{path}: holds no results of a bench: {error}",
             "Make them with:  ws bench --json > FILE",
         ) from error
+
+
+def save_bench(bench: Bench, path: Path) -> None:
+    """Write what :func:`read_bench` reads; the file is the old one or the new one, never half.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.part")
+    try:
+        draft.write_text(json.dumps(bench.document(), indent=1) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}", "Name another file.") from None

@@ -20,7 +20,7 @@ from weightsurgery.procedures.bench.methods import (
     Candidate,
     Method,
 )
-from weightsurgery.procedures.bench.results import Bench, Outcome
+from weightsurgery.procedures.bench.results import Bench, Outcome, read_bench, save_bench
 from weightsurgery.procedures.bench.subject import FORGET, KEEP, Subject
 from weightsurgery.procedures.world import get_world
 from weightsurgery.procedures.world.build import Progress
@@ -39,6 +39,7 @@ def bench(
     threshold: float = 0.975,
     relearn_steps: int = 40,
     cache_dir: Path | None = None,
+    save_to: Path | None = None,
     progress: Progress | None = None,
 ) -> Bench:
     """Holds methods against each other on embedded worlds.
@@ -52,13 +53,16 @@ def bench(
             candidate to be chosen.
         relearn_steps: Steps of the attack on what was forgotten; 0 for no attack.
         cache_dir: Where worlds are kept.
+        save_to: A file of results, which grows by each outcome; what it holds is not done again.
         progress: Called as ``progress(stage, done, total)`` in methods.
 
     Returns:
-        An outcome per seed and method.
+        An outcome per seed and method, and what the file held besides.
 
     Raises:
         EditError: An unknown variant, method or task.
+        DataError: The file holds something else, or results of another bench.
+        OutputError: It cannot be written.
         WeightSurgeryError: A world cannot be made.
     """
     tables = {"forget": FORGETTING, "learn": LEARNING}
@@ -67,18 +71,28 @@ def bench(
     if variant not in VARIANTS:
         raise EditError(f"variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}.")
     chosen = _chosen(tables[task], methods)
-    outcomes = []
+    found = Bench(variant, task, threshold, (), versions())
+    if save_to is not None:
+        found = read_bench(save_to).merged(found) if save_to.exists() else found
+        save_bench(found, save_to)  # if it cannot be written, that shows now
     for number, seed in enumerate(seeds):
+        known = {each.method for each in found.outcomes if each.seed == seed}
+        wanted = {name: method for name, method in chosen.items() if name not in known}
+        if not wanted:
+            continue
         recipe = VARIANTS[variant]
         world = get_world(seed, cache_dir, progress, recipe=recipe)
         subject = Subject.of(world, recipe, seed)
-        for place, (name, method) in enumerate(chosen.items()):
+        for place, (name, method) in enumerate(wanted.items()):
             if progress is not None:
                 done = number * len(chosen) + place
                 progress(f"seed {seed}, {name}", done, len(seeds) * len(chosen))
             learning = task == "learn"
-            outcomes.append(run_method(subject, name, method, threshold, relearn_steps, learning))
-    return Bench(variant, task, threshold, tuple(outcomes), versions())
+            outcome = run_method(subject, name, method, threshold, relearn_steps, learning)
+            found = Bench(variant, task, threshold, (*found.outcomes, outcome), found.versions)
+            if save_to is not None:
+                save_bench(found, save_to)
+    return found
 
 
 def _chosen(table: Mapping[str, Method], names: Sequence[str] | None) -> dict[str, Method]:
@@ -111,7 +125,7 @@ def run_method(
         looks = 0
         for candidate in method.candidates(subject):
             looks += 1 + candidate.looks
-            with subject.edited(candidate.change):
+            with subject.edited(candidate.change), subject.asked(candidate.prompts):
                 score = subject.score(target)
                 kept = subject.validation()
             worst = min(kept[role] / before[role] for role in before)
@@ -127,7 +141,9 @@ def run_method(
             raise EditError(f"{name}: {looks} looks at validation data", f"At most {BUDGET}.")
         assert best is not None
         (qualifies, *_), found = best
-        with subject.edited(found.change):
+        with subject.edited(found.change), subject.asked(found.prompts):
+            # Before the attack that trains: arguments are made in their order.
+            int8 = _rounded(subject, target, "int8")
             outcome = Outcome(
                 name,
                 subject.seed,
@@ -143,8 +159,9 @@ def run_method(
                 subject.score(subject.forget_paraphrased)
                 if subject.forget_paraphrased and not learning
                 else None,
-                _rounded(subject, target),
+                _rounded(subject, target, "nf4"),
                 {} if learning or not relearn_steps else _relearned(subject, relearn_steps),
+                rounded_int8=int8,
             )
     return outcome
 
@@ -157,8 +174,8 @@ def _keep_scores(subject: Subject) -> dict[str, float]:
     }
 
 
-def _rounded(subject: Subject, target: list[Example]) -> dict[str, float]:
-    with quantised(subject.model, "nf4"):
+def _rounded(subject: Subject, target: list[Example], method: str) -> dict[str, float]:
+    with quantised(subject.model, method):
         return {"target": subject.score(target), **_keep_scores(subject)}
 
 

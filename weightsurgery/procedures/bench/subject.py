@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,13 +22,16 @@ from weightsurgery.learning.statistics import gather
 from weightsurgery.procedures.world import SPLITS, Recipe, World
 from weightsurgery.procedures.world.facts import make_facts
 
-__all__ = ["FORGET", "KEEP", "Change", "Subject"]
+__all__ = ["FORGET", "KEEP", "Change", "Prompts", "Subject"]
 
 FORGET = "authors"
 KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
 """Role → task."""
 
 Change = dict[str, Tensor]
+
+Prompts = Callable[[Sequence[Example]], list[Example]]
+"""From queries to what the model is asked."""
 
 _STRANGERS = 2000
 
@@ -55,6 +58,7 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     _read: dict[tuple[str, str, bool], list[Example]] = field(default_factory=dict)
+    _prompts: Prompts | None = None
 
     @classmethod
     def of(cls, world: World, recipe: Recipe, seed: int) -> Subject:
@@ -112,8 +116,19 @@ class Subject:
         finally:
             set_values(self.model, self.before)
 
+    @contextmanager
+    def asked(self, prompts: Prompts | None) -> Iterator[None]:
+        """Every query is scored as the function has it; as it stands again, after."""
+        self._prompts, before = prompts, self._prompts
+        try:
+            yield
+        finally:
+            self._prompts = before
+
     def score(self, examples: Sequence[Example]) -> float:
         """Greedy exact match of the model as it is now."""
+        if self._prompts is not None:
+            examples = self._prompts(examples)
         return exact_match(self.model, self.tokenizer, examples, batch_size=256)
 
     def validation(self) -> dict[str, float]:

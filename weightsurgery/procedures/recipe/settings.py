@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ def settings(record: EditRecord, command: Command, given: Mapping[str, Any]) -> 
         found["device"] = parameters["device"].split(":")[0]
     if isinstance(parameters.get("training"), Mapping):
         found |= _training(parameters["training"])
+    if parameters.get("edit") == "unlearn":
+        found |= _system(parameters)
     if isinstance(parameters.get("method"), Mapping):
         method = parameters["method"]
         found |= {name: method[name] for name in ("mode", "order", "lora_rank", "lora_alpha")}
@@ -98,6 +101,20 @@ def _training(training: Mapping[str, Any]) -> dict[str, Any]:
     found = {option: training[name] for option, name in _TRAINED.items() if name in training}
     if found.get("steps") is None:
         found["epochs"] = training["epochs"]
+    return found
+
+
+def _system(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``ws unlearn`` was run with, where it differs from how trainings are recorded."""
+    chosen = parameters["settings"].items()
+    found = {
+        "dtype": parameters.get("storage", {}).get("dtype"),
+        "precision": parameters["training"]["dtype"],
+        "lora_rank": parameters["lora_rank"],
+        "set_": [f"{name}={json.dumps(value)}" for name, value in chosen] or None,
+    }
+    if not parameters["chosen"]:  # by hand; else the method takes what it takes
+        found |= dict.fromkeys(("targets", "include", "exclude", "layers"))
     return found
 
 

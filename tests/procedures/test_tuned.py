@@ -1,0 +1,137 @@
+"""The published recipe for λ: what it chooses, and that it leaves the model alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.learning.tiny import FACTS, OTHER, byte_tokenizer
+from weightsurgery.errors import EditError
+from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.identify import ALL_LINEAR
+from weightsurgery.learning.models import load_model
+from weightsurgery.learning.parameters import entries_of
+from weightsurgery.learning.settings import Training
+from weightsurgery.procedures.change_request import ChangeRequest
+from weightsurgery.procedures.merging import Line, find_line
+from weightsurgery.procedures.tuned import SCALES, SHARE, changed, choose_scale, merge, tune
+
+
+@pytest.fixture(scope="module")
+def model(taught):
+    return load_model(taught.base)[0]
+
+
+@pytest.fixture(scope="module")
+def request_(model):
+    return ChangeRequest(
+        model, byte_tokenizer(), tuple(ALL_LINEAR.resolve(entries_of(model))), FACTS, OTHER,
+        training=Training(steps=6, learning_rate=2e-3, batch_size=8),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def line(request_):
+    return find_line("task-vector", request_)
+
+
+def test_the_grid_is_the_published_one():
+    assert np.allclose(SCALES, np.linspace(0, 1, 21))
+    assert SHARE == 0.95
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ({0.0: (1.0, 1.0), 0.5: (0.5, 0.96), 1.0: (0.1, 0.94)}, 0.5),  # the lowest that holds
+        ({0.0: (1.0, 1.0), 0.5: (0.5, 0.95), 1.0: (0.1, 0.5)}, 0.5),  # the bound itself holds
+        ({0.5: (0.4, 1.0), 1.0: (0.4, 1.0)}, 0.5),  # of equal ones the smaller
+        ({1.0: (0.4, 1.0), 0.5: (0.4, 1.0)}, 0.5),
+        ({0.0: (1.0, 1.0), 0.5: (0.2, 0.1)}, 0.0),  # nothing holds but doing nothing
+        ({0.5: (0.2, 0.1)}, None),
+        ({0.5: (0.2, 1.2)}, 0.5),  # a control may rise
+    ],
+)
+def test_the_choice(scores, chosen):
+    assert choose_scale(scores, (1.0, 1.0)) == chosen
+
+
+def test_every_control_must_hold_its_own_share():
+    scores = {0.5: (0.5, 0.9, 0.48), 1.0: (0.1, 0.9, 0.47)}
+    assert choose_scale(scores, (1.0, 0.9, 0.5)) == 0.5
+    assert choose_scale(scores, (1.0, 0.9, 0.4)) == 1.0
+    assert choose_scale(scores, (1.0, 0.9, 0.5), share=0.9) == 1.0
+
+
+def test_the_recipe_finds_what_trying_all_finds(model, line):
+    tokenizer, before = byte_tokenizer(), {k: v.clone() for k, v in model.state_dict().items()}
+    wide = tuple(4 * scale for scale in SCALES)
+    target, control = [], []
+    for scale in wide:
+        with changed(model, line.at(scale)):
+            target.append(exact_match(model, tokenizer, FACTS))
+            control.append(exact_match(model, tokenizer, OTHER))
+    assert target[0] == control[0] == 1.0
+    assert min(control) < 0.95 < max(control)  # the bound decides
+    holding = [i for i, value in enumerate(control) if value >= 0.95]
+    best = min(holding, key=lambda i: (target[i], wide[i]))
+    found = tune(line, model, tokenizer, FACTS, [OTHER], scales=wide)
+    assert best > 0
+    assert (found.scale, found.target, found.controls) == (
+        wide[best],
+        target[best],
+        (control[best],),
+    )
+    assert found.before == (1.0, 1.0)
+    assert found.tried == wide
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_change_is_inside_and_then_gone_even_after_an_error(model, line):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    change = line.at(0.3)
+    name = next(iter(change))
+
+    def broken():
+        with changed(model, change):
+            assert torch.equal(model.get_parameter(name), before[name] + change[name])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken()
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
+
+
+def test_a_merged_change_says_how_it_was_found(request_, line):
+    change, notes = merge("task-vector", request_)
+    assert notes["scale"] in SCALES
+    assert notes["scales_tried"] == 21
+    assert notes["forget"]["after"] < notes["forget"]["before"]
+    assert notes["keep"]["after"] >= 0.95 * notes["keep"]["before"]
+    wanted = line.at(notes["scale"])
+    assert all(torch.equal(change[name], t) for name, t in wanted.items())
+    fixed, notes = merge("task-vector", replace(request_, keep=(), settings={"scale": 1.5}))
+    assert notes == {"scale": 1.5}
+    assert all(torch.equal(fixed[name], t) for name, t in line.at(1.5).items())
+    lame = replace(request_, training=replace(request_.training, learning_rate=1e-9))
+    with pytest.raises(EditError, match="no scale up to 1 forgets anything"):
+        merge("task-vector", lame)
+    with pytest.raises(EditError, match="without a scale"):
+        merge("task-vector", replace(request_, keep=()))
+
+
+def test_without_anything_to_choose_by_it_refuses(model, line):
+    tokenizer = byte_tokenizer()
+    with pytest.raises(EditError, match="no examples to choose"):
+        tune(line, model, tokenizer, FACTS, [])
+    with pytest.raises(EditError, match="no examples to choose"):
+        tune(line, model, tokenizer, FACTS, [OTHER, []])
+    with pytest.raises(EditError, match="scores 0"):
+        tune(line, model, tokenizer, FACTS, [OTHER], score=lambda *_: 0.0)
+    breaking = Line(line.direction, {n: 9 * torch.ones_like(t) for n, t in line.direction.items()})
+    with pytest.raises(EditError, match="no scale leaves 95%"):
+        tune(breaking, model, tokenizer, FACTS, [OTHER], scales=(0.0, 0.5))

@@ -1,0 +1,295 @@
+"""The command that runs the survey's systems: unlearn."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import (
+    Show,
+    Store,
+    Truncate,
+    Which,
+    Work,
+    typed_command,
+    written_line,
+    written_path,
+)
+from weightsurgery.cli.spread import options
+
+__all__ = ["METHODS", "unlearn"]
+
+METHODS = (
+    "gradient-ascent", "gradient-difference", "kul", "npo", "simnpo", "kga", "eul", "au", "rmu",
+    "task-vector", "cpem-lora", "cpem-ia3", "negmerge", "ethos", "ext-sub",
+)  # fmt: skip
+"""The names, which the help must know without loading what they do."""
+
+_TRAINING = "Training"
+
+
+def _list(wanted: bool) -> None:
+    if wanted:
+        _installed()
+        from weightsurgery.procedures.systems import SYSTEMS
+        from weightsurgery.report.systems import system_tables
+
+        console.show(*system_tables(SYSTEMS))
+        raise typer.Exit
+
+
+def _installed(*further: str) -> None:
+    from importlib.util import find_spec
+
+    from weightsurgery.errors import WeightSurgeryError
+
+    needed = ("transformers", "accelerate", *further)
+    lacking = [name for name in needed if find_spec(name) is None]
+    if lacking:
+        raise WeightSurgeryError(
+            f"unlearn trains the model, and {' and '.join(lacking)} is not installed",
+            f"Install it with:  pip install {' '.join(lacking)}",
+        )
+
+
+@dataclass(frozen=True)
+class Data:
+    """What goes, what stays, and what was never there."""
+
+    forget: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="Data to forget; repeatable."),
+    ]
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Data to keep; repeatable."),
+    ] = None
+    unseen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Data the model never saw, of the form of what to forget, for methods that measure"
+            " by it; repeatable.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Tune:
+    """How to train; what is not given is as the method was published."""
+
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the method, as in beta=0.5; repeatable. --list shows them.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps.", rich_help_panel=_TRAINING)
+    ] = None
+    epochs: Annotated[
+        float | None,
+        typer.Option(help="Instead: passes over the data to forget.", rich_help_panel=_TRAINING),
+    ] = None
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of AdamW.", rich_help_panel=_TRAINING)
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Examples per process and micro-step.", rich_help_panel=_TRAINING),
+    ] = None
+    accumulate: Annotated[
+        int | None, typer.Option(help="Micro-steps per step.", rich_help_panel=_TRAINING)
+    ] = None
+    warmup: Annotated[
+        int | None,
+        typer.Option(help="Steps over which the rate rises.", rich_help_panel=_TRAINING),
+    ] = None
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Of AdamW.", rich_help_panel=_TRAINING)
+    ] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="Cut longer examples.", rich_help_panel=_TRAINING),
+    ] = None
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the training's arithmetic: float32, bfloat16 or float16.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Less memory for activations, a third more work.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = False
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="R",
+            help="Train a LoRA adapter of this rank instead of the weights.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
+
+    def training(self, seed: int) -> dict[str, Any]:
+        """As fields of the library's training, those that are given."""
+        from weightsurgery.errors import EditError
+
+        if self.steps is not None and self.epochs is not None:
+            raise EditError("both --steps and --epochs", "Give one of them.")
+        given = {
+            "steps": self.steps,
+            "epochs": self.epochs,
+            "learning_rate": self.lr,
+            "batch_size": self.batch,
+            "accumulation": self.accumulate,
+            "warmup": self.warmup,
+            "weight_decay": self.weight_decay,
+            "max_length": self.max_length,
+            "dtype": self.precision,
+            "gradient_checkpointing": self.gradient_checkpointing or None,
+            "seed": seed,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def settings(self) -> dict[str, Any]:
+        """The method's own, values as JSON where they are that, else as words."""
+        from weightsurgery.errors import EditError
+
+        found: dict[str, Any] = {}
+        for text in self.set_ or ():
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise EditError(f"--set {text}", "Write NAME=VALUE, as in beta=0.5.")
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
+
+
+@options
+def unlearn(
+    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
+    method: Annotated[
+        str,
+        typer.Option(metavar="NAME", help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}."),
+    ],
+    data: Data,
+    tune: Tune,
+    which: Which,
+    truncate: Truncate,
+    store: Store,
+    work: Work,
+    show: Show,
+    scale: Annotated[
+        float, typer.Option(metavar="λ", help="Of the edit; the vector is as it was found.")
+    ] = 1.0,
+    vector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the vector that was found is saved. Default: OUT.vector.",
+            callback=written_path,
+            rich_help_panel="The output",
+        ),
+    ] = None,
+    list_: Annotated[
+        bool,
+        typer.Option(
+            "--list",
+            callback=_list,
+            is_eager=True,
+            help="Print the methods with their sources and defaults, and stop.",
+        ),
+    ] = False,
+) -> None:
+    """Forget data by a system of the unlearning survey (arXiv 2311.15766), for comparison.
+
+    'ws project' forgets from data by this tool's own method. torchrun and accelerate launch work.
+
+    Example:  ws unlearn ./model --method npo --forget authors.jsonl -o ./edited
+    """
+    adapter = tune.lora_rank is not None or method in ("eul", "cpem-lora", "cpem-ia3")
+    _installed(*(["peft"] if adapter else []))
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.learning.identify import is_main
+    from weightsurgery.procedures import unlearn_by as library
+    from weightsurgery.report.exported import written_tables
+    from weightsurgery.report.systems import system_plan_lines, trained_tables
+
+    how = library.How(
+        method, tune.settings(), tune.training(store.seed), tune.lora_rank, truncate.rule()
+    )
+    selection = which.selection("all-linear", store.layer_scale)
+    by_hand = any((which.targets, which.include, which.exclude, which.layers))
+    what: dict[str, Any] = {
+        "unseen": data.unseen or (),
+        "vector": vector,
+        "selection": selection if by_hand else None,
+        "scales": selection.scales,
+        "storage": store.storage(),
+        "device": work.device,
+        "workers": work.workers,
+        "overwrite": store.overwrite,
+    }
+    with Checkpoint.open(ckpt) as opened:
+        if store.dry_run:
+            plan = library.plan(opened, data.forget, data.keep or (), store.out, how, **what)
+            if not is_main():
+                return
+            if show.json:
+                console.document(plan.summary())
+            else:
+                console.show(*system_plan_lines(plan, store.out))
+            return
+        try:
+            with console.progress(show, unit="steps") as progress:
+                done = library.unlearn_by(
+                    opened,
+                    data.forget,
+                    data.keep or (),
+                    store.out,
+                    how,
+                    scale=scale,
+                    command=typed_command(),
+                    progress=progress,
+                    **what,
+                )
+        except KeyboardInterrupt:
+            console.notice(
+                "Interrupted; the same command uses the vector if it was finished, and begins"
+                " again if not.",
+                show,
+            )
+            raise
+    if done is None:
+        return
+    record = done.applied.record
+    if show.json:
+        console.document(
+            {"out": store.out, **asdict(record), "vector": {"path": str(done.place),
+             **asdict(done.vector)}}
+        )  # fmt: skip
+    else:
+        console.show(*trained_tables(done.vector), *written_tables(record, every=show.verbose))
+    for text in (*done.notices, *done.applied.notices):
+        console.notice(text, show)
+    place = os.path.relpath(done.place) if done.place.is_relative_to(os.getcwd()) else done.place
+    again = f"ws negate {shlex.quote(ckpt)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
+    console.notice(f"Saved the vector in {place}; at another scale:  {again}", show)
+    console.notice(written_line(store.out, record.kind), show)

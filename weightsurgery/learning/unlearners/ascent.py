@@ -1,0 +1,134 @@
+"""Gradient ascent on what to forget: alone, with its stop rule, and against what to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from weightsurgery.errors import EditError
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.scores import score
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners.base import Said, Unlearner
+from weightsurgery.learning.unlearners.work import Work
+
+__all__ = ["GradientAscent", "GradientDifference", "KnowledgeUnlearning"]
+
+
+class GradientAscent(Unlearner):
+    """``L = −CE(D_f)`` (Jang et al. 2023, arXiv 2210.01504), without their stop rule.
+
+    Published: learning rate 5e-5, batches of at most 32. The five epochs are ours.
+    """
+
+    paper = "Jang et al. 2023, arXiv 2210.01504, without the stop rule"
+    published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
+
+    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+        """See :class:`Unlearner`."""
+        return -forget.cross_entropy
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When gradient ascent has forgotten enough.
+
+    Attributes:
+        n: Length of the n-grams of the extraction likelihood.
+
+    Raises:
+        EditError: A length below 1.
+    """
+
+    n: int = 10
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise EditError(f"n = {self.n}", "Give the length of n-grams, at least 1.")
+
+
+class KnowledgeUnlearning(GradientAscent):
+    """KUL: gradient ascent until what is to be forgotten is as strange as unseen data.
+
+    Jang et al. 2023, arXiv 2210.01504. After every epoch memorisation accuracy (MA) and extraction
+    likelihood (EL_10) of ``D_f`` are taken; training ends when both are under their means on data
+    the model never saw, as the model was before. Published: learning rate 5e-5, constant; a batch
+    that is the whole forget set, 32 texts at most; up to 20 epochs; texts of 200 tokens. EL_n is
+    not defined for completions of fewer than n tokens: where the forget set or the unseen data
+    have none longer, MA alone decides, and the record says so.
+    """
+
+    paper = "Jang et al. 2023, arXiv 2210.01504 (KUL)"
+    published = Training(epochs=20, learning_rate=5e-5, batch_size=32, max_length=200)
+    Settings = StopRule
+    needs_unseen = True
+
+    @classmethod
+    def prepare(cls, work: Work) -> dict[str, Any]:
+        """The thresholds, and what it takes to ask again."""
+        limits = _memorised(work, work.unseen, ("ma", "el"))
+        if limits["el"] is not None and _memorised(work, work.forget, ("el",))["el"] is None:
+            limits["el"] = None  # EL where both sets have it
+        return {"limits": limits, "work": work}
+
+    def after_epoch(self) -> bool:
+        """See :class:`Unlearner`."""
+        work: Work = self.prepared["work"]
+        limits = {n: each for n, each in self.prepared["limits"].items() if each is not None}
+        self._last = _memorised(work, work.forget, tuple(limits))
+        work.model.train()
+        under = all(value is not None and value < limits[n] for n, value in self._last.items())
+        return self.agreed(float(under)) >= 0.5
+
+    def outcome(self) -> dict[str, Any]:
+        """See :class:`Unlearner`."""
+        return {"limits": self.prepared["limits"], "reached": getattr(self, "_last", {})}
+
+
+def _memorised(
+    work: Work, examples: Sequence[Example], names: tuple[str, ...]
+) -> dict[str, float | None]:
+    """The mean MA and EL_n of examples; EL is None where none of them has it."""
+    found = score(work.plain, work.tokenizer, examples, names, n=work.settings.n)
+    return {name: each.mean() for name, each in found.items()}
+
+
+@dataclass(frozen=True)
+class KeepWeight:
+    """How much what to keep counts.
+
+    Attributes:
+        keep_weight: Factor of the loss on what to keep.
+
+    Raises:
+        EditError: A negative or infinite factor.
+    """
+
+    keep_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_weight < math.inf:
+            raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
+
+
+class GradientDifference(Unlearner):
+    """``L = −CE(D_f) + w CE(D_r)`` (Liu et al. 2022, arXiv 2203.12817).
+
+    The control of TOFU (arXiv 2401.06121). Published: ``w`` = 1. Rate, batches and epochs are
+    gradient ascent's.
+    """
+
+    paper = "Liu et al. 2022, arXiv 2203.12817"
+    published = GradientAscent.published
+    Settings = KeepWeight
+    needs_keep = True
+
+    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+        """See :class:`Unlearner`."""
+        assert keep is not None
+        weight: float = self.settings.keep_weight
+        return weight * keep.cross_entropy - forget.cross_entropy

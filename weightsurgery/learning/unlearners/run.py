@@ -1,0 +1,235 @@
+"""Training a model in memory with an unlearner, and telling what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.errors import EditError
+from weightsurgery.learning.data import Collator, Example, padding_token
+from weightsurgery.learning.method import Stage
+from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase, quiet
+from weightsurgery.learning.parameters import entries_of
+from weightsurgery.learning.retain import Retain
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.stages import set_values, values_of
+from weightsurgery.learning.training import Progress, Rows, Trained, isolated, train_stage
+from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.work import Work
+
+__all__ = ["Look", "Unlearned", "settings_of", "train_unlearner"]
+
+Change = dict[str, Tensor | LowRank]
+
+Look = Callable[[int, Callable[[], Change]], bool]
+"""Called after each step with the steps taken and what tells the change so far; true ends."""
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What an unlearner found.
+
+    Attributes:
+        change: ``W' − W`` by parameter, on the CPU; an adapter's as factors.
+        trained: Steps and losses.
+        notes: What else is worth telling, by name.
+    """
+
+    change: Change
+    trained: Trained
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def settings_of(kind: type[Unlearner], given: Mapping[str, Any] | None = None) -> Any:
+    """A method's settings, some of them given by name; numbers may be whole where they need not.
+
+    Raises:
+        EditError: An unknown name, or a value of another type or that makes no sense.
+    """
+    known = {each.name: each for each in fields(kind.Settings)}
+    values = {}
+    for name, value in (given or {}).items():
+        if name not in known:
+            listed = ", ".join(known) or "none"
+            raise EditError(f"setting {name!r}", f"This method's settings: {listed}.")
+        values[name] = _typed(name, value, str(known[name].type))
+    return kind.Settings(**values)
+
+
+def _typed(name: str, value: Any, wanted: str) -> Any:
+    if value is None and "None" in wanted:
+        return None
+    plain = wanted.removesuffix(" | None")
+    if isinstance(value, bool):
+        fits = plain == "bool"
+    elif plain == "float":
+        fits = isinstance(value, int | float)
+        value = float(value) if fits else value
+    else:
+        fits = isinstance(value, {"int": int, "str": str}[plain])
+    if not fits:
+        kinds = {"float": "a number", "int": "a whole number", "str": "a word"}
+        raise EditError(f"{name} = {value!r}", f"Give {kinds[plain]}.")
+    return value
+
+
+def train_unlearner(
+    kind: type[Unlearner],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Example],
+    keep: Sequence[Example],
+    training: Training,
+    settings: Any,
+    *,
+    selection: Selection | None = None,
+    unseen: Sequence[Example] = (),
+    lora_rank: int | None = None,
+    chosen: bool = False,
+    look: Look | None = None,
+    progress: Progress | None = None,
+) -> Unlearned:
+    """Trains, and restores the model to the bit, also after an error.
+
+    Memory: the model, gradients and AdamW's moments of what is trained, its values before on the
+    CPU, and a copy of the trained parameters for each model that stands still. Under torchrun or
+    accelerate every process calls this.
+
+    Args:
+        kind: The method.
+        model: Float32, on the device to work on.
+        tokenizer: Its tokenizer.
+        forget: What to forget; at least one.
+        keep: What to keep.
+        training: How to train.
+        settings: Of the method; see :func:`settings_of`.
+        selection: Which parameters, by their names in memory; by default all linear layers.
+        unseen: What the model never saw.
+        lora_rank: Train an adapter of this rank instead of the weights.
+        chosen: Whether the selection was made by hand; see :meth:`Unlearner.parameters`.
+        look: See :data:`Look`.
+        progress: Called as ``progress(text, done, total)`` in steps.
+
+    Raises:
+        EditError: Data are missing, weights are not float32, or settings make no sense.
+        DataError: Examples that the model cannot take.
+        SelectionError: Nothing is selected.
+        NonFiniteError: The loss or a weight is NaN or infinite, as gradient ascent ends if it
+            goes on long enough.
+    """
+    keeps = kind.keeps(settings)
+    _check(kind, forget, keep if keeps else None, unseen)
+    names = list((selection or Selection("all-linear")).resolve(entries_of(model)))
+    names = kind.parameters(model, names, settings, chosen)
+    for name in names:
+        if model.get_parameter(name).dtype != torch.float32:
+            raise EditError(
+                f"{name!r} is {model.get_parameter(name).dtype}: small steps would be rounded away",
+                "Load the model in float32.",
+            )
+    rank = lora_rank if lora_rank is not None else kind.adapter_rank
+    was_training, thawed = model.training, {n: p.requires_grad for n, p in model.named_parameters()}
+    before = values_of(model, names)
+    try:
+        with isolated(), quiet(), _lent(model, names, rank, training.seed) as (at_work, inside):
+            work = Work(
+                at_work, tokenizer, Stage(kind.__name__, inside), forget, keep, unseen, training,
+                settings, model.device, Collator(padding_token(tokenizer)), progress=progress,
+            )  # fmt: skip
+
+            def change() -> Change:
+                if rank is not None:
+                    from weightsurgery.learning.adapter import factors
+
+                    return {**factors(at_work, names)}
+                after = values_of(at_work, names)
+                return {name: after[name].sub_(before[name]) for name in names}
+
+            trained, notes = _train(kind, work, keeps, look, change)
+            return Unlearned(change(), trained, notes)
+    finally:
+        set_values(model, before)
+        model.train(was_training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(thawed[name])
+
+
+def _check(
+    kind: type[Unlearner],
+    forget: Sequence[Example],
+    keep: Sequence[Example] | None,
+    unseen: Sequence[Example],
+) -> None:
+    if not forget:
+        raise EditError("nothing to forget", "Give at least one example.")
+    if keep is not None and not keep:
+        raise EditError(
+            f"{kind.__name__} without examples to keep, which its loss is made of", "Give some."
+        )
+    if kind.needs_unseen and not unseen:
+        raise EditError(
+            f"{kind.__name__} without examples the model never saw, which it measures by",
+            "Give some of the same form as those to forget.",
+        )
+
+
+def _train(
+    kind: type[Unlearner],
+    work: Work,
+    keeps: bool,
+    look: Look | None,
+    change: Callable[[], Change],
+) -> tuple[Trained, dict[str, Any]]:
+    prepared = kind.prepare(work)
+    retain = None
+    if keeps:
+        how = work.training
+        retain = Retain(work.rows(work.keep), work.collate, 1.0, how.batch_size, how.seed)
+    made: list[Unlearner] = []
+
+    def trainer(**arguments: Any) -> Unlearner:
+        made.append(kind(settings=work.settings, prepared=prepared, **arguments))
+        return made[0]
+
+    trained = train_stage(
+        work.model,
+        work.stage,
+        Rows(work.rows(work.forget), work.collate),
+        work.training,
+        device=work.device,
+        retain=retain,
+        place=(work.helpers, work.helpers + 1),
+        progress=work.progress,
+        enough=None if look is None else partial(_looked, look, change),
+        kind=trainer,
+    )
+    notes = {**work.notes, **made[0].outcome(), **asdict(trained)}
+    made[0].prepared.clear()  # models that stand still, before the next garbage collection
+    return trained, notes
+
+
+def _looked(look: Look, change: Callable[[], Change], step: int) -> bool:
+    return look(step, change)
+
+
+@contextmanager
+def _lent(
+    model: PreTrainedModel, names: Sequence[str], rank: int | None, seed: int
+) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """What is trained, and which of its parameters: the model, or an adapter on it."""
+    if rank is None:
+        yield model, tuple(names)
+        return
+    from weightsurgery.learning.identify import adapted
+
+    with adapted(model, names, rank, rank, seed) as with_adapter:
+        found = (name for name, each in with_adapter.named_parameters() if each.requires_grad)
+        yield with_adapter, tuple(found)

@@ -1,0 +1,227 @@
+"""Unlearning by other models: helpers that know more, and labels made of what they say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from weightsurgery.errors import EditError
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners.base import Said, Unlearner
+from weightsurgery.learning.unlearners.losses import (
+    efficient_unlearning,
+    generic_labels,
+    knowledge_gap,
+    soft_cross_entropy,
+)
+from weightsurgery.learning.unlearners.work import Work
+
+__all__ = ["EfficientUnlearning", "GenericLabels", "KnowledgeGapAlignment"]
+
+
+@dataclass(frozen=True)
+class KnowledgeGap:
+    """The settings of KGA.
+
+    Attributes:
+        alpha: Weight of what to keep.
+        stop: Training ends when the gaps are apart by this share of what they were.
+        helper_steps: Steps for which each helper is trained.
+        helper_rate: Learning rate of the helpers.
+
+    Raises:
+        EditError: Values that make no sense.
+    """
+
+    alpha: float = 0.1
+    stop: float = 0.1
+    helper_steps: int = 30
+    helper_rate: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha < math.inf:
+            raise EditError(f"alpha = {self.alpha}", "Give a number from 0.")
+        if not 0 <= self.stop < 1:
+            raise EditError(f"stop = {self.stop}", "Give a share below 1; 0 for no early end.")
+        _check_helpers(self.helper_steps, self.helper_rate)
+
+
+def _check_helpers(steps: int, rate: float) -> None:
+    if steps < 1:
+        raise EditError(f"helper_steps = {steps}", "Give a whole number from 1.")
+    if not 0 < rate < math.inf:
+        raise EditError(f"helper_rate = {rate}", "Give a number above 0.")
+
+
+class KnowledgeGapAlignment(Unlearner):
+    """KGA: ``L = |KL(f*‖A_f)(D_f) − KL(A_n‖A_D)(D_n)| + α KL(f*‖A_D)(D_r)``.
+
+    Wang et al. 2023, arXiv 2305.06535. ``A_D`` is the model before; ``A_f`` is trained on what to
+    forget and ``A_n`` on data the model never saw. ``f*`` shall know as much less of ``D_f`` than
+    ``A_f`` as ``A_D`` knows less of ``D_n`` than ``A_n``. Published: α = 0.1 (their code's
+    default; 0.3 for generation), learning rate 5e-5, batches of 16, up to 50 epochs, weight decay
+    1e-4, an end when the first term is at 0.1 to 0.3 of its first value. Ours: both helpers start
+    from the model before, since there may be no earlier checkpoint; their steps and rate; the gap
+    on ``D_n`` is taken over all of it, once, so that ``A_n`` need not be held.
+    """
+
+    paper = "Wang et al. 2023, arXiv 2305.06535"
+    published = Training(epochs=50, learning_rate=5e-5, batch_size=16, weight_decay=1e-4)
+    Settings = KnowledgeGap
+    models = 2
+    needs_keep = True
+    needs_unseen = True
+
+    @classmethod
+    def prepare(cls, work: Work) -> dict[str, Any]:
+        """The helpers, and the gap."""
+        work.helpers = 2
+        how = work.settings.helper_steps, work.settings.helper_rate
+        base = work.values()
+        unseen = work.tuned("helper of unseen data", work.unseen, *how)
+        gap = work.divergence(unseen, base, work.unseen)
+        del unseen
+        helper = work.tuned("helper of what to forget", work.forget, *how)
+        return {"base": base, "helper": helper, "gap": gap}
+
+    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+        """See :class:`Unlearner`."""
+        assert keep is not None
+        loss, apart = knowledge_gap(
+            forget.counted,
+            self.said_by("helper", forget.inputs).counted,
+            self.prepared["gap"],
+            keep.counted,
+            self.said_by("base", keep.inputs).counted,
+            self.settings.alpha,
+        )
+        self._apart = float(apart.detach())
+        return loss
+
+    def after_step(self) -> bool:
+        """See :class:`Unlearner`."""
+        apart = self.agreed(self._apart)
+        if not hasattr(self, "_first"):
+            self._first = apart
+            return False
+        return bool(apart <= self.settings.stop * self._first)
+
+    def outcome(self) -> dict[str, Any]:
+        """See :class:`Unlearner`."""
+        found = {"first": getattr(self, "_first", None), "last": getattr(self, "_apart", None)}
+        return {"gap": self.prepared["gap"], "apart": found}
+
+
+@dataclass(frozen=True)
+class Selective:
+    """The settings of EUL.
+
+    Attributes:
+        alpha: Weight of staying with the model before on what to keep.
+        task: Weight of the cross-entropy on what to keep.
+        gamma: Weight of the cross-entropy on what to forget, which is raised.
+
+    Raises:
+        EditError: A negative or infinite weight.
+    """
+
+    alpha: float = 1.0
+    task: float = 1.0
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "task", "gamma"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise EditError(f"{name} = {getattr(self, name)}", "Give a number from 0.")
+
+
+class EfficientUnlearning(Unlearner):
+    """EUL: an adapter trained on ``α KL(D_r) − KL(D_f) + λ L_task(D_r) − γ L_LM(D_f)``.
+
+    Chen and Yang 2023, arXiv 2310.20150; a reconstruction from their words. Their unlearning
+    layers stand behind each feed-forward network of a T5; here they are a LoRA adapter beside the
+    selected matrices, and the masked language modelling loss is the causal one. Weights, rate,
+    rank and epochs are ours.
+    """
+
+    paper = "Chen and Yang 2023, arXiv 2310.20150; a reconstruction"
+    published = Training(epochs=5, learning_rate=1e-3, batch_size=32)
+    Settings = Selective
+    models = 1
+    needs_keep = True
+    adapter_rank = 16
+
+    @classmethod
+    def prepare(cls, work: Work) -> dict[str, Any]:
+        """The model before, which is the one without its adapter."""
+        return {"base": work.values()}
+
+    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+        """See :class:`Unlearner`."""
+        assert keep is not None
+        own = self.settings
+        return efficient_unlearning(
+            forget.counted,
+            self.said_by("base", forget.inputs).counted,
+            keep.counted,
+            self.said_by("base", keep.inputs).counted,
+            keep.cross_entropy,
+            forget.cross_entropy,
+            (own.alpha, own.task, own.gamma),
+        )
+
+
+@dataclass(frozen=True)
+class Generic:
+    """The settings of AU.
+
+    Attributes:
+        alpha: How much of what the reinforced model says more strongly is taken away.
+        helper_steps: Steps for which that model is trained on what to forget.
+        helper_rate: Its learning rate.
+
+    Raises:
+        EditError: Values that make no sense.
+    """
+
+    alpha: float = 5.0
+    helper_steps: int = 30
+    helper_rate: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise EditError(f"alpha = {self.alpha}", "Give a number above 0.")
+        _check_helpers(self.helper_steps, self.helper_rate)
+
+
+class GenericLabels(Unlearner):
+    """AU, Who's Harry Potter: labels ``softmax(v_base − α ReLU(v_reinforced − v_base))``.
+
+    Eldan and Russinovich 2023, arXiv 2310.02238. A model trained further on what to forget says
+    which words belong to it; the model is then trained on what it said itself, less these. Their
+    second half, which replaces names by those of a dictionary that a larger model writes, is left
+    out: it needs such a model. α, rates and epochs are ours.
+    """
+
+    paper = "Eldan and Russinovich 2023, arXiv 2310.02238, without the dictionary of names"
+    published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
+    Settings = Generic
+    models = 2
+
+    @classmethod
+    def prepare(cls, work: Work) -> dict[str, Any]:
+        """The model before, and the reinforced one."""
+        work.helpers = 1
+        how = work.settings.helper_steps, work.settings.helper_rate
+        return {"base": work.values(), "reinforced": work.tuned("reinforced", work.forget, *how)}
+
+    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+        """See :class:`Unlearner`."""
+        base, reinforced = (
+            self.said_by(which, forget.inputs).counted for which in ("base", "reinforced")
+        )
+        target = generic_labels(base.float(), reinforced.float(), self.settings.alpha)
+        return soft_cross_entropy(target, forget.counted)

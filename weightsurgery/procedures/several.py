@@ -1,0 +1,106 @@
+"""Several requests to forget: fused offline into one change, or one after another.
+
+Offline, each request's change is found on the untouched model, and all of them are made one by
+the regression mean (EUL's fusion; see :mod:`weightsurgery.algebra.fusion`). In sequence, each is
+found on the model as the requests before it left it, and their changes add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weightsurgery.algebra.fusion import regression_mean
+from weightsurgery.checkpoint.naming import is_transposed
+from weightsurgery.errors import EditError, MismatchError
+from weightsurgery.learning.models import PreTrainedModel
+from weightsurgery.learning.stages import set_values, values_of
+
+__all__ = ["fuse", "in_sequence"]
+
+
+def fuse(
+    changes: Sequence[Mapping[str, Tensor]],
+    grams: Sequence[Mapping[str, Tensor]],
+    epsilon: float = 1e-3,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """One change that does for each request, on its inputs, as nearly as can be what its own does.
+
+    Args:
+        changes: Of each request ``W' − W`` by parameter, all of the same parameters.
+        grams: Of each request ``C = Σ x xᵀ`` by parameter, ``(n, n)``, over what the layers are
+            given on that request's data (:func:`weightsurgery.learning.statistics.gather`).
+            A parameter for which no request has any is averaged, as biases and norms are.
+        epsilon: Ridge; see :func:`weightsurgery.algebra.fusion.regression_mean`.
+        config: The model's, as a mapping, where it may store weights (in, out), as GPT-2 does.
+
+    Returns:
+        By parameter; dtype and device of the first request's.
+
+    Raises:
+        EditError: No requests, or numbers or shapes that do not fit.
+        MismatchError: A parameter that only some requests change or have statistics for.
+        NonFiniteError: NaN or infinity.
+    """
+    if not changes or len(changes) != len(grams):
+        raise EditError(
+            f"{len(changes)} changes with {len(grams)} sets of statistics",
+            "Give one of each for every request, at least one.",
+        )
+    found = {}
+    for name in dict.fromkeys(name for each in changes for name in each):
+        if not all(name in each for each in changes):
+            raise MismatchError(
+                f"parameter {name!r}: only some of the requests change it",
+                "Find all changes with the same selection.",
+            )
+        parts = [each[name] for each in changes]
+        given = [each[name] for each in grams if name in each]
+        if given and len(given) < len(grams):
+            raise MismatchError(
+                f"parameter {name!r}: only some of the requests have statistics for it",
+                "Gather them for the same parameters.",
+            )
+        if not given:
+            mean = torch.stack([part.double() for part in parts]).mean(0)
+            found[name] = mean.to(parts[0].dtype)
+        elif is_transposed(name, config or {}):
+            fused = regression_mean([part.T for part in parts], given, epsilon)
+            found[name] = fused.T.contiguous()
+        else:
+            found[name] = regression_mean(parts, given, epsilon)
+    return found
+
+
+def in_sequence(
+    model: PreTrainedModel, requests: Sequence[Callable[[], Mapping[str, Tensor]]]
+) -> Iterator[dict[str, Tensor]]:
+    """One request after another, each on the model that those before it left.
+
+    Between the steps, and at the end or when the iterator is closed, the model is as it was before
+    the first, to the bit.
+
+    Args:
+        model: Float32; changed in place while a request is worked on.
+        requests: Each is called with the model as the requests before it left it, leaves the
+            model so, and gives its change, by parameter, float32 on the CPU.
+
+    Yields:
+        After each request the sum of all changes so far; to be added to the untouched model.
+    """
+    total: dict[str, Tensor] = {}
+    for request in requests:
+        before = values_of(model, list(total))
+        try:
+            set_values(model, {name: before[name] + t for name, t in total.items()})
+            change = request()
+        finally:
+            set_values(model, before)
+        total = dict(total)
+        for name, t in change.items():
+            total[name] = total[name] + t if name in total else t.clone()
+        yield dict(total)

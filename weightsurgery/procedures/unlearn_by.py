@@ -1,0 +1,245 @@
+"""Forgetting by a system of the survey: train, save the vector, and write the edit.
+
+The road is that of forgetting from data (:mod:`weightsurgery.procedures.unlearn`): what the
+system found on the model in memory is saved as one task vector ``T`` beside the output, and one
+streaming edit writes ``W' = W − λT``, as ``ws negate`` would of that vector. A vector that a killed
+run of the same settings and inputs had finished is used again; nothing of an unfinished one is
+left. Under torchrun or accelerate all processes train, and the first one writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weightsurgery.algebra.lowrank import Rank
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, read_record, verify
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
+from weightsurgery.errors import EditError, WeightSurgeryError
+from weightsurgery.learning.identify import is_main
+from weightsurgery.procedures.system_plan import SystemPlan
+from weightsurgery.procedures.system_request import How, SystemRequest
+from weightsurgery.procedures.system_vector import find_change, write_vector
+from weightsurgery.procedures.training_plan import check_space
+from weightsurgery.procedures.unlearn import Coming, vector_place
+from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
+from weightsurgery.surgery.edits import Negate
+from weightsurgery.surgery.plan import Storage
+from weightsurgery.surgery.run import Applied
+from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
+from weightsurgery.vectors.task_vector import TaskVector
+
+__all__ = ["How", "Unlearned", "plan", "unlearn_by"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What came of it.
+
+    Attributes:
+        applied: The edit.
+        vector: Record of the saved vector.
+        place: Where that is.
+        reused: It was there already, finished by an earlier run.
+        notices: Things the user should know, a line each.
+    """
+
+    applied: Applied
+    vector: EditRecord
+    place: Path
+    reused: bool
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Unlearn(Negate):
+    """``W' = W − λ T``, with how ``T`` was found in the record."""
+
+    how: Mapping[str, Any] = field(default_factory=dict)
+    name: ClassVar[str] = "unlearn"
+
+    def parameters(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.surgery.edits.Edit`."""
+        return {**self.how, **super().parameters()}
+
+
+def plan(
+    base: Checkpoint,
+    forget: Sequence[str],
+    keep: Sequence[str],
+    out: str | os.PathLike[str],
+    how: How,
+    *,
+    unseen: Sequence[str] = (),
+    vector: str | os.PathLike[str] | None = None,
+    selection: Selection | None = None,
+    scales: tuple[tuple[str, float], ...] = (),
+    storage: Storage | AdapterStorage | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> SystemPlan:
+    """What :func:`unlearn_by` with these arguments would train, hold and write; nothing is run.
+
+    Raises:
+        WeightSurgeryError: What :func:`unlearn_by` would raise before it loads the model.
+    """
+    request = SystemRequest.read(base, forget, keep, unseen, how, selection, device)
+    place = vector_place(out, vector)
+    return _planned(request, out, place, scales, storage, workers, overwrite)[0]
+
+
+def unlearn_by(
+    base: Checkpoint,
+    forget: Sequence[str],
+    keep: Sequence[str],
+    out: str | os.PathLike[str],
+    how: How,
+    *,
+    scale: float = 1.0,
+    unseen: Sequence[str] = (),
+    vector: str | os.PathLike[str] | None = None,
+    selection: Selection | None = None,
+    scales: tuple[tuple[str, float], ...] = (),
+    storage: Storage | AdapterStorage | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Unlearned | None:
+    """Forget data sets by a system: find the vector, save it, and write the edited checkpoint.
+
+    Args:
+        base: The checkpoint, of a causal language model; it is held in float32 to be trained.
+        forget: Data sets to forget, by name.
+        keep: Data sets to keep.
+        out: Directory to write.
+        how: The method and its settings.
+        scale: λ of the edit; the saved vector is as it was found.
+        unseen: Data sets the model never saw.
+        vector: Where the vector is saved; by default ``OUT.vector``.
+        selection: Which matrices; None for those that the method trains.
+        scales: Of the edit, as in a selection.
+        storage: dtype and rounding of the result; or an adapter's, which takes a rank.
+        device: Where to train.
+        workers: Threads of the edit.
+        overwrite: Replace existing outputs of this tool, vector included.
+        command: The command line, for the records.
+        progress: Called as ``progress(text, done, total)``, in units of what goes on.
+
+    Returns:
+        What came of it; None in the processes of a distributed run that do not write.
+
+    Raises:
+        DataError: Data that cannot be read or that the model cannot take, or that is both to go
+            and to stay.
+        EditError: Settings that make no sense, or data that the method needs and lacks.
+        UnsupportedCheckpointError: Quantised, no causal language model, or a matrix is no linear
+            layer of its own in memory.
+        NonFiniteError: The training ran away.
+        OutputError: The outputs may not or cannot be written.
+        WeightSurgeryError: See :mod:`weightsurgery.errors`. A vector that was finished stays.
+    """
+    request = SystemRequest.read(base, forget, keep, unseen, how, selection, device)
+    place = vector_place(out, vector)
+    if not is_main():
+        if _finished(request, place) is None:
+            find_change(request, None)
+        return None
+    planned, found = _planned(request, out, place, scales, storage, workers, overwrite)
+    reused = found is not None
+    if found is None:
+        check_space(planned, Path(os.path.realpath(out)), place)
+        with VectorWriter(place, request.read_places, overwrite) as writer:
+            found = write_vector(request, writer, *find_change(request, progress), command)
+    told = {key: value for key, value in found.parameters.items() if key != "base_samples"}
+    told["data"] = {
+        role: {"name": each["name"], "sha256": each["files"]}
+        for role, each in found.inputs.items()
+        if each["kind"] == "data"
+    }
+    applied = apply_as(
+        _Unlearn(TaskVector.of(SavedChange(base, resolve_source(place))), scale, told),
+        base,
+        out,
+        selection=replace(request.selection, scales=scales),
+        storage=_stored(request, storage),
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        command=command,
+        progress=progress,
+    )
+    return Unlearned(applied, found, place, reused, tuple(_notices(request, place, reused)))
+
+
+def _notices(request: SystemRequest, place: Path, reused: bool) -> list[str]:
+    notices = []
+    if reused:
+        notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
+    if request.sets.keep and not request.row.keeps(request.settings):
+        notices.append(f"{request.how.method} does not look at --keep.")
+    if request.unseen and not request.row.needs_unseen:
+        notices.append(f"{request.how.method} does not look at --unseen.")
+    return notices
+
+
+def _stored(
+    request: SystemRequest, storage: Storage | AdapterStorage | None
+) -> Storage | AdapterStorage:
+    if not isinstance(storage, AdapterStorage):
+        return storage or Storage()
+    rule = request.how.rank or (None if request.rank is None else Rank(request.rank))
+    if rule is None:
+        raise EditError(
+            f"--as adapter with {request.how.method} in full: the change is of full rank",
+            "Train an adapter with --lora-rank R, or pass --rank K to truncate what is found.",
+        )
+    return replace(storage, rule=rule)
+
+
+def _planned(
+    request: SystemRequest,
+    out: str | os.PathLike[str],
+    place: Path,
+    scales: tuple[tuple[str, float], ...],
+    storage: Storage | AdapterStorage | None,
+    workers: int | None,
+    overwrite: bool,
+) -> tuple[SystemPlan, EditRecord | None]:
+    """The plan, and the vector's record where an earlier run had finished it."""
+    stored = _stored(request, storage)
+    adapter = isinstance(stored, AdapterStorage)
+    vector = TaskVector.of(Coming(request.names)) if adapter else TaskVector(())
+    selection = replace(request.selection, scales=scales)
+    edit = plan_as(_Unlearn(vector), request.base, out, selection, stored, workers, overwrite)
+    found = _finished(request, place)
+    target = Path(os.path.realpath(out))
+    with output_errors(target):
+        resumable = Staging.beside(target).exists()
+        check_target(target, [*request.read_places, place], overwrite or resumable)
+        if found is None:
+            check_target(place, request.read_places, overwrite)
+    return SystemPlan.of(request, edit, place, found is not None), found
+
+
+def _finished(request: SystemRequest, place: Path) -> EditRecord | None:
+    """The record of a whole vector that these settings and inputs made."""
+    try:
+        if not is_saved_vector(place):
+            return None
+        record = read_record(place)
+        if [record.parameters, record.inputs, record.versions] != request.identity():
+            return None
+        return verify(place)
+    except WeightSurgeryError:
+        return None  # damaged: it is in the way like any other
