@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
+from weightsurgery.cli.found import finding, show_found
 from weightsurgery.cli.options import (
     Fit,
     Share,
@@ -21,7 +19,6 @@ from weightsurgery.cli.options import (
     Work,
     rank_rule,
     typed_command,
-    written_line,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +80,6 @@ def edit_from_data(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.procedures import unlearn as library
-    from weightsurgery.report.exported import written_tables
     from weightsurgery.report.unlearned import data_plan_lines, round_tables
 
     if (share.side, share.basis) != ("right", "joint"):
@@ -123,41 +119,19 @@ def edit_from_data(
             else:
                 console.show(*data_plan_lines(plan, store.out))
             return
-        try:
-            with console.progress(show, unit="steps") as progress:
-                done = library.unlearn(
-                    opened,
-                    sources,
-                    store.out,
-                    search,
-                    scale=scale,
-                    command=typed_command(),
-                    progress=progress,
-                    **what,
-                )
-        except KeyboardInterrupt:
-            console.notice(
-                "Interrupted; the same command uses the vector if it was finished, and begins"
-                " again if not.",
-                show,
+        with finding(show), console.progress(show, unit="steps") as progress:
+            done = library.unlearn(
+                opened,
+                sources,
+                store.out,
+                search,
+                scale=scale,
+                command=typed_command(),
+                progress=progress,
+                **what,
             )
-            raise
-    record = done.applied.record
-    if show.json:
-        console.document(
-            {"out": store.out, **asdict(record), "vector": {"path": str(done.place),
-             **asdict(done.vector)}}
-        )  # fmt: skip
-    else:
-        tables = written_tables(record, every=show.verbose)
-        console.show(*round_tables(done.vector, every=show.verbose), *tables)
-    for text in (*done.notices, *done.applied.notices):
-        console.notice(text, show)
-    place = os.path.relpath(done.place) if done.place.is_relative_to(os.getcwd()) else done.place
-    plain = "add" if name == "learn" else "negate"
-    again = f"ws {plain} {shlex.quote(base)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
-    console.notice(f"Saved the vector in {place}; at another scale:  {again}", show)
-    console.notice(written_line(store.out, record.kind), show)
+    trained = round_tables(done.vector, every=show.verbose)
+    show_found(done, trained, base, "add" if name == "learn" else "negate", store, show)
 
 
 @contextmanager

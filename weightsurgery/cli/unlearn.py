@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.found import finding, show_found
 from weightsurgery.cli.options import (
     Show,
     Store,
@@ -18,7 +17,6 @@ from weightsurgery.cli.options import (
     Which,
     Work,
     typed_command,
-    written_line,
     written_path,
 )
 from weightsurgery.cli.spread import options
@@ -229,7 +227,6 @@ def unlearn(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.identify import is_main
     from weightsurgery.procedures import unlearn_by as library
-    from weightsurgery.report.exported import written_tables
     from weightsurgery.report.systems import system_plan_lines, trained_tables
 
     how = library.How(
@@ -257,39 +254,17 @@ def unlearn(
             else:
                 console.show(*system_plan_lines(plan, store.out))
             return
-        try:
-            with console.progress(show, unit="steps") as progress:
-                done = library.unlearn_by(
-                    opened,
-                    data.forget,
-                    data.keep or (),
-                    store.out,
-                    how,
-                    scale=scale,
-                    command=typed_command(),
-                    progress=progress,
-                    **what,
-                )
-        except KeyboardInterrupt:
-            console.notice(
-                "Interrupted; the same command uses the vector if it was finished, and begins"
-                " again if not.",
-                show,
+        with finding(show), console.progress(show, unit="steps") as progress:
+            done = library.unlearn_by(
+                opened,
+                data.forget,
+                data.keep or (),
+                store.out,
+                how,
+                scale=scale,
+                command=typed_command(),
+                progress=progress,
+                **what,
             )
-            raise
-    if done is None:
-        return
-    record = done.applied.record
-    if show.json:
-        console.document(
-            {"out": store.out, **asdict(record), "vector": {"path": str(done.place),
-             **asdict(done.vector)}}
-        )  # fmt: skip
-    else:
-        console.show(*trained_tables(done.vector), *written_tables(record, every=show.verbose))
-    for text in (*done.notices, *done.applied.notices):
-        console.notice(text, show)
-    place = os.path.relpath(done.place) if done.place.is_relative_to(os.getcwd()) else done.place
-    again = f"ws negate {shlex.quote(ckpt)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
-    console.notice(f"Saved the vector in {place}; at another scale:  {again}", show)
-    console.notice(written_line(store.out, record.kind), show)
+    if done is not None:
+        show_found(done, trained_tables(done.vector), ckpt, "negate", store, show)

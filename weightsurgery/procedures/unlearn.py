@@ -30,7 +30,16 @@ from weightsurgery.surgery.run import Applied
 from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
 from weightsurgery.vectors.task_vector import DenseDelta, TaskVector
 
-__all__ = ["Coming", "Search", "Sources", "Unlearned", "plan", "unlearn", "vector_place"]
+__all__ = [
+    "Coming",
+    "Forget",
+    "Search",
+    "Sources",
+    "Unlearned",
+    "plan",
+    "unlearn",
+    "vector_place",
+]
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,7 +69,7 @@ class Unlearned:
 
 
 @dataclass(frozen=True)
-class _Forget(Negate):
+class Forget(Negate):
     """``W' = W − λ T``, with how ``T`` was found in the record."""
 
     how: Mapping[str, Any] = field(default_factory=dict)
@@ -199,7 +208,7 @@ def unlearn(
         if each["kind"] == "data"
     }
     applied = apply_as(
-        (_Learn if search.learning else _Forget)(saved, scale, how),
+        (_Learn if search.learning else Forget)(saved, scale, how),
         base,
         out,
         selection=selection,
@@ -244,7 +253,7 @@ def _planned(
     overwrite: bool,
 ) -> tuple[TrainingPlan, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
-    kind, vector = _Learn if request.search.learning else _Forget, TaskVector(())  # none yet
+    kind, vector = _Learn if request.search.learning else Forget, TaskVector(())  # none yet
     storage = storage or Storage()
     if isinstance(storage, AdapterStorage):
         if request.search.rank is None:

@@ -10,10 +10,10 @@ left. Under torchrun or accelerate all processes train, and the first one writes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -27,11 +27,9 @@ from weightsurgery.procedures.system_plan import SystemPlan
 from weightsurgery.procedures.system_request import How, SystemRequest
 from weightsurgery.procedures.system_vector import find_change, write_vector
 from weightsurgery.procedures.training_plan import check_space
-from weightsurgery.procedures.unlearn import Coming, vector_place
+from weightsurgery.procedures.unlearn import Coming, Forget, Unlearned, vector_place
 from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
-from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import Applied
 from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
 from weightsurgery.vectors.task_vector import TaskVector
 
@@ -41,34 +39,10 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Unlearned:
-    """What came of it.
+class _Unlearn(Forget):
+    """The same, under this procedure's name."""
 
-    Attributes:
-        applied: The edit.
-        vector: Record of the saved vector.
-        place: Where that is.
-        reused: It was there already, finished by an earlier run.
-        notices: Things the user should know, a line each.
-    """
-
-    applied: Applied
-    vector: EditRecord
-    place: Path
-    reused: bool
-    notices: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Unlearn(Negate):
-    """``W' = W − λ T``, with how ``T`` was found in the record."""
-
-    how: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "unlearn"
-
-    def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edits.Edit`."""
-        return {**self.how, **super().parameters()}
 
 
 def plan(

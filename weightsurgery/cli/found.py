@@ -1,0 +1,62 @@
+"""What is said of an edit whose vector was found on the way."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Show, Store, written_line
+
+if TYPE_CHECKING:
+    from weightsurgery.procedures.unlearn import Unlearned
+    from weightsurgery.report.tables import Table
+
+__all__ = ["finding", "show_found"]
+
+
+@contextmanager
+def finding(show: Show) -> Iterator[None]:
+    """Say what becomes of the work if it is interrupted inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.notice(
+            "Interrupted; the same command uses the vector if it was finished, and begins again if"
+            " not.",
+            show,
+        )
+        raise
+
+
+def show_found(
+    done: Unlearned, trained: Sequence[str | Table], base: str, again: str, store: Store, show: Show
+) -> None:
+    """Print the vector, the edit, and what to do with them.
+
+    Args:
+        done: What came of it.
+        trained: What is to be said of the training.
+        base: The checkpoint, as it was named.
+        again: The command that applies the vector: negate or add.
+        store: Where it was written.
+        show: How to print.
+    """
+    from weightsurgery.report.exported import written_tables
+
+    record = done.applied.record
+    if show.json:
+        vector = {"path": str(done.place), **asdict(done.vector)}
+        console.document({"out": store.out, **asdict(record), "vector": vector})
+    else:
+        console.show(*trained, *written_tables(record, every=show.verbose))
+    for text in (*done.notices, *done.applied.notices):
+        console.notice(text, show)
+    place = os.path.relpath(done.place) if done.place.is_relative_to(os.getcwd()) else done.place
+    command = f"ws {again} {shlex.quote(base)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
+    console.notice(f"Saved the vector in {place}; at another scale:  {command}", show)
+    console.notice(written_line(store.out, record.kind), show)
