@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.look import Base, Page
-from weightsurgery.cli.options import (
-    Fit,
-    Show,
-    Truncate,
-    Which,
-    Work,
-    typed_command,
-    written_path,
-)
+from weightsurgery.cli.options import Fit, Show, Which, Work, typed_command, written_path
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:

@@ -9,19 +9,9 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
+from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
-from weightsurgery.cli.options import (
-    Fit,
-    Share,
-    Show,
-    Store,
-    Truncate,
-    Which,
-    Work,
-    rank_rule,
-    typed_command,
-    written_line,
-)
+from weightsurgery.cli.options import Fit, Show, Store, Which, Work, typed_command, written_line
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.options import (
     Fit,
     Show,
-    Truncate,
     Which,
     Work,
     typed_command,

@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
+from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.found import finding, show_found
-from weightsurgery.cli.options import (
-    Fit,
-    Share,
-    Show,
-    Store,
-    Truncate,
-    Which,
-    Work,
-    rank_rule,
-    typed_command,
-)
+from weightsurgery.cli.options import Fit, Show, Store, Which, Work, typed_command
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint

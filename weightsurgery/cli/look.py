@@ -8,14 +8,8 @@ from typing import Annotated
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import (
-    Fit,
-    Show,
-    Truncate,
-    Which,
-    Work,
-    written_path,
-)
+from weightsurgery.cli.factors import Truncate
+from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
 __all__ = ["Base", "Page", "inspect", "overlap", "verify"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Fit, Show, Which, Work, rank_rule, written_path
+from weightsurgery.cli.factors import rank_rule
+from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:

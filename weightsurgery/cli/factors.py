@@ -1,0 +1,103 @@
+"""Options that say how many factors, and what a discriminating edit keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from weightsurgery.algebra.lowrank import RankRule
+
+__all__ = ["Share", "Truncate", "rank_rule"]
+
+
+@dataclass(frozen=True)
+class Truncate:
+    """How many factors."""
+
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|auto",
+            help="Number of factors of each matrix, or auto (Gavish-Donoho threshold).",
+            rich_help_panel="Subspaces",
+        ),
+    ] = None
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="Instead: as many factors as hold this fraction of the squared norm.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = None
+
+    def rule(self) -> RankRule | None:
+        """As the library's rule; None if neither option is given."""
+        return rank_rule(self.rank, self.energy, "--rank")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a discriminating edit keeps, and how."""
+
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA|VECTOR|STATS",
+            help="What to keep: a data set, a change of BASE, or activation statistics (ws identify"
+            " --mode activations); repeatable. STATS:2 weights its tokens twice.",
+        ),
+    ] = None
+    side: Annotated[
+        str,
+        typer.Option(
+            help="right (keep what W does to the keep inputs), left (no change along the keep"
+            " outputs), both, shared, or frobenius.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = "right"
+    basis: Annotated[
+        str,
+        typer.Option(
+            help="joint (the span of all keep tasks at once) or sum (one after another).",
+            rich_help_panel="Subspaces",
+        ),
+    ] = "joint"
+    keep_rank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|auto",
+            help="Factors of each task to keep. Default: as for the task itself.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = None
+    epsilon: Annotated[
+        float,
+        typer.Option(
+            help="Ridge of activation statistics: the smaller, the more of what the keep inputs"
+            " would feel is held back; 0 leaves their span alone.",
+            rich_help_panel="Subspaces",
+        ),
+    ] = 1e-3
+
+
+def rank_rule(rank: str | None, energy: float | None, option: str) -> RankRule | None:
+    """A rank rule from its options."""
+    from weightsurgery.algebra.lowrank import DonohoGavish, Energy, Rank
+    from weightsurgery.errors import EditError
+
+    if rank is not None and energy is not None:
+        raise EditError(f"both {option} and an energy", "Give one of them.")
+    if energy is not None:
+        return Energy(energy)
+    if rank is None:
+        return None
+    if rank == "auto":
+        return DonohoGavish()
+    try:
+        return Rank(int(rank))
+    except ValueError:
+        raise EditError(f"{option} {rank}", "Give a whole number, or auto.") from None
