@@ -90,3 +90,14 @@ def test_a_damaged_cache_is_no_cache(big, damage):
 def test_a_cache_that_cannot_be_written_does_no_harm(big, tmp_path):
     (tmp_path / "cache").write_text("a file, not a directory")
     assert file_sha256(big) == content_sha256(big)
+
+
+def test_a_declared_digest_gives_way_to_a_file_of_that_name(tmp_path, monkeypatch):
+    """What the Hub says of a remote file is not believed of a local one that is called the same."""
+    monkeypatch.setattr(remembered, "_declared", {})
+    path = tmp_path / "org" / "name@0123456789ab" / "model.safetensors"
+    remembered.declare(path, "a" * 64)
+    assert file_sha256(path) == "a" * 64
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"here")
+    assert file_sha256(path) == content_sha256(path) != "a" * 64

@@ -52,7 +52,8 @@ def declare(path: Path, digest: str) -> None:
     """Note the digest of a file that is not here in whole, as the Hub gives it for a commit.
 
     Args:
-        path: What the file is called: ``org/name@commit/file``, which no directory can be.
+        path: What the file is called: ``org/name@commit/file``. Where a file of that name lies
+            here all the same, its own digest counts.
         digest: SHA-256, hexadecimal.
     """
     _declared[path] = digest
@@ -60,7 +61,7 @@ def declare(path: Path, digest: str) -> None:
 
 def recall(path: Path) -> str | None:
     """The digest of a file that has not changed since it was hashed; None if there is none."""
-    if path in _declared:
+    if path in _declared and not os.path.lexists(path):
         return _declared[path]
     try:
         noted = json.loads(_place(path).read_text(encoding="ascii"))

@@ -28,6 +28,7 @@ Remote = Annotated[
         " others. Default: where only some are selected.",
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output of ws.")]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -53,9 +54,7 @@ def diff(
         ),
     ] = None,
     html: Page = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
-    ] = False,
+    overwrite: Overwrite = False,
     remote: Remote = None,
     dry_run: DryRun = False,
 ) -> None:
@@ -87,9 +86,7 @@ def subspace(
             "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
         ),
     ],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
-    ] = False,
+    overwrite: Overwrite = False,
     remote: Remote = None,
     dry_run: DryRun = False,
 ) -> None:
