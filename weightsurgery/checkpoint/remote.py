@@ -96,13 +96,13 @@ class _Fetcher:
 
         def take(offset: int, data: bytes) -> None:
             nonlocal noted, position
-            if self._ended.is_set():
-                raise CheckpointError(f"{name}: the checkpoint was closed while it was fetched")
             mirror.write(offset, data)
             position = offset + len(data)
             if position - noted >= NOTED:
                 mirror.note(noted, position)
                 noted = position
+            if self._ended.is_set() and position < stop:  # what has come is kept all the same
+                raise CheckpointError(f"{name}: the checkpoint was closed while it was fetched")
 
         try:
             fetch_range(
