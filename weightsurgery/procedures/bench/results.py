@@ -11,9 +11,24 @@ from typing import Any
 
 from weightsurgery.errors import DataError, OutputError
 
-__all__ = ["Bench", "Outcome", "Summary", "read_bench", "save_bench"]
+__all__ = ["Bench", "Outcome", "Summary", "Tried", "read_bench", "save_bench"]
 
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate, by what it was chosen or passed over for.
+
+    Attributes:
+        setting: By name.
+        target: Exact match on the request, in [0, 1].
+        keep: Role → exact match on the keep task's validation facts.
+    """
+
+    setting: Mapping[str, Any]
+    target: float
+    keep: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,11 @@ class Outcome:
         relearned: After training on half of the request: ``"half"``, that half; ``"rest"``, the
             other one; ``"rest_before"``, the other one before.
         rounded_int8: Like ``rounded``, to 8-bit integers; empty in results older than it.
+        cpu_seconds: Like ``seconds``, but processor time of all threads; None in older results.
+        memory: Bytes of main memory at the peak of that work, beyond what was held before it, the
+            model itself among that; None where it is not known.
+        tried: All candidates in the order they were made; none in older results.
+        validation_before: Role → exact match of the base on validation facts.
     """
 
     method: str
@@ -55,6 +75,10 @@ class Outcome:
     rounded: Mapping[str, float] = field(default_factory=dict)
     relearned: Mapping[str, float] = field(default_factory=dict)
     rounded_int8: Mapping[str, float] = field(default_factory=dict)
+    cpu_seconds: float | None = None
+    memory: int | None = None
+    tried: Sequence[Tried] = ()
+    validation_before: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def forgotten(self) -> float:
@@ -142,7 +166,7 @@ def read_bench(path: str | Path) -> Bench:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if found.pop("format") != FORMAT_VERSION:
             raise ValueError("another format")
-        outcomes = tuple(Outcome(**each) for each in found.pop("outcomes"))
+        outcomes = tuple(_outcome(each) for each in found.pop("outcomes"))
         return Bench(outcomes=outcomes, **found)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}", "Check the path.") from error
@@ -151,6 +175,11 @@ def read_bench(path: str | Path) -> Bench:
             f"{path}: holds no results of a bench: {error}",
             "Make them with:  ws bench --json > FILE",
         ) from error
+
+
+def _outcome(fields: dict[str, Any]) -> Outcome:
+    tried = tuple(Tried(**each) for each in fields.pop("tried", ()))
+    return Outcome(**fields, tried=tried)
 
 
 def save_bench(bench: Bench, path: Path) -> None:

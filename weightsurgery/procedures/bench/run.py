@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import isolated
+from weightsurgery.procedures.bench.cost import measured
 from weightsurgery.procedures.bench.methods import (
     BUDGET,
     FORGETTING,
@@ -20,7 +20,13 @@ from weightsurgery.procedures.bench.methods import (
     Candidate,
     Method,
 )
-from weightsurgery.procedures.bench.results import Bench, Outcome, read_bench, save_bench
+from weightsurgery.procedures.bench.results import (
+    Bench,
+    Outcome,
+    Tried,
+    read_bench,
+    save_bench,
+)
 from weightsurgery.procedures.bench.subject import FORGET, KEEP, Subject
 from weightsurgery.procedures.world import get_world
 from weightsurgery.procedures.world.build import Progress
@@ -120,23 +126,24 @@ def run_method(
         before = subject.validation()
         target_before = subject.score(target)
         keep_before = _keep_scores(subject)
-        begun = time.monotonic()
+        subject.anew()
         best: tuple[tuple[bool, float, float], Candidate] | None = None
-        looks = 0
-        for candidate in method.candidates(subject):
-            looks += 1 + candidate.looks
-            with subject.edited(candidate.change), subject.asked(candidate.prompts):
-                score = subject.score(target)
-                kept = subject.validation()
-            worst = min(kept[role] / before[role] for role in before)
-            goodness = score if learning else -score
-            holds = worst >= threshold
-            # One that holds goes before one that does not; those by how much they reach, these
-            # by how little they harm.
-            rank = (holds, goodness, worst) if holds else (holds, worst, goodness)
-            if best is None or rank > best[0]:
-                best = (rank, candidate)
-        seconds = time.monotonic() - begun
+        looks, tried = 0, []
+        with measured() as cost:
+            for candidate in method.candidates(subject):
+                looks += 1 + candidate.looks
+                with subject.edited(candidate.change), subject.asked(candidate.prompts):
+                    score = subject.score(target)
+                    kept = subject.validation()
+                tried.append(Tried(dict(candidate.setting), score, kept))
+                worst = min(kept[role] / before[role] for role in before)
+                goodness = score if learning else -score
+                holds = worst >= threshold
+                # One that holds goes before one that does not; those by how much they reach,
+                # these by how little they harm.
+                rank = (holds, goodness, worst) if holds else (holds, worst, goodness)
+                if best is None or rank > best[0]:
+                    best = (rank, candidate)
         if looks > BUDGET:
             raise EditError(f"{name}: {looks} looks at validation data", f"At most {BUDGET}.")
         assert best is not None
@@ -150,7 +157,7 @@ def run_method(
                 dict(found.setting),
                 qualifies,
                 looks,
-                round(seconds, 2),
+                round(cost.seconds, 2),
                 subject.score(target),
                 target_before,
                 _keep_scores(subject),
@@ -162,6 +169,10 @@ def run_method(
                 _rounded(subject, target, "nf4"),
                 {} if learning or not relearn_steps else _relearned(subject, relearn_steps),
                 rounded_int8=int8,
+                cpu_seconds=round(cost.cpu_seconds, 2),
+                memory=cost.memory,
+                tried=tuple(tried),
+                validation_before=before,
             )
     return outcome
 

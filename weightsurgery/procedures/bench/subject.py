@@ -35,6 +35,9 @@ Prompts = Callable[[Sequence[Example]], list[Example]]
 
 _STRANGERS = 2000
 
+# What a method's row finds for itself, and pays for; a row's several candidates share it.
+_FOUND = ("vector", "keep_vectors", "seen_grams", "stranger_grams", "vector_grams")
+
 
 @dataclass
 class Subject:
@@ -65,6 +68,11 @@ class Subject:
         """Load a world's base."""
         model, tokenizer = load_model(world.base)  # float32, as a world stores it
         return cls(world, recipe, seed, model, tokenizer)
+
+    def anew(self) -> None:
+        """Drop vectors and statistics that a row found: the next row's time is its own."""
+        for name in _FOUND:
+            self.__dict__.pop(name, None)
 
     def facts(self, task: str, split: str, paraphrased: bool = False) -> list[Example]:
         """Facts of a task."""
