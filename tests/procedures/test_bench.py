@@ -14,11 +14,12 @@ from tests.test_world import MINIATURE
 from weightsurgery.errors import DataError, EditError, OutputError
 from weightsurgery.procedures.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
 from weightsurgery.procedures.bench import run as running
+from weightsurgery.procedures.bench.asks import FORGET, KEEP, Overlap
 from weightsurgery.procedures.bench.methods import BUDGET, Candidate
 from weightsurgery.procedures.bench.results import Summary, read_bench
 from weightsurgery.procedures.bench.retrain import retrain
 from weightsurgery.procedures.bench.run import run_method
-from weightsurgery.procedures.bench.subject import FORGET, KEEP, Subject
+from weightsurgery.procedures.bench.subject import Subject
 from weightsurgery.procedures.world import get_world
 from weightsurgery.report.bench import bench_tables, markdown
 
@@ -80,6 +81,39 @@ def test_the_retrained_model_never_saw_the_request(subject):
         change = retrain(subject)
     assert set(change) == set(subject.before)  # all of it, embeddings too
     assert all(t.any() for name, t in change.items() if "norm" not in name)
+
+
+def test_what_is_shared_is_to_be_kept(subject):
+    people, targets = [], []
+    for share in (0.0, 0.25, 0.5):
+        other = subject.asking(Overlap(share))
+        assert other.forget == subject.forget
+        shared = {f.prompt for f in other.forget} - {f.prompt for f in other.target}
+        assert len(shared) == pytest.approx(share * len(other.forget), abs=4)
+        assert not set(people) - shared  # a larger share holds the smaller one
+        people, targets = shared, [*targets, len(other.target)]
+        assert ("shared" in other.kept("seen")) == bool(share)
+        if share:
+            parts = {split: {f.prompt for f in other.kept(split)["shared"]}
+                     for split in ("seen", "validation", "unseen")}  # fmt: skip
+            assert parts["seen"] == shared
+            assert parts["validation"] | parts["unseen"] == shared
+            assert not parts["validation"] & parts["unseen"]
+            entities = [{other.entity[p] for p in parts[s]} for s in ("validation", "unseen")]
+            assert all(entities)
+            assert not entities[0] & entities[1]
+            survivors = {f.prompt for rows in other.ask.survivors(other).values() for f in rows}
+            assert shared <= survivors
+            assert not survivors & {f.prompt for f in other.target}
+    assert targets[0] > targets[1] > targets[2]
+
+
+def test_what_is_shared_has_columns_of_its_own(subject):
+    other = subject.asking(Overlap(0.5))
+    found = run_method(other, "noise", offering(1.0), 0.0)
+    assert found.asked == "50% shared"
+    assert found.keep["shared.unseen"] < found.keep_before["shared.unseen"] == 1.0
+    assert set(found.tried[0].keep) == {*KEEP, "shared"}
 
 
 def offering(*scales):
@@ -268,13 +302,15 @@ def test_unknown_names_are_refused():
 def test_a_bench_that_was_interrupted_runs_the_rows_that_are_missing(tmp_path, monkeypatch):
     ran, path = [], tmp_path / "results.json"
     monkeypatch.setattr(running, "get_world", lambda *_, **__: None)
-    monkeypatch.setattr(running.Subject, "of", lambda world, recipe, seed: seed)
+    monkeypatch.setattr(
+        running.Subject, "of", lambda world, recipe, seed: Subject(world, recipe, seed, None, None)
+    )
 
-    def row(seed, name, *_):
-        ran.append((seed, name))
+    def row(subject, name, *_):
+        ran.append((subject.seed, name))
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return replace(outcome(seed), method=name)
+        return replace(outcome(subject.seed), method=name, asked=subject.ask.name)
 
     monkeypatch.setattr(running, "run_method", row)
     some = {"seeds": (0, 1), "methods": ("base", "negate"), "save_to": path}
@@ -286,6 +322,13 @@ def test_a_bench_that_was_interrupted_runs_the_rows_that_are_missing(tmp_path, m
     assert read_bench(path) == found
     assert bench(**some) == found
     assert len(ran) == 5
+    asks = (Overlap(0.25), Overlap(0.5))
+    more = bench((0,), methods=("negate",), save_to=path, asks=asks)
+    assert [each.asked for each in more.outcomes] == [*[""] * 4, "25% shared", "50% shared"]
+    assert len(ran) == 7
+    assert bench((0,), methods=("negate",), save_to=path, asks=asks) == more
+    assert len(ran) == 7
+    found = more
     with pytest.raises(DataError, match="different benches"):
         bench(**some, threshold=0.5)
     with pytest.raises(OutputError, match="nowhere"):

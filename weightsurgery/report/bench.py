@@ -24,7 +24,7 @@ def bench_tables(found: Bench, about: Mapping[str, str]) -> list[str | Table]:
         about: Per method what it does.
     """
     seeds = sorted({each.seed for each in found.outcomes})
-    rows = list(found.by_method())
+    rows = [(", ".join(filter(None, row[:2])), row[2]) for row in found.by_row()]
     learning = found.task == "learn"
     tables: list[str | Table] = [_main(found, rows, seeds)]
     if any(each.paraphrased is not None for each in found.outcomes):
@@ -34,7 +34,7 @@ def bench_tables(found: Bench, about: Mapping[str, str]) -> list[str | Table]:
         Table(
             "Methods",
             ("method", "what it does"),
-            [(name, about.get(name, "")) for name, _ in rows],
+            [(name, about.get(name, "")) for name in dict.fromkeys(r[0] for r in found.by_row())],
             left=frozenset({0, 1}),
         )
     )

@@ -23,7 +23,7 @@ from weightsurgery.learning.settings import Training
 from weightsurgery.procedures.bench.merged import MERGING
 from weightsurgery.procedures.bench.prompted import PROMPTED
 from weightsurgery.procedures.bench.row import BUDGET, Candidate, Method
-from weightsurgery.procedures.bench.subject import KEEP, Change, Subject
+from weightsurgery.procedures.bench.subject import Change, Subject
 from weightsurgery.procedures.bench.trained import TRAINED
 
 __all__ = ["BUDGET", "FORGETTING", "LEARNING", "Candidate", "Method"]
@@ -111,8 +111,7 @@ def _ridge(
 
 
 def _watch(subject: Subject, target: list[Example], every: int, learning: bool = False) -> Watch:
-    keep = {role: subject.facts(task, "validation") for role, task in KEEP.items()}
-    return Watch(target, keep, every=every, learning=learning)
+    return Watch(target, subject.kept("validation"), every=every, learning=learning)
 
 
 def _rounds(

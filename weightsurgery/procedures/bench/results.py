@@ -58,6 +58,9 @@ class Outcome:
             model itself among that; None where it is not known.
         tried: All candidates in the order they were made; none in older results.
         validation_before: Role → exact match of the base on validation facts.
+        asked: Name of the ask, in a study of several; empty otherwise.
+        also: Name of another set of facts → exact match.
+        also_before: The same of the base.
     """
 
     method: str
@@ -79,6 +82,9 @@ class Outcome:
     memory: int | None = None
     tried: Sequence[Tried] = ()
     validation_before: Mapping[str, float] = field(default_factory=dict)
+    asked: str = ""
+    also: Mapping[str, float] = field(default_factory=dict)
+    also_before: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def forgotten(self) -> float:
@@ -129,11 +135,15 @@ class Bench:
     outcomes: tuple[Outcome, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
 
-    def by_method(self) -> Iterator[tuple[str, list[Outcome]]]:
-        """Methods in their order, with an outcome for each seed."""
-        names = dict.fromkeys(each.method for each in self.outcomes)
-        for name in names:
-            yield name, [each for each in self.outcomes if each.method == name]
+    def by_row(self) -> Iterator[tuple[str, str, list[Outcome]]]:
+        """Methods and asks in their order, with an outcome for each seed."""
+        rows = dict.fromkeys((each.method, each.asked) for each in self.outcomes)
+        for method, asked in rows:
+            yield (
+                method,
+                asked,
+                [each for each in self.outcomes if (each.method, each.asked) == (method, asked)],
+            )
 
     def merged(self, other: Bench) -> Bench:
         """Both together; of an outcome in both, the other's counts.
@@ -148,7 +158,9 @@ class Bench:
                     f" {getattr(other, name)!r}",
                     "Print them apart.",
                 )
-        found = {(each.method, each.seed): each for each in (*self.outcomes, *other.outcomes)}
+        found = {
+            (each.method, each.asked, each.seed): each for each in (*self.outcomes, *other.outcomes)
+        }
         return Bench(self.variant, self.task, self.threshold, tuple(found.values()), self.versions)
 
     def document(self) -> dict[str, Any]:

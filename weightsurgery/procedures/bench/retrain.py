@@ -6,8 +6,7 @@ import torch
 
 from weightsurgery.learning.fitting import isolated
 from weightsurgery.learning.stages import values_of
-from weightsurgery.procedures.bench.subject import FORGET, KEEP, Change, Subject
-from weightsurgery.procedures.world import SPLITS
+from weightsurgery.procedures.bench.subject import Change, Subject
 from weightsurgery.procedures.world.build import train_base
 from weightsurgery.procedures.world.training import make_model
 
@@ -15,25 +14,15 @@ __all__ = ["retrain"]
 
 
 def retrain(subject: Subject) -> Change:
-    """Trains a base from the same first weights on every task but the one to forget.
+    """Trains a base from the same first weights on all that the base knows but the target.
 
     Returns:
         By parameter the difference to the subject's base, embeddings and norms included.
 
     Raises:
-        WeightSurgeryError: It does not learn the other tasks within the recipe's cap of steps.
+        WeightSurgeryError: It does not learn the rest within the recipe's cap of steps.
     """
-    wordings = (False, True) if subject.recipe.paraphrases else (False,)
-    examples = {
-        task: [
-            fact
-            for paraphrased in wordings
-            for split in SPLITS
-            for fact in subject.facts(task, split, paraphrased)
-        ]
-        for task in KEEP.values()
-    }
-    assert FORGET not in examples
+    examples = subject.ask.survivors(subject)
     with isolated(subject.seed, torch.get_num_threads()):
         model = make_model(subject.recipe, subject.tokenizer)
         train_base(

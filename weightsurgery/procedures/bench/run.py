@@ -12,6 +12,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import isolated
+from weightsurgery.procedures.bench.asks import Ask
 from weightsurgery.procedures.bench.cost import measured
 from weightsurgery.procedures.bench.methods import (
     BUDGET,
@@ -27,10 +28,9 @@ from weightsurgery.procedures.bench.results import (
     read_bench,
     save_bench,
 )
-from weightsurgery.procedures.bench.subject import FORGET, KEEP, Subject
+from weightsurgery.procedures.bench.subject import Subject
 from weightsurgery.procedures.world import get_world
 from weightsurgery.procedures.world.build import Progress
-from weightsurgery.procedures.world.facts import make_facts
 from weightsurgery.procedures.world.recipe import VARIANTS
 
 __all__ = ["bench", "run_method"]
@@ -42,6 +42,7 @@ def bench(
     methods: Sequence[str] | None = None,
     *,
     task: str = "forget",
+    asks: Sequence[Ask] = (Ask(),),
     threshold: float = 0.975,
     relearn_steps: int = 40,
     cache_dir: Path | None = None,
@@ -55,6 +56,7 @@ def bench(
         variant: Of their recipe.
         methods: Names from the table of the task; all by default.
         task: ``"forget"`` the authors, or ``"learn"`` facts that the base lacks.
+        asks: What is to be forgotten and kept; several with names make a study.
         threshold: Share of its score that every keep task's validation set must keep for a
             candidate to be chosen.
         relearn_steps: Steps of the attack on what was forgotten; 0 for no attack.
@@ -63,7 +65,7 @@ def bench(
         progress: Called as ``progress(stage, done, total)`` in methods.
 
     Returns:
-        An outcome per seed and method, and what the file held besides.
+        An outcome per seed, ask and method, and what the file held besides.
 
     Raises:
         EditError: An unknown variant, method or task.
@@ -81,23 +83,29 @@ def bench(
     if save_to is not None:
         found = read_bench(save_to).merged(found) if save_to.exists() else found
         save_bench(found, save_to)  # if it cannot be written, that shows now
-    for number, seed in enumerate(seeds):
-        known = {each.method for each in found.outcomes if each.seed == seed}
-        wanted = {name: method for name, method in chosen.items() if name not in known}
-        if not wanted:
-            continue
-        recipe = VARIANTS[variant]
-        world = get_world(seed, cache_dir, progress, recipe=recipe)
-        subject = Subject.of(world, recipe, seed)
-        for place, (name, method) in enumerate(wanted.items()):
-            if progress is not None:
-                done = number * len(chosen) + place
-                progress(f"seed {seed}, {name}", done, len(seeds) * len(chosen))
-            learning = task == "learn"
-            outcome = run_method(subject, name, method, threshold, relearn_steps, learning)
-            found = Bench(variant, task, threshold, (*found.outcomes, outcome), found.versions)
-            if save_to is not None:
-                save_bench(found, save_to)
+    known = {(each.seed, each.asked, each.method) for each in found.outcomes}
+    wanted = [
+        (seed, ask, name)
+        for seed in seeds
+        for ask in asks
+        for name in chosen
+        if (seed, ask.name, name) not in known
+    ]
+    subject: Subject | None = None
+    for place, (seed, ask, name) in enumerate(wanted):
+        if subject is None or subject.seed != seed:
+            recipe = VARIANTS[variant]
+            subject = Subject.of(get_world(seed, cache_dir, progress, recipe=recipe), recipe, seed)
+        if subject.ask is not ask:
+            subject = subject.asking(ask)
+        if progress is not None:
+            stage = ", ".join(filter(None, (f"seed {seed}", ask.name, name)))
+            progress(stage, place, len(wanted))
+        learning = task == "learn"
+        outcome = run_method(subject, name, chosen[name], threshold, relearn_steps, learning)
+        found = Bench(variant, task, threshold, (*found.outcomes, outcome), found.versions)
+        if save_to is not None:
+            save_bench(found, save_to)
     return found
 
 
@@ -122,10 +130,13 @@ def run_method(
         EditError: The method offers more candidates than its budget.
     """
     with isolated(subject.seed, torch.get_num_threads()):
-        target = subject.news if learning else subject.forget
+        target = subject.news if learning else subject.target
         before = subject.validation()
         target_before = subject.score(target)
         keep_before = _keep_scores(subject)
+        paraphrased = subject.ask.target_paraphrased(subject)
+        also = subject.ask.also(subject)
+        also_before = {name: subject.score(facts) for name, facts in also.items()}
         subject.anew()
         best: tuple[tuple[bool, float, float], Candidate] | None = None
         looks, tried = 0, []
@@ -162,10 +173,8 @@ def run_method(
                 target_before,
                 _keep_scores(subject),
                 keep_before,
-                1 / subject.recipe.answers,
-                subject.score(subject.forget_paraphrased)
-                if subject.forget_paraphrased and not learning
-                else None,
+                subject.ask.chance(subject),
+                subject.score(paraphrased) if paraphrased and not learning else None,
                 _rounded(subject, target, "nf4"),
                 {} if learning or not relearn_steps else _relearned(subject, relearn_steps),
                 rounded_int8=int8,
@@ -173,15 +182,18 @@ def run_method(
                 memory=cost.memory,
                 tried=tuple(tried),
                 validation_before=before,
+                asked=subject.ask.name,
+                also={name: subject.score(facts) for name, facts in also.items()},
+                also_before=also_before,
             )
     return outcome
 
 
 def _keep_scores(subject: Subject) -> dict[str, float]:
     return {
-        f"{role}.{split}": subject.score(subject.facts(task, split))
-        for role, task in KEEP.items()
+        f"{role}.{split}": subject.score(facts)
         for split in ("seen", "unseen")
+        for role, facts in subject.kept(split).items()
     }
 
 
@@ -191,11 +203,11 @@ def _rounded(subject: Subject, target: list[Example], method: str) -> dict[str, 
 
 
 def _relearned(subject: Subject, steps: int) -> dict[str, float]:
-    """Trains the edited model on every other person, and asks for the rest; undone by `edited`."""
-    about = {fact.prompt: fact.entity for fact in make_facts(subject.recipe, subject.seed)[FORGET]}
-    given = set(list(dict.fromkeys(about[fact.prompt] for fact in subject.forget))[::2])
-    half = [fact for fact in subject.forget if about[fact.prompt] in given]
-    rest = [fact for fact in subject.forget if about[fact.prompt] not in given]
+    """Trains on every other person of the target, and asks for the rest; undone by `edited`."""
+    about = [subject.entity[fact.prompt] for fact in subject.target]
+    given = set(list(dict.fromkeys(about))[::2])
+    half = [fact for fact, entity in zip(subject.target, about, strict=True) if entity in given]
+    rest = [fact for fact, entity in zip(subject.target, about, strict=True) if entity not in given]
     before = subject.score(rest)
     relearn(subject.model, subject.tokenizer, half, steps, seed=subject.seed)
     return {"half": subject.score(half), "rest": subject.score(rest), "rest_before": before}

@@ -1,4 +1,4 @@
-"""What all methods of a bench share on one world: model, data, vectors, statistics; each once."""
+"""What all methods of a bench are given on one world: model, data, vectors, statistics."""
 
 from __future__ import annotations
 
@@ -19,14 +19,11 @@ from weightsurgery.learning.rounds import Kept, keep_texts
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.statistics import gather
-from weightsurgery.procedures.world import SPLITS, Recipe, World
+from weightsurgery.procedures.bench.asks import Ask
+from weightsurgery.procedures.world import Recipe, World
 from weightsurgery.procedures.world.facts import make_facts
 
-__all__ = ["FORGET", "KEEP", "Change", "Prompts", "Subject"]
-
-FORGET = "authors"
-KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
-"""Role → task."""
+__all__ = ["Change", "Prompts", "Subject"]
 
 Change = dict[str, Tensor]
 
@@ -43,16 +40,13 @@ _FOUND = ("vector", "keep_vectors", "seen_grams", "stranger_grams", "vector_gram
 class Subject:
     """A world's base model, and what methods may see of the world.
 
-    A method may see every fact to forget (the request), and the ``seen`` facts of the tasks to
-    keep. Settings are chosen on the keep tasks' ``validation`` facts; ``unseen`` ones are for the
-    result alone.
-
     Attributes:
         world: The world.
         recipe: What it was made by.
         seed: What it was made from.
         model: The base, float32, in evaluation mode.
         tokenizer: Its tokenizer.
+        ask: What is to be forgotten and kept.
     """
 
     world: World
@@ -60,14 +54,19 @@ class Subject:
     seed: int
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    ask: Ask = field(default_factory=Ask)
     _read: dict[tuple[str, str, bool], list[Example]] = field(default_factory=dict)
     _prompts: Prompts | None = None
 
     @classmethod
-    def of(cls, world: World, recipe: Recipe, seed: int) -> Subject:
+    def of(cls, world: World, recipe: Recipe, seed: int, ask: Ask | None = None) -> Subject:
         """Load a world's base."""
         model, tokenizer = load_model(world.base)  # float32, as a world stores it
-        return cls(world, recipe, seed, model, tokenizer)
+        return cls(world, recipe, seed, model, tokenizer, ask or Ask())
+
+    def asking(self, ask: Ask) -> Subject:
+        """The same model with another ask."""
+        return Subject(self.world, self.recipe, self.seed, self.model, self.tokenizer, ask)
 
     def anew(self) -> None:
         """Drop vectors and statistics that a row found: the next row's time is its own."""
@@ -83,27 +82,35 @@ class Subject:
         return self._read[key]
 
     @cached_property
-    def forget(self) -> list[Example]:
-        """The request: all facts of the task to forget."""
-        return [fact for split in SPLITS for fact in self.facts(FORGET, split)]
+    def entity(self) -> dict[str, str]:
+        """Query → whom or what it is about."""
+        every = (fact for rows in make_facts(self.recipe, self.seed).values() for fact in rows)
+        return {prompt: f.entity for f in every for prompt in (f.prompt, f.paraphrase)}
 
     @cached_property
-    def forget_paraphrased(self) -> list[Example]:
-        """The same in words that no edit sees; empty where the base does not know them."""
-        if not self.recipe.paraphrases:
-            return []
-        return [fact for split in SPLITS for fact in self.facts(FORGET, split, True)]
+    def forget(self) -> list[Example]:
+        """The request, as edits are given it."""
+        return self.ask.given(self)
+
+    @cached_property
+    def target(self) -> list[Example]:
+        """What forgetting is scored on."""
+        return self.ask.target(self)
 
     @cached_property
     def news(self) -> list[Example]:
         """Facts that the base lacks: people of another world, asked about in the same forms."""
-        facts = make_facts(self.recipe, self.seed + 1000)[FORGET]
+        facts = make_facts(self.recipe, self.seed + 1000)[self.ask.task]
         return [Example(f.prompt, f.completion) for f in facts if f.split == "seen"]
 
     @cached_property
     def seen(self) -> list[list[Example]]:
         """The keep facts that an edit may see, task by task."""
-        return [self.facts(task, "seen") for task in KEEP.values()]
+        return list(self.kept("seen").values())
+
+    def kept(self, split: str) -> dict[str, list[Example]]:
+        """Role → its facts in a split."""
+        return {role: self.ask.kept(self, role, split) for role in self.ask.roles}
 
     @cached_property
     def names(self) -> list[str]:
@@ -140,8 +147,8 @@ class Subject:
         return exact_match(self.model, self.tokenizer, examples, batch_size=256)
 
     def validation(self) -> dict[str, float]:
-        """Scores of the keep tasks' validation facts."""
-        return {role: self.score(self.facts(task, "validation")) for role, task in KEEP.items()}
+        """Role → score of its validation facts."""
+        return {role: self.score(facts) for role, facts in self.kept("validation").items()}
 
     # What vectors are trained by; the world's own fine-tunes use the same figures.
     def tuning(self, seed: int = 0) -> Training:

@@ -1,0 +1,136 @@
+"""What is asked of a bench's model: which facts are to go, and which are to stay.
+
+An ask names files of facts; they are read through the subject, when something needs them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from weightsurgery.procedures.world.facts import SPLITS
+
+if TYPE_CHECKING:
+    from weightsurgery.learning.data import Example
+    from weightsurgery.procedures.bench.subject import Subject
+
+__all__ = ["FORGET", "KEEP", "Ask", "Overlap"]
+
+FORGET = "authors"
+KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
+"""Role → task."""
+
+
+class Ask:
+    """Forget one task whole; keep the others.
+
+    Methods may see every fact that is given (the request), and the ``seen`` facts of what is to be
+    kept. Settings are chosen on its ``validation`` facts; ``unseen`` ones are for the result alone.
+    """
+
+    name = ""
+    """Of a study that compares several asks; the plain one has none."""
+
+    task = FORGET
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """What is to be kept: role → task."""
+        return KEEP
+
+    def given(self, subject: Subject) -> list[Example]:
+        """The facts to forget, as edits are given them."""
+        return [fact for split in SPLITS for fact in subject.facts(self.task, split)]
+
+    def target(self, subject: Subject) -> list[Example]:
+        """The facts that forgetting is scored on."""
+        return self.given(subject)
+
+    def target_paraphrased(self, subject: Subject) -> list[Example]:
+        """The same in words that no edit sees; empty where the base does not know them."""
+        if not subject.recipe.paraphrases:
+            return []
+        return [fact for split in SPLITS for fact in subject.facts(self.task, split, True)]
+
+    def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
+        """The facts to keep of a role, in ``"seen"``, ``"validation"`` or ``"unseen"``."""
+        return subject.facts(self.roles[role], split)
+
+    def also(self, subject: Subject) -> dict[str, list[Example]]:
+        """Sets that are scored besides, at the end, by the names of their columns."""
+        return {}
+
+    def survivors(self, subject: Subject) -> dict[str, list[Example]]:
+        """What a model knows that was never taught the target: sets by name."""
+        wordings = (False, True) if subject.recipe.paraphrases else (False,)
+        return {
+            task: [
+                fact
+                for paraphrased in wordings
+                for split in SPLITS
+                for fact in subject.facts(task, split, paraphrased)
+            ]
+            for task in self.roles.values()
+        }
+
+    def chance(self, subject: Subject) -> float:
+        """Exact match on the target of one who knows the forms alone."""
+        return 1 / subject.recipe.answers
+
+
+class Overlap(Ask):
+    """The request and what is to be kept share facts: those of some of the people are in both.
+
+    What is shared is to be kept. It is in both files that edits are given, so that none of it is
+    unseen; a third of these people are the role's validation facts, the others are its result.
+
+    Args:
+        share: Of the people to forget, in [0, 1).
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.name = f"{share:.0%} shared"
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """See :attr:`Ask.roles`."""
+        return {**KEEP, "shared": self.task} if self.share else KEEP
+
+    def _shared(self, subject: Subject) -> list[str]:
+        """Whom both files tell about; a larger share tells about the same ones and more."""
+        people = list(dict.fromkeys(subject.entity[f.prompt] for f in self.given(subject)))
+        random.Random(f"shared {subject.seed}").shuffle(people)
+        return people[: round(self.share * len(people))]
+
+    def target(self, subject: Subject) -> list[Example]:
+        """See :meth:`Ask.target`: what is not shared."""
+        shared = set(self._shared(subject))
+        return [f for f in self.given(subject) if subject.entity[f.prompt] not in shared]
+
+    def target_paraphrased(self, subject: Subject) -> list[Example]:
+        """See :meth:`Ask.target_paraphrased`: none."""
+        return []
+
+    def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
+        """See :meth:`Ask.kept`."""
+        if role != "shared":
+            return super().kept(subject, role, split)
+        people = self._shared(subject)
+        chosen: Sequence[str] = {
+            "seen": people, "validation": people[::3],
+            "unseen": [each for n, each in enumerate(people) if n % 3],
+        }[split]  # fmt: skip
+        return [f for f in self.given(subject) if subject.entity[f.prompt] in set(chosen)]
+
+    def survivors(self, subject: Subject) -> dict[str, list[Example]]:
+        """See :meth:`Ask.survivors`."""
+        kept = {role: task for role, task in self.roles.items() if role != "shared"}
+        found = {
+            task: [f for split in SPLITS for f in subject.facts(task, split)]
+            for task in kept.values()
+        }
+        if self.share:
+            found["shared"] = self.kept(subject, "shared", "seen")
+        return found
