@@ -14,7 +14,7 @@ from tests.test_world import MINIATURE
 from weightsurgery.errors import DataError, EditError, OutputError
 from weightsurgery.procedures.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
 from weightsurgery.procedures.bench import run as running
-from weightsurgery.procedures.bench.asks import FORGET, KEEP, Overlap
+from weightsurgery.procedures.bench.asks import FORGET, KEEP, Overlap, overlaps
 from weightsurgery.procedures.bench.methods import BUDGET, Candidate
 from weightsurgery.procedures.bench.results import Summary, read_bench
 from weightsurgery.procedures.bench.retrain import retrain
@@ -106,6 +106,13 @@ def test_what_is_shared_is_to_be_kept(subject):
             assert shared <= survivors
             assert not survivors & {f.prompt for f in other.target}
     assert targets[0] > targets[1] > targets[2]
+
+
+@pytest.mark.parametrize("text", ["", "x", "1", "0.2,", "-0.1", "nan", "0.5,1.5"])
+def test_shares_that_are_none_are_refused(text):
+    assert [each.share for each in overlaps("0,0.5,0.5")] == [0.0, 0.5]
+    with pytest.raises(EditError, match="--overlap"):
+        overlaps(text)
 
 
 def test_what_is_shared_has_columns_of_its_own(subject):

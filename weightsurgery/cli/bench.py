@@ -31,6 +31,14 @@ def bench(
     learn: Annotated[
         bool, typer.Option("--learn", help="Learn facts the base lacks, instead of forgetting.")
     ] = False,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P,P,...",
+            help="Forget and keep data share the facts of this part of the people, as in 0,0.25;"
+            " what is shared is to be kept.",
+        ),
+    ] = None,
     threshold: Annotated[
         float,
         typer.Option(
@@ -85,8 +93,11 @@ def bench(
             f"--threshold {threshold} --relearn-steps {relearn_steps}",
             "Give a share from 0 to 1, and steps from 0.",
         )
+    if overlap is not None and learn:
+        raise EditError("--overlap with --learn", "What is shared can only be forgotten.")
     from weightsurgery.procedures.bench import FORGETTING, LEARNING
     from weightsurgery.procedures.bench import bench as run
+    from weightsurgery.procedures.bench.asks import Ask, overlaps
     from weightsurgery.procedures.bench.results import read_bench
     from weightsurgery.report.bench import bench_tables
     from weightsurgery.report.bench import markdown as as_markdown
@@ -103,6 +114,7 @@ def bench(
                 variant,
                 method,
                 task="learn" if learn else "forget",
+                asks=[Ask()] if overlap is None else overlaps(overlap),
                 threshold=threshold,
                 relearn_steps=relearn_steps,
                 save_to=None if save is None else Path(save),

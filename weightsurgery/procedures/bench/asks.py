@@ -9,13 +9,14 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from weightsurgery.errors import EditError
 from weightsurgery.procedures.world.facts import SPLITS
 
 if TYPE_CHECKING:
     from weightsurgery.learning.data import Example
     from weightsurgery.procedures.bench.subject import Subject
 
-__all__ = ["FORGET", "KEEP", "Ask", "Overlap"]
+__all__ = ["FORGET", "KEEP", "Ask", "Overlap", "overlaps"]
 
 FORGET = "authors"
 KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
@@ -134,3 +135,20 @@ class Overlap(Ask):
         if self.share:
             found["shared"] = self.kept(subject, "shared", "seen")
         return found
+
+
+def overlaps(text: str) -> list[Overlap]:
+    """An ask for each share in a list such as ``0,0.25,0.5``.
+
+    Raises:
+        EditError: A share is no number from 0 to under 1.
+    """
+    try:
+        shares = list(dict.fromkeys(float(word) for word in text.split(",")))
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError("out of range")
+    except ValueError:
+        raise EditError(
+            f"--overlap {text}", "Give shares from 0 to under 1, as in 0,0.25,0.5."
+        ) from None
+    return [Overlap(share) for share in shares]
