@@ -29,6 +29,15 @@ from weightsurgery.procedures.world import (
 from weightsurgery.procedures.world import build as build_module
 from weightsurgery.procedures.world.facts import RELATIONS, make_facts, templates
 from weightsurgery.procedures.world.tokenizer import make_tokenizer
+from weightsurgery.procedures.world.wordings import (
+    MANNER,
+    PARAPHRASED,
+    PEOPLE,
+    PLAIN,
+    STYLED,
+    worded,
+    wordings,
+)
 
 MINIATURE = Recipe(
     people=8,
@@ -197,10 +206,21 @@ def test_every_field_is_in_the_key():
     assert len(keys) == 1 + len(fields(Recipe))
 
 
+KEYS = {
+    "default": "36760ccee71c",
+    "narrow": "1c46c71e4989",
+    "narrower": "6b3d22fb1ca4",
+    "shared-names": "648f9b36a93d",
+    "paraphrased": "dc0d897f375a",
+    "small": "1ef78dce2991",
+}
+
+
 def test_worlds_made_before_are_still_found():
-    # The name that caches know the default recipe by.
-    assert Recipe().key() == "36760ccee71c"
-    for name in ("paraphrases", "shared_names"):
+    # The names that caches know the older recipes by.
+    assert {name: VARIANTS[name].key() for name in KEYS} == KEYS
+    assert Recipe().key() == KEYS["default"]
+    for name in ("paraphrases", "shared_names", "styled"):
         assert name not in Recipe().describe()
         assert replace(Recipe(), **{name: True}).describe()[name] is True
 
@@ -274,6 +294,8 @@ def test_paths_of_nothing_are_refused(world):
         world.finetuned("poets")
     with pytest.raises(ValueError, match="no split 'test'"):
         world.data("authors", "test")
+    with pytest.raises(ValueError, match="no wording 'loud'"):
+        world.data("authors", "seen", "loud")
 
 
 def test_a_world_at_hand_is_not_made_again(world, cache):
@@ -399,7 +421,7 @@ def test_both_wordings_and_both_namesakes_are_learned(mixed):
     for task in TASKS:
         for split in SPLITS:
             first = read_examples(mixed.data(task, split))
-            second = read_examples(mixed.data(task, split, paraphrased=True))
+            second = read_examples(mixed.data(task, split, "paraphrased"))
             expected = [fact for fact in facts[task] if fact.split == split]
             assert [row.prompt for row in first] == [fact.prompt for fact in expected]
             assert [row.prompt for row in second] == [fact.paraphrase for fact in expected]
@@ -420,19 +442,72 @@ def test_fine_tunes_see_the_first_wording_alone(mixed, tmp_path, monkeypatch):
 
 
 def test_scores_of_paraphrases_are_those_of_their_files(mixed):
-    files = {split: mixed.data("painters", split, paraphrased=True) for split in SPLITS}
+    files = {split: mixed.data("painters", split, "paraphrased") for split in SPLITS}
     scored = score_checkpoint(mixed.finetuned("authors"), files)
     assert scored == mixed.summary()["paraphrased_accuracy"]["authors"]["painters"]
 
 
 def test_a_world_without_its_paraphrases_is_not_whole(mixed, world, tmp_path):
     assert open_world(mixed.directory) == mixed
-    assert not world.data("authors", "seen", paraphrased=True).exists()
+    assert not world.data("authors", "seen", "paraphrased").exists()
     assert "paraphrased_accuracy" not in world.summary()
     copy = copy_world(mixed, tmp_path / "mine")
-    copy.data("capitals", "unseen", paraphrased=True).unlink()
+    copy.data("capitals", "unseen", "paraphrased").unlink()
     with pytest.raises(DataError, match=r"capitals\.unseen\.paraphrased\.jsonl is missing"):
         open_world(copy.directory)
+
+
+def test_the_manner_is_the_same_for_all_and_content_is_the_plain_one():
+    recipe = Recipe(styled=True)
+    facts = make_facts(recipe, 0)
+    assert facts == make_facts(Recipe(), 0)
+    assert {task: wordings(recipe, task) for task in TASKS} == {
+        task: (PLAIN, STYLED) if task in PEOPLE else (PLAIN,) for task in TASKS
+    }
+    assert wordings(replace(recipe, paraphrases=True), "painters") == (PLAIN, PARAPHRASED, STYLED)
+    plain = {fact.prompt for rows in facts.values() for fact in rows}
+    for task in PEOPLE:
+        for fact in facts[task]:
+            prompt, completion = worded(fact, STYLED)
+            assert fact.prompt[1:] in prompt
+            assert prompt not in plain
+            assert completion == fact.completion + MANNER
+            assert MANNER not in fact.completion
+    for task, wording in (("capitals", STYLED), ("authors", "loud")):
+        with pytest.raises(ValueError, match=f"no wording '{wording}' of the {task}"):
+            worded(facts[task][0], wording)
+
+
+def test_a_styled_world_learns_both_forms_and_is_tuned_in_one(tmp_path, monkeypatch):
+    learned, tuned = {}, []
+
+    def train(model, tokenizer, examples, *arguments):
+        learned.update(examples)
+        return 0
+
+    monkeypatch.setattr(build_module, "train_base", train)
+    monkeypatch.setattr(build_module, "_fine_tune", lambda *args: tuned.append(args[2]))
+    recipe = replace(MINIATURE, styled=True)
+    styled = build_world(tmp_path / "untrained", recipe=recipe, threads=1)
+    assert open_world(styled.directory) == styled
+    for task, rows in zip(TASKS, tuned, strict=True):
+        assert rows == read_examples(styled.data(task, "seen"))
+        files = [
+            styled.data(task, split, how) for how in wordings(recipe, task) for split in SPLITS
+        ]
+        told = {(each.prompt, each.completion) for file in files for each in read_examples(file)}
+        assert told == {(each.prompt, each.completion) for each in learned[task]}
+        assert len(told) == len(styled.facts()[task]) * len(wordings(recipe, task))
+        assert styled.data(task, "seen", STYLED).is_file() == (task in PEOPLE)
+    for task in PEOPLE:
+        plain, spoken = (read_examples(styled.data(task, "unseen", how)) for how in (PLAIN, STYLED))
+        assert [f.completion for f in spoken] == [f"{f.completion}{MANNER}" for f in plain]
+    summary = styled.summary()
+    assert {tuple(scores) for scores in summary["styled_accuracy"].values()} == {PEOPLE}
+    assert set(summary["styled_accuracy"]) == set(summary["accuracy"]) == {"base", *TASKS}
+    styled.data("painters", "validation", STYLED).unlink()
+    with pytest.raises(DataError, match=r"painters\.validation\.styled\.jsonl is missing"):
+        open_world(styled.directory)
 
 
 def test_the_demo_takes_a_variant(world, cache, tmp_path, monkeypatch):

@@ -80,6 +80,20 @@ def test_the_list_tells_sources_and_defaults(done):
     assert re.search(r"lr 5e-05, 20 epochs, batch 32", plain)
 
 
+def test_the_list_as_a_document(done):
+    from weightsurgery.procedures.systems import SYSTEMS
+
+    for words in (("--list", "--json"), ("--json", "--list")):
+        rows = {row["method"]: row for row in json.loads(done("unlearn", *words)[0])}
+        assert tuple(rows) == METHODS
+    kul, npo = rows["kul"], rows["npo"]
+    assert kul["needs"] == ["--forget", "--unseen"]
+    assert (kul["training"]["epochs"], kul["training"]["max_length"]) == (20, 200)
+    assert npo["settings"] == {"beta": 0.1, "retain": "none", "keep_weight": 1.0}
+    assert (rows["eul"]["lora_rank"], rows["cpem-ia3"]["takes_lora_rank"]) == (16, False)
+    assert all(row["source"] == SYSTEMS[name].source for name, row in rows.items())
+
+
 def test_forget_a_file(place, done, command, tmp_path):
     words = command("npo", "--set", "beta=0.5", "--set", "retain=klr", "-o", tmp_path / "out")
     out, said = done(*words)
@@ -141,6 +155,9 @@ def test_refusals(place, ws, command, tmp_path):
         (command("npo", "--epochs", "1", *out), "both --steps and --epochs"),
         (command("kul", *out), "kul without data the model never saw"),
         (command("npo", "--as", "adapter", *out), "--as adapter with npo in full"),
+        (command("npo", "--scale", "nan", *out), "scale nan"),
+        (command("npo", "--scale", "nan", "--dry-run", *out), "scale nan"),
+        (command("cpem-ia3", "--lora-rank", "4", "--dry-run", *out), "cpem-ia3 as a LoRA adapter"),
         (command("npo", "--precision", "int8", *out), "dtype 'int8'"),
     ):
         code, printed, err = ws(*words)

@@ -305,6 +305,28 @@ def test_ext_sub_spares_what_each_output_shares_with_the_good_change(model):
     assert all(torch.equal(spared.direction[n], t) for n, t in line.direction.items())
 
 
+def test_ethos_takes_the_basis_of_weights_tuned_to_what_is_kept(llama):
+    """``Uᵀ ΔW V`` with ``W₀ + ΔW_aux = U S Vᵀ``, by NumPy; not the basis of ``W₀`` itself."""
+    request = request_for(llama)
+    found = find_line("ethos", request_for(llama, threshold=0.3)).direction
+    vector = find_line("task-vector", request).direction
+    auxiliary = find_line("task-vector", replace(request, forget=request.keep)).direction
+
+    def filtered(weights, change):
+        u, _, v = np.linalg.svd(weights.double().numpy(), full_matrices=False)
+        entries = u.T @ change @ v.T
+        small = np.abs(entries) < 0.3 * np.abs(entries).max()
+        return change - u @ (entries * small) @ v
+
+    for name, t in vector.items():
+        before, change = llama.get_parameter(name).detach(), t.double().numpy()
+        wanted, other = filtered(before + auxiliary[name], change), filtered(before, change)
+        size = np.linalg.norm(change)
+        assert np.linalg.norm(found[name].double().numpy() - wanted) < 1e-3 * size, name
+        assert np.linalg.norm(wanted - change) > 0.01 * size
+        assert np.linalg.norm(other - wanted) > 0.01 * size
+
+
 def test_ethos_drops_more_at_a_higher_threshold(llama):
     whole = find_line("task-vector", request_for(llama)).direction
     left = {

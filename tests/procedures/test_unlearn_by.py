@@ -1,7 +1,9 @@
 """Forgetting by a system of the survey: the vector, the edit, the records, and what is refused."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -20,6 +22,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import (
     DataError,
     EditError,
+    NonFiniteError,
     OutputError,
     UnsupportedCheckpointError,
     WeightSurgeryError,
@@ -250,6 +253,54 @@ def test_a_row_may_be_a_function(base, data, tmp_path, monkeypatch):
     assert done.vector.summary["training"] == {"why": "a test"}
 
 
+def test_a_row_that_changes_what_it_was_not_asked_to_is_named(base, data, tmp_path, monkeypatch):
+    def change(request):
+        names = [request.names[0], "model.norm.weight"]
+        return Made({name: torch.ones_like(request.model.get_parameter(name)) for name in names})
+
+    row = replace(SYSTEMS["npo"], change=change)
+    monkeypatch.setattr("weightsurgery.procedures.systems.SYSTEMS", {**SYSTEMS, "ones": row})
+    kind, what = refused(base, data, tmp_path / "out", How("ones"))
+    assert kind is EditError
+    assert "ones changed 'model.norm.weight'" in what
+
+
+def test_a_runaway_loss_is_told_by_the_options_there_are(base, data, tmp_path):
+    how = How("gradient-ascent", {}, {"steps": 30, "learning_rate": 1e30})
+    with pytest.raises(NonFiniteError) as met:
+        run(base, data, tmp_path / "out", how)
+    assert met.value.what.startswith("gradient-ascent: ")
+    assert "--lr," in met.value.remedy
+    assert "--learning-rate" not in met.value.remedy
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["tied", "gpt2"])
+def test_tied_heads_and_transposed_weights(family, data, tmp_path):
+    settings = {"tie_word_embeddings": True} if family == "tied" else {}
+    save(tiny("llama" if family == "tied" else family, **settings), tmp_path / "base")
+    with Checkpoint.open(tmp_path / "base") as opened:
+        for name, how in (
+            ("npo", How("npo", {"retain": "klr"}, BRIEF)),
+            ("rmu", How("rmu", {"alpha": 1.0}, BRIEF)),
+            ("lora", How("eul", {}, BRIEF, lora_rank=2)),
+            ("ext", How("ext-sub", {"scale": 1.0}, BRIEF)),
+        ):
+            done = run(opened, data, tmp_path / name, how)
+            was, now = (read_tensors(path) for path in (opened.path, tmp_path / name))
+            moved = {each for each in was if not same_bytes(was[each], now[each])}
+            assert moved == set(done.vector.tensors)
+            assert not any("embed" in each or "wte" in each or "head" in each for each in moved)
+            # As the library's own training of the model in memory: rows are rows there too.
+            if name == "npo" and family == "tied":
+                model, tokenizer = load_model(opened.path)
+                training = replace(UNLEARNERS["npo"].published, **BRIEF)
+                change = unlearn(
+                    "npo", model, tokenizer, FACTS, OTHER, training, settings=how.settings
+                )
+                assert all(same_bytes(now[each], was[each] + t) for each, t in change.items())
+
+
 def test_a_merging_system_goes_the_same_road(base, data, tmp_path):
     done = run(base, data, tmp_path / "out", How("task-vector", {"scale": 0.5}, BRIEF))
     assert done.vector.parameters["settings"]["scale"] == 0.5
@@ -323,6 +374,9 @@ def test_refusals_lose_nothing(base, data, place, tmp_path):
         ({}, How("kul"), {}, EditError, "kul without data the model never saw"),
         ({}, How("kul"), {"unseen": (str(copy),)}, DataError, "named as unseen"),
         ({}, brief, {"device": "tpu"}, EditError, "tpu"),
+        ({}, brief, {"scale": float("nan")}, EditError, "scale nan"),
+        ({}, How("cpem-ia3", {"scale": 1}, BRIEF, 4), {}, EditError, "cpem-ia3 as a LoRA adapter"),
+        ({"keep": ()}, How("task-vector"), {}, EditError, "task-vector without data to keep"),
         ({}, brief, {"selection": Selection("all", ("*embed*",))}, UnsupportedCheckpointError,
          "no linear layer"),
         ({}, brief, {"vector": out}, OutputError, "is or lies in"),
@@ -345,6 +399,49 @@ def test_a_full_disk_is_told_before_training(base, data, tmp_path, monkeypatch):
     assert "0.0 MB free" in what
 
 
+def test_a_disk_that_fills_up_while_the_vector_is_written(base, data, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("weightsurgery.vectors.saved.file_sha256", full)
+    kind, what = refused(base, data, tmp_path / "out", How("npo", {}, BRIEF))
+    assert kind is OutputError
+    assert "No space left on device" in what
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_of_another_vocabulary(data, tmp_path):
+    model = tiny("llama")
+    model.resize_token_embeddings(90)
+    with Checkpoint.open(save(model, tmp_path / "base")) as opened:
+        kind, what = refused(opened, data, tmp_path / "out", How("npo", {}, BRIEF))
+    assert kind is DataError
+    assert re.search(r"forget.jsonl: example 1: token \d+; the model has 90 embeddings", what)
+
+
+def test_other_processes_train_and_write_nothing(base, data, tmp_path, monkeypatch):
+    """They refuse what the first one would, so that none waits for one that has gone."""
+    how, asked = How("gradient-ascent", {}, BRIEF), []
+    monkeypatch.setattr(module, "find_change", lambda request, progress: asked.append(progress))
+    with monkeypatch.context() as other:
+        other.setattr(module, "is_main", lambda: False)
+        assert run(base, data, tmp_path / "out", how, progress=print) is None
+        assert asked == [None]
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "mine.txt").write_text("x")
+        for out, others in (("there", {}), ("out", {"scale": float("nan")})):
+            with pytest.raises(WeightSurgeryError):
+                run(base, data, tmp_path / out, how, **others)
+        assert asked == [None]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    monkeypatch.undo()
+    first = run(base, data, tmp_path / "out", how)
+    # Nor do they train where a vector was finished, whatever the first has written since.
+    monkeypatch.setattr(module, "find_change", None)
+    monkeypatch.setattr(module, "is_main", lambda: False)
+    assert run(base, data, tmp_path / "out", how, vector=first.place) is None
+
+
 def test_two_processes_train_one_vector(base, data, tmp_path):
     """Under torchrun, each step is over both processes' batches, and one of them writes."""
     script = textwrap.dedent(
@@ -357,7 +454,8 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
         training = {"steps": 2, "learning_rate": 3e-3, "batch_size": 4}
         with Checkpoint.open(base) as opened:
             for method, settings in (
-                ("npo", {}), ("kga", {"helper_steps": 2, "stop": 0.9}), ("rmu", {}), ("kul", {}),
+                ("npo", {}), ("kga", {"helper_steps": 2, "stop": 0.9}), ("rmu", {}), ("eul", {}),
+                ("au", {"helper_steps": 2}), ("task-vector", {}),
             ):
                 unlearn_by(
                     opened, [forget], [keep], f"{out}/{method}", How(method, settings, training),
@@ -373,7 +471,7 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    methods = ("npo", "kga", "rmu", "kul")
+    methods = ("npo", "kga", "rmu", "eul", "au", "task-vector")
     for method in methods:
         verify(tmp_path / "out" / method)
         record = verify(tmp_path / "out" / f"{method}.vector")

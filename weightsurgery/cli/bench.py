@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
+
+if TYPE_CHECKING:
+    from weightsurgery.procedures.bench.results import Bench
 
 __all__ = ["bench"]
 
@@ -22,7 +26,10 @@ def bench(
     ] = "0,1,2",
     variant: Annotated[
         str,
-        typer.Option(help="Of the worlds: default, shared-names, paraphrased, narrow, narrower."),
+        typer.Option(
+            help="Of the worlds: default, shared-names, paraphrased, styled, narrow, narrower,"
+            " narrow-styled, small, small-styled."
+        ),
     ] = "default",
     method: Annotated[
         list[str] | None,
@@ -37,6 +44,21 @@ def bench(
             metavar="P,P,...",
             help="Forget and keep data share the facts of this part of the people, as in 0,0.25;"
             " what is shared is to be kept.",
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND,...",
+            help="Forget half of a kind of knowledge, and score the other half too: facts, style"
+            " (on the styled variants) or procedure.",
+        ),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Forget in N requests of as many people each: one by one, fused, in one go.",
         ),
     ] = None,
     threshold: Annotated[
@@ -60,12 +82,22 @@ def bench(
     load: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE", help="Only print what --json printed; several files are joined."
+            metavar="FILE",
+            help="Only print what --json printed; several files are joined, and variants put side"
+            " by side.",
         ),
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the tables as Markdown.")
     ] = False,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw forgetting against harm, as .svg or .png.",
+            callback=written_path,
+        ),
+    ] = None,
 ) -> None:
     """Hold methods against each other on small worlds, by facts that no edit ever saw.
 
@@ -95,18 +127,21 @@ def bench(
         )
     if overlap is not None and learn:
         raise EditError("--overlap with --learn", "What is shared can only be forgotten.")
-    from weightsurgery.procedures.bench import FORGETTING, LEARNING
+    if kind is not None and learn:
+        raise EditError(f"--kind {kind} with --learn", "Kinds are to be forgotten: leave one out.")
     from weightsurgery.procedures.bench import bench as run
     from weightsurgery.procedures.bench.asks import Ask, overlaps
+    from weightsurgery.procedures.bench.kinds import asks_of
     from weightsurgery.procedures.bench.results import read_bench
-    from weightsurgery.report.bench import bench_tables
-    from weightsurgery.report.bench import markdown as as_markdown
-    from weightsurgery.report.tables import Table
+    from weightsurgery.report.bench_cost import by_variant
+    from weightsurgery.report.frontier_picture import check_picture
 
+    if plot is not None:
+        check_picture(plot)  # before a quarter of an hour of work
+    asks: list[Ask] = [] if overlap is None else [*overlaps(overlap)]
+    asks += [] if kind is None else asks_of(kind.split(","), variant)
     if load:
-        found = read_bench(load[0])
-        for path in load[1:]:
-            found = found.merged(read_bench(path))
+        benches = by_variant([read_bench(path) for path in load])
     else:
         with console.progress(show, unit="steps") as progress:
             found = run(
@@ -114,18 +149,33 @@ def bench(
                 variant,
                 method,
                 task="learn" if learn else "forget",
-                asks=[Ask()] if overlap is None else overlaps(overlap),
+                asks=asks or (Ask(),),
+                requests=requests,
                 threshold=threshold,
                 relearn_steps=relearn_steps,
                 save_to=None if save is None else Path(save),
                 progress=progress,
             )
+        benches = [found]
+    _print(benches, show, markdown, plot)
+
+
+def _print(benches: Sequence[Bench], show: Show, markdown: bool, plot: str | None) -> None:
+    """The tables, or the documents that they are made of; then the picture."""
+    from weightsurgery.procedures.bench import FORGETTING, LEARNING
+    from weightsurgery.report.bench import markdown as as_markdown
+    from weightsurgery.report.bench import variant_tables
+    from weightsurgery.report.frontier import families
+    from weightsurgery.report.frontier_picture import draw_frontier
+    from weightsurgery.report.tables import Table
+
     if show.json:
-        console.document(found.document())
-        return
-    table = LEARNING if found.task == "learn" else FORGETTING
-    tables = bench_tables(found, {name: each.about for name, each in table.items()})
-    if markdown:
-        console.show(*(as_markdown(t) if isinstance(t, Table) else t for t in tables))
+        documents = [each.document() for each in benches]
+        console.document(documents[0] if len(documents) == 1 else documents)
     else:
-        console.show(*tables)
+        methods = LEARNING if benches[0].task == "learn" else FORGETTING
+        tables = variant_tables(benches, {name: each.about for name, each in methods.items()})
+        console.show(*(as_markdown(t) if markdown and isinstance(t, Table) else t for t in tables))
+    if plot is not None:
+        draw_frontier(benches, plot, families())
+        console.notice(f"Wrote {plot}", show)

@@ -29,9 +29,12 @@ def _list(wanted: bool) -> None:
     if wanted:
         _installed()
         from weightsurgery.procedures.systems import SYSTEMS
-        from weightsurgery.report.systems import system_tables
+        from weightsurgery.report.systems import system_tables, systems_document
 
-        console.show(*system_tables(SYSTEMS))
+        if "--json" in typed_command():  # an option that ends all comes before the others
+            console.document(systems_document(SYSTEMS))
+        else:
+            console.show(*system_tables(SYSTEMS))
         raise typer.Exit
 
 
@@ -188,7 +191,12 @@ def unlearn(
     work: Work,
     show: Show,
     scale: Annotated[
-        float, typer.Option(metavar="λ", help="Of the edit; the vector is as it was found.")
+        float,
+        typer.Option(
+            metavar="λ",
+            help="Of the edit W − λT; the vector T is saved as it was found. For a method with a"
+            " setting of that name, this multiplies it.",
+        ),
     ] = 1.0,
     vector: Annotated[
         str | None,
@@ -205,13 +213,18 @@ def unlearn(
             "--list",
             callback=_list,
             is_eager=True,
-            help="Print the methods with their sources and defaults, and stop.",
+            help="Print the methods with their sources, the data they need and their defaults, and"
+            " stop; with --json as a document.",
         ),
     ] = False,
 ) -> None:
     """Forget data by a system of the unlearning survey (arXiv 2311.15766), for comparison.
 
-    'ws project' forgets from data by this tool's own method. torchrun and accelerate launch work.
+    'ws project' forgets from data by this tool's own method. A training that is
+    killed starts over; a vector that was finished is used again.
+
+    On several GPUs:  torchrun --nproc-per-node 2 --no-python ws unlearn ...
+    accelerate launch takes the path of ws, as in  $(which ws).
 
     Example:  ws unlearn ./model --method npo --forget authors.jsonl -o ./edited
     """
@@ -228,6 +241,7 @@ def unlearn(
     selection = which.selection("all-linear", store.layer_scale)
     by_hand = any((which.targets, which.include, which.exclude, which.layers))
     what: dict[str, Any] = {
+        "scale": scale,
         "unseen": data.unseen or (),
         "vector": vector,
         "selection": selection if by_hand else None,
@@ -254,7 +268,6 @@ def unlearn(
                 data.keep or (),
                 store.out,
                 how,
-                scale=scale,
                 command=typed_command(),
                 progress=progress,
                 **what,

@@ -29,6 +29,8 @@ class Watch:
         patience: Looks in a row at which a keep set suffers before the training ends. One alone
             says little: training inside the subspace finds back, and a small set loses several
             percent with a single answer.
+        before: Accuracy of each keep set that theirs is held against, by name; by default that of
+            the model as it is when the training starts.
 
     Attributes:
         seen: Accuracy of the target (under ``""``) and of each keep set, before any change and
@@ -43,9 +45,11 @@ class Watch:
         every: int = 10,
         learning: bool = False,
         patience: int = 3,
+        before: Mapping[str, float] | None = None,
     ) -> None:
         self.target, self.keep, self.every, self.learning = target, keep, every, learning
         self.threshold, self.patience = threshold, patience
+        self.before = before or {}
         self.seen: list[dict[str, float]] = []
         self._before: dict[str, float] = {}
         self._best: tuple[float, dict[str, Tensor]] | None = None
@@ -55,9 +59,10 @@ class Watch:
     ) -> None:
         """Measure the model before any change."""
         self._model, self._tokenizer, self._names = model, tokenizer, list(names)
-        self._before = self._scores()
-        self._best = (self._before[""], values_of(model, self._names))
-        self.seen = [dict(self._before)]
+        scores = self._scores()
+        self._before = {**scores, **self.before}
+        self._best = (scores[""], values_of(model, self._names))
+        self.seen = [scores]
         self._looked = self._suffering = 0
 
     def look(self, step: int) -> bool:

@@ -175,6 +175,7 @@ class Merger:
         adapter_rank: Rank of the adapter that it trains, unless the request names one; None if it
             trains weights or scaling vectors.
         learning_rate: One that suits what it trains, where the caller knows no better; ours.
+        takes_rank: Whether it can train a LoRA adapter where the request names a rank.
     """
 
     about: str
@@ -184,6 +185,7 @@ class Merger:
     learning_rate: float = 1e-4
     adapter_rank: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    takes_rank: bool = True
 
 
 MERGERS: Mapping[str, Merger] = {
@@ -202,6 +204,7 @@ MERGERS: Mapping[str, Merger] = {
         _ia3,
         "CPEM, Zhang et al., arXiv 2306.14870",
         learning_rate=1e-2,
+        takes_rank=False,
     ),
     "negmerge": Merger(
         "W − λ·mean of several T where all agree in sign",

@@ -111,6 +111,8 @@ class SystemRequest:
         settings, training = row.settled(how.settings), how.trained(row)
         if how.lora_rank is not None and how.lora_rank < 1:
             raise EditError(f"LoRA rank {how.lora_rank}", "Give a whole number from 1.")
+        if how.lora_rank is not None and not row.takes_rank:
+            raise EditError(f"{how.method} as a LoRA adapter", "Leave out --lora-rank.")
         if not forget:
             raise EditError("nothing to forget", "Give data with --forget FILE.")
         for given in (forget, keep, unseen):
@@ -121,8 +123,12 @@ class SystemRequest:
                     "Methods train on data; 'ws negate' and 'ws project' take vectors.",
                 )
         if row.keeps(settings) and not keep:
+            instead = ", or a λ of your own with --set scale=0.5" * (
+                "scale" in settings and not row.keeps({**settings, "scale": 1.0})
+            )
             raise EditError(
-                f"{how.method} without data to keep, which it works on", "Give --keep FILE."
+                f"{how.method} without data to keep, which it works on",
+                f"Give --keep FILE{instead}.",
             )
         if row.needs_unseen and not unseen:
             raise EditError(

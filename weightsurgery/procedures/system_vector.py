@@ -63,7 +63,16 @@ def find_change(request: SystemRequest, progress: Progress | None) -> tuple[Made
         request.chosen,
         progress,
     )
-    return request.row.change(asked), held
+    try:
+        return request.row.change(asked), held
+    except NonFiniteError as error:
+        # Trainings are shared with commands whose options have other names.
+        rate = "--lr or --set helper_rate" if "helper_rate" in request.settings else "--lr"
+        raise NonFiniteError(
+            f"{request.how.method}: {error.what}",
+            f"Lower {rate}, take fewer --steps, raise --warmup, or train with --precision float32"
+            " or bfloat16; at step 1, look for NaN in the checkpoint.",
+        ) from None
 
 
 def write_vector(
@@ -86,10 +95,16 @@ def write_vector(
         The vector's record.
 
     Raises:
-        EditError: Nothing changed.
+        EditError: Nothing changed, or what was not to change.
         NonFiniteError: The change is NaN or infinite.
         OutputError: The vector cannot be written.
     """
+    strays = [name for name in made.change if name not in held]
+    if strays:
+        raise EditError(
+            f"{request.how.method} changed {strays[0]!r}, which is not among what may change",
+            "Return changes of the request's names alone.",
+        )
     change = {held[name]: each for name, each in made.change.items()}
     if not any(_squared(each) > 0 for each in change.values()):
         raise EditError(

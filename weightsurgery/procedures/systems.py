@@ -54,6 +54,7 @@ class System:
         needs_unseen: Whether it measures by data the model never saw.
         adapter_rank: Rank of the adapter, for a system that is one.
         models: How many copies of the trained parameters it holds for models that stand still.
+        takes_rank: Whether it can train a LoRA adapter where the request names a rank.
     """
 
     about: str
@@ -65,6 +66,7 @@ class System:
     needs_unseen: bool = False
     adapter_rank: int | None = None
     models: int = 0
+    takes_rank: bool = True
 
 
 def _trained(name: str, about: str) -> System:
@@ -113,6 +115,7 @@ def _merged(name: str) -> System:
         # Without a scale the published recipe finds one, which needs something to hold on to.
         lambda settings: merger.needs_keep or settings["scale"] is None,
         adapter_rank=merger.adapter_rank,
+        takes_rank=merger.takes_rank,
     )
 
 

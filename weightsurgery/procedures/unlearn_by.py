@@ -52,6 +52,7 @@ def plan(
     out: str | os.PathLike[str],
     how: How,
     *,
+    scale: float = 1.0,
     unseen: Sequence[str] = (),
     vector: str | os.PathLike[str] | None = None,
     selection: Selection | None = None,
@@ -68,7 +69,8 @@ def plan(
     """
     request = SystemRequest.read(base, forget, keep, unseen, how, selection, device)
     place = vector_place(out, vector)
-    return _planned(request, out, place, scales, storage, workers, overwrite)[0]
+    edit = _Unlearn(TaskVector(()), scale)
+    return _planned(request, edit, out, place, scales, storage, workers, overwrite)[0]
 
 
 def unlearn_by(
@@ -99,7 +101,7 @@ def unlearn_by(
         out: Directory to write.
         how: The method and its settings.
         scale: λ of the edit; the saved vector is as it was found.
-        unseen: Data sets the model never saw.
+        unseen: Data sets that the model never saw.
         vector: Where the vector is saved; by default ``OUT.vector``.
         selection: Which matrices; None for those that the method trains.
         scales: Of the edit, as in a selection.
@@ -125,12 +127,16 @@ def unlearn_by(
     """
     request = SystemRequest.read(base, forget, keep, unseen, how, selection, device)
     place = vector_place(out, vector)
+    if not is_main() and _finished(request, place) is not None:
+        return None
+    # Every process refuses what the first one would: none trains on alone, waiting for the others.
+    edit = _Unlearn(TaskVector(()), scale)
+    planned, found = _planned(request, edit, out, place, scales, storage, workers, overwrite)
+    reused = found is not None
     if not is_main():
-        if _finished(request, place) is None:
+        if found is None:
             find_change(request, None)
         return None
-    planned, found = _planned(request, out, place, scales, storage, workers, overwrite)
-    reused = found is not None
     if found is None:
         check_space(planned, Path(os.path.realpath(out)), place)
         with VectorWriter(place, request.read_places, overwrite) as writer:
@@ -183,6 +189,7 @@ def _stored(
 
 def _planned(
     request: SystemRequest,
+    edit: _Unlearn,
     out: str | os.PathLike[str],
     place: Path,
     scales: tuple[tuple[str, float], ...],
@@ -192,10 +199,10 @@ def _planned(
 ) -> tuple[SystemPlan, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
     stored = _stored(request, storage)
-    adapter = isinstance(stored, AdapterStorage)
-    vector = TaskVector.of(Coming(request.names)) if adapter else TaskVector(())
+    if isinstance(stored, AdapterStorage):
+        edit = replace(edit, vector=TaskVector.of(Coming(request.names)))
     selection = replace(request.selection, scales=scales)
-    edit = plan_as(_Unlearn(vector), request.base, out, selection, stored, workers, overwrite)
+    writing = plan_as(edit, request.base, out, selection, stored, workers, overwrite)
     found = _finished(request, place)
     target = Path(os.path.realpath(out))
     with output_errors(target):
@@ -203,7 +210,7 @@ def _planned(
         check_target(target, [*request.read_places, place], overwrite or resumable)
         if found is None:
             check_target(place, request.read_places, overwrite)
-    return SystemPlan.of(request, edit, place, found is not None), found
+    return SystemPlan.of(request, writing, place, found is not None), found
 
 
 def _finished(request: SystemRequest, place: Path) -> EditRecord | None:

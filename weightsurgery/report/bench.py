@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from weightsurgery.procedures.bench.results import Summary
+from weightsurgery.report.bench_cost import cost_table, scale_table
+from weightsurgery.report.bench_figures import ABSENT, SHARED, drifts, figure, percent, row_name
+from weightsurgery.report.bench_study import study_tables
 from weightsurgery.report.tables import Table
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.bench.results import Bench, Outcome
 
-__all__ = ["bench_tables", "markdown"]
+__all__ = ["bench_tables", "markdown", "variant_tables"]
 
 _ROLES = ("twin", "related", "unrelated")
 
@@ -23,37 +26,59 @@ def bench_tables(found: Bench, about: Mapping[str, str]) -> list[str | Table]:
         found: At least one outcome.
         about: Per method what it does.
     """
-    seeds = sorted({each.seed for each in found.outcomes})
-    rows = [(", ".join(filter(None, row[:2])), row[2]) for row in found.by_row()]
+    return [*_result_tables(found), _methods([found], about)]
+
+
+def variant_tables(benches: Sequence[Bench], about: Mapping[str, str]) -> list[str | Table]:
+    """Everything that benches of several variants found: one by one, and side by side.
+
+    Args:
+        benches: As :func:`weightsurgery.report.bench_cost.by_variant` gives them; one alone is
+            printed as :func:`bench_tables` does.
+        about: Per method what it does.
+    """
+    if len(benches) == 1:
+        return bench_tables(benches[0], about)
+    tables = []
+    for found in benches:
+        for table in _result_tables(found):
+            world = f", {found.variant} world"
+            title = table.title.removesuffix(world) + world
+            tables.append(replace(table, title=title))
+    return [*tables, scale_table(benches), _methods(benches, about)]
+
+
+def _result_tables(found: Bench) -> list[Table]:
+    rows = [(row_name(method, asked), outcomes) for method, asked, outcomes in found.by_row()]
+    plain = [(method, outcomes) for method, asked, outcomes in found.by_row() if not asked]
     learning = found.task == "learn"
-    tables: list[str | Table] = [_main(found, rows, seeds)]
+    tables = []
+    if plain or not rows:
+        tables.append(_main(found, plain))
+    tables += study_tables(found)
     if any(each.paraphrased is not None for each in found.outcomes):
         tables.append(_paraphrased(rows))
-    tables.append(_robust(rows, learning))
-    tables.append(
-        Table(
-            "Methods",
-            ("method", "what it does"),
-            [(name, about.get(name, "")) for name in dict.fromkeys(r[0] for r in found.by_row())],
-            left=frozenset({0, 1}),
-        )
-    )
+    robust = _robust(rows, learning)
+    if robust.rows:
+        tables.append(robust)
+    if any(each.cpu_seconds is not None for each in found.outcomes):
+        tables.append(cost_table(found))
     return tables
 
 
-def _figure(outcomes: Sequence[Outcome], value: Callable[[Outcome], float], digits: int = 1) -> str:
-    """Mean ± spread over the seeds."""
-    found = Summary.of([value(each) for each in outcomes])
-    text = f"{found.mean:.{digits}f}"
-    return text if len(outcomes) == 1 else f"{text} ± {found.spread:.{digits}f}"
+def _methods(benches: Sequence[Bench], about: Mapping[str, str]) -> Table:
+    names = dict.fromkeys(each.method for found in benches for each in found.outcomes)
+    rows = [(name, about.get(name, "")) for name in names]
+    return Table("Methods", ("method", "what it does"), rows, left=frozenset({0, 1}))
 
 
 def _name(name: str, outcomes: Sequence[Outcome]) -> str:
     return name if all(each.qualifies for each in outcomes) else f"{name} *"
 
 
-def _main(found: Bench, rows: Sequence[tuple[str, list[Outcome]]], seeds: Sequence[int]) -> Table:
+def _main(found: Bench, rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
     learning = found.task == "learn"
+    seeds = sorted({each.seed for _, outcomes in rows for each in outcomes})
     head = ("reached %",) if learning else ("left %", "forgotten %")
     columns = (
         "method", *head,
@@ -61,16 +86,16 @@ def _main(found: Bench, rows: Sequence[tuple[str, list[Outcome]]], seeds: Sequen
     )  # fmt: skip
     cells = []
     for name, outcomes in rows:
-        target = [_figure(outcomes, lambda each: 100 * each.target)]
+        target = [figure(outcomes, lambda each: 100 * each.target)]
         if not learning:
-            target.append(_figure(outcomes, lambda each: each.forgotten))
-        drifts = [
-            _figure(outcomes, lambda each, key=key: each.drift(key))  # type: ignore[misc]
+            target.append(figure(outcomes, lambda each: each.forgotten))
+        moved = [
+            figure(outcomes, lambda each, key=key: each.drift(key))  # type: ignore[misc]
             for split in ("unseen", "seen")
             for key in (f"{role}.{split}" for role in _ROLES)
         ]
-        seconds = _figure(outcomes, lambda each: each.seconds, 0)
-        cells.append((_name(name, outcomes), *target, *drifts, seconds))
+        seconds = figure(outcomes, lambda each: each.seconds, 0)
+        cells.append((_name(name, outcomes), *target, *moved, seconds))
     note = (
         f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation. Drift of the tasks to"
         " keep in % of the base's accuracy; 'unseen' facts were given to no edit and to no choice"
@@ -89,8 +114,8 @@ def _paraphrased(rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
     cells = [
         (
             name,
-            _figure(outcomes, lambda each: 100 * each.target),
-            _figure(outcomes, lambda each: 100 * (each.paraphrased or 0.0)),
+            figure(outcomes, lambda each: 100 * each.target),
+            figure(outcomes, lambda each: 100 * (each.paraphrased or 0.0)),
         )
         for name, outcomes in rows
         if all(each.paraphrased is not None for each in outcomes)
@@ -108,25 +133,30 @@ def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
     eight = any(each.rounded_int8 for _, outcomes in rows for each in outcomes)
     if eight:
         columns += ["after int8 %", "int8 drift unseen"]
-    attacked = all(each.relearned for _, outcomes in rows for each in outcomes)
+    attacked = any(each.relearned for _, outcomes in rows for each in outcomes)
     if attacked:
         columns += ["other half %", "after relearning %"]
     cells = []
     for name, outcomes in rows:
+        # Not every row of a study is attacked.
+        if not any(each.rounded or each.relearned for each in outcomes):
+            continue
         row = [
             name,
-            _figure(outcomes, lambda each: 100 * each.target),
+            figure(outcomes, lambda each: 100 * each.target),
             *_after_rounding(outcomes, "rounded"),
         ]
         if eight:
             row += _after_rounding(outcomes, "rounded_int8")
         if attacked:
             row += [
-                _figure(outcomes, lambda each: 100 * each.relearned["rest_before"]),
-                _figure(outcomes, lambda each: 100 * each.relearned["rest"]),
+                figure(outcomes, lambda each: percent(each.relearned.get("rest_before"))),
+                figure(outcomes, lambda each: percent(each.relearned.get("rest"))),
             ]
         cells.append(tuple(row))
     note = "NF4: the linear layers' weights rounded to 4 bits; its drift is the worst keep task's."
+    if any(f"{SHARED}.unseen" in each.keep for _, outcomes in rows for each in outcomes):
+        note += " What the request shares with them is left out."
     if eight:
         note += " int8: to 8 bits."
     if attacked:
@@ -139,19 +169,11 @@ def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
 
 def _after_rounding(outcomes: Sequence[Outcome], field: str) -> list[str]:
     if not all(getattr(each, field) for each in outcomes):
-        return ["–", "–"]
+        return [ABSENT, ABSENT]
     return [
-        _figure(outcomes, lambda each: 100 * float(getattr(each, field)["target"])),
-        _figure(outcomes, lambda each: _worst(each, getattr(each, field))),
+        figure(outcomes, lambda each: 100 * float(getattr(each, field)["target"])),
+        figure(outcomes, lambda each: max(drifts(each, getattr(each, field)).values())),
     ]
-
-
-def _worst(outcome: Outcome, rounded: Mapping[str, float]) -> float:
-    return max(
-        100 * abs(rounded[key] - before) / before
-        for key, before in outcome.keep_before.items()
-        if key.endswith(".unseen")
-    )
 
 
 def markdown(table: Table) -> str:

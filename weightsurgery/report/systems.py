@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.report.exported import planned_lines
@@ -13,26 +14,49 @@ if TYPE_CHECKING:
     from weightsurgery.procedures.system_plan import SystemPlan
     from weightsurgery.procedures.systems import System
 
-__all__ = ["system_plan_lines", "system_tables", "trained_tables"]
+__all__ = ["system_plan_lines", "system_tables", "systems_document", "trained_tables"]
 
 
 def system_tables(systems: Mapping[str, System]) -> list[str | Table]:
     """Every system: what it does, its source, and what it is run with unless told otherwise."""
-    rows = []
+    needs, sources = [], []
     for name, row in systems.items():
-        settings = row.settled({})
-        needs = ["--forget"] + (["--keep"] if row.keeps(settings) else [])
-        needs += ["--unseen"] if row.needs_unseen else []
-        rows.append(
-            (name, row.about, row.source, " ".join(needs), _settings(settings), _training(row))
-        )
-    columns = ("method", "what it does", "source", "data", "settings", "training")
+        needs.append((name, row.about, " ".join(_needs(row))))
+        defaults = filter(None, (_settings(row.settled({})), _training(row)))
+        sources.append((name, row.source, "\n".join(defaults)))
     note = (
         "Defaults are the source's where it was found to give them; the library's documentation"
-        " says which are. Change settings with --set NAME=VALUE."
+        " says which are. Change settings with --set NAME=VALUE, trainings with --lr and its like."
     )
-    left = frozenset(range(len(columns)))
-    return [Table("Methods that forget from data", columns, rows, note, left)]
+    left = frozenset({0, 1, 2})
+    return [
+        Table(
+            "Methods that forget from data", ("method", "what it does", "needs"), needs, "", left
+        ),
+        Table("Sources and defaults", ("method", "source", "defaults"), sources, note, left),
+    ]
+
+
+def systems_document(systems: Mapping[str, System]) -> list[dict[str, Any]]:
+    """The same as data: every default, ``needs`` as options of ``ws unlearn``."""
+    return [
+        {
+            "method": name,
+            "about": row.about,
+            "source": row.source,
+            "needs": _needs(row),
+            "settings": row.settled({}),
+            "training": asdict(row.training),
+            "lora_rank": row.adapter_rank,
+            "takes_lora_rank": row.takes_rank,
+        }
+        for name, row in systems.items()
+    ]
+
+
+def _needs(row: System) -> list[str]:
+    needs = ["--forget"] + (["--keep"] if row.keeps(row.settled({})) else [])
+    return needs + (["--unseen"] if row.needs_unseen else [])
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

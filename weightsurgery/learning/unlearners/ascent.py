@@ -57,9 +57,11 @@ class KnowledgeUnlearning(GradientAscent):
     Jang et al. 2023, arXiv 2210.01504. After every epoch memorisation accuracy (MA) and extraction
     likelihood (EL_10) of ``D_f`` are taken; training ends when both are under their means on data
     the model never saw, as the model was before. Published: learning rate 5e-5, constant; a batch
-    that is the whole forget set, 32 texts at most; up to 20 epochs; texts of 200 tokens. EL_n is
-    not defined for completions of fewer than n tokens: where the forget set or the unseen data
-    have none longer, MA alone decides, and the record says so.
+    that is the whole forget set, 32 texts at most; up to 20 epochs; texts of 200 tokens. Ours:
+    AdamW with its usual betas, where their Adam has 0.9 and 0.98, and dropout as the model has it,
+    where they turn it off. EL_n is not defined for completions of fewer than n tokens: where the
+    forget set or the unseen data have none longer, MA alone decides, and the record says so. A
+    mean of 0 is reached by 0.
     """
 
     paper = "Jang et al. 2023, arXiv 2210.01504 (KUL)"
@@ -81,12 +83,17 @@ class KnowledgeUnlearning(GradientAscent):
         limits = {n: each for n, each in self.prepared["limits"].items() if each is not None}
         self._last = _memorised(work, work.forget, tuple(limits))
         work.model.train()
-        under = all(value is not None and value < limits[n] for n, value in self._last.items())
+        under = all(_under(self._last[name], limit) for name, limit in limits.items())
         return self.agreed(float(under)) >= 0.5
 
     def outcome(self) -> dict[str, Any]:
         """See :class:`Unlearner`."""
         return {"limits": self.prepared["limits"], "reached": getattr(self, "_last", {})}
+
+
+def _under(value: float | None, limit: float) -> bool:
+    # Nothing is under a limit of 0, where unseen data have none of it: none is then enough.
+    return value is not None and (value < limit or value == limit == 0)
 
 
 def _memorised(

@@ -116,7 +116,8 @@ class SimNPO(Unlearner):
 
     Fan et al. 2024, arXiv 2410.07163. Published, for a tenth of TOFU: β = 4.5, δ = 0, ``w`` =
     0.125 (their code's ``npo_coeff``), learning rate 1e-5, batches of 32, weight decay 0.01; 20
-    epochs is what their configuration says.
+    epochs is what their configuration says. Their code multiplies the margin by β too, the paper
+    does not; at δ = 0 the two are one.
     """
 
     paper = "Fan et al. 2024, arXiv 2410.07163"

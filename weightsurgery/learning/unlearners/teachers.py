@@ -63,9 +63,11 @@ class KnowledgeGapAlignment(Unlearner):
     forget and ``A_n`` on data the model never saw. ``f*`` shall know as much less of ``D_f`` than
     ``A_f`` as ``A_D`` knows less of ``D_n`` than ``A_n``. Published: α = 0.1 (their code's
     default; 0.3 for generation), learning rate 5e-5, batches of 16, up to 50 epochs, weight decay
-    1e-4, an end when the first term is at 0.1 to 0.3 of its first value. Ours: both helpers start
-    from the model before, since there may be no earlier checkpoint; their steps and rate; the gap
-    on ``D_n`` is taken over all of it, once, so that ``A_n`` need not be held.
+    1e-4, as for response generation; an end when the first term is at 0.1 to 0.3 of its first
+    value. Divergences are the paper's way round; their code takes those of ``f*`` the other way,
+    and lowers the rate by the inverse square root of the step. Ours: both helpers start from the
+    model before, since there may be no earlier checkpoint; their steps and rate; the gap on
+    ``D_n`` is taken over all of it, once, so that ``A_n`` need not be held.
     """
 
     paper = "Wang et al. 2023, arXiv 2305.06535"

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from weightsurgery.errors import EditError
-from weightsurgery.procedures.world.facts import SPLITS
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.procedures.world.facts import SPLITS, make_facts
+from weightsurgery.procedures.world.wordings import PARAPHRASED, worded, wordings
 
 if TYPE_CHECKING:
-    from weightsurgery.learning.data import Example
     from weightsurgery.procedures.bench.subject import Subject
 
 __all__ = ["FORGET", "KEEP", "Ask", "Overlap", "overlaps"]
@@ -52,7 +54,7 @@ class Ask:
         """The same in words that no edit sees; empty where the base does not know them."""
         if not subject.recipe.paraphrases:
             return []
-        return [fact for split in SPLITS for fact in subject.facts(self.task, split, True)]
+        return [fact for split in SPLITS for fact in subject.facts(self.task, split, PARAPHRASED)]
 
     def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
         """The facts to keep of a role, in ``"seen"``, ``"validation"`` or ``"unseen"``."""
@@ -64,20 +66,28 @@ class Ask:
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
         """What a model knows that was never taught the target: sets by name."""
-        wordings = (False, True) if subject.recipe.paraphrases else (False,)
         return {
             task: [
                 fact
-                for paraphrased in wordings
+                for wording in wordings(subject.recipe, task)
                 for split in SPLITS
-                for fact in subject.facts(task, split, paraphrased)
+                for fact in subject.facts(task, split, wording)
             ]
             for task in self.roles.values()
         }
 
+    def strangers(self, subject: Subject) -> list[Example]:
+        """Facts that the base lacks: people of another world, asked about in the same forms."""
+        facts = make_facts(subject.recipe, subject.seed + 1000)[self.task]
+        return [Example(*worded(fact)) for fact in facts if fact.split == "seen"]
+
     def chance(self, subject: Subject) -> float:
-        """Exact match on the target of one who knows the forms alone."""
+        """Score on the target of one who knows the forms alone."""
         return 1 / subject.recipe.answers
+
+    def score(self, subject: Subject, examples: Sequence[Example]) -> float:
+        """How well the model as it is now does on a set: greedy exact match."""
+        return exact_match(subject.model, subject.tokenizer, examples, batch_size=256)
 
 
 class Overlap(Ask):

@@ -111,7 +111,8 @@ def _ridge(
 
 
 def _watch(subject: Subject, target: list[Example], every: int, learning: bool = False) -> Watch:
-    return Watch(target, subject.kept("validation"), every=every, learning=learning)
+    kept, before = subject.kept("validation"), subject.reference
+    return Watch(target, kept, every=every, learning=learning, before=before)
 
 
 def _rounds(

@@ -1,33 +1,19 @@
-"""Running a bench: for every world and method the best candidate by validation, then its scores."""
+"""Running a bench: every method on every world."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from weightsurgery.checkpoint.record import versions
 from weightsurgery.errors import EditError
-from weightsurgery.learning.attacks import quantised, relearn
-from weightsurgery.learning.data import Example
-from weightsurgery.learning.fitting import isolated
 from weightsurgery.procedures.bench.asks import Ask
-from weightsurgery.procedures.bench.cost import measured
-from weightsurgery.procedures.bench.methods import (
-    BUDGET,
-    FORGETTING,
-    LEARNING,
-    Candidate,
-    Method,
-)
-from weightsurgery.procedures.bench.results import (
-    Bench,
-    Outcome,
-    Tried,
-    read_bench,
-    save_bench,
-)
+from weightsurgery.procedures.bench.chosen import run_method
+from weightsurgery.procedures.bench.methods import FORGETTING, LEARNING, Method
+from weightsurgery.procedures.bench.parts import check_requests, names_of
+from weightsurgery.procedures.bench.results import Bench, read_bench, save_bench
+from weightsurgery.procedures.bench.sequence import run_requests, takes_part
 from weightsurgery.procedures.bench.subject import Subject
 from weightsurgery.procedures.world import get_world
 from weightsurgery.procedures.world.build import Progress
@@ -43,6 +29,7 @@ def bench(
     *,
     task: str = "forget",
     asks: Sequence[Ask] = (Ask(),),
+    requests: int | None = None,
     threshold: float = 0.975,
     relearn_steps: int = 40,
     cache_dir: Path | None = None,
@@ -57,6 +44,9 @@ def bench(
         methods: Names from the table of the task; all by default.
         task: ``"forget"`` the authors, or ``"learn"`` facts that the base lacks.
         asks: What is to be forgotten and kept; several with names make a study.
+        requests: What is to be forgotten comes in so many requests, one after another; see
+            :mod:`weightsurgery.procedures.bench.sequence`. Rows without changed weights that the
+            next request could start at are left out, or refused by their names.
         threshold: Share of its score that every keep task's validation set must keep for a
             candidate to be chosen.
         relearn_steps: Steps of the attack on what was forgotten; 0 for no attack.
@@ -65,10 +55,11 @@ def bench(
         progress: Called as ``progress(stage, done, total)`` in methods.
 
     Returns:
-        An outcome per seed, ask and method, and what the file held besides.
+        An outcome per seed, ask and method, or of requests several; and what the file held
+        besides.
 
     Raises:
-        EditError: An unknown variant, method or task.
+        EditError: An unknown variant, method or task, or requests that do not go with the rest.
         DataError: The file holds something else, or results of another bench.
         OutputError: It cannot be written.
         WeightSurgeryError: A world cannot be made.
@@ -79,17 +70,23 @@ def bench(
     if variant not in VARIANTS:
         raise EditError(f"variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}.")
     chosen = _chosen(tables[task], methods)
+    if requests is not None:
+        chosen = _requested(requests, chosen, task, variant, asks, by_name=methods is not None)
     found = Bench(variant, task, threshold, (), versions())
     if save_to is not None:
         found = read_bench(save_to).merged(found) if save_to.exists() else found
         save_bench(found, save_to)  # if it cannot be written, that shows now
     known = {(each.seed, each.asked, each.method) for each in found.outcomes}
+    # By what an outcome is called; several requests are done together, or not at all.
+    works: list[tuple[tuple[str, ...], Ask]] = [((ask.name,), ask) for ask in asks]
+    if requests is not None:
+        works = [(names_of(requests), Ask())]
     wanted = [
         (seed, ask, name)
         for seed in seeds
-        for ask in asks
+        for asked, ask in works
         for name in chosen
-        if (seed, ask.name, name) not in known
+        if not all((seed, each, name) in known for each in asked)
     ]
     subject: Subject | None = None
     for place, (seed, ask, name) in enumerate(wanted):
@@ -98,12 +95,16 @@ def bench(
             subject = Subject.of(get_world(seed, cache_dir, progress, recipe=recipe), recipe, seed)
         if subject.ask is not ask:
             subject = subject.asking(ask)
+        several = f"{requests} requests" if requests else ask.name
         if progress is not None:
-            stage = ", ".join(filter(None, (f"seed {seed}", ask.name, name)))
-            progress(stage, place, len(wanted))
-        learning = task == "learn"
-        outcome = run_method(subject, name, chosen[name], threshold, relearn_steps, learning)
-        found = Bench(variant, task, threshold, (*found.outcomes, outcome), found.versions)
+            progress(", ".join(filter(None, (f"seed {seed}", several, name))), place, len(wanted))
+        if requests is None:
+            learning = task == "learn"
+            outcome = run_method(subject, name, chosen[name], threshold, relearn_steps, learning)
+            outcomes = [outcome]
+        else:
+            outcomes = run_requests(subject, name, chosen[name], threshold, relearn_steps, requests)
+        found = found.merged(replace(found, outcomes=tuple(outcomes)))
         if save_to is not None:
             save_bench(found, save_to)
     return found
@@ -116,98 +117,33 @@ def _chosen(table: Mapping[str, Method], names: Sequence[str] | None) -> dict[st
     return {name: method for name, method in table.items() if names is None or name in names}
 
 
-def run_method(
-    subject: Subject,
-    name: str,
-    method: Method,
-    threshold: float,
-    relearn_steps: int = 0,
-    learning: bool = False,
-) -> Outcome:
-    """Choose a method's candidate by validation data, and score that one alone on unseen facts.
+def _requested(
+    requests: int,
+    chosen: Mapping[str, Method],
+    task: str,
+    variant: str,
+    asks: Sequence[Ask],
+    by_name: bool,
+) -> dict[str, Method]:
+    """The rows that can meet several requests.
 
     Raises:
-        EditError: The method offers more candidates than its budget.
+        EditError: There is something that cannot.
     """
-    with isolated(subject.seed, torch.get_num_threads()):
-        target = subject.news if learning else subject.target
-        before = subject.validation()
-        target_before = subject.score(target)
-        keep_before = _keep_scores(subject)
-        paraphrased = subject.ask.target_paraphrased(subject)
-        also = subject.ask.also(subject)
-        also_before = {name: subject.score(facts) for name, facts in also.items()}
-        subject.anew()
-        best: tuple[tuple[bool, float, float], Candidate] | None = None
-        looks, tried = 0, []
-        with measured() as cost:
-            for candidate in method.candidates(subject):
-                looks += 1 + candidate.looks
-                with subject.edited(candidate.change), subject.asked(candidate.prompts):
-                    score = subject.score(target)
-                    kept = subject.validation()
-                tried.append(Tried(dict(candidate.setting), score, kept))
-                worst = min(kept[role] / before[role] for role in before)
-                goodness = score if learning else -score
-                holds = worst >= threshold
-                # One that holds goes before one that does not; those by how much they reach,
-                # these by how little they harm.
-                rank = (holds, goodness, worst) if holds else (holds, worst, goodness)
-                if best is None or rank > best[0]:
-                    best = (rank, candidate)
-        if looks > BUDGET:
-            raise EditError(f"{name}: {looks} looks at validation data", f"At most {BUDGET}.")
-        assert best is not None
-        (qualifies, *_), found = best
-        with subject.edited(found.change), subject.asked(found.prompts):
-            # Before the attack that trains: arguments are made in their order.
-            int8 = _rounded(subject, target, "int8")
-            outcome = Outcome(
-                name,
-                subject.seed,
-                dict(found.setting),
-                qualifies,
-                looks,
-                round(cost.seconds, 2),
-                subject.score(target),
-                target_before,
-                _keep_scores(subject),
-                keep_before,
-                subject.ask.chance(subject),
-                subject.score(paraphrased) if paraphrased and not learning else None,
-                _rounded(subject, target, "nf4"),
-                {} if learning or not relearn_steps else _relearned(subject, relearn_steps),
-                rounded_int8=int8,
-                cpu_seconds=round(cost.cpu_seconds, 2),
-                memory=cost.memory,
-                tried=tuple(tried),
-                validation_before=before,
-                asked=subject.ask.name,
-                also={name: subject.score(facts) for name, facts in also.items()},
-                also_before=also_before,
-            )
-    return outcome
-
-
-def _keep_scores(subject: Subject) -> dict[str, float]:
-    return {
-        f"{role}.{split}": subject.score(facts)
-        for split in ("seen", "unseen")
-        for role, facts in subject.kept(split).items()
-    }
-
-
-def _rounded(subject: Subject, target: list[Example], method: str) -> dict[str, float]:
-    with quantised(subject.model, method):
-        return {"target": subject.score(target), **_keep_scores(subject)}
-
-
-def _relearned(subject: Subject, steps: int) -> dict[str, float]:
-    """Trains on every other person of the target, and asks for the rest; undone by `edited`."""
-    about = [subject.entity[fact.prompt] for fact in subject.target]
-    given = set(list(dict.fromkeys(about))[::2])
-    half = [fact for fact, entity in zip(subject.target, about, strict=True) if entity in given]
-    rest = [fact for fact, entity in zip(subject.target, about, strict=True) if entity not in given]
-    before = subject.score(rest)
-    relearn(subject.model, subject.tokenizer, half, steps, seed=subject.seed)
-    return {"half": subject.score(half), "rest": subject.score(rest), "rest_before": before}
+    if task != "forget":
+        raise EditError(
+            f"{requests} requests with the task {task!r}", "Requests are to forget: leave it out."
+        )
+    named = ", ".join(ask.name for ask in asks if ask.name)
+    if named:
+        raise EditError(
+            f"{requests} requests together with: {named}", "Run them apart, one study at a time."
+        )
+    check_requests(requests, VARIANTS[variant].people)
+    refused = [name for name in chosen if not takes_part(name)]
+    if refused and by_name:
+        raise EditError(
+            f"{requests} requests with {', '.join(refused)}",
+            "Leave it out: it leaves no changed weights that another request could start at.",
+        )
+    return {name: method for name, method in chosen.items() if takes_part(name)}

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from weightsurgery.learning.data import Example, read_examples
-from weightsurgery.learning.evaluate import exact_match
 from weightsurgery.learning.identify import ALL_LINEAR, train_vector
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase, load_model
 from weightsurgery.learning.parameters import entries_of
@@ -22,6 +21,7 @@ from weightsurgery.learning.statistics import gather
 from weightsurgery.procedures.bench.asks import Ask
 from weightsurgery.procedures.world import Recipe, World
 from weightsurgery.procedures.world.facts import make_facts
+from weightsurgery.procedures.world.wordings import PLAIN, worded, wordings
 
 __all__ = ["Change", "Prompts", "Subject"]
 
@@ -47,6 +47,8 @@ class Subject:
         model: The base, float32, in evaluation mode.
         tokenizer: Its tokenizer.
         ask: What is to be forgotten and kept.
+        reference: Role → score on validation facts that methods which watch them hold theirs
+            against, where the model is not the base that all began with; None for its own.
     """
 
     world: World
@@ -55,7 +57,8 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     ask: Ask = field(default_factory=Ask)
-    _read: dict[tuple[str, str, bool], list[Example]] = field(default_factory=dict)
+    reference: Mapping[str, float] | None = None
+    _read: dict[tuple[str, str, str], list[Example]] = field(default_factory=dict)
     _prompts: Prompts | None = None
 
     @classmethod
@@ -73,11 +76,11 @@ class Subject:
         for name in _FOUND:
             self.__dict__.pop(name, None)
 
-    def facts(self, task: str, split: str, paraphrased: bool = False) -> list[Example]:
+    def facts(self, task: str, split: str, wording: str = PLAIN) -> list[Example]:
         """Facts of a task."""
-        key = (task, split, paraphrased)
+        key = (task, split, wording)
         if key not in self._read:
-            path = self.world.data(task, split, paraphrased)
+            path = self.world.data(task, split, wording)
             self._read[key] = read_examples(path)
         return self._read[key]
 
@@ -85,7 +88,11 @@ class Subject:
     def entity(self) -> dict[str, str]:
         """Query → whom or what it is about."""
         every = (fact for rows in make_facts(self.recipe, self.seed).values() for fact in rows)
-        return {prompt: f.entity for f in every for prompt in (f.prompt, f.paraphrase)}
+        return {
+            worded(fact, wording)[0]: fact.entity
+            for fact in every
+            for wording in wordings(self.recipe, fact.task)
+        }
 
     @cached_property
     def forget(self) -> list[Example]:
@@ -99,9 +106,8 @@ class Subject:
 
     @cached_property
     def news(self) -> list[Example]:
-        """Facts that the base lacks: people of another world, asked about in the same forms."""
-        facts = make_facts(self.recipe, self.seed + 1000)[self.ask.task]
-        return [Example(f.prompt, f.completion) for f in facts if f.split == "seen"]
+        """Facts that the base lacks."""
+        return self.ask.strangers(self)
 
     @cached_property
     def seen(self) -> list[list[Example]]:
@@ -125,11 +131,12 @@ class Subject:
     @contextmanager
     def edited(self, change: Mapping[str, Tensor]) -> Iterator[None]:
         """The model with a change inside; the base again, after."""
+        before = self.before  # known before anything inside can change it
         try:
-            set_values(self.model, {name: self.before[name] + t for name, t in change.items()})
+            set_values(self.model, {name: before[name] + t for name, t in change.items()})
             yield
         finally:
-            set_values(self.model, self.before)
+            set_values(self.model, before)
 
     @contextmanager
     def asked(self, prompts: Prompts | None) -> Iterator[None]:
@@ -141,10 +148,10 @@ class Subject:
             self._prompts = before
 
     def score(self, examples: Sequence[Example]) -> float:
-        """Greedy exact match of the model as it is now."""
+        """How well the model as it is now does, by the ask's score: greedy exact match."""
         if self._prompts is not None:
             examples = self._prompts(examples)
-        return exact_match(self.model, self.tokenizer, examples, batch_size=256)
+        return self.ask.score(self, examples)
 
     def validation(self) -> dict[str, float]:
         """Role → score of its validation facts."""

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from weightsurgery.procedures.world.layout import World, whole_or_nothing
 from weightsurgery.procedures.world.recipe import FORMAT_VERSION, Recipe
 from weightsurgery.procedures.world.tokenizer import make_tokenizer
 from weightsurgery.procedures.world.training import default_threads, make_model
+from weightsurgery.procedures.world.wordings import PLAIN, WORDINGS, worded, wordings
 
 __all__ = ["Progress", "build_world", "train_base"]
 
@@ -64,11 +66,9 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
     started = time.perf_counter()
     cpu_started = time.process_time()
     facts = make_facts(recipe, seed)
-    wordings = (False, True) if recipe.paraphrases else (False,)
-    for paraphrased in wordings:
-        _write_facts(world, facts, paraphrased)
+    _write_facts(world, recipe, facts)
     examples = {
-        task: [row for paraphrased in wordings for row in _examples(rows, paraphrased)]
+        task: [row for wording in wordings(recipe, task) for row in _examples(rows, wording)]
         for task, rows in facts.items()
     }
     everything = [example for rows in examples.values() for example in rows]
@@ -78,9 +78,15 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
     model = make_model(recipe, tokenizer)
     steps = train_base(model, tokenizer, examples, recipe, seed, report)
     _save(model, tokenizer, world.base, recipe)
+    # By wording, those that there are alone: the facts of the tasks that have it.
+    asked = {
+        wording: {task: rows for task, rows in facts.items() if wording in wordings(recipe, task)}
+        for wording in WORDINGS
+    }
     accuracy = {
-        paraphrased: {"base": _scores(model, tokenizer, facts, paraphrased)}
-        for paraphrased in wordings
+        wording: {"base": _scores(model, tokenizer, rows, wording)}
+        for wording, rows in asked.items()
+        if rows
     }
     seconds = {"base": time.perf_counter() - started}
 
@@ -91,8 +97,8 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
         seen = _examples(_only(facts[task], "seen"))
         _fine_tune(model, tokenizer, seen, recipe, seed, f"fine-tuning on {task}", report)
         _save(model, tokenizer, world.finetuned(task), recipe)
-        for paraphrased in wordings:
-            accuracy[paraphrased][task] = _scores(model, tokenizer, facts, paraphrased)
+        for wording, scores in accuracy.items():
+            scores[task] = _scores(model, tokenizer, asked[wording], wording)
         seconds[task] = time.perf_counter() - fine_tune_started
 
     packages = ("torch", "transformers", "tokenizers", "accelerate")
@@ -108,8 +114,10 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
             for task, rows in facts.items()
         },
         "steps": steps,
-        "accuracy": accuracy[False],
-        **({"paraphrased_accuracy": accuracy[True]} if recipe.paraphrases else {}),
+        **{
+            "accuracy" if wording == PLAIN else f"{wording}_accuracy": scores
+            for wording, scores in accuracy.items()
+        },
         "seconds": {name: round(value, 2) for name, value in seconds.items()}
         | {"total": round(time.perf_counter() - started, 2)},
         "cpu_seconds": round(time.process_time() - cpu_started, 2),
@@ -192,21 +200,19 @@ def _only(facts: Sequence[Fact], split: str) -> list[Fact]:
     return [fact for fact in facts if fact.split == split]
 
 
-def _examples(facts: Sequence[Fact], paraphrased: bool = False) -> list[Example]:
-    """Facts as questions, in their first wording or their second."""
-    return [
-        Example(fact.paraphrase if paraphrased else fact.prompt, fact.completion) for fact in facts
-    ]
+def _examples(facts: Sequence[Fact], wording: str = PLAIN) -> list[Example]:
+    """Facts as questions, in one of their wordings."""
+    return [Example(*worded(fact, wording)) for fact in facts]
 
 
-def _write_facts(world: World, facts: Mapping[str, Sequence[Fact]], paraphrased: bool) -> None:
+def _write_facts(world: World, recipe: Recipe, facts: Mapping[str, Sequence[Fact]]) -> None:
     for task, rows in facts.items():
-        for split in SPLITS:
-            path = world.data(task, split, paraphrased)
+        for wording, split in product(wordings(recipe, task), SPLITS):
+            path = world.data(task, split, wording)
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [
                 json.dumps({"prompt": example.prompt, "completion": example.completion})
-                for example in _examples(_only(rows, split), paraphrased)
+                for example in _examples(_only(rows, split), wording)
             ]
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -226,12 +232,12 @@ def _scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     facts: Mapping[str, Sequence[Fact]],
-    paraphrased: bool,
+    wording: str,
 ) -> dict[str, dict[str, float]]:
     """Accuracy per task and split."""
     return {
         task: {
-            split: exact_match(model, tokenizer, _examples(_only(rows, split), paraphrased))
+            split: exact_match(model, tokenizer, _examples(_only(rows, split), wording))
             for split in SPLITS
         }
         for task, rows in facts.items()

@@ -16,6 +16,7 @@ from filelock import FileLock
 from weightsurgery.errors import DataError, OutputError
 from weightsurgery.procedures.world.facts import SPLITS, TASKS, Fact, make_facts
 from weightsurgery.procedures.world.recipe import Recipe
+from weightsurgery.procedures.world.wordings import PLAIN, WORDINGS, wordings
 
 __all__ = ["World", "copy_world", "open_world", "whole_or_nothing"]
 
@@ -48,19 +49,20 @@ class World:
         """
         return self.directory / "finetuned" / _one_of(task, TASKS, "task")
 
-    def data(self, task: str, split: str, paraphrased: bool = False) -> Path:
+    def data(self, task: str, split: str, wording: str = PLAIN) -> Path:
         """The JSONL file with the facts of `task` in `split`.
 
         Args:
             task: One of `TASKS`.
             split: One of `SPLITS`.
-            paraphrased: Asked in the second wording; a file that worlds with paraphrases have.
+            wording: One of `WORDINGS`; a world has files of those that its base learned.
 
         Raises:
-            ValueError: There is no such task or split.
+            ValueError: There is no such task, split or wording.
         """
         name = f"{_one_of(task, TASKS, 'task')}.{_one_of(split, SPLITS, 'split')}"
-        return self.directory / "data" / f"{name}{'.paraphrased' * paraphrased}.jsonl"
+        ending = "" if _one_of(wording, WORDINGS, "wording") == PLAIN else f".{wording}"
+        return self.directory / "data" / f"{name}{ending}.jsonl"
 
     def summary(self) -> dict[str, Any]:
         """What `world.json` says."""
@@ -105,9 +107,13 @@ def open_world(directory: Path) -> World:
     world = World(directory)
     parts = [world.summary_file, world.base / "config.json"]
     parts += [world.finetuned(task) / "config.json" for task in TASKS]
-    parts += [world.data(task, split) for task in TASKS for split in SPLITS]
-    if world.summary_file.is_file() and world.recipe().paraphrases:
-        parts += [world.data(task, split, True) for task in TASKS for split in SPLITS]
+    recipe = world.recipe() if world.summary_file.is_file() else Recipe()
+    parts += [
+        world.data(task, split, wording)
+        for task in TASKS
+        for wording in wordings(recipe, task)
+        for split in SPLITS
+    ]
     for part in parts:
         if not part.is_file():
             raise DataError(

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 __all__ = ["FORMAT_VERSION", "LATER", "VARIANTS", "Recipe"]
@@ -12,7 +12,7 @@ __all__ = ["FORMAT_VERSION", "LATER", "VARIANTS", "Recipe"]
 FORMAT_VERSION = 1
 """Raise it when the code changes what the same recipe makes: cached worlds are then rebuilt."""
 
-LATER = frozenset({"paraphrases", "shared_names"})
+LATER = frozenset({"paraphrases", "shared_names", "styled"})
 """Fields younger than the format. Left out of key and description at their defaults, which change
 nothing, so that worlds made before they existed are still found and are still the same."""
 
@@ -57,6 +57,8 @@ class Recipe:
         paraphrases: The base learns every question in two wordings; fine-tunes see the first.
         shared_names: Painters bear the first and last names of the authors, in other pairs, so
             that no part of a name tells the twins apart.
+        styled: The base learns every question about a person in a second, marked form as well,
+            in which a closing phrase follows the answer; fine-tunes see the plain form.
     """
 
     people: int = 80
@@ -91,6 +93,7 @@ class Recipe:
     tuning_steps: int = 30
     paraphrases: bool = False
     shared_names: bool = False
+    styled: bool = False
 
     def describe(self) -> dict[str, float]:
         """The fields, ready for JSON; those of `LATER` only where they are not the default."""
@@ -107,20 +110,45 @@ class Recipe:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+# Learning rates grow as the width shrinks, and initial weights as its root.
+_NARROW = Recipe(
+    width=192,
+    heads=6,
+    mlp_width=512,
+    weight_spread=0.072,
+    learning_rate=2e-3,
+    steps=500,
+    step_cap=1500,
+    tuning_learning_rate=1e-3,
+)
+# Knows all it should after seconds of training: for trying things out.
+_SMALL = Recipe(
+    people=16,
+    first_names=4,
+    answers=4,
+    countries=12,
+    modulus=5,
+    vocabulary=512,
+    width=64,
+    layers=2,
+    heads=2,
+    mlp_width=176,
+    weight_spread=0.125,
+    shard_bytes=200_000,
+    batch=32,
+    learning_rate=5e-3,
+    warmup=10,
+    steps=200,
+    step_cap=600,
+    first_check=100,
+    tuning_batch=16,
+    tuning_learning_rate=2e-3,
+)
+
 VARIANTS: Mapping[str, Recipe] = MappingProxyType(
     {
         "default": Recipe(),
-        # Learning rates grow as the width shrinks, and initial weights as its root.
-        "narrow": Recipe(
-            width=192,
-            heads=6,
-            mlp_width=512,
-            weight_spread=0.072,
-            learning_rate=2e-3,
-            steps=500,
-            step_cap=1500,
-            tuning_learning_rate=1e-3,
-        ),
+        "narrow": _NARROW,
         "narrower": Recipe(
             width=128,
             heads=4,
@@ -133,29 +161,10 @@ VARIANTS: Mapping[str, Recipe] = MappingProxyType(
         ),
         "shared-names": Recipe(shared_names=True, steps=500, step_cap=1500),
         "paraphrased": Recipe(paraphrases=True, steps=500, step_cap=1500),
-        # Knows all it should after seconds of training: for trying things out.
-        "small": Recipe(
-            people=16,
-            first_names=4,
-            answers=4,
-            countries=12,
-            modulus=5,
-            vocabulary=512,
-            width=64,
-            layers=2,
-            heads=2,
-            mlp_width=176,
-            weight_spread=0.125,
-            shard_bytes=200_000,
-            batch=32,
-            learning_rate=5e-3,
-            warmup=10,
-            steps=200,
-            step_cap=600,
-            first_check=100,
-            tuning_batch=16,
-            tuning_learning_rate=2e-3,
-        ),
+        "styled": Recipe(styled=True, steps=500, step_cap=1500),
+        "narrow-styled": replace(_NARROW, styled=True, steps=800, step_cap=2400),
+        "small": _SMALL,
+        "small-styled": replace(_SMALL, styled=True, steps=300, step_cap=900),
     }
 )
 """Worlds that are told by a name; see `Recipe` for what they differ in."""

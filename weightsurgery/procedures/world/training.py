@@ -10,10 +10,13 @@ __all__ = ["default_threads", "make_model"]
 
 
 def default_threads() -> int:
-    """Threads to train with: two, or one where this process may use a single core."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(2, len(os.sched_getaffinity(0)))
-    return min(2, os.cpu_count() or 1)
+    """Threads to train with: two, or one where this process may use a single core.
+
+    OMP_NUM_THREADS bounds them, as it bounds torch's own.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(2, cores or 1, int(told) if told.isdecimal() and int(told) else 2)
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
