@@ -102,7 +102,7 @@ def bench(
     """Hold methods against each other on small worlds, by facts that no edit ever saw.
 
     Every method has eight candidates; the best by validation facts is scored, once, on the rest.
-    All rows of one world take about a quarter of an hour. Needs the extra named demo.
+    All rows of one world take about an hour. Needs the extra named demo.
 
     Example:  ws bench --seeds 0 --method negate --method subspace
     """
