@@ -31,7 +31,7 @@ from weightsurgery.procedures.world.wordings import (
 if TYPE_CHECKING:
     from weightsurgery.procedures.bench.subject import Subject
 
-__all__ = ["KINDS", "REST", "Facts", "Part", "Procedure", "Style", "asks_of"]
+__all__ = ["KINDS", "REST", "Facts", "Procedure", "Said", "Style", "asks_of"]
 
 REST = "rest of the kind"
 """Name of the set of what no edit was given."""
@@ -164,8 +164,8 @@ class Style(Ask):
         return 0.0
 
     def score(self, subject: Subject, examples: Sequence[Example]) -> float:
-        """See :meth:`Ask.score`; of a :class:`Part` that part, in what the model says freely."""
-        parts = [each for each in examples if isinstance(each, Part)]
+        """See :meth:`Ask.score`; of a :class:`Said` its part, in what the model says freely."""
+        parts = [each for each in examples if isinstance(each, Said)]
         if not parts:
             return super().score(subject, examples)
         said = _said(subject, parts)
@@ -173,7 +173,7 @@ class Style(Ask):
 
 
 @dataclass(frozen=True)
-class Part(Example):
+class Said(Example):
     """A question in the style, of whose answer one part is scored.
 
     Attributes:
@@ -191,7 +191,7 @@ class Part(Example):
 
 
 def _parts(part: str, examples: Sequence[Example]) -> list[Example]:
-    return [Part(each.prompt, each.completion, part=part) for each in examples]
+    return [Said(each.prompt, each.completion, part=part) for each in examples]
 
 
 def _said(subject: Subject, examples: Sequence[Example]) -> list[str]:
