@@ -105,12 +105,18 @@ def test_what_is_shared_is_to_be_kept(subject):
             survivors = {f.prompt for rows in other.ask.survivors(other).values() for f in rows}
             assert shared <= survivors
             assert not survivors & {f.prompt for f in other.target}
+            # Taken out of the request, it is kept and scored as before.
+            apart = subject.asking(Overlap(share, apart=True))
+            assert apart.forget == apart.target == other.target
+            assert apart.kept("seen") == other.kept("seen")
     assert targets[0] > targets[1] > targets[2]
 
 
 @pytest.mark.parametrize("text", ["", "x", "1", "0.2,", "-0.1", "nan", "0.5,1.5"])
 def test_shares_that_are_none_are_refused(text):
-    assert [each.share for each in overlaps("0,0.5,0.5")] == [0.0, 0.5]
+    asks = overlaps("0,0.5,0.5")
+    assert [(each.share, each.apart) for each in asks] == [(0, False), (0.5, False), (0.5, True)]
+    assert len({each.name for each in asks}) == 3
     with pytest.raises(EditError, match="--overlap"):
         overlaps(text)
 

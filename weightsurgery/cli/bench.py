@@ -43,7 +43,7 @@ def bench(
         typer.Option(
             metavar="P,P,...",
             help="Forget and keep data share the facts of this part of the people, as in 0,0.25;"
-            " what is shared is to be kept.",
+            " what is shared is to be kept. With it and without it in the request.",
         ),
     ] = None,
     kind: Annotated[

@@ -224,7 +224,7 @@ def unlearn(
     killed starts over; a vector that was finished is used again.
 
     On several GPUs:  torchrun --nproc-per-node 2 --no-python ws unlearn ...
-    accelerate launch takes the path of ws, as in  $(which ws).
+    accelerate launch takes  -m weightsurgery  in place of ws.
 
     Example:  ws unlearn ./model --method npo --forget authors.jsonl -o ./edited
     """

@@ -98,27 +98,33 @@ class Overlap(Ask):
 
     Args:
         share: Of the people to forget, in [0, 1).
+        apart: What is shared is taken out of the request, as ``ws project`` asks one to do; it is
+            kept all the same.
     """
 
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self.name = f"{share:.0%} shared"
+    def __init__(self, share: float, apart: bool = False) -> None:
+        self.share, self.apart = share, apart
+        self.name = f"{share:.0%} shared{', taken out' if apart else ''}"
 
     @property
     def roles(self) -> Mapping[str, str]:
         """See :attr:`Ask.roles`."""
         return {**KEEP, "shared": self.task} if self.share else KEEP
 
+    def given(self, subject: Subject) -> list[Example]:
+        """See :meth:`Ask.given`."""
+        return self.target(subject) if self.apart else super().given(subject)
+
     def _shared(self, subject: Subject) -> list[str]:
         """Whom both files tell about; a larger share tells about the same ones and more."""
-        people = list(dict.fromkeys(subject.entity[f.prompt] for f in self.given(subject)))
+        people = list(dict.fromkeys(subject.entity[f.prompt] for f in super().given(subject)))
         random.Random(f"shared {subject.seed}").shuffle(people)
         return people[: round(self.share * len(people))]
 
     def target(self, subject: Subject) -> list[Example]:
         """See :meth:`Ask.target`: what is not shared."""
         shared = set(self._shared(subject))
-        return [f for f in self.given(subject) if subject.entity[f.prompt] not in shared]
+        return [f for f in super().given(subject) if subject.entity[f.prompt] not in shared]
 
     def target_paraphrased(self, subject: Subject) -> list[Example]:
         """See :meth:`Ask.target_paraphrased`: none."""
@@ -133,7 +139,7 @@ class Overlap(Ask):
             "seen": people, "validation": people[::3],
             "unseen": [each for n, each in enumerate(people) if n % 3],
         }[split]  # fmt: skip
-        return [f for f in self.given(subject) if subject.entity[f.prompt] in set(chosen)]
+        return [f for f in super().given(subject) if subject.entity[f.prompt] in set(chosen)]
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
         """See :meth:`Ask.survivors`."""
@@ -148,7 +154,7 @@ class Overlap(Ask):
 
 
 def overlaps(text: str) -> list[Overlap]:
-    """An ask for each share in a list such as ``0,0.25,0.5``.
+    """Asks for each share in a list such as ``0,0.25,0.5``: as it is, and taken out.
 
     Raises:
         EditError: A share is no number from 0 to under 1.
@@ -161,4 +167,8 @@ def overlaps(text: str) -> list[Overlap]:
         raise EditError(
             f"--overlap {text}", "Give shares from 0 to under 1, as in 0,0.25,0.5."
         ) from None
-    return [Overlap(share) for share in shares]
+    return [
+        Overlap(share, apart)
+        for share in shares
+        for apart in ((False, True) if share else (False,))
+    ]
