@@ -142,14 +142,10 @@ class Overlap(Ask):
         return [f for f in super().given(subject) if subject.entity[f.prompt] in set(chosen)]
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`Ask.survivors`."""
-        kept = {role: task for role, task in self.roles.items() if role != "shared"}
-        found = {
-            task: [f for split in SPLITS for f in subject.facts(task, split)]
-            for task in kept.values()
-        }
-        if self.share:
-            found["shared"] = self.kept(subject, "shared", "seen")
+        """See :meth:`Ask.survivors`: of the task to forget, what is shared."""
+        found, shared = super().survivors(subject), set(self._shared(subject))
+        if self.task in found:
+            found[self.task] = [f for f in found[self.task] if subject.entity[f.prompt] in shared]
         return found
 
 
