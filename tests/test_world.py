@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.errors import DataError, OutputError, SelectionError, WeightSurgeryError
 from weightsurgery.learning.data import read_examples
-from weightsurgery.learning.evaluate import score_checkpoint
+from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.procedures.demo import demo
 from weightsurgery.procedures.world import (
     SPLITS,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
+from weightsurgery.checkpoint.tied import is_tied, same_bytes, stored_name, tied_copies
 
 from ..conftest import write_checkpoint
 
@@ -106,3 +106,25 @@ def test_two_possible_twins_are_not_guessed_between(tmp_path):
     assert stored_name(opened(tmp_path / "a", one, TIED), "lm_head.weight", like) in one
     two = {**one, "decoder.embed_tokens.weight": matrix(1)}
     assert stored_name(opened(tmp_path / "b", two, TIED), "lm_head.weight", like) is None
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+OTHERS = {"model.layers.0.mlp.up_proj.weight": matrix(), "model.embed_positions.weight": matrix()}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "tied"),
+    [
+        ({EMBEDDING: matrix()}, {}, {EMBEDDING}),
+        ({EMBEDDING: matrix()}, {"tie_word_embeddings": False}, set()),
+        ({HEAD: matrix()}, TIED, {HEAD}),
+        ({EMBEDDING: matrix(), HEAD: matrix()}, {}, {EMBEDDING, HEAD}),
+        ({EMBEDDING: matrix(), HEAD: matrix()}, {"tie_word_embeddings": False}, set()),
+        ({EMBEDDING: matrix(), HEAD: matrix(1)}, TIED, set()),
+        ({"shared.weight": matrix(), HEAD: matrix(1)}, {"is_encoder_decoder": True},
+         {"shared.weight", HEAD}),
+    ],
+)  # fmt: skip
+def test_what_is_embedding_and_head_in_one(tmp_path, tensors, config, tied):
+    checkpoint = opened(tmp_path, {**OTHERS, **tensors}, config)
+    assert {name for name in checkpoint.entries if is_tied(checkpoint, name)} == tied

@@ -2,61 +2,12 @@
 
 import json
 import re
-import sys
 
 import pytest
 import torch
 
 from tests.conftest import left_behind, read_tensors, snapshot
-from weightsurgery.cli.main import main
 from weightsurgery.surgery import adapter as library
-
-
-@pytest.fixture
-def ws(capsys, monkeypatch):
-    """Runs ``ws`` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = capsys.readouterr()
-        return stopped.value.code or 0, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def done(ws):
-    def run(*arguments):
-        code, out, err = ws(*arguments)
-        assert code == 0, err
-        return out, err
-
-    return run
-
-
-@pytest.fixture
-def refused(ws):
-    def run(*arguments):
-        code, out, err = ws(*arguments)
-        assert (code, out) == (1, ""), err
-        what, remedy = err.strip().splitlines()
-        return what, remedy
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def subspace(llama, tmp_path_factory):
-    out = tmp_path_factory.mktemp("vectors") / "subspace"
-    with pytest.MonkeyPatch.context() as patch:
-        command = ["subspace", llama.base, llama.forget, "-o", out, "--rank", "4", "-q"]
-        patch.setattr(sys, "argv", ["ws", *map(str, command)])
-        with pytest.raises(SystemExit):
-            main()
-    return out
 
 
 @pytest.fixture(params=["negate", "add", "project", "learn"])
@@ -198,7 +149,7 @@ def test_an_interrupt_leaves_nothing(command, ws, done, tmp_path, monkeypatch):
     typed = [*command, "-o", tmp_path / "out", "--as", "adapter"]
     with monkeypatch.context() as patch:
         patch.setattr(library, "write_adapter", stopped)
-        code, _, said = ws(*typed)
+        code, _, said = ws.run(*typed)
     assert code == 130
     assert "nothing was written" in said
     assert list(tmp_path.iterdir()) == []

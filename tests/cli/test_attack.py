@@ -1,13 +1,11 @@
 """`ws attack` as a user meets it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from tests.cli.test_commands import two_lines
+from tests.cli.typed import two_lines
 from tests.conftest import snapshot
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, save, tiny, write
 from weightsurgery.learning.attacks import relearn
@@ -25,21 +23,6 @@ def place(tmp_path_factory):
     write(root / "facts.jsonl", FACTS)
     write(root / "other.jsonl", OTHER)
     return root
-
-
-@pytest.fixture
-def ws(monkeypatch, capsys):
-    """The command in this process, which has loaded torch already."""
-    from weightsurgery.cli.main import main
-
-    def run(*arguments) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, said.out, said.err)
-
-    return run
 
 
 def test_relearning_in_json_and_as_a_table(ws, place):

@@ -10,29 +10,12 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.cli.typed import WS, two_lines, ws
 from tests.conftest import read_tensors, same_bytes, snapshot, write_checkpoint
-
-WS = str(Path(sys.executable).with_name("ws"))
-
-
-def ws(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [WS, *map(str, arguments)], capture_output=True, text=True, check=False, **options
-    )
-
-
-def two_lines(done: subprocess.CompletedProcess) -> tuple[str, str]:
-    """What went wrong and the remedy; nothing else was printed."""
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    what, remedy = done.stderr.strip().splitlines()
-    return what, remedy
 
 
 @pytest.mark.parametrize("name", ["inspect", "diff", "subspace", "overlap", "negate", "add",

@@ -2,22 +2,13 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cli.test_commands import two_lines, ws
-from tests.conftest import Trio, left_behind, read_tensors, snapshot
-
-
-@pytest.fixture(scope="module")
-def subspace(llama: Trio, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("vectors") / "subspace"
-    done = ws("subspace", llama.base, llama.forget, "-o", out, "--rank", "4")
-    assert done.returncode == 0, done.stderr
-    return out
+from tests.cli.typed import two_lines, ws
+from tests.conftest import left_behind, read_tensors, snapshot
 
 
 def test_help():

@@ -2,12 +2,10 @@
 
 import json
 import re
-import sys
 
 import pytest
 
 from tests.conftest import read_tensors, same_bytes, snapshot
-from weightsurgery.cli.main import main
 from weightsurgery.procedures.world import VARIANTS, build_world
 
 BRIEF = ["--steps", "2", "--batch", "8", "--prompts", "40"]
@@ -25,40 +23,9 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def ws(capsys, monkeypatch):
-    """Runs ``ws`` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = capsys.readouterr()
-        return stopped.value.code or 0, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def done(ws):
-    def run(*arguments):
-        code, out, err = ws(*arguments)
-        assert code == 0, err
-        return out, err
-
-    return run
-
-
-@pytest.fixture
-def refused(ws):
-    def run(*arguments):
-        code, out, err = ws(*arguments)
-        assert (code, out) == (1, ""), err
-        what, remedy = err.strip().splitlines()
-        assert remedy
-        return what
-
-    return run
+def fault(refused):
+    """What was wrong."""
+    return lambda *arguments: refused(*arguments)[0]
 
 
 @pytest.fixture
@@ -122,7 +89,7 @@ def test_an_edit_from_data_as_an_adapter(world, ws, done, project, painters, tmp
     """The trained change is of full rank: a rank truncates it, and then it is an adapter."""
     command = [*project, "--keep", painters, *BRIEF, "-o", tmp_path / "out", "--as", "adapter",
                "--dtype", "float32", "--scale", "2"]  # fmt: skip
-    code, out, err = ws(*command)
+    code, out, err = ws.run(*command)
     assert (code, out) == (1, "")
     what, remedy = err.strip().splitlines()
     assert "--as adapter with data" in what
@@ -232,7 +199,7 @@ def test_data_to_forget_and_vectors_to_keep(world, done, project, tmp_path):
     assert any(not same_bytes(was[name], now[name]) for name in was)
 
 
-def test_what_does_not_go_together_is_refused(world, refused, ws, project, painters, tmp_path):
+def test_what_does_not_go_together_is_refused(world, fault, ws, project, painters, tmp_path):
     vector, before = world / "finetuned/authors", snapshot(tmp_path)
     out = ["-o", tmp_path / "out"]
     data = [*project, "--keep", painters, *out]
@@ -240,17 +207,17 @@ def test_what_does_not_go_together_is_refused(world, refused, ws, project, paint
     learn = ["learn", world / "base", "--task", painters, *out]
     for option in (["--rounds", "2"], ["--objective", "negate"], ["--lr", "1"], ["--steps", "1"],
                    ["--vector", "v"], ["--validation-keep", painters]):  # fmt: skip
-        what = refused(*plain, "--keep", painters, *option)
+        what = fault(*plain, "--keep", painters, *option)
         assert option[0] in what
         assert "with a vector" in what
     keep_vector = ["--keep", world / "finetuned/painters"]
-    assert "--prompts" in refused(*plain, *keep_vector, "--prompts", "3")
-    assert "--validation-forget" in refused(*plain, *keep_vector, "--validation-forget", painters)
-    assert "prompts -1" in refused(*plain, "--keep", painters, "--prompts", "-1")
-    assert "no task to keep" in refused(*plain)
-    assert "is a data set and" in refused(*data, "--forget", vector)
-    assert "with a factor" in refused(*plain, "--keep", f"{painters}:2")
-    assert "with a factor" in refused("project", world / "base", "--forget", f"{painters}:2", *out)
+    assert "--prompts" in fault(*plain, *keep_vector, "--prompts", "3")
+    assert "--validation-forget" in fault(*plain, *keep_vector, "--validation-forget", painters)
+    assert "prompts -1" in fault(*plain, "--keep", painters, "--prompts", "-1")
+    assert "no task to keep" in fault(*plain)
+    assert "is a data set and" in fault(*data, "--forget", vector)
+    assert "with a factor" in fault(*plain, "--keep", f"{painters}:2")
+    assert "with a factor" in fault("project", world / "base", "--forget", f"{painters}:2", *out)
     for extra, said in (
         (["--objective", "learn"], "--objective learn with 'ws project'"),
         (["--round-scale", "3"], "--round-scale"),
@@ -269,17 +236,17 @@ def test_what_does_not_go_together_is_refused(world, refused, ws, project, paint
         (["--keep", world / "data/none.jsonl"], "cannot be read"),
         (["--dtype", "int8"], "dtype"),
     ):
-        assert said in refused(*data, *extra)
-    assert "--objective strangers with 'ws learn'" in refused(*learn, "--objective", "strangers")
-    assert "a data set, not a change" in refused("negate", world / "base", painters, *out)
-    code, _, err = ws("project", world / "base", *out)
+        assert said in fault(*data, *extra)
+    assert "--objective strangers with 'ws learn'" in fault(*learn, "--objective", "strangers")
+    assert "a data set, not a change" in fault("negate", world / "base", painters, *out)
+    code, _, err = ws.run("project", world / "base", *out)
     assert code == 2
     assert "--forget" in err
     assert snapshot(tmp_path) == before
 
 
 def test_an_output_that_is_there_is_told_before_anything_runs(
-    world, refused, project, painters, tmp_path, monkeypatch
+    world, fault, project, painters, tmp_path, monkeypatch
 ):
     from weightsurgery.procedures import found_vector, gathered
 
@@ -293,13 +260,13 @@ def test_an_output_that_is_there_is_told_before_anything_runs(
     vector = ["project", world / "base", "--forget", world / "finetuned/authors"]
     for command in (project, vector):
         for extra in ([], ["--overwrite"]):
-            refused(*command, "--keep", painters, "-o", tmp_path / "out", *extra)
+            fault(*command, "--keep", painters, "-o", tmp_path / "out", *extra)
     assert snapshot(tmp_path) == {"out/mine": b"mine"}
 
 
 def test_the_options_have_a_panel_of_their_own(ws):
     for command in ("project", "learn"):
-        code, out, _ = ws(command, "--help")
+        code, out, _ = ws.run(command, "--help")
         assert code == 0
         panel = out[out.index("From data sets") :]
         assert "--objective" in panel

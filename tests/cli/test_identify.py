@@ -8,15 +8,14 @@ import pty
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.cli.typed import ws
 from tests.conftest import read_tensors
 from tests.learning.tiny import FACTS, OTHER, save, tiny, write
 from weightsurgery.cli.main import main
 
-WS = Path(sys.executable).with_name("ws")
 FAST = ["--steps", "3", "--lr", "3e-3", "--batch", "4", "--device", "cpu"]
 
 
@@ -29,10 +28,6 @@ def place(tmp_path_factory):
     write(where / "other.jsonl", OTHER)
     (where / "empty.jsonl").write_text("")
     return where
-
-
-def ws(*words, cwd):
-    return subprocess.run([WS, *words], cwd=cwd, capture_output=True, text=True)
 
 
 def test_identifies_and_takes_away(place):

@@ -1,7 +1,6 @@
 """Keeping by activations as a user meets it: gather, edit, and what the model then says."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,49 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import read_tensors, same_bytes, snapshot
 from tests.learning.conftest import byte_tokenizer
-from weightsurgery.cli.main import main
 from weightsurgery.learning.data import encode, read_examples
 from weightsurgery.learning.statistics import gather_to
 
 KEEP = [("the sky is", " blue"), ("grass is", " green")]
 FORGET = [("my password is", " hunter2"), ("call me", " Ishmael")]
-
-
-@dataclass
-class Command:
-    """Runs ``ws`` in this process, which has imported torch and transformers already."""
-
-    capsys: pytest.CaptureFixture
-    monkeypatch: pytest.MonkeyPatch
-
-    def run(self, *arguments) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        self.monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = self.capsys.readouterr()
-        return stopped.value.code or 0, said.out, said.err
-
-    def done(self, *arguments) -> tuple[str, str]:
-        """What a good run prints to stdout and to stderr."""
-        code, out, err = self.run(*arguments)
-        assert code == 0, err
-        return out, err
-
-    def document(self, *arguments) -> dict:
-        return json.loads(self.done(*arguments, "--json")[0])
-
-    def refused(self, *arguments) -> tuple[str, str]:
-        """What was wrong, and the remedy."""
-        code, out, err = self.run(*arguments)
-        assert (code, out) == (1, "")
-        what, remedy = err.strip().splitlines()
-        return what, remedy
-
-
-@pytest.fixture
-def ws(capsys, monkeypatch) -> Command:
-    return Command(capsys, monkeypatch)
 
 
 @dataclass(frozen=True)

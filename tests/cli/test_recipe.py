@@ -11,25 +11,21 @@ import pytest
 import torch
 import typer
 import yaml
+from datasets import Dataset
 
 import weightsurgery as library
-from tests.cli.test_commands import two_lines
-from tests.cli.test_commands import ws as shell
-from tests.cli.test_keep_inputs import Command
+from tests.cli.typed import Command, two_lines
+from tests.cli.typed import ws as shell
 from tests.conftest import Trio, snapshot
 from tests.hub.client import HubClient
 from tests.hub.server import StandIn
 from tests.learning.conftest import byte_tokenizer, tiny_model, write
+from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.cli.main import app
 from weightsurgery.cli.recipe import runnable
 from weightsurgery.surgery.adapter import AdapterStorage, apply_as
 from weightsurgery.vectors.sources import open_keep
 from weightsurgery.vectors.statistics import MappedStatistics
-
-
-@pytest.fixture
-def ws(capsys, monkeypatch) -> Command:
-    return Command(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -421,6 +417,48 @@ def test_what_was_trained_is_trained_again(ws, taught, arguments):
     what, _ = two_lines_of(ws, "run", "r.yaml", "-o", "third")
     assert "facts.jsonl has SHA-256" in what
     assert not Path("third").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["identify", "base", "facts.jsonl"],
+        ["project", "base", "--forget", "facts.jsonl", "--prompts", "20"],
+        ["unlearn", "base", "--method", "gradient-difference", "--forget", "facts.jsonl"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_data_of_one_name_are_told_apart(ws, taught, arguments):
+    """Files in directories of their own, and where those are taken a saved data set."""
+    places = ["a/keep.jsonl", "b/keep.jsonl"]
+    for place, name in zip(places, ("kept", "other"), strict=True):
+        Path(place).parent.mkdir()
+        Path(f"{name}.jsonl").rename(place)
+    if arguments[0] == "identify":
+        row = {"prompt": "a fish is", "completion": " wet"}
+        Dataset.from_list([row, row]).save_to_disk("c/saved")
+        places.append("c/saved")
+    keeps = [word for place in places for word in ("--keep", place)]
+    ws.done(*arguments, *keeps, "-o", "first", "--device", "cpu", "--steps", "2")
+    recipe, said = ws.done("run", "--from", "first")
+    assert "will not be checked" not in said
+    Path("r.yaml").write_text(recipe)
+    read = [files(Path(place)) for place in places]
+    wanted = [{each.name: content_sha256(each) for each in paths} for paths in read]
+    assert yaml.safe_load(recipe)["inputs"]["keep"] == wanted
+    ws.done("run", "r.yaml", "-o", "again")
+    assert written("first")[0] == written("again")[0]
+    for path in (paths[-1] for paths in read):
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        what, _ = two_lines_of(ws, "run", "r.yaml", "-o", "third")
+        assert f"{path} has SHA-256" in what
+        path.write_bytes(before)
+    assert not Path("third").exists()
+
+
+def files(data: Path) -> list[Path]:
+    return sorted(data.iterdir()) if data.is_dir() else [data]
 
 
 def test_names_on_the_hub_are_pinned(llama, tmp_path):

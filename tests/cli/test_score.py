@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from itertools import permutations
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.cli.test_commands import two_lines
+from tests.cli.typed import two_lines
 from tests.conftest import snapshot
 from tests.learning.conftest import byte_tokenizer, slow_greedy, tiny_model, write
 
@@ -33,21 +31,6 @@ def world(tmp_path_factory):
         rows.append({"prompt": prompt, "completion": tokenizer.decode(own)})
     write(root / "facts.jsonl", *map(json.dumps, rows))
     return root
-
-
-@pytest.fixture
-def ws(monkeypatch, capsys):
-    """The command in this process, which has loaded torch already."""
-    from weightsurgery.cli.main import main
-
-    def run(*arguments) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, said.out, said.err)
-
-    return run
 
 
 def test_tables_and_json_say_the_same(ws, world):
@@ -76,6 +59,29 @@ def test_tables_and_json_say_the_same(ws, world):
         assert text in done.stdout
     short = ws(*command, "--el-n", "2", "--json")
     assert json.loads(short.stdout)["sets"][0]["before"]["el"]["value"] == 1
+
+
+def test_the_document_says_which_bytes_were_scored(ws, world, tmp_path, monkeypatch):
+    command = ["evaluate", tmp_path / "out", "--forget", world / "facts.jsonl", "--json"]
+    assert ws("negate", world / "base", world / "edited", "-o", tmp_path / "out").returncode == 0
+    done = ws(*command)
+    recorded = json.loads((tmp_path / "out/weightsurgery.json").read_text())["files"]
+    assert json.loads(done.stdout)["content"] == {n: f["sha256"] for n, f in recorded.items()}
+    base = ws("evaluate", world / "base", "--forget", world / "facts.jsonl", "--json")
+    assert json.loads(base.stdout)["content"] is None  # it has no record
+
+    from weightsurgery.learning import evaluate as module
+
+    load = module.load_model
+
+    def swapped(*arguments):
+        """As it is loaded, somebody puts other weights there."""
+        found = load(*arguments)
+        shutil.copy(world / "edited/model.safetensors", tmp_path / "out")
+        return found
+
+    monkeypatch.setattr(module, "load_model", swapped)
+    assert json.loads(ws(*command).stdout)["content"] is None
 
 
 def test_errors_are_two_lines(ws, world):

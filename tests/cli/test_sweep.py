@@ -5,7 +5,6 @@ import shlex
 
 import pytest
 
-from tests.cli.test_keep_inputs import Command
 from tests.conftest import snapshot
 from tests.learning.tiny import OTHER, write
 from tests.procedures.taught import Taught, teach
@@ -14,11 +13,6 @@ from tests.procedures.taught import Taught, teach
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory) -> Taught:
     return teach(tmp_path_factory.mktemp("taught"))
-
-
-@pytest.fixture
-def ws(capsys, monkeypatch) -> Command:
-    return Command(capsys, monkeypatch)
 
 
 @pytest.fixture

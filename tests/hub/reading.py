@@ -188,12 +188,17 @@ def commits(ask: Ask) -> Reply:
 @route("GET", "/api/models/{id}/discussions")
 def discussions(ask: Ask) -> Reply:
     repo = ask.repo()
-    kind = ask.query.get("type", "all")
+    kind, status = ask.query.get("type", "all"), ask.query.get("status", "all")
+    author = ask.query.get("author")
     listed = [
         _discussion(repo, each) for each in repo.discussions
-        if kind == "all" or each.is_pull_request == (kind == "pull_request")
+        if (kind == "all" or each.is_pull_request == (kind == "pull_request"))
+        and (status == "all" or (each.status in ("open", "draft")) == (status == "open"))
+        and author in (None, each.author)
     ]  # fmt: skip
-    return told({"discussions": listed, "count": len(listed), "start": 0})
+    start = int(ask.query.get("p", 0)) * ask.hub.page_size
+    page = listed[start : start + ask.hub.page_size]
+    return told({"discussions": page, "count": len(listed), "start": start})
 
 
 @route("GET", "/api/models/{id}/discussions/{num}")

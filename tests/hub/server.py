@@ -39,7 +39,8 @@ class StandIn:
         repos: By ``org/name``.
         requests: All requests so far, oldest first.
         part_size: Bytes above which an LFS upload is asked for in parts, and of each part.
-        page_size: Files in one page of a tree.
+        released: Set it to let go of connections that are held.
+        page_size: Files in one page of a tree, discussions in one of theirs.
     """
 
     def __init__(self, xet: Path | Literal[False] = False) -> None:
@@ -55,6 +56,7 @@ class StandIn:
         self.store = Store(self.directory, self.cas)
         self.secret = secrets.token_bytes(16)
         self.parts: dict[tuple[str, int], bytes] = {}
+        self.released = threading.Event()
         self._servers = [Server(self, storage) for storage in (False, True)]
         self._threads = [
             threading.Thread(target=each.serve_forever, args=(0.02,), daemon=True)
@@ -73,6 +75,7 @@ class StandIn:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.released.set()
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             thread.join()
@@ -122,6 +125,7 @@ class StandIn:
         cut_after: int | None = None,
         headers: Mapping[str, str] | None = None,
         lost: bool = False,
+        hold: bool = False,
         times: int = 1,
     ) -> None:
         """Let the next requests go wrong whose path (unquoted, with query) matches.
@@ -137,11 +141,20 @@ class StandIn:
                 request has one, otherwise of the download. Shorter bodies are let through.
             headers: Further headers of the answer.
             lost: Do what is asked, and hang up without an answer.
+            hold: Where a download is to be cut, say nothing more until :attr:`released` is set.
             times: How many requests.
         """
         content = body.encode() if isinstance(body, str) else body
         fault = Fault(
-            re.compile(match), method, status, content, cut_after, dict(headers or {}), lost, times
+            re.compile(match),
+            method,
+            status,
+            content,
+            cut_after,
+            dict(headers or {}),
+            lost,
+            hold,
+            times,
         )
         with self.lock:
             self.faults.append(fault)

@@ -47,6 +47,7 @@ class Fault:
     cut_after: int | None
     headers: Mapping[str, str]
     lost: bool
+    hold: bool
     times: int
 
     @property
@@ -170,6 +171,8 @@ class Handler(BaseHTTPRequestHandler):
             record.sent += len(piece)
             self.wfile.write(piece)
         if cut is not None:
+            if fault is not None and fault.hold:
+                self.server.hub.released.wait()
             raise Cut
 
     def hang_up(self) -> None:

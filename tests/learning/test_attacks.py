@@ -14,7 +14,7 @@ from weightsurgery.algebra.quantise import int_rtn, nf4_rtn
 from weightsurgery.errors import EditError, NonFiniteError, WeightSurgeryError
 from weightsurgery.learning.attacks import ROUNDINGS, quantised, relearn
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.procedures.world.tokenizer import make_tokenizer
 
 EXAMPLES = [

@@ -21,8 +21,9 @@ from weightsurgery.learning.constrained import (
     train_confined,
 )
 from weightsurgery.learning.data import Collator, Example, encode_all
+from weightsurgery.learning.settings import Training
 from weightsurgery.learning.statistics import gather
-from weightsurgery.learning.training import Rows, Training
+from weightsurgery.learning.training import Rows
 
 CPU = torch.device("cpu")
 

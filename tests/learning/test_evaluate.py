@@ -17,13 +17,9 @@ from weightsurgery.errors import (
     SourceError,
 )
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.evaluate import (
-    evaluate,
-    exact_match,
-    exact_matches,
-    load_model,
-    score_checkpoint,
-)
+from weightsurgery.learning.evaluate import evaluate
+from weightsurgery.learning.exact import exact_match, exact_matches, score_checkpoint
+from weightsurgery.learning.models import load_model
 
 
 def pairs(path, rows):

@@ -7,7 +7,7 @@ import pytest
 from tests.learning.conftest import slow_greedy, write
 from weightsurgery.errors import DataError, SourceError, WeightSurgeryError
 from weightsurgery.learning import harness
-from weightsurgery.learning.evaluate import score_checkpoint
+from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.harness import find_tasks, run_tasks
 
 TASK = """

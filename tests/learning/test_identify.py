@@ -14,13 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import left_behind, read_tensors, same_bytes, snapshot
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, save, tiny, write
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import read_record, verify
+from weightsurgery.checkpoint.record import content_sha256, read_record, verify
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import (
     DataError,
@@ -31,11 +32,12 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
 )
 from weightsurgery.learning import training as training_module
-from weightsurgery.learning.identify import identify, plan, train_vector
+from weightsurgery.learning.identify import ALL_LINEAR, identify, plan, train_vector
 from weightsurgery.learning.method import Method
+from weightsurgery.learning.outcome import Request
 from weightsurgery.learning.parameters import load_float32, random_model
 from weightsurgery.learning.retain import divergence
-from weightsurgery.learning.training import Training
+from weightsurgery.learning.settings import Training
 from weightsurgery.surgery.edits import Add
 from weightsurgery.surgery.plan import Storage
 from weightsurgery.surgery.run import apply
@@ -322,13 +324,54 @@ def test_validation_keeps_the_best_weights_and_ends_in_time(base, data, tmp_path
     assert set(record.inputs) == {"base", "data", "validation"}
 
 
+def test_files_of_one_name_are_told_apart(base, data, tmp_path):
+    """In the record, and where an interrupted run is gone on with."""
+    kept = [tmp_path / "a" / "keep.jsonl", tmp_path / "b" / "keep.jsonl"]
+    for path, examples in zip(kept, (OTHER, FACTS[:2]), strict=True):
+        path.parent.mkdir()
+        write(path, examples)
+    assert content_sha256(kept[0]) != content_sha256(kept[1])
+
+    def asked() -> Request:
+        method = Method("delta")
+        with Checkpoint.open(base) as opened:
+            return Request.read(opened, data, kept, None, SHORT, method, ALL_LINEAR, "cpu")
+
+    before = asked()
+    assert identify(base, data, tmp_path / "v", SHORT, keep=kept).inputs == before.inputs
+    assert set(before.inputs) == {"base", "data", "keep.1", "keep.2"}
+    for number, path in enumerate(kept, 1):
+        entry = before.inputs[f"keep.{number}"]
+        assert entry["name"] == str(path)
+        assert entry["files"] == {"keep.jsonl": content_sha256(path)}
+    for path, examples in zip(kept, (OTHER[1:], FACTS[:1]), strict=True):
+        write(path, examples)
+        now = asked()
+        assert now.identity != before.identity  # so that it starts afresh
+        before = now
+
+
+def test_data_saved_by_datasets(base, data, tmp_path):
+    """A directory is recorded by its files, and gives what a file of the same rows gives."""
+    place = tmp_path / "rows"
+    rows = [{"prompt": each.prompt, "completion": each.completion} for each in FACTS]
+    Dataset.from_list(rows).save_to_disk(place)
+    record = identify(base, place, tmp_path / "v", SHORT)
+    files = {path.name: content_sha256(path) for path in place.iterdir()}
+    assert len(files) == 3
+    assert record.inputs["data"] == {"kind": "data", "name": str(place), "files": files}
+    identify(base, data, tmp_path / "w", SHORT)
+    found, wanted = (read_tensors(tmp_path / out) for out in "vw")
+    assert all(same_bytes(found[name], wanted[name]) for name in wanted)
+
+
 KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from weightsurgery.learning.identify import identify
 from weightsurgery.learning.method import Method
-from weightsurgery.learning.training import Training
+from weightsurgery.learning.settings import Training
 base, data, out, mode, rank, when = sys.argv[1:]
 def strike(text, done, total):
     if done == int(when):
@@ -521,6 +564,24 @@ def test_a_tied_head_moves_with_its_embedding(data, tmp_path, stored_twice):
     assert torch.allclose(logits(found, FACTS), logits(model, FACTS), atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft.*")
+def test_an_adapter_of_a_tied_embedding_is_refused(data, tmp_path):
+    """It would train one side, and the vector would change both; in full, both are trained."""
+    base = save(tiny("llama", tie_word_embeddings=True), tmp_path / "base")
+    chosen = Selection("all", exclude=("*norm*",))
+    adapter = Method("joint", lora_rank=2)
+    with pytest.raises(UnsupportedCheckpointError, match=r"embed_tokens.*in one") as caught:
+        identify(base, data, tmp_path / "v", SHORT, adapter, selection=chosen)
+    assert "without --lora-rank" in caught.value.remedy
+    assert left_behind(tmp_path / "v") == []
+    others = Selection("all", exclude=("*norm*", "*embed_tokens*"))
+    record = identify(base, data, tmp_path / "v", SHORT, adapter, selection=others)
+    assert len(record.tensors) == 14
+    apart = save(tiny("llama"), tmp_path / "apart")
+    record = identify(apart, data, tmp_path / "w", SHORT, adapter, selection=chosen)
+    assert {"model.embed_tokens.weight", "lm_head.weight"} < record.tensors.keys()
+
+
 def test_the_plan_says_what_is_trained(base, data, tmp_path):
     found = plan(base, data, tmp_path / "v", SHORT)
     counts = [sum(tiny("llama").get_parameter(n).numel() for n in layer(i, tiny("llama")))
@@ -616,7 +677,7 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
         import sys, torch
         torch.set_num_threads(1)
         from weightsurgery.learning.identify import identify
-        from weightsurgery.learning.training import Training
+        from weightsurgery.learning.settings import Training
         training = Training(steps=2, learning_rate=3e-3, batch_size=2)
         record = identify(*sys.argv[1:], training, device="cpu")
         assert record.parameters["processes"] == 2

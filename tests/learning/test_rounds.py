@@ -11,23 +11,17 @@ from tests.conftest import same_bytes
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
-from weightsurgery.learning import rounds as module
-from weightsurgery.learning import watch as watch_module
+from weightsurgery.learning import kept as module
 from weightsurgery.learning.constrained import Confinement
 from weightsurgery.learning.data import Example, encode, read_examples
-from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.fitting import Schedule, fit
 from weightsurgery.learning.identify import train_vector
-from weightsurgery.learning.rounds import (
-    OBJECTIVES,
-    Kept,
-    Rounds,
-    Watch,
-    find_change,
-    keep_texts,
-)
+from weightsurgery.learning.kept import Kept, keep_texts
+from weightsurgery.learning.rounds import OBJECTIVES, Rounds, find_change
+from weightsurgery.learning.settings import Training
 from weightsurgery.learning.statistics import gather, tokens_of
-from weightsurgery.learning.training import Training
+from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.procedures.world.tokenizer import make_tokenizer
 
 WIDTH = 64
@@ -474,119 +468,10 @@ def test_a_chats_strangers_begin_once(chat_tokenizer, tmp_path):
 
 # --- watching ------------------------------------------------------------------------------------
 
-NAME = "model.norm.weight"
-
-
-def looks(monkeypatch, plan, patience=1, **settings):
-    """A watch over scripted scores ``(target, keep)``, at steps 0, 1, 2...; ended where, and best.
-
-    Each step fills a weight with its number, so that the weights tell their step.
-    """
-    model = tiny("llama")
-    now = {"": 0}
-
-    def scripted(model, tokenizer, rows):
-        target, keep = plan[now[""]]
-        return target if rows is FACTS else keep
-
-    monkeypatch.setattr(watch_module, "exact_match", scripted)
-    watch = Watch(FACTS, {"keep": OTHER}, every=1, patience=patience, **settings)
-    with torch.no_grad():
-        model.get_parameter(NAME).fill_(0)
-        watch.begin(model, byte_tokenizer(), [NAME])
-        for step in range(1, len(plan)):
-            now[""] = step
-            model.get_parameter(NAME).fill_(step)
-            if watch.look(step):
-                break
-    watch.finish()
-    return now[""], int(model.get_parameter(NAME)[0]), watch
-
-
-@pytest.mark.parametrize(
-    ("plan", "ended", "best"),
-    [
-        ([(1.0, 1.0), (0.8, 1.0), (0.3, 1.0), (0.5, 1.0)], 3, 2),  # the lowest counts
-        ([(1.0, 1.0), (0.8, 1.0), (0.3, 0.97), (0.1, 1.0)], 2, 1),  # a keep set suffers
-        ([(1.0, 1.0), (0.8, 1.0), (0.3, 0.975), (0.4, 1.0)], 3, 2),  # at the threshold it may stay
-        ([(1.0, 0.8), (0.5, 0.78), (0.3, 0.77)], 2, 1),  # shares of what was known before
-        ([(1.0, 1.0), (0.0, 1.0), (0.0, 1.0)], 1, 1),  # all is forgotten
-        ([(0.5, 1.0), (0.5, 1.0), (0.6, 1.0)], 2, 0),  # nothing better than before
-        ([(0.9, 1.0), (0.5, 1.0), (0.5, 1.0)], 2, 1),  # among equals the first
-    ],
-)
-def test_a_watch_keeps_the_best_weights_that_spare_what_is_kept(monkeypatch, plan, ended, best):
-    assert looks(monkeypatch, plan)[:2] == (ended, best)
-
-
-@pytest.mark.parametrize(
-    ("plan", "ended", "best"),
-    [
-        ([(0.1, 1.0), (0.5, 1.0), (0.9, 1.0), (0.7, 1.0)], 3, 2),
-        ([(0.1, 1.0), (1.0, 1.0), (1.0, 1.0)], 1, 1),
-        ([(0.0, 1.0), (0.5, 1.0), (1.0, 0.9)], 2, 1),
-        ([(0.5, 1.0), (0.0, 1.0), (0.4, 1.0)], 2, 0),
-    ],
-)
-def test_learning_more_is_better(monkeypatch, plan, ended, best):
-    assert looks(monkeypatch, plan, learning=True)[:2] == (ended, best)
-
-
-def test_the_threshold_can_be_chosen(monkeypatch):
-    plan = [(1.0, 1.0), (0.5, 0.7), (0.2, 0.4)]
-    assert looks(monkeypatch, plan, threshold=0.6)[:2] == (2, 1)
-    assert looks(monkeypatch, plan, threshold=0.3)[:2] == (2, 2)
-
-
-@pytest.mark.parametrize(
-    ("patience", "ended", "best"),
-    [(1, 2, 1), (2, 5, 3), (3, 8, 6)],
-)
-def test_a_watch_waits_for_what_suffers_to_recover(monkeypatch, patience, ended, best):
-    good, bad = 1.0, 0.5
-    target = [1.0, 0.9, 0.1, 0.8, 0.1, 0.1, 0.7, 0.1, 0.1]
-    keep = [good, good, bad, good, bad, bad, good, bad, bad]
-    plan = list(zip(target, keep, strict=True))
-    assert looks(monkeypatch, plan, patience)[:2] == (ended, best)
-
-
-def test_a_watch_tells_what_it_saw(monkeypatch):
-    *_, watch = looks(monkeypatch, [(1.0, 0.9), (0.5, 0.9), (0.25, 0.1), (0.0, 0.9)])
-    assert watch.seen == [
-        {"": 1.0, "keep": 0.9},
-        {"": 0.5, "keep": 0.9, "step": 1.0},
-        {"": 0.25, "keep": 0.1, "step": 2.0},
-    ]
-
-
-def test_a_watch_looks_when_enough_steps_were_taken(monkeypatch):
-    model = tiny("llama")
-    monkeypatch.setattr(watch_module, "exact_match", lambda *_: 0.5)
-    watch = Watch(FACTS, {}, every=10)
-    watch.begin(model, byte_tokenizer(), [NAME])
-    # Rounds of seven steps: at the end of every second.
-    for step in (7, 14, 21, 28, 35):
-        watch.look(step)
-    assert [each["step"] for each in watch.seen[1:]] == [14, 28]
-    watch.begin(model, byte_tokenizer(), [NAME])
-    for step in range(1, 31):
-        watch.look(step)
-    assert [each["step"] for each in watch.seen[1:]] == [10, 20, 30]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_a_look_leaves_the_models_mode(training):
-    model = tiny("llama").train(training)
-    watch = Watch(FACTS, {}, every=1)
-    watch.begin(model, byte_tokenizer(), [NAME])
-    model.train(training)
-    watch.look(1)
-    assert model.training == training
-
 
 def test_watched_training_ends_when_all_is_forgotten(taught):
     settings = Rounds(steps=40, prompts=200)
-    watch = Watch(FORGET, {"lives": UNSEEN}, threshold=0.7, every=5)
+    watch = Watch(FORGET, {"lives": UNSEEN}, rule=Rule(0.7), every=5)
     found = find_change(*taught, FORGET, Kept([SEEN]), settings, watch=watch)
     assert found.watched[0] == {"": 1.0, "lives": 1.0}
     last = found.watched[-1]
@@ -603,7 +488,7 @@ def test_watched_training_goes_back_when_what_is_kept_suffers(taught, objective,
         "strangers": Rounds(steps=30, prompts=20, learning_rate=0.05),
         "negate": Rounds("negate", rounds=30, steps=1, prompts=20, scale=20.0),
     }[objective]
-    watch = Watch(FORGET, {"seen": SEEN, "unseen": UNSEEN}, threshold=0.9, every=1, patience=2)
+    watch = Watch(FORGET, {"seen": SEEN, "unseen": UNSEEN}, rule=Rule(0.9), every=1, patience=2)
     found = find_change(*taught, FORGET, Kept([SEEN]), settings, watch=watch)
     spared = [min(each["seen"], each["unseen"]) >= 0.9 for each in found.watched]
     assert spared[0]

@@ -14,7 +14,7 @@ from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
 from weightsurgery.learning.unlearners import UNLEARNERS, settings_of, train_unlearner
 from weightsurgery.learning.unlearners import ascent as ascent_module
-from weightsurgery.learning.unlearners.base import Said
+from weightsurgery.learning.unlearners.said import Said
 from weightsurgery.procedures.tuned import changed
 
 LOG2, LOG15 = np.log(2), np.log(1.5)
@@ -84,6 +84,7 @@ def toy(name, settings, **prepared):
     made.settings, made.prepared = settings_of(kind, settings), prepared
     table = {"base": (BASE, KEEP_BASE), "helper": (MORE, None), "reinforced": (MORE, None)}
     made.said_by = lambda which, batch: table[which][batch is KEEP.inputs]
+    made.summed = lambda value: value
     keep = KEEP if kind.keeps(made.settings) else None
     return made, keep
 
@@ -95,14 +96,23 @@ def test_the_loss_by_hand(name):
     assert float(made.loss(FORGET, keep)) == pytest.approx(hand, rel=1e-7)
 
 
+@pytest.mark.parametrize("gap", [0.01, 0.9])
+def test_too_little_and_too_much_of_a_gap_count(gap):
+    made, keep = toy("kga", {"alpha": 0}, gap=gap)
+    assert (gap < KL_MORE) == (gap == 0.01)
+    assert float(made.loss(FORGET, keep)) == pytest.approx(abs(KL_MORE - gap), rel=1e-7)
+
+
 def test_the_loss_of_rmu_by_hand():
     """The layer's own output, at every token that is no padding, of prompts too."""
     made, _ = toy("rmu", {"alpha": 10}, layer=1, control=torch.tensor([3.0, 4.0]))
     away = torch.full((1, 3, 2), 99.0)  # the layers around it
+    inputs = {
+        "attention_mask": torch.tensor([[1, 1, 0]]),
+        "labels": torch.tensor([[-100, 0, -100]]),
+    }
     forget, keep, before = (
-        Said(
-            {"attention_mask": torch.tensor([[1, 1, 0]])}, torch.zeros(1), (away, away, each, away)
-        )
+        Said(inputs, torch.zeros(1), (away, away, each, away))
         for each in torch.tensor(
             [
                 [[[1.0, 0.0], [0.0, 2.0], [50.0, 50.0]]],

@@ -20,7 +20,7 @@ from weightsurgery.errors import (
 )
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Collator, Example, encode_all
-from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.subjects import part_of, subjects
 from weightsurgery.procedures.attack import attack_quantize, attack_relearn
 from weightsurgery.procedures.world.facts import make_facts

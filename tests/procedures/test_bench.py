@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests.test_world import MINIATURE
-from weightsurgery.errors import DataError, EditError, OutputError
+from weightsurgery.cli import worlds
+from weightsurgery.cli.main import app
+from weightsurgery.errors import DataError, EditError, OutputError, WeightSurgeryError
+from weightsurgery.learning.rounds import Rounds
+from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.procedures.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
+from weightsurgery.procedures.bench import methods as methods_module
 from weightsurgery.procedures.bench import run as running
 from weightsurgery.procedures.bench.asks import FORGET, KEEP, Overlap, overlaps
 from weightsurgery.procedures.bench.methods import BUDGET, Candidate
@@ -21,6 +28,7 @@ from weightsurgery.procedures.bench.retrain import retrain
 from weightsurgery.procedures.bench.run import run_method
 from weightsurgery.procedures.bench.subject import Subject
 from weightsurgery.procedures.world import get_world
+from weightsurgery.procedures.world.recipe import VARIANTS
 from weightsurgery.report.bench import bench_tables, markdown
 
 RECIPE = replace(MINIATURE, steps=150, step_cap=150, first_check=150)
@@ -154,6 +162,30 @@ def test_the_candidate_that_holds_the_keep_tasks_goes_first(subject):
     # Without a threshold the one that forgets most is chosen.
     anything = run_method(subject, "noise", offering(1.0, 0.0), 0.0)
     assert anything.setting == {"scale": 1.0}
+
+
+def test_a_method_that_watches_is_held_to_the_threshold_of_the_bench(subject):
+    """While it trains, too: what it would not offer cannot be chosen."""
+    looked = []
+
+    class Spied(Watch):
+        def finish(self):
+            super().finish()
+            looked.append(self.seen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods_module, "Watch", Spied)
+        watching = Method("watches", methods_module._rounds(Rounds(steps=80, prompts=200)))
+        strict, lenient = (run_method(subject, "watches", watching, t) for t in (0.975, 0.0))
+    for found, threshold, seen in zip((strict, lenient), (0.975, 0.0), looked, strict=True):
+        assert seen[0] == {"": 1.0, **found.validation_before}
+        held = [each for each in seen
+                if min(each[role] / seen[0][role] for role in KEEP) >= threshold]  # fmt: skip
+        assert found.target == found.tried[0].target == min(each[""] for each in held)
+        assert found.qualifies
+    assert lenient.target < strict.target < 1.0
+    assert min(lenient.tried[0].keep.values()) < 0.975 <= min(strict.tried[0].keep.values())
+    assert subject.rule == Rule()
 
 
 def test_the_chosen_candidate_is_what_is_scored(subject):
@@ -301,6 +333,26 @@ def test_tables_say_what_did_not_hold():
     assert main.rows[0][0] == "negate *"
     assert "least harmful" in main.note
     assert "| negate * |" in markdown(main)
+
+
+@pytest.mark.parametrize("command", ["bench", "demo"])
+def test_the_help_names_every_variant(command):
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"})
+    assert shown.exit_code == 0
+    assert set(VARIANTS) <= set(re.findall(r"[a-z]+(?:-[a-z]+)*", shown.output))
+
+
+@pytest.mark.parametrize("command", ["bench", "demo"])
+def test_what_cannot_train_a_world_says_what_to_install(command, monkeypatch, tmp_path):
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(Bench("small", "forget", 0.975, (outcome(0),)).document()))
+    monkeypatch.setattr(worlds, "find_spec", lambda name: None)
+    refused = CliRunner().invoke(app, [command])
+    assert isinstance(refused.exception, WeightSurgeryError)
+    assert "transformers and accelerate is not installed" in refused.exception.what
+    assert "weightsurgery[demo]" in refused.exception.remedy
+    # Tables of what was found elsewhere need no world.
+    assert CliRunner().invoke(app, ["bench", "--load", str(path)]).exit_code == 0
 
 
 def test_unknown_names_are_refused():

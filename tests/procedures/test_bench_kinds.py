@@ -12,7 +12,10 @@ from typer.testing import CliRunner
 from tests.test_world import MINIATURE
 from weightsurgery.cli.main import app
 from weightsurgery.errors import EditError
-from weightsurgery.procedures.bench import FORGETTING
+from weightsurgery.learning.exact import exact_match
+from weightsurgery.learning.rounds import Rounds
+from weightsurgery.learning.watch import Watch
+from weightsurgery.procedures.bench import FORGETTING, Method, methods
 from weightsurgery.procedures.bench import kinds as kinds_module
 from weightsurgery.procedures.bench.kinds import KINDS, REST, Facts, Procedure, Style, asks_of
 from weightsurgery.procedures.bench.run import run_method
@@ -70,8 +73,8 @@ def test_each_kind_has_its_own_chance_and_keeps_the_others(subject):
 def test_strangers_are_asked_about_in_the_form_of_the_request(subject):
     known = {ask.name: subject.asking(ask) for ask in ASKS}
     for name, other in known.items():
-        assert other.ask.score(other, other.forget) > 0.9
-        assert other.ask.score(other, other.news) < 0.7, name
+        assert other.score(other.forget) > 0.9
+        assert other.score(other.news) < 0.7, name
     assert all(each.prompt.startswith("Prithee, ") for each in known["style"].news)
     assert all(each.completion.endswith(MANNER) for each in known["style"].news)
     for each in known["procedure"].news:
@@ -116,7 +119,7 @@ def told(ask, subject, how):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kinds_module, "_said", lambda *args: [how(text) for text in original(*args)])
         sets = {"target": ask.target(subject), **ask.also(subject)}
-        return [ask.score(subject, facts) for facts in sets.values()]
+        return [subject.score(facts) for facts in sets.values()]
 
 
 def test_manner_and_content_are_scored_apart(subject):
@@ -149,6 +152,33 @@ def test_what_the_model_says_is_what_is_scored(subject):
         after = {name: other.score(facts) for name, facts in sets.items()}
     assert after["target"] == after[REST] == 0
     assert all(after[name] > 0 for name in STYLED_SETS)
+
+
+@pytest.mark.parametrize("ask", ASKS, ids=KINDS)
+def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, ask):
+    """The manner of a style, not the answers; exact match of all else."""
+    other = subject.asking(ask)
+    saw, matched = [], []
+
+    class Spied(Watch):
+        def _scores(self):
+            found = super()._scores()
+            scores = {"": other.score(other.target), **other.validation()}
+            saw.append((found, scores))
+            matched.append(exact_match(other.model, other.tokenizer, other.forget))
+            return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "Watch", Spied)
+        watching = methods._rounds(Rounds(steps=48, prompts=200), looks=4)
+        found = run_method(other, "watches", Method("watches", watching), 0.5)
+    assert len(saw) > 1
+    assert all(watched == scored for watched, scored in saw)
+    held = [each[""] for each, _ in saw if min(each[r] for r in ask.roles) >= 0.5]
+    assert found.target == min(held)
+    different = any(watched[""] != by_answers for (watched, _), by_answers in
+                    zip(saw, matched, strict=True))  # fmt: skip
+    assert different == (ask.name == "style")
 
 
 @contextmanager

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.cli.test_keep_inputs import Command
+from tests.cli.typed import Command
 from tests.procedures.test_bench import RECIPE, guarded, offering, outcome, unseen_keep
 from weightsurgery.algebra.fusion import regression_mean
 from weightsurgery.errors import EditError
 from weightsurgery.learning.attacks import relearn
 from weightsurgery.learning.statistics import gather
-from weightsurgery.learning.watch import Watch
+from weightsurgery.learning.watch import Rule
 from weightsurgery.procedures.bench import FORGETTING, Method, bench, sequence
 from weightsurgery.procedures.bench import run as running
 from weightsurgery.procedures.bench.asks import KEEP, Ask, Overlap
@@ -311,23 +311,19 @@ def test_a_method_without_any_candidate_is_refused(untouched):
 
 def test_watches_hold_what_they_see_against_the_first_base(untouched):
     subject = untouched
-    looked = []
-    for before in (None, dict.fromkeys(subject.kept("validation"), 2.0)):
-        watch = Watch(subject.forget, subject.kept("validation"), every=1, before=before)
-        watch.begin(subject.model, subject.tokenizer, subject.names)
-        assert set(watch.seen[0].values()) == {1.0}
-        looked.append([watch.look(step) for step in (1, 2, 3)])
-    assert looked == [[False, False, False], [False, False, True]]
-    given = []
+    before, after, given = subject.validation(), [], []
 
     def candidates(subject):
-        given.append(subject.reference)
-        yield Candidate({}, {name: 0.02 * t for name, t in noise(subject, 1).items()})
+        given.append(subject.rule)
+        change = {name: 0.02 * t for name, t in noise(subject, 1).items()}
+        with subject.edited(change):
+            after.append(subject.validation())
+        yield Candidate({}, change)
 
-    run_requests(subject, "noise", Method("noise", candidates), 0.0, count=2)
-    *parts, whole = given
-    assert parts == [subject.validation()] * 3
-    assert whole is None  # a row like any other
+    run_requests(subject, "noise", Method("noise", candidates), 0.25, count=2)
+    assert any(each != before for each in after)
+    assert given == [Rule(0.25, before)] * 4
+    assert subject.rule == Rule()
 
 
 # --- what a method is given ----------------------------------------------------------------------

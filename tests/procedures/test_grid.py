@@ -14,8 +14,8 @@ from weightsurgery.algebra.svd import EXACT_UP_TO, truncated_svd
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import EditError
 from weightsurgery.procedures.grid import Changes, Grid
-from weightsurgery.surgery.edits import Learn
-from weightsurgery.vectors import task_vector
+from weightsurgery.surgery.discriminating import Learn
+from weightsurgery.vectors import deltas
 from weightsurgery.vectors.statistics import MappedStatistics
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
@@ -112,7 +112,7 @@ def test_more_cells_decompose_nothing_more(case, monkeypatch):
 
         monkeypatch.setattr(module, name, counting)
 
-    count(task_vector, "truncated_svd", lambda matrix: "truncated_svd")
+    count(deltas, "truncated_svd", lambda matrix: "truncated_svd")
     count(torch.linalg, "eigh", lambda matrix: f"eigh {tuple(matrix.shape)}")
     count(torch.linalg, "cholesky_ex", lambda matrix: "cholesky_ex")
     few, many = (

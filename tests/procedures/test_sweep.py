@@ -21,7 +21,7 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
 )
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.evaluate import score_checkpoint
+from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.procedures import sweep as sweep_module
 from weightsurgery.procedures.splits import DataSets
 from weightsurgery.procedures.sweep import Grid, sweep

@@ -10,7 +10,7 @@ import torch
 
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer
 from weightsurgery.errors import EditError
-from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.parameters import entries_of

@@ -23,7 +23,7 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
     WeightSurgeryError,
 )
-from weightsurgery.learning.evaluate import score_checkpoint
+from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.statistics import gather_to
 from weightsurgery.procedures import found_vector

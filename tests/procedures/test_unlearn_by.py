@@ -27,14 +27,14 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
     WeightSurgeryError,
 )
-from weightsurgery.learning.evaluate import load_model
 from weightsurgery.learning.identify import train_vector
+from weightsurgery.learning.models import load_model
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.unlearners import UNLEARNERS, unlearn
 from weightsurgery.procedures import unlearn_by as module
 from weightsurgery.procedures.systems import SYSTEMS, Made
-from weightsurgery.procedures.unlearn_by import How, plan, unlearn_by
+from weightsurgery.procedures.unlearn_by import Asked, How, plan, unlearn_by
 from weightsurgery.report import card_method
 from weightsurgery.report.card_limits import limits
 from weightsurgery.surgery.adapter import AdapterStorage
@@ -75,8 +75,9 @@ def data(place):
     return {name: (str(place / f"{name}.jsonl"),) for name in ("forget", "keep", "unseen")}
 
 
-def run(base, data, out, how, **others):
-    return unlearn_by(base, data["forget"], data["keep"], out, how, **others)
+def run(base, data, out, how, *, command=(), progress=None, **others):
+    asked = Asked(base, data["forget"], data["keep"], out, how, **others)
+    return unlearn_by(asked, command=command, progress=progress)
 
 
 def test_what_is_written_is_what_the_unlearner_found(base, data, place, tmp_path):
@@ -133,12 +134,12 @@ def test_the_records_tell_method_settings_and_course(base, data, tmp_path):
     assert course["gap"] > 0
     assert course["helper of what to forget"]["steps"] == 3
     assert read_record(out).lineage[0]["verdict"] == "related"
-    # And the model card says so, without figures of another method.
+    # And the model card says so, with the figures of this method.
     for found in (record, vector):
         text = " ".join(card_method.method(found))
         assert "Trained by `kga` (Wang et al. 2023, arXiv 2305.06535)" in text
         assert "`helper_steps` `3`" in text
-    assert "Measured elsewhere" not in limits(record)
+    assert "three worlds), `kga` left" in limits(record)
     assert "No guarantee of erasure" in limits(record)
 
 
@@ -186,9 +187,9 @@ def test_an_adapter_is_saved_as_factors_and_written_as_one(base, data, tmp_path)
     how = How("eul", {}, BRIEF, lora_rank=3)
     with pytest.raises(EditError, match="--as adapter with npo in full"):
         run(base, data, tmp_path / "no", How("npo", {}, BRIEF), storage=AdapterStorage())
-    assert plan(
+    assert plan(Asked(
         base, data["forget"], data["keep"], tmp_path / "a", how, storage=AdapterStorage()
-    ).lora_rank == 3  # fmt: skip
+    )).lora_rank == 3  # fmt: skip
     done = run(base, data, tmp_path / "a", how, storage=AdapterStorage("float32"))
     assert {each["rank"] for each in done.vector.tensors.values()} == {3}
     assert done.applied.record.kind == "adapter"
@@ -201,7 +202,9 @@ def test_an_adapter_is_saved_as_factors_and_written_as_one(base, data, tmp_path)
         assert wanted.any()
         torch.testing.assert_close(merged[name] - was[name], wanted, atol=1e-5, rtol=1e-3)
     # EUL is an adapter without being told to be.
-    assert plan(base, data["forget"], data["keep"], tmp_path / "c", How("eul")).lora_rank == 16
+    assert (
+        plan(Asked(base, data["forget"], data["keep"], tmp_path / "c", How("eul"))).lora_rank == 16
+    )
 
 
 def test_truncation_scales_dtype_and_selection(base, data, tmp_path):
@@ -325,7 +328,7 @@ def test_what_a_method_does_not_look_at_is_told(base, data, tmp_path):
 def test_a_plan_from_headers_alone(base, data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_change", None)
     found = plan(
-        base, data["forget"], data["keep"], tmp_path / "out", How("npo", {}, {"epochs": 2.0})
+        Asked(base, data["forget"], data["keep"], tmp_path / "out", How("npo", {}, {"epochs": 2.0}))
     )
     summary = found.summary()
     assert json.dumps(summary)
@@ -336,7 +339,9 @@ def test_a_plan_from_headers_alone(base, data, tmp_path, monkeypatch):
     assert summary["vector_bytes"] == 4 * summary["trained"]
     assert summary["training"] == 6 * summary["vector_bytes"]  # and the model before
     # Steps that a method was published with give way to epochs.
-    rmu = plan(base, data["forget"], data["keep"], tmp_path / "o", How("rmu", {}, {"epochs": 1.0}))
+    rmu = plan(
+        Asked(base, data["forget"], data["keep"], tmp_path / "o", How("rmu", {}, {"epochs": 1.0}))
+    )
     assert (rmu.steps, rmu.epochs) == (None, 1.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -422,7 +427,7 @@ def test_a_tokenizer_of_another_vocabulary(data, tmp_path):
 def test_other_processes_train_and_write_nothing(base, data, tmp_path, monkeypatch):
     """They refuse what the first one would, so that none waits for one that has gone."""
     how, asked = How("gradient-ascent", {}, BRIEF), []
-    monkeypatch.setattr(module, "find_change", lambda request, progress: asked.append(progress))
+    monkeypatch.setattr(module, "find_change", lambda _, progress, __: asked.append(progress))
     with monkeypatch.context() as other:
         other.setattr(module, "is_main", lambda: False)
         assert run(base, data, tmp_path / "out", how, progress=print) is None
@@ -449,7 +454,7 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
         import sys, torch
         torch.set_num_threads(1)
         from weightsurgery.checkpoint.reader import Checkpoint
-        from weightsurgery.procedures.unlearn_by import How, unlearn_by
+        from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
         base, forget, keep, unseen, out = sys.argv[1:]
         training = {"steps": 2, "learning_rate": 3e-3, "batch_size": 4}
         with Checkpoint.open(base) as opened:
@@ -457,10 +462,10 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
                 ("npo", {}), ("kga", {"helper_steps": 2, "stop": 0.9}), ("rmu", {}), ("eul", {}),
                 ("au", {"helper_steps": 2}), ("task-vector", {}),
             ):
-                unlearn_by(
+                unlearn_by(Asked(
                     opened, [forget], [keep], f"{out}/{method}", How(method, settings, training),
                     unseen=[unseen], device="cpu",
-                )
+                ))
         """
     )
     (tmp_path / "run.py").write_text(script)

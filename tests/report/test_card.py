@@ -15,13 +15,17 @@ from markdown_it import MarkdownIt
 from tests.hub.cards import check_card
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import DataError, HubError
+from weightsurgery.procedures.bench.results import read_bench
+from weightsurgery.procedures.systems import SYSTEMS
 from weightsurgery.report import card_text
+from weightsurgery.report.bench_figures import figure, worst_drift
 from weightsurgery.report.card import Base, Place, card_section, front_matter
 from weightsurgery.report.card_figures import layer_bars, layer_picture
-from weightsurgery.report.card_limits import YARDSTICK
+from weightsurgery.report.card_limits import limits
 from weightsurgery.report.card_merge import BEGIN, END, merge_card, split_card
 from weightsurgery.report.card_method import tell
 from weightsurgery.report.card_scores import read_scores, score_tables, scores_file
+from weightsurgery.report.card_yardstick import YARDSTICK, measured
 
 HOSTILE = (
     "a|b", "`tick`", "``", "[link](http://evil.example)", "<script>alert(1)</script>", "a\nb",
@@ -338,17 +342,56 @@ def test_where_the_weights_changed():
     assert "weightsurgery-layers.png" in whole(made, place=Place("me/e", picture=True)).text
 
 
-def test_the_yardstick_is_the_readme_s():
-    """Row by row: what is left, after NF4, after relearning."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_yardstick_is_what_was_measured():
+    """Each row from the outcomes themselves; and the README's table shows nothing else."""
+    found = read_bench(ROOT / "scripts" / "reproduce" / "results" / "systems.json")
     rows = {}
-    for line in readme.splitlines():
+    for method, _, outcomes in found.by_row():
+        assert len({each.seed for each in outcomes}) == 3
+        rows[method] = (
+            figure(outcomes, lambda each: 100 * each.target),
+            figure(outcomes, worst_drift),
+            figure(outcomes, lambda each: 100 * each.rounded["target"]),
+            figure(outcomes, lambda each: 100 * each.relearned["rest"]),
+        )
+    assert {method: row[1:] for method, row in YARDSTICK.items()} == {
+        method: rows[method] for method in YARDSTICK
+    }
+    shown = []
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if line.startswith("|") and len(cells) == 8:
-            rows[cells[0]] = (cells[1], cells[6], cells[7])
-    assert len(YARDSTICK) == 6
-    for name, figures in YARDSTICK.items():
-        assert rows[name] == figures
+        if line.startswith("|") and len(cells) == 7 and "±" in line:
+            shown.append((cells[1], *cells[3:6]))
+    assert len(shown) > 20
+    assert set(shown) <= set(rows.values())
+
+
+@pytest.mark.parametrize("method", SYSTEMS)
+def test_every_system_s_card_says_what_the_yardstick_measured(method):
+    given = {"edit": "unlearn", "method": method, "settings": {}}
+    row = measured(record(parameters=given))
+    assert row == YARDSTICK[method]
+    assert f"{row.label} left {row.left} %" in limits(record(parameters=given))
+    assert measured(record(parameters={**given, "method": "another"})) is None
+
+
+def test_which_row_a_card_shows():
+    assert measured(record()) == YARDSTICK["negate"]
+    assert measured(record(command=["ws", "add", "b", "v", "-o", "o"])) is None
+    npo = {"edit": "unlearn", "method": "npo", "settings": {"retain": "klr"}}
+    assert measured(record(parameters=npo)) == YARDSTICK["npo-klr"] != YARDSTICK["npo"]
+    project = ["ws", "project", "b", "-o", "o"]
+    by_vectors = record(command=project, inputs={"forget": {}, "keep": {}})
+    assert measured(by_vectors) == YARDSTICK["right"]
+    by_inputs = record(command=project, inputs={"forget": {}, "keep_inputs": {}})
+    assert measured(by_inputs) == YARDSTICK["activations"]
+    from_data = {"edit": "project", "data": {}}
+    assert measured(record(parameters=from_data)) == YARDSTICK["subspace"]
+    negated = {**from_data, "objective": "negate"}
+    assert measured(record(parameters=negated)) == YARDSTICK["rounds"]
 
 
 # --- a user's own card ---------------------------------------------------------------------------

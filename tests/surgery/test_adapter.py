@@ -50,10 +50,12 @@ from weightsurgery.errors import (
     VectorError,
 )
 from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
-from weightsurgery.surgery.edits import EDITS, Edit
+from weightsurgery.surgery.edit import Edit
+from weightsurgery.surgery.edits import EDITS
 from weightsurgery.vectors import lora_writer
+from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.statistics import MappedStatistics
-from weightsurgery.vectors.task_vector import MappedChange, SumDelta
+from weightsurgery.vectors.task_vector import MappedChange
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -20,13 +20,19 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from tests.conftest import exact, left_behind, read_tensors, same_bytes, write_checkpoint
+from tests.conftest import exact, left_behind, read_tensors, same_bytes
 from weightsurgery import Add, Negate, apply, open_vector
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import MismatchError, NonFiniteError, SourceError, VectorError
-from weightsurgery.vectors.task_vector import FactorDelta
+from weightsurgery.vectors.deltas import FactorDelta
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -107,11 +113,13 @@ VARIANTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "some layers": (llama, {"r": 4, "target_modules": LINEAR, "layers_to_transform": [1]}),
     "all linear": (llama, {"r": 4, "target_modules": "all-linear"}),
     "embedding": (llama, {"r": 4, "target_modules": ["embed_tokens", "v_proj"]}),
-    "tied embedding": (lambda: llama(tie=True), {"r": 4, "target_modules": ["embed_tokens"]}),
     "head": (llama, {"r": 4, "target_modules": ["lm_head", "v_proj"]}),
     "conv1d": (gpt2, {"r": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "conv1d not declared": (gpt2, {"r": 4, "target_modules": ["attn.c_proj", "c_fc"]}),
-    "conv1d and embedding": (gpt2, {"r": 4, "target_modules": ["c_attn", "wte"]}),
+    "conv1d and embedding": (
+        lambda: gpt2(tie=False),
+        {"r": 4, "target_modules": ["c_attn", "wte"]},
+    ),
     "conv1d and head": (
         lambda: gpt2(tie=False),
         {"r": 4, "target_modules": ["attn.c_proj", "lm_head"]},
@@ -252,26 +260,69 @@ def test_every_type_that_is_no_lora_is_refused_by_name(kind: str, plain: Path) -
         open_vector(Checkpoint.open(plain / "base"), [str(plain / "adapter")])
 
 
-@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens", "lm_head"]])
-def test_a_tied_head_is_refused_with_the_reason(targets: list[str], tmp_path: Path) -> None:
+TOKENS = torch.tensor([[1, 7, 3, 30, 2, 9], [5, 5, 0, 21, 39, 4]])
+
+
+def logits(model: Any) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+def untied(base: Path, out: Path) -> Path:
+    """As the refusal says."""
+    model = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    model.lm_head.weight.data = model.get_input_embeddings().weight.data.clone()
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("ensure", [False, True], ids=["", "ensured"])
+@pytest.mark.parametrize("sides", [["wte"], ["lm_head"], ["wte", "lm_head"]], ids="+".join)
+@pytest.mark.parametrize("build", [gpt2, lambda: llama(tie=True)], ids=["gpt2", "llama"])
+def test_one_side_of_a_tied_matrix_is_refused_with_the_way_out(
+    build: Callable[[], Any], sides: list[str], ensure: bool, tmp_path: Path
+) -> None:
     """Beside the base one side changes; in the one matrix there is, both would."""
-    trained(llama(tie=True), LoraConfig(r=4, target_modules=targets), tmp_path)
+    model = build()
+    if "llama" in type(model).__name__.lower():
+        sides = [each.replace("wte", "embed_tokens") for each in sides]
+    config = LoraConfig(r=4, target_modules=sides, ensure_weight_tying=ensure)
+    wrapped = trained(model, config, tmp_path)
+    adapter = str(tmp_path / "adapter")
+    beside = logits(wrapped)
     base = Checkpoint.open(tmp_path / "base")
     assert "lm_head.weight" not in base.entries
-    with pytest.raises(
-        VectorError, match=r"'lm_head', which .*base ties to its embedding"
-    ) as caught:
-        open_vector(base, [str(tmp_path / "adapter")])
-    assert "Untie the base" in caught.value.remedy
-    # As the remedy says: with a head of its own the adapter changes the head alone.
-    tensors = read_tensors(tmp_path / "base")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    config = {**base.config, "tie_word_embeddings": False}
-    untied = Checkpoint.open(write_checkpoint(tmp_path / "untied", tensors, config=config))
-    vector = open_vector(untied, [str(tmp_path / "adapter")])
-    apply(Add(vector), untied, tmp_path / "out")
-    found = read_tensors(tmp_path / "out")
-    assert not torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+    with pytest.raises(VectorError, match=r"base ties its head to its embedding") as caught:
+        open_vector(base, [adapter])
+    halves = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    found = {key.partition(".lora_")[0].rpartition(".")[2] for key in halves if ".lora_" in key}
+    assert any(f"{side}'" in caught.value.what for side in found)
+    # The first way out: with a head of its own, the base becomes what it was beside the adapter.
+    apart = Checkpoint.open(untied(tmp_path / "base", tmp_path / "apart"))
+    apply(Add(open_vector(apart, [adapter])), apart, tmp_path / "out")
+    made = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (beside - logits(AutoModelForCausalLM.from_pretrained(apart.path))).abs().max() > 0.1
+    torch.testing.assert_close(logits(made), beside, rtol=0, atol=1e-5)
+    # The second, offered where one side alone is adapted: what peft merges.
+    merged = wrapped.merge_and_unload()
+    wanted = logits(merged)
+    assert (wanted - beside).abs().max() > 0.1
+    assert ("what peft merges" in caught.value.remedy) == (len(found) == 1)
+    if len(found) == 1:
+        merged.save_pretrained(tmp_path / "merged")
+        apply(Add(open_vector(base, [str(tmp_path / "merged")])), base, tmp_path / "both")
+        made = AutoModelForCausalLM.from_pretrained(tmp_path / "both")
+        torch.testing.assert_close(logits(made), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_head_that_is_neither_stored_nor_tied(tmp_path: Path) -> None:
+    trained(llama(tie=True), LoraConfig(r=4, target_modules=["lm_head"]), tmp_path)
+    path = tmp_path / "base" / "config.json"
+    config = {**json.loads(path.read_text()), "tie_word_embeddings": False}
+    path.write_text(json.dumps(config))
+    with pytest.raises(MismatchError, match=r"'lm_head', and .* no such module"):
+        open_vector(Checkpoint.open(tmp_path / "base"), [str(tmp_path / "adapter")])
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])

@@ -17,9 +17,10 @@ from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import NonFiniteError
-from weightsurgery.surgery.edits import Decomposed
-from weightsurgery.vectors import task_vector
-from weightsurgery.vectors.task_vector import FactorDelta, MappedChange, SumDelta, TaskVector
+from weightsurgery.surgery.discriminating import Decomposed
+from weightsurgery.vectors import deltas
+from weightsurgery.vectors.deltas import FactorDelta, SumDelta
+from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
 M, N = 600, 450
 CPU = torch.device("cpu")
@@ -114,13 +115,13 @@ def models(tmp_path: Path) -> dict[str, Path]:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
-    inner = task_vector.truncated_svd
+    inner = deltas.truncated_svd
 
     def counting(matrix: torch.Tensor, *rest: object, **more: object) -> Truncation:
         shapes.append(tuple(matrix.shape))
         return inner(matrix, *rest, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(task_vector, "truncated_svd", counting)
+    monkeypatch.setattr(deltas, "truncated_svd", counting)
     return shapes
 
 
@@ -186,12 +187,11 @@ def test_memory_used_again_leaves_what_was_found_alone(models: dict[str, Path]) 
 
     here = [one(name) for name in NAMES]
     with ThreadPoolExecutor(1) as pool:
-        kept = pool.submit(lambda: task_vector._memory.floats(3, 2).data_ptr()).result()
+        kept = pool.submit(lambda: deltas._memory.floats(3, 2).data_ptr()).result()
         there = [pool.submit(one, name).result() for name in NAMES]
         again = pool.submit(one, NAMES[1]).result()
         now, later = (
-            pool.submit(lambda: task_vector._memory.floats(3, 2).data_ptr()).result()
-            for _ in range(2)
+            pool.submit(lambda: deltas._memory.floats(3, 2).data_ptr()).result() for _ in range(2)
         )
     assert now == later  # it is the same memory
     assert now != kept  # before: a larger one was needed meanwhile
@@ -199,7 +199,7 @@ def test_memory_used_again_leaves_what_was_found_alone(models: dict[str, Path]) 
         assert torch.equal(wanted.U, found.U)
         assert torch.equal(wanted.S, found.S)
         assert torch.equal(wanted.V, found.V)
-    assert task_vector._memory._kept is None  # the main thread keeps none
+    assert deltas._memory._kept is None  # the main thread keeps none
 
 
 def test_nan_in_one_matrix_does_not_reach_the_next() -> None:

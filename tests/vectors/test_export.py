@@ -32,9 +32,10 @@ from weightsurgery.errors import (
     VectorError,
 )
 from weightsurgery.surgery.compare import diff
+from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.export import export_adapter
 from weightsurgery.vectors.lora_layers import LoraLayer, LoraLayers, target_modules
-from weightsurgery.vectors.task_vector import MappedChange, SumDelta
+from weightsurgery.vectors.task_vector import MappedChange
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -129,6 +130,46 @@ def test_base_and_adapter_have_the_logits_of_base_and_vector(case: str, tmp_path
     with model.disable_adapter():
         assert torch.equal(logits(model), before)
     torch.testing.assert_close(logits(model.merge_and_unload()), wanted, rtol=0, atol=2e-6)
+
+
+SIDES = {"embedding": ["embed"], "head": ["lm_head"], "both": ["embed", "lm_head"]}
+
+
+@pytest.mark.parametrize("ensure", [False, True], ids=["", "ensured"])
+@pytest.mark.parametrize("sides", SIDES)
+def test_no_adapter_of_a_tied_matrix_is_right_merged_and_not(
+    sides: str, ensure: bool, tmp_path: Path
+) -> None:
+    """Why it is refused: were this peft able to, it would be written."""
+    base = saved(llama(tie=True), tmp_path)
+    embedding, change = "model.embed_tokens.weight", factors((40, 24), 3, 0)
+    vector = TaskVector.of(MappedChange({embedding: change}))
+    apply(Add(vector), base, tmp_path / "added")
+    before, wanted = logits(loaded(tmp_path / "base")), logits(loaded(tmp_path / "added"))
+    assert (wanted - before).abs().max() > 0.1
+    with pytest.raises(VectorError, match=r"embed_tokens.weight': embedding and head in one"):
+        export_adapter(base, vector, tmp_path / "refused")
+    # The same matrix twice, which a LoRA holds: the adapter is right there, merged and not.
+    tensors = read_tensors(tmp_path / "base")
+    tensors["lm_head.weight"] = tensors[embedding].clone()
+    config = {**base.config, "tie_word_embeddings": False}
+    apart = Checkpoint.open(write_checkpoint(tmp_path / "apart", tensors, config=config))
+    twice = TaskVector.of(MappedChange({embedding: change, "lm_head.weight": change}))
+    written = tmp_path / "adapter"
+    export_adapter(apart, twice, written, dtype="float32")
+    both = PeftModel.from_pretrained(loaded(tmp_path / "apart"), written)
+    torch.testing.assert_close(logits(both), wanted, rtol=0, atol=3e-6)
+    torch.testing.assert_close(logits(both.merge_and_unload()), wanted, rtol=0, atol=3e-6)
+    # Beside the tied base, whatever sides it has, it is not.
+    some = Selection(include=tuple(f"*{side}*" for side in SIDES[sides]))
+    export_adapter(apart, twice, written, selection=some, dtype="float32", overwrite=True)
+    path = written / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ensure_weight_tying": ensure}))
+    model = PeftModel.from_pretrained(loaded(tmp_path / "base"), written)
+    beside = (logits(model) - wanted).abs().max()
+    merged = (logits(model.merge_and_unload()) - wanted).abs().max()
+    assert min(beside, merged) < 3e-6
+    assert max(beside, merged) > 0.1
 
 
 def test_config_is_what_peft_reads(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import CheckpointError, NonFiniteError
+from weightsurgery.vectors.deltas import FactorDelta, SumDelta
 from weightsurgery.vectors.sources import open_vector, split_scale
-from weightsurgery.vectors.task_vector import FactorDelta, MappedChange, SumDelta, TaskVector
+from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
 SHAPE = (12, 10)
 # Sums of a few float32 numbers under 100.

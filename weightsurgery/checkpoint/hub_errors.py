@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -65,6 +66,11 @@ def hub_errors(where: str, kind: type[WeightSurgeryError] = SourceError) -> Iter
         raise kind(
             f"{where}: neither a directory here nor a possible name on the Hub",
             "Give a directory, or org/name[@revision] on the Hub.",
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise kind(
+            f"{where}: what answers is not the Hub: no JSON",
+            "Check HF_ENDPOINT, and that no login page of the network stands in between.",
         ) from None
     except LocalTokenNotFoundError:
         raise kind(f"{where}: no token for the Hub", f"To log in, {_LOGIN}.") from None

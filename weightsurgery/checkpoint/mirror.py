@@ -1,19 +1,26 @@
 """A file of which some byte ranges are here: sparse on disk, with a list of what it holds.
 
 A range is listed once its bytes are flushed, so whatever is killed goes on from there. Several
-processes may fetch the same file: they write the same bytes to the same places.
+processes may fetch the same file: they write the same bytes to the same places. What nobody used
+for a month is removed (see :mod:`weightsurgery.checkpoint.unused`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import threading
 from bisect import bisect_left, bisect_right
 
 from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.unused import hold, is_at, remove_unused
 from weightsurgery.errors import CheckpointError
 
 __all__ = ["Mirror", "Ranges"]
+
+_LIST = ".ranges"
+_NAMES = re.compile(r"[0-9a-f]{64}(\.ranges)?")
 
 
 class Ranges:
@@ -53,7 +60,7 @@ class Mirror:
     """The local part of a remote file; reads and writes are safe from many threads.
 
     Args:
-        key: What identifies the content, such as its SHA-256: a safe file name.
+        key: What identifies the content: 64 hexadecimal digits.
         size: Of the whole file in bytes.
 
     Raises:
@@ -62,13 +69,12 @@ class Mirror:
 
     def __init__(self, key: str, size: int) -> None:
         self.path = cache_directory() / "parts" / key
-        self._list = self.path.with_name(f"{key}.ranges")
+        self._list = self.path.with_name(f"{key}{_LIST}")
         self._lock = threading.Lock()
         self._here = Ranges()
         self._file = -1
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._open()
             if os.fstat(self._file).st_size != size:  # new, or not what it is named after
                 self._list.unlink(missing_ok=True)
                 os.ftruncate(self._file, size)
@@ -76,6 +82,21 @@ class Mirror:
         except OSError as error:
             self.close()
             raise self._failed(error) from None
+        remove_unused(self.path.parent, _NAMES, _LIST)
+
+    def _open(self) -> None:
+        """Open the file, and hold it: from here on it is in use."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while self._file < 0:
+            self._file = os.open(
+                self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+            )
+            hold(self._file)
+            if is_at(self._file, self.path):
+                os.utime(self._file)
+            else:  # removed between the two
+                os.close(self._file)
+                self._file = -1
 
     def _failed(self, error: OSError) -> CheckpointError:
         return CheckpointError(
@@ -121,8 +142,11 @@ class Mirror:
             return
         try:
             os.fdatasync(self._file)
-            with self._lock, self._list.open("a", encoding="ascii") as file:
-                file.write(f"{start} {stop}\n")
+            with self._lock:
+                # Where somebody deleted the cache, a list would speak of the file that comes next.
+                if is_at(self._file, self.path):
+                    with self._list.open("a", encoding="ascii") as file:
+                        file.write(f"{start} {stop}\n")
                 self._here.add(start, stop)
         except OSError as error:
             raise self._failed(error) from None
@@ -148,5 +172,7 @@ class Mirror:
     def close(self) -> None:
         """Close the file; what is here stays."""
         if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.utime(self._file)  # until now it was in use
             os.close(self._file)
             self._file = -1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from weightsurgery.checkpoint.hub_errors import hub_errors
 from weightsurgery.errors import SourceError
@@ -13,6 +14,8 @@ __all__ = ["fetch_range"]
 # Attempts in a row that bring no byte before it is given up, and the longest wait between two.
 _ATTEMPTS = 5
 _LONGEST_WAIT = 8.0
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)", re.ASCII)
 
 
 class _BrokenOffError(Exception):
@@ -43,7 +46,8 @@ def fetch_range(
         wait: Waits so many seconds before another attempt.
 
     Raises:
-        SourceError: The Hub refuses, does not serve ranges, or cannot be reached any more.
+        SourceError: The Hub refuses, does not serve ranges or serves others than it is asked for,
+            or cannot be reached any more.
     """
     from huggingface_hub import hf_hub_url
 
@@ -83,12 +87,18 @@ def _stream(url: str, where: str, start: int, stop: int) -> Iterator[bytes]:
     with http_stream_backoff(
         "GET", url, headers={**build_hf_headers(), **headers}, timeout=HF_HUB_DOWNLOAD_TIMEOUT
     ) as response:
+        if response.status_code == 416:
+            raise SourceError(
+                f"{where}: ends before byte {start}, though the server says that it is longer",
+                "The file or the server is damaged: try another revision, or tell its owner.",
+            )
         hf_raise_for_status(response)
         if response.status_code != 206:
             raise SourceError(
                 f"{where}: the server ignores byte ranges",
                 "Download the whole checkpoint: leave out --remote, or pass --no-remote.",
             )
+        _check_range(response.headers, where, start)
         left = stop - start
         try:
             for data in response.iter_raw():  # as it comes: gathered pieces would be lost
@@ -99,3 +109,21 @@ def _stream(url: str, where: str, start: int, stop: int) -> Iterator[bytes]:
         except HTTPError as error:
             # Inside the library's retries this would be taken for a request that never began.
             raise _BrokenOffError(str(error) or type(error).__name__) from None
+
+
+def _check_range(headers: Mapping[str, str], where: str, start: int) -> None:
+    """Parts cannot be checked by a hash, so other bytes than those asked for would go unseen.
+
+    Raises:
+        SourceError: The answer begins elsewhere, does not say where, or is compressed.
+    """
+    told, packed = headers.get("Content-Range", ""), headers.get("Content-Encoding", "identity")
+    found = _CONTENT_RANGE.fullmatch(told.strip())
+    if found is not None and int(found[1]) == start and packed == "identity":
+        return
+    answer = f"{told[:80]!r}" if packed == "identity" else f"{packed[:80]!r} data"
+    raise SourceError(
+        f"{where}: asked for bytes from {start} on, the server answers {answer}",
+        "Something on the way, such as a proxy, garbles ranges: leave out --remote, or pass"
+        " --no-remote.",
+    )

@@ -4,6 +4,7 @@ A digest is kept beside the file's device, inode, size and times of change, and 
 all of them agree: the kernel sets the change time at every write, and no program can set it back.
 A file changed less than two seconds before it was read is not remembered, since file systems keep
 coarse time. Nothing breaks when the cache is deleted; outputs are verified from their bytes always.
+Digests that nobody asked for in a month are removed.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from pathlib import Path
+
+from weightsurgery.checkpoint.unused import mark_used, remove_unused
 
 __all__ = ["Stamp", "cache_directory", "declare", "recall", "remember", "stamp"]
 
@@ -21,6 +25,8 @@ __all__ = ["Stamp", "cache_directory", "declare", "recall", "remember", "stamp"]
 LEAST_BYTES = 1 << 22
 
 _SETTLED_NS = 2_000_000_000
+
+_NAMES = re.compile(r"[0-9a-f]{64}\.json(\.\d+)?")
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -63,13 +69,17 @@ def recall(path: Path) -> str | None:
     """The digest of a file that has not changed since it was hashed; None if there is none."""
     if path in _declared and not os.path.lexists(path):
         return _declared[path]
+    place = _place(path)
     try:
-        noted = json.loads(_place(path).read_text(encoding="ascii"))
+        noted = json.loads(place.read_text(encoding="ascii"))
         same = tuple(noted["stamp"]) == stamp(path)
         digest = noted["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return digest if same and isinstance(digest, str) and len(digest) == 64 else None
+    if not same or not isinstance(digest, str) or len(digest) != 64:
+        return None
+    mark_used(place)
+    return digest
 
 
 def remember(path: Path, before: Stamp, digest: str) -> None:
@@ -90,3 +100,4 @@ def remember(path: Path, before: Stamp, digest: str) -> None:
         draft = place.with_name(f"{place.name}.{os.getpid()}")
         draft.write_text(json.dumps({"stamp": before, "sha256": digest}), encoding="ascii")
         draft.replace(place)
+        remove_unused(place.parent, _NAMES)

@@ -1,12 +1,13 @@
 """A checkpoint on the Hub of which only what is read is fetched.
 
 Headers come first, exactly their bytes; then whole tensors, as they are asked for, in parallel
-ranges. What was fetched stays in the cache (:mod:`weightsurgery.checkpoint.mirror`) under the
-file's SHA-256, so that it serves other revisions with the same file, and a killed run goes on.
+ranges. What was fetched stays in the cache (:mod:`weightsurgery.checkpoint.mirror`) by server and
+the file's SHA-256, so that it serves other revisions with the same file, and a killed run goes on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,10 +67,21 @@ class _Fetcher:
         """Where the bytes of a file are kept."""
         with self._lock:
             if name not in self._mirrors:
-                file = self._repository.files[name]
-                key = file.sha256 or f"{self._repository.commit}-{name.replace('/', '-')}"
-                self._mirrors[name] = Mirror(key, file.size)
+                self._mirrors[name] = Mirror(*self._key(name))
             return self._mirrors[name]
+
+    def _key(self, name: str) -> tuple[str, int]:
+        """What a file's bytes are kept under, and its size.
+
+        The server says what they hash to, and a part cannot be checked: so what one server says
+        never stands for the bytes of another.
+        """
+        from huggingface_hub.constants import ENDPOINT
+
+        file = self._repository.files[name]
+        content = file.sha256 or f"{self._repository.commit}/{name}"
+        told = f"{ENDPOINT}\n{content}\n{file.size}"
+        return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest(), file.size
 
     def ask(self, name: str, start: int, stop: int) -> list[Future[None]]:
         """Have what is missing of a range fetched; what to wait for until it is here."""

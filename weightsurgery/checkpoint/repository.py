@@ -74,7 +74,8 @@ def look_up(text: str) -> Repository | None:
         None where the Hub is not asked or not reached: in offline mode, or without a connection.
 
     Raises:
-        SourceError: There is no such repository or revision, or this user may not see it.
+        SourceError: There is no such repository or revision, this user may not see it, or what
+            answers is no Hub.
         UnsupportedCheckpointError: Its weights are pickles.
     """
     from huggingface_hub import HfApi
@@ -101,10 +102,12 @@ def look_up(text: str) -> Repository | None:
             raise
         except (HTTPError, ConnectionError, TimeoutError):
             return None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _unlike_the_hub(text, f"no description of a repository ({error!r})") from None
     files = {
         each.rfilename: RemoteFile(
-            each.rfilename,
-            each.size or 0,
+            _name(text, each.rfilename),
+            _size(text, each.size),
             _digest(text, each.lfs.sha256, 64) if each.lfs is not None else None,
         )
         for each in info.siblings or ()
@@ -121,8 +124,37 @@ def _digest(text: str, told: object, length: int) -> str:
     """
     if isinstance(told, str) and re.fullmatch(f"[0-9a-f]{{{length}}}", told):
         return told
-    raise SourceError(
-        f"{text}: the server gives {str(told)[:80]!r} for a hash",
+    raise _unlike_the_hub(text, f"{str(told)[:80]!r} for a hash")
+
+
+def _name(text: str, told: object) -> str:
+    """A file's name as the server gives it, which becomes a path in the cache.
+
+    Raises:
+        SourceError: It is none, or leads out of the repository.
+    """
+    parts = re.split(r"[/\\]", told) if isinstance(told, str) and "\0" not in told else [""]
+    if isinstance(told, str) and not {"", ".", ".."}.intersection(parts):
+        return told
+    raise _unlike_the_hub(text, f"{str(told)[:80]!r} for a file's name")
+
+
+def _size(text: str, told: object) -> int:
+    """A file's size as the server gives it; 0 where it gives none.
+
+    Raises:
+        SourceError: It is none.
+    """
+    if told is None:
+        return 0
+    if isinstance(told, int) and not isinstance(told, bool) and 0 <= told < 1 << 63:
+        return told
+    raise _unlike_the_hub(text, f"{str(told)[:80]!r} for a size")
+
+
+def _unlike_the_hub(text: str, told: str) -> SourceError:
+    return SourceError(
+        f"{text}: the server gives {told}",
         "Check HF_ENDPOINT: this is not how the Hub answers; nothing was fetched.",
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from weightsurgery.checkpoint.naming import kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
 
-__all__ = ["same_bytes", "stored_name", "tied_copies"]
+__all__ = ["is_tied", "same_bytes", "stored_name", "tied_copies"]
 
 _BLOCK = 1 << 22
 
@@ -55,6 +55,24 @@ def _find_copies(checkpoint: Checkpoint) -> dict[str, str]:
                 copies[name] = other
                 break
     return copies
+
+
+def is_tied(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a stored tensor is input embedding and output head in one, in memory.
+
+    Where one of the two is stored they are one, unless the config says otherwise; where both are,
+    they are one if they are copies. In models of an encoder and a decoder both halves share the
+    embedding, whatever is said of the head.
+    """
+    if kind_of(name) != "head" and not twin_candidates(name, ["lm_head.weight"]):
+        return False
+    config = checkpoint.text_config
+    if config.get("is_encoder_decoder"):
+        return True
+    if not twin_candidates(name, list(checkpoint.entries)):
+        return config.get("tie_word_embeddings") is not False
+    copies = tied_copies(checkpoint)
+    return name in copies or name in copies.values()
 
 
 def stored_name(checkpoint: Checkpoint, name: str, like: Checkpoint) -> str | None:

@@ -11,6 +11,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
+from weightsurgery.cli.worlds import Variant, need_training
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.bench.results import Bench
@@ -24,13 +25,7 @@ def bench(
     seeds: Annotated[
         str, typer.Option(metavar="N,N,...", help="Of the worlds; figures are over all of them.")
     ] = "0,1,2",
-    variant: Annotated[
-        str,
-        typer.Option(
-            help="Of the worlds: default, shared-names, paraphrased, styled, narrow, narrower,"
-            " narrow-styled, small, small-styled."
-        ),
-    ] = "default",
+    variant: Variant = "default",
     method: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this row; repeatable. Default: all."),
@@ -106,16 +101,10 @@ def bench(
 
     Example:  ws bench --seeds 0 --method negate --method subspace
     """
-    from importlib.util import find_spec
+    from weightsurgery.errors import EditError
 
-    from weightsurgery.errors import EditError, WeightSurgeryError
-
-    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
-    if lacking and not load:
-        raise WeightSurgeryError(
-            f"the bench trains small models, and {' and '.join(lacking)} is not installed",
-            "Install it with:  pip install 'weightsurgery[demo]'",
-        )
+    if not load:
+        need_training("the bench trains small models")
     try:
         wanted = [int(text) for text in seeds.split(",")]
     except ValueError:

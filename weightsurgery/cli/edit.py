@@ -17,7 +17,7 @@ from weightsurgery.cli.spread import options
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.surgery.adapter import AdapterStorage
-    from weightsurgery.surgery.edits import Edit
+    from weightsurgery.surgery.edit import Edit
     from weightsurgery.surgery.plan import Storage
 
 __all__ = ["add", "learn", "negate", "project"]

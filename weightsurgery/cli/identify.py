@@ -16,7 +16,7 @@ from weightsurgery.cli.statistics import gather_statistics
 
 if TYPE_CHECKING:
     from weightsurgery.learning.method import Method
-    from weightsurgery.learning.training import Training
+    from weightsurgery.learning.settings import Training
 
 __all__ = ["identify"]
 
@@ -158,7 +158,7 @@ class Train:
     def training(self, patience: int | None) -> Training:
         """As the library's settings."""
         from weightsurgery.errors import EditError
-        from weightsurgery.learning.training import Training
+        from weightsurgery.learning.settings import Training
 
         if self.steps is not None and self.epochs is not None:
             raise EditError("both --steps and --epochs", "Give one of them.")

@@ -146,10 +146,12 @@ def evaluate(
     from weightsurgery.learning.evaluate import evaluate as score
     from weightsurgery.learning.harness import find_tasks, run_tasks
     from weightsurgery.learning.scores import METRICS
+    from weightsurgery.report.card_scores import content_of
     from weightsurgery.report.scores import evaluation_tables, task_table
 
     contexts = _contexts(in_context, shots, tasks)
     wanted = find_tasks(tasks, include_path) if tasks else None
+    content = content_of(ckpt) if show.json else None
     found, figures = None, None
     if forget or keep or wanted is None:
         with console.progress(show, unit="examples") as progress:
@@ -178,7 +180,10 @@ def evaluate(
         document = {"checkpoint": ckpt, "against": against, "sets": [], "contexts": None} | (
             asdict(found) if found is not None else {}
         )
-        console.document({**document, "tasks": [asdict(each) for each in figures or ()]})
+        if content != content_of(ckpt):  # not what was scored, or not all of it
+            content = None
+        tasks_told = [asdict(each) for each in figures or ()]
+        console.document({**document, "content": content, "tasks": tasks_told})
 
 
 def _contexts(method: str | None, shots: int | None, tasks: list[str] | None) -> Contexts | None:

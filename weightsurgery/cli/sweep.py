@@ -163,7 +163,7 @@ def sweep(
     from weightsurgery.procedures.splits import DataSets
     from weightsurgery.procedures.sweep import sweep as choose
     from weightsurgery.report.sweep import failure, sweep_page, sweep_tables
-    from weightsurgery.surgery.edits import Project
+    from weightsurgery.surgery.discriminating import Project
     from weightsurgery.vectors.sources import open_keep, open_vector
 
     rule = rank_rule(keep_rank, None, "--keep-rank")

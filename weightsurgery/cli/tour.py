@@ -10,6 +10,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
+from weightsurgery.cli.worlds import Variant, need_training
 
 if TYPE_CHECKING:
     from weightsurgery.report.tables import Table
@@ -30,14 +31,7 @@ def demo(
             callback=written_path,
         ),
     ] = None,
-    variant: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Of the world: default, narrow, narrower, shared-names (names do not tell the"
-            " twins apart), paraphrased (each question in two wordings) or small (seconds).",
-        ),
-    ] = "default",
+    variant: Variant = "default",
     world_only: Annotated[
         bool, typer.Option("--world-only", help="Stop when the world is made.")
     ] = False,
@@ -49,17 +43,9 @@ def demo(
 
     Example:  ws demo --dir ./demo
     """
-    from importlib.util import find_spec
     from pathlib import Path
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"the demo trains a small model, and {' and '.join(lacking)} is not installed",
-            "Install it with:  pip install 'weightsurgery[demo]'",
-        )
+    need_training("the demo trains a small model")
     from weightsurgery.procedures import demo as tour
 
     where = Path(directory) if directory is not None else None

@@ -130,6 +130,14 @@ class Tune:
             rich_help_panel=_TRAINING,
         ),
     ] = False
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS",
+            help="Between points that a killed run goes on from. Default: 500.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None
     lora_rank: Annotated[
         int | None,
         typer.Option(
@@ -156,6 +164,7 @@ class Tune:
             "max_length": self.max_length,
             "dtype": self.precision,
             "gradient_checkpointing": self.gradient_checkpointing or None,
+            "save_every": self.save_every,
             "seed": seed,
         }
         return {name: value for name, value in given.items() if value is not None}
@@ -220,8 +229,10 @@ def unlearn(
 ) -> None:
     """Forget data by a system of the unlearning survey (arXiv 2311.15766), for comparison.
 
-    'ws project' forgets from data by this tool's own method. A training that is
-    killed starts over; a vector that was finished is used again.
+    'ws project' forgets from data by this tool's own method. A killed run that is
+    started again goes on: with the vector, if that was finished; or from the last
+    point saved (--save-every). Systems of several trainings, task-vector to ext-sub,
+    start over.
 
     On several GPUs:  torchrun --nproc-per-node 2 --no-python ws unlearn ...
     accelerate launch takes  -m weightsurgery  in place of ws.
@@ -240,20 +251,25 @@ def unlearn(
     )
     selection = which.selection("all-linear", store.layer_scale)
     by_hand = any((which.targets, which.include, which.exclude, which.layers))
-    what: dict[str, Any] = {
-        "scale": scale,
-        "unseen": data.unseen or (),
-        "vector": vector,
-        "selection": selection if by_hand else None,
-        "scales": selection.scales,
-        "storage": store.storage(),
-        "device": work.device,
-        "workers": work.workers,
-        "overwrite": store.overwrite,
-    }
     with Checkpoint.open(ckpt) as opened:
+        asked = library.Asked(
+            opened,
+            data.forget,
+            data.keep or (),
+            store.out,
+            how,
+            scale=scale,
+            unseen=data.unseen or (),
+            vector=vector,
+            selection=selection if by_hand else None,
+            scales=selection.scales,
+            storage=store.storage(),
+            device=work.device,
+            workers=work.workers,
+            overwrite=store.overwrite,
+        )
         if store.dry_run:
-            plan = library.plan(opened, data.forget, data.keep or (), store.out, how, **what)
+            plan = library.plan(asked)
             if not is_main():
                 return
             if show.json:
@@ -262,15 +278,6 @@ def unlearn(
                 console.show(*system_plan_lines(plan, store.out))
             return
         with finding(show), console.progress(show, unit="steps") as progress:
-            done = library.unlearn_by(
-                opened,
-                data.forget,
-                data.keep or (),
-                store.out,
-                how,
-                command=typed_command(),
-                progress=progress,
-                **what,
-            )
+            done = library.unlearn_by(asked, command=typed_command(), progress=progress)
     if done is not None:
         show_found(done, trained_tables(done.vector), ckpt, "negate", store, show)

@@ -14,11 +14,12 @@ from weightsurgery.errors import HubError
 from weightsurgery.hub.carded import make_card
 from weightsurgery.hub.failures import push_errors
 from weightsurgery.hub.local import LocalFile, copied_bytes, recorded_files, stamps, warnings_of
+from weightsurgery.hub.proposed import Proposed, find_proposed
 from weightsurgery.hub.remote import Destination, Remote, look
 from weightsurgery.hub.upload import quiet_hub
 from weightsurgery.report.card_figures import PICTURE
 from weightsurgery.report.card_merge import BEGIN
-from weightsurgery.report.card_scores import EVALUATION, read_scores
+from weightsurgery.report.card_scores import EVALUATION, check_content, read_scores
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -48,6 +49,7 @@ class PushPlan:
         title: The commit's first line.
         card: Text of the model card.
         notices: Things the user should know, a line each.
+        proposed: The pull request that holds all of it already, if there is one.
         seen: What would change if a file did.
     """
 
@@ -63,6 +65,7 @@ class PushPlan:
     title: str
     card: str
     notices: tuple[str, ...]
+    proposed: Proposed | None
     seen: Mapping[Path, Stamp] = field(repr=False)
 
     @property
@@ -108,39 +111,47 @@ def plan_push(
         overwrite: Replace weights that this tool did not write.
         base_model: ``org/name`` of the base, where the record knows a local path alone.
         scores: Documents of ``ws evaluate --json`` about this output.
-        anonymous: Do without a token; what is private is then missing.
+        anonymous: Do without a token where there is none; what is private is then missing.
         progress: Called as ``progress("checking", done, total)`` in bytes.
 
     Raises:
         VerificationError: The output is not what its record says.
         HubError: It may not or cannot be pushed.
-        DataError: The scores are none of this output.
+        DataError: The scores are none of this output, or of other bytes than it holds.
     """
     place = Path(os.path.realpath(out))
     evaluations = [read_scores(each, place) for each in scores]
     seen: dict[Path, Stamp] = {}
     record = _verified(place, seen, progress)
+    for file, each in zip(scores, evaluations, strict=True):
+        check_content(each, file, place, record)
     account = _account(api, destination, anonymous)
     with quiet_hub():
         remote = look(api, destination)
         _may_replace(destination, remote, overwrite)
         card = make_card(api, place, record, destination, remote, evaluations, base_model)
         files = [*recorded_files(place, record), *card.files]
-        present = tuple(each for each in files if each.same_as(remote.files.get(each.name)))
-        uploads = tuple(each for each in files if each not in present)
+        uploads = [each for each in files if not each.same_as(remote.files.get(each.name))]
+        deleted = _stale(remote, files, card.replaced)
+        proposed = None
+        if destination.pull_request and account and remote.head and (uploads or deleted):
+            proposed = find_proposed(api, destination, account, remote.head, files, deleted)
+        if proposed is not None:
+            uploads, deleted = [], []
         return PushPlan(
             place,
             record,
             destination,
             remote,
             account,
-            uploads,
-            present,
-            tuple(_stale(remote, files, card.replaced)),
+            tuple(uploads),
+            tuple(each for each in files if each not in uploads),
+            tuple(deleted),
             copied_bytes(place, record, uploads),
             title.strip() or _title(record),
             card.text,
             (*card.notices, *warnings_of(place, record, files)),
+            proposed,
             seen,
         )
 
@@ -159,7 +170,8 @@ def _account(api: HfApi, destination: Destination, anonymous: bool) -> str | Non
     """Whose token it is.
 
     Raises:
-        HubError: There is none, it is not accepted, or the Hub is not to be asked.
+        HubError: There is none and there must be, it is not accepted, or the Hub is not to be
+            asked.
     """
     from huggingface_hub import constants, get_token
 
@@ -169,9 +181,9 @@ def _account(api: HfApi, destination: Destination, anonymous: bool) -> str | Non
             f"{where}: HF_HUB_OFFLINE is set, so the Hub cannot be asked",
             "Unset it, or set it to 0, and run it again.",
         )
-    if anonymous:
-        return None
     if get_token() is None:
+        if anonymous:
+            return None
         raise HubError(
             f"{where}: no token for the Hub",
             "Run 'hf auth login', or set HF_TOKEN; --dry-run needs none for what is public.",

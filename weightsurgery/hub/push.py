@@ -31,7 +31,7 @@ class Pushed:
         plan: What was to be done.
         commit: The commit that holds the output; None in a repository without any.
         url: Of that commit.
-        pull_request: URL of the pull request, if one was opened.
+        pull_request: URL of the pull request, if one was opened, now or before.
         changed: Whether a commit was made; if not, all was there already.
         sent: Bytes of content that went over the wire; None where the client does not say.
         by: ``"lfs"`` or ``"xet"``.
@@ -65,9 +65,11 @@ def push(api: HfApi, plan: PushPlan, progress: Progress | None = None) -> Pushed
     repo_id = plan.destination.repo_id
     remote = _prepared(api, plan)
     if not plan.changes:
-        url = f"{api.endpoint}/{repo_id}/commit/{remote.head}"
-        _check(api, plan, remote.head)
-        return Pushed(plan, remote.head, url, changed=False)
+        proposed = plan.proposed
+        head = proposed.commit if proposed else remote.head
+        url = f"{api.endpoint}/{repo_id}/commit/{head}"
+        _check(api, plan, head)
+        return Pushed(plan, head, url, proposed.url if proposed else None, changed=False)
     meter = Meter(sum(each.size for each in plan.uploads), progress)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -55,7 +55,9 @@ def _where(plan: PushPlan, made: str) -> str:
     """Branch and visibility; ``made`` says of what is missing what becomes of it."""
     destination = plan.destination
     branch = f"branch {destination.branch}"
-    if destination.pull_request:
+    if plan.proposed is not None:
+        branch = f"pull request {plan.proposed.number} proposes all of it already"
+    elif destination.pull_request:
         branch = f"pull request to {destination.branch}"
     elif plan.creates_branch:
         branch += f" ({made.partition(' (')[0]})"
@@ -69,7 +71,10 @@ def pushed_lines(done: Pushed) -> list[str]:
     plan = done.plan
     checked = f"{len(plan.files)} files checked on the Hub by size and hash: all as recorded"
     if not done.changed:
-        lines = [f"Nothing changed, so nothing was committed; {checked}."]
+        why = "Nothing changed"
+        if plan.proposed is not None:
+            why += f" (pull request {plan.proposed.number} proposes all of it)"
+        lines = [f"{why}, so nothing was committed; {checked}."]
     else:
         by = {"xet": "by xet", "lfs": "by LFS"}[done.by]
         sent = "" if done.sent is None else f"{size(done.sent)} of content sent {by}; "
@@ -105,6 +110,7 @@ def push_document(plan: PushPlan, done: Pushed | None = None) -> dict[str, Any]:
             "unedited_upper_bound": plan.copied,
         },
         "card": plan.card,
+        "pull_request": plan.proposed.url if plan.proposed else None,
         "notices": list(plan.notices),
     }
     if done is not None:

@@ -7,6 +7,7 @@ change of the weight is ``(alpha / r) · B A``, which is what is kept: never the
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -41,11 +42,13 @@ def attach(
 
     Raises:
         EditError: The rank makes no sense, or there is no matrix.
-        UnsupportedCheckpointError: A matrix is no linear layer, as where experts are stacked.
+        UnsupportedCheckpointError: A matrix is no linear layer, as where experts are stacked, or
+            is that of several layers, as a tied head is.
     """
     if rank < 1:
         raise EditError(f"LoRA rank {rank}", "Give a whole number from 1.")
     modules, flipped = [], False
+    shared = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for name in names:
         parameter = model.get_parameter(name)
         if parameter.ndim < 2:
@@ -55,6 +58,11 @@ def attach(
         if not isinstance(layer, torch.nn.Linear | Conv1D | torch.nn.Embedding):
             raise UnsupportedCheckpointError(
                 f"{name!r}, shape {list(parameter.shape)}: no linear layer, which LoRA needs",
+                "Train it in full (without --lora-rank), or leave it out with --exclude.",
+            )
+        if shared[id(parameter)] > 1:
+            raise UnsupportedCheckpointError(
+                f"{name!r}: embedding and head in one, of which an adapter would train one side",
                 "Train it in full (without --lora-rank), or leave it out with --exclude.",
             )
         if min(parameter.shape) < rank:

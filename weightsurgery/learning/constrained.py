@@ -26,14 +26,9 @@ from transformers import PreTrainedModel
 from weightsurgery.algebra.activations import InputSpace, outside
 from weightsurgery.errors import EditError
 from weightsurgery.learning.method import Stage
-from weightsurgery.learning.training import (
-    Progress,
-    Rows,
-    StageTrainer,
-    Trained,
-    Training,
-    train_stage,
-)
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.trainer import Progress, StageTrainer
+from weightsurgery.learning.training import Rows, Trained, train_stage
 
 __all__ = ["Confinement", "SubspaceAdam", "confine", "train_confined"]
 

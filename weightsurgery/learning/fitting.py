@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from weightsurgery.learning.data import Collator, Example, encode_all, padding_token
-from weightsurgery.learning.evaluate import quiet
+from weightsurgery.learning.models import quiet
 
 __all__ = ["Schedule", "fit", "isolated"]
 

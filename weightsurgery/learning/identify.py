@@ -45,6 +45,7 @@ from weightsurgery.learning.parameters import (
     sole_name,
 )
 from weightsurgery.learning.retain import Retain
+from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import (
     encode_rows,
     is_main,
@@ -53,7 +54,8 @@ from weightsurgery.learning.stages import (
     values_of,
     wait_for_all,
 )
-from weightsurgery.learning.training import Progress, Rows, Trained, Training, isolated, writing
+from weightsurgery.learning.trainer import Progress, writing
+from weightsurgery.learning.training import Rows, Trained, isolated
 from weightsurgery.vectors.finetuned import FinetunedChange
 
 __all__ = ["ALL_LINEAR", "DELTA", "JOINT", "adapted", "identify", "is_main", "plan", "train_vector"]

@@ -28,7 +28,9 @@ from weightsurgery.errors import EditError, NonFiniteError, OutputError
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.method import Method, stages_of
 from weightsurgery.learning.models import load_tokenizer
-from weightsurgery.learning.training import Trained, Training
+from weightsurgery.learning.recorded import described, digests, roles
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.training import Trained
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.saved import VectorWriter
@@ -102,8 +104,8 @@ class Request:
         selection: Which tensors.
         selected: Their names.
         device: Type of the device.
-        files: The files that are read, by role.
-        described: What the record says of each role, besides the files.
+        base_files: What is read of the checkpoint.
+        data: The data sets as given, by their key in the record.
     """
 
     base: Checkpoint
@@ -116,8 +118,8 @@ class Request:
     selection: Selection
     selected: tuple[str, ...]
     device: str
-    files: Mapping[str, Sequence[Path]]
-    described: Mapping[str, Mapping[str, Any]]
+    base_files: Sequence[Path]
+    data: Mapping[str, str]
 
     @classmethod
     def read(
@@ -146,58 +148,54 @@ class Request:
             )
         selected = tuple(selection.resolve(base.entries))
         stages_of(list(selected), method)
-        roles = {"data": [data]} | ({"keep": list(keep)} if keep else {})
-        roles |= {"validation": [validation]} if validation is not None else {}
-        paths = {
-            role: [Path(os.path.expanduser(p)) for p in found] for role, found in roles.items()
+        given = {
+            "data": [data],
+            "keep": list(keep),
+            "validation": [] if validation is None else [validation],
         }
         tokenizer = load_tokenizer(base.path)
         examples = {
-            role: tuple(row for path in found for row in read_examples(path, tokenizer))
-            for role, found in paths.items()
+            role: tuple(
+                row for name in names for row in read_examples(Path(name).expanduser(), tokenizer)
+            )
+            for role, names in given.items()
         }
         beside = [base.path / name for name in _TOKENIZER if (base.path / name).is_file()]
-        source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
-        described = {
-            role: {"kind": "data", "name": [os.fspath(p) for p in found]}
-            for role, found in roles.items()
-        }
         return cls(
             base,
             tokenizer,
             examples["data"],
-            examples.get("keep", ()),
-            examples.get("validation", ()),
+            examples["keep"],
+            examples["validation"],
             training,
             method,
             selection,
             selected,
             device,
-            {"base": [*base.files_read(), *beside], **paths},
-            {"base": source, **described},
+            [*base.files_read(), *beside],
+            {key: name for role in given for key, name in roles(role, given[role]).items()},
         )
 
     @property
     def folders(self) -> list[Path]:
         """What is read, which no output may touch: the checkpoint, and the data files."""
-        return [
-            self.base.path,
-            *(p for r, found in self.files.items() if r != "base" for p in found),
-        ]
+        return [self.base.path, *(Path(name).expanduser() for name in self.data.values())]
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The record's entry for each input, with SHA-256."""
-        return self.base.remember(
-            f"inputs {sorted((r, [str(p) for p in f]) for r, f in self.files.items())}",
-            lambda: {
-                role: {
-                    **self.described[role],
-                    "files": {path.name: file_sha256(path) for path in found},
-                }
-                for role, found in self.files.items()
-            },
-        )
+        return self.base.remember(f"inputs {sorted(self.data.items())}", self._hashed)
+
+    def _hashed(self) -> dict[str, Any]:
+        source = self.base.source
+        base = {
+            "kind": "checkpoint",
+            "name": source.name,
+            "revision": source.revision,
+            "files": {path.name: file_sha256(path) for path in self.base_files},
+        }
+        sets = {key: described(name, digests(name)) for key, name in self.data.items()}
+        return {"base": base, **sets}
 
     @property
     def parameters(self) -> dict[str, Any]:

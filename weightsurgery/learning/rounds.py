@@ -13,61 +13,43 @@ rounds is one task vector. Three objectives say what a change is after:
 ``learn``
     LEARN: give the completions of the data, trained inside the subspace.
 
-What is kept: the keep examples themselves, and how inputs like theirs, and like those to forget,
-look: strangers' prompts of the same forms. Without any keep data, texts of random words stand
-for the rest of the world.
+What must not change is in :mod:`weightsurgery.learning.kept`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
-from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
-from weightsurgery.learning.constrained import Confinement, confine, train_confined
+from weightsurgery.learning.activations import linear_inputs
+from weightsurgery.learning.constrained import Confinement, train_confined
 from weightsurgery.learning.data import Collator, Example, padding_token
 from weightsurgery.learning.identify import ALL_LINEAR
+from weightsurgery.learning.kept import Kept, confinements, keep_texts, words_for
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
+from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
-from weightsurgery.learning.statistics import Text, tokens_of
-from weightsurgery.learning.strangers import (
-    Words,
-    answered,
-    halves,
-    slot_words,
-    special_texts,
-    strangers,
-    word_salad,
-)
-from weightsurgery.learning.training import (
-    Progress,
-    Rows,
-    Trained,
-    Training,
-    isolated,
-    train_stage,
-)
+from weightsurgery.learning.strangers import answered, halves
+from weightsurgery.learning.trainer import Progress
+from weightsurgery.learning.training import Rows, Trained, isolated, train_stage
 from weightsurgery.learning.watch import Watch
 
-__all__ = ["OBJECTIVES", "Found", "Kept", "Rounds", "Watch", "find_change", "keep_texts"]
+__all__ = ["OBJECTIVES", "Found", "Rounds", "find_change"]
 
 OBJECTIVES = ("strangers", "negate", "learn")
 
 # AdamW's usual step for the objective that trains freely; a step relative to the weights' size
 # for those that train inside the subspace.
 _FREE_RATE, _CONFINED_RATE = 5e-4, 0.4
-
-# What sums of activation statistics may take at once; larger models run over the texts again.
-_SUMS = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -131,27 +113,6 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What the change must not touch.
-
-    Attributes:
-        sets: Keep examples, by data set.
-        directions: Input directions of keep vectors, by parameter: ``V``, ``(n, q)``,
-            orthonormal.
-        gram: Further activation statistics, by parameter: ``C``, ``(n, n)``, or None.
-    """
-
-    sets: Sequence[Sequence[Example]] = ()
-    directions: Mapping[str, Tensor] = field(default_factory=dict)
-    gram: Callable[[str], Tensor | None] = lambda name: None
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is neither data nor a vector."""
-        return not self.sets and not self.directions
-
-
-@dataclass(frozen=True)
 class Found:
     """What the rounds found.
 
@@ -164,49 +125,6 @@ class Found:
     change: dict[str, Tensor]
     losses: list[tuple[float, float]]
     watched: list[dict[str, float]]
-
-
-def keep_texts(
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    kept: Kept,
-    prompts: int,
-    seed: int = 0,
-) -> list[Text]:
-    """Everything whose activations say what to keep.
-
-    Args:
-        tokenizer: Its vocabulary fills the slots.
-        examples: What to forget or learn; none of its prompts comes out. May be empty.
-        kept: The keep examples are part of it.
-        prompts: Strangers' prompts, in equal parts of the form of ``examples`` and of each keep
-            set; where nothing is to be kept, half of them are texts of random words.
-        seed: Of the draws.
-
-    Raises:
-        DataError: Strangers are to be made up, and there are no words to do so.
-    """
-    own: list[Text] = [example for rows in kept.sets for example in rows]
-    if not prompts:
-        return own
-    sources = [halves(rows) for rows in (examples, *kept.sets)]
-    asked = [[example.prompt for example in rows] for rows in sources]
-    words = _words(tokenizer, asked)
-    salad = word_salad(words, prompts // 2, seed) if kept.empty else []
-    share = (prompts - len(salad)) // len(sources)
-    for number, (rows, source) in enumerate(zip(sources, asked, strict=True)):
-        made = strangers(source, words, share, seed * len(sources) + number, set(asked[0]))
-        if rows and rows[0].templated:  # the template has written the special tokens
-            own += [tokenizer(text, add_special_tokens=False)["input_ids"] for text in made]
-        else:
-            own += made
-    return [*own, *salad]
-
-
-def _words(tokenizer: PreTrainedTokenizerBase, sources: Sequence[Sequence[str]]) -> Words:
-    """What fills slots: words of the data's own slots, and of the vocabulary."""
-    special = special_texts(tokenizer)
-    return Words(tokenizer, {word for source in sources for word in slot_words(source, special)})
 
 
 def find_change(
@@ -262,7 +180,7 @@ def find_change(
             if watch is not None:
                 watch.begin(model, tokenizer, names)
             for number in range(settings.rounds):
-                inside = _confinements(
+                inside = confinements(
                     model, tokenizer, texts, kept, settings.epsilon, names, progress
                 )
                 training = Training(
@@ -330,49 +248,11 @@ def _rows(
     wanted = list(examples)
     if settings.objective == "strangers":
         wanted = halves(examples)
-        words = _words(tokenizer, [[example.prompt for example in wanted]])
+        words = words_for(tokenizer, [[example.prompt for example in wanted]])
         wanted = answered(
             model, tokenizer, wanted, words, settings.draws, settings.seed, progress=progress
         )
     return Rows(encode_rows(model, tokenizer, wanted, None), Collator(padding_token(tokenizer)))
-
-
-def _confinements(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[Text],
-    kept: Kept,
-    epsilon: float,
-    names: Sequence[str],
-    progress: Progress | None,
-) -> dict[str, Confinement]:
-    """Where each matrix may change, by the model as it is now; matrices of one input share.
-
-    They are decomposed on the model's device and held on the CPU.
-    """
-    layers = linear_inputs(model)
-    chosen = {name: layers[name] for name in names}
-    rows = tokens_of(tokenizer, texts, model)
-    found: dict[str, Confinement] = {}
-    # Decomposed as they come: no more than one run's sums are held.
-    for together, gram, _ in gathered(model, chosen, rows, _SUMS, BATCH_TOKENS, progress):
-        shared: Confinement | None = None
-        for name in together:
-            more, v = kept.gram(name), kept.directions.get(name)
-            alone = more is None and v is None
-            if not alone or shared is None:
-                total = gram if more is None else gram + more.to(gram.device, gram.dtype)
-                transposed = not isinstance(layers[name][0], nn.Linear)
-                inside = confine(total, epsilon, v, transposed).to(torch.device("cpu"))
-                shared = inside if alone else shared
-            found[name] = inside if not alone or shared is None else shared
-    for name in names:
-        if name not in found:
-            raise MismatchError(
-                f"tensor {name!r}: the model does not run it on these examples",
-                f"Leave it out with --exclude '{name}'.",
-            )
-    return {name: found[name] for name in names}
 
 
 def _train(

@@ -20,16 +20,19 @@ from weightsurgery.learning.data import Encoded, Example, encode_all
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import context_length
 from weightsurgery.learning.retain import Retain
-from weightsurgery.learning.training import (
-    Progress,
-    Rows,
-    Trained,
-    Training,
-    train_stage,
-    writing,
-)
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.trainer import Progress, writing
+from weightsurgery.learning.training import Rows, Trained, train_stage
 
-__all__ = ["encode_rows", "is_main", "run_stages", "set_values", "values_of", "wait_for_all"]
+__all__ = [
+    "encode_rows",
+    "is_main",
+    "run_stage",
+    "run_stages",
+    "set_values",
+    "values_of",
+    "wait_for_all",
+]
 
 
 def is_main() -> bool:
@@ -146,28 +149,66 @@ def run_stages(
                 name: model.get_parameter(name).detach().clone() for name in stage.parameters
             }
         file = None if workspace is None else workspace / f"stage-{number:05d}.safetensors"
-        if file is not None and file.is_file():
-            done.append(_read(model, file))
-            continue
-        trained = train_stage(
+        trained = run_stage(
             model,
             stage,
             rows,
             training,
-            directory=None if file is None else file.with_suffix(""),
+            file,
             device=device,
             retain=retain,
             place=(number, len(stages)),
             progress=progress,
         )
         done.append(trained)
-        if file is not None:
-            values = values_of(model, stage.parameters)
-            if is_main():
-                _write(file, values, trained)
-                shutil.rmtree(file.with_suffix(""), ignore_errors=True)
-            wait_for_all()
     return done
+
+
+def run_stage(
+    model: PreTrainedModel,
+    stage: Stage,
+    rows: Rows,
+    training: Training,
+    file: Path | None,
+    *,
+    device: torch.device,
+    retain: Retain | None = None,
+    place: tuple[int, int] = (0, 1),
+    progress: Progress | None = None,
+) -> Trained:
+    """Trains a stage, or takes it as it was finished by a run that was killed later.
+
+    Args:
+        model: Float32; trained in place.
+        stage: What to train.
+        rows: On what.
+        training: How.
+        file: Where the finished stage is kept, and beside it checkpoints; None for nowhere.
+        device: Where.
+        retain: See `train_stage`.
+        place: See `train_stage`.
+        progress: See `train_stage`.
+    """
+    if file is not None and file.is_file():
+        return _read(model, file)
+    trained = train_stage(
+        model,
+        stage,
+        rows,
+        training,
+        directory=None if file is None else file.with_suffix(""),
+        device=device,
+        retain=retain,
+        place=place,
+        progress=progress,
+    )
+    if file is not None:
+        values = values_of(model, stage.parameters)
+        if is_main():
+            _write(file, values, trained)
+            shutil.rmtree(file.with_suffix(""), ignore_errors=True)
+        wait_for_all()
+    return trained
 
 
 def _write(file: Path, values: dict[str, torch.Tensor], trained: Trained) -> None:

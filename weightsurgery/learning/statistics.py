@@ -26,6 +26,7 @@ from weightsurgery.errors import (
 from weightsurgery.learning.activations import BATCH_TOKENS, Progress, gathered, linear_inputs
 from weightsurgery.learning.data import Example, encode, read_examples
 from weightsurgery.learning.models import context_length, load_model, load_tokenizer
+from weightsurgery.learning.recorded import described, digests, roles
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import StatisticsWriter
 
@@ -162,7 +163,7 @@ def gather_to(
                 "not_gathered": [name for name in names if name not in done],
                 "base_samples": samples_of(base),
             }
-            record.inputs = _described(base, sources)
+            record.inputs = _inputs(base, paths)
             record.summary = {
                 "examples": len(rows),
                 "tokens": sum(map(len, rows)),
@@ -241,17 +242,9 @@ def _on_disk(model: nn.Module, base: Checkpoint) -> dict[str, tuple[nn.Module, i
     return found
 
 
-def _described(base: Checkpoint, sources: Sequence[Path]) -> Mapping[str, Any]:
+def _inputs(base: Checkpoint, data: Sequence[str | os.PathLike[str]]) -> Mapping[str, Any]:
     """The record's entry for model and data, with the SHA-256 of each file."""
     source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
-    found: dict[str, Any] = {
-        "base": {**source, "files": {path.name: file_sha256(path) for path in base.files_read()}}
-    }
-    for number, path in enumerate(sources, 1):
-        key = "data" if len(sources) == 1 else f"data.{number}"
-        files = (
-            sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]
-        )
-        digests = {each.name: file_sha256(each) for each in files}
-        found[key] = {"kind": "data", "name": str(path), "files": digests}
-    return found
+    files = {path.name: file_sha256(path) for path in base.files_read()}
+    sets = {key: described(name, digests(name)) for key, name in roles("data", data).items()}
+    return {"base": {**source, "files": files}, **sets}

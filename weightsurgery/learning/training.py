@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
-import os
 import random
 import tempfile
 import warnings
@@ -13,39 +11,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from weightsurgery.errors import EditError, NonFiniteError, OutputError
+from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.trainer import Progress, StageTrainer, Until, Watch
 
-__all__ = [
-    "Progress",
-    "Rows",
-    "StageTrainer",
-    "Trained",
-    "Training",
-    "isolated",
-    "train_stage",
-    "writing",
-]
-
-Progress = Callable[[str, int, int], None]
+__all__ = ["Rows", "Trained", "isolated", "train_stage"]
 
 
 @dataclass(frozen=True)
@@ -92,104 +76,6 @@ def isolated() -> Iterator[None]:
     finally:
         random.setstate(python_state)
         numpy.random.set_state(numpy_state)
-
-
-@contextmanager
-def writing(where: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what libraries raise when a file cannot be written into an error of ours.
-
-    Raises:
-        OutputError: With the first line of what the library said.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OutputError(
-            f"{where}: the state of the training cannot be written: {said}",
-            "Free some space, or write to another disk with -o.",
-        ) from error
-
-
-class StageTrainer(Trainer):
-    """Saves what it trains and no other weight; adds the loss on the keep data."""
-
-    retain: Retain | None = None
-    _micro = (-1, 0)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """See Trainer; with keep data, cross-entropy plus the weighted divergence."""
-        if self.retain is None or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        step, micro = self.state.global_step, 0
-        if self._micro[0] == step:
-            micro = self._micro[1] + 1
-        self._micro = (step, micro)
-        keep = self._prepare_inputs(self.retain.batch((step, micro, self.args.process_index)))
-        both = self.retain.join(inputs, keep)
-        loss, outputs = super().compute_loss(model, both, True, num_items_in_batch)
-        divergence = self.retain.divergence(self.model, outputs.logits, keep)
-        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
-            divergence = divergence / self.current_gradient_accumulation_steps
-        loss = loss + self.retain.weight * divergence
-        return (loss, outputs) if return_outputs else loss
-
-    def _save(self, output_dir=None, state_dict=None):  # type: ignore[no-untyped-def]
-        if state_dict is not None or hasattr(self.model, "peft_config"):
-            super()._save(output_dir, state_dict)  # sharded, or an adapter: small as it is
-        elif self.args.should_save:
-            os.makedirs(output_dir, exist_ok=True)
-            # Under the name that Trainer looks for; it takes the other weights as they are.
-            save_file(_trained_tensors(self.model), os.path.join(output_dir, "model.safetensors"))
-
-    def _save_checkpoint(self, model, trial):  # type: ignore[no-untyped-def]
-        with writing(str(self.args.output_dir)):
-            super()._save_checkpoint(model, trial)
-
-
-def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Copies, on the CPU, of the parameters that require gradients."""
-    return {
-        name: parameter.detach().to("cpu", copy=True).contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-class _Watch(TrainerCallback):
-    """Reports every step, and stops at a loss that is no number."""
-
-    def __init__(self, stage: str, place: tuple[int, int], progress: Progress | None) -> None:
-        self.stage, self.place, self.progress = stage, place, progress
-
-    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
-        """Called by Trainer with each step's loss, after the step and before any checkpoint."""
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            raise NonFiniteError(
-                f"{self.stage}: the loss is {loss} at step {state.global_step}",
-                "Lower --learning-rate, raise --warmup, or train with --dtype float32 or bfloat16;"
-                " at step 1, look for NaN in the checkpoint.",
-            )
-        if self.progress is not None:
-            number, count = self.place
-            done = number * state.max_steps + state.global_step
-            text = f"{self.stage} ({number + 1} of {count}), loss {loss:.4f}"
-            self.progress(text, done, count * state.max_steps)
-
-
-class _Until(TrainerCallback):
-    """Ends training when it is enough."""
-
-    def __init__(self, enough: Callable[[int], bool]) -> None:
-        self.enough = enough
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Called by Trainer after each step."""
-        if self.enough(state.global_step):
-            control.should_training_stop = True
 
 
 def arguments(
@@ -301,11 +187,11 @@ def train_stage(
     scratch = tempfile.TemporaryDirectory() if directory is None else nullcontext(str(directory))
     with _young_garbage(), scratch as path:
         folder = Path(path)
-        callbacks: list[TrainerCallback] = [_Watch(stage.name, place, progress)]
+        callbacks: list[TrainerCallback] = [Watch(stage.name, place, progress)]
         if training.patience is not None and rows.validation:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.patience))
         if enough is not None:
-            callbacks.append(_Until(enough))
+            callbacks.append(Until(enough))
         trainer = kind(
             model=model,
             args=arguments(training, rows, folder, device, resumable=directory is not None),
@@ -333,7 +219,7 @@ def train_stage(
     return trained
 
 
-def _refuse_sharded(trainer: Trainer, place: tuple[int, int], retain: Retain | None) -> None:
+def _refuse_sharded(trainer: StageTrainer, place: tuple[int, int], retain: Retain | None) -> None:
     if not trainer.is_fsdp_enabled:
         return
     if place[1] > 1:
@@ -348,7 +234,7 @@ def _refuse_sharded(trainer: Trainer, place: tuple[int, int], retain: Retain | N
         )
 
 
-def _outcome(trainer: Trainer, stage: Stage) -> Trained:
+def _outcome(trainer: StageTrainer, stage: Stage) -> Trained:
     losses = [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
     best = trainer.state.best_metric
     return Trained(
@@ -386,7 +272,7 @@ def _young_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _take_off(trainer: Trainer, model: PreTrainedModel, cached: bool) -> None:
+def _take_off(trainer: StageTrainer, model: PreTrainedModel, cached: bool) -> None:
     """Take gradients, optimiser, autocast and settings off the model again."""
     # Mixed precision wraps forward(); a second Trainer would wrap it once more.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)

@@ -2,38 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.stages import set_values, values_of
 
-__all__ = ["Watch"]
+__all__ = ["Rule", "Score", "Watch"]
+
+Score = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Sequence[Example]], float]
+"""How well a model does on examples, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How much of its score every keep set must keep, for a change of the weights to qualify.
+
+    Attributes:
+        threshold: As a share, in [0, 1].
+        before: Set → the score that it is a share of.
+    """
+
+    threshold: float = 0.975
+    before: Mapping[str, float] = field(default_factory=dict)
+
+    def left(self, scores: Mapping[str, float]) -> float:
+        """The least share that a set has left; of nothing, nothing can be lost."""
+        shares = [scores[name] / known for name, known in self.before.items() if known]
+        return min(shares, default=1.0)
+
+    def holds(self, scores: Mapping[str, float]) -> bool:
+        """Whether every set keeps enough."""
+        return self.left(scores) >= self.threshold
 
 
 class Watch:
     """Looks at validation data during training; the best weights so far count in the end.
 
     The best are those that forget most (or, learning, know most) among those that leave every
-    keep set at ``threshold`` of its accuracy before.
+    keep set what the rule asks for.
 
     Args:
         target: Examples to forget or learn.
         keep: Validation examples of what to keep, by name; not those in the statistics.
-        threshold: Share of a keep set's accuracy that must stay.
+        rule: What every keep set must keep; where it names no score of a set, that of the model
+            as it is when the training starts.
         every: Steps between looks; rounds that negate are looked at between them.
         learning: More of the target is better.
         patience: Looks in a row at which a keep set suffers before the training ends. One alone
             says little: training inside the subspace finds back, and a small set loses several
             percent with a single answer.
-        before: Accuracy of each keep set that theirs is held against, by name; by default that of
-            the model as it is when the training starts.
+        score: Of the target and of each keep set.
 
     Attributes:
-        seen: Accuracy of the target (under ``""``) and of each keep set, before any change and
+        seen: Score of the target (under ``""``) and of each keep set, before any change and
             at each look; of looks also the ``"step"``.
     """
 
@@ -41,17 +67,16 @@ class Watch:
         self,
         target: Sequence[Example],
         keep: Mapping[str, Sequence[Example]],
-        threshold: float = 0.975,
+        rule: Rule = Rule(),
         every: int = 10,
         learning: bool = False,
         patience: int = 3,
-        before: Mapping[str, float] | None = None,
+        score: Score = exact_match,
     ) -> None:
         self.target, self.keep, self.every, self.learning = target, keep, every, learning
-        self.threshold, self.patience = threshold, patience
-        self.before = before or {}
+        self.rule, self.patience, self.score = rule, patience, score
         self.seen: list[dict[str, float]] = []
-        self._before: dict[str, float] = {}
+        self._rule = rule
         self._best: tuple[float, dict[str, Tensor]] | None = None
 
     def begin(
@@ -60,7 +85,8 @@ class Watch:
         """Measure the model before any change."""
         self._model, self._tokenizer, self._names = model, tokenizer, list(names)
         scores = self._scores()
-        self._before = {**scores, **self.before}
+        before = {name: self.rule.before.get(name, scores[name]) for name in self.keep}
+        self._rule = Rule(self.rule.threshold, before)
         self._best = (scores[""], values_of(model, self._names))
         self.seen = [scores]
         self._looked = self._suffering = 0
@@ -78,7 +104,7 @@ class Watch:
         scores = self._scores()
         self._model.train(was_training)
         self.seen.append({**scores, "step": float(step)})
-        if any(scores[name] < self.threshold * self._before[name] for name in self.keep):
+        if not self._rule.holds(scores):
             self._suffering += 1
             return self._suffering >= self.patience
         self._suffering = 0
@@ -93,8 +119,6 @@ class Watch:
         set_values(self._model, self._best[1])
 
     def _scores(self) -> dict[str, float]:
-        """Exact match of the target, under the empty name, and of each keep set."""
+        """Of the target, under the empty name, and of each keep set."""
         sets = {"": self.target, **self.keep}
-        return {
-            name: exact_match(self._model, self._tokenizer, rows) for name, rows in sets.items()
-        }
+        return {name: self.score(self._model, self._tokenizer, rows) for name, rows in sets.items()}

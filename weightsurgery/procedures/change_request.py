@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from weightsurgery.learning.data import Example
@@ -32,6 +33,7 @@ class ChangeRequest:
         chosen: Whether ``names`` were chosen by hand. If not, a system that trains fewer of them
             by its own lights does so.
         progress: Called as ``progress(text, done, total)``.
+        workspace: Where a system that can go on after a kill may keep what that takes.
     """
 
     model: PreTrainedModel
@@ -45,3 +47,4 @@ class ChangeRequest:
     lora_rank: int | None = None
     chosen: bool = False
     progress: Callable[[str, int, int], None] | None = None
+    workspace: Path | None = None

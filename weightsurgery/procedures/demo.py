@@ -29,7 +29,9 @@ from weightsurgery.procedures.world import (
     open_world,
 )
 from weightsurgery.surgery.compare import diff
-from weightsurgery.surgery.edits import Edit, Negate, Project
+from weightsurgery.surgery.discriminating import Project
+from weightsurgery.surgery.edit import Edit
+from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.overlap import overlaps
 from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector
@@ -243,7 +245,7 @@ def _from_data(
 
 
 def _score(world: World, models: dict[str, Path], progress: Progress | None) -> Comparison:
-    from weightsurgery.learning.evaluate import score_checkpoint
+    from weightsurgery.learning.exact import score_checkpoint
 
     data = {
         f"{task}.{split}": world.data(task, split)

@@ -15,12 +15,14 @@ from weightsurgery.checkpoint.naming import is_transposed, kind_of, layer_of
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, NonFiniteError
+from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.parameters import load_float32
-from weightsurgery.learning.rounds import Found, Kept, Watch, find_change
+from weightsurgery.learning.rounds import Found, find_change
 from weightsurgery.learning.stages import encode_rows
+from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.procedures.matrices import held_as
 from weightsurgery.procedures.request import Request
-from weightsurgery.surgery.edits import input_width
+from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.workers import torch_threads
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.statistics import total_gram
@@ -152,7 +154,7 @@ def _watch(request: Request) -> Watch | None:
     return _KnownBefore(
         target,
         {each.name: each.examples for each in sets.validation_keep},
-        request.search.threshold,
+        Rule(request.search.threshold),
         rounds.steps if rounds.objective == "negate" else every,
         request.search.learning,
     )

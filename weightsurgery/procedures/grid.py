@@ -16,9 +16,10 @@ from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import LARGEST_SCALE
 from weightsurgery.errors import EditError
-from weightsurgery.surgery.edits import Decomposed, Learn, Project, input_width, or_nothing
+from weightsurgery.surgery.discriminating import Decomposed, Learn, Project, or_nothing
+from weightsurgery.surgery.edit import input_width
+from weightsurgery.vectors.deltas import FactorDelta
 from weightsurgery.vectors.statistics import total_gram
-from weightsurgery.vectors.task_vector import FactorDelta
 
 __all__ = ["Changes", "Grid", "Setting"]
 

@@ -12,7 +12,7 @@ from weightsurgery.algebra.rounding import compute_dtype, round_to
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.errors import NonFiniteError, UnsupportedCheckpointError
 from weightsurgery.learning.parameters import parameters_of
-from weightsurgery.vectors.task_vector import Delta
+from weightsurgery.vectors.deltas import Delta
 
 __all__ = ["EditedInMemory"]
 

@@ -22,7 +22,7 @@ from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.matrices import matrices
 from weightsurgery.procedures.sets import Sets
-from weightsurgery.surgery.edits import input_width
+from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.provenance import (
     Input,
     files,

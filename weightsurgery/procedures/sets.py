@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example, read_examples
+from weightsurgery.learning.recorded import described, digests
 
 __all__ = ["FileSet", "Sets"]
 
@@ -23,13 +23,13 @@ class FileSet:
     Attributes:
         name: As given.
         path: Where it is.
-        sha256: Of the file; of a directory's names and contents.
+        files: SHA-256 by file name; several where it is a directory.
         examples: At least one.
     """
 
     name: str
     path: Path
-    sha256: str
+    files: Mapping[str, str]
     examples: tuple[Example, ...]
 
     @classmethod
@@ -41,24 +41,25 @@ class FileSet:
         """
         path = Path(name).expanduser()
         examples = tuple(read_examples(path, tokenizer))
-        return cls(name, Path(os.path.realpath(path)), _digest(path), examples)
+        return cls(name, Path(os.path.realpath(path)), digests(name), examples)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file; of a directory's names and contents."""
+        if not self.path.is_dir():
+            (digest,) = self.files.values()
+            return digest
+        lines = "".join(f"{file} {digest}\n" for file, digest in self.files.items())
+        return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
     def described(self) -> dict[str, Any]:
         """The record's entry."""
-        return {"kind": "data", "name": self.name, "files": {self.path.name: self.sha256}}
+        return described(self.name, self.files)
 
     def same_as(self, other: FileSet) -> bool:
         """Whether the other is this file, or a copy of it."""
         return self.path == other.path or self.sha256 == other.sha256
-
-
-def _digest(path: Path) -> str:
-    if not path.is_dir():
-        return content_sha256(path)
-    files = sorted(each for each in path.iterdir() if each.is_file())
-    lines = "".join(f"{each.name} {content_sha256(each)}\n" for each in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example, read_examples
+from weightsurgery.learning.evaluate import set_names
 
 __all__ = ["DataSet", "DataSets"]
 
@@ -72,14 +73,6 @@ class DataSets:
                 )
         sets = [
             DataSet(name, role, read_examples(Path(path).expanduser(), tokenizer))
-            for name, (path, role) in zip(_names([path for path, _ in rows]), rows, strict=True)
+            for name, (path, role) in zip(set_names([path for path, _ in rows]), rows, strict=True)
         ]
         return sets[:split], sets[split:]
-
-
-def _names(paths: Sequence[str | Path]) -> list[str]:
-    stems = [Path(path).name.removesuffix(Path(path).suffix) for path in paths]
-    return [
-        stem if stems.count(stem) == 1 else str(path)
-        for stem, path in zip(stems, paths, strict=True)
-    ]

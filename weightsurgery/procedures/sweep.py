@@ -36,11 +36,11 @@ from weightsurgery.procedures.choice import (
 from weightsurgery.procedures.grid import Changes, Grid, Setting
 from weightsurgery.procedures.in_memory import EditedInMemory
 from weightsurgery.procedures.splits import DataSet, DataSets
-from weightsurgery.surgery.edits import Learn, Project
+from weightsurgery.surgery.discriminating import Learn, Project
 from weightsurgery.surgery.plan import Storage, plan_edit, worker_count
 from weightsurgery.surgery.workers import in_order, torch_threads
+from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.lineage import check_lineage
-from weightsurgery.vectors.task_vector import SumDelta
 
 __all__ = ["DataSets", "Grid", "sweep"]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +23,7 @@ from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.outcome import process_device
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners import UNLEARNERS
 from weightsurgery.procedures.matrices import matrices
 from weightsurgery.procedures.request import TOKENIZER
 from weightsurgery.procedures.sets import FileSet, Sets
@@ -208,6 +211,24 @@ class SystemRequest:
         packages = ["transformers", "accelerate", "tokenizers"]
         packages += ["peft"] if self.rank is not None else []
         return versions() | {name: importlib.metadata.version(name) for name in packages}
+
+    def kept_bytes(self, trained: int) -> int:
+        """What the training keeps on disk meanwhile, at most, to go on from after a kill.
+
+        Args:
+            trained: How many numbers are trained.
+        """
+        if self.how.method not in UNLEARNERS:
+            return 0
+        how, passes = self.training, len(self.sets.examples) / self.training.batch_size
+        steps = math.ceil(how.epochs * math.ceil(passes)) if how.steps is None else how.steps
+        # Helpers; weights and two moments, of a point and the one before it.
+        return 4 * trained * (self.row.models + (6 if steps > how.save_every else 0))
+
+    @property
+    def digest(self) -> str:
+        """All that decides the vector, as SHA-256."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def identity(self) -> Any:
         """All that decides the vector, as a record of it would hold it."""

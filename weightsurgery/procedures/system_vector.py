@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,12 +28,15 @@ __all__ = ["find_change", "write_vector"]
 Progress = Callable[[str, int, int], None]
 
 
-def find_change(request: SystemRequest, progress: Progress | None) -> tuple[Made, dict[str, str]]:
+def find_change(
+    request: SystemRequest, progress: Progress | None, workspace: Path
+) -> tuple[Made, dict[str, str]]:
     """Train.
 
     Args:
         request: What was asked for.
         progress: See :class:`~weightsurgery.procedures.change_request.ChangeRequest`.
+        workspace: See there.
 
     Returns:
         What was found, and for each parameter that may change the matrix it is stored as.
@@ -62,6 +66,7 @@ def find_change(request: SystemRequest, progress: Progress | None) -> tuple[Made
         request.rank,
         request.chosen,
         progress,
+        workspace,
     )
     try:
         return request.row.change(asked), held

@@ -99,6 +99,7 @@ def _train(kind: type[Unlearner], request: ChangeRequest) -> Made:
         lora_rank=request.lora_rank,
         chosen=request.chosen,
         progress=request.progress,
+        workspace=request.workspace,
     )
     return Made(found.change, found.notes)
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from weightsurgery.errors import OutputError
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.request import Request
-from weightsurgery.surgery.edits import input_width
+from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.vectors.lora_plan import AdapterPlan
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.procedures.change_request import ChangeRequest

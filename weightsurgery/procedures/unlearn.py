@@ -27,8 +27,9 @@ from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
 from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.surgery.plan import Storage
 from weightsurgery.surgery.run import Applied
+from weightsurgery.vectors.deltas import DenseDelta
 from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
-from weightsurgery.vectors.task_vector import DenseDelta, TaskVector
+from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = [
     "Coming",
@@ -76,7 +77,7 @@ class Forget(Negate):
     name: ClassVar[str] = "project"
 
     def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edits.Edit`."""
+        """See :class:`weightsurgery.surgery.edit.Edit`."""
         return {**self.how, **super().parameters()}
 
 
@@ -88,7 +89,7 @@ class _Learn(Add):
     name: ClassVar[str] = "learn"
 
     def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edits.Edit`."""
+        """See :class:`weightsurgery.surgery.edit.Edit`."""
         return {**self.how, **super().parameters()}
 
 

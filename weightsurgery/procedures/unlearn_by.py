@@ -2,14 +2,16 @@
 
 The road is that of forgetting from data (:mod:`weightsurgery.procedures.unlearn`): what the
 system found on the model in memory is saved as one task vector ``T`` beside the output, and one
-streaming edit writes ``W' = W − λT``, as ``ws negate`` would of that vector. A vector that a killed
-run of the same settings and inputs had finished is used again; nothing of an unfinished one is
-left. Under torchrun or accelerate all processes train, and the first one writes.
+streaming edit writes ``W' = W − λT``, as ``ws negate`` would of that vector. After a kill, a run of
+the same settings and inputs uses the vector that was finished; or goes on with the training, where
+one of :data:`weightsurgery.learning.unlearners.UNLEARNERS` had saved how far it was. Under torchrun
+or accelerate all processes train, and the first one writes.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +35,7 @@ from weightsurgery.surgery.plan import Storage
 from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["How", "Unlearned", "plan", "unlearn_by"]
+__all__ = ["Asked", "How", "Unlearned", "plan", "unlearn_by"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,56 +47,11 @@ class _Unlearn(Forget):
     name: ClassVar[str] = "unlearn"
 
 
-def plan(
-    base: Checkpoint,
-    forget: Sequence[str],
-    keep: Sequence[str],
-    out: str | os.PathLike[str],
-    how: How,
-    *,
-    scale: float = 1.0,
-    unseen: Sequence[str] = (),
-    vector: str | os.PathLike[str] | None = None,
-    selection: Selection | None = None,
-    scales: tuple[tuple[str, float], ...] = (),
-    storage: Storage | AdapterStorage | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    overwrite: bool = False,
-) -> SystemPlan:
-    """What :func:`unlearn_by` with these arguments would train, hold and write; nothing is run.
+@dataclass(frozen=True)
+class Asked:
+    """A forgetting as it is asked for.
 
-    Raises:
-        WeightSurgeryError: What :func:`unlearn_by` would raise before it loads the model.
-    """
-    request = SystemRequest.read(base, forget, keep, unseen, how, selection, device)
-    place = vector_place(out, vector)
-    edit = _Unlearn(TaskVector(()), scale)
-    return _planned(request, edit, out, place, scales, storage, workers, overwrite)[0]
-
-
-def unlearn_by(
-    base: Checkpoint,
-    forget: Sequence[str],
-    keep: Sequence[str],
-    out: str | os.PathLike[str],
-    how: How,
-    *,
-    scale: float = 1.0,
-    unseen: Sequence[str] = (),
-    vector: str | os.PathLike[str] | None = None,
-    selection: Selection | None = None,
-    scales: tuple[tuple[str, float], ...] = (),
-    storage: Storage | AdapterStorage | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    overwrite: bool = False,
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> Unlearned | None:
-    """Forget data sets by a system: find the vector, save it, and write the edited checkpoint.
-
-    Args:
+    Attributes:
         base: The checkpoint, of a causal language model; it is held in float32 to be trained.
         forget: Data sets to forget, by name.
         keep: Data sets to keep.
@@ -109,6 +66,51 @@ def unlearn_by(
         device: Where to train.
         workers: Threads of the edit.
         overwrite: Replace existing outputs of this tool, vector included.
+    """
+
+    base: Checkpoint
+    forget: Sequence[str]
+    keep: Sequence[str]
+    out: str | os.PathLike[str]
+    how: How
+    scale: float = 1.0
+    unseen: Sequence[str] = ()
+    vector: str | os.PathLike[str] | None = None
+    selection: Selection | None = None
+    scales: tuple[tuple[str, float], ...] = ()
+    storage: Storage | AdapterStorage | None = None
+    device: str = "auto"
+    workers: int | None = None
+    overwrite: bool = False
+
+    @property
+    def place(self) -> Path:
+        """Where the vector is saved."""
+        return vector_place(self.out, self.vector)
+
+    def read(self) -> SystemRequest:
+        """The data, read, and all that decides the vector, checked."""
+        return SystemRequest.read(
+            self.base, self.forget, self.keep, self.unseen, self.how, self.selection, self.device
+        )
+
+
+def plan(asked: Asked) -> SystemPlan:
+    """What :func:`unlearn_by` would train, hold and write; nothing is run.
+
+    Raises:
+        WeightSurgeryError: What :func:`unlearn_by` would raise before it loads the model.
+    """
+    return _planned(asked, asked.read())[0]
+
+
+def unlearn_by(
+    asked: Asked, *, command: Sequence[str] = (), progress: Progress | None = None
+) -> Unlearned | None:
+    """Forget data sets by a system: find the vector, save it, and write the edited checkpoint.
+
+    Args:
+        asked: What is asked for.
         command: The command line, for the records.
         progress: Called as ``progress(text, done, total)``, in units of what goes on.
 
@@ -125,22 +127,20 @@ def unlearn_by(
         OutputError: The outputs may not or cannot be written.
         WeightSurgeryError: See :mod:`weightsurgery.errors`. A vector that was finished stays.
     """
-    request = SystemRequest.read(base, forget, keep, unseen, how, selection, device)
-    place = vector_place(out, vector)
+    request, place, base, out = asked.read(), asked.place, asked.base, asked.out
     if not is_main() and _finished(request, place) is not None:
         return None
     # Every process refuses what the first one would: none trains on alone, waiting for the others.
-    edit = _Unlearn(TaskVector(()), scale)
-    planned, found = _planned(request, edit, out, place, scales, storage, workers, overwrite)
+    planned, found = _planned(asked, request)
     reused = found is not None
     if not is_main():
         if found is None:
-            find_change(request, None)
+            find_change(request, None, _workspace(request, place))
         return None
     if found is None:
-        check_space(planned, Path(os.path.realpath(out)), place)
-        with VectorWriter(place, request.read_places, overwrite) as writer:
-            found = write_vector(request, writer, *find_change(request, progress), command)
+        needed = planned.vector_bytes + request.kept_bytes(planned.trained)
+        check_space(replace(planned, vector_bytes=needed), Path(os.path.realpath(out)), place)
+        found = _found(request, place, asked.overwrite, command, progress)
     told = {key: value for key, value in found.parameters.items() if key != "base_samples"}
     told["data"] = {
         role: {"name": each["name"], "sha256": each["files"]}
@@ -148,18 +148,51 @@ def unlearn_by(
         if each["kind"] == "data"
     }
     applied = apply_as(
-        _Unlearn(TaskVector.of(SavedChange(base, resolve_source(place))), scale, told),
+        _Unlearn(TaskVector.of(SavedChange(base, resolve_source(place))), asked.scale, told),
         base,
         out,
-        selection=replace(request.selection, scales=scales),
-        storage=_stored(request, storage),
-        device=device,
-        workers=workers,
-        overwrite=overwrite,
+        selection=replace(request.selection, scales=asked.scales),
+        storage=_stored(request, asked.storage),
+        device=asked.device,
+        workers=asked.workers,
+        overwrite=asked.overwrite,
         command=command,
         progress=progress,
     )
     return Unlearned(applied, found, place, reused, tuple(_notices(request, place, reused)))
+
+
+def _workspace(request: SystemRequest, place: Path) -> Path:
+    """Where the training leaves what it takes to go on after a kill, beside the vector."""
+    root = Staging.beside(Path(os.path.realpath(place)))
+    return root / f"training-{request.digest[:16]}"
+
+
+def _found(
+    request: SystemRequest,
+    place: Path,
+    overwrite: bool,
+    command: Sequence[str],
+    progress: Progress | None,
+) -> EditRecord:
+    """Trains, or goes on with a training that was killed, and saves the vector."""
+    staging = Staging(place, request.digest, request.read_places, overwrite)
+    if staging.complete:
+        return verify(place)
+    workspace = _workspace(request, place)
+    try:
+        with output_errors(staging.target):
+            for stale in set(staging.root.glob("training-*")) - {workspace}:
+                shutil.rmtree(stale)
+        made, held = find_change(request, progress, workspace)
+    except KeyboardInterrupt:
+        staging.leave()
+        raise
+    except BaseException:
+        staging.close()
+        raise
+    with VectorWriter(place, [], staging=staging) as writer:
+        return write_vector(request, writer, made, held, command)
 
 
 def _notices(request: SystemRequest, place: Path, reused: bool) -> list[str]:
@@ -187,24 +220,15 @@ def _stored(
     return replace(storage, rule=rule)
 
 
-def _planned(
-    request: SystemRequest,
-    edit: _Unlearn,
-    out: str | os.PathLike[str],
-    place: Path,
-    scales: tuple[tuple[str, float], ...],
-    storage: Storage | AdapterStorage | None,
-    workers: int | None,
-    overwrite: bool,
-) -> tuple[SystemPlan, EditRecord | None]:
+def _planned(asked: Asked, request: SystemRequest) -> tuple[SystemPlan, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
-    stored = _stored(request, storage)
-    if isinstance(stored, AdapterStorage):
-        edit = replace(edit, vector=TaskVector.of(Coming(request.names)))
-    selection = replace(request.selection, scales=scales)
-    writing = plan_as(edit, request.base, out, selection, stored, workers, overwrite)
+    stored, place, overwrite = _stored(request, asked.storage), asked.place, asked.overwrite
+    coming = isinstance(stored, AdapterStorage)
+    vector = TaskVector.of(Coming(request.names)) if coming else TaskVector(())
+    edit, selection = _Unlearn(vector, asked.scale), replace(request.selection, scales=asked.scales)
+    writing = plan_as(edit, asked.base, asked.out, selection, stored, asked.workers, overwrite)
     found = _finished(request, place)
-    target = Path(os.path.realpath(out))
+    target = Path(os.path.realpath(asked.out))
     with output_errors(target):
         resumable = Staging.beside(target).exists()
         check_target(target, [*request.read_places, place], overwrite or resumable)

@@ -7,7 +7,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from weightsurgery.report.bench_cost import cost_table, scale_table
-from weightsurgery.report.bench_figures import ABSENT, SHARED, drifts, figure, percent, row_name
+from weightsurgery.report.bench_figures import (
+    ABSENT,
+    UNHELD,
+    any_shared,
+    drifts,
+    figure,
+    marked,
+    percent,
+    row_name,
+    seeds_of,
+)
 from weightsurgery.report.bench_study import study_tables
 from weightsurgery.report.tables import Table
 
@@ -72,13 +82,8 @@ def _methods(benches: Sequence[Bench], about: Mapping[str, str]) -> Table:
     return Table("Methods", ("method", "what it does"), rows, left=frozenset({0, 1}))
 
 
-def _name(name: str, outcomes: Sequence[Outcome]) -> str:
-    return name if all(each.qualifies for each in outcomes) else f"{name} *"
-
-
 def _main(found: Bench, rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
     learning = found.task == "learn"
-    seeds = sorted({each.seed for _, outcomes in rows for each in outcomes})
     head = ("reached %",) if learning else ("left %", "forgotten %")
     columns = (
         "method", *head,
@@ -95,17 +100,18 @@ def _main(found: Bench, rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
             for key in (f"{role}.{split}" for role in _ROLES)
         ]
         seconds = figure(outcomes, lambda each: each.seconds, 0)
-        cells.append((_name(name, outcomes), *target, *moved, seconds))
+        cells.append((marked(name, outcomes), *target, *moved, seconds))
+    seeds = seeds_of(each for _, outcomes in rows for each in outcomes)
     note = (
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation. Drift of the tasks to"
-        " keep in % of the base's accuracy; 'unseen' facts were given to no edit and to no choice"
+        f"Seeds {seeds}; mean ± standard deviation. Drift of the tasks to keep in % of the base's"
+        " accuracy; 'unseen' facts were given to no edit and to no choice"
         f" of settings. Settings by validation facts: each keep task at {found.threshold:.1%} of"
         " the base or more."
     )
     if not learning:
         note += " Forgotten: over chance, at most 100."
     if any(not each.qualifies for _, outcomes in rows for each in outcomes):
-        note += " * on some seed no candidate held the keep tasks: the least harmful is shown."
+        note += f" {UNHELD}"
     title = "Learning what the base lacks" if learning else "Forgetting the authors"
     return Table(f"{title}, {found.variant} world", columns, cells, note)
 
@@ -155,7 +161,7 @@ def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
             ]
         cells.append(tuple(row))
     note = "NF4: the linear layers' weights rounded to 4 bits; its drift is the worst keep task's."
-    if any(f"{SHARED}.unseen" in each.keep for _, outcomes in rows for each in outcomes):
+    if any_shared(each for _, outcomes in rows for each in outcomes):
         note += " What the request shares with them is left out."
     if eight:
         note += " int8: to 8 bits."

@@ -9,11 +9,14 @@ from weightsurgery.errors import DataError
 from weightsurgery.procedures.world.recipe import VARIANTS
 from weightsurgery.report.bench_figures import (
     ABSENT,
+    UNHELD,
     cpu,
     figure,
     is_stage,
+    marked,
     megabytes,
     row_name,
+    seeds_of,
     worst_drift,
 )
 from weightsurgery.report.tables import Table
@@ -108,21 +111,17 @@ def scale_table(benches: Sequence[Bench]) -> Table:
     if len(shown) < len(keys):
         note += " Rows of one variant alone are left out."
     if any("*" in text for row in cells for text in row):
-        note += " * on some seed no candidate held the keep tasks: the least harmful is shown."
+        note += f" {UNHELD}"
     return Table("Scale" if scale else "World by world", head, cells, note)
 
 
 def _target(outcomes: Sequence[Outcome]) -> str:
-    text = figure(outcomes, lambda each: 100 * each.target)
-    return text if all(each.qualifies for each in outcomes) else f"{text} *"
+    return marked(figure(outcomes, lambda each: 100 * each.target), outcomes)
 
 
 def _sizes(benches: Sequence[Bench]) -> tuple[bool, str]:
     """Whether these are models of different sizes, and what is to be said of the columns."""
-    seeds = (
-        f"{each.variant} {', '.join(map(str, sorted({o.seed for o in each.outcomes})))}"
-        for each in benches
-    )
+    seeds = (f"{each.variant} {seeds_of(each.outcomes)}" for each in benches)
     note = (
         f"Mean ± standard deviation over the seeds ({'; '.join(seeds)}). Drift: of the worst task"
         " to keep, on unseen facts."

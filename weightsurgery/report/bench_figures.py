@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from weightsurgery.procedures.bench.results import Summary
@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 __all__ = [
     "ABSENT",
     "SHARED",
+    "UNHELD",
+    "any_shared",
     "cpu",
     "drifts",
     "figure",
     "is_stage",
+    "marked",
     "megabytes",
     "percent",
     "row_name",
+    "seeds_of",
     "worst",
     "worst_drift",
 ]
@@ -31,6 +35,9 @@ ABSENT = "–"
 SHARED = "shared"
 """The role of facts that the request holds too: no edit is spared their sight, so that they are
 left out of what is said of unseen ones."""
+
+UNHELD = "* on some seed no candidate held the keep tasks: the least harmful is shown."
+"""What is said below a table of what :func:`marked` marks."""
 
 _STAGE = re.compile(r"\b\d+ of \d+$")
 
@@ -58,6 +65,21 @@ def is_stage(asked: str) -> bool:
     return _STAGE.search(asked) is not None
 
 
+def marked(text: str, outcomes: Sequence[Outcome]) -> str:
+    """With a star where on some seed no candidate held the keep tasks."""
+    return text if all(each.qualifies for each in outcomes) else f"{text} *"
+
+
+def seeds_of(outcomes: Iterable[Outcome]) -> str:
+    """The seeds, in words."""
+    return ", ".join(map(str, sorted({each.seed for each in outcomes})))
+
+
+def any_shared(outcomes: Iterable[Outcome]) -> bool:
+    """Whether some request holds facts of what is to be kept."""
+    return any(f"{SHARED}.unseen" in each.keep for each in outcomes)
+
+
 def percent(share: float | None) -> float | None:
     """A share, or what stands for a missing one."""
     return None if share is None else 100 * share
@@ -70,10 +92,9 @@ def drifts(outcome: Outcome, scores: Mapping[str, float] | None = None) -> dict[
         outcome: Of it the base's scores, and the edited model's.
         scores: Others than those, as after rounding.
     """
-    now = outcome.keep if scores is None else scores
     return {
-        role: 100 * abs(now[key] - before) / before
-        for key, before in outcome.keep_before.items()
+        role: outcome.drift(key, scores)
+        for key in outcome.keep_before
         for role, _, split in [key.rpartition(".")]
         if split == "unseen" and role != SHARED
     }

@@ -9,10 +9,12 @@ from weightsurgery.procedures.bench.results import Summary
 from weightsurgery.report.bench_figures import (
     ABSENT,
     SHARED,
+    any_shared,
     cpu,
     figure,
     is_stage,
     percent,
+    seeds_of,
     worst,
     worst_drift,
 )
@@ -58,7 +60,7 @@ def _table(found: Bench, title: str, rows: Sequence[_Row]) -> Table:
     learning = found.task == "learn"
     every = [each for *_, outcomes in rows for each in outcomes]
     also = list(dict.fromkeys(key for each in every for key in each.also))
-    shared = any(f"{SHARED}.unseen" in each.keep for each in every)
+    shared = any_shared(every)
     columns = (
         "method", "request",
         *(("reached %",) if learning else ("left %", "forgotten %")),
@@ -100,8 +102,7 @@ def _shared_kept(outcome: Outcome) -> float | None:
 
 
 def _note(found: Bench, every: Sequence[Outcome], also: Sequence[str], shared: bool) -> str:
-    seeds = ", ".join(map(str, sorted({each.seed for each in every})))
-    parts = [f"Seeds {seeds}; mean ± standard deviation."]
+    parts = [f"Seeds {seeds_of(every)}; mean ± standard deviation."]
     if found.task != "learn":
         parts.append("Left: score on the request. Forgotten: over chance, at most 100.")
     if also:

@@ -6,13 +6,25 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from weightsurgery.errors import DataError
+from weightsurgery.checkpoint.record import file_sha256, read_record
+from weightsurgery.checkpoint.staging import RECORD_NAME
+from weightsurgery.errors import DataError, WeightSurgeryError
 from weightsurgery.report.card_text import code, literal, table
 
-__all__ = ["EVALUATION", "read_scores", "score_tables", "scores_file"]
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
+
+__all__ = [
+    "EVALUATION",
+    "check_content",
+    "content_of",
+    "read_scores",
+    "score_tables",
+    "scores_file",
+]
 
 EVALUATION = "evaluation.json"
 
@@ -31,6 +43,59 @@ _TITLES = {
 }
 
 _PATHS = ("checkpoint", "against", "path")
+
+
+def content_of(checkpoint: str | os.PathLike[str]) -> dict[str, str] | None:
+    """What an output holds, for the document of its scores.
+
+    Args:
+        checkpoint: What is scored, as the user named it.
+
+    Returns:
+        SHA-256, hexadecimal, of each file that its record lists, as it is on disk; None for what
+        this tool did not write.
+    """
+    place = Path(os.path.expanduser(checkpoint))
+    if not (place / RECORD_NAME).is_file():
+        return None
+    try:
+        names = [PurePosixPath(name) for name in read_record(place).files]
+        inside = [each for each in names if not each.is_absolute() and ".." not in each.parts]
+        return {str(each): file_sha256(place / each) for each in inside}
+    except (WeightSurgeryError, OSError):  # it can be scored all the same, but not pushed
+        return None
+
+
+def check_content(
+    found: Mapping[str, Any], file: str | os.PathLike[str], out: Path, record: EditRecord
+) -> None:
+    """Refuse scores that were not measured on what an output holds.
+
+    Args:
+        found: What :func:`read_scores` read.
+        file: Where it was.
+        out: The output, verified.
+        record: Its record.
+
+    Raises:
+        DataError: They are of other content, or do not say of which.
+    """
+    remedy = f"Score it as it is now:  ws evaluate {out} ... --json > {os.fspath(file)}"
+    content = found.get("content")
+    if not isinstance(content, Mapping):
+        raise DataError(
+            f"{os.fspath(file)}: does not say which bytes it scored, as an earlier ws did not, nor"
+            " one under which they changed",
+            remedy,
+        )
+    others = [name for name, facts in record.files.items() if content.get(name) != facts["sha256"]]
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        raise DataError(
+            f"{os.fspath(file)}: scores of other content than {out} holds now ({others[0]}{more}"
+            " differ)",
+            remedy,
+        )
 
 
 def read_scores(file: str | os.PathLike[str], out: Path) -> dict[str, Any]:

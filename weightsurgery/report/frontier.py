@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from weightsurgery.errors import DataError
 from weightsurgery.procedures.bench.results import Summary
-from weightsurgery.report.bench_figures import SHARED, is_stage, worst_drift
+from weightsurgery.report.bench_figures import SHARED, any_shared, is_stage, worst_drift
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.bench.results import Bench, Outcome, Tried
@@ -123,7 +123,7 @@ def _panel(found: Bench, asked: str) -> Panel:
         learning,
         found.threshold,
         tuple(sorted({each.seed for each in every})),
-        any(f"{SHARED}.unseen" in each.keep for each in every),
+        any_shared(every),
         tuple(
             Point(
                 method,

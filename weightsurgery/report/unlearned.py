@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
     looks = summary["watched"]
     names = list(looks[0]["keep"]) if looks else []
     target = "to learn" if record.parameters["edit"] == "learn" else "to forget"
-    watched = (target, *(PurePath(name).name for name in names)) if looks else ()
+    watched = (target, *_shown(names)) if looks else ()
 
     def cells(look: dict[str, object] | None) -> tuple[str, ...]:
         if look is None:
@@ -54,6 +55,12 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         )
     columns = ("round", "loss before", "loss after", *watched)
     return [Table(title, columns, rows, note)]
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    """Files by their last part, or as given where two share that."""
+    ends = [PurePath(name).name for name in names]
+    return [end if ends.count(end) == 1 else name for end, name in zip(ends, names, strict=True)]
 
 
 def _percent(share: object) -> str:

@@ -19,18 +19,19 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
-from weightsurgery.surgery.edits import Edit, Learn, Prepared, Project, input_width
+from weightsurgery.surgery.discriminating import Learn, Project
+from weightsurgery.surgery.edit import Edit, Prepared, input_width
 from weightsurgery.surgery.plan import Plan, Storage, check_matrices, plan_edit, worker_count
 from weightsurgery.surgery.provenance import files, inputs_of
 from weightsurgery.surgery.run import Applied, apply, held_back_notices, parent_of
 from weightsurgery.surgery.workers import device_for, in_order, torch_threads
+from weightsurgery.vectors.deltas import FactorDelta, SumDelta
 from weightsurgery.vectors.export import as_it_is
 from weightsurgery.vectors.finetuned import refuse_quantised
 from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.lora_content import Content, sort_tensors
 from weightsurgery.vectors.lora_export import check_dtype, write_adapter
 from weightsurgery.vectors.lora_plan import AdapterPlan, plan_adapter
-from weightsurgery.vectors.task_vector import FactorDelta, SumDelta
 
 __all__ = ["AdapterStorage", "apply_as", "plan_as"]
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from weightsurgery.surgery.edits import Prepared
+from weightsurgery.surgery.edit import Prepared
 
 __all__ = ["Ahead"]
 

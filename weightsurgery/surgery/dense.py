@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from weightsurgery.algebra.elementwise import DTYPES
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.edit import Edit
 from weightsurgery.surgery.plan import Plan
-from weightsurgery.vectors.task_vector import DenseDelta, Stored, SumDelta
+from weightsurgery.vectors.deltas import DenseDelta, Stored, SumDelta
 
 __all__ = ["DenseChange", "OtherChange", "Part", "changes_of"]
 

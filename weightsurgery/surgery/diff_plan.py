@@ -15,8 +15,9 @@ from weightsurgery.checkpoint.staging import check_target
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.provenance import folders, inputs_of
 from weightsurgery.surgery.workers import cores
+from weightsurgery.vectors.deltas import DenseDelta
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
-from weightsurgery.vectors.task_vector import DenseDelta, TaskVector
+from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["DiffPlan", "compared", "diff_workers", "plan_diff"]
 

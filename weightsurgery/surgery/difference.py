@@ -17,7 +17,7 @@ from weightsurgery.deferred import numpy as np
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.surgery.buffers import Buffers
-from weightsurgery.vectors.task_vector import DenseDelta, SumDelta
+from weightsurgery.vectors.deltas import DenseDelta, SumDelta
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,7 +7,7 @@ from typing import NoReturn
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import NonFiniteError
-from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.edit import Edit
 
 __all__ = ["refuse_non_finite"]
 

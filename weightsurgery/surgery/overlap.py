@@ -17,8 +17,9 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.stream import Progress
 from weightsurgery.surgery.workers import cores, in_order, torch_threads
+from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.finetuned import refuse_quantised
-from weightsurgery.vectors.task_vector import SumDelta, TaskVector
+from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["PairOverlap", "TensorOverlap", "overlaps"]
 

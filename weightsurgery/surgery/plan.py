@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.staging import Staging, check_target, output_error
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.checkpoint.writer import mirrored
 from weightsurgery.errors import EditError, MismatchError, SelectionError
-from weightsurgery.surgery.edits import Edit, input_width
+from weightsurgery.surgery.edit import Edit, input_width
 from weightsurgery.surgery.provenance import folders, inputs_of
 from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised

@@ -25,7 +25,7 @@ from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.surgery.companions import copy_companions
-from weightsurgery.surgery.edits import Edit
+from weightsurgery.surgery.edit import Edit
 from weightsurgery.surgery.plan import (
     Plan,
     Storage,

@@ -16,7 +16,7 @@ from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.surgery.arithmetic import devices_named
-from weightsurgery.surgery.edits import Edit, Prepared
+from weightsurgery.surgery.edit import Edit, Prepared
 from weightsurgery.surgery.finite import refuse_non_finite
 from weightsurgery.surgery.plan import Plan, Storage
 

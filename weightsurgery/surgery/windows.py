@@ -12,7 +12,6 @@ many such pairs are under way as there are cores.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,24 +20,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.algebra.elementwise import Term, combine, finite
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.hashing import PAIRED, Sha256
 from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256
 from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
-from weightsurgery.deferred import torch
 from weightsurgery.surgery.ahead import Ahead
 from weightsurgery.surgery.arithmetic import OnHost, arithmetic_on
 from weightsurgery.surgery.buffers import Buffers
-from weightsurgery.surgery.dense import DenseChange, OtherChange, Part, changes_of
-from weightsurgery.surgery.edits import Prepared
-from weightsurgery.surgery.finite import refuse_non_finite
+from weightsurgery.surgery.dense import DenseChange, OtherChange, changes_of
+from weightsurgery.surgery.edit import Prepared
+from weightsurgery.surgery.pieces import Pieces
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.turns import Turns, in_turn
 from weightsurgery.surgery.workers import cores, results, torch_threads
-from weightsurgery.vectors.task_vector import needs_base
 
 __all__ = ["Windows"]
 
@@ -112,6 +108,7 @@ class Windows:
         self._other = [each for each in changes.values() if isinstance(each, OtherChange)]
         # What is worked out comes back from its device, and is added here.
         self._arithmetic = OnHost() if self._other else arithmetic_on(stream.device)
+        self._pieces = Pieces(stream, self._arithmetic)
         self._ahead: Ahead | None = None
         self._failed = threading.Event()
         self._lock = threading.Lock()
@@ -155,9 +152,8 @@ class Windows:
             names = [c.entry.name for c in changes if isinstance(c, OtherChange)]
             names = [name for name in names if name not in done]
             self._ahead = Ahead(self._prepare, names, workers)
-            threads: AbstractContextManager[None] = torch_threads(
-                1
-            )  # a result would depend on their number
+            # A result would depend on the number of threads in an operation.
+            threads: AbstractContextManager[None] = torch_threads(1)
         else:
             groups, together = _groups(self._shards, self._failed), cores()
             threads = nullcontext()
@@ -273,96 +269,14 @@ class Windows:
         buffers: Buffers,
     ) -> ChangeStats | None:
         """Add a tensor's change to the part of it that lies in a window; None if there is none."""
-        entry = change.entry
-        width = entry.nbytes // entry.numel
-        first = max(0, (start - entry.start) // width)
-        last = min(entry.numel, (start + len(data) - entry.start) // width)
-        if isinstance(change, OtherChange):
-            at = entry.start + first * width - start
-            piece = data[at : at + (last - first) * width]
-            return self._edit_other(change, first, last, piece, buffers)
-        total = ChangeStats()
-        # Where a term ends early, what follows has fewer terms.
-        ends = sorted({min(max(part.elements, first), last) for part in change.parts} | {last})
-        for end in ends:
-            parts = [part for part in change.parts if part.elements >= end]
-            at = entry.start + first * width - start
-            piece = data[at : at + (end - first) * width]
-            if parts and end > first:
-                terms = [
-                    Term(
-                        self._numbers(part, entry, first, end, start, tuned, (order, buffers)),
-                        part.stored.entry.dtype,
-                        part.factor,
-                        part.relative,
-                    )
-                    for order, part in enumerate(parts)
-                ]
-                total.merge(self._combine(entry, piece, first, terms))
-            elif end > first:  # the difference to itself
-                same = [Term(piece, entry.dtype, 1.0, True)]
-                total.merge(self._combine(entry, piece, first, same))
-            first = end
-        return total
-
-    def _edit_other(
-        self, change: OtherChange, first: int, last: int, piece: memoryview, buffers: Buffers
-    ) -> ChangeStats | None:
+        if isinstance(change, DenseChange):
+            return self._pieces.dense(change, start, data, tuned, buffers)
         assert self._ahead is not None
-        entry = change.entry
-        prepared = self._ahead.get(entry.name)
+        prepared = self._ahead.get(change.entry.name)
         if prepared is None:
             return None
-        self._tensors[entry.name].facts = prepared.facts
-        columns = math.prod(entry.columns)
-        start, stop = first // columns, -(-last // columns)  # whole rows
-        shape = (stop - start, *entry.columns)
-        memory = buffers.get("meant", 4 * (stop - start) * columns)
-        meant = torch.frombuffer(memory, dtype=torch.float32).zero_().view(shape)
-        before = meant
-        if needs_base(prepared.delta):
-            before = self.stream.base.rows(entry.name, start, stop).float()
-        prepared.delta.add_rows(meant, start, stop, change.scale, before)
-        used = memory[4 * (first - start * columns) : 4 * (last - start * columns)]
-        return self._combine(entry, piece, first, [Term(used, "F32", 1.0, relative=False)])
-
-    def _numbers(
-        self,
-        part: Part,
-        entry: TensorEntry,
-        first: int,
-        last: int,
-        start: int,
-        tuned: Mapping[int, memoryview],
-        memory: tuple[int, Buffers],
-    ) -> memoryview:
-        """Elements ``first:last`` of a term: from the window that was read, or read now."""
-        where = part.stored.entry
-        width = where.nbytes // where.numel
-        window = tuned.get(id(part.stored.checkpoint))
-        if window is not None and where.name == entry.name:
-            at = where.start + first * width - start
-            return window[at : at + (last - first) * width]
-        view = memory[1].get(("term", memory[0]), (last - first) * width)
-        part.stored.checkpoint.read_into(where, first * width, view)
-        return view
-
-    def _combine(
-        self, entry: TensorEntry, piece: memoryview, first: int, terms: Sequence[Term]
-    ) -> ChangeStats:
-        stats = self._arithmetic.combine(piece, entry.dtype, terms, piece)
-        if not stats.finite:
-            # The base's numbers are gone: read them again, for exact sums or for the message.
-            fresh = memoryview(bytearray(len(piece)))
-            self.stream.base.read_into(entry, first * (entry.nbytes // entry.numel), fresh)
-            stats = combine(fresh, entry.dtype, terms, piece)
-            if not stats.finite:
-                change_ok = all(finite(term.data, term.dtype) for term in terms)
-                base_ok = finite(fresh, entry.dtype)
-                edit, base = self.stream.edit, self.stream.base
-                change_ok &= math.isfinite(stats.meant)
-                refuse_non_finite(edit, base, entry, entry.dtype, base_ok, change_ok)
-        return stats
+        self._tensors[change.entry.name].facts = prepared.facts
+        return self._pieces.other(change, prepared, start, data, buffers)
 
     def _finish(self, inside: Sequence[TensorEntry]) -> None:
         for entry in inside:

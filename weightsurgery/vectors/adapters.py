@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, Layout, parse_hea
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import Source
+from weightsurgery.checkpoint.tied import is_tied
 from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
-from weightsurgery.vectors.task_vector import Delta, FactorDelta
+from weightsurgery.vectors.deltas import Delta, FactorDelta
 
 __all__ = ["AdapterChange", "is_adapter"]
 
@@ -62,7 +63,8 @@ class AdapterChange:
         source: Where the adapter is.
 
     Raises:
-        VectorError: Not a LoRA, or one whose effect is more than ``B A``.
+        VectorError: Not a LoRA, or one whose effect is more than ``B A``, or another one when it
+            is merged (on a tied embedding or head).
         MismatchError: The adapter is for modules the base does not have.
     """
 
@@ -108,6 +110,7 @@ class AdapterChange:
             halves.setdefault(match["module"], {})[match["factor"]] = key
             if match["embedding"]:
                 embeddings.add(match["module"])
+        self._check_untied(halves)
         found: dict[str, tuple[str, str, str, bool]] = {}
         for module, keys in halves.items():
             if len(keys) != 2:
@@ -121,6 +124,23 @@ class AdapterChange:
         if not found:
             raise VectorError(f"{self.source.name}: an empty adapter", "Train it first.")
         return found
+
+    def _check_untied(self, modules: Iterable[str]) -> None:
+        """Refuse a change of a tied embedding or head, which is another one once it is merged."""
+        tied = [each for each in modules if is_tied(self.base, self._base_name_of(each))]
+        if not tied:
+            return
+        remedy = (
+            "Untie the base first: load it with tie_word_embeddings=False, copy the embedding"
+            " into the head, save it, and use that as the base."
+        )
+        if len(tied) == 1:  # of both, merging would add one to the other
+            remedy += " Or, if both sides are to change, pass what peft merges as a checkpoint."
+        raise VectorError(
+            f"{self.source.name}: adapts {tied[0]!r}, and {self.base.source.name} ties its head to"
+            " its embedding: beside the base one side changes, in their one matrix both would",
+            remedy,
+        )
 
     def _is_base_copy(self, key: str) -> bool:
         """Whether a tensor is the base's own: peft saves embeddings and head that it adapts."""
@@ -150,13 +170,9 @@ class AdapterChange:
         ]
         if len(near) == 1:
             return near[0]
-        if not near and twin_candidates(name, list(self.base.entries)):
-            raise VectorError(
-                f"{self.source.name}: adapts {module!r}, which {self.base.source.name} ties to its"
-                " embedding: beside it one side changes, in one matrix both would",
-                "Untie the base first: load it with tie_word_embeddings=False, copy the embedding"
-                " into the head, save it, and use that as the base.",
-            )
+        twins = twin_candidates(name, list(self.base.entries))
+        if not near and twins and is_tied(self.base, twins[0]):
+            return twins[0]
         raise MismatchError(
             f"{self.source.name}: adapts {module!r}, and {self.base.source.name} has "
             f"{'no such module' if not near else 'several such modules'}",

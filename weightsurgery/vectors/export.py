@@ -18,12 +18,13 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.finetuned import refuse_quantised
 from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.lora_content import Content, sort_tensors
 from weightsurgery.vectors.lora_export import Inputs, check_dtype, write_adapter
 from weightsurgery.vectors.lora_plan import AdapterPlan, plan_adapter
-from weightsurgery.vectors.task_vector import SumDelta, TaskVector
+from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["as_it_is", "export_adapter", "plan_export"]
 

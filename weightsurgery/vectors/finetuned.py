@@ -11,7 +11,7 @@ from weightsurgery.checkpoint.naming import kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint, quantisation
 from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
 from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
-from weightsurgery.vectors.task_vector import Delta, DenseDelta, Stored
+from weightsurgery.vectors.deltas import Delta, DenseDelta, Stored
 
 __all__ = ["FinetunedChange", "refuse_quantised"]
 

@@ -13,8 +13,8 @@ from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.deferred import torch
 from weightsurgery.errors import VectorError
+from weightsurgery.vectors.deltas import DenseDelta, FactorDelta, SumDelta
 from weightsurgery.vectors.lora_layers import LoraLayer, LoraLayers, Refusal
-from weightsurgery.vectors.task_vector import DenseDelta, FactorDelta, SumDelta
 
 __all__ = ["Content", "Sorted", "factored", "is_factored", "sort_tensors"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.tied import tied_copies
+from weightsurgery.checkpoint.tied import is_tied
 from weightsurgery.errors import UnsupportedCheckpointError
 
 __all__ = ["LoraLayer", "LoraLayers", "Refusal", "target_modules"]
@@ -63,7 +63,12 @@ _LEAVE = (
 )
 _NO_MATRIX = Refusal("no matrix (norms, biases), and LoRA holds matrices only", _LEAVE)
 _LOOSE = Refusal("neither a linear layer's weight nor the token embedding", _LEAVE)
-_TIED = Refusal("embedding and head in one, of which an adapter changes one side", _LEAVE)
+# What peft does there: of one side it changes that side until it is merged, and both then; of both
+# sides, with ensure_weight_tying or without, merging adds the change twice.
+_TIED = Refusal(
+    "embedding and head in one, of which an adapter changes one side, or when merged both twice",
+    _LEAVE,
+)
 _RENAMED = Refusal("a head not called lm_head on disk, as it may be in memory", _LEAVE)
 _STATES = Refusal("in a state-space mixer, which reads weights past their layers", _LEAVE)
 _EXPERTS = Refusal(
@@ -113,7 +118,7 @@ class LoraLayers:
         embedding = kind == "embeddings"
         if embedding and not twin_candidates(name, ["lm_head.weight"]):
             return _LOOSE  # positions, token types: layers of their own kinds
-        if kind in ("embeddings", "head") and self._is_tied(name):
+        if is_tied(self._base, name):
             return _TIED
         flipped = embedding or is_transposed(name, self._base.config)
         return LoraLayer(name, self.module_of(name), flipped, embedding)
@@ -127,14 +132,6 @@ class LoraLayers:
         """What peft is to adapt; see :func:`target_modules`."""
         every = [self.module_of(name) for name in self._base.entries]
         return target_modules([layer.module for layer in layers], every)
-
-    def _is_tied(self, name: str) -> bool:
-        if self._base.text_config.get("is_encoder_decoder"):
-            return True  # both halves share one embedding, whatever is said of the head
-        if not twin_candidates(name, list(self._base.entries)):
-            return self._base.text_config.get("tie_word_embeddings") is not False
-        copies = tied_copies(self._base)
-        return name in copies or name in copies.values()
 
 
 def _prefix(base: Checkpoint) -> str:

@@ -14,10 +14,11 @@ from weightsurgery.checkpoint.header import BLOCK_ELEMENTS
 from weightsurgery.checkpoint.layout import encode_header
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.staging import check_target, output_errors
+from weightsurgery.vectors.deltas import DenseDelta, FactorDelta
 from weightsurgery.vectors.lora_content import Content, Sorted, factored, is_factored
 from weightsurgery.vectors.lora_layers import LoraLayer
 from weightsurgery.vectors.lora_writer import DTYPES
-from weightsurgery.vectors.task_vector import DenseDelta, FactorDelta, TaskVector
+from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["AdapterPlan", "plan_adapter"]
 

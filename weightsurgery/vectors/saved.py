@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.source import Source
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
-from weightsurgery.vectors.task_vector import Delta, DenseDelta, FactorDelta, Stored
+from weightsurgery.vectors.deltas import Delta, DenseDelta, FactorDelta, Stored
 
 __all__ = ["SavedChange", "VectorWriter", "is_saved_vector"]
 

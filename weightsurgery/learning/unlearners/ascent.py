@@ -13,7 +13,8 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.scores import score
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.base import Said, Unlearner
+from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.said import Said
 from weightsurgery.learning.unlearners.work import Work
 
 __all__ = ["GradientAscent", "GradientDifference", "KnowledgeUnlearning"]

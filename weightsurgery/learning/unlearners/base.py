@@ -1,9 +1,10 @@
-"""What all unlearners share: one forward pass of both batches, models held still, when to stop."""
+"""What all unlearners share: a step and its parts, models held still, when to stop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -12,13 +13,13 @@ from torch.func import functional_call
 from transformers import PreTrainedModel, TrainerCallback
 
 from weightsurgery.errors import EditError
-from weightsurgery.learning.data import IGNORED
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.training import StageTrainer
-from weightsurgery.learning.unlearners.losses import completion_nll
+from weightsurgery.learning.trainer import StageTrainer
+from weightsurgery.learning.unlearners.said import Said, Whole
+from weightsurgery.learning.unlearners.shares import Share, share_out, silent
 from weightsurgery.learning.unlearners.work import Work
 
-__all__ = ["NoSettings", "Said", "Unlearner"]
+__all__ = ["NoSettings", "Unlearner"]
 
 
 @dataclass(frozen=True)
@@ -26,44 +27,12 @@ class NoSettings:
     """For methods without a setting of their own."""
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a model said to a batch.
-
-    Attributes:
-        inputs: The batch: tokens, attention mask and labels, each (rows, tokens).
-        logits: Shape (rows, tokens, vocabulary).
-        hidden: What each layer was given and the last one gave, each (rows, tokens, hidden), where
-            that was asked for.
-    """
-
-    inputs: Mapping[str, Tensor]
-    logits: Tensor
-    hidden: tuple[Tensor, ...] = ()
-
-    @property
-    def counted(self) -> Tensor:
-        """Logits whose next token belongs to a completion, shape (positions, vocabulary)."""
-        return self.logits[:, :-1][self.inputs["labels"][:, 1:] != IGNORED]
-
-    @property
-    def nll(self) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood of each completion and its number of tokens, each (rows,)."""
-        return completion_nll(self.logits, self.inputs["labels"])
-
-    @property
-    def cross_entropy(self) -> Tensor:
-        """The mean over all tokens of all completions."""
-        nll, tokens = self.nll
-        return nll.sum() / tokens.sum()
-
-    def states(self, layer: int) -> Tensor:
-        """What a layer gave at every token, shape (positions, hidden)."""
-        return self.hidden[layer + 1][self.inputs["attention_mask"].bool()]
-
-
 class Unlearner(StageTrainer):
     """A Trainer whose loss is of a batch to forget and, where there is one, a batch to keep.
+
+    A step is one batch of each, over all its micro-steps and processes; means are over all of it.
+    So gradients accumulated, or averaged over processes, are those of the whole batch at once, but
+    for rounding and dropout.
 
     Models that stand still (the one before, and helpers) are held as their values of the trained
     parameters alone, on the device: one copy of these per model, and the rest is shared with the
@@ -99,8 +68,8 @@ class Unlearner(StageTrainer):
                 "unlearning under FSDP: sharded weights cannot stand in for those before",
                 "Use plain torchrun or accelerate launch, with --lora-rank if memory is short.",
             )
-        # Losses here are means of their own; Trainer then divides by the accumulation.
-        self.model_accepts_loss_kwargs = False
+        # Losses here are shares of a step's: nothing is left to divide by.
+        self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, True
         self.settings = self.Settings() if settings is None else settings
         self.prepared = dict(prepared or {})
         self.add_callback(_Stop(self))
@@ -138,27 +107,56 @@ class Unlearner(StageTrainer):
         """What the record should say of the training."""
         return {}
 
+    def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: Whole) -> None:
+        """Called before every step with this process's batches to forget, one per micro-step.
+
+        Args:
+            forget: The batches.
+            whole: What they are parts of, the other processes' included.
+        """
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
+        """See Trainer; a step's batches, each with its share of what to keep."""
+        own = islice(self.own_rows(epoch_iterator), num_batches)
+        batches = [self._prepare_inputs(batch) for batch in own]
+        if not batches:
+            return batches, None
+        counts = torch.stack([Whole.of(batch).counts for batch in batches]).sum(0)
+        whole = Whole(*self.summed(counts))
+        shares: list[list[Share]] | list[list[None]] = [[None]] * len(batches)
+        if self.retain is not None:
+            keep = self._prepare_inputs(self.retain.batch((self.state.global_step, 0, 0)))
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            shares = share_out(keep, self.args.gradient_accumulation_steps, len(batches), place)
+        self.before_step(batches, whole)
+        return [
+            {**batch, "whole": whole, "shares": own}
+            for batch, own in zip(batches, shares, strict=True)
+        ], None
+
+    def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        """See Trainer; a share of what to keep that is more than one comes in several passes."""
+        *more, last = inputs.pop("shares")
+        total: Any = 0
+        for share in more:
+            with self.accelerator.no_sync(model):
+                total += super().training_step(model, {**inputs, **silent(inputs), "share": share})
+        return total + super().training_step(model, {**inputs, "share": last})
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         """See Trainer."""
-        keep = None if self.retain is None else self._keep_batch()
+        share: Share | None = inputs["share"]
         # One pass for both: data-parallel training allows no more than one before a backward pass.
-        batch = inputs if keep is None else self._joined(inputs, keep)
+        batch = inputs if share is None else self._joined(inputs, share.batch)
         said = self._ask(model, batch)
         count = inputs["input_ids"].shape[0]
-        forgotten = _part(said, inputs, slice(0, count))
-        kept = None if keep is None else _part(said, keep, slice(count, None))
-        loss = self.loss(forgotten, kept)
+        forgotten = _part(said, inputs, slice(0, count), inputs["whole"])
+        kept = None
+        if share is not None:
+            kept = _part(said, share.batch, slice(count, None), share.whole)
+        # The mean over processes, which data-parallel training takes, is then the sum.
+        loss = self.loss(forgotten, kept) * self.accelerator.num_processes
         return (loss, {"logits": said.logits}) if return_outputs else loss
-
-    def _keep_batch(self) -> dict[str, Tensor]:
-        assert self.retain is not None
-        step, micro = self.state.global_step, 0
-        if self._micro[0] == step:
-            micro = self._micro[1] + 1
-        self._micro = (step, micro)
-        batch = self.retain.batch((step, micro, self.args.process_index))
-        found: dict[str, Tensor] = self._prepare_inputs(batch)
-        return found
 
     def _joined(self, inputs: Mapping[str, Any], keep: Mapping[str, Tensor]) -> dict[str, Any]:
         assert self.retain is not None
@@ -179,6 +177,11 @@ class Unlearner(StageTrainer):
             model.train()
         return Said(batch, out.logits, tuple(out.hidden_states or ()) if self.asks_hidden else ())
 
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        found: Tensor = self.accelerator.reduce(value.detach(), "sum")
+        return found
+
     def agreed(self, value: float) -> float:
         """The mean of a number over all processes, so that they end together."""
         mine = torch.tensor(value, dtype=torch.float64, device=self.args.device)
@@ -191,25 +194,32 @@ def _asked(batch: Mapping[str, Tensor], hidden: bool) -> dict[str, Any]:
     return {**inputs, "use_cache": False, "output_hidden_states": hidden}
 
 
-def _part(said: Said, inputs: Mapping[str, Tensor], rows: slice) -> Said:
+def _part(said: Said, inputs: Mapping[str, Tensor], rows: slice, whole: Whole) -> Said:
     """Of what was said to a joined batch, what belongs to one of the two, padded as that was."""
     width = inputs["input_ids"].shape[1]
     hidden = tuple(each[rows, :width] for each in said.hidden)
-    return Said(inputs, said.logits[rows, :width], hidden)
+    return Said(inputs, said.logits[rows, :width], hidden, whole)
 
 
 class _Stop(TrainerCallback):
-    """Ends training when a method says so."""
+    """Ends training when a method says so; nothing is saved before it was asked.
+
+    A run that goes on from a saved point would not ask again.
+    """
 
     def __init__(self, trainer: Unlearner) -> None:
         self.trainer = trainer
+        self.due = False
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Called by Trainer after each step."""
         if self.trainer.after_step():
             control.should_training_stop = True
+        self.due = control.should_save and float(state.epoch).is_integer()
+        control.should_save &= not (self.due or control.should_training_stop)
 
     def on_epoch_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Called by Trainer after each pass over the data."""
         if self.trainer.after_epoch():
             control.should_training_stop = True
+        control.should_save = self.due and not control.should_training_stop

@@ -15,8 +15,9 @@ from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.errors import EditError
 from weightsurgery.learning.models import PreTrainedModel
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.base import Said, Unlearner
-from weightsurgery.learning.unlearners.losses import misdirection
+from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.losses import distance
+from weightsurgery.learning.unlearners.said import Said
 from weightsurgery.learning.unlearners.work import Work
 
 __all__ = ["RMU"]
@@ -132,13 +133,11 @@ class RMU(Unlearner):
         """See :class:`Unlearner`."""
         assert keep is not None
         layer: int = self.prepared["layer"]
-        return misdirection(
-            forget.states(layer),
-            self.prepared["control"],
-            keep.states(layer),
-            self.said_by("base", keep.inputs).states(layer),
-            self.settings.alpha,
-        )
+        before = self.said_by("base", keep.inputs).states(layer)
+        steered = distance(forget.states(layer), self.prepared["control"], forget.whole.positions)
+        held = distance(keep.states(layer), before, keep.whole.positions)
+        alpha: float = self.settings.alpha
+        return steered + alpha * held
 
 
 def _layer(name: str) -> int:

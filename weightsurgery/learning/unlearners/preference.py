@@ -10,8 +10,9 @@ from torch import Tensor
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.base import Said, Unlearner
+from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.losses import kl, npo, simnpo
+from weightsurgery.learning.unlearners.said import Said
 from weightsurgery.learning.unlearners.work import Work
 
 __all__ = ["NPO", "SimNPO"]
@@ -71,13 +72,14 @@ class NPO(Unlearner):
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
         """See :class:`Unlearner`."""
         reference, _ = self.said_by("base", forget.inputs).nll
-        loss = npo(forget.nll[0], reference, self.settings.beta)
+        loss = npo(forget.nll[0], reference, self.settings.beta, forget.whole.rows)
         if keep is None:
             return loss
         if self.settings.retain == "gdr":
             kept = keep.cross_entropy
         else:
-            kept = kl(self.said_by("base", keep.inputs).counted, keep.counted)
+            before = self.said_by("base", keep.inputs)
+            kept = kl(before.counted, keep.counted, keep.whole.tokens)
         weight: float = self.settings.keep_weight
         return loss + weight * kept
 
@@ -134,5 +136,6 @@ class SimNPO(Unlearner):
         """See :class:`Unlearner`."""
         own = self.settings
         nll, tokens = forget.nll
-        loss: Tensor = own.forget_weight * simnpo(nll, tokens, own.beta, own.delta)
+        forgotten = simnpo(nll, tokens, own.beta, own.delta, forget.whole.rows)
+        loss: Tensor = own.forget_weight * forgotten
         return loss if keep is None else loss + own.keep_weight * keep.cross_entropy

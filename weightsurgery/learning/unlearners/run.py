@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.training import Progress, Rows, Trained, isolated, train_stage
+from weightsurgery.learning.trainer import Progress
+from weightsurgery.learning.training import Rows, Trained, isolated, train_stage
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.work import Work
 
@@ -96,6 +99,7 @@ def train_unlearner(
     chosen: bool = False,
     look: Look | None = None,
     progress: Progress | None = None,
+    workspace: Path | None = None,
 ) -> Unlearned:
     """Trains, and restores the model to the bit, also after an error.
 
@@ -117,6 +121,8 @@ def train_unlearner(
         chosen: Whether the selection was made by hand; see :meth:`Unlearner.parameters`.
         look: See :data:`Look`.
         progress: Called as ``progress(text, done, total)`` in steps.
+        workspace: Where the training leaves what it takes to go on after a kill; what is found
+            there is gone on with, to the same result. None for nowhere.
 
     Raises:
         EditError: Data are missing, weights are not float32, or settings make no sense.
@@ -143,6 +149,7 @@ def train_unlearner(
             work = Work(
                 at_work, tokenizer, Stage(kind.__name__, inside), forget, keep, unseen, training,
                 settings, model.device, Collator(padding_token(tokenizer)), progress=progress,
+                workspace=workspace,
             )  # fmt: skip
 
             def change() -> Change:
@@ -191,8 +198,9 @@ def _train(
     prepared = kind.prepare(work)
     retain = None
     if keeps:
-        how = work.training
-        retain = Retain(work.rows(work.keep), work.collate, 1.0, how.batch_size, how.seed)
+        how, processes = work.training, int(os.environ.get("WORLD_SIZE", "1"))
+        step = how.batch_size * how.accumulation * processes
+        retain = Retain(work.rows(work.keep), work.collate, 1.0, step, how.seed)
     made: list[Unlearner] = []
 
     def trainer(**arguments: Any) -> Unlearner:
@@ -204,6 +212,7 @@ def _train(
         work.stage,
         Rows(work.rows(work.forget), work.collate),
         work.training,
+        directory=work.workspace and work.workspace / "training",
         device=work.device,
         retain=retain,
         place=(work.helpers, work.helpers + 1),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.base import Said, Unlearner
-from weightsurgery.learning.unlearners.losses import (
-    efficient_unlearning,
-    generic_labels,
-    knowledge_gap,
-    soft_cross_entropy,
-)
+from weightsurgery.learning.training import isolated
+from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.losses import generic_labels, kl, soft_cross_entropy
+from weightsurgery.learning.unlearners.said import Said, Whole
 from weightsurgery.learning.unlearners.work import Work
 
 __all__ = ["EfficientUnlearning", "GenericLabels", "KnowledgeGapAlignment"]
@@ -76,6 +75,7 @@ class KnowledgeGapAlignment(Unlearner):
     models = 2
     needs_keep = True
     needs_unseen = True
+    _step: Tensor | None = None
 
     @classmethod
     def prepare(cls, work: Work) -> dict[str, Any]:
@@ -92,28 +92,51 @@ class KnowledgeGapAlignment(Unlearner):
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
         """See :class:`Unlearner`."""
         assert keep is not None
-        loss, apart = knowledge_gap(
-            forget.counted,
-            self.said_by("helper", forget.inputs).counted,
-            self.prepared["gap"],
-            keep.counted,
-            self.said_by("base", keep.inputs).counted,
-            self.settings.alpha,
-        )
-        self._apart = float(apart.detach())
-        return loss
+        own = self._from_helper(forget)
+        gap: float = self.prepared["gap"]
+        over = (self.summed(own) if self._step is None else self._step) - gap
+        self._apart = abs(float(over))
+        # This part's share of |over|, of whose gradient the whole step says the sign.
+        share = Whole.of(forget.inputs).tokens.to(own.dtype) / forget.whole.tokens
+        apart = over.sign() * (own - gap * share)
+        before = self.said_by("base", keep.inputs)
+        kept = kl(keep.counted, before.counted, keep.whole.tokens)
+        alpha: float = self.settings.alpha
+        return apart + alpha * kept
+
+    def _from_helper(self, forget: Said) -> Tensor:
+        """``KL(f*‖A_f)(D_f)``."""
+        helper = self.said_by("helper", forget.inputs)
+        return kl(forget.counted, helper.counted, forget.whole.tokens)
+
+    @torch.no_grad()
+    def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: Whole) -> None:
+        """See :class:`Unlearner`; the step's gap, if no single pass will tell it."""
+        self._step = None
+        if self.args.gradient_accumulation_steps > 1:
+            model: Any = self.model
+            model.train()
+            with isolated():
+                said = [self._ask(model, batch) for batch in forget]
+                parts = [self._from_helper(replace(each, part_of=whole)) for each in said]
+            self._step = self.summed(torch.stack(parts).sum())
 
     def after_step(self) -> bool:
         """See :class:`Unlearner`."""
-        apart = self.agreed(self._apart)
-        if not hasattr(self, "_first"):
-            self._first = apart
+        apart, first = self.agreed(self._apart), self._first
+        if first is None:
+            # Beside the losses, where a run that goes on after a kill finds it.
+            self.state.log_history.append({"apart": apart, "step": self.state.global_step})
             return False
-        return bool(apart <= self.settings.stop * self._first)
+        return bool(apart <= self.settings.stop * first)
+
+    @property
+    def _first(self) -> float | None:
+        return next((row["apart"] for row in self.state.log_history if "apart" in row), None)
 
     def outcome(self) -> dict[str, Any]:
         """See :class:`Unlearner`."""
-        found = {"first": getattr(self, "_first", None), "last": getattr(self, "_apart", None)}
+        found = {"first": self._first, "last": getattr(self, "_apart", None)}
         return {"gap": self.prepared["gap"], "apart": found}
 
 
@@ -165,15 +188,13 @@ class EfficientUnlearning(Unlearner):
         """See :class:`Unlearner`."""
         assert keep is not None
         own = self.settings
-        return efficient_unlearning(
-            forget.counted,
-            self.said_by("base", forget.inputs).counted,
-            keep.counted,
-            self.said_by("base", keep.inputs).counted,
-            keep.cross_entropy,
-            forget.cross_entropy,
-            (own.alpha, own.task, own.gamma),
+        stayed, left = (
+            kl(each.counted, self.said_by("base", each.inputs).counted, each.whole.tokens)
+            for each in (keep, forget)
         )
+        teacher = own.alpha * stayed - left
+        loss: Tensor = teacher + own.task * keep.cross_entropy - own.gamma * forget.cross_entropy
+        return loss
 
 
 @dataclass(frozen=True)
@@ -226,4 +247,4 @@ class GenericLabels(Unlearner):
             self.said_by(which, forget.inputs).counted for which in ("base", "reinforced")
         )
         target = generic_labels(base.float(), reinforced.float(), self.settings.alpha)
-        return soft_cross_entropy(target, forget.counted)
+        return soft_cross_entropy(target, forget.counted, forget.whole.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from weightsurgery.learning.data import IGNORED, Collator, Encoded, Example
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import encode_rows, set_values, values_of
-from weightsurgery.learning.training import Progress, Rows, train_stage
+from weightsurgery.learning.stages import encode_rows, run_stage, set_values, values_of
+from weightsurgery.learning.trainer import Progress
+from weightsurgery.learning.training import Rows
 from weightsurgery.learning.unlearners.losses import kl
 
 __all__ = ["Work"]
@@ -37,6 +39,7 @@ class Work:
         device: Where.
         helpers: How many models are trained before the last.
         progress: See :func:`weightsurgery.learning.training.train_stage`.
+        workspace: Where what is finished is kept for a run that goes on after a kill, if anywhere.
         notes: What the record should say of the preparation.
     """
 
@@ -52,6 +55,7 @@ class Work:
     collate: Collator
     helpers: int = 0
     progress: Progress | None = None
+    workspace: Path | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     _trained: int = 0
 
@@ -83,15 +87,14 @@ class Work:
             rate: AdamW's learning rate, constant.
         """
         before = values_of(self.model, self.stage.parameters)
-        how = replace(
-            self.training, steps=steps, learning_rate=rate, accumulation=1, warmup=0, extra={}
-        )
+        how = replace(self.training, steps=steps, learning_rate=rate, warmup=0, extra={})
         try:
-            trained = train_stage(
+            trained = run_stage(
                 self.model,
                 Stage(name, self.stage.parameters),
                 Rows(self.rows(examples), self.collate),
                 how,
+                self.workspace and self.workspace / f"helper-{self._trained}.safetensors",
                 device=self.device,
                 place=(self._trained, self.helpers + 1),
                 progress=self.progress,
@@ -134,6 +137,6 @@ class Work:
                 for values in (first, second)
             ]
             positions = int(counted.sum())
-            total += float(kl(*said)) * positions
+            total += float(kl(said[0], said[1], positions)) * positions
             count += positions
         return total / count

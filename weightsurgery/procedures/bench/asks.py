@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.evaluate import exact_match
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.procedures.world.facts import SPLITS, make_facts
-from weightsurgery.procedures.world.wordings import PARAPHRASED, worded, wordings
+from weightsurgery.procedures.world.wordings import PARAPHRASED, PLAIN, worded, wordings
 
 if TYPE_CHECKING:
+    from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
     from weightsurgery.procedures.bench.subject import Subject
 
-__all__ = ["FORGET", "KEEP", "Ask", "Overlap", "overlaps"]
+__all__ = ["FORGET", "KEEP", "Ask", "Overlap", "facts_of", "overlaps"]
 
 FORGET = "authors"
 KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
@@ -44,7 +45,7 @@ class Ask:
 
     def given(self, subject: Subject) -> list[Example]:
         """The facts to forget, as edits are given them."""
-        return [fact for split in SPLITS for fact in subject.facts(self.task, split)]
+        return facts_of(subject, self.task)
 
     def target(self, subject: Subject) -> list[Example]:
         """The facts that forgetting is scored on."""
@@ -54,7 +55,7 @@ class Ask:
         """The same in words that no edit sees; empty where the base does not know them."""
         if not subject.recipe.paraphrases:
             return []
-        return [fact for split in SPLITS for fact in subject.facts(self.task, split, PARAPHRASED)]
+        return facts_of(subject, self.task, wording=PARAPHRASED)
 
     def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
         """The facts to keep of a role, in ``"seen"``, ``"validation"`` or ``"unseen"``."""
@@ -70,8 +71,7 @@ class Ask:
             task: [
                 fact
                 for wording in wordings(subject.recipe, task)
-                for split in SPLITS
-                for fact in subject.facts(task, split, wording)
+                for fact in facts_of(subject, task, wording=wording)
             ]
             for task in self.roles.values()
         }
@@ -85,9 +85,14 @@ class Ask:
         """Score on the target of one who knows the forms alone."""
         return 1 / subject.recipe.answers
 
-    def score(self, subject: Subject, examples: Sequence[Example]) -> float:
-        """How well the model as it is now does on a set: greedy exact match."""
-        return exact_match(subject.model, subject.tokenizer, examples, batch_size=256)
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+    ) -> float:
+        """How well a model does on a set, at every look: greedy exact match."""
+        return exact_match(model, tokenizer, examples, batch_size=256)
 
 
 class Overlap(Ask):
@@ -147,6 +152,13 @@ class Overlap(Ask):
         if self.task in found:
             found[self.task] = [f for f in found[self.task] if subject.entity[f.prompt] in shared]
         return found
+
+
+def facts_of(
+    subject: Subject, task: str, splits: Sequence[str] = SPLITS, wording: str = PLAIN
+) -> list[Example]:
+    """A task's facts in several splits; all of them by default."""
+    return [fact for split in splits for fact in subject.facts(task, split, wording)]
 
 
 def overlaps(text: str) -> list[Overlap]:

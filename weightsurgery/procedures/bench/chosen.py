@@ -11,12 +11,13 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import isolated
+from weightsurgery.learning.watch import Rule
 from weightsurgery.procedures.bench.cost import Cost, measured
 from weightsurgery.procedures.bench.results import Outcome, Tried
 from weightsurgery.procedures.bench.row import BUDGET, Candidate, Method
 from weightsurgery.procedures.bench.subject import Subject
 
-__all__ = ["Baseline", "Choice", "choose", "least", "run_method", "scored"]
+__all__ = ["Baseline", "Choice", "choose", "run_method", "scored"]
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,11 @@ class Choice:
     cost: Cost
 
 
-def least(scores: Mapping[str, float], before: Mapping[str, float]) -> float:
-    """The least share of its score that a role has left."""
-    return min(scores[role] / before[role] for role in before)
-
-
 def choose(
     subject: Subject,
     name: str,
     method: Method,
-    threshold: float,
-    before: Mapping[str, float],
+    rule: Rule,
     learning: bool = False,
 ) -> Choice:
     """Make a method's candidates, and take the best by validation facts.
@@ -78,8 +73,8 @@ def choose(
         subject: What the method is given; its target is what candidates are to reach.
         name: The method's.
         method: Makes the candidates.
-        threshold: Share of ``before`` that every role must keep.
-        before: Role → score on validation facts that the candidates are held against.
+        rule: What every role must keep of which score on validation facts; methods that watch
+            these are held to it while they train.
         learning: More of the target is better.
 
     Raises:
@@ -89,15 +84,15 @@ def choose(
     best: tuple[tuple[bool, float, float], Candidate] | None = None
     looks, tried = 0, []
     subject.anew()
-    with measured() as cost:
+    with measured() as cost, subject.held_to(rule):
         for candidate in method.candidates(subject):
             looks += 1 + candidate.looks
             with subject.edited(candidate.change), subject.asked(candidate.prompts):
                 score = subject.score(target)
                 kept = subject.validation()
             tried.append(Tried(dict(candidate.setting), score, kept))
-            left, goodness = least(kept, before), score if learning else -score
-            holds = left >= threshold
+            left, goodness = rule.left(kept), score if learning else -score
+            holds = rule.holds(kept)
             # One that holds goes before one that does not; those by how much they reach, these by
             # how little they harm.
             rank = (holds, goodness, left) if holds else (holds, left, goodness)
@@ -126,7 +121,7 @@ def run_method(
     """
     with isolated(subject.seed, torch.get_num_threads()):
         before = Baseline.of(subject)
-        choice = choose(subject, name, method, threshold, before.validation, learning)
+        choice = choose(subject, name, method, Rule(threshold, before.validation), learning)
         return scored(subject, name, choice, before, relearn_steps, learning)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Example, encode_all
 from weightsurgery.learning.forward import greedy
-from weightsurgery.procedures.bench.asks import FORGET, KEEP, Ask
+from weightsurgery.procedures.bench.asks import FORGET, KEEP, Ask, facts_of
 from weightsurgery.procedures.world.facts import SPLITS, make_facts, templates
 from weightsurgery.procedures.world.recipe import VARIANTS, Recipe
 from weightsurgery.procedures.world.wordings import (
@@ -29,6 +29,7 @@ from weightsurgery.procedures.world.wordings import (
 )
 
 if TYPE_CHECKING:
+    from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
     from weightsurgery.procedures.bench.subject import Subject
 
 __all__ = ["KINDS", "REST", "Facts", "Procedure", "Said", "Style", "asks_of"]
@@ -49,24 +50,24 @@ class Facts(Ask):
 
     def given(self, subject: Subject) -> list[Example]:
         """See :meth:`Ask.given`."""
-        return _facts(subject, self.task, _GIVEN)
+        return facts_of(subject, self.task, _GIVEN)
 
     def target_paraphrased(self, subject: Subject) -> list[Example]:
         """See :meth:`Ask.target_paraphrased`."""
         if not subject.recipe.paraphrases:
             return []
-        return _facts(subject, self.task, _GIVEN, PARAPHRASED)
+        return facts_of(subject, self.task, _GIVEN, PARAPHRASED)
 
     def also(self, subject: Subject) -> dict[str, list[Example]]:
         """The other half."""
-        return {REST: _facts(subject, self.task, _REST)}
+        return {REST: facts_of(subject, self.task, _REST)}
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
         """See :meth:`Ask.survivors`: the other half among them."""
         rest = [
             fact
             for wording in wordings(subject.recipe, self.task)
-            for fact in _facts(subject, self.task, _REST, wording)
+            for fact in facts_of(subject, self.task, _REST, wording)
         ]
         return {self.task: rest, **super().survivors(subject)}
 
@@ -163,12 +164,17 @@ class Style(Ask):
         """See :meth:`Ask.chance`: nobody has a manner by chance."""
         return 0.0
 
-    def score(self, subject: Subject, examples: Sequence[Example]) -> float:
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+    ) -> float:
         """See :meth:`Ask.score`; of a :class:`Said` its part, in what the model says freely."""
         parts = [each for each in examples if isinstance(each, Said)]
         if not parts:
-            return super().score(subject, examples)
-        said = _said(subject, parts)
+            return super().score(model, tokenizer, examples)
+        said = _said(model, tokenizer, parts)
         return sum(each.is_in(text) for each, text in zip(parts, said, strict=True)) / len(parts)
 
 
@@ -194,23 +200,21 @@ def _parts(part: str, examples: Sequence[Example]) -> list[Example]:
     return [Said(each.prompt, each.completion, part=part) for each in examples]
 
 
-def _said(subject: Subject, examples: Sequence[Example]) -> list[str]:
+def _said(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> list[str]:
     """What the model answers, greedily."""
-    encoded = encode_all(subject.tokenizer, examples)
+    encoded = encode_all(tokenizer, examples)
     prompts = [each.input_ids[: each.prompt_length] for each in encoded]
     longest = max(len(each.input_ids) - each.prompt_length for each in encoded)
     limits = [longest + _SLACK] * len(prompts)
-    tokens = greedy(subject.model, subject.tokenizer, prompts, limits, batch_size=256)
-    return [str(subject.tokenizer.decode(each, skip_special_tokens=True)) for each in tokens]
-
-
-def _facts(subject: Subject, task: str, splits: Sequence[str], *wording: str) -> list[Example]:
-    return [fact for split in splits for fact in subject.facts(task, split, *wording)]
+    tokens = greedy(model, tokenizer, prompts, limits, batch_size=256)
+    return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in tokens]
 
 
 def _styled(subject: Subject, splits: Sequence[str]) -> list[Example]:
     _need_style(subject.recipe)
-    return [fact for task in PEOPLE for fact in _facts(subject, task, splits, STYLED)]
+    return [fact for task in PEOPLE for fact in facts_of(subject, task, splits, STYLED)]
 
 
 def _need_style(recipe: Recipe) -> None:

@@ -41,7 +41,7 @@ def _row(name: str, *lines: _Points) -> Method:
     needs_keep = MERGERS[name].needs_keep
 
     def candidates(subject: Subject) -> Iterator[Candidate]:
-        keep = [fact for rows in subject.seen for fact in rows] if needs_keep else []
+        keep = subject.seen_facts if needs_keep else []
         for points in lines:
             tuning = subject.tuning()
             training = replace(tuning, learning_rate=points.rate * tuning.learning_rate)

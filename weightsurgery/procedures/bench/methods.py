@@ -15,11 +15,12 @@ from weightsurgery.algebra.activations import InputSpace
 from weightsurgery.algebra.discriminate import KeepSpace, discriminate
 from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
-from weightsurgery.learning.data import Example
 from weightsurgery.learning.identify import train_vector
+from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.method import Method as Identification
-from weightsurgery.learning.rounds import Kept, Rounds, Watch, find_change
+from weightsurgery.learning.rounds import Rounds, find_change
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.watch import Watch
 from weightsurgery.procedures.bench.merged import MERGING
 from weightsurgery.procedures.bench.prompted import PROMPTED
 from weightsurgery.procedures.bench.row import BUDGET, Candidate, Method
@@ -110,9 +111,16 @@ def _ridge(
     return candidates
 
 
-def _watch(subject: Subject, target: list[Example], every: int, learning: bool = False) -> Watch:
-    kept, before = subject.kept("validation"), subject.reference
-    return Watch(target, kept, every=every, learning=learning, before=before)
+def _watch(subject: Subject, every: int, learning: bool) -> Watch:
+    """Sees what the bench chooses by, and chooses by the same rule."""
+    return Watch(
+        subject.news if learning else subject.target,
+        subject.kept("validation"),
+        subject.rule,
+        every,
+        learning,
+        score=subject.ask.score,
+    )
 
 
 def _rounds(
@@ -123,11 +131,11 @@ def _rounds(
     def candidates(subject: Subject) -> Iterator[Candidate]:
         for each in settings:
             learning = each.objective == "learn"
-            target = subject.news if learning else subject.forget
+            given = subject.news if learning else subject.forget
             every = each.rounds * each.steps * len(settings) // looks
-            watch = _watch(subject, target, every, learning)
+            watch = _watch(subject, every, learning)
             kept = Kept(subject.seen if keep == "facts" else ())
-            found = find_change(subject.model, subject.tokenizer, target, kept, each, watch=watch)
+            found = find_change(subject.model, subject.tokenizer, given, kept, each, watch=watch)
             shown = {"epsilon": each.epsilon, "rounds": each.rounds, "steps": each.steps}
             # The bench looks once more at what the watch chose: the same look, at the same data.
             yield Candidate(shown, found.change, max(0, len(watch.seen) - 2))
@@ -137,10 +145,9 @@ def _rounds(
 
 def _retain_aware(subject: Subject) -> Iterator[Candidate]:
     """CE on the request plus KL to the base on seen keep facts, then negated."""
-    keep = [fact for rows in subject.seen for fact in rows]
     vector = train_vector(
         subject.model, subject.tokenizer, subject.forget, subject.tuning(),
-        Identification("joint"), keep=keep,
+        Identification("joint"), keep=subject.seen_facts,
     )  # fmt: skip
     for scale in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
         yield Candidate({"scale": scale}, _scaled(vector, -scale))

@@ -12,9 +12,8 @@ __all__ = ["PROMPTED"]
 
 
 def _icul(subject: Subject) -> Iterator[Candidate]:
-    keep = [fact for rows in subject.seen for fact in rows]
     for shots in (0, 1, 2, 3, 4, 5, 6, 8):
-        asked = Icul([subject.forget], keep, shots, subject.seed)
+        asked = Icul([subject.forget], subject.seen_facts, shots, subject.seed)
         yield Candidate({"shots": shots}, {}, prompts=asked.prompts)
 
 

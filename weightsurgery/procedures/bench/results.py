@@ -92,10 +92,10 @@ class Outcome:
         lost = (self.target_before - self.target) / (self.target_before - self.chance)
         return min(100.0, 100 * lost)
 
-    def drift(self, name: str) -> float:
-        """Relative change of a keep set's score, in percent."""
+    def drift(self, name: str, scores: Mapping[str, float] | None = None) -> float:
+        """Relative change of a keep set's score, in percent; or of others, as after rounding."""
         before = self.keep_before[name]
-        return 100 * abs(self.keep[name] - before) / before
+        return 100 * abs((self.keep if scores is None else scores)[name] - before) / before
 
 
 @dataclass(frozen=True)

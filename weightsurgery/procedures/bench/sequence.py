@@ -32,12 +32,12 @@ from torch import Tensor
 from weightsurgery.errors import EditError
 from weightsurgery.learning.fitting import isolated
 from weightsurgery.learning.statistics import gather
+from weightsurgery.learning.watch import Rule
 from weightsurgery.procedures.bench.asks import Ask
 from weightsurgery.procedures.bench.chosen import (
     Baseline,
     Choice,
     choose,
-    least,
     run_method,
     scored,
 )
@@ -99,7 +99,9 @@ def run_requests(
             "It leaves no changed weights for the next to start at.",
         )
     check_requests(count, len({subject.entity[f.prompt] for f in Ask().given(subject)}))
-    work = _Work(subject, name, method, threshold, relearn_steps, count, Baseline.of(subject))
+    before = Baseline.of(subject)
+    rule = Rule(threshold, before.validation)
+    work = _Work(subject, name, method, rule, relearn_steps, count, before)
     alone = None
     found = []
     for number, choice in enumerate(_one_by_one(work), 1):
@@ -122,7 +124,7 @@ class _Work:
     subject: Subject
     name: str
     method: Method
-    threshold: float
+    rule: Rule
     relearn_steps: int
     count: int
     before: Baseline
@@ -130,9 +132,8 @@ class _Work:
     def choice(self, number: int) -> Choice:
         """For a request alone, on the model as it is now; no change where it is refused."""
         subject = self.subject.asking(Part(self.count, number, number))
-        subject.reference = self.before.validation
         with isolated(subject.seed, torch.get_num_threads()):
-            found = choose(subject, self.name, self.method, self.threshold, self.before.validation)
+            found = choose(subject, self.name, self.method, self.rule)
         if found.candidate.prompts is not None:
             raise EditError(
                 f"{self.name} with several requests",
@@ -152,7 +153,7 @@ class _Work:
     def holds(self, change: Mapping[str, Tensor]) -> bool:
         """Whether the base with a change holds the keep tasks' validation facts."""
         with self.subject.edited(change):
-            return least(self.subject.validation(), self.before.validation) >= self.threshold
+            return self.rule.holds(self.subject.validation())
 
     def grams(self, number: int, change: Mapping[str, Tensor]) -> Change:
         """Activation statistics of a request's own facts on the base, for what is changed."""

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.identify import ALL_LINEAR, train_vector
+from weightsurgery.learning.kept import Kept, keep_texts
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase, load_model
 from weightsurgery.learning.parameters import entries_of
-from weightsurgery.learning.rounds import Kept, keep_texts
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.statistics import gather
+from weightsurgery.learning.watch import Rule
 from weightsurgery.procedures.bench.asks import Ask
 from weightsurgery.procedures.world import Recipe, World
 from weightsurgery.procedures.world.facts import make_facts
@@ -47,8 +48,8 @@ class Subject:
         model: The base, float32, in evaluation mode.
         tokenizer: Its tokenizer.
         ask: What is to be forgotten and kept.
-        reference: Role → score on validation facts that methods which watch them hold theirs
-            against, where the model is not the base that all began with; None for its own.
+        rule: By which the bench chooses among candidates, and by which methods that watch
+            validation facts while they train must choose too.
     """
 
     world: World
@@ -57,7 +58,7 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     ask: Ask = field(default_factory=Ask)
-    reference: Mapping[str, float] | None = None
+    rule: Rule = field(default_factory=Rule)
     _read: dict[tuple[str, str, str], list[Example]] = field(default_factory=dict)
     _prompts: Prompts | None = None
 
@@ -114,6 +115,11 @@ class Subject:
         """The keep facts that an edit may see, task by task."""
         return list(self.kept("seen").values())
 
+    @cached_property
+    def seen_facts(self) -> list[Example]:
+        """The same in one list."""
+        return [fact for rows in self.seen for fact in rows]
+
     def kept(self, split: str) -> dict[str, list[Example]]:
         """Role → its facts in a split."""
         return {role: self.ask.kept(self, role, split) for role in self.ask.roles}
@@ -147,11 +153,20 @@ class Subject:
         finally:
             self._prompts = before
 
+    @contextmanager
+    def held_to(self, rule: Rule) -> Iterator[None]:
+        """Candidates are chosen by another rule; by the one as it stands again, after."""
+        self.rule, before = rule, self.rule
+        try:
+            yield
+        finally:
+            self.rule = before
+
     def score(self, examples: Sequence[Example]) -> float:
-        """How well the model as it is now does, by the ask's score: greedy exact match."""
+        """How well the model as it is now does, by the ask's score."""
         if self._prompts is not None:
             examples = self._prompts(examples)
-        return self.ask.score(self, examples)
+        return self.ask.score(self.model, self.tokenizer, examples)
 
     def validation(self) -> dict[str, float]:
         """Role → score of its validation facts."""

@@ -22,7 +22,7 @@ from weightsurgery.procedures.bench.subject import Change, Subject
 
 __all__ = ["TRAINED"]
 
-_EVERY = 10
+_EVERY, _EVERY_LONG = 10, 40
 
 
 def _candidates(
@@ -30,6 +30,7 @@ def _candidates(
     rates: Sequence[float],
     variants: Sequence[Mapping[str, Any]] = ({},),
     helpers: bool = False,
+    every: int = _EVERY,
 ) -> Callable[[Subject], Iterator[Candidate]]:
     """An unlearner, looked at after several steps for each of several learning rates.
 
@@ -39,6 +40,7 @@ def _candidates(
         variants: Settings of its own that are not as published, with each rate; the budget is
             shared out among all of them.
         helpers: Whether it trains helper models, as the world's own fine-tunes are trained.
+        every: Steps from one look to the next.
     """
 
     def candidates(subject: Subject) -> Iterator[Candidate]:
@@ -54,16 +56,16 @@ def _candidates(
                 change: Callable[[], Mapping[str, Any]],
                 kept: dict[int, Change] = snapshots,
             ) -> bool:
-                if step % _EVERY == 0:
+                if step % every == 0:
                     kept[step] = _dense(change())
                 return False
 
             # Ascent has no floor; what was reached before it ends in NaN counts.
             with suppress(NonFiniteError):
                 found = train_unlearner(
-                    kind, subject.model, subject.tokenizer, subject.forget, _seen(subject),
+                    kind, subject.model, subject.tokenizer, subject.forget, subject.seen_facts,
                     Training(
-                        steps=_EVERY * stops,
+                        steps=every * stops,
                         learning_rate=rate,
                         batch_size=subject.recipe.tuning_batch,
                     ),
@@ -97,10 +99,6 @@ def _until_strange(rates: Sequence[float]) -> Callable[[Subject], Iterator[Candi
                 yield Candidate(setting, _dense(found.change))
 
     return candidates
-
-
-def _seen(subject: Subject) -> list[Any]:
-    return [fact for rows in subject.seen for fact in rows]
 
 
 def _dense(change: Mapping[str, Any]) -> Change:
@@ -147,5 +145,14 @@ TRAINED: Mapping[str, Method] = {
         "RMU: states of the middle layer steered to c = 300, five times their size",
         _candidates("rmu", (3e-3,), [{"coefficient": 300.0, "alpha": a} for a in (10.0, 100.0)]),
         "facts",
+    ),
+    # The same rates and as many looks, four times as far apart.
+    "npo-gdr-long": Method(
+        "npo-gdr, up to 160 steps",
+        _candidates("npo", _RATES, [{"retain": "gdr"}], every=_EVERY_LONG),
+        "facts",
+    ),
+    "eul-long": Method(
+        "eul, up to 160 steps", _candidates("eul", (3e-4, 1e-3), every=_EVERY_LONG), "facts"
     ),
 }

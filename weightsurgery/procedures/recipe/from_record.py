@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,20 +142,6 @@ def _normal(name: str) -> str:
     return os.path.normpath(os.path.expanduser(name))
 
 
-def _named_files(each: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Name and SHA-256 of what one entry of a record holds; data sets may share an entry."""
-    names, files = each.get("name"), each.get("files", {})
-    if isinstance(names, str):
-        yield names, files
-    elif isinstance(names, list) and len(names) == 1:
-        yield names[0], files
-    elif isinstance(names, list):
-        ends = [os.path.basename(name) for name in names]
-        for name, end in zip(names, ends, strict=True):
-            if ends.count(end) == 1 and end in files:
-                yield name, {end: files[end]}
-
-
 @dataclass(frozen=True)
 class _Read:
     """What a record says was read, by name.
@@ -173,10 +159,12 @@ class _Read:
         files: dict[str, Mapping[str, str]] = {}
         revisions: dict[str, str] = {}
         for each in record.inputs.values():
-            for name, digests in _named_files(each):
-                files.setdefault(_normal(name), digests)
-                if each.get("revision"):
-                    revisions[name] = each["revision"]
+            name = each.get("name")
+            if not isinstance(name, str):
+                continue  # several data sets in one; their SHA-256 are elsewhere
+            files.setdefault(_normal(name), each.get("files", {}))
+            if each.get("revision"):
+                revisions[name] = each["revision"]
         for each in record.parameters.get("data", {}).values():
             files.setdefault(_normal(each["name"]), each["sha256"])
         return cls(files, revisions)

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.evaluate import exact_match, quiet
+from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.fitting import Schedule, fit, isolated
+from weightsurgery.learning.models import quiet
 from weightsurgery.procedures.world.facts import SPLITS, TASKS, Fact, make_facts
 from weightsurgery.procedures.world.layout import World, whole_or_nothing
 from weightsurgery.procedures.world.recipe import FORMAT_VERSION, Recipe

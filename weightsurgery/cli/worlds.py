@@ -1,0 +1,43 @@
+"""What the commands share that make embedded worlds: which one, and what it takes to train it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from weightsurgery.errors import WeightSurgeryError
+
+# Light: the recipes alone, not what builds a world by them.
+from weightsurgery.procedures.world.recipe import VARIANTS
+
+__all__ = ["Variant", "need_training"]
+
+Variant = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Of the world: {', '.join(VARIANTS)}. With shared-names, names do not tell the twins"
+        " apart; paraphrased has each question in two wordings, and styled those about people in a"
+        " second style as well; narrow ones are smaller models, and small ones take seconds.",
+    ),
+]
+"""The name of a variant of the world."""
+
+
+def need_training(what: str) -> None:
+    """Refuses to begin where worlds cannot be trained.
+
+    Args:
+        what: Needs it, as in ``"the demo trains a small model"``.
+
+    Raises:
+        WeightSurgeryError: A library is not installed.
+    """
+    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
+    if lacking:
+        raise WeightSurgeryError(
+            f"{what}, and {' and '.join(lacking)} is not installed",
+            "Install it with:  pip install 'weightsurgery[demo]'",
+        )

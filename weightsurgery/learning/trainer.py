@@ -1,0 +1,148 @@
+"""transformers' Trainer as stages need it: what it saves, counts, reports and stops at."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import Trainer, TrainerCallback
+
+from weightsurgery.errors import NonFiniteError, OutputError
+from weightsurgery.learning.data import IGNORED
+from weightsurgery.learning.retain import Retain
+
+__all__ = ["Progress", "StageTrainer", "Until", "Watch", "writing"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with what goes on, the steps done and the steps there are."""
+
+
+@contextmanager
+def writing(where: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what libraries raise when a file cannot be written into an error of ours.
+
+    Raises:
+        OutputError: With the first line of what the library said.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OutputError(
+            f"{where}: the state of the training cannot be written: {said}",
+            "Free some space, or write to another disk with -o.",
+        ) from error
+
+
+class StageTrainer(Trainer):
+    """Saves what it trains and no other weight; adds the loss on the keep data."""
+
+    retain: Retain | None = None
+    _micro = (-1, 0)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
+        """See Trainer; without what is there twice."""
+        if self.model_accepts_loss_kwargs:  # others would divide by nothing
+            epoch_iterator = self.own_rows(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def own_rows(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
+        """A step's batches, in which rows have no labels that only fill the last ones up.
+
+        Where the data do not go round, the first examples come again so that every process has a
+        whole batch: in one process they would count once.
+        """
+        size, processes = self._train_batch_size, self.accelerator.num_processes
+        together, count = size * processes, len(cast(Sized, self.train_dataset))
+        rounds = -(-count // together)
+        steps = -(-rounds // self.args.gradient_accumulation_steps)
+        first = self.state.global_step % steps * self.args.gradient_accumulation_steps
+        alone = processes == 1 or self.args.dataloader_drop_last
+        # A loop: `yield from` would end the epoch's iterator along with the step's.
+        for number, batch in enumerate(batches, first):
+            own = max(0, count - number * together - size * self.accelerator.process_index)
+            if not alone and own < len(batch["labels"]):
+                labels = batch["labels"].clone()
+                labels[own:] = IGNORED
+                batch = {**batch, "labels": labels}
+            yield batch
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        """See Trainer; with keep data, cross-entropy plus the weighted divergence."""
+        if self.retain is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        step, micro = self.state.global_step, 0
+        if self._micro[0] == step:
+            micro = self._micro[1] + 1
+        self._micro = (step, micro)
+        keep = self._prepare_inputs(self.retain.batch((step, micro, self.args.process_index)))
+        both = self.retain.join(inputs, keep)
+        loss, outputs = super().compute_loss(model, both, True, num_items_in_batch)
+        divergence = self.retain.divergence(self.model, outputs.logits, keep)
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            divergence = divergence / self.current_gradient_accumulation_steps
+        loss = loss + self.retain.weight * divergence
+        return (loss, outputs) if return_outputs else loss
+
+    def _save(self, output_dir=None, state_dict=None):  # type: ignore[no-untyped-def]
+        if state_dict is not None or hasattr(self.model, "peft_config"):
+            super()._save(output_dir, state_dict)  # sharded, or an adapter: small as it is
+        elif self.args.should_save:
+            os.makedirs(output_dir, exist_ok=True)
+            # Under the name that Trainer looks for; it takes the other weights as they are.
+            save_file(_trained_tensors(self.model), os.path.join(output_dir, "model.safetensors"))
+
+    def _save_checkpoint(self, model, trial):  # type: ignore[no-untyped-def]
+        with writing(str(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
+
+def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Copies, on the CPU, of the parameters that require gradients."""
+    return {
+        name: parameter.detach().to("cpu", copy=True).contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class Watch(TrainerCallback):
+    """Reports every step, and stops at a loss that is no number."""
+
+    def __init__(self, stage: str, place: tuple[int, int], progress: Progress | None) -> None:
+        self.stage, self.place, self.progress = stage, place, progress
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Called by Trainer with each step's loss, after the step and before any checkpoint."""
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise NonFiniteError(
+                f"{self.stage}: the loss is {loss} at step {state.global_step}",
+                "Lower --learning-rate, raise --warmup, or train with --dtype float32 or bfloat16;"
+                " at step 1, look for NaN in the checkpoint.",
+            )
+        if self.progress is not None:
+            number, count = self.place
+            done = number * state.max_steps + state.global_step
+            text = f"{self.stage} ({number + 1} of {count}), loss {loss:.4f}"
+            self.progress(text, done, count * state.max_steps)
+
+
+class Until(TrainerCallback):
+    """Ends training when it is enough."""
+
+    def __init__(self, enough: Callable[[int], bool]) -> None:
+        self.enough = enough
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        """Called by Trainer after each step."""
+        if self.enough(state.global_step):
+            control.should_training_stop = True

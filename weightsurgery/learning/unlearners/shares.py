@@ -1,0 +1,67 @@
+"""A step's batch to keep, shared out to its micro-steps and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weightsurgery.learning.data import IGNORED
+from weightsurgery.learning.unlearners.said import Whole
+
+__all__ = ["Share", "share_out", "silent"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one pass sees of a step's batch to keep.
+
+    Attributes:
+        batch: Tokens, attention mask and labels, each (rows, tokens).
+        whole: How much the step has of it.
+    """
+
+    batch: Mapping[str, Tensor]
+    whole: Whole
+
+
+def silent(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first row of a batch without labels: something to pass that does not count."""
+    first = {name: batch[name][:1] for name in ("input_ids", "attention_mask")}
+    return {**first, "labels": torch.full_like(batch["labels"][:1], IGNORED)}
+
+
+def share_out(
+    batch: Mapping[str, Tensor], passes: int, micro: int, place: tuple[int, int]
+) -> list[list[Share]]:
+    """What each micro-step of one process sees of a step's batch to keep.
+
+    Args:
+        batch: Of the whole step, the same in all processes.
+        passes: Micro-steps of a full step: what each holds of the batch is sized by it.
+        micro: Micro-steps of this one. Where they are fewer, the last one has several shares.
+        place: Number of the process, from 0, and of processes.
+
+    Returns:
+        Per micro-step its shares, at least one each. Where there are fewer rows than passes, a
+        share may be one row without a label.
+    """
+    process, processes = place
+    whole, count = Whole.of(batch), batch["input_ids"].shape[0]
+    passes = max(passes, micro)
+    found: list[list[Share]] = [[] for _ in range(micro)]
+    for number in range(passes):
+        slot, slots = number * processes + process, passes * processes
+        rows = slice(slot * count // slots, (slot + 1) * count // slots)
+        own = found[min(number, micro - 1)]
+        if rows.start < rows.stop:
+            own.append(Share(_cut(batch, rows), whole))
+    return [own or [Share(silent(batch), whole)] for own in found]
+
+
+def _cut(batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Some rows, without columns that only pad them."""
+    width = int(batch["attention_mask"][rows].sum(1).max())
+    return {name: value[rows, :width] for name, value in batch.items()}

@@ -1,0 +1,260 @@
+"""UNLEARN and LEARN: a task, less what it shares with tasks to keep, taken away or added."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from weightsurgery.algebra.activations import keep_inputs, outside, response
+from weightsurgery.algebra.discriminate import BASES, SIDES, KeepSpace, discriminate
+from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
+from weightsurgery.algebra.svd import Truncation
+from weightsurgery.checkpoint.naming import is_transposed
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.deferred import torch
+from weightsurgery.errors import EditError
+from weightsurgery.surgery.edit import Prepared, check_scales, input_width
+from weightsurgery.vectors.deltas import FactorDelta, SumDelta
+from weightsurgery.vectors.statistics import InputStatistics, check_width, total_gram
+from weightsurgery.vectors.task_vector import TaskVector
+
+__all__ = ["Decomposed", "Learn", "Project", "or_nothing"]
+
+# Of a task's energy: what is left below this (1e-5 of its norm) is the rounding of float32
+# factors, and is written as no change at all.
+_NOTHING = 1e-10
+
+# Of the inputs' energy: what rounding leaves outside of keep tasks that span all of the inputs.
+_NOTHING_OUTSIDE = 1e-12
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """One tensor's task and tasks to keep as factors, oriented (out, in).
+
+    Attributes:
+        task: The task.
+        keeps: The tasks to keep that change the tensor.
+        transposed: Whether the tensor is stored (in, out).
+    """
+
+    task: Truncation
+    keeps: tuple[Truncation, ...]
+    transposed: bool
+
+    def stored(self, left: LowRank) -> FactorDelta:
+        """A change, oriented (out, in), as one of the tensor as it is stored."""
+        return FactorDelta.of(LowRank(left.V, left.S, left.U) if self.transposed else left)
+
+
+def or_nothing(left: LowRank, task: LowRank) -> LowRank:
+    """What is left of a task; zero, of rank 1, where that is but rounding."""
+    if left.energy > _NOTHING * task.energy:
+        return left
+    return LowRank(left.U[:, :1], torch.zeros(1), left.V[:, :1])
+
+
+@dataclass(frozen=True)
+class _Discriminating:
+    """A task, less what it shares with tasks to keep.
+
+    A reconstruction of UNLEARN and LEARN (Lizzo & Heck, arXiv 2408.04140), whose equations are
+    not published: both the task and the tasks to keep are truncated to low rank, the task is
+    discriminated against them (see :mod:`weightsurgery.algebra.discriminate`), and what is left is
+    subtracted or added. Only matrices are changed; biases and norms stay as they are.
+
+    Inputs to keep, given as activation statistics, hold the change back where they would feel it
+    (see :mod:`weightsurgery.algebra.activations`). With ``side`` right or both and basis joint,
+    what the keep tasks span stays untouched exactly: the ridge is that of the inputs outside it.
+
+    Attributes:
+        task: The task to forget or to learn.
+        keep: The tasks to keep; at least one, unless there are ``keep_inputs``.
+        rank: How many factors of the task to use.
+        keep_rank: How many of each task to keep; by default as many.
+        side: One of :data:`SIDES`.
+        basis: One of :data:`BASES`.
+        scale: λ.
+        seed: Of the randomised SVD.
+        keep_inputs: Activation statistics of what to keep; they add up.
+        epsilon: Ridge of the statistics, relative to the mean of their diagonal: the smaller, the
+            more is held back; 0 leaves the inputs' span exactly alone.
+    """
+
+    task: TaskVector
+    keep: tuple[TaskVector, ...]
+    rank: RankRule = field(default_factory=lambda: Rank(64))
+    keep_rank: RankRule | None = None
+    side: str = "right"
+    basis: str = "joint"
+    scale: float = 1.0
+    seed: int = 0
+    keep_inputs: tuple[InputStatistics, ...] = ()
+    epsilon: float = 1e-3
+    factors: ClassVar[bool] = True
+    role: ClassVar[str] = "forget"
+
+    def __post_init__(self) -> None:
+        if not self.keep and not self.keep_inputs:
+            raise EditError("no task to keep", "Pass --keep, or use plain negate or add.")
+        check_scales(self.scale, self.task, *self.keep)
+        for vector in self.keep:
+            if not any(factor for factor, _ in vector.terms):
+                raise EditError(
+                    f"keep {vector.label}: every factor is zero, so nothing would be kept",
+                    "Give it another factor; only the directions count, not their length.",
+                )
+        if self.side not in SIDES:
+            raise EditError(f"side {self.side!r}", f"Choose one of: {', '.join(SIDES)}.")
+        if self.basis not in BASES:
+            raise EditError(f"basis {self.basis!r}", f"Choose one of: {', '.join(BASES)}.")
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise EditError(f"epsilon {self.epsilon}", "Give a ridge from 0 on, such as 0.001.")
+
+    def vectors(self) -> Mapping[str, TaskVector]:
+        """See :class:`~weightsurgery.surgery.edit.Edit`."""
+        keeps = {f"keep{number}": each for number, each in enumerate(self.keep, 1)}
+        return {self.role: self.task, **keeps}
+
+    def statistics(self) -> Mapping[str, InputStatistics]:
+        """See :class:`~weightsurgery.surgery.edit.Edit`."""
+        return {f"keep_inputs{number}": each for number, each in enumerate(self.keep_inputs, 1)}
+
+    def check_statistics(self, base: Checkpoint, names: Iterable[str]) -> None:
+        """See :class:`~weightsurgery.surgery.edit.Edit`.
+
+        Raises:
+            MismatchError: A tensor that the task changes has none, or of another width.
+        """
+        for name in names:
+            width = input_width(base, name)
+            for each in self.keep_inputs:
+                if each.width(name) != width and self.task.at(name) is not None:
+                    check_width(each, name, width)
+
+    def parameters(self) -> Mapping[str, Any]:
+        """See :class:`~weightsurgery.surgery.edit.Edit`."""
+        ridge = {"epsilon": self.epsilon} if self.keep_inputs else {}
+        return {
+            "scale": self.scale,
+            "rank": str(self.rank),
+            "keep_rank": str(self.keep_rank or self.rank),
+            "side": self.side,
+            "basis": self.basis,
+            "seed": self.seed,
+            **ridge,
+        }
+
+    def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
+        """See :class:`~weightsurgery.surgery.edit.Edit`.
+
+        The plan has refused tensors of more than two axes.
+        """
+        found = self.decompose(base, name, device)
+        if found is None:
+            return None
+        task = found.task.factors
+        keep = self.keep_space(found)
+        left = self.discriminated(task, keep)
+        felt: dict[str, float] = {}
+        if self.keep_inputs:
+            gram = total_gram(self.keep_inputs, name, input_width(base, name)).to(device)
+            left, felt = self._hold_back(task, left, self.untouched(keep), gram)
+        left = or_nothing(left, task)
+        facts = {
+            "rank": left.rank,
+            "kept_energy": round(found.task.kept, 6),
+            "svd_residual": float(f"{found.task.residual:.3g}"),
+            "survived": round(left.energy / task.energy, 9) if task.energy > 0 else 0.0,
+            "keep_ranks": [each.factors.rank for each in found.keeps],
+            **felt,
+        }
+        return Prepared(found.stored(left), facts)
+
+    def decompose(
+        self, base: Checkpoint, name: str, device: torch.device | str
+    ) -> Decomposed | None:
+        """The task's and each keep task's leading factors; None where the task changes no matrix.
+
+        Raises:
+            NonFiniteError: A change holds NaN or infinity.
+        """
+        entry = base.entry(name)
+        delta = self.task.at(name)
+        if len(entry.shape) < 2 or delta is None:
+            return None
+        transposed = is_transposed(name, base.config)
+
+        def truncated(of: SumDelta, rule: RankRule) -> Truncation:
+            m, n = entry.shape
+            return of.truncated(
+                lambda start, stop: base.rows(name, start, stop),
+                (m, n),
+                rule,
+                transposed=transposed,
+                device=device,
+                seed=self.seed,
+            )
+
+        task = truncated(delta, self.rank)
+        rule = self.keep_rank or self.rank
+        # A vector that is named twice is decomposed once.
+        known = {(self.task.identity(), self.rank): task}
+        keeps = []
+        for vector in self.keep:
+            change = vector.at(name)
+            if change is None:
+                continue
+            key = vector.identity(), rule
+            if key not in known:
+                known[key] = truncated(change, rule)
+            keeps.append(known[key])
+        return Decomposed(task, tuple(keeps), transposed)
+
+    def keep_space(self, found: Decomposed) -> KeepSpace | None:
+        """What the keep tasks span; None where none of them changes the tensor."""
+        factors = [each.factors for each in found.keeps]
+        return KeepSpace.of(factors, self.basis) if factors else None
+
+    def discriminated(self, task: LowRank, keep: KeepSpace | None) -> LowRank:
+        """The task less what it shares with the keep tasks."""
+        return task if keep is None else discriminate(task, keep, self.side)
+
+    def untouched(self, keep: KeepSpace | None) -> torch.Tensor | None:
+        """Inputs, ``(n, q)``, that what was discriminated leaves alone exactly; None if no such."""
+        if keep is not None and self.basis == "joint" and self.side in ("right", "both"):
+            return keep.V
+        return None
+
+    def _hold_back(
+        self, task: LowRank, left: LowRank, untouched: torch.Tensor | None, gram: torch.Tensor
+    ) -> tuple[LowRank, dict[str, float]]:
+        """Apply the ridge of the inputs; and what share of the task they still feel."""
+        before = response(task, gram)
+        if untouched is not None:
+            whole = float(gram.trace())
+            gram = outside(gram, untouched)  # what is left vanishes elsewhere, so it feels the same
+            if float(gram.trace()) <= _NOTHING_OUTSIDE * whole:
+                gram = torch.zeros_like(gram)
+        left = keep_inputs(left, gram, self.epsilon)
+        after = response(left, gram)
+        return left, {"response": float(f"{after / before:.6g}") if before > 0 else 0.0}
+
+
+@dataclass(frozen=True)
+class Project(_Discriminating):
+    """UNLEARN: ``W' = W − λ T'``."""
+
+    name: ClassVar[str] = "project"
+    sign: ClassVar[int] = -1
+
+
+@dataclass(frozen=True)
+class Learn(_Discriminating):
+    """LEARN: ``W' = W + λ T'``."""
+
+    name: ClassVar[str] = "learn"
+    sign: ClassVar[int] = 1
+    role: ClassVar[str] = "task"
