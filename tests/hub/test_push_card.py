@@ -150,7 +150,7 @@ def test_scores_of_other_bytes_are_refused(hub, outputs, out, tmp_path):
     for content in (None, [], "x"):  # as an earlier ws wrote them, or nobody did
         scores.write_text(json.dumps(json.loads(scores_of(out, 0.25)) | {"content": content}))
         what, _ = error(hub.ws(*push))
-        assert "does not say which bytes it scored" in what
+        assert "does not say which bytes were scored" in what
     assert "owner/edited" not in hub.server.repos
 
 
