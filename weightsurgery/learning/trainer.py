@@ -17,7 +17,7 @@ from weightsurgery.errors import NonFiniteError, OutputError
 from weightsurgery.learning.data import IGNORED
 from weightsurgery.learning.retain import Retain
 
-__all__ = ["Progress", "StageTrainer", "Until", "Watch", "writing"]
+__all__ = ["Progress", "StageTrainer", "Steps", "Until", "writing"]
 
 Progress = Callable[[str, int, int], None]
 """Called with what goes on, the steps done and the steps there are."""
@@ -112,7 +112,7 @@ def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-class Watch(TrainerCallback):
+class Steps(TrainerCallback):
     """Reports every step, and stops at a loss that is no number."""
 
     def __init__(self, stage: str, place: tuple[int, int], progress: Progress | None) -> None:

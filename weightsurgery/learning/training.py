@@ -27,7 +27,7 @@ from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import Progress, StageTrainer, Until, Watch
+from weightsurgery.learning.trainer import Progress, StageTrainer, Steps, Until
 
 __all__ = ["Rows", "Trained", "isolated", "train_stage"]
 
@@ -187,7 +187,7 @@ def train_stage(
     scratch = tempfile.TemporaryDirectory() if directory is None else nullcontext(str(directory))
     with _young_garbage(), scratch as path:
         folder = Path(path)
-        callbacks: list[TrainerCallback] = [Watch(stage.name, place, progress)]
+        callbacks: list[TrainerCallback] = [Steps(stage.name, place, progress)]
         if training.patience is not None and rows.validation:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=training.patience))
         if enough is not None:
