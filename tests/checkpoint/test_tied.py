@@ -123,6 +123,8 @@ OTHERS = {"model.layers.0.mlp.up_proj.weight": matrix(), "model.embed_positions.
         ({EMBEDDING: matrix(), HEAD: matrix(1)}, TIED, set()),
         ({"shared.weight": matrix(), HEAD: matrix(1)}, {"is_encoder_decoder": True},
          {"shared.weight", HEAD}),
+        ({"shared.weight": matrix(), HEAD: matrix(1)},
+         {"is_encoder_decoder": True, "tie_word_embeddings": False}, {"shared.weight"}),
     ],
 )  # fmt: skip
 def test_what_is_embedding_and_head_in_one(tmp_path, tensors, config, tied):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_the_records_tell_method_settings_and_course(base, data, tmp_path):
         text = " ".join(card_method.method(found))
         assert "Trained by `kga` (Wang et al. 2023, arXiv 2305.06535)" in text
         assert "`helper_steps` `3`" in text
-    assert "three worlds), `kga` left" in limits(record)
+    assert "three worlds, settings chosen there), `kga` left" in limits(record)
     assert "No guarantee of erasure" in limits(record)
 
 
@@ -173,14 +174,31 @@ def test_a_finished_vector_is_used_again_and_no_other(base, data, tmp_path, monk
     assert verify(first.place)
 
 
-def test_a_killed_training_leaves_nothing(base, data, tmp_path, monkeypatch):
-    def killed(*args, **kwargs):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("a process is gone")])
+def test_what_need_not_come_again_leaves_the_training(base, data, tmp_path, monkeypatch, error):
+    how = How("gradient-ascent", {}, {**BRIEF, "save_every": 1})
+    run(base, data, tmp_path / "whole", how)
+    gone = tmp_path / "gone"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_vector", partial(_raise, error))
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            run(base, data, gone / "out", how)
+    assert [path.name for path in gone.iterdir()] == [".out.vector.ws-partial"]
+    assert list(gone.rglob("checkpoint-*"))
+    run(base, data, gone / "out", how)
+    assert snapshot(gone / "out.vector") == snapshot(tmp_path / "whole.vector")
+    assert sorted(path.name for path in gone.iterdir()) == ["out", "out.vector"]
 
-    monkeypatch.setattr(module, "write_vector", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(base, data, tmp_path / "out", How("gradient-ascent", {}, BRIEF))
+
+def test_what_would_come_again_leaves_nothing(base, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "write_vector", partial(_raise, NonFiniteError("NaN", "")))
+    with pytest.raises(NonFiniteError):
+        run(base, data, tmp_path / "out", How("gradient-ascent", {}, {**BRIEF, "save_every": 1}))
     assert list(tmp_path.iterdir()) == []
+
+
+def _raise(error, *args, **kwargs):
+    raise error
 
 
 def test_an_adapter_is_saved_as_factors_and_written_as_one(base, data, tmp_path):
@@ -412,7 +430,10 @@ def test_a_disk_that_fills_up_while_the_vector_is_written(base, data, tmp_path, 
     kind, what = refused(base, data, tmp_path / "out", How("npo", {}, BRIEF))
     assert kind is OutputError
     assert "No space left on device" in what
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.vector.ws-partial"]
+    monkeypatch.undo()
+    run(base, data, tmp_path / "out", How("npo", {}, BRIEF))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.vector"]
 
 
 def test_a_tokenizer_of_another_vocabulary(data, tmp_path):

@@ -23,9 +23,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from weightsurgery.errors import OutputError
+from weightsurgery.errors import OutputError, WeightSurgeryError
 
-__all__ = ["RECORD_NAME", "Staging", "check_target", "output_errors", "sync_directory"]
+__all__ = [
+    "RECORD_NAME",
+    "Staging",
+    "check_target",
+    "held_bytes",
+    "output_errors",
+    "sync_directory",
+]
 
 RECORD_NAME = "weightsurgery.json"
 
@@ -280,10 +287,23 @@ class Staging:
             shutil.rmtree(self.root, ignore_errors=True)  # else it holds the only copy
         self.leave()
 
+    def give_up(self, error: BaseException) -> None:
+        """After an error: close where it would come again, else leave all for a later run.
+
+        An interrupt, a full disk, too little memory or a process that is gone need not come again.
+        """
+        again = isinstance(error, WeightSurgeryError) and not isinstance(error, OutputError)
+        (self.close if again else self.leave)()
+
     def leave(self) -> None:
         """Let go of the journal and leave everything for a later run to resume."""
         with contextlib.suppress(OSError):  # what a failed flush left over fails again here
             self._journal.close()
+
+
+def held_bytes(directory: Path) -> int:
+    """Bytes of all files under a directory; 0 where there is none."""
+    return sum(each.lstat().st_size for each in directory.rglob("*") if not each.is_dir())
 
 
 def _holds_anything(directory: Path) -> bool:

@@ -62,15 +62,16 @@ def is_tied(checkpoint: Checkpoint, name: str) -> bool:
 
     Where one of the two is stored they are one, unless the config says otherwise; where both are,
     they are one if they are copies. In models of an encoder and a decoder both halves share the
-    embedding, whatever is said of the head.
+    embedding, and the head with them unless the config says otherwise.
     """
     if kind_of(name) != "head" and not twin_candidates(name, ["lm_head.weight"]):
         return False
     config = checkpoint.text_config
+    untied = config.get("tie_word_embeddings") is False
     if config.get("is_encoder_decoder"):
-        return True
+        return kind_of(name) != "head" or not untied
     if not twin_candidates(name, list(checkpoint.entries)):
-        return config.get("tie_word_embeddings") is not False
+        return not untied
     copies = tied_copies(checkpoint)
     return name in copies or name in copies.values()
 

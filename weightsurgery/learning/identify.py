@@ -256,7 +256,8 @@ def identify(
         The vector's record.
 
     Raises:
-        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then.
+        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then, but for
+            what a later run can go on from, where the disk was full.
     """
     where = process_device(device)
     with Checkpoint.open(checkpoint) as base:
@@ -275,11 +276,8 @@ def identify(
             request.check_space(staging)
             found = _work(request, staging.root, where, progress)
             record = write_vector(request, staging, *found, command)
-        except KeyboardInterrupt:
-            staging.leave()
-            raise
-        except BaseException:
-            staging.close()
+        except BaseException as error:
+            staging.give_up(error)
             raise
         wait_for_all()
         return record

@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, versions
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.staging import Staging
+from weightsurgery.checkpoint.staging import Staging, held_bytes
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.errors import EditError, NonFiniteError, OutputError
 from weightsurgery.learning.data import Example, read_examples
@@ -258,7 +258,8 @@ class Request:
         Raises:
             OutputError: Too little is free.
         """
-        needed, free = self.plan().disk, shutil.disk_usage(staging.root).free
+        needed = self.plan().disk - held_bytes(staging.root)
+        free = shutil.disk_usage(staging.root).free
         if needed > free:
             raise OutputError(
                 f"{staging.target}: {needed / 1e6:.0f} MB needed while training, {free / 1e6:.0f}"

@@ -206,6 +206,8 @@ def run_stage(
         values = values_of(model, stage.parameters)
         if is_main():
             _write(file, values, trained)
+        wait_for_all()  # whoever still writes its part of the last point
+        if is_main():
             shutil.rmtree(file.with_suffix(""), ignore_errors=True)
         wait_for_all()
     return trained

@@ -222,8 +222,10 @@ class SystemRequest:
             return 0
         how, passes = self.training, len(self.sets.examples) / self.training.batch_size
         steps = math.ceil(how.epochs * math.ceil(passes)) if how.steps is None else how.steps
-        # Helpers; weights and two moments, of a point and the one before it.
-        return 4 * trained * (self.row.models + (6 if steps > how.save_every else 0))
+        # Helpers; weights and two moments, of a point and the one before it, or of the one that
+        # a helper's training ends with.
+        points = 6 if steps > how.save_every else 3 * bool(self.row.models)
+        return 4 * trained * (self.row.models + points)
 
     @property
     def digest(self) -> str:

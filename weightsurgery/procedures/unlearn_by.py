@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, read_record, verify
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
+from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
 from weightsurgery.errors import EditError, WeightSurgeryError
 from weightsurgery.learning.identify import is_main
 from weightsurgery.procedures.system_plan import SystemPlan
@@ -138,7 +138,8 @@ def unlearn_by(
             find_change(request, None, _workspace(request, place))
         return None
     if found is None:
-        needed = planned.vector_bytes + request.kept_bytes(planned.trained)
+        there = held_bytes(_workspace(request, place))
+        needed = planned.vector_bytes + max(0, request.kept_bytes(planned.trained) - there)
         check_space(replace(planned, vector_bytes=needed), Path(os.path.realpath(out)), place)
         found = _found(request, place, asked.overwrite, command, progress)
     told = {key: value for key, value in found.parameters.items() if key != "base_samples"}
@@ -185,11 +186,8 @@ def _found(
             for stale in set(staging.root.glob("training-*")) - {workspace}:
                 shutil.rmtree(stale)
         made, held = find_change(request, progress, workspace)
-    except KeyboardInterrupt:
-        staging.leave()
-        raise
-    except BaseException:
-        staging.close()
+    except BaseException as error:
+        staging.give_up(error)
         raise
     with VectorWriter(place, [], staging=staging) as writer:
         return write_vector(request, writer, made, held, command)

@@ -47,11 +47,12 @@ def limits(record: EditRecord) -> str:
 
 
 def _elsewhere(row: Measured) -> str:
+    never = YARDSTICK["retrained"].relearned
     return (
-        f"**Measured elsewhere.** On WeightSurgery's own yardstick (`ws bench`: a small Llama,"
-        f" synthetic facts, three worlds), {row.label} left {row.left} % accuracy on what was to go"
-        f" and {row.quantised} % after 4-bit quantisation (NF4), while the worst of the tasks to"
-        f" keep lost {row.drift} %; 40 steps of fine-tuning on half of the people brought the other"
-        f" half to {row.relearned} %, where a model that never saw them stays at"
-        f" {YARDSTICK['retrained'].relearned} %. It says nothing about this model: score it."
+        "**Measured elsewhere.** On WeightSurgery's own yardstick (`ws bench`: a small Llama,"
+        f" synthetic facts, three worlds, settings chosen there), {row.label} left {row.left} %"
+        f" accuracy on what was to go and {row.quantised} % after 4-bit quantisation (NF4), while"
+        f" the worst of the tasks to keep lost {row.drift} %; 40 steps of fine-tuning on half of"
+        f" the people brought the other half to {row.relearned} %, where a model that never saw"
+        f" them stays at {never} %. It says nothing about this model: score it."
     )

@@ -84,8 +84,8 @@ def check_content(
     content = found.get("content")
     if not isinstance(content, Mapping):
         raise DataError(
-            f"{os.fspath(file)}: does not say which bytes were scored: they changed meanwhile, or an"
-            " older ws wrote it",
+            f"{os.fspath(file)}: does not say which bytes were scored: they changed meanwhile, or"
+            " an older ws wrote it",
             remedy,
         )
     others = [name for name, facts in record.files.items() if content.get(name) != facts["sha256"]]

@@ -103,6 +103,7 @@ def measured(record: EditRecord) -> Measured | None:
         return YARDSTICK["rounds" if given.get("objective") == "negate" else "subspace"]
     if told.edit == "project":
         kept = [role for role in record.inputs if is_kept(role)]
-        by_inputs = any(role.startswith("keep_inputs") for role in kept)
-        return YARDSTICK["activations" if by_inputs else "right"]
+        if any(role.startswith("keep_inputs") for role in kept):
+            return YARDSTICK["activations"]
+        return YARDSTICK["right"] if given.get("side", "right") == "right" else None
     return YARDSTICK["negate"]

@@ -129,7 +129,8 @@ class SavedChange:
 class VectorWriter:
     """Writes a task vector tensor by tensor, in shards of bounded size, all or nothing.
 
-    Use as a context manager: an exception removes everything, :meth:`commit` makes it whole.
+    Use as a context manager: an exception removes everything, :meth:`commit` makes it whole. What
+    is in a place of the caller's stays where a later run may go on from it.
 
     Args:
         target: Directory to be written.
@@ -153,6 +154,7 @@ class VectorWriter:
         self._staging = staging or Staging(
             target, f"vector {os.getpid()} {id(self)}", inputs, overwrite
         )
+        self._lent = staging is not None
         self._limit = shard_bytes
         self._stem = stem
         self._pending: dict[str, torch.Tensor] = {}
@@ -163,8 +165,11 @@ class VectorWriter:
     def __enter__(self) -> VectorWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._staging.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._lent and error is not None:
+            self._staging.give_up(error)
+        else:
+            self._staging.close()
 
     def add(self, name: str, change: torch.Tensor | LowRank) -> None:
         """Add one tensor's change."""

@@ -286,8 +286,8 @@ class StatisticsWriter:
     def __enter__(self) -> StatisticsWriter:
         return self
 
-    def __exit__(self, *details: object) -> None:
-        self._writer.__exit__(*details)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._writer.__exit__(kind, error, trace)
 
     def add(self, names: Sequence[str], gram: torch.Tensor, tokens: int) -> None:
         """Add the matrix of one input.

@@ -117,8 +117,11 @@ class KnowledgeGapAlignment(Unlearner):
             model: Any = self.model
             model.train()
             with isolated():
-                said = [self._ask(model, batch) for batch in forget]
-                parts = [self._from_helper(replace(each, part_of=whole)) for each in said]
+                # One at a time: logits of all would take what accumulation is to save.
+                parts = [
+                    self._from_helper(replace(self._ask(model, batch), part_of=whole))
+                    for batch in forget
+                ]
             self._step = self.summed(torch.stack(parts).sum())
 
     def after_step(self) -> bool:
