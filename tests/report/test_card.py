@@ -386,6 +386,8 @@ def test_which_row_a_card_shows():
     project = ["ws", "project", "b", "-o", "o"]
     by_vectors = record(command=project, inputs={"forget": {}, "keep": {}})
     assert measured(by_vectors) == YARDSTICK["right"]
+    other_side = {"command": project, "inputs": by_vectors.inputs, "parameters": {"side": "left"}}
+    assert measured(record(**other_side)) is None
     by_inputs = record(command=project, inputs={"forget": {}, "keep_inputs": {}})
     assert measured(by_inputs) == YARDSTICK["activations"]
     from_data = {"edit": "project", "data": {}}

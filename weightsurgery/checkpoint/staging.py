@@ -288,12 +288,12 @@ class Staging:
         self.leave()
 
     def give_up(self, error: BaseException) -> None:
-        """After an error: close where it would come again, else leave all for a later run.
+        """After an error: close, or leave all for a later run where nothing is wrong with the work.
 
-        An interrupt, a full disk, too little memory or a process that is gone need not come again.
+        An interrupt, too little memory or a process that is gone need not come again; our own
+        errors say what to change first.
         """
-        again = isinstance(error, WeightSurgeryError) and not isinstance(error, OutputError)
-        (self.close if again else self.leave)()
+        (self.close if isinstance(error, WeightSurgeryError) else self.leave)()
 
     def leave(self) -> None:
         """Let go of the journal and leave everything for a later run to resume."""

@@ -256,8 +256,7 @@ def identify(
         The vector's record.
 
     Raises:
-        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then, but for
-            what a later run can go on from, where the disk was full.
+        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then.
     """
     where = process_device(device)
     with Checkpoint.open(checkpoint) as base:

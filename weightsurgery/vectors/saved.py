@@ -130,7 +130,7 @@ class VectorWriter:
     """Writes a task vector tensor by tensor, in shards of bounded size, all or nothing.
 
     Use as a context manager: an exception removes everything, :meth:`commit` makes it whole. What
-    is in a place of the caller's stays where a later run may go on from it.
+    is in a place of the caller's stays after an error that is none of ours.
 
     Args:
         target: Directory to be written.
