@@ -20,6 +20,7 @@ from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import read_record, verify
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.staging import held_bytes
 from weightsurgery.errors import (
     DataError,
     EditError,
@@ -188,6 +189,23 @@ def test_what_need_not_come_again_leaves_the_training(base, data, tmp_path, monk
     run(base, data, gone / "out", how)
     assert snapshot(gone / "out.vector") == snapshot(tmp_path / "whole.vector")
     assert sorted(path.name for path in gone.iterdir()) == ["out", "out.vector"]
+
+
+def test_a_run_that_goes_on_is_not_asked_for_the_space_it_has(base, data, tmp_path, monkeypatch):
+    how, asked = How("npo", {}, {**BRIEF, "save_every": 1}), []
+
+    def noted(planned, out, place):
+        asked.append(planned.vector_bytes)
+
+    monkeypatch.setattr(module, "check_space", noted)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_vector", partial(_raise, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(base, data, tmp_path / "out", how)
+    there = held_bytes(next(tmp_path.glob(".out.vector.ws-partial/training-*")))
+    assert there > 100_000
+    run(base, data, tmp_path / "out", how)
+    assert asked[0] - asked[1] == there
 
 
 def test_what_would_come_again_leaves_nothing(base, data, tmp_path, monkeypatch):

@@ -185,10 +185,7 @@ class VectorWriter:
         shard = f"{self._stem}-{len(self._shards) + 1:05d}.safetensors"
         tensors = {name: tensor.contiguous() for name, tensor in self._pending.items()}
         header = encode_header(
-            [
-                (name, _DTYPES[str(t.dtype).removeprefix("torch.")], tuple(t.shape))
-                for name, t in tensors.items()
-            ],
+            [(name, _stored_as(t.dtype), tuple(t.shape)) for name, t in tensors.items()],
             {"format": "pt"},
         )
         with output_errors(self._staging.target), (self._staging.files / shard).open("wb") as file:
