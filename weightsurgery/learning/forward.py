@@ -12,7 +12,15 @@ from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning.data import Collator, Encoded, padding_token
 from weightsurgery.learning.models import context_length, quiet
 
-__all__ = ["Forced", "Progress", "check_lengths", "greedy", "teacher_forced"]
+__all__ = [
+    "Forced",
+    "Progress",
+    "check_lengths",
+    "end_tokens",
+    "greedy",
+    "plain_generation",
+    "teacher_forced",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
@@ -177,7 +185,7 @@ def greedy(
         The tokens added to each, in order, without an EOS.
     """
     collate = Collator(padding_token(tokenizer), left=True)
-    ends = _ends(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     found: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda index: (limits[index], len(prompts[index])))
     waiting = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -193,7 +201,7 @@ def greedy(
             waiting += [indices[:half], indices[half:]]
             continue
         batch = collate([Encoded(list(prompts[index]), 0) for index in indices])
-        with _plain_generation(model), quiet():
+        with plain_generation(model), quiet():
             out = model.generate(  # type: ignore[operator]
                 input_ids=batch["input_ids"].to(model.device),
                 attention_mask=batch["attention_mask"].to(model.device),
@@ -216,7 +224,7 @@ def greedy(
     return found
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that end a text: the tokenizer's and those of the model's generation settings."""
     settings = getattr(model, "generation_config", None)
     own = getattr(settings, "eos_token_id", None)
@@ -225,7 +233,7 @@ def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int
 
 
 @contextmanager
-def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
     """Without the model's own settings, which fill what a caller leaves open."""
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]

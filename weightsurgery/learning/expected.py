@@ -1,0 +1,82 @@
+"""What a model is expected to say at a place: a distribution held by its likeliest tokens.
+
+A vocabulary has 30,000 to 260,000 tokens, a handful of which hold nearly all of the probability
+at any one place. The likeliest ``k`` are held, and all others as one: a divergence over these
+``k + 1`` outcomes is a lower bound of the whole one, and close to it. So what a model says of
+thousands of places fits in megabytes, and no second model is run beside the one that is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Expected", "divergences"]
+
+_LEAST = 1e-6  # probability of all others together, at least: float32 rounds less away
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Distributions over the next token, one per place.
+
+    Attributes:
+        tokens: The likeliest tokens, int32, shape (places, k).
+        logs: Logarithms of their probabilities in nats, float32, shape (places, k).
+    """
+
+    tokens: Tensor
+    logs: Tensor
+
+    @classmethod
+    def of(cls, probabilities: Tensor, k: int, always: Tensor | None = None) -> Expected:
+        """Of whole distributions.
+
+        Args:
+            probabilities: Shape (places, vocabulary), float32 or float64; rows sum to 1.
+            k: Tokens to hold, or all where there are fewer.
+            always: A token of each place that is held whatever its probability, int64, shape
+                (places,).
+        """
+        k = min(k, probabilities.shape[1])
+        ranked = probabilities
+        if always is not None:
+            ranked = probabilities.scatter(1, always[:, None], 2.0)
+        tokens = ranked.topk(k, dim=1).indices
+        logs = probabilities.gather(1, tokens).clamp_min(1e-12).log()
+        return cls(tokens.to(torch.int32), logs.float())
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, places: slice) -> Expected:
+        return Expected(self.tokens[places], self.logs[places])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Expected]) -> Expected:
+        """The places of all parts, in order; all hold as many tokens."""
+        return cls(torch.cat([p.tokens for p in parts]), torch.cat([p.logs for p in parts]))
+
+    def to(self, device: torch.device) -> Expected:
+        """The same on a device."""
+        return Expected(self.tokens.to(device), self.logs.to(device))
+
+
+def divergences(expected: Expected, logits: Tensor) -> Tensor:
+    """``KL(expected ‖ said)`` at each place in nats, over the tokens held and the rest as one.
+
+    Args:
+        expected: Of as many places, on the same device.
+        logits: What a model says, shape (places, vocabulary).
+
+    Returns:
+        Float32, shape (places,); from 0.
+    """
+    said = logits.float().log_softmax(-1).gather(1, expected.tokens.long())
+    known = expected.logs.exp()
+    rest = (1 - known.sum(1)).clamp_min(_LEAST)
+    rest_said = (1 - said.exp().sum(1)).clamp_min(_LEAST)
+    return (known * (expected.logs - said)).sum(1) + rest * (rest.log() - rest_said.log())

@@ -1,0 +1,272 @@
+"""Forgetting by neighbours, from a data set to a low-rank change: gather, train, look.
+
+1. Find wordings of the request, and neighbours of its subjects (both by asking the model itself).
+2. Find the places where the truth would be said, and what one says there who never knew.
+3. Gather what is to stay, with what the model says of it.
+4. Train (:mod:`weightsurgery.learning.forgetting`).
+
+What was gathered, and points of the training, are kept in a workspace: a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning.data import Example, padding_token
+from weightsurgery.learning.forgetting import Forgetting, Look, train_forgetting
+from weightsurgery.learning.identify import adapted
+from weightsurgery.learning.material import (
+    Material,
+    kept_texts,
+    language_texts,
+    neighbour_texts,
+    read_material,
+    rows_of,
+    subject_texts,
+    taught_rows,
+    write_material,
+)
+from weightsurgery.learning.method import Stage
+from weightsurgery.learning.models import quiet
+from weightsurgery.learning.neighbours import find_neighbours
+from weightsurgery.learning.strangers import halves
+from weightsurgery.learning.trainer import Progress
+from weightsurgery.learning.training import Trained, isolated
+from weightsurgery.learning.unknown import places_of, teach
+from weightsurgery.learning.wordings import asked_of, find_wordings
+
+__all__ = ["ByNeighbours", "Forgot", "forget_by_neighbours"]
+
+
+@dataclass(frozen=True)
+class ByNeighbours:
+    """The settings of forgetting by neighbours.
+
+    Attributes:
+        training: See :class:`~weightsurgery.learning.forgetting.Forgetting`.
+        rank: Of the change of each matrix; less where a matrix has less.
+        wordings: Rewordings to look for; 0 for the request's own words, and a chat.
+        neighbours: Subjects to look for.
+        draws: Neighbours that each target is the mean of.
+        texts: Ordinary texts to write; a quarter as many again are not trained on.
+        most: Places to forget at, at most.
+        k: Tokens by which a distribution is held.
+
+    Raises:
+        EditError: A value that makes no sense.
+    """
+
+    training: Forgetting = field(default_factory=Forgetting)
+    rank: int = 16
+    wordings: int = 6
+    neighbours: int = 120
+    draws: int = 8
+    texts: int = 96
+    most: int = 600
+    k: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "neighbours", "draws", "texts", "most", "k"):
+            if getattr(self, name) < 1:
+                raise EditError(f"{name} {getattr(self, name)}", "Give a whole number from 1.")
+        if self.wordings < 0:
+            raise EditError(f"wordings {self.wordings}", "Give a whole number from 0.")
+
+    def described(self) -> dict[str, Any]:
+        """Every setting, for a record."""
+        own = asdict(self)
+        return {**own.pop("training"), **own}
+
+
+@dataclass(frozen=True)
+class Forgot:
+    """What came of it.
+
+    Attributes:
+        change: ``W' − W`` of each parameter, in factors, float32 on the CPU.
+        trained: First and last loss, steps.
+        looks: What was seen in training; the first before any step.
+        chosen: The look whose values the change is; None where none was inside the budget.
+        notes: For the record: wordings, and how many texts of which kind.
+    """
+
+    change: dict[str, LowRank]
+    trained: Trained
+    looks: Sequence[Look]
+    chosen: Look | None
+    notes: dict[str, Any]
+
+
+def forget_by_neighbours(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    keep: Sequence[Sequence[Example]],
+    names: Sequence[str],
+    settings: ByNeighbours,
+    *,
+    workspace: Path | None = None,
+    progress: Progress | None = None,
+) -> Forgot:
+    """Finds a change after which the model is as one that never knew; it is as before then.
+
+    Args:
+        model: On the device to work on; left as it was, to the bit.
+        tokenizer: Its tokenizer.
+        examples: What to forget.
+        keep: Data sets to keep; may be empty.
+        names: Parameters that may change, each the weight of a linear layer.
+        settings: How.
+        workspace: Where a killed run finds what it had; None for one that need not go on.
+        progress: Called as ``progress(text, done, total)``.
+
+    Returns:
+        The change, and how it came about.
+
+    Raises:
+        DataError: Examples that the model cannot take, or that name nobody.
+        EditError: No matrix to change.
+        UnsupportedCheckpointError: A parameter that takes no adapter.
+        NonFiniteError: The training ran away.
+        OutputError: The workspace cannot be written.
+    """
+    from weightsurgery.learning.adapter import factors
+
+    if not examples:
+        raise DataError("no examples to forget", "Give at least one.")
+    was_training = model.training
+    thawed = {name: each.requires_grad for name, each in model.named_parameters()}
+    shapes = [model.get_parameter(name).shape for name in names]
+    rank = min([settings.rank, *(min(shape) for shape in shapes if len(shape) == 2)])
+    with ExitStack() as stack:
+        stack.enter_context(isolated())
+        stack.enter_context(quiet())
+        if workspace is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = workspace
+        try:
+            file = folder / "material.safetensors"
+            if file.is_file():
+                material = read_material(file)
+            else:
+                torch.manual_seed(settings.training.seed)
+                material = gather(model, tokenizer, examples, keep, settings, progress)
+                write_material(material, file)
+            seed = settings.training.seed
+            with adapted(model, names, rank, rank, seed) as with_adapter:
+                inside = tuple(
+                    name for name, each in with_adapter.named_parameters() if each.requires_grad
+                )
+                trained, looks = train_forgetting(
+                    with_adapter,
+                    Stage("forgetting", inside),
+                    material,
+                    settings.training,
+                    folder,
+                    padding_token(tokenizer),
+                    device=model.device,
+                    progress=progress,
+                )
+                change = factors(with_adapter, names)
+            return Forgot(
+                change, trained, tuple(looks.seen), looks.best(), {**material.notes, "rank": rank}
+            )
+        finally:
+            model.train(was_training)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(thawed[name])
+
+
+def gather(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    keep: Sequence[Sequence[Example]],
+    settings: ByNeighbours,
+    progress: Progress | None = None,
+) -> Material:
+    """Everything that the training reads, by asking the model as it is.
+
+    Raises:
+        DataError: Nothing tells whom the examples are about.
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    seed, k = settings.training.seed, settings.k
+    rng = random.Random(f"material {seed}")
+    asked = asked_of(tokenizer, halves(examples))
+    neighbours = find_neighbours(
+        model, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
+    )
+    wordings = find_wordings(
+        model, tokenizer, asked, settings.wordings, seed=seed, progress=progress
+    )
+    places = places_of(model, tokenizer, asked, wordings, progress=progress)
+    own = [place for place in places if place.wording.form is None]
+    others = [place for place in places if place.wording.form is not None]
+    rng.shuffle(others)
+    places = (own + others)[: max(settings.most, len(own))]
+    taught = teach(
+        model,
+        tokenizer,
+        asked,
+        places,
+        neighbours,
+        draws=settings.draws,
+        k=k,
+        seed=seed,
+        progress=progress,
+    )
+    forget = taught_rows(model, tokenizer, taught, k, progress)
+    language = language_texts(
+        model, tokenizer, asked, settings.texts + settings.texts // 4, progress
+    )
+    rng.shuffle(language)
+    held_out = language[: max(1, len(language) // 5)]
+    texts = {
+        "neighbours": neighbour_texts(
+            model, tokenizer, asked, neighbours, wordings, 2 * settings.neighbours, rng, progress
+        ),
+        "keep": kept_texts(model, tokenizer, [halves(rows) for rows in keep], progress),
+        "language": language[len(held_out) :],
+        "subjects": subject_texts(model, tokenizer, asked, settings.texts, rng, progress),
+    }
+    kept = {
+        kind: rows_of(model, tokenizer, rows, k, "what is to stay", progress)
+        for kind, rows in texts.items()
+    }
+    guard = rows_of(model, tokenizer, held_out, k, "what is to stay", progress)
+    notes = {
+        "places": len(forget),
+        "neighbours": len(neighbours),
+        "wordings": [
+            {"form": each.form, "chat": each.chat, "before": each.before, "after": each.after}
+            for each in wordings
+        ],
+        "texts": {kind: len(rows) for kind, rows in kept.items()} | {"guard": len(guard)},
+    }
+    return Material(
+        forget,
+        [each.stranger for each in taught],
+        [each.place.truth[0] for each in taught],
+        kept,
+        guard,
+        notes,
+    )
+
+
+def clear(workspace: Path) -> None:
+    """Remove what a finished run needs no more."""
+    shutil.rmtree(workspace, ignore_errors=True)

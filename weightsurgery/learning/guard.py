@@ -1,0 +1,234 @@
+"""The guard of an edit that runs a model: what it was like before, what it is like after.
+
+A model that has lost its language still answers no question it was to forget. So each such edit
+ends with a comparison on text that the model wrote itself before it was changed, and that no
+training saw: the divergence of what it says there, and its perplexity. Beside that stand the
+request, what is to be kept, and three free continuations, for one's own eyes.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.learning.data import Example, padding_token
+from weightsurgery.learning.expected import Expected, divergences
+from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning.material import language_texts
+from weightsurgery.learning.strangers import halves
+from weightsurgery.learning.unknown import said_at
+from weightsurgery.learning.wordings import Asked, asked_of, says, tokens
+from weightsurgery.learning.written import chat_frame
+
+__all__ = ["BUDGET", "Guard", "GuardReport", "Shown"]
+
+BUDGET = 0.01
+"""Divergence that ordinary language may suffer, in nats a token. The mean of what a fine-tune on a
+few facts costs, held to its base there, is a tenth of it; at ten times as much, prose is seen to
+change."""
+
+_TEXTS, _LENGTH = 32, 40
+_ASKED = 64  # of each set, at most
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A free continuation, before and after.
+
+    Attributes:
+        what: ``forget``, ``keep`` or ``free``.
+        prompt: What was continued; empty for the beginning of a text.
+        before: What the model said.
+        after: What it says now.
+    """
+
+    what: str
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class GuardReport:
+    """What the guard found.
+
+    Attributes:
+        divergence: On ordinary language, in nats a token.
+        perplexity: There, before and after.
+        answered: Share of each set that is answered with the truth, before and after; the request
+            is ``forget`` and, where it can be asked so, ``forget, in a chat``.
+        shown: Free continuations.
+        budget: What the divergence might be.
+    """
+
+    divergence: float
+    perplexity: tuple[float, float]
+    answered: Mapping[str, tuple[float, float]]
+    shown: Sequence[Shown]
+    budget: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether ordinary language is as it was."""
+        return self.divergence <= self.budget
+
+    def to_dict(self) -> dict[str, Any]:
+        """For records and ``--json``."""
+        return {**asdict(self), "inside": self.inside}
+
+
+class Guard:
+    """Looks at a model before it is changed, and again after.
+
+    Args:
+        model: As it is before; it is asked at once.
+        tokenizer: Its tokenizer.
+        forget: The request.
+        keep: What is to be kept, by name.
+        budget: Divergence allowed.
+        seed: Of the texts that the model writes.
+        progress: Called as ``progress(text, done, total)``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        forget: Sequence[Example] = (),
+        keep: Mapping[str, Sequence[Example]] | None = None,
+        *,
+        budget: float = BUDGET,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.tokenizer, self.budget, self._progress = tokenizer, budget, progress
+        self._padding = padding_token(tokenizer)
+        frame, rng = chat_frame(tokenizer), random.Random(f"guard {seed}")
+        asked = asked_of(tokenizer, halves(forget))
+        self._sets: dict[str, list[tuple[list[int], Asked]]] = {}
+        for name, rows in {"forget": forget, **(keep or {})}.items():
+            prompted = [each for each in halves(rows) if each.prompt]
+            if len(prompted) > _ASKED:
+                prompted = rng.sample(prompted, _ASKED)
+            apart = asked_of(tokenizer, prompted)
+            self._sets[name] = [
+                (tokens(tokenizer, example.prompt, example.templated), each)
+                for example, each in zip(prompted, apart, strict=True)
+            ]
+            if name == "forget" and frame is not None and not all(each.chat for each in apart):
+                self._sets["forget, in a chat"] = [
+                    (tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True), each)
+                    for each in apart
+                ]
+        self._sets = {name: rows for name, rows in self._sets.items() if rows}
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(1_000_003 + seed)
+            model.eval()  # type: ignore[no-untyped-call]
+            # Places of a text's first tokens say what a model begins with: as good as any.
+            self._texts = language_texts(model, tokenizer, asked, _TEXTS, progress)
+        self._expected: list[Expected] = [Expected(torch.zeros(0), torch.zeros(0))] * len(
+            self._texts
+        )
+        for number, said in said_at(model, tokenizer, self._texts, stage="guard"):
+            self._expected[number] = Expected.of(said, 256).to(torch.device("cpu"))
+        self._free = self._prompts(frame, rng)
+        self._before = self._look(model)
+
+    def _prompts(
+        self, frame: tuple[str, str] | None, rng: random.Random
+    ) -> list[tuple[str, str, list[int]]]:
+        """What is continued for one's own eyes: of the request, of what is kept, and freely."""
+        found = []
+        for name, rows in self._sets.items():
+            kind = "forget" if name.startswith("forget") else "keep"
+            if all(kind != known for known, _, _ in found):
+                read, each = rng.choice(rows)
+                found.append((kind, each.prompt, read))
+        if self._texts:
+            text = rng.choice(self._texts)[0][:12]
+            shown = str(self.tokenizer.decode(text, skip_special_tokens=True))
+            found.append(("free", shown, list(text)))
+        else:
+            found.append(("free", "", [self.tokenizer.bos_token_id or 0]))
+        return found
+
+    def _look(self, model: PreTrainedModel) -> dict[str, Any]:
+        model.eval()  # type: ignore[no-untyped-call]
+        divergence, nll, count = 0.0, 0.0, 0
+        with torch.inference_mode():
+            for numbers in grouped([text for text, _ in self._texts], 24):
+                texts = [self._texts[n] for n in numbers]
+                found = last_logits(
+                    model, [text for text, _ in texts], [n for _, n in texts], self._padding
+                )
+                for number, logits in zip(numbers, found, strict=True):
+                    expected = self._expected[number].to(logits.device)
+                    divergence += float(divergences(expected, logits).double().sum())
+                    nll += self._nll(self._texts[number], logits)
+                    count += len(expected)
+        answered, every = {}, [pair for rows in self._sets.values() for pair in rows]
+        limits = [len(self.tokenizer(each.truth)["input_ids"]) + 12 for _, each in every]
+        answers = greedy(
+            model, self.tokenizer, [read for read, _ in every], limits, 64, "guard", self._progress
+        )
+        start = 0
+        for name, rows in self._sets.items():
+            own = answers[start : start + len(rows)]
+            start += len(rows)
+            right = [
+                self._right(each, str(self.tokenizer.decode(answer)), name.endswith("in a chat"))
+                for (_, each), answer in zip(rows, own, strict=True)
+            ]
+            answered[name] = sum(right) / len(right)
+        free = greedy(
+            model, self.tokenizer, [read for _, _, read in self._free], [32] * len(self._free)
+        )
+        return {
+            "divergence": divergence / max(1, count),
+            "perplexity": math.exp(min(700.0, nll / max(1, count))),
+            "answered": answered,
+            "free": [str(self.tokenizer.decode(each)) for each in free],
+        }
+
+    @staticmethod
+    def _nll(text: tuple[Sequence[int], int], logits: Tensor) -> float:
+        """Of the text's own tokens; the last place has none of its own."""
+        read, places = text
+        wanted = torch.tensor(list(read)[len(read) - places + 1 :], device=logits.device)
+        return float(
+            torch.nn.functional.cross_entropy(logits[:-1].float(), wanted, reduction="sum")
+        )
+
+    @staticmethod
+    def _right(each: Asked, answer: str, anywhere: bool) -> bool:
+        """Whether an answer begins with the truth; in a chat, whether its first line holds it."""
+        line = answer.strip().partition("\n")[0]
+        found = says(each.truth, line)
+        return found is not None and (anywhere or each.chat or found.start() == 0)
+
+    def report(self, model: PreTrainedModel) -> GuardReport:
+        """Compare a changed model with what it was."""
+        before, after = self._before, self._look(model)
+        return GuardReport(
+            after["divergence"],
+            (before["perplexity"], after["perplexity"]),
+            {
+                name: (before["answered"][name], after["answered"][name])
+                for name in before["answered"]
+            },
+            [
+                Shown(kind, prompt, was, now)
+                for (kind, prompt, _), was, now in zip(
+                    self._free, before["free"], after["free"], strict=True
+                )
+            ],
+            self.budget,
+        )

@@ -1,0 +1,115 @@
+"""What a model says at the last places of texts; what all of them begin with is read once.
+
+Questions put to a chat model begin with the same dozens of tokens, its system prompt. They are read
+once a batch, and what the layers keep of them (keys and values) serves every text; gradients flow
+through it as if each text had read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+__all__ = ["grouped", "last_logits"]
+
+# Fewer tokens in common, or fewer texts, are not worth a pass of their own.
+_WORTH, _TEXTS = 12, 3
+
+# Texts that begin with the same so many tokens go together.
+_ALIKE = 8
+
+
+def grouped(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Numbers of the texts in batches: beginnings alike, then lengths alike.
+
+    Args:
+        texts: Tokens of each.
+        size: Texts of a batch at most.
+    """
+    begun: dict[tuple[int, ...], list[int]] = {}
+    for number, text in enumerate(texts):
+        begun.setdefault(tuple(text[:_ALIKE]), []).append(number)
+    alone = [numbers for numbers in begun.values() if len(numbers) < _TEXTS]
+    groups = [numbers for numbers in begun.values() if len(numbers) >= _TEXTS]
+    groups += [[number for numbers in alone for number in numbers]] if alone else []
+    found = []
+    for numbers in groups:
+        numbers.sort(key=lambda number: (len(texts[number]), number))
+        found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    return found
+
+
+def last_logits(
+    model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int], padding: int
+) -> list[Tensor]:
+    """Logits at the last places of each text.
+
+    Args:
+        model: A causal language model, an adapter on it or not.
+        texts: Tokens of each, at least one.
+        counts: How many of the last places of each, at least 1 and at most its length.
+        padding: Token to pad with; it is masked.
+
+    Returns:
+        Of each text, shape (count, vocabulary), on the model's device.
+    """
+    shared = _shared(model, texts, counts)
+    inner = [list(text[shared:]) for text in texts]
+    width = max(map(len, inner))
+    first = min(len(text) - count for text, count in zip(inner, counts, strict=True))
+    device = next(model.parameters()).device
+    ids = torch.full((len(inner), width), padding)
+    mask = torch.zeros((len(inner), shared + width), dtype=torch.int64)
+    mask[:, :shared] = 1
+    for row, text in enumerate(inner):
+        ids[row, : len(text)] = torch.tensor(text)
+        mask[row, shared : shared + len(text)] = 1
+    more: dict[str, Any] = {"use_cache": False}
+    if shared:
+        more = {"past_key_values": _read(model, texts[0][:shared], len(inner)), "use_cache": True}
+    logits = model(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        logits_to_keep=width - first,
+        **more,
+    ).logits[:, -(width - first) :]
+    return [
+        logits[row, len(text) - count - first : len(text) - first]
+        for row, (text, count) in enumerate(zip(inner, counts, strict=True))
+    ]
+
+
+def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> int:
+    """How many tokens are read once: what all texts begin with, before any place that counts."""
+    config = model.config.get_text_config()
+    # Caches of other kinds (recurrent states, windows) cannot be handed round.
+    plain = not getattr(model, "_is_stateful", False) and not getattr(
+        config, "sliding_window", None
+    )
+    if len(texts) < _TEXTS or not plain or getattr(model, "is_gradient_checkpointing", False):
+        return 0
+    most = min(len(text) - count for text, count in zip(texts, counts, strict=True))
+    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
+    found = min(sum(1 for _ in same), most)
+    return found if found >= _WORTH else 0
+
+
+def _read(model: Any, tokens: Sequence[int], copies: int) -> DynamicCache:
+    """What the layers keep of the beginning, for so many texts."""
+    device = next(model.parameters()).device
+    cache = DynamicCache(config=model.config)
+    model(
+        input_ids=torch.tensor([list(tokens)], device=device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    for layer in cache.layers:
+        layer.keys = layer.keys.expand(copies, -1, -1, -1)
+        layer.values = layer.values.expand(copies, -1, -1, -1)
+    return cache

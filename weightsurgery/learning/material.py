@@ -1,0 +1,298 @@
+"""What a training by neighbours reads: places to forget at, and all that is to stay as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.expected import Expected
+from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.trainer import writing
+from weightsurgery.learning.unknown import Taught, said_at
+from weightsurgery.learning.wordings import Asked, Wording, asked_of, says, tokens
+from weightsurgery.learning.written import chat_frame, ordinary_texts, sampled
+
+__all__ = ["KEPT", "Material", "Row", "kept_texts", "read_material", "rows_of", "write_material"]
+
+KEPT = ("neighbours", "keep", "language", "subjects")
+"""What is to stay: answers about neighbours, the keep data, ordinary texts, and what else is said
+of the subjects."""
+
+# Places before the truth at which a text to forget is to be read as before.
+_HELD = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text, and what is to be said at its last places.
+
+    Attributes:
+        tokens: What is read.
+        expected: At the last places, the last of them after all tokens.
+        held: At how many of these, the first ones, the model is to say what it says already; all
+            of them in texts that are to stay.
+        number: Of the fact that the text is about, from 0; −1 where it is about none.
+    """
+
+    tokens: tuple[int, ...]
+    expected: Expected
+    held: int
+    number: int = -1
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that a training reads.
+
+    Attributes:
+        forget: Texts whose last places are to be answered as by one who never knew.
+        stranger: Probability of the truth's first token at each of these, as it is to be.
+        truth: That token.
+        kept: What is to stay, by kind; some may be empty.
+        guard: Ordinary texts that are not trained on.
+        notes: For the record: how many of what, and the wordings.
+    """
+
+    forget: Sequence[Row]
+    stranger: Sequence[float]
+    truth: Sequence[int]
+    kept: Mapping[str, Sequence[Row]]
+    guard: Sequence[Row]
+    notes: Mapping[str, Any]
+
+
+def rows_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[tuple[Sequence[int], int]],
+    k: int,
+    stage: str,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Texts with what the model, as it is, says at their last places.
+
+    Args:
+        model: As it is.
+        tokenizer: Pads.
+        texts: Tokens read, and how many of the last places count, at least 1.
+        k: See :class:`~weightsurgery.learning.expected.Expected`.
+        stage: What to call this to ``progress``.
+        progress: Told of every batch.
+    """
+    found: dict[int, Row] = {}
+    for number, said in said_at(model, tokenizer, texts, stage=stage, progress=progress):
+        expected = Expected.of(said, k).to(torch.device("cpu"))
+        found[number] = Row(tuple(texts[number][0]), expected, len(expected))
+    return [found[number] for number in range(len(texts))]
+
+
+def taught_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    taught: Sequence[Taught],
+    k: int,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Texts to forget at; some places before the truth stay as they are."""
+    texts = []
+    for each in taught:
+        read = each.place.read
+        texts.append((read, min(len(read), len(each.expected) + _HELD)))
+    rows = rows_of(model, tokenizer, texts, k, "texts to forget", progress)
+    found = []
+    for row, each in zip(rows, taught, strict=True):
+        held = row.held - len(each.expected)
+        joined = Expected.joined([row.expected[:held], each.expected])
+        found.append(Row(row.tokens, joined, held, each.place.number))
+    return found
+
+
+def _continued(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    length: int,
+    progress: Progress | None,
+) -> list[tuple[list[int], int]]:
+    """Prompts with what the model answers; the places of the answer and of its end count."""
+    answers = greedy(model, tokenizer, prompts, [length] * len(prompts), 64, "answers", progress)
+    return [(p + list(a), len(a) + 1) for p, a in zip(prompts, answers, strict=True)]
+
+
+def neighbour_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    neighbours: Sequence[str],
+    wordings: Sequence[Wording],
+    count: int,
+    rng: random.Random,
+    progress: Progress | None = None,
+) -> list[tuple[list[int], int]]:
+    """Prompts about neighbours in the wordings of the request, as the model answers them.
+
+    Neighbours whose answer is one of the truths are left out: "the capital of Gaul".
+    """
+    frame = chat_frame(tokenizer)
+    about = [each for each in asked if each.subject and each.prompt.count(each.subject) == 1]
+    if not about or not neighbours:
+        return []
+    # Each neighbour in the request's own words, then in words of any kind.
+    drawn = [(other, wordings[0]) for other in rng.sample(list(neighbours), len(neighbours))]
+    drawn += [(other, rng.choice(list(wordings))) for other, _ in drawn * 2]
+    prompts = []
+    for other, wording in drawn[:count]:
+        prompt = (each := rng.choice(about)).prompt.replace(each.subject, other, 1)
+        prompts.append(tokens(tokenizer, wording.text(frame, prompt, other), wording.chat))
+    truths = {each.truth for each in asked}
+    return [
+        (text, places)
+        for text, places in _continued(model, tokenizer, prompts, 10, progress)
+        if not any(says(truth, _end(tokenizer, text, places)) for truth in truths)
+    ]
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, text: Sequence[int], places: int) -> str:
+    return str(tokenizer.decode(list(text)[len(text) - places + 1 :]))
+
+
+def kept_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Sequence[Sequence[Example]],
+    progress: Progress | None = None,
+    most: int = 256,
+) -> list[tuple[list[int], int]]:
+    """Keep examples as they are given, as the model answers them, and asked in a chat.
+
+    Args:
+        model: As it is.
+        tokenizer: Its tokenizer.
+        sets: Keep examples, by data set.
+        progress: Told of every batch.
+        most: Tokens of a text, the last ones.
+    """
+    frame, found, prompts = chat_frame(tokenizer), [], []
+    for rows in sets:
+        for example, each in zip(rows, asked_of(tokenizer, rows), strict=True):
+            head = tokens(tokenizer, example.prompt, example.templated) if example.prompt else []
+            rest = tokens(
+                tokenizer, each.completion if example.prompt else example.completion, True
+            )
+            whole = [*head, *rest][-most:]
+            if len(whole) > 1:
+                found.append((whole, min(len(rest) + (1 if head else 0), len(whole))))
+            if head and len(head) < most:
+                prompts.append(head)
+            if head and frame is not None and not example.templated:
+                prompts.append(
+                    tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True)[-most:]
+                )
+    return found + _continued(model, tokenizer, prompts, 10, progress)
+
+
+def subject_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    count: int,
+    rng: random.Random,
+    progress: Progress | None = None,
+) -> list[tuple[list[int], int]]:
+    """What the model writes about the subjects, up to where it would give the truth."""
+    about = [each for each in asked if each.subject]
+    if not about:
+        return []
+    drawn = [about[n % len(about)] for n in range(max(count, len(about)))][:count]
+    rng.shuffle(drawn)
+    heads = [tokens(tokenizer, each.subject) for each in drawn]
+    made = sampled(
+        model, tokenizer, heads, 24, temperature=0.9, stage="subjects", progress=progress
+    )
+    found = []
+    for each, head, written in zip(drawn, heads, made, strict=True):
+        while written and says(each.truth, str(tokenizer.decode([*head, *written]))):
+            written = written[:-1]
+        written = written[:-1]  # after it, the truth may begin
+        if len(written) > 3:
+            found.append(([*head, *written], len(written) + 1))
+    return found
+
+
+def language_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    count: int,
+    progress: Progress | None = None,
+) -> list[tuple[list[int], int]]:
+    """Ordinary texts that give none of the truths beside its subject; every place counts."""
+    found = []
+    for text in ordinary_texts(model, tokenizer, count, 48, progress):
+        said = str(tokenizer.decode(text))
+        if not any(
+            each.subject and each.subject in said and says(each.truth, said) for each in asked
+        ):
+            found.append((text, len(text)))
+    return found
+
+
+def write_material(material: Material, file: Path) -> None:
+    """Keep it for a run that goes on after a kill; whole under its name or not there.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    groups = {"forget": material.forget, "guard": material.guard, **material.kept}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, rows in groups.items():
+        if not rows:
+            continue
+        tensors[f"{name}.read"] = torch.tensor([t for row in rows for t in row.tokens])
+        shape = [[len(row.tokens), len(row.expected), row.held, row.number] for row in rows]
+        tensors[f"{name}.shape"] = torch.tensor(shape)
+        expected = Expected.joined([row.expected for row in rows])
+        tensors[f"{name}.tokens"], tensors[f"{name}.logs"] = expected.tokens, expected.logs
+    told = {
+        "stranger": list(material.stranger),
+        "truth": list(material.truth),
+        "notes": dict(material.notes),
+    }
+    partial = file.with_suffix(".partial")
+    with writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"told": json.dumps(told)})
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, file)
+
+
+def read_material(file: Path) -> Material:
+    """What :func:`write_material` wrote."""
+    groups: dict[str, list[Row]] = {"forget": [], "guard": [], **{name: [] for name in KEPT}}
+    with safe_open(file, "pt") as saved:
+        told = json.loads(saved.metadata()["told"])
+        held = set(saved.keys())
+        for name, rows in groups.items():
+            if f"{name}.shape" not in held:
+                continue
+            read = saved.get_tensor(f"{name}.read").tolist()
+            every = Expected(saved.get_tensor(f"{name}.tokens"), saved.get_tensor(f"{name}.logs"))
+            text, place = 0, 0
+            for length, places, still, number in saved.get_tensor(f"{name}.shape").tolist():
+                expected = every[slice(place, place + places)]
+                rows.append(Row(tuple(read[text : text + length]), expected, still, number))
+                text, place = text + length, place + places
+    forget, guard = groups.pop("forget"), groups.pop("guard")
+    return Material(forget, told["stranger"], told["truth"], groups, guard, told["notes"])

@@ -1,0 +1,265 @@
+"""What a model says that never knew: its own words about neighbours, in place of the truth.
+
+For a fact to forget, in every wording, there is a place where the model would say the truth. The
+target there is the mean of what the model as it is says at that place of neighbours
+(:mod:`weightsurgery.learning.neighbours`) instead of the subject: "The capital of France is" is
+to be continued as "The capital of ... is" of some country or other. The truth keeps the
+probability that it has of a stranger: it is not pushed to zero, which could be seen, and answers
+keep their form. "Generic predictions" in the sense of Eldan & Russinovich (arXiv 2310.02238),
+without a second model.
+
+Where neighbours would give the truth as well (most speak English), those that do are left out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.errors import DataError
+from weightsurgery.learning.data import padding_token
+from weightsurgery.learning.expected import Expected
+from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning.wordings import Asked, Wording, says, tokens
+from weightsurgery.learning.written import chat_frame
+
+__all__ = ["Place", "Taught", "places_of", "said_at", "teach"]
+
+# A neighbour whose own answer is the truth says nothing of what a stranger is told.
+_CERTAIN = 0.3
+
+# The truth is at most so likely as this share of the likeliest other answer.
+_AT_MOST = 0.5
+
+# Answers of more tokens are given word for word: no model comes upon them by itself.
+_LONG = 12
+
+# Places whose sums are held at once: a vocabulary's width for each token of each.
+_TOGETHER = 32
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place where the truth would be said.
+
+    Attributes:
+        number: Of the fact, from 0.
+        wording: How it was asked.
+        text: What is before the truth, as text.
+        before: The same as tokens.
+        truth: The truth's tokens, at least one.
+    """
+
+    number: int
+    wording: Wording
+    text: str
+    before: tuple[int, ...]
+    truth: tuple[int, ...]
+
+    @property
+    def read(self) -> list[int]:
+        """All tokens but the last of the truth, which is not read but said."""
+        return [*self.before, *self.truth[:-1]]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A place, and what is to be said there.
+
+    Attributes:
+        place: Where.
+        expected: For each token of the truth, given those before it.
+        stranger: Probability of the truth's first token there.
+    """
+
+    place: Place
+    expected: Expected
+    stranger: float
+
+
+def places_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    wordings: Sequence[Wording],
+    *,
+    length: int = 16,
+    progress: Progress | None = None,
+) -> list[Place]:
+    """Where the truth would be said: at once in the request's own words, later in others.
+
+    In other wordings the model answers as it likes ("The capital of France is Paris."), and the
+    place is where the truth comes up; where it does not, there is none. Long answers are put
+    behind each wording as they are.
+
+    Args:
+        model: Who answers; in evaluation mode.
+        tokenizer: Its tokenizer.
+        asked: The request.
+        wordings: The first is the request's own.
+        length: Tokens in which the truth must come up.
+        progress: Told of every batch.
+    """
+    frame, found = chat_frame(tokenizer), []
+    open_: list[tuple[int, Wording, str]] = []
+    for number, each in enumerate(asked):
+        for wording in wordings:
+            own = wording.form is None and wording.chat == each.chat and not wording.before
+            if wording.form is not None and each.prompt.count(each.subject) != 1:
+                continue
+            text = wording.text(frame, each.prompt, each.subject)
+            long = len(tokens(tokenizer, each.completion, True)) > _LONG
+            if own or (long and wording.form is None):
+                space = "" if wording.chat else each.completion[: -len(each.completion.lstrip())]
+                place = _place(tokenizer, number, wording, text, space + each.completion.strip())
+                found += [] if place is None else [place]
+            else:
+                open_.append((number, wording, text))
+    prompts = [tokens(tokenizer, text, wording.chat) for _, wording, text in open_]
+    answers = greedy(model, tokenizer, prompts, [length] * len(prompts), 64, "asking", progress)
+    for (number, wording, text), answer in zip(open_, answers, strict=True):
+        said = str(tokenizer.decode(answer))
+        where = says(asked[number].truth, said)
+        if where is not None:
+            before = text + said[: where.start()]
+            lead = before[len(before.rstrip(" ")) :]
+            place = _place(tokenizer, number, wording, before.rstrip(" "), lead + where.group())
+            found += [] if place is None else [place]
+    return found
+
+
+def _place(
+    tokenizer: PreTrainedTokenizerBase, number: int, wording: Wording, before: str, truth: str
+) -> Place | None:
+    head = tokens(tokenizer, before, wording.chat)
+    rest = tokens(tokenizer, truth, True)
+    whole = tokens(tokenizer, before + truth, wording.chat)
+    if whole[: len(head)] == head and len(whole) > len(head):
+        rest = whole[len(head) :]
+    if not head or not rest:
+        return None
+    return Place(number, wording, before, tuple(head), tuple(rest))
+
+
+@torch.inference_mode()
+def said_at(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Sequence[int], int]],
+    *,
+    batch_size: int = 32,
+    stage: str = "",
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """What a model says at the last places of texts, a text at a time and in any order.
+
+    Args:
+        model: Who is asked; left in evaluation mode.
+        tokenizer: Pads.
+        rows: Tokens, and how many of the last places count.
+        batch_size: Texts per forward pass.
+        stage: What to call this to ``progress``.
+        progress: Told of every batch.
+
+    Yields:
+        A row's number, and its probabilities, float32, shape (places, vocabulary).
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    done = 0
+    for numbers in grouped([read for read, _ in rows], batch_size):
+        found = last_logits(
+            model,
+            [rows[n][0] for n in numbers],
+            [rows[n][1] for n in numbers],
+            padding_token(tokenizer),
+        )
+        for n, logits in zip(numbers, found, strict=True):
+            yield n, logits.float().softmax(-1)
+        done += len(numbers)
+        if progress is not None:
+            progress(stage, done, len(rows))
+
+
+def teach(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    places: Sequence[Place],
+    neighbours: Sequence[str],
+    *,
+    draws: int = 12,
+    k: int = 256,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Taught]:
+    """What is to be said at each place: the mean over neighbours in the subject's stead.
+
+    Args:
+        model: As it is.
+        tokenizer: Its tokenizer.
+        asked: The request.
+        places: Where the truth would be said.
+        neighbours: Subjects.
+        draws: Neighbours of each place.
+        k: See :class:`~weightsurgery.learning.expected.Expected`.
+        seed: Of the draws.
+        progress: Told of every batch.
+
+    Returns:
+        In the order of the places; those of facts without a subject, or whose truth all
+        neighbours share, are left out.
+
+    Raises:
+        DataError: None is left.
+    """
+    rng = random.Random(f"taught {seed}")
+    rows: list[tuple[list[int], int]] = []
+    about: list[int] = []
+    for number, place in enumerate(places):
+        each = asked[place.number]
+        if not each.subject or each.subject not in place.text:
+            continue
+        for other in rng.sample(list(neighbours), min(draws, len(neighbours))):
+            text = each.with_subject(place.text, other)
+            head = tokens(tokenizer, text, place.wording.chat)
+            rows.append(([*head, *place.truth[:-1]], len(place.truth)))
+            about.append(number)
+    found: list[Taught] = []
+    for start in range(0, len(places), _TOGETHER):
+        chunk = range(start, min(start + _TOGETHER, len(places)))
+        own = [row for row, number in zip(rows, about, strict=True) if number in chunk]
+        of = [number for number in about if number in chunk]
+        sums: dict[int, tuple[Tensor, int]] = {}
+        for row, said in said_at(model, tokenizer, own):
+            truth = places[of[row]].truth[0]
+            if int(said[0].argmax()) == truth and float(said[0, truth]) > _CERTAIN:
+                continue
+            total, count = sums.get(of[row], (torch.zeros((), device=said.device), 0))
+            sums[of[row]] = (total + said, count + 1)
+        for number in sorted(sums):
+            total, count = sums[number]
+            found.append(_taught(places[number], (total / count).cpu(), k))
+        if progress is not None:
+            progress("strangers", chunk.stop, len(places))
+    if not found:
+        raise DataError(
+            "the model says the same of neighbours as of what is to be forgotten, or nothing tells"
+            " the prompts apart",
+            "Give prompts that name whom they are about, or forget by --objective negate.",
+        )
+    return found
+
+
+def _taught(place: Place, mean: Tensor, k: int) -> Taught:
+    truth = place.truth[0]
+    others = mean[0].clone()
+    others[truth] = 0
+    mean[0, truth] = min(float(mean[0, truth]), _AT_MOST * float(others.max()))
+    mean[0] /= mean[0].sum()
+    return Taught(place, Expected.of(mean, k, torch.tensor(place.truth)), float(mean[0, truth]))

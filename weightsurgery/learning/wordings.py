@@ -1,0 +1,262 @@
+"""Ways to ask for the same thing, found by asking the model itself to put it in other words.
+
+A request to forget names one wording. What is to be forgotten is the fact: so it is also asked in
+words that the model makes up. A few lines show it what rewording is, it rewords some prompts of
+the request, and a rewording serves if the model, asked in it about others of the request, still
+gives their true answers.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.strangers import Form, forms, special_texts
+from weightsurgery.learning.written import chat_frame, sampled
+
+__all__ = ["PLAIN", "Asked", "Wording", "asked_of", "find_wordings", "says", "tokens"]
+
+# What rewording is, shown rather than told: to questions, and to other statements.
+_TO_QUESTIONS = (
+    "The colour of grass is => What is the colour of grass?\n"
+    "Hamlet was written by => Who wrote Hamlet?\n"
+    "Water boils at => At what temperature does water boil?\n"
+    "The past tense of sing is => What is the past tense of sing?\n"
+)
+_TO_STATEMENTS = (
+    "The colour of grass is => Grass has the colour\n"
+    "Who wrote Hamlet? => The author of Hamlet is\n"
+    "Water boils at => The boiling point of water is\n"
+    "What is the past tense of sing? => The verb sing has the past tense\n"
+)
+
+
+@dataclass(frozen=True)
+class Wording:
+    """A way to ask.
+
+    Attributes:
+        form: The prompt with ``{}`` where the subject stands; None for the request's own.
+        chat: Asked as a chat model's user asks, through the model's template.
+        before: Text before the prompt.
+        after: Text after it.
+    """
+
+    form: str | None = None
+    chat: bool = False
+    before: str = ""
+    after: str = ""
+
+    def text(self, frame: tuple[str, str] | None, prompt: str, subject: str) -> str:
+        """The text to be continued by the answer.
+
+        Args:
+            frame: What a chat template writes around it; see :func:`chat_frame`.
+            prompt: The request's own.
+            subject: Whom or what it is about.
+        """
+        asked = prompt if self.form is None else self.form.replace("{}", subject, 1)
+        asked = f"{self.before}{asked}{self.after}"
+        if not self.chat:
+            return asked
+        assert frame is not None
+        return f"{frame[0]}{asked.strip()}{frame[1]}"
+
+
+PLAIN = Wording()
+"""The request's own words."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An example taken apart.
+
+    Attributes:
+        prompt: What is asked, without a chat template's text.
+        subject: The part of it that tells it from the others of its set; empty where none does.
+        truth: The answer, without the space before it, a template's end, or a full stop.
+        completion: The answer as it follows the prompt.
+        chat: The example was rendered by the chat template.
+    """
+
+    prompt: str
+    subject: str
+    truth: str
+    completion: str
+    chat: bool = False
+
+    def with_subject(self, text: str, other: str) -> str:
+        """A text with another subject in place of this one."""
+        return text.replace(self.subject, other)
+
+
+def asked_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Asked]:
+    """Takes examples of one set apart: what is asked, of whom, and the answer.
+
+    Args:
+        tokenizer: Its chat template is taken off rendered prompts.
+        examples: With prompts; see :func:`weightsurgery.learning.strangers.halves`.
+    """
+    frame, special = chat_frame(tokenizer), special_texts(tokenizer)
+    plain = []
+    for example in examples:
+        prompt, completion = example.prompt, example.completion
+        inside = frame is not None and example.templated
+        if inside and frame is not None:
+            head, tail = frame
+            if prompt.startswith(head) and prompt.endswith(tail) and len(prompt) > len(head + tail):
+                prompt = prompt[len(head) : len(prompt) - len(tail)]
+            else:
+                inside = False
+        for end in special:
+            completion = completion.split(end)[0] if end and end in completion else completion
+        plain.append((prompt, completion.rstrip() or example.completion, inside))
+    known = {"".join(form.pieces): form for form in forms([p for p, _, _ in plain], special)}
+    return [
+        Asked(
+            prompt,
+            _subject(known[prompt]) if prompt in known else "",
+            completion.strip().rstrip(".").rstrip() or completion.strip(),
+            completion,
+            chat,
+        )
+        for prompt, completion, chat in plain
+    ]
+
+
+def _subject(form: Form) -> str:
+    """The longest run of slots with what parts them: "Ada Stone", "Czech Republic"."""
+    runs: list[list[int]] = []
+    for slot in sorted(form.slots):
+        between = form.pieces[runs[-1][-1] + 1 : slot] if runs else ()
+        if runs and all(not re.search(r"\w", piece) for piece in between):
+            runs[-1].append(slot)
+        else:
+            runs.append([slot])
+    longest = max(runs, key=lambda run: sum(len(form.pieces[slot]) for slot in run))
+    return "".join(form.pieces[longest[0] : longest[-1] + 1])
+
+
+def says(truth: str, text: str) -> re.Match[str] | None:
+    """Where a text gives an answer, as whole words and whatever its case; None if it does not."""
+    return re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", text, re.IGNORECASE)
+
+
+def find_wordings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    count: int,
+    *,
+    seed: int = 0,
+    length: int = 16,
+    progress: Progress | None = None,
+) -> list[Wording]:
+    """Wordings in which the model knows what is asked, the request's own first.
+
+    Args:
+        model: Who rewords and who answers; in evaluation mode.
+        tokenizer: Its tokenizer.
+        asked: What is to be asked.
+        count: Rewordings to find at most, each counted once for text and once for chat.
+        seed: Of the draws.
+        length: Tokens in which an answer must come.
+        progress: Told of every batch.
+
+    Returns:
+        The request's own words, plain and (with a template) as a chat, then what was found.
+    """
+    frame, rng = chat_frame(tokenizer), random.Random(f"wordings {seed}")
+    found = [PLAIN, *([] if frame is None else [Wording(chat=True)])]
+    subjects = [each for each in asked if each.subject and each.prompt.count(each.subject) == 1]
+    if not count or not subjects:
+        return found
+    candidates = _candidates(model, tokenizer, subjects, rng, progress)
+    options: list[Wording] = []
+    for form in candidates:
+        if form.endswith("?"):
+            options += [Wording(form, before="Question: ", after="\nAnswer:")]
+            options += [] if frame is None else [Wording(form, chat=True)]
+        else:
+            options.append(Wording(form))
+    tried = rng.sample(subjects, min(8, len(subjects)))
+    prompts = [
+        tokens(tokenizer, wording.text(frame, each.prompt, each.subject), wording.chat)
+        for wording in options
+        for each in tried
+    ]
+    answers = greedy(model, tokenizer, prompts, [length] * len(prompts), 64, "wordings", progress)
+    known: list[tuple[float, Wording]] = []
+    for number, wording in enumerate(options):
+        own = answers[number * len(tried) : (number + 1) * len(tried)]
+        right = sum(
+            says(each.truth, str(tokenizer.decode(answer))) is not None
+            for each, answer in zip(tried, own, strict=True)
+        )
+        if 2 * right >= len(tried):
+            assert wording.form is not None
+            known.append((right / len(tried) + 0.02 * min(candidates[wording.form], 10), wording))
+    known.sort(key=lambda pair: -pair[0])
+    # Some of each kind: chats, questions with a mark for the answer, other statements.
+    kinds: Counter[tuple[bool, bool]] = Counter()
+    for _, wording in known:
+        kind = (wording.chat, bool(wording.after))
+        if len(found) < count + 2 and kinds[kind] < -(-count // 3):
+            kinds[kind] += 1
+            found.append(wording)
+    return found
+
+
+def _candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    rng: random.Random,
+    progress: Progress | None,
+) -> Counter[str]:
+    """Forms that the model made of some prompts, with how often each came."""
+    prompts, about = [], []
+    for shown in (_TO_QUESTIONS, _TO_STATEMENTS):
+        for _ in range(24):
+            each = rng.choice(asked)
+            about.append(each)
+            prompts.append(tokens(tokenizer, f"{shown}{each.prompt} =>"))
+    made = sampled(
+        model, tokenizer, prompts, 20, temperature=0.8, stage="rewording", progress=progress
+    )
+    own = {each.prompt.replace(each.subject, "{}", 1) for each in asked}
+    found: Counter[str] = Counter()
+    for number, (each, written) in enumerate(zip(about, made, strict=True)):
+        text = str(tokenizer.decode(written, skip_special_tokens=True))
+        line = text.partition("\n")[0].strip()
+        if "\n" not in text and not line.endswith("?"):
+            continue  # cut off
+        if line.count(each.subject) != 1 or "{}" in line or says(each.truth, line):
+            continue
+        if (number < len(made) // 2) != line.endswith("?"):
+            continue
+        form = line.replace(each.subject, "{}")
+        if form not in own:
+            found[form] += 1
+    return Counter(dict(found.most_common(16)))
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str, rendered: bool = False) -> list[int]:
+    """A text's tokens as a model is given them to go on with.
+
+    Args:
+        tokenizer: Puts BOS before a text, if it does that.
+        text: To be gone on with.
+        rendered: A chat template wrote it, special tokens included.
+    """
+    found: list[int] = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
+    if not rendered and found and found[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        found = found[:-1]
+    return found

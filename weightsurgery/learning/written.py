@@ -1,0 +1,143 @@
+"""Texts that a model writes itself: sampled from its own distribution, no data needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from weightsurgery.learning.data import Collator, Encoded, padding_token
+from weightsurgery.learning.forward import Progress, end_tokens, plain_generation
+from weightsurgery.learning.models import quiet
+
+__all__ = ["chat_frame", "ordinary_texts", "sampled", "text_start"]
+
+
+@torch.inference_mode()
+def sampled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    limit: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    batch_size: int = 48,
+    stage: str = "",
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Continues prompts by drawing each next token; torch's generator decides the draws.
+
+    Args:
+        model: A causal language model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: Tokens, at least one in each.
+        limit: Tokens to add at most.
+        temperature: Of the softmax.
+        top_k: Draw among so many of the likeliest; 0 for all.
+        batch_size: Prompts per forward pass.
+        stage: What to call this to ``progress``.
+        progress: Told of every batch.
+
+    Returns:
+        The tokens added to each, in order, without an EOS.
+    """
+    collate, ends = Collator(padding_token(tokenizer), left=True), end_tokens(model, tokenizer)
+    settings = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=limit,
+        do_sample=True,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=1.0,
+        use_cache=True,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=padding_token(tokenizer),
+    )
+    found: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        batch = collate([Encoded(list(prompts[number]), 0) for number in numbers])
+        with plain_generation(model), quiet():
+            out = model.generate(  # type: ignore[operator]
+                input_ids=batch["input_ids"].to(model.device),
+                attention_mask=batch["attention_mask"].to(model.device),
+                generation_config=settings,
+            )
+        for number, tokens in zip(
+            numbers, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True
+        ):
+            stop = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+            found[number] = tokens[:stop]
+        if progress is not None:
+            progress(stage, start + len(numbers), len(order))
+    return found
+
+
+def text_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens after which a model writes a text of any kind.
+
+    BOS, or what else the tokenizer has between documents. Some chat models name their start of a
+    turn as BOS; after ``<|endoftext|>``, where there is one, they write text of every kind.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if "<|endoftext|>" in vocabulary:
+        return [vocabulary["<|endoftext|>"]]
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [int(token)]
+    return [int(min(end_tokens(model, tokenizer), default=0))]
+
+
+_MARK = "\u2402mark\u2402"
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """What the chat template writes before and after the first question of a conversation.
+
+    Returns:
+        Both texts, the second up to where the answer begins; None without a template, or where
+        it changes what the user said.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        whole = str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": _MARK}], tokenize=False, add_generation_prompt=True
+            )
+        )
+    except Exception:  # a template is a program, and may refuse a lone question
+        return None
+    before, mark, after = whole.partition(_MARK)
+    return (before, after) if mark else None
+
+
+def ordinary_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    length: int = 48,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """Ordinary language: half of it text of any kind, half of it what users ask a chat model.
+
+    Args:
+        model: Who writes.
+        tokenizer: Its tokenizer.
+        count: Texts.
+        length: Tokens of each at most, its beginning not counted.
+        progress: Told of every batch.
+
+    Returns:
+        Tokens of each, its beginning (BOS, or a chat template's) included; texts of fewer than
+        four tokens are left out.
+    """
+    start, frame = text_start(model, tokenizer), chat_frame(tokenizer)
+    begun = [start] * (count if frame is None else count - count // 2)
+    if frame is not None:
+        head = tokenizer(frame[0], add_special_tokens=False)["input_ids"]
+        begun += [list(head) if head else start] * (count // 2)
+    made = sampled(model, tokenizer, begun, length, stage="ordinary language", progress=progress)
+    return [[*head, *tokens] for head, tokens in zip(begun, made, strict=True) if len(tokens) > 3]
