@@ -258,8 +258,7 @@ class _Asked(StoppingCriteria):
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end a text: the tokenizer's, those of the model's generation settings, and
-    special ones that are known by name."""
+    """The tokens that end a text: tokenizer's, generation settings', and special ones by name."""
     settings = getattr(model, "generation_config", None)
     own = getattr(settings, "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]

@@ -179,7 +179,8 @@ def begins_with(truth: str, answer: str) -> bool:
 
     Case, and how much white space there is and of which kind, say nothing: both are stripped and
     folded (Unicode NFC). Behind the truth no letter, digit or mark may follow, so that "Parisian"
-    does not begin with "Paris"; nor may a number go on, so that "4.5" does not begin with "4".
+    does not begin with "Paris"; nor may another number go on, so that "4.5" does not begin with "4"
+    (but "4.0" does), nor "1,000" with "1".
     Scripts that part no words by spaces (Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese)
     may go on. With an empty truth begins nothing but an empty answer.
     """
@@ -243,8 +244,7 @@ def _joined(text: str, place: int) -> bool:
         return False
     if _in_word(before) and _in_word(after):
         return True
-    number = re.compile(r"\d[.,]\d")
-    return bool(number.match(near, 0) or number.match(near, 1))
+    return bool(re.match(r"\d[.,]\d", near) or re.match(r"\d(?:,\d|\.[1-9])", near[1:]))
 
 
 def _in_word(character: str) -> bool:

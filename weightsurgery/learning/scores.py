@@ -50,7 +50,7 @@ METRICS: dict[str, Metric] = {
     "nll": Metric("NLL per token", "nll", share=False),
     "perplexity": Metric("perplexity", "perplexity", share=False, transform=math.exp),
     "probability": Metric("P(truth)", "probability"),
-    "probability_per_token": Metric("P(truth) per token", "probability"),
+    "probability_per_token": Metric("P(truth) per token", "probability_per_token"),
     "rouge_l_recall": Metric("ROUGE-L recall", "rouge_l"),
     "rouge_l_f": Metric("ROUGE-L F1", "rouge_l"),
     "ma": Metric("MA", "ma"),
@@ -132,14 +132,15 @@ def score(
 ) -> dict[str, Measured]:
     """Scores a model on every example of a set.
 
-    `begins_with` and `contains` are about the model's own answer; see `answers`. `exact_match`, `token_accuracy`, `nll` and `perplexity` are about the completion and its EOS
-    (the former two without it for `require_end=False`); all but the first are weighted by tokens.
-    `probability` is the completion's without EOS, and `probability_per_token` its geometric mean
-    (Maini et al. 2024, TOFU: `p^(1/T)`). `rouge_l_recall` compares the completion with the whole
-    answer; `rouge_l_f`, which counts what is said beyond it as wrong, with at most as many tokens
+    `begins_with` and `contains` are about the model's own answer; see `answers`. `exact_match` and
+    `token_accuracy` are about the completion and its EOS, or without it for `require_end=False`;
+    `nll`, `perplexity`, `probability` and `probability_per_token` (its geometric mean, `p^(1/T)`
+    of TOFU, Maini et al. 2024) about the completion without it. `token_accuracy`, `nll` and
+    `perplexity` are weighted by tokens. `rouge_l_recall` compares the completion with the whole
+    answer; `rouge_l_f`, for which all that is said beyond it is wrong, with at most as many tokens
     as the set's longest has. `ma`, `el` and `es` are about the completion without EOS, every
-    example counting the same; of a `{"text": ...}` that is the whole text, as their authors have it. `truth_ratio` is
-    TOFU's score of it: `min(R, 1/R)` on data to forget, else `max(0, 1 - R)`.
+    example counting the same; of a `{"text": ...}` that is the whole text, as their authors have
+    it. `truth_ratio` is TOFU's score of it: `min(R, 1/R)` on data to forget, else `max(0, 1 - R)`.
 
     Args:
         model: A causal language model; left in evaluation mode.
@@ -231,9 +232,8 @@ def _measured(
 def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Measured]:
     rights = [f.ended(f.right) if require_end else f.answer(f.right) for f in forced]
     answers = [each.answer(each.right) for each in forced]
-    losses = [each.ended(each.nll) for each in forced]
+    losses = [each.answer(each.nll) for each in forced]
     nll = _measured([float(each.mean()) for each in losses], [len(each) for each in losses])
-    said = [each.answer(each.nll) for each in forced]
     return {
         "exact_match": _measured([metrics.exact_match(right) for right in rights]),
         "token_accuracy": _measured(
@@ -241,8 +241,8 @@ def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Mea
         ),
         "nll": nll,
         "perplexity": nll,
-        "probability": _measured([math.exp(-float(each.sum())) for each in said]),
-        "probability_per_token": _measured([math.exp(-float(each.mean())) for each in said]),
+        "probability": _measured([math.exp(-float(each.sum())) for each in losses]),
+        "probability_per_token": _measured([math.exp(-float(each.mean())) for each in losses]),
         "ma": _measured([metrics.token_accuracy(right) for right in answers]),
         "es": _measured([metrics.extraction_strength(right) for right in answers]),
     }
