@@ -1,9 +1,8 @@
 """A model that says what it is told to, so that an answer can be anything."""
 
-from types import SimpleNamespace
-
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class Scripted(LlamaForCausalLM):
@@ -26,7 +25,7 @@ class Scripted(LlamaForCausalLM):
         self._tokenizer = tokenizer
         self.eval()
 
-    def prepare_inputs_for_generation(self, input_ids, **_):
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
         return {"input_ids": input_ids}
 
     def forward(self, input_ids, attention_mask=None, logits_to_keep=0, **_):
@@ -37,7 +36,7 @@ class Scripted(LlamaForCausalLM):
             given, first = tokens[real].tolist(), int(real.int().argmax())
             for place in range(len(given)):
                 logits[row, first + place, self._next(given[: place + 1])] = 0
-        return SimpleNamespace(logits=logits[:, -logits_to_keep:], past_key_values=None)
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:])
 
     def _next(self, given):
         text = self._tokenizer.decode(given, skip_special_tokens=False)

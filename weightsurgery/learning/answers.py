@@ -85,15 +85,18 @@ def right_answers(
     """
     said = [bool(each.end_length and each.ended(each.right).all()) for each in forced]
     open_ = [index for index, exact in enumerate(said) if not exact]
-    wanted = [truths(tokenizer, encoded)[index] for index in open_] if open_ else []
+    every = truths(tokenizer, encoded)
+    wanted = [every[index] for index in open_]
 
     def stop(place: int, text: str) -> bool:
         truth = wanted[place]
         return _over(truth, text) or settled(truth, text, anywhere[open_[place]])
 
-    rows = [encoded[index] for index in open_]
-    prompts, limits = _prompts(model, rows)
-    texts = greedy(model, tokenizer, prompts, limits, batch_size, stage, progress, stop)
+    prompts, limits = _prompts(model, encoded)
+    texts = greedy(
+        model, tokenizer, [prompts[index] for index in open_], [limits[index] for index in open_],
+        batch_size, stage, progress, stop,
+    )  # fmt: skip
     for index, truth, tokens in zip(open_, wanted, texts, strict=True):
         text = first_lines(_text(tokenizer, tokens), lines_of(truth))
         said[index] = (contains if anywhere[index] else begins_with)(truth, text)

@@ -168,10 +168,14 @@ def score(
     run = _Run(model, tokenizer, batch_size, where, progress)
     forced = run.forced(encoded)
     found = _from_one_pass(forced, require_end)
-    if {"contains", *_ROUGE} & set(names):
-        found |= _from_answers(run, encoded, bool({*_ROUGE} & set(names)))
-    elif "begins_with" in names:
-        found["begins_with"] = _measured([float(each) for each in run.begun(encoded, forced)])
+    told = {"begins_with", "contains"} & set(names)
+    rouge = bool({*_ROUGE} & set(names))
+    if rouge or len(told) > 1:
+        found |= _from_answers(run, encoded, rouge)
+    for name in told - set(found):
+        # Alone it is what something is chosen by, again and again: no more is said than it takes.
+        right = run.right(encoded, forced, name == "contains")
+        found[name] = _measured([float(each) for each in right])
     if "el" in names:
         found["el"] = _likelihood(run, encoded, forced, n)
     if "truth_ratio" in names:
@@ -204,9 +208,11 @@ class _Run:
             f"generating for {self.where}", self.progress,
         )  # fmt: skip
 
-    def begun(self, encoded: Sequence[Encoded], forced: Sequence[Forced]) -> list[bool]:
+    def right(
+        self, encoded: Sequence[Encoded], forced: Sequence[Forced], anywhere: bool
+    ) -> list[bool]:
         return answers.right_answers(
-            self.model, self.tokenizer, encoded, forced, [False] * len(encoded),
+            self.model, self.tokenizer, encoded, forced, [anywhere] * len(encoded),
             self.batch_size, f"generating for {self.where}", self.progress,
         )  # fmt: skip
 

@@ -233,7 +233,7 @@ def _factors(
 def _check_known(data: DataSet, known: float, metric: str) -> None:
     if not known > 0:
         raise DataError(
-            f"{data.name}: the base's {METRICS[metric].title} is 0, so there is nothing to"
+            f"{data.name}: the base's score is 0 ({METRICS[metric].title}), so there is nothing to"
             f" {data.role}",
             "Score what the base knows: a completion may lack the space before it; of exact_match,"
             " the end of the text may never have been trained (--any-end).",
