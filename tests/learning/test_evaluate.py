@@ -173,12 +173,9 @@ def test_conversations_are_scored(model, chat_tokenizer, tmp_path):
         for said in (answer, "~" + answer)
     ]
     data = write(tmp_path / "chat.jsonl", *map(json.dumps, rows))
-    found = evaluate(
-        tmp_path / "chat", [data], metrics=["exact-match", "contains"], require_end=False
-    )
+    found = evaluate(tmp_path / "chat", [data], metrics=["exact-match"], require_end=False)
     assert found.sets[0].headline == "contains"
     assert found.sets[0].scores["exact_match"].value == 0.5
-    assert found.sets[0].scores["contains"].value == 0.5
 
 
 @pytest.mark.parametrize(
