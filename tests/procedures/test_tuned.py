@@ -96,10 +96,10 @@ def test_the_recipe_finds_what_trying_all_finds(model, line):
 
 @pytest.fixture
 def going_on(model):
-    """The same, but where it ended it says a full stop and goes on, as models of text do."""
+    """The same, but where it ended it says an exclamation mark and goes on, as models of text do."""
     other = copy.deepcopy(model)
     tokenizer = byte_tokenizer()
-    (stop,) = tokenizer(".", add_special_tokens=False)["input_ids"]
+    (stop,) = tokenizer("!", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         head = other.get_output_embeddings().weight
         head[[stop, tokenizer.eos_token_id]] = head[[tokenizer.eos_token_id, stop]]
@@ -122,9 +122,9 @@ def test_a_base_that_goes_on_can_be_watched(going_on):
     watch = _KnownBefore(FACTS, {"keep": OTHER})
     watch.begin(going_on, byte_tokenizer(), ["model.norm.weight"])
     assert watch.seen == [{"": 1.0, "keep": 1.0}]
+    lost = _KnownBefore(FACTS, {"keep": [Example("Is this known?", " No")]})
     with pytest.raises(DataError, match="answers none of it"):
-        unknown = [Example("Is this known?", " No")]
-        _KnownBefore(FACTS, {"keep": unknown}).begin(going_on, byte_tokenizer(), [])
+        lost.begin(going_on, byte_tokenizer(), [])
 
 
 def test_a_change_is_inside_and_then_gone_even_after_an_error(model, line):
