@@ -96,7 +96,7 @@ def test_the_recipe_finds_what_trying_all_finds(model, line):
 
 @pytest.fixture
 def going_on(model):
-    """The same, but where it ended it says an exclamation mark and goes on, as models of text do."""
+    """The same, but where it ended it says an exclamation mark and goes on, as of text alone."""
     other = copy.deepcopy(model)
     tokenizer = byte_tokenizer()
     (stop,) = tokenizer("!", add_special_tokens=False)["input_ids"]
