@@ -54,6 +54,14 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_lines_of_progress():
+    """A busy machine makes a short command long: lines come where a test asks for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightsurgery.cli.lines.FIRST", float("inf"))
+        yield
+
+
 def write_checkpoint(
     directory: Path,
     tensors: Mapping[str, torch.Tensor],

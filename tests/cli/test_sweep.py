@@ -38,12 +38,12 @@ def test_the_last_line_does_the_chosen_edit(ws, asked, taught, tmp_path):
     ws.done(*line[1:-1], tmp_path / "edited")
     scores = ws.document(
         "evaluate", tmp_path / "edited", "--forget", taught.forget_data,
-        "--keep", taught.keep_data, "--against", taught.base, "--metric", "exact_match",
+        "--keep", taught.keep_data, "--against", taught.base, "--metric", "begins-with",
     )["sets"]  # fmt: skip
     assert cell["forgetting"] > 50
-    assert scores[0]["forgetting"]["exact_match"]["value"] == cell["forgetting"]
-    assert scores[0]["before"]["exact_match"]["value"] == document["base_forget"] == 1.0
-    assert scores[1]["scores"]["exact_match"]["value"] == cell["keep"][0]
+    assert scores[0]["forgetting"]["begins_with"]["value"] == cell["forgetting"]
+    assert scores[0]["before"]["begins_with"]["value"] == document["base_forget"] == 1.0
+    assert scores[1]["scores"]["begins_with"]["value"] == cell["keep"][0]
 
 
 def test_statistics_options_and_tests_reach_the_edit(ws, asked, taught, tmp_path):
@@ -124,4 +124,4 @@ def test_refusals_in_two_lines(ws, asked, options, says):
 def test_what_the_base_does_not_know_is_refused(ws, asked, tmp_path):
     unknown = write(tmp_path / "unknown.jsonl", [OTHER[0].__class__("Is this known?", " No")])
     what, _ = ws.refused(*asked, "--keep-data", unknown)
-    assert "unknown: the base's exact match is 0" in what
+    assert "unknown: the base's score is 0 (begins with the truth)" in what

@@ -127,7 +127,7 @@ def test_a_checkpoint_against_its_base(before, after, known, tmp_path, capfd):
     assert forget.examples == 5
     assert forget.chance == pytest.approx(0.2)  # five different completions
     assert list(forget.scores) == [
-        "exact_match", "token_accuracy", "perplexity", "rouge_l_recall", "rouge_l_f",
+        "begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall",
     ]  # fmt: skip
     s0 = score_checkpoint(before, {"x": known}, require_end=False)["x"]
     s1 = score_checkpoint(after, {"x": known}, require_end=False)["x"]
@@ -138,6 +138,9 @@ def test_a_checkpoint_against_its_base(before, after, known, tmp_path, capfd):
     assert forget.normalised_forgetting["exact_match"].value == pytest.approx(
         100 * (s0 - s1) / (s0 - 0.2)
     )
+    assert forget.headline == "begins_with"
+    assert set(forget.normalised_forgetting) == {"begins_with", "exact_match"}
+    assert forget.before["begins_with"].value >= s0
     assert forget.drift is None
     assert "perplexity" not in forget.forgetting
     assert keep.drift["exact_match"].value == pytest.approx((s0 - s1) / s0)
@@ -170,7 +173,8 @@ def test_conversations_are_scored(model, chat_tokenizer, tmp_path):
         for said in (answer, "~" + answer)
     ]
     data = write(tmp_path / "chat.jsonl", *map(json.dumps, rows))
-    found = evaluate(tmp_path / "chat", [data], metrics=["exact_match"], require_end=False)
+    found = evaluate(tmp_path / "chat", [data], metrics=["exact-match"], require_end=False)
+    assert found.sets[0].headline == "contains"
     assert found.sets[0].scores["exact_match"].value == 0.5
 
 

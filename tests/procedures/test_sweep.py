@@ -213,7 +213,7 @@ def test_ridges_and_statistics_come_together(edit, with_statistics, base, data):
 
 def test_data_the_model_does_not_know(edit, base, data, tmp_path):
     wrong = write(tmp_path / "wrong.jsonl", [Example(FACTS[0].prompt, " mauve")])
-    with pytest.raises(DataError, match=r"wrong: the base's exact match is 0.*to keep"):
+    with pytest.raises(DataError, match=r"wrong: the base's score is 0 \(begins with.*to keep"):
         sweep(edit, base, replace(data, keep=[*data.keep, wrong]), GRID)
     with pytest.raises(DataError, match=r"wrong: .* nothing to forget"):
         sweep(edit, base, replace(data, forget=wrong), GRID)

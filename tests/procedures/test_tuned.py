@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,15 @@ import pytest
 import torch
 
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer
-from weightsurgery.errors import EditError
+from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
 from weightsurgery.procedures.change_request import ChangeRequest
+from weightsurgery.procedures.found_vector import _KnownBefore
 from weightsurgery.procedures.merging import Line, find_line
 from weightsurgery.procedures.tuned import SCALES, SHARE, changed, choose_scale, merge, tune
 
@@ -89,6 +92,39 @@ def test_the_recipe_finds_what_trying_all_finds(model, line):
     assert found.tried == wide
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.fixture
+def going_on(model):
+    """The same, but where it ended it says an exclamation mark and goes on, as of text alone."""
+    other = copy.deepcopy(model)
+    tokenizer = byte_tokenizer()
+    (stop,) = tokenizer("!", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        head = other.get_output_embeddings().weight
+        head[[stop, tokenizer.eos_token_id]] = head[[tokenizer.eos_token_id, stop]]
+    return other
+
+
+def test_a_base_that_goes_on_after_its_answers_is_tuned_as_one_that_ends(model, going_on, line):
+    tokenizer = byte_tokenizer()
+    assert exact_match(going_on, tokenizer, OTHER) == 0
+    wide = tuple(8 * scale for scale in SCALES[::2])
+    ends, goes = (
+        tune(line, each, tokenizer, FACTS, [OTHER], scales=wide) for each in (model, going_on)
+    )
+    assert goes.before == (1.0, 1.0)
+    assert goes == ends
+    assert 0 < goes.scale < wide[-1]
+
+
+def test_a_base_that_goes_on_can_be_watched(going_on):
+    watch = _KnownBefore(FACTS, {"keep": OTHER})
+    watch.begin(going_on, byte_tokenizer(), ["model.norm.weight"])
+    assert watch.seen == [{"": 1.0, "keep": 1.0}]
+    lost = _KnownBefore(FACTS, {"keep": [Example("Is this known?", " No")]})
+    with pytest.raises(DataError, match="answers none of it"):
+        lost.begin(going_on, byte_tokenizer(), [])
 
 
 def test_a_change_is_inside_and_then_gone_even_after_an_error(model, line):

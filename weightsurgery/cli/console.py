@@ -6,9 +6,10 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich import box
@@ -26,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table as RichTable
 
+from weightsurgery.cli.lines import Lines
 from weightsurgery.cli.options import Show
 from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table
@@ -172,24 +174,55 @@ class _Bar:
         self._bar, self._begun = None, time.monotonic()
 
 
+class _Log:
+    """Progress where there is no terminal: a plain line now and then, for who reads the log."""
+
+    def __init__(self, unit: str) -> None:
+        self._lines = Lines(unit, time.monotonic())
+        self._lock = threading.Lock()  # edits tell of their progress from several threads
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        with self._lock:
+            for line in self._lines.told(stage, done, total, time.monotonic()):
+                self._print(line)
+
+    def rest(self) -> None:
+        """Say how far the last stage came, if it was spoken of."""
+        with self._lock:
+            for line in self._lines.ended(time.monotonic()):
+                self._print(line)
+
+    def _print(self, line: str) -> None:
+        # Nobody may be reading any more: that is no reason for the work to fail.
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+
 @contextmanager
-def progress(options: Show, unit: str = "bytes") -> Iterator[_Bar | None]:
-    """A callback ``(stage, done, total)`` that draws a bar; None where there is no terminal.
+def progress(options: Show, unit: str = "bytes") -> Iterator[_Bar | _Log | None]:
+    """A callback ``(stage, done, total)`` that draws a bar; where there is no terminal, lines.
 
     Args:
-        options: Quiet draws none.
+        options: Quiet shows nothing: None.
         unit: ``"bytes"``, or anything else for plain counts.
     """
-    if options.quiet or not _err.is_terminal:
+    if options.quiet:
         yield None
         return
+    # Asked of the stream itself: FORCE_COLOR makes no terminal of a file.
+    drawn = sys.stderr.isatty() and _err.is_terminal and not _err.is_dumb_terminal
+    shown = _bar(unit) if drawn else _Log(unit)
+    try:
+        yield shown
+    finally:
+        shown.rest()
+
+
+def _bar(unit: str) -> _Bar:
     columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
     if unit == "bytes":
         columns += [DownloadColumn(), TransferSpeedColumn()]
     else:
         columns += [MofNCompleteColumn()]
-    bar = _Bar([*columns, TimeRemainingColumn()])
-    try:
-        yield bar
-    finally:
-        bar.rest()
+    return _Bar([*columns, TimeRemainingColumn()])

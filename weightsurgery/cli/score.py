@@ -45,8 +45,9 @@ class Scoring:
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="exact_match, token_accuracy, perplexity, rouge_l (these are the default), nll,"
-            " ma, el, es, truth_ratio, or all; repeatable.",
+            help="begins_with, contains, exact_match, perplexity, probability, rouge_l_recall"
+            " (these are the default), rouge_l, token_accuracy, nll, ma, el, es, truth_ratio, or"
+            " all; repeatable.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -104,7 +105,7 @@ def evaluate(
         float | None,
         typer.Option(
             metavar="P",
-            help="Exact match of guessing, from 0 to 1. Default: of each set the share of its"
+            help="What guessing scores, from 0 to 1. Default: of each set the share of its"
             " most frequent completion.",
             rich_help_panel=_HOW,
         ),

@@ -98,12 +98,14 @@ def sweep(
         ),
     ] = 0.975,
     metric: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="exact_match, token_accuracy, rouge_l_recall, rouge_l_f, ma, el or es.",
+            help="begins_with, contains, exact_match, token_accuracy, probability,"
+            " probability_per_token, rouge_l_recall, rouge_l_f, ma, el or es. Default:"
+            " begins_with; of conversations contains.",
             rich_help_panel=_DATA,
         ),
-    ] = "exact_match",
+    ] = None,
     any_end: Annotated[
         bool,
         typer.Option(
@@ -185,7 +187,7 @@ def sweep(
                 DataSets(forget_data, keep_data, test_forget, test_keep or ()),
                 grid,
                 threshold=threshold,
-                metric=metric.replace("-", "_"),
+                metric=metric and metric.replace("-", "_"),
                 selection=which.selection("all-linear"),
                 device=work.device,
                 workers=work.workers,

@@ -10,6 +10,7 @@ from pathlib import Path
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import DataError
 from weightsurgery.learning import in_context, intervals
+from weightsurgery.learning.answers import headline
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.forward import Progress
 from weightsurgery.learning.intervals import Estimate, Measured, Resampling
@@ -37,13 +38,15 @@ class SetScores:
         path: As given.
         role: `forget` or `keep`.
         examples: How many.
-        chance: The exact match of guessing; see `scores.chance`.
+        chance: What guessing scores; see `scores.chance`.
         scores: Per metric its mean.
         before: The same of the checkpoint compared with; None if there is none.
         forgetting: Per metric that is a share, raw forgetting in percent; of sets to forget.
-        normalised_forgetting: The same in percent of what exceeds chance; of exact match alone,
-            whose chance is known.
+        normalised_forgetting: The same in percent of what exceeds chance; of exact match and of
+            the headline alone, whose chance is known.
         drift: Per metric the relative change either way, as a fraction; of sets to keep.
+        headline: The metric that says what the checkpoint knows of the set; see
+            `answers.headline`.
     """
 
     name: str
@@ -56,6 +59,7 @@ class SetScores:
     forgetting: dict[str, Estimate] | None = None
     normalised_forgetting: dict[str, Estimate] | None = None
     drift: dict[str, Estimate] | None = None
+    headline: str = "begins_with"
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def evaluate(
         keep: Data sets that should stay as they are.
         against: The checkpoint before the edit.
         metrics: Words for `scores.choose`.
-        chance_of: The exact match of guessing, in [0, 1); default: `scores.chance` of each set.
+        chance_of: What guessing scores, in [0, 1); default: `scores.chance` of each set.
         n: Length of the n-grams of `el`.
         require_end: An exact match must also stop after the completion.
         batch_size: Examples per forward pass.
@@ -181,6 +185,7 @@ def evaluate(
     found = []
     for place, (path, label, role) in enumerate(zip(paths, labels, roles, strict=True)):
         guess = chance(sets[place]) if chance_of is None else chance_of
+        main = headline(sets[place])
         after = measured[0][place]
         before = measured[1][place] if against is not None else None
         found.append(
@@ -191,7 +196,8 @@ def evaluate(
                 len(sets[place]),
                 guess,
                 estimates(after, drawn),
-                **({} if before is None else _compared(before, after, role, guess, drawn)),
+                **({} if before is None else _compared(before, after, role, guess, main, drawn)),
+                headline=main,
             )
         )
     return Evaluation(
@@ -284,6 +290,7 @@ def _compared(
     after: Mapping[str, Measured],
     role: str,
     guess: float,
+    main: str,
     drawn: Resampling,
 ) -> dict[str, dict[str, Estimate]]:
     def changes(change: intervals.Change, names: Sequence[str]) -> dict[str, Estimate]:
@@ -302,6 +309,6 @@ def _compared(
     )
     found["normalised_forgetting"] = changes(
         partial(intervals.normalised_forgetting, chance=guess),
-        [name for name in after if name == "exact_match"],
+        [name for name in after if name in ("exact_match", main)],
     )
     return found

@@ -6,12 +6,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning.data import Collator, Encoded, padding_token
 from weightsurgery.learning.models import context_length, quiet
 
+<<<<<<< HEAD
 __all__ = [
     "Forced",
     "Progress",
@@ -21,9 +28,20 @@ __all__ = [
     "plain_generation",
     "teacher_forced",
 ]
+=======
+__all__ = ["Forced", "Progress", "Stop", "check_lengths", "greedy", "teacher_forced"]
+>>>>>>> evaluate
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
+
+Stop = Callable[[int, str], bool]
+"""Whether a continuation need not go on: called with its prompt's number, from 0, and its text."""
+
+_ENDS_OF_TEXT = {
+    "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>",
+    "</s>", "<eos>",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,11 +184,13 @@ def greedy(
     batch_size: int = 32,
     stage: str = "",
     progress: Progress | None = None,
+    stop: Stop | None = None,
 ) -> list[list[int]]:
     """Continues prompts with the likeliest token, again and again.
 
     The model's own generation settings (sampling, penalties, lengths) are left out; its EOS
-    tokens are heeded.
+    tokens are heeded, and so are special tokens by whose name a text is over: a chat model that
+    goes on with a plain text ends it as it was pretrained to.
 
     Args:
         model: A causal language model.
@@ -180,9 +200,11 @@ def greedy(
         batch_size: Prompts per forward pass.
         stage: What to call this to `progress`.
         progress: Told of every batch.
+        stop: Asked after every token, so that nothing is generated that nobody reads.
 
     Returns:
-        The tokens added to each, in order, without an EOS.
+        The tokens added to each, in order, without an EOS; the one after which `stop` said so is
+        the last.
     """
     collate = Collator(padding_token(tokenizer), left=True)
     ends = end_tokens(model, tokenizer)
@@ -201,6 +223,8 @@ def greedy(
             waiting += [indices[:half], indices[half:]]
             continue
         batch = collate([Encoded(list(prompts[index]), 0) for index in indices])
+        begun = batch["input_ids"].shape[1]
+        asked = None if stop is None else _Asked(tokenizer, indices, begun, stop)
         with plain_generation(model), quiet():
             out = model.generate(  # type: ignore[operator]
                 input_ids=batch["input_ids"].to(model.device),
@@ -212,24 +236,47 @@ def greedy(
                     eos_token_id=sorted(ends) or None,
                     pad_token_id=padding_token(tokenizer),
                 ),
+                stopping_criteria=None if asked is None else StoppingCriteriaList([asked]),
             )
-        for index, tokens in zip(
-            indices, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True
-        ):
-            stop = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-            found[index] = tokens[: min(stop, limits[index])]
+        for index, tokens in zip(indices, out[:, begun:].tolist(), strict=True):
+            over = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
+            if asked is not None:
+                over = min(over, asked.lengths.get(index, over))
+            found[index] = tokens[: min(over, limits[index])]
         done += len(indices)
         if progress is not None:
             progress(stage, done, len(order))
     return found
 
 
+class _Asked(StoppingCriteria):
+    """Asks whether each row of a batch may stop, and remembers after how many tokens it did."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, indices: Sequence[int], begun: int, stop: Stop
+    ) -> None:
+        self._tokenizer, self._indices, self._begun, self._stop = tokenizer, indices, begun, stop
+        self.lengths: dict[int, int] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        rows = input_ids[:, self._begun :].tolist()
+        for index, tokens in zip(self._indices, rows, strict=True):
+            if index not in self.lengths:
+                text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+                if self._stop(index, text):
+                    self.lengths[index] = len(tokens)
+        over = [index in self.lengths for index in self._indices]
+        return torch.tensor(over, device=input_ids.device)
+
+
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end a text: the tokenizer's and those of the model's generation settings."""
+    """The tokens that end a text: tokenizer's, generation settings', and special ones by name."""
     settings = getattr(model, "generation_config", None)
     own = getattr(settings, "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
-    return {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+    special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    named = [token for name, token in special if name in _ENDS_OF_TEXT]
+    return {int(token) for token in (*listed, tokenizer.eos_token_id, *named) if token is not None}
 
 
 @contextmanager

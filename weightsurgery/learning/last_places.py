@@ -91,7 +91,7 @@ def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -
     plain = not getattr(model, "_is_stateful", False) and not getattr(
         config, "sliding_window", None
     )
-    if len(texts) < _TEXTS or not plain or getattr(model, "is_gradient_checkpointing", False):
+    if len(texts) < _TEXTS or not plain or getattr(model, "is_activation_checkpointing", False):
         return 0
     most = min(len(text) - count for text, count in zip(texts, counts, strict=True))
     same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))

@@ -4,11 +4,15 @@ A *completion* has T tokens, of which `right[t]` says whether the model's likeli
 given the prompt and the completion before t, is the completion's own. Greedy decoding from the
 first k tokens gives the rest if and only if `right[k:]` holds throughout, so that one forward
 pass answers for every k.
+
+An *answer* is text that a model wrote by itself; see `begins_with` and `contains`.
 """
 
 import math
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -18,14 +22,19 @@ from torch import Tensor
 from weightsurgery.errors import WeightSurgeryError
 
 __all__ = [
+    "begins_with",
+    "contains",
     "continuations",
     "exact_match",
     "extraction_likelihood",
     "extraction_strength",
+    "first_lines",
     "forget_truth",
     "keep_truth",
+    "lines_of",
     "mismatches",
     "rouge_l",
+    "settled",
     "token_accuracy",
     "truth_ratio",
 ]
@@ -152,6 +161,94 @@ def _scorer() -> tuple[Any, Any]:
 
     tokenizer = DefaultTokenizer(use_stemmer=True)
     return tokenizer, RougeScorer(["rougeL"], tokenizer=tokenizer)
+
+
+# Scripts that write words, or a word and its particles, without a space between them.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+    "\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+# Characters at the end of a text that more of it may still change: a byte of a character, a mark
+# on a letter, the point of a number.
+_UNSURE = 2
+
+
+def begins_with(truth: str, answer: str) -> bool:
+    """Whether an answer begins with the truth, as whole words.
+
+    Case, and how much white space there is and of which kind, say nothing: both are stripped and
+    folded (Unicode NFC). Behind the truth no letter, digit or mark may follow, so that "Parisian"
+    does not begin with "Paris"; nor may another number go on, so that "4.5" does not begin with "4"
+    (but "4.0" does), nor "1,000" with "1".
+    Scripts that part no words by spaces (Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese)
+    may go on. With an empty truth begins nothing but an empty answer.
+    """
+    return any(start == 0 for start, _ in _matches(_folded(truth), _folded(answer)))
+
+
+def contains(truth: str, answer: str) -> bool:
+    """Whether the truth stands anywhere in an answer, as whole words; see `begins_with`."""
+    return any(True for _ in _matches(_folded(truth), _folded(answer)))
+
+
+def settled(truth: str, begun: str, anywhere: bool) -> bool:
+    """Whether no more of an answer can change if it begins with the truth, or contains it.
+
+    Args:
+        truth: What is looked for.
+        begun: The answer so far; its last characters may be incomplete.
+        anywhere: Of `contains`; else of `begins_with`.
+    """
+    truth, begun = _folded(truth), _folded(begun)
+    sure = len(begun) - _UNSURE
+    if any(stop <= sure for start, stop in _matches(truth, begun) if anywhere or start == 0):
+        return True
+    same = min(sure, len(truth))
+    return not anywhere and same > 0 and (begun[:same] != truth[:same] or same == len(truth))
+
+
+def lines_of(truth: str) -> int:
+    """How many lines a truth has, blank ones around it aside; at least one."""
+    return truth.strip().count("\n") + 1
+
+
+def first_lines(answer: str, count: int) -> str:
+    """The first lines of an answer, from the first that is not blank."""
+    return "\n".join(answer.lstrip().split("\n")[:count])
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text.casefold()).split())
+
+
+def _matches(truth: str, answer: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of the truth in an answer, both folded, where it is cut out of no word."""
+    if not truth:
+        if not answer:
+            yield 0, 0
+        return
+    start = answer.find(truth)
+    while start >= 0:
+        stop = start + len(truth)
+        if not _joined(answer, start) and not _joined(answer, stop):
+            yield start, stop
+        start = answer.find(truth, start + 1)
+
+
+def _joined(text: str, place: int) -> bool:
+    """Whether a word or a number goes on across a place in a text."""
+    near = text[max(0, place - 2) : place].rjust(2) + text[place : place + 2].ljust(2)
+    before, after = near[1], near[2]
+    if _UNSPACED.match(before) or _UNSPACED.match(after):
+        return False
+    if _in_word(before) and _in_word(after):
+        return True
+    return bool(re.match(r"\d[.,]\d", near) or re.match(r"\d(?:,\d|\.[1-9])", near[1:]))
+
+
+def _in_word(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LNM"
 
 
 def truth_ratio(right: float, wrong: Sequence[float]) -> float:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError, NonFiniteError, SelectionError
-from weightsurgery.learning import metrics
+from weightsurgery.learning import answers, metrics
 from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.forward import (
     Forced,
@@ -21,7 +21,6 @@ from weightsurgery.learning.forward import (
     teacher_forced,
 )
 from weightsurgery.learning.intervals import Measured
-from weightsurgery.learning.models import context_length
 
 __all__ = ["DEFAULT", "METRICS", "Metric", "chance", "choose", "encode_set", "score"]
 
@@ -44,10 +43,14 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
+    "begins_with": Metric("begins with the truth", "begins_with"),
+    "contains": Metric("contains the truth", "contains"),
     "exact_match": Metric("exact match", "exact_match"),
     "token_accuracy": Metric("token accuracy", "token_accuracy"),
     "nll": Metric("NLL per token", "nll", share=False),
     "perplexity": Metric("perplexity", "perplexity", share=False, transform=math.exp),
+    "probability": Metric("P(truth)", "probability"),
+    "probability_per_token": Metric("P(truth) per token", "probability_per_token"),
     "rouge_l_recall": Metric("ROUGE-L recall", "rouge_l"),
     "rouge_l_f": Metric("ROUGE-L F1", "rouge_l"),
     "ma": Metric("MA", "ma"),
@@ -57,26 +60,34 @@ METRICS: dict[str, Metric] = {
 }
 """Every score by name: `nll` and `perplexity` in nats per token; see `score`."""
 
-DEFAULT = ("exact_match", "token_accuracy", "perplexity", "rouge_l")
+DEFAULT = (
+    "begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall",
+)  # fmt: skip
 """What is scored unless told otherwise: one forward pass and one generation per example."""
+
+_ROUGE = ("rouge_l_recall", "rouge_l_f")
 
 
 def choose(words: Sequence[str]) -> list[str]:
-    """The names in `METRICS` that words choose, in their order there; `all` chooses every one.
+    """The names in `METRICS` that words choose, in their order there.
+
+    Args:
+        words: Names, with - or _; words that choose some together; `all` chooses every one.
 
     Raises:
         SelectionError: A word chooses none.
     """
     choices = {metric.choice for metric in METRICS.values()}
+    wanted = {word.replace("-", "_") for word in words}
     for word in words:
-        if word not in choices | {"all"}:
+        if word.replace("-", "_") not in {"all", *choices, *METRICS}:
             listed = ", ".join(dict.fromkeys(metric.choice for metric in METRICS.values()))
             raise SelectionError(f"metric {word!r}", f"Choose all, or from: {listed}.")
-    return [name for name, each in METRICS.items() if "all" in words or each.choice in words]
+    return [name for name, each in METRICS.items() if {"all", each.choice, name} & wanted]
 
 
 def chance(examples: Sequence[Example]) -> float:
-    """The exact match of the best constant answer: the most frequent completion's share.
+    """What the best constant answer scores: the most frequent completion's share.
 
     1 / examples where all completions differ. Who tells from a prompt which kind of answer is
     wanted can guess better: where that matters, give the figure by hand.
@@ -121,12 +132,15 @@ def score(
 ) -> dict[str, Measured]:
     """Scores a model on every example of a set.
 
-    `exact_match`, `token_accuracy`, `nll` and `perplexity` are about the completion and its EOS
-    (the former two without it for `require_end=False`); all but the first are weighted by tokens.
-    `rouge_l_*` compare the completion with a greedy one of at most as many tokens as the set's
-    longest. `ma`, `el` and `es` are about the completion without EOS, every example counting the
-    same; of a `{"text": ...}` that is the whole text, as their authors have it. `truth_ratio` is
-    TOFU's score of it: `min(R, 1/R)` on data to forget, else `max(0, 1 - R)`.
+    `begins_with` and `contains` are about the model's own answer; see `answers`. `exact_match` and
+    `token_accuracy` are about the completion and its EOS, or without it for `require_end=False`;
+    `nll`, `perplexity`, `probability` and `probability_per_token` (its geometric mean, `p^(1/T)`
+    of TOFU, Maini et al. 2024) about the completion without it. `token_accuracy`, `nll` and
+    `perplexity` are weighted by tokens. `rouge_l_recall` compares the completion with the whole
+    answer; `rouge_l_f`, for which all that is said beyond it is wrong, with at most as many tokens
+    as the set's longest has. `ma`, `el` and `es` are about the completion without EOS, every
+    example counting the same; of a `{"text": ...}` that is the whole text, as their authors have
+    it. `truth_ratio` is TOFU's score of it: `min(R, 1/R)` on data to forget, else `max(0, 1 - R)`.
 
     Args:
         model: A causal language model; left in evaluation mode.
@@ -154,8 +168,14 @@ def score(
     run = _Run(model, tokenizer, batch_size, where, progress)
     forced = run.forced(encoded)
     found = _from_one_pass(forced, require_end)
-    if {"rouge_l_recall", "rouge_l_f"} & set(names):
-        found |= _rouge(run, encoded)
+    told = {"begins_with", "contains"} & set(names)
+    rouge = bool({*_ROUGE} & set(names))
+    if rouge or len(told) > 1:
+        found |= _from_answers(run, encoded, rouge)
+    for name in told - set(found):
+        # Alone it is what something is chosen by, again and again: no more is said than it takes.
+        right = run.right(encoded, forced, name == "contains")
+        found[name] = _measured([float(each) for each in right])
     if "el" in names:
         found["el"] = _likelihood(run, encoded, forced, n)
     if "truth_ratio" in names:
@@ -182,6 +202,20 @@ class _Run:
         except NonFiniteError as error:
             raise NonFiniteError(f"{self.where}: {error.what}", error.remedy) from error
 
+    def answers(self, encoded: Sequence[Encoded]) -> list[tuple[str, str]]:
+        return answers.answers(
+            self.model, self.tokenizer, encoded, self.batch_size,
+            f"generating for {self.where}", self.progress,
+        )  # fmt: skip
+
+    def right(
+        self, encoded: Sequence[Encoded], forced: Sequence[Forced], anywhere: bool
+    ) -> list[bool]:
+        return answers.right_answers(
+            self.model, self.tokenizer, encoded, forced, [anywhere] * len(encoded),
+            self.batch_size, f"generating for {self.where}", self.progress,
+        )  # fmt: skip
+
     def greedy(self, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
         return greedy(
             self.model, self.tokenizer, prompts, limits, self.batch_size,
@@ -204,7 +238,7 @@ def _measured(
 def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Measured]:
     rights = [f.ended(f.right) if require_end else f.answer(f.right) for f in forced]
     answers = [each.answer(each.right) for each in forced]
-    losses = [each.ended(each.nll) for each in forced]
+    losses = [each.answer(each.nll) for each in forced]
     nll = _measured([float(each.mean()) for each in losses], [len(each) for each in losses])
     return {
         "exact_match": _measured([metrics.exact_match(right) for right in rights]),
@@ -213,28 +247,28 @@ def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Mea
         ),
         "nll": nll,
         "perplexity": nll,
+        "probability": _measured([math.exp(-float(each.sum())) for each in losses]),
+        "probability_per_token": _measured([math.exp(-float(each.mean())) for each in losses]),
         "ma": _measured([metrics.token_accuracy(right) for right in answers]),
         "es": _measured([metrics.extraction_strength(right) for right in answers]),
     }
 
 
-def _rouge(run: _Run, encoded: Sequence[Encoded]) -> dict[str, Measured]:
-    prompts = [row.input_ids[: row.prompt_length] for row in encoded]
-    completions = [row.input_ids[row.prompt_length :] for row in encoded]
-    longest = max(len(each) for each in completions)
-    context = context_length(run.model) or math.inf
-    limits = [int(min(longest, context - len(prompt))) for prompt in prompts]
-    generated = run.greedy(prompts, limits)
-    texts = [
-        [str(run.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in each]
-        for each in (completions, generated)
-    ]
-    pairs = [metrics.rouge_l(right, said) for right, said in zip(*texts, strict=True)]
-    why = "completions without the letters a to z or digits have no ROUGE"
-    return {
-        "rouge_l_recall": _measured([pair and pair[0] for pair in pairs], why=why),
-        "rouge_l_f": _measured([pair and pair[1] for pair in pairs], why=why),
+def _from_answers(run: _Run, encoded: Sequence[Encoded], rouge: bool) -> dict[str, Measured]:
+    wanted, said = answers.truths(run.tokenizer, encoded), run.answers(encoded)
+    pairs = [(truth, answer) for truth, (answer, _) in zip(wanted, said, strict=True)]
+    found = {
+        "begins_with": _measured([float(metrics.begins_with(*each)) for each in pairs]),
+        "contains": _measured([float(metrics.contains(*each)) for each in pairs]),
     }
+    if rouge:
+        why = "completions without the letters a to z or digits have no ROUGE"
+        recalls = [metrics.rouge_l(*each) for each in pairs]
+        short = [(truth, part) for truth, (_, part) in zip(wanted, said, strict=True)]
+        scores = [metrics.rouge_l(*each) for each in short]
+        found["rouge_l_recall"] = _measured([each and each[0] for each in recalls], why=why)
+        found["rouge_l_f"] = _measured([each and each[1] for each in scores], why=why)
+    return found
 
 
 def _likelihood(

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from weightsurgery.learning.answers import answered
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.stages import set_values, values_of
 
 __all__ = ["Rule", "Score", "Watch"]
@@ -71,7 +71,7 @@ class Watch:
         every: int = 10,
         learning: bool = False,
         patience: int = 3,
-        score: Score = exact_match,
+        score: Score = answered,
     ) -> None:
         self.target, self.keep, self.every, self.learning = target, keep, every, learning
         self.rule, self.patience, self.score = rule, patience, score

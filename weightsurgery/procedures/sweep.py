@@ -20,6 +20,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, NonFiniteError, SelectionError
 from weightsurgery.learning import intervals
+from weightsurgery.learning.answers import headline
 from weightsurgery.learning.intervals import Measured, Resampling
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.parameters import load_float32
@@ -55,7 +56,7 @@ def sweep(
     grid: Grid | None = None,
     *,
     threshold: float = 0.975,
-    metric: str = "exact_match",
+    metric: str | None = None,
     selection: Selection | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -78,7 +79,9 @@ def sweep(
         grid: The values to try; by default :class:`Grid`'s, with the edit's ridge if it has
             statistics.
         threshold: In (0, 1]; see :class:`weightsurgery.procedures.choice.Sweep`.
-        metric: A name in ``scores.METRICS`` that is a share, higher for what is known better.
+        metric: A name in ``scores.METRICS`` that is a share, higher for what is known better; by
+            default whether an answer begins with the truth, or, where a set holds conversations,
+            contains it.
         selection: Which tensors; by default all linear layers.
         device: Where the model runs and matrices are decomposed.
         workers: Threads for decompositions; see :func:`weightsurgery.surgery.plan.worker_count`.
@@ -106,6 +109,7 @@ def sweep(
     sets, tests = data.read(tokenizer)
     model: Any = load_float32(base)
     model.to(where)
+    metric = metric or headline([row for each in sets for row in each.examples])
     run = _Run(model.eval(), tokenizer, metric, batch_size, require_end)
     with EditedInMemory(model, base, factors) as edited:
         before = run.means(sets)
@@ -182,13 +186,13 @@ class _Run:
 
 
 def _check(
-    edit: Project | Learn, grid: Grid, threshold: float, metric: str, batch_size: int
+    edit: Project | Learn, grid: Grid, threshold: float, metric: str | None, batch_size: int
 ) -> None:
     if not 0 < threshold <= 1:
         raise EditError(
             f"threshold {threshold}", "Give a share above 0 and up to 1, such as 0.975."
         )
-    if metric not in METRICS or not METRICS[metric].share:
+    if metric is not None and (metric not in METRICS or not METRICS[metric].share):
         listed = ", ".join(name for name, each in METRICS.items() if each.share)
         raise SelectionError(
             f"metric {metric!r}: a sweep needs one that is a share", f"Choose from: {listed}."
@@ -229,10 +233,10 @@ def _factors(
 def _check_known(data: DataSet, known: float, metric: str) -> None:
     if not known > 0:
         raise DataError(
-            f"{data.name}: the base's {METRICS[metric].title} is 0, so there is nothing to"
+            f"{data.name}: the base's score is 0 ({METRICS[metric].title}), so there is nothing to"
             f" {data.role}",
-            "Score what the base knows: a completion may lack the space before it, or the end of"
-            " the text may never have been trained (--any-end).",
+            "Score what the base knows: a completion may lack the space before it; of exact_match,"
+            " the end of the text may never have been trained (--any-end).",
         )
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from weightsurgery.errors import EditError
+from weightsurgery.learning.answers import answered
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.procedures.change_request import ChangeRequest
@@ -84,7 +84,7 @@ def tune(
     *,
     scales: Sequence[float] = SCALES,
     share: float = SHARE,
-    score: Callable[..., float] = exact_match,
+    score: Callable[..., float] = answered,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Tuned:
     """Chooses λ by the recipe; the model is as before in the end, to the bit.

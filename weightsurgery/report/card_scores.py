@@ -31,9 +31,13 @@ EVALUATION = "evaluation.json"
 _PLAIN = ("nll", "perplexity", "truth_ratio")  # no shares, and not shown in percent
 
 _TITLES = {
+    "begins_with": "begins with the truth",
+    "contains": "contains the truth",
     "exact_match": "exact match",
     "token_accuracy": "token accuracy",
     "nll": "NLL per token",
+    "probability": "P(truth)",
+    "probability_per_token": "P(truth) per token",
     "rouge_l_recall": "ROUGE-L recall",
     "rouge_l_f": "ROUGE-L F1",
     "ma": "MA",

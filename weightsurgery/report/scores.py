@@ -17,6 +17,13 @@ __all__ = ["evaluation_tables", "figure", "metric_titles", "task_table"]
 _PLAIN = {"nll", "perplexity"}
 """Metrics that are no shares, and not shown in percent."""
 
+_ANSWERS = ("begins_with", "contains")
+
+_ANSWER_NOTE = (
+    "Begins with, contains: the line that the model itself answers, by whole words, in any case."
+    " An exact match says the truth and then nothing more."
+)
+
 
 def evaluation_tables(found: Evaluation, titles: Mapping[str, str]) -> list[str | Table]:
     """Scores of every set, and how far they moved.
@@ -27,9 +34,11 @@ def evaluation_tables(found: Evaluation, titles: Mapping[str, str]) -> list[str 
     """
     titles = metric_titles(titles, found.n)
     rows, notes = [], []
+    if any(set(_ANSWERS) & set(each.scores) for each in found.sets):
+        notes.append(_ANSWER_NOTE)
     for each in found.sets:
-        for name, score in each.scores.items():
-            rows.append(_score_row(each, name, titles[name]))
+        for number, (name, score) in enumerate(each.scores.items()):
+            rows.append(_score_row(each, name, titles[name], first=not number))
             notes += [f"{each.name}, {titles[name]}: {score.why}."] if score.why else []
     columns: tuple[str, ...] = ("set", "", "examples", "metric", "score", "95 % interval")
     if found.against is not None:
@@ -59,13 +68,13 @@ def _context_note(found: Evaluation) -> str:
     return note if found.against is None else f"{note} {found.against} was asked plainly."
 
 
-def _score_row(each: SetScores, name: str, title: str) -> tuple[str, ...]:
+def _score_row(each: SetScores, name: str, title: str, first: bool) -> tuple[str, ...]:
     score = each.scores[name]
     before = () if each.before is None else (figure(name, each.before[name].value),)
+    whose = (each.name, each.role, str(each.examples)) if first else ("", "", "")
+    # The set has as many; a metric that is defined on fewer says why in a note.
     return (
-        each.name,
-        each.role,
-        str(score.examples),
+        *whose,
         title,
         figure(name, score.value),
         _range(name, score.interval),

@@ -50,8 +50,9 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         note += f" Truncated, the vector holds {_percent(summary['kept_energy'])} of its energy."
     if looks:
         note += (
-            " Figures are exact match on validation data; the best weights that left every set to"
-            f" keep at {_percent(record.parameters['threshold'])} of before count."
+            " Figures are answers to validation data that begin with the truth (in chat: contain"
+            " it); the best weights that left every set to keep at"
+            f" {_percent(record.parameters['threshold'])} of before count."
         )
     columns = ("round", "loss before", "loss after", *watched)
     return [Table(title, columns, rows, note)]
