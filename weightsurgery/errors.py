@@ -16,6 +16,7 @@ WeightSurgeryError
 ├── VectorError               a saved vector or adapter that cannot be read as a change of weights
 ├── SelectionError            a pattern, kind or layer range that selects nothing or makes no sense
 ├── EditError                 parameters with which the edit cannot be done, or an edit gone wrong
+│   └── HarmError                    an edit over its budget of harm, or useless inside it
 ├── OutputError               an output that may not or cannot be written
 ├── VerificationError         an output that differs from its record
 ├── HubError                  the Hub refuses to take something, or cannot be reached while it does
@@ -31,6 +32,7 @@ __all__ = [
     "CorruptCheckpointError",
     "DataError",
     "EditError",
+    "HarmError",
     "HubError",
     "LineageError",
     "MismatchError",
@@ -101,6 +103,10 @@ class SelectionError(WeightSurgeryError):
 
 class EditError(WeightSurgeryError):
     """Parameters with which the edit cannot be done, or an edit that missed what was meant."""
+
+
+class HarmError(EditError):
+    """An edit that goes beyond its budget of harm, or does nothing inside it; see the guard."""
 
 
 class OutputError(WeightSurgeryError):

@@ -10,7 +10,9 @@ import typer
 from weightsurgery.cli.options import written_path
 
 if TYPE_CHECKING:
-    from weightsurgery.learning.rounds import Rounds
+    from weightsurgery.algebra.lowrank import RankRule
+    from weightsurgery.learning.forget import ByNeighbours
+    from weightsurgery.procedures.request import Search
 
 __all__ = ["FromData"]
 
@@ -27,44 +29,54 @@ class FromData:
     objective: Annotated[
         str | None,
         typer.Option(
-            help="strangers (answer as one answers strangers; default) or negate (UNLEARN's three"
-            " steps). 'ws learn' knows learn alone.",
+            help="neighbours (answer as one who never knew, and stay as one is about everything"
+            " alike; default), strangers (train where keep inputs hardly feel it; default with"
+            " --keep VECTOR) or negate (UNLEARN's three steps). 'ws learn' knows learn alone.",
             rich_help_panel=_PANEL,
         ),
     ] = None
     rounds: Annotated[
         int | None,
         typer.Option(
-            help="Times to gather, train and apply. Default: 1; negate: 12.", rich_help_panel=_PANEL
+            help="Times to gather, train and apply, for strangers (1) and negate (12).",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps of each round. Default: 80; negate: 10.", rich_help_panel=_PANEL
+            help="Training steps, at most. Default: 60; strangers: 80; negate: 10 each round.",
+            rich_help_panel=_PANEL,
         ),
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option(help="Examples per step. Default: 64.", rich_help_panel=_PANEL),
+        typer.Option(
+            help="Examples per step. Default: 12, and what is to stay beside them; others: 64.",
+            rich_help_panel=_PANEL,
+        ),
     ] = None
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate, relative to the size of a weight's entries. Default: 0.4; negate:"
-            " AdamW's 5e-4.",
+            help="Learning rate. Default: 5e-4, AdamW's; strangers: 0.4, relative to the size of a"
+            " weight's entries.",
             rich_help_panel=_PANEL,
         ),
     ] = None
     draws: Annotated[
         int | None,
-        typer.Option(help="Strangers asked for each example. Default: 2.", rich_help_panel=_PANEL),
+        typer.Option(
+            help="Neighbours that a target is the mean of (8), or strangers asked for each"
+            " example (2).",
+            rich_help_panel=_PANEL,
+        ),
     ] = None
     prompts: Annotated[
         int | None,
         typer.Option(
-            help="Made-up prompts that protect what no file lists; also for --keep DATA with a"
-            " vector. Default: 2000; 0 for none.",
+            help="Made-up prompts that protect what no file lists, for strangers and negate; also"
+            " for --keep DATA with a vector. Default: 2000; 0 for none.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -75,6 +87,50 @@ class FromData:
             rich_help_panel=_PANEL,
         ),
     ] = None  # fmt: skip
+    wordings: Annotated[
+        int | None,
+        typer.Option(
+            help="Other wordings that the model is to find for the request. Default: 6.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    neighbours: Annotated[
+        int | None,
+        typer.Option(
+            help="Other subjects of the same kind that the model is to name. Default: 120.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    keep_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of what is to stay beside what is to be forgotten. Default: 5.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Rank of the change that is trained, for neighbours. Default: 16.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NATS",
+            help="Divergence that ordinary language may suffer, in nats a token. Default: 0.01.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+    allow_harm: Annotated[
+        bool,
+        typer.Option(
+            "--allow-harm",
+            help="Write the edit though it goes over the budget.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = False
     validation_keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -111,36 +167,50 @@ class FromData:
         ),
     ] = None
 
-    def settings(self, learning: bool, epsilon: float, seed: int) -> Rounds:
+    def search(
+        self,
+        learning: bool,
+        epsilon: float,
+        seed: int,
+        keep_vectors: bool,
+        rank: RankRule | None,
+        keep_rank: RankRule,
+    ) -> Search:
         """As the library's settings.
+
+        Args:
+            learning: For ``ws learn``.
+            epsilon: Ridge of statistics.
+            seed: Of every draw.
+            keep_vectors: Whether vectors or statistics are to be kept.
+            rank: Truncate what was found.
+            keep_rank: Factors of each vector to keep.
 
         Raises:
             EditError: Options that do not go together.
         """
         from weightsurgery.errors import EditError
+        from weightsurgery.learning.guard import BUDGET
         from weightsurgery.learning.rounds import Rounds
+        from weightsurgery.procedures.request import Search
 
-        allowed = ("learn",) if learning else ("strangers", "negate")
-        objective = self.objective or allowed[0]
+        allowed = ("learn",) if learning else ("neighbours", "strangers", "negate")
+        objective = self.objective or ("strangers" if keep_vectors and not learning else allowed[0])
         if objective not in allowed:
             raise EditError(
                 f"--objective {objective} with 'ws {'learn' if learning else 'project'}'",
                 f"Choose from: {', '.join(allowed)}.",
             )
-        if self.round_scale is not None and objective != "negate":
-            raise EditError(
-                f"--round-scale with objective {objective}, which trains at scale 1",
-                "Use --objective negate, or --scale for the whole change.",
-            )
-        if self.draws is not None and objective != "strangers":
-            raise EditError(
-                f"--draws with objective {objective}, which asks no strangers", "Leave it out."
-            )
-        if self.threshold is not None and not self.validation_keep:
-            raise EditError(
-                "--threshold without --validation-keep, which it is a share of",
-                "Give --validation-keep FILE.",
-            )
+        self._check(objective)
+        guarded: dict[str, Any] = {
+            "rank": rank,
+            "keep_rank": keep_rank,
+            "threshold": 0.975 if self.threshold is None else self.threshold,
+            "budget": BUDGET if self.budget is None else self.budget,
+            "allow_harm": self.allow_harm,
+        }
+        if objective == "neighbours":
+            return Search(neighbours=self._by_neighbours(seed), **guarded)
         given: dict[str, Any] = {
             "rounds": self.rounds,
             "steps": self.steps,
@@ -152,7 +222,56 @@ class FromData:
         }
         chosen = _NEGATE if objective == "negate" else {}
         chosen = chosen | {name: value for name, value in given.items() if value is not None}
-        return Rounds(objective=objective, epsilon=epsilon, seed=seed, **chosen)
+        rounds = Rounds(objective=objective, epsilon=epsilon, seed=seed, **chosen)
+        return Search(rounds, **guarded)
+
+    def _by_neighbours(self, seed: int) -> ByNeighbours:
+        from weightsurgery.learning.forget import ByNeighbours
+        from weightsurgery.learning.forgetting import Forgetting
+
+        training: dict[str, Any] = {
+            "steps": self.steps,
+            "batch_size": self.batch,
+            "learning_rate": self.lr,
+            "keep_weight": self.keep_weight,
+        }
+        own: dict[str, Any] = {
+            "rank": self.lora_rank,
+            "wordings": self.wordings,
+            "neighbours": self.neighbours,
+            "draws": self.draws,
+        }
+        return ByNeighbours(
+            Forgetting(**{n: v for n, v in training.items() if v is not None}, seed=seed),
+            **{n: v for n, v in own.items() if v is not None},
+        )
+
+    def _check(self, objective: str) -> None:
+        """Refuse options of other objectives."""
+        from weightsurgery.errors import EditError
+
+        known = {
+            "neighbours": ("wordings", "neighbours", "keep_weight", "lora_rank", "draws"),
+            "strangers": ("rounds", "draws", "prompts", "threshold", "validation_keep",
+                          "validation_target"),
+            "negate": ("rounds", "prompts", "round_scale", "threshold", "validation_keep",
+                       "validation_target"),
+        }  # fmt: skip
+        known["learn"] = tuple(name for name in known["strangers"] if name != "draws")
+        every = {name for names in known.values() for name in names}
+        for name in sorted(every - set(known[objective])):
+            if getattr(self, name) not in (None, []):
+                option = name.replace("_", "-").replace("target", "forget")
+                others = [each for each, names in known.items() if name in names]
+                raise EditError(
+                    f"--{option} with objective {objective}, which knows no such thing",
+                    f"Leave it out, or pass --objective {' or '.join(others)}.",
+                )
+        if self.threshold is not None and not self.validation_keep:
+            raise EditError(
+                "--threshold without --validation-keep, which it is a share of",
+                "Give --validation-keep FILE.",
+            )
 
     def refuse_with_vectors(self, keeps_data: bool) -> None:
         """Refuse options that say how to train, where nothing is trained.
@@ -163,7 +282,9 @@ class FromData:
         from weightsurgery.errors import EditError
 
         for each in fields(self):
-            if getattr(self, each.name) in (None, []) or (each.name == "prompts" and keeps_data):
+            if getattr(self, each.name) in (None, [], False) or (
+                each.name == "prompts" and keeps_data
+            ):
                 continue
             raise EditError(
                 f"--{each.name.replace('_', '-').replace('target', 'forget')} with a vector:"

@@ -38,12 +38,12 @@ def from_data(task: list[str]) -> bool:
     return bool(data)
 
 
-def _installed() -> None:
+def _installed(*more: str) -> None:
     from importlib.util import find_spec
 
     from weightsurgery.errors import WeightSurgeryError
 
-    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
+    lacking = [name for name in ("transformers", "accelerate", *more) if find_spec(name) is None]
     if lacking:
         raise WeightSurgeryError(
             f"a data set needs the model to run, and {' and '.join(lacking)} is not installed",
@@ -72,6 +72,7 @@ def edit_from_data(
     from weightsurgery.errors import EditError
     from weightsurgery.procedures import unlearn as library
     from weightsurgery.report.unlearned import data_plan_lines, round_tables
+    from weightsurgery.vectors.sources import split_data
 
     if (share.side, share.basis) != ("right", "joint"):
         raise EditError(
@@ -79,12 +80,16 @@ def edit_from_data(
             " leaves the joint span of the keep inputs alone",
             "Leave both out, or make a vector of the data first with 'ws identify'.",
         )
-    search = library.Search(
-        data.settings(name == "learn", share.epsilon, store.seed),
+    _, vectors = split_data(share.keep or ())
+    search = data.search(
+        name == "learn",
+        share.epsilon,
+        store.seed,
+        bool(vectors),
         truncate.rule(),
         rank_rule(share.keep_rank, None, "--keep-rank") or Rank(64),
-        0.975 if data.threshold is None else data.threshold,
     )
+    _installed(*(("peft",) if search.neighbours is not None else ()))
     sources = library.Sources(
         tuple(task),
         tuple(share.keep or ()),

@@ -48,7 +48,7 @@ class Forgetting:
 
     Attributes:
         steps: Optimiser steps at most.
-        learning_rate: AdamW's, after a rise over four steps.
+        learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget per step; as many about neighbours, and a quarter of that of
             each other kind.
         keep_weight: ``w_k``.
@@ -62,10 +62,10 @@ class Forgetting:
         EditError: A value that makes no sense.
     """
 
-    steps: int = 60
-    learning_rate: float = 5e-4
+    steps: int = 40
+    learning_rate: float = 1e-3
     batch_size: int = 12
-    keep_weight: float = 5.0
+    keep_weight: float = 10.0
     language_weight: float = 5.0
     every: int = 5
     budget: float = 0.01
@@ -344,7 +344,9 @@ def train_forgetting(
         if step % settings.every and step != settings.steps:
             return False
         seen = next((each for each in looks.seen if each.step == step), None)
-        return looks.enough(seen or looks.look(model, stage.parameters, step))
+        if seen is None:
+            looks.look(model, stage.parameters, step)
+        return False
 
     training = Training(
         steps=settings.steps,
@@ -353,7 +355,8 @@ def train_forgetting(
         warmup=4,
         seed=settings.seed,
         save_every=settings.every,
-        extra={"adam_beta2": 0.99},
+        # Falling to nothing, so that what is to stay settles once the request is forgotten.
+        extra={"adam_beta2": 0.99, "lr_scheduler_type": "linear"},
     )
     done = looks.seen and looks.seen[-1].step and looks.enough(looks.seen[-1])
     if done:

@@ -18,19 +18,16 @@ from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning.data import Collator, Encoded, padding_token
 from weightsurgery.learning.models import context_length, quiet
 
-<<<<<<< HEAD
 __all__ = [
     "Forced",
     "Progress",
+    "Stop",
     "check_lengths",
     "end_tokens",
     "greedy",
     "plain_generation",
     "teacher_forced",
 ]
-=======
-__all__ = ["Forced", "Progress", "Stop", "check_lengths", "greedy", "teacher_forced"]
->>>>>>> evaluate
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,17 +19,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import Progress, greedy
 from weightsurgery.learning.last_places import grouped, last_logits
 from weightsurgery.learning.material import language_texts
+from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.unknown import said_at
 from weightsurgery.learning.wordings import Asked, asked_of, says, tokens
 from weightsurgery.learning.written import chat_frame
 
-__all__ = ["BUDGET", "Guard", "GuardReport", "Shown"]
+__all__ = ["BUDGET", "Guard", "GuardReport", "Shown", "added"]
 
 BUDGET = 0.01
 """Divergence that ordinary language may suffer, in nats a token. The mean of what a fine-tune on a
@@ -44,7 +47,7 @@ class Shown:
     """A free continuation, before and after.
 
     Attributes:
-        what: ``forget``, ``keep`` or ``free``.
+        what: The request's role, ``keep`` or ``free``.
         prompt: What was continued; empty for the beginning of a text.
         before: What the model said.
         after: What it says now.
@@ -64,7 +67,7 @@ class GuardReport:
         divergence: On ordinary language, in nats a token.
         perplexity: There, before and after.
         answered: Share of each set that is answered with the truth, before and after; the request
-            is ``forget`` and, where it can be asked so, ``forget, in a chat``.
+            is under its role and, where it can be asked so, under ``forget, in a chat``.
         shown: Free continuations.
         budget: What the divergence might be.
     """
@@ -85,6 +88,26 @@ class GuardReport:
         return {**asdict(self), "inside": self.inside}
 
 
+@contextmanager
+def added(model: PreTrainedModel, change: Mapping[str, Tensor | LowRank]) -> Iterator[None]:
+    """A model with a change of some parameters inside; as it was after, to the bit.
+
+    Args:
+        model: Changed in place.
+        change: By parameter, whole or in factors.
+    """
+    before = values_of(model, list(change))
+    try:
+        with torch.no_grad():
+            for name, each in change.items():
+                parameter = model.get_parameter(name)
+                whole = each.matrix() if isinstance(each, LowRank) else each
+                parameter.copy_(parameter.float() + whole.to(parameter.device))
+        yield
+    finally:
+        set_values(model, before)
+
+
 class Guard:
     """Looks at a model before it is changed, and again after.
 
@@ -93,6 +116,7 @@ class Guard:
         tokenizer: Its tokenizer.
         forget: The request.
         keep: What is to be kept, by name.
+        role: What the request is called: ``forget``, or ``task`` where it is to be learned.
         budget: Divergence allowed.
         seed: Of the texts that the model writes.
         progress: Called as ``progress(text, done, total)``.
@@ -105,16 +129,18 @@ class Guard:
         forget: Sequence[Example] = (),
         keep: Mapping[str, Sequence[Example]] | None = None,
         *,
+        role: str = "forget",
         budget: float = BUDGET,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        self.tokenizer, self.budget, self._progress = tokenizer, budget, progress
+        self.tokenizer, self.role, self.budget = tokenizer, role, budget
+        self._progress = progress
         self._padding = padding_token(tokenizer)
         frame, rng = chat_frame(tokenizer), random.Random(f"guard {seed}")
         asked = asked_of(tokenizer, halves(forget))
         self._sets: dict[str, list[tuple[list[int], Asked]]] = {}
-        for name, rows in {"forget": forget, **(keep or {})}.items():
+        for name, rows in {role: forget, **(keep or {})}.items():
             prompted = [each for each in halves(rows) if each.prompt]
             if len(prompted) > _ASKED:
                 prompted = rng.sample(prompted, _ASKED)
@@ -123,8 +149,8 @@ class Guard:
                 (tokens(tokenizer, example.prompt, example.templated), each)
                 for example, each in zip(prompted, apart, strict=True)
             ]
-            if name == "forget" and frame is not None and not all(each.chat for each in apart):
-                self._sets["forget, in a chat"] = [
+            if name == role and frame is not None and not all(each.chat for each in apart):
+                self._sets[f"{role}, in a chat"] = [
                     (tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True), each)
                     for each in apart
                 ]
@@ -146,9 +172,9 @@ class Guard:
         self, frame: tuple[str, str] | None, rng: random.Random
     ) -> list[tuple[str, str, list[int]]]:
         """What is continued for one's own eyes: of the request, of what is kept, and freely."""
-        found = []
+        found: list[tuple[str, str, list[int]]] = []
         for name, rows in self._sets.items():
-            kind = "forget" if name.startswith("forget") else "keep"
+            kind = self.role if name.startswith(self.role) else "keep"
             if all(kind != known for known, _, _ in found):
                 read, each = rng.choice(rows)
                 found.append((kind, each.prompt, read))

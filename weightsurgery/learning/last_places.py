@@ -99,10 +99,10 @@ def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -
     return found if found >= _WORTH else 0
 
 
-def _read(model: Any, tokens: Sequence[int], copies: int) -> DynamicCache:
+def _read(model: Any, tokens: Sequence[int], copies: int) -> Any:
     """What the layers keep of the beginning, for so many texts."""
     device = next(model.parameters()).device
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     model(
         input_ids=torch.tensor([list(tokens)], device=device),
         past_key_values=cache,

@@ -5,19 +5,24 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from weightsurgery.algebra.discriminate import KeepSpace
+from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, layer_of
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.errors import DataError, EditError, NonFiniteError
+from weightsurgery.errors import DataError, EditError, HarmError, NonFiniteError
+from weightsurgery.learning.forget import ByNeighbours, forget_by_neighbours
+from weightsurgery.learning.guard import Guard, GuardReport, added
 from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.parameters import load_float32
-from weightsurgery.learning.rounds import Found, find_change
+from weightsurgery.learning.rounds import find_change
 from weightsurgery.learning.stages import encode_rows
 from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.procedures.matrices import held_as
@@ -27,28 +32,39 @@ from weightsurgery.surgery.workers import torch_threads
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.statistics import total_gram
 
-__all__ = ["find_vector"]
+__all__ = ["Change", "find_change_of", "write_vector"]
 
 Progress = Callable[[str, int, int], None]
 
 
-def find_vector(
-    request: Request, writer: VectorWriter, command: Sequence[str], progress: Progress | None
-) -> EditRecord:
-    """Train, and write the vector.
+@dataclass(frozen=True)
+class Change:
+    """What was found on the model in memory.
+
+    Attributes:
+        change: ``W' − W`` by matrix: whole, float32, or in factors; on the CPU.
+        told: How it came about, for the record's summary.
+        guard: What the model is like with it.
+    """
+
+    change: Mapping[str, torch.Tensor | LowRank]
+    told: Mapping[str, Any]
+    guard: GuardReport
+
+
+def find_change_of(
+    request: Request, workspace: Path | None = None, progress: Progress | None = None
+) -> Change:
+    """Train on the model in memory, and look at it with the guard, before and after.
 
     Args:
         request: What was asked for.
-        writer: Holds the vector's place; it is committed.
-        command: The command line, for the record.
+        workspace: Where a killed run finds what it had.
         progress: See :func:`weightsurgery.learning.rounds.find_change`.
-
-    Returns:
-        The vector's record.
 
     Raises:
         DataError: Data that the model cannot take, or knows nothing of where it is watched.
-        EditError: Nothing was found.
+        EditError: Nothing was found, or nothing that leaves ordinary language as it was.
         UnsupportedCheckpointError: See :func:`weightsurgery.procedures.matrices.held_as`.
         NonFiniteError: A loss or weight is NaN or infinite.
         OutputError: The vector cannot be written.
@@ -64,6 +80,80 @@ def find_vector(
                 f"{each.name}: {error.what}", "Take it out, or split it into shorter ones."
             ) from None
     model.to(request.device)
+    role = request.search.role
+    guard = Guard(
+        model,
+        request.tokenizer,
+        request.sets.examples,
+        {each.name: each.examples for each in request.sets.keep},
+        role=role,
+        budget=search.budget,
+        seed=search.seed,
+        progress=progress,
+    )
+    change: Mapping[str, torch.Tensor | LowRank]
+    if search.neighbours is not None:
+        change, told = _by_neighbours(request, model, held, search.neighbours, workspace, progress)
+    else:
+        change, told = _in_rounds(request, model, held, progress)
+    with added(model, change):
+        report = guard.report(model)
+    del model
+    if not report.inside and not search.allow_harm:
+        raise HarmError(
+            f"the change costs ordinary language {report.divergence:.3g} nats a token, over the"
+            f" budget of {search.budget:g} (perplexity of the model's own text"
+            f" {report.perplexity[0]:.4g} before, {report.perplexity[1]:.4g} after); nothing was"
+            " written",
+            "Take fewer --steps or a smaller --lr, keep more data, raise --budget if that much is"
+            " bearable, or pass --allow-harm to write it all the same.",
+        )
+    return Change({held[name]: each for name, each in change.items()}, told, report)
+
+
+def _by_neighbours(
+    request: Request,
+    model: Any,
+    held: Mapping[str, str],
+    settings: ByNeighbours,
+    workspace: Path | None,
+    progress: Progress | None,
+) -> tuple[Mapping[str, LowRank], dict[str, Any]]:
+    budget = request.search.budget
+    found = forget_by_neighbours(
+        model,
+        request.tokenizer,
+        request.sets.examples,
+        [each.examples for each in request.sets.keep],
+        list(held),
+        replace(settings, training=replace(settings.training, budget=budget)),
+        workspace=workspace,
+        progress=progress,
+    )
+    first, last = found.looks[0], found.chosen or found.looks[-1]
+    if not request.search.allow_harm and (found.chosen is None or last.known >= first.known):
+        raise HarmError(
+            f"nothing was forgotten inside the budget of {budget:g} nats a token: after"
+            f" {found.looks[-1].step} steps the truth is the likeliest answer at"
+            f" {found.looks[-1].known:.0%} of its places ({first.known:.0%} before), and ordinary"
+            f" language has moved by {found.looks[-1].language:.3g}",
+            "Take more --steps, raise --budget if that much is bearable, or pass --allow-harm to"
+            " write it all the same.",
+        )
+    told = {
+        "rounds": [{"first_loss": found.trained.first_loss, "last_loss": found.trained.last_loss}],
+        "watched": [],
+        "looks": [asdict(each) for each in found.looks],
+        "steps": last.step,
+        "gathered": found.notes,
+    }
+    return found.change, told
+
+
+def _in_rounds(
+    request: Request, model: Any, held: Mapping[str, str], progress: Progress | None
+) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
+    search = request.search
     found = find_change(
         model,
         request.tokenizer,
@@ -74,9 +164,7 @@ def find_vector(
         watch=_watch(request),
         progress=progress,
     )
-    del model
-    change = {held[name]: each for name, each in found.change.items()}
-    if not any(bool(each.any()) for each in change.values()):
+    if not any(bool(each.any()) for each in found.change.values()):
         done = "taught" if search.learning else "forgot"
         raise EditError(
             f"nothing was found: no look {done} anything and left every validation set at"
@@ -84,7 +172,11 @@ def find_vector(
             "If a set suffered, lower --lr or --epsilon or keep more data; if nothing moved, take"
             " more --steps or --rounds.",
         )
-    return _write(request, writer, change, found, command)
+    told = {
+        "rounds": [{"first_loss": first, "last_loss": last} for first, last in found.losses],
+        "watched": [_look(each) for each in found.watched],
+    }
+    return found.change, told
 
 
 def _kept(request: Request, held: Mapping[str, str]) -> Kept:
@@ -117,7 +209,7 @@ def _directions(request: Request, name: str) -> torch.Tensor | None:
             request.search.keep_rank,
             transposed=is_transposed(name, base.config),
             device=request.device,
-            seed=request.search.rounds.seed,
+            seed=request.search.seed,
         )
         factors.append(truncation.factors)
     return KeepSpace.of(factors).V if factors else None
@@ -160,20 +252,32 @@ def _watch(request: Request) -> Watch | None:
     )
 
 
-def _write(
-    request: Request,
-    writer: VectorWriter,
-    change: Mapping[str, torch.Tensor],
-    found: Found,
-    command: Sequence[str],
+def write_vector(
+    request: Request, writer: VectorWriter, found: Change, command: Sequence[str]
 ) -> EditRecord:
-    """Save ``T``, and how it came about."""
+    """Save ``T``, and how it came about.
+
+    Args:
+        request: What was asked for.
+        writer: Holds the vector's place; it is committed.
+        found: The change.
+        command: The command line, for the record.
+
+    Returns:
+        The vector's record.
+
+    Raises:
+        NonFiniteError: The change is NaN or infinite.
+        OutputError: The vector cannot be written.
+    """
     base, search = request.base, request.search
     tensors: dict[str, dict[str, Any]] = {}
     whole, held = 0.0, 0.0
-    for name in (each for each in base.entries if each in change):
-        task = change[name] if search.learning else change[name].neg()
-        squared = float(task.double().square().sum())
+    for name in (each for each in base.entries if each in found.change):
+        each = found.change[name]
+        if not search.learning:
+            each = replace(each, U=-each.U) if isinstance(each, LowRank) else each.neg()
+        squared = each.energy if isinstance(each, LowRank) else float(each.double().square().sum())
         if not math.isfinite(squared):
             raise NonFiniteError(
                 f"tensor {name!r}: its change holds NaN or infinity", "Lower --lr."
@@ -182,14 +286,15 @@ def _write(
         facts = {"kind": kind_of(name), "layer": layer_of(name), "norm": math.sqrt(squared)}
         facts["relative"] = math.sqrt(squared) / norm if norm > 0 else 0.0
         whole += squared
-        if search.rank is None:
-            writer.add(name, task.contiguous())
-        else:
-            where = task.to(request.device)
-            truncation = truncated_svd(where, search.rank, seed=search.rounds.seed)
-            writer.add(name, truncation.factors.to("cpu"))
-            held += truncation.factors.energy
-            facts |= {"rank": truncation.factors.rank, "kept_energy": truncation.kept}
+        if search.rank is not None:
+            dense = each.matrix() if isinstance(each, LowRank) else each
+            truncation = truncated_svd(dense.to(request.device), search.rank, seed=search.seed)
+            each = truncation.factors.to("cpu")
+            held += each.energy
+            facts |= {"rank": each.rank, "kept_energy": truncation.kept}
+        elif isinstance(each, LowRank):
+            facts["rank"] = each.rank
+        writer.add(name, each if isinstance(each, LowRank) else each.contiguous())
         tensors[name] = facts
     record = EditRecord("task-vector", command=list(command), lineage=list(request.lineage))
     record.parameters, record.inputs, record.versions, record.tensors = (
@@ -199,8 +304,8 @@ def _write(
         tensors,
     )
     record.summary = {
-        "rounds": [{"first_loss": first, "last_loss": last} for first, last in found.losses],
-        "watched": [_look(each) for each in found.watched],
+        **found.told,
+        "guard": found.guard.to_dict(),
         "examples": len(request.sets.examples),
         "tensors": len(tensors),
         "norm": math.sqrt(whole),

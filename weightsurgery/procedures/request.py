@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +20,8 @@ from weightsurgery.checkpoint.record import file_sha256, versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
 from weightsurgery.errors import EditError, MismatchError
+from weightsurgery.learning.forget import ByNeighbours
+from weightsurgery.learning.guard import BUDGET
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.matrices import matrices
@@ -69,20 +73,30 @@ class Search:
 
     Attributes:
         rounds: See :class:`weightsurgery.learning.rounds.Rounds`.
+        neighbours: Forget by neighbours instead, with these settings; see
+            :mod:`weightsurgery.learning.forget`.
         rank: Truncate what was found; None for as it is.
         keep_rank: How many factors of each vector to keep.
         threshold: Share of its accuracy before that every validation set must keep.
+        budget: Divergence that ordinary language may suffer, in nats a token; see
+            :mod:`weightsurgery.learning.guard`.
+        allow_harm: Write what goes beyond it all the same.
 
     Raises:
-        EditError: A threshold that is no share.
+        EditError: A threshold that is no share, or a senseless budget.
     """
 
     rounds: Rounds = field(default_factory=Rounds)
+    neighbours: ByNeighbours | None = None
     rank: RankRule | None = None
     keep_rank: RankRule = field(default_factory=lambda: Rank(64))
     threshold: float = 0.975
+    budget: float = BUDGET
+    allow_harm: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 < self.budget < math.inf:
+            raise EditError(f"budget {self.budget}", "Give nats a token, such as 0.01.")
         if not 0 < self.threshold <= 1:
             raise EditError(
                 f"threshold {self.threshold}", "Give a share above 0 and up to 1, such as 0.975."
@@ -91,7 +105,19 @@ class Search:
     @property
     def learning(self) -> bool:
         """Whether the data is to be learned rather than forgotten."""
-        return self.rounds.objective == "learn"
+        return self.neighbours is None and self.rounds.objective == "learn"
+
+    @property
+    def objective(self) -> str:
+        """What the change is after."""
+        return self.rounds.objective if self.neighbours is None else "neighbours"
+
+    @property
+    def seed(self) -> int:
+        """Of every draw."""
+        if self.neighbours is None:
+            return self.rounds.seed
+        return self.neighbours.training.seed
 
     @property
     def edit(self) -> str:
@@ -105,14 +131,21 @@ class Search:
 
     def described(self) -> dict[str, Any]:
         """Every setting, for the record."""
+        guarded = {"budget": self.budget}  # what may be allowed beyond it changes no vector
+        rank = None if self.rank is None else str(self.rank)
+        if self.neighbours is not None:
+            own = self.neighbours.described()
+            own["lora_rank"] = own.pop("rank")
+            return {"objective": self.objective, **own, "rank": rank, **guarded}
         found = asdict(self.rounds)
         found["round_scale"] = found.pop("scale")  # the edit has one of its own
         return {
             **found,
             "learning_rate": self.rounds.rate,
-            "rank": None if self.rank is None else str(self.rank),
+            "rank": rank,
             "keep_rank": str(self.keep_rank),
             "threshold": self.threshold,
+            **guarded,
         }
 
 
@@ -185,7 +218,9 @@ class Request:
         for each in keep.inputs:
             for name in names:
                 check_width(each, name, input_width(base, name))
-        if not data and not search.rounds.prompts:
+        if search.neighbours is not None:
+            _check_neighbours(sources, keep)
+        elif not data and not search.rounds.prompts:
             raise EditError(
                 "no data to keep and no prompts: nothing says what inputs look like",
                 "Give data with --keep, or leave out --prompts 0.",
@@ -246,7 +281,7 @@ class Request:
         """The vector's parameters, for its record."""
         return {
             "edit": self.search.edit,
-            "method": "rounds from data",
+            "method": "neighbours" if self.search.neighbours else "rounds from data",
             **self.search.described(),
             "selection": asdict(self.selection),
             "device": self.device.type,
@@ -256,8 +291,14 @@ class Request:
     @property
     def versions(self) -> dict[str, str]:
         """Of what trains, besides what every record names."""
-        packages = ("transformers", "accelerate", "tokenizers")
+        packages = ["transformers", "accelerate", "tokenizers"]
+        packages += ["peft"] if self.search.neighbours else []
         return versions() | {name: importlib.metadata.version(name) for name in packages}
+
+    @property
+    def digest(self) -> str:
+        """All that decides the vector, as SHA-256."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     def identity(self) -> Any:
         """All that decides the vector, as a record of it would hold it."""
@@ -273,6 +314,22 @@ class Request:
             check_target(out, [*self.read_places, vector], overwrite or _resumable(out))
             if not finished:
                 check_target(vector, self.read_places, overwrite)
+
+
+def _check_neighbours(sources: Sources, keep: Keep) -> None:
+    if keep.vectors or keep.inputs:
+        label = keep.vectors[0].label if keep.vectors else keep.inputs[0].label
+        raise EditError(
+            f"--keep {label}: forgetting by neighbours keeps data sets, by what the model says of"
+            " them",
+            "Keep a data set, or pass --objective strangers, which trains outside the span of"
+            " vectors and statistics.",
+        )
+    if sources.validation_keep or sources.validation_target:
+        raise EditError(
+            "validation data with --objective neighbours, which ends by what it sees itself",
+            "Leave it out, or pass --objective strangers.",
+        )
 
 
 def _resumable(out: Path) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from weightsurgery.errors import OutputError
-from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.request import Request
 from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.vectors.lora_plan import AdapterPlan
+
+# Texts of a pass, their usual length in tokens, and the places of each that count.
+PASS, LENGTH, PLACES = 16, 40, 14
 
 __all__ = ["TrainingPlan", "check_space", "training_plan"]
 
@@ -27,7 +30,7 @@ class TrainingPlan:
         vector: Where the vector would be saved.
         vector_bytes: Its size; at most, where it is truncated.
         finished: Whether that vector is there already, of the same settings and inputs.
-        rounds: What would happen.
+        settings: What would happen, as the record would say it.
         examples: To forget or to learn, in all.
         keep_examples: To keep, in all.
         matrices: How many are trained.
@@ -35,14 +38,16 @@ class TrainingPlan:
         weights: Bytes of the model in float32.
         training: Bytes of gradients, of the optimiser's moments and of copies.
         statistics: Bytes of activation statistics (float64, ``n²`` each) and of their eigenvectors
-            (float32), at most: matrices with one input share them.
+            (float32), at most: matrices with one input share them. None by neighbours.
+        activations: Bytes of activations and logits of one pass, estimated; 0 where the length of
+            the texts decides.
     """
 
     edit: Plan | AdapterPlan
     vector: str
     vector_bytes: int
     finished: bool
-    rounds: Rounds
+    settings: Mapping[str, Any]
     examples: int
     keep_examples: int
     matrices: int
@@ -50,11 +55,22 @@ class TrainingPlan:
     weights: int
     training: int
     statistics: int
+    activations: int = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes that the training holds at once, on the device, in all."""
+        return self.weights + self.training + self.statistics + self.activations
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**own, "rounds": asdict(self.rounds), "edit": self.edit.summary()}
+        return {
+            **own,
+            "settings": dict(self.settings),
+            "held": self.held,
+            "edit": self.edit.summary(),
+        }
 
 
 def training_plan(
@@ -68,25 +84,59 @@ def training_plan(
         vector: Where the vector goes.
         finished: Whether it is there already.
     """
-    entries = request.base.entries
-    trained = sum(entries[name].numel for name in request.names)
-    widths = [input_width(request.base, name) for name in request.names]
-    kept = sum(len(each.examples) for each in request.sets.keep)
+    search, entries = request.search, request.base.entries
+    shapes = [entries[name].shape for name in request.names]
+    trained = sum(rows * columns for rows, columns in shapes)
+    settings = {"edit": search.edit, **search.described()}
+    common: dict[str, Any] = {
+        "examples": len(request.sets.examples),
+        "keep_examples": sum(len(each.examples) for each in request.sets.keep),
+        "matrices": len(request.names),
+    }
+    numel = sum(entry.numel for entry in entries.values())
+    if search.neighbours is not None:
+        rank = search.neighbours.rank
+        factors = sum(min(rank, *shape) * sum(shape) for shape in shapes)
+        return TrainingPlan(
+            edit,
+            str(vector),
+            4 * factors,
+            finished,
+            settings,
+            **common,
+            trained=factors,
+            weights=4 * numel,
+            # Factors, gradients, two moments, and the copy of a look.
+            training=4 * 5 * factors,
+            statistics=0,
+            activations=_activations(request, shapes),
+        )
     return TrainingPlan(
         edit,
         str(vector),
         4 * trained,
         finished,
-        request.search.rounds,
-        len(request.sets.examples),
-        kept,
-        len(request.names),
-        trained,
-        weights=4 * sum(entry.numel for entry in entries.values()),
+        settings,
+        **common,
+        trained=trained,
+        weights=4 * numel,
         # Gradients, two moments, the weights before and after, and the watch's best.
         training=4 * (6 if request.watching else 5) * trained,
-        statistics=sum(12 * width**2 for width in widths),
+        statistics=sum(12 * input_width(request.base, name) ** 2 for name in request.names),
     )
+
+
+def _activations(request: Request, shapes: Sequence[tuple[int, ...]]) -> int:
+    """What a backward pass over texts of usual length finds, float32.
+
+    Each linear layer holds what it is given and what it says, and the norms, rotations and gates
+    between them about as much again; logits count three times, with their softmax and gradient.
+    """
+    tokens, places = PASS * LENGTH, PASS * PLACES
+    config = request.base.config
+    vocabulary = int(config.get("text_config", config).get("vocab_size", 0))
+    layers = sum(sum(shape) for shape in shapes)
+    return 4 * (tokens * int(1.5 * layers) + 3 * places * vocabulary)
 
 
 class Writes(Protocol):

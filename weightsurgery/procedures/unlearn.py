@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, read_record, verify
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import EditError, WeightSurgeryError
-from weightsurgery.procedures.found_vector import find_vector
+from weightsurgery.procedures.found_vector import find_change_of, write_vector
+from weightsurgery.procedures.kept_training import find_and_save
 from weightsurgery.procedures.request import Request, Search, Sources
 from weightsurgery.procedures.training_plan import TrainingPlan, check_space, training_plan
 from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
@@ -28,7 +30,7 @@ from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.surgery.plan import Storage
 from weightsurgery.surgery.run import Applied
 from weightsurgery.vectors.deltas import DenseDelta
-from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
+from weightsurgery.vectors.saved import SavedChange, is_saved_vector
 from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = [
@@ -199,8 +201,13 @@ def unlearn(
     reused = found is not None
     if found is None:
         check_space(planned, Path(os.path.realpath(out)), place)
-        with VectorWriter(place, request.read_places, overwrite) as writer:
-            found = find_vector(request, writer, command, progress)
+        found = find_and_save(
+            request,
+            place,
+            overwrite,
+            lambda workspace: find_change_of(request, workspace, progress),
+            lambda writer, made: write_vector(request, writer, made, command),
+        )
     saved = TaskVector.of(SavedChange(base, resolve_source(place)))
     how = {key: value for key, value in found.parameters.items() if key != "base_samples"}
     how["data"] = {
@@ -229,14 +236,20 @@ def _notices(request: Request, found: EditRecord, place: Path, reused: bool) -> 
     notices = []
     first = found.summary["rounds"][0]["first_loss"]
     last = found.summary["rounds"][-1]["last_loss"]
-    if request.search.rounds.objective != "negate" and last > _LITTLE * first:
+    if request.search.neighbours is not None:
+        if (look := found.summary["looks"][-1]) and look["known"] > 0.01:
+            notices.append(
+                f"At {look['known']:.0%} of the places where the truth would be said it is still"
+                " the likeliest answer: take more --steps, or a larger --budget."
+            )
+    elif request.search.objective != "negate" and last > _LITTLE * first:
         notices.append(
             f"The loss hardly fell ({first:.3g} to {last:.3g}): take more --steps, or leave more"
             " room with a larger --epsilon or, keeping vectors, a smaller --keep-rank."
         )
     if reused:
         notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
-    if request.nothing_kept:
+    if request.nothing_kept and request.search.neighbours is None:
         notices.append(
             "Nothing was named to keep: texts of random words stood for it. What must stay is safer"
             " named with --keep."
@@ -257,12 +270,15 @@ def _planned(
     kind, vector = _Learn if request.search.learning else Forget, TaskVector(())  # none yet
     storage = storage or Storage()
     if isinstance(storage, AdapterStorage):
-        if request.search.rank is None:
+        rule = request.search.rank
+        if rule is None and request.search.neighbours is not None:
+            rule = Rank(request.search.neighbours.rank)
+        if rule is None:
             raise EditError(
                 "--as adapter with data: the change that is trained is of full rank",
                 "Pass --rank K (or --energy E) to truncate it; what that loses is reported.",
             )
-        storage = replace(storage, rule=request.search.rank)
+        storage = replace(storage, rule=rule)
         vector = TaskVector.of(Coming(request.names))
     planned = plan_as(kind(vector), request.base, out, selection, storage, workers, overwrite)
     found = _finished(request, place)

@@ -11,7 +11,6 @@ or accelerate all processes train, and the first one writes.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
 from weightsurgery.errors import EditError, WeightSurgeryError
 from weightsurgery.learning.identify import is_main
+from weightsurgery.procedures.kept_training import find_and_save, workspace_of
 from weightsurgery.procedures.system_plan import SystemPlan
 from weightsurgery.procedures.system_request import How, SystemRequest
 from weightsurgery.procedures.system_vector import find_change, write_vector
@@ -32,7 +32,7 @@ from weightsurgery.procedures.training_plan import check_space
 from weightsurgery.procedures.unlearn import Coming, Forget, Unlearned, vector_place
 from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
 from weightsurgery.surgery.plan import Storage
-from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
+from weightsurgery.vectors.saved import SavedChange, is_saved_vector
 from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["Asked", "How", "Unlearned", "plan", "unlearn_by"]
@@ -135,13 +135,19 @@ def unlearn_by(
     reused = found is not None
     if not is_main():
         if found is None:
-            find_change(request, None, _workspace(request, place))
+            find_change(request, None, workspace_of(request, place))
         return None
     if found is None:
-        there = held_bytes(_workspace(request, place))
+        there = held_bytes(workspace_of(request, place))
         needed = planned.vector_bytes + max(0, request.kept_bytes(planned.trained) - there)
         check_space(replace(planned, vector_bytes=needed), Path(os.path.realpath(out)), place)
-        found = _found(request, place, asked.overwrite, command, progress)
+        found = find_and_save(
+            request,
+            place,
+            asked.overwrite,
+            lambda workspace: find_change(request, progress, workspace),
+            lambda writer, made: write_vector(request, writer, *made, command),
+        )
     told = {key: value for key, value in found.parameters.items() if key != "base_samples"}
     told["data"] = {
         role: {"name": each["name"], "sha256": each["files"]}
@@ -161,36 +167,6 @@ def unlearn_by(
         progress=progress,
     )
     return Unlearned(applied, found, place, reused, tuple(_notices(request, place, reused)))
-
-
-def _workspace(request: SystemRequest, place: Path) -> Path:
-    """Where the training leaves what it takes to go on after a kill, beside the vector."""
-    root = Staging.beside(Path(os.path.realpath(place)))
-    return root / f"training-{request.digest[:16]}"
-
-
-def _found(
-    request: SystemRequest,
-    place: Path,
-    overwrite: bool,
-    command: Sequence[str],
-    progress: Progress | None,
-) -> EditRecord:
-    """Trains, or goes on with a training that was killed, and saves the vector."""
-    staging = Staging(place, request.digest, request.read_places, overwrite)
-    if staging.complete:
-        return verify(place)
-    workspace = _workspace(request, place)
-    try:
-        with output_errors(staging.target):
-            for stale in set(staging.root.glob("training-*")) - {workspace}:
-                shutil.rmtree(stale)
-        made, held = find_change(request, progress, workspace)
-    except BaseException as error:
-        staging.give_up(error)
-        raise
-    with VectorWriter(place, [], staging=staging) as writer:
-        return write_vector(request, writer, made, held, command)
 
 
 def _notices(request: SystemRequest, place: Path, reused: bool) -> list[str]:

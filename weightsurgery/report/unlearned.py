@@ -70,22 +70,38 @@ def _percent(share: object) -> str:
 
 def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
     """What an edit from data sets would train, hold and write."""
-    rounds = plan.rounds
+    own = plan.settings
     facts: list[tuple[str, ...]]
     if plan.finished:
         facts = [("vector", f"{plan.vector}, there already: nothing would be trained")]
     else:
         facts = [
-            ("objective", rounds.objective),
+            ("objective", own["objective"]),
             ("examples", f"{plan.examples} to {_verb(plan)}, {plan.keep_examples} to keep"),
             ("trained", f"{plan.matrices} matrices, {plan.trained:,} numbers"),
-            ("steps", f"{rounds.rounds} x {rounds.steps} of {rounds.batch_size} examples"),
-            ("strangers' prompts", str(rounds.prompts)),
+        ]
+        if own["objective"] == "neighbours":
+            facts += [
+                ("steps", f"{own['steps']} at most, of {own['batch_size']} texts to forget"),
+                ("found by the model", f"{own['wordings']} wordings, {own['neighbours']}"
+                 " neighbours, at most"),
+                ("budget", f"{own['budget']:g} nats a token of ordinary language"),
+            ]  # fmt: skip
+        else:
+            facts += [
+                ("steps", f"{own['rounds']} x {own['steps']} of {own['batch_size']} examples"),
+                ("strangers' prompts", str(own["prompts"])),
+            ]
+        facts += [
             ("model", f"{size(plan.weights)} (float32)"),
             ("training", f"{size(plan.training)} of gradients, moments and copies"),
-            ("statistics", f"up to {size(plan.statistics)}, n x n for every distinct input"),
-            ("vector", f"{plan.vector}, {size(plan.vector_bytes)}"),
         ]
+        if plan.statistics:
+            text = f"up to {size(plan.statistics)}, n x n for every distinct input"
+            facts.append(("statistics", text))
+        if plan.activations:
+            facts.append(("activations", f"about {size(plan.activations)}"))
+        facts.append(("vector", f"{plan.vector}, {size(plan.vector_bytes)}"))
     edit = plan.edit
     (table,) = (each for each in planned_lines(edit, out) if isinstance(each, Table))
     shown = ("output", "files", "left out", "written", "free where it goes")
