@@ -111,7 +111,7 @@ class FromData:
         ),
     ] = None
 
-    def settings(self, learning: bool, epsilon: float, seed: int) -> Rounds:
+    def settings(self, learning: bool, epsilon: float | None, seed: int) -> Rounds:
         """As the library's settings.
 
         Raises:
@@ -149,10 +149,11 @@ class FromData:
             "draws": self.draws,
             "prompts": self.prompts,
             "scale": self.round_scale,
+            "epsilon": epsilon,
         }
         chosen = _NEGATE if objective == "negate" else {}
         chosen = chosen | {name: value for name, value in given.items() if value is not None}
-        return Rounds(objective=objective, epsilon=epsilon, seed=seed, **chosen)
+        return Rounds(objective=objective, seed=seed, **chosen)
 
     def refuse_with_vectors(self, keeps_data: bool) -> None:
         """Refuse options that say how to train, where nothing is trained.

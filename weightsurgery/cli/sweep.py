@@ -79,7 +79,7 @@ def sweep(
         str | None,
         typer.Option(
             metavar="SIDE,...",
-            help="Out of right, left, both, shared and frobenius. Default: right,both.",
+            help="Out of right, left, both, shared, frobenius and soft. Default: right,both.",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -87,7 +87,8 @@ def sweep(
         str | None,
         typer.Option(
             metavar="ε,ε,...",
-            help="Ridges of the activation statistics. Default, with such: 1e-2,1e-1,1.",
+            help="Ridges of the activation statistics, or of side soft. Default, with such:"
+            " 1e-2,1e-1,1 or SOFTGRID.",
             rich_help_panel=_GRID,
         ),
     ] = None,

@@ -25,6 +25,8 @@ _SIDES = {
     " are touched",
     "shared": "`T' = T − P_U T P_V`: only what is shared on both sides at once is taken out",
     "frobenius": "`T'` is `T` less its projection on the span of the keep tasks' factors `u vᵀ`",
+    "soft": "`T' = T ρ(C + ρI)⁻¹` with `C = Σ T_jᵀ T_j` of the tasks to keep: near to `T`, and the"
+    " smaller the more they moved",
 }
 _BASES = {
     "joint": "one projection on the span of all tasks to keep",
