@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_energy_grows_with_the_ridge_between_right_and_the_task() -> None:
     task, keeps = random_task(30, 24, 4, 1), sharing()
     sizes = [norm(soft(task, keeps, epsilon)) for epsilon in (0.0, *RIDGES, 1e9)]
     assert sizes[-1] > 1.05 * sizes[0]
-    assert all(low <= high * (1 + FLOAT32) for low, high in zip(sizes, sizes[1:], strict=False))
+    assert all(low <= high * (1 + FLOAT32) for low, high in itertools.pairwise(sizes))
     assert sizes[-1] <= norm(dense(task)) * (1 + FLOAT32)
     moved = [norm(soft(task, keeps, e) @ dense(keeps[0]).T) for e in (0.0, *RIDGES)]
     assert moved[0] <= 1e-4 < moved[-1] / 10  # and what keep inputs feel grows with it

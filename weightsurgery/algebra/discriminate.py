@@ -219,8 +219,8 @@ def discriminate(
         epsilon: ε ≥ 0 of the side ``soft``; the others have none.
 
     Returns:
-        ``T'``. Its rank is at most ``k`` for ``right``, ``left``, ``both`` and ``soft``. ``shared`` and
-        ``frobenius`` subtract terms that lie outside the task's own factors: their rank is at
+        ``T'``. Its rank is at most ``k`` for ``right``, ``left``, ``both`` and ``soft``; ``shared``
+        and ``frobenius`` subtract terms that lie outside the task's own factors: their rank is at
         most ``2k`` (joint) and ``k`` plus the sum of the keep ranks. If nothing survives, the
         singular values are of the order of rounding.
 

@@ -185,7 +185,7 @@ def _discriminating(
     data.refuse_with_vectors(keeps_data=bool(files))
     if files and share.side == "soft":  # before a model is run for them
         raise EditError(
-            "--side soft with data to keep, whose statistics would have a ridge of their own",
+            "--side soft with data to keep: its statistics would have a ridge of their own",
             "Keep vectors alone, or take --side right.",
         )
     opener = open_remote if store.dry_run and not files else Checkpoint.open
