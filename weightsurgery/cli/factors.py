@@ -80,7 +80,7 @@ class Share:
         typer.Option(
             help="Ridge of activation statistics, or of side soft: the smaller, the more of what"
             " the keep inputs would feel is held back; 0 leaves their span alone. Default: 0.001;"
-            " 0.1 for side soft.",
+            " 0.03 for side soft.",
             rich_help_panel="Subspaces",
         ),
     ] = None

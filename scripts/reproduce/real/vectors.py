@@ -25,8 +25,8 @@ import torch
 
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.learning.data import Example, read_examples
-from weightsurgery.learning.exact import exact_matches
+from weightsurgery.learning.data import Example, encode_all, read_examples
+from weightsurgery.learning.forward import teacher_forced
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.parameters import load_float32
 from weightsurgery.procedures.grid import Changes, Grid, Setting
@@ -35,8 +35,14 @@ from weightsurgery.surgery.discriminating import Project
 from weightsurgery.vectors.deltas import FactorDelta
 from weightsurgery.vectors.sources import open_vector
 
-SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-HARD = ("right", "both")
+# By edit: from next to nothing to all of the request gone.
+SCALES = {
+    "negate": (0.03, 0.06, 0.1, 0.15, 0.25),
+    "right": (0.25, 0.4, 0.5, 0.6, 0.75, 1.0),
+    "both": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
+    "soft": (0.15, 0.25, 0.4, 0.5, 0.6, 0.75),
+}
+EPSILONS = (1e-3, 1e-2, 1e-1, 1.0)
 
 
 def main() -> None:
@@ -63,8 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lora-rank", type=int, default=16)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--lr", default="1e-3")
-    parser.add_argument("--epsilons", type=float, nargs="*", default=[])
-    parser.add_argument("--scales", type=float, nargs="*", default=SCALES)
+    parser.add_argument("--epsilons", type=float, nargs="*", default=EPSILONS)
     return parser.parse_args()
 
 
@@ -97,26 +102,28 @@ class Scorer:
     def keep_known(self) -> dict[str, int]:
         """Leave out of every set what the model does not answer; how many are left."""
         for name, rows in self.sets.items():
-            right = self.right(rows)
+            right, _ = self.answers(rows)
             self.sets[name] = [row for row, ok in zip(rows, right, strict=True) if ok]
         return {name: len(rows) for name, rows in self.sets.items()}
 
-    def right(self, rows: list[Example]) -> list[bool]:
-        """Which answers begin with the truth."""
-        found: list[bool] = exact_matches(
-            self.model, self.tokenizer, rows, require_end=False
-        ).tolist()
-        return found
+    def answers(self, rows: list[Example]) -> tuple[list[bool], float]:
+        """Which answers begin with the truth, and its negative log-likelihood: mean, in nats."""
+        encoded = encode_all(self.tokenizer, rows)
+        forced = list(teacher_forced(self.model, self.tokenizer, encoded, 32))
+        right = [bool(each.answer(each.right).all()) for each in forced]
+        return right, sum(float(each.answer(each.nll).sum()) for each in forced) / len(rows)
 
     @torch.no_grad()
-    def scores(self) -> dict[str, float]:
-        """Percent still answered of each set, and perplexity."""
-        found = {
-            name: round(100 * sum(self.right(rows)) / len(rows), 1)
-            for name, rows in self.sets.items()
-        }
+    def scores(self) -> dict[str, Any]:
+        """Percent still answered of each set, nats the truth costs there, and perplexity."""
+        percent, nats = {}, {}
+        for name, rows in self.sets.items():
+            right, nll = self.answers(rows)
+            percent[name] = round(100 * sum(right) / len(rows), 1)
+            nats[name] = round(nll, 3)
         loss = float(self.model(self.prose, labels=self.prose).loss)
-        return {**found, "perplexity": float(f"{math.exp(min(loss, 60)):.4g}")}
+        perplexity = float(f"{math.exp(min(loss, 60)):.4g}")
+        return {**percent, "nats": nats, "perplexity": perplexity}
 
 
 def _score(given: argparse.Namespace, base: Checkpoint, found: dict[str, Any]) -> None:
@@ -129,7 +136,7 @@ def _score(given: argparse.Namespace, base: Checkpoint, found: dict[str, Any]) -
         for name, factor in Selection("all-linear").resolve(base.entries).items()
         if edit.task.at(name) is not None
     }
-    grid = Grid(tuple(given.scales), (64,), (*HARD, "soft"), tuple(given.epsilons))
+    grid = Grid((1.0,), (64,), ("right", "both", "soft"), tuple(given.epsilons))
     model: Any = load_float32(base).eval()
     scorer = Scorer(model, load_tokenizer(base.path), given)
     known = scorer.keep_known()
@@ -139,7 +146,7 @@ def _score(given: argparse.Namespace, base: Checkpoint, found: dict[str, Any]) -
     todo = [
         (kind, setting, scale)
         for kind, setting in _edits(grid)
-        for scale in grid.scales
+        for scale in SCALES[kind]
         if (kind, setting.epsilon, scale) not in done
     ]
     if not todo:
@@ -183,7 +190,8 @@ def _factor_energy(delta: FactorDelta) -> float:
 
 def _table(found: dict[str, Any]) -> Iterator[str]:
     names = list(found["base"]["known"])
-    columns = ["edit", "ε", "λ", *names, "prose", "‖ΔW‖/‖W‖"]
+    nats = [f"{name}, nats" for name in names]
+    columns = ["edit", "ε", "λ", *names, *nats, "prose", "‖ΔW‖/‖W‖"]
     yield "| " + " | ".join(columns) + " |"
     yield "|---|" + "--:|" * (len(columns) - 1)
     rows = [{"edit": "untouched", "epsilon": None, "scale": 0, "relative_change": 0,
@@ -191,6 +199,7 @@ def _table(found: dict[str, Any]) -> Iterator[str]:
     for row in rows:
         epsilon = "" if row["epsilon"] is None else f"{row['epsilon']:g}"
         values = [row["edit"], epsilon, f"{row['scale']:g}", *(f"{row[n]:g}" for n in names),
+                  *(f"{row['nats'][n]:.2f}" for n in names),
                   f"{row['perplexity']:g}", f"{100 * row['relative_change']:.2g} %"]  # fmt: skip
         yield "| " + " | ".join(values) + " |"
 
