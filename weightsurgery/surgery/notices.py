@@ -8,7 +8,7 @@ __all__ = ["edit_notices", "held_back_notices", "size_notices"]
 
 # Of ‖W‖ over the edited tensors. Fine-tunes of real models change 0.1 to 3 % of it; on SmolLM2-135M
 # a task vector that was taken away at 4 % raised the perplexity of prose a hundredfold, at 8 % a
-# millionfold (scripts/reproduce/real). So whatever is beyond all fine-tunes deserves a look.
+# millionfold (scripts/reproduce/LOG.md). So whatever is beyond all fine-tunes deserves a look.
 _BEYOND_FINE_TUNES = 0.05
 
 
