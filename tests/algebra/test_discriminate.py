@@ -10,12 +10,20 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import low_rank
-from weightsurgery.algebra.discriminate import BASES, SIDES, KeepSpace, discriminate
+from weightsurgery.algebra.discriminate import (
+    BASES,
+    SIDES,
+    SOFT_EPSILON,
+    KeepSpace,
+    discriminate,
+)
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import EditError
 
 # Factors are float32: a few of its eps (1.2e-7) relative to the task's norm.
 FLOAT32 = 3e-6
+
+HARD = tuple(side for side in SIDES if side != "soft")
 
 Factors = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -43,9 +51,18 @@ def span_projector(columns: list[np.ndarray]) -> np.ndarray:
     return joined @ np.linalg.pinv(joined, rcond=1e-6)
 
 
+def damped(gram: np.ndarray) -> np.ndarray:
+    """What the side soft takes away of each input: C (C + ρI)⁻¹."""
+    rho = SOFT_EPSILON * np.trace(gram) / len(gram)
+    return gram @ np.linalg.inv(gram + rho * np.eye(len(gram)))
+
+
 def oracle(task: Factors, keeps: list[Factors], side: str, basis: str) -> np.ndarray:
     """The definitions, in full matrices and float64."""
     t = dense(task)
+    if side == "soft":
+        grams = [dense(keep).T @ dense(keep) for keep in keeps]
+        return t - sum(t @ damped(c) for c in ([sum(grams)] if basis == "joint" else grams))
     if basis == "joint":
         pairs = [(span_projector([k[0] for k in keeps]), span_projector([k[2] for k in keeps]))]
     else:
@@ -119,7 +136,7 @@ def test_equals_the_dense_definition_where_keep_tasks_share(side: str, basis: st
     assert norm(oracle(task, keeps, side, "joint") - oracle(task, keeps, side, "sum")) > 1e-3
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", HARD)
 @pytest.mark.parametrize("basis", BASES)
 def test_a_task_less_itself_is_nothing(side: str, basis: str) -> None:
     task = random_task(20, 16, 4, 3)
@@ -219,7 +236,9 @@ def test_a_vanishing_keep_factor_carries_no_direction() -> None:
     weak: Factors = (u, np.array([1.0, 1e-9]), v)
     strong: Factors = (u[:, :1], np.array([1.0]), v[:, :1])
     assert norm(result(task, [weak], "right") - result(task, [(u, s, v)], "right")) > 0.1
-    assert np.array_equal(result(task, [weak], "right"), result(task, [strong], "right"))
+    # Other strides, so perhaps another kernel's rounding.
+    gap = result(task, [weak], "right") - result(task, [strong], "right")
+    assert norm(gap) <= FLOAT32 * norm(dense(task))
 
 
 @pytest.mark.parametrize("side", SIDES)

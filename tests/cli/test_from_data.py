@@ -224,6 +224,7 @@ def test_what_does_not_go_together_is_refused(world, fault, ws, project, painter
         (["--objective", "negate", "--draws", "1"], "--draws"),
         (["--threshold", "0.9"], "--threshold without"),
         (["--side", "left"], "--side left"),
+        (["--side", "soft"], "--side soft"),
         (["--basis", "sum"], "--basis sum"),
         (["--steps", "0"], "steps 0"),
         (["--rounds", "-1"], "rounds -1"),

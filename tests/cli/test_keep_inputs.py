@@ -175,6 +175,10 @@ def test_what_does_not_fit_is_refused(ws, case, tmp_path):
     project = ["project", case.base, "--forget", case.tuned, "-o", tmp_path / "o"]
     assert "epsilon -1" in ws.refused(*project, "--keep", case.statistics, "--epsilon", "-1")[0]
     assert "weight" in ws.refused(*project, "--keep", f"{case.statistics}:-2")[0]
+    for kept in (case.statistics, case.keep):
+        what, remedy = ws.refused(*project, "--keep", kept, "--side", "soft")
+        assert "a ridge of" in what
+        assert "right" in remedy
     what, remedy = ws.refused(
         *project, "--keep", case.statistics, "--targets", "all", "--include", "lm_head.weight"
     )

@@ -72,6 +72,17 @@ def test_statistics_options_and_tests_reach_the_edit(ws, asked, taught, tmp_path
     assert record["parameters"]["rank"] == str(cell["rank"])
 
 
+def test_side_soft_and_its_ridge_reach_the_edit(ws, asked, tmp_path):
+    document = ws.document(*asked, "--sides", "soft", "--epsilons", "0.01", "--exclude", "*.0.*")
+    line = document["command"]
+    assert line[line.index("--side") + 1] == "soft"
+    assert line[line.index("--epsilon") + 1] == "0.01"
+    record = ws.document(*line[1:-1], tmp_path / "edited")
+    assert (record["parameters"]["side"], record["parameters"]["epsilon"]) == ("soft", 0.01)
+    default = ws.document(*asked, "--sides", "soft", "--scales", "4,16", "--ranks", "16")
+    assert len({cell["epsilon"] for cell in default["cells"]}) > 1
+
+
 def test_where_nothing_qualifies_the_table_is_shown_and_the_code_is_1(ws, asked):
     code, out, err = ws.run(*asked, "--scales", "256")
     assert code == 1
@@ -104,6 +115,7 @@ def test_all_cells_on_request(ws, asked):
         (["--scales", "nan"], "scale nan"),
         (["--sides", "up"], "side 'up'"),
         (["--epsilons", "0.1"], "epsilons without activation statistics"),
+        (["--sides", "soft", "--epsilons", "-1"], "epsilon -1"),
         (["--threshold", "1.5"], "threshold 1.5"),
         (["--threshold", "nan"], "threshold nan"),
         (["--metric", "perplexity"], "metric 'perplexity'"),

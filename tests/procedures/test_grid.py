@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import low_rank, write_checkpoint
 from weightsurgery import Project, Rank
-from weightsurgery.algebra.discriminate import SIDES
+from weightsurgery.algebra.discriminate import SIDES, SOFT_EPSILON
 from weightsurgery.algebra.svd import EXACT_UP_TO, truncated_svd
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import EditError
@@ -22,6 +22,7 @@ from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 CPU = torch.device("cpu")
 NAMES = [f"model.layers.{n}.self_attn.{kind}_proj.weight" for n in (0, 1) for kind in "qkv"]
 ROWS, WIDTH = 40, 24
+HARD = tuple(side for side in SIDES if side != "soft")
 
 
 def gram(seed: int) -> torch.Tensor:
@@ -57,7 +58,7 @@ def test_every_setting_is_what_the_edit_works_out(case, basis, keep_rank, epsilo
     base, edit = case
     edit = replace(edit, basis=basis, keep_rank=keep_rank)
     edit = edit if epsilons else replace(edit, keep_inputs=())
-    grid = Grid((1.0,), (3, 6, 10), tuple(SIDES), epsilons)
+    grid = Grid((1.0,), (3, 6, 10), HARD, epsilons)
     found = Changes(edit, base, grid, CPU).at(NAMES[0])
     assert list(found) == list(grid.settings())
     assert len(found) == 3 * 5 * max(1, len(epsilons))
@@ -76,6 +77,24 @@ def test_every_setting_is_what_the_edit_works_out(case, basis, keep_rank, epsilo
             assert float((change - wanted).norm()) <= 1e-6 * size
     sizes = {round(float(applied(delta, NAMES[0], base).norm()), 4) for delta in found.values()}
     assert len(sizes) > 5  # before: the settings do differ
+
+
+@pytest.mark.parametrize("basis", ["joint", "sum"])
+@pytest.mark.parametrize("epsilons", [(), (1e-3, 0.3)])
+def test_side_soft_takes_ridges_and_the_others_beside_it_none(case, basis, epsilons):
+    base, edit = case
+    edit = replace(edit, basis=basis, keep_inputs=())
+    grid = Grid((1.0,), (3, 10), ("right", "soft"), epsilons)
+    ridges = epsilons or (SOFT_EPSILON,)
+    each = [("right", None), *(("soft", epsilon) for epsilon in ridges)]
+    assert [(s.side, s.epsilon) for s in grid.settings()] == 2 * each
+    found = Changes(edit, base, grid, CPU).at(NAMES[0])
+    assert list(found) == list(grid.settings())
+    for setting, delta in found.items():
+        one = replace(edit, rank=Rank(setting.rank), side=setting.side, epsilon=setting.epsilon)
+        wanted = applied(one.prepare(base, NAMES[0], CPU).delta, NAMES[0], base)
+        assert torch.equal(applied(delta, NAMES[0], base), wanted)
+    assert len({float(applied(delta, NAMES[0], base).norm()) for delta in found.values()}) > 3
 
 
 def test_iterative_truncations_agree_within_their_residuals(tmp_path):
@@ -129,6 +148,11 @@ def test_more_cells_decompose_nothing_more(case, monkeypatch):
     assert counts[0] == counts[1]
     # The task and two keep tasks of each matrix; and of the layers' two inputs each once.
     assert counts[0] == {"truncated_svd": 3 * len(NAMES), f"eigh ({WIDTH}, {WIDTH})": 2}
+    counted.clear()
+    soft = Grid((0.5, 1.0), (2, 3, 6), ("right", "soft"), (1e-4, 1e-3, 1e-2, 0.1))
+    changes = Changes(replace(edit, keep_inputs=()), base, soft, CPU)
+    assert sum(len(changes.at(name)) for name in NAMES) == len(NAMES) * 3 * 5
+    assert counted == {"truncated_svd": 3 * len(NAMES)}
     counted.clear()  # before: edit by edit, each is decomposed again
     for _ in many.settings():
         edit.prepare(base, NAMES[0], CPU)

@@ -93,6 +93,17 @@ def test_ridges_are_swept_too(with_statistics, base, data):
     assert max(cell.worst_drift for cell in strict) <= max(cell.worst_drift for cell in loose)
 
 
+def test_side_soft_is_swept_beside_others(edit, base, data):
+    grid = Grid((4.0, 16.0), (16,), ("right", "soft"), (1e-3, 1.0))
+    found = sweep(edit, base, data, grid)
+    assert [(cell.side, cell.epsilon) for cell in found.cells[::2]] == [
+        ("right", None), ("soft", 1e-3), ("soft", 1.0),
+    ]  # fmt: skip
+    forgetting = [sum(c.forgetting for c in found.cells[n : n + 2]) for n in (0, 2, 4)]
+    assert forgetting == sorted(forgetting)
+    assert forgetting[0] < forgetting[2]
+
+
 def test_the_chosen_cell_alone_is_tested_and_once(edit, base, data, found, monkeypatch, taught):
     scored = Counter()
     inner = sweep_module.score
@@ -207,6 +218,8 @@ def test_ridges_and_statistics_come_together(edit, with_statistics, base, data):
         sweep(with_statistics, base, data, GRID)
     with pytest.raises(EditError, match="without activation statistics"):
         sweep(edit, base, data, replace(GRID, epsilons=(1e-3,)))
+    with pytest.raises(EditError, match="a ridge of its own"):
+        sweep(with_statistics, base, data, replace(GRID, sides=("soft",), epsilons=(1e-3,)))
     with pytest.raises(EditError, match="several sides"):
         sweep(replace(with_statistics, keep=()), base, data, replace(GRID, epsilons=(1e-3,)))
 

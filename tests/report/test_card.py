@@ -296,6 +296,13 @@ def test_methods_and_papers():
     for words in ("**reconstruction** of UNLEARN", "2408.04140", "`T' = T (I − P_V)`", "ρ = 0.1",
                   "`W' = W − λT'`, with `λ = 2`", "keeping `k` and `s`"):  # fmt: skip
         assert words in project
+    del inputs["keep_inputs1"]
+    given = {**given, "side": "soft"}
+    soft = whole(record(command=("ws", "project"), parameters=given, inputs=inputs)).text
+    assert "`T' = T ρ(C + ρI)⁻¹` with `C = Σ T_jᵀ T_j`" in soft
+    assert "`ρ = 0.1 · tr(C)/n`" in soft
+    assert "By activations" not in soft
+    assert "P_V" not in soft
     given = {"edit": "learn", "objective": "learn", "epsilon": 0.001, "scale": 1.0,
              "data": {"task": {"name": "n.jsonl"}, "keep_data1": {"name": "k.jsonl"}}}  # fmt: skip
     learned = whole(record(command=("ws", "learn"), parameters=given)).text
@@ -388,6 +395,8 @@ def test_which_row_a_card_shows():
     assert measured(by_vectors) == YARDSTICK["right"]
     other_side = {"command": project, "inputs": by_vectors.inputs, "parameters": {"side": "left"}}
     assert measured(record(**other_side)) is None
+    soft = {**other_side, "parameters": {"side": "soft", "epsilon": 0.1}}
+    assert measured(record(**soft)) == YARDSTICK["weights-ridge"]
     by_inputs = record(command=project, inputs={"forget": {}, "keep_inputs": {}})
     assert measured(by_inputs) == YARDSTICK["activations"]
     from_data = {"edit": "project", "data": {}}

@@ -67,6 +67,11 @@ def test_ridges_have_a_column():
         assert [row[at] for row in table.rows] == ["", "0.001", "0.1"]
         assert all(len(row) == len(table.columns) for row in table.rows)
     assert setting(found.cells[0]) == "scale 1, rank 16, side right, epsilon 0.001"
+    mixed = replace(found, cells=(cell(1, 0.9, 1.0), replace(found.cells[0], side="soft")))
+    for every in (False, True):
+        table, _ = sweep_tables(mixed, every)
+        assert [row[table.columns.index("epsilon")] for row in table.rows] == ["", "", "0.001"]
+        assert all(len(row) == len(table.columns) for row in table.rows)
 
 
 def test_where_nothing_qualifies():

@@ -20,10 +20,11 @@ from tests.conftest import (
     write_checkpoint,
 )
 from weightsurgery import Add, Learn, Negate, Project, Rank, Selection, apply, open_vector
-from weightsurgery.algebra.discriminate import BASES, SIDES
+from weightsurgery.algebra.discriminate import BASES, SIDES, SOFT_EPSILON
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, MismatchError
+from weightsurgery.surgery.adapter import AdapterStorage, apply_as
 from weightsurgery.surgery.edits import EDITS
 from weightsurgery.surgery.plan import Plan, Storage, plan_edit
 from weightsurgery.vectors.saved import VectorWriter
@@ -235,11 +236,22 @@ def span(columns: list[np.ndarray]) -> np.ndarray:
     return u[:, s > 1e-5]
 
 
+def damping(gram: np.ndarray, epsilon: float) -> np.ndarray:
+    """ρ (C + ρI)⁻¹."""
+    rho = epsilon * np.trace(gram) / len(gram)
+    return rho * np.linalg.inv(gram + rho * np.eye(len(gram)))
+
+
 def oracle(tensors: dict[str, torch.Tensor], side: str, basis: str, k: int = 3) -> np.ndarray:
     """T' in full float64 matrices."""
     u, s, v = top(exact(tensors["forget"]), k)
     t = (u * s) @ v.T
     keeps = [top(exact(tensors[key]), k) for key in ("keep1", "keep2")]
+    if side == "soft":
+        whole = [(u * s) @ v.T for u, s, v in keeps]
+        grams = [each.T @ each for each in whole]
+        grams = [sum(grams)] if basis == "joint" else grams
+        return t - sum(t @ (np.eye(N) - damping(gram, SOFT_EPSILON)) for gram in grams)
     us, vs = ([each[i] for each in keeps] for i in (0, 2))
     if basis == "joint":
         us, vs = ([span(x)] for x in (us, vs))
@@ -281,7 +293,7 @@ def test_discriminating_edits_are_the_dense_oracle(
     assert facts["keep_ranks"] == [3, 3]
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", [side for side in SIDES if side != "soft"])
 @pytest.mark.parametrize("basis", BASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_projecting_a_task_out_of_itself_is_the_identity(
@@ -529,6 +541,68 @@ def test_without_statistics_nothing_of_them_is_recorded(bench: Bench) -> None:
     assert bench.record.tensors[LINEAR]["keep_ranks"] == [3]
 
 
+def test_side_soft_has_a_ridge_of_its_own(bench: Bench) -> None:
+    w = exact(bench.tensors["base"])
+    changes = {}
+    for epsilon in (None, 0.0, 1e-3, 30.0):
+        found = bench.project(["keep1", "keep2"], side="soft", epsilon=epsilon)
+        changes[epsilon] = exact(found) - w
+        given = SOFT_EPSILON if epsilon is None else epsilon
+        assert bench.record.parameters["epsilon"] == given
+    np.testing.assert_allclose(changes[0.0], -oracle(bench.tensors, "right", "joint"), atol=FLOAT32)
+    sizes = [np.linalg.norm(changes[epsilon]) for epsilon in (0.0, 1e-3, 30.0)]
+    assert sizes[0] < sizes[1] < sizes[2]
+    forget, kept = bench.vector("forget"), statistics(activations(5))
+    for keeps in ((), (forget,)):
+        with pytest.raises(EditError, match="side soft with activation statistics"):
+            Project(forget, keeps, side="soft", keep_inputs=(kept,))
+    with pytest.raises(EditError, match="epsilon -1"):
+        Project(forget, (forget,), side="soft", epsilon=-1.0)
+
+
+@pytest.mark.parametrize("name", ["h.0.mlp.c_proj.weight", "h.0.attn.c_attn.weight"])
+def test_soft_damps_the_rows_of_a_conv1d(tmp_path: Path, name: str) -> None:
+    """GPT-2 stores (in, out): the ridge is on the left."""
+    bench = Bench(tmp_path, matrices(), name, model_type="gpt2")
+    w = exact(bench.tensors["base"])
+    turned = {key: tensor.T for key, tensor in bench.tensors.items()}
+    parts = {key: top(exact(turned[key]), 3) for key in ("forget", "keep1", "keep2")}
+    t, *keeps = [(u * s) @ v.T for u, s, v in parts.values()]
+    wanted = (t @ damping(sum(each.T @ each for each in keeps), 0.1)).T
+    found = bench.project(["keep1", "keep2"], side="soft", epsilon=0.1)
+    assert np.linalg.norm(wanted - t.T) > 0.1
+    np.testing.assert_allclose(w - exact(found), wanted, rtol=0, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("kind", [Negate, Add, Project])
+def test_an_edit_beyond_fine_tunes_says_so(tmp_path: Path, kind: Any) -> None:
+    """Whether written as a checkpoint or as an adapter; the record has the figure."""
+    tensors = matrices()
+    base, forget = exact(tensors["base"]), exact(tensors["forget"])
+    tensors["forget"] *= 0.049 * np.linalg.norm(base) / np.linalg.norm(forget)
+    tensors["keep1"] = torch.zeros(M, N)
+    tensors["keep1"][0, 0] = 1e-3
+    bench = Bench(tmp_path, tensors, LINEAR)
+    vector, rest = bench.vector("forget"), ()
+    if kind is Project:
+        rest = ((bench.vector("keep1"),), Rank(N), None, "right", "joint")
+    some = Selection(include=(LINEAR,))
+    for scale, said in ((1.0, False), (1.2, True), (-9.4, True)):
+        for storage in (Storage(), AdapterStorage("float32", None if rest else Rank(N))):
+            out = tmp_path / f"{scale}{type(storage).__name__}"
+            done = apply_as(
+                kind(vector, *rest, scale=scale), bench.base, out, selection=some, storage=storage
+            )
+            relative = done.record.summary["relative_change"]
+            # What is kept is one direction of twenty.
+            assert relative == pytest.approx(0.049 * abs(scale), rel=0.1 if rest else 1e-4)
+            told = [
+                text for text in done.notices if text.startswith("The edit changes the weights")
+            ]
+            assert len(told) == said
+            assert all(f" by {relative:.0%} of their norm" in text for text in told)
+
+
 def test_the_plan_counts_what_statistics_take(tmp_path: Path) -> None:
     names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)]
     m, n = 8, 512
@@ -568,7 +642,7 @@ def test_senseless_parameters_are_refused(bench: Bench) -> None:
     with pytest.raises(EditError, match="basis"):
         Learn(forget, (forget,), basis="product")
     inputs = (MappedStatistics({}),)
-    assert Project(forget, (), keep_inputs=inputs).epsilon == 1e-3
+    assert Project(forget, (), keep_inputs=inputs).ridge == 1e-3
     for epsilon in (-1.0, float("nan"), float("inf")):
         with pytest.raises(EditError, match="epsilon"):
             Project(forget, (), keep_inputs=inputs, epsilon=epsilon)

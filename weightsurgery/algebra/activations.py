@@ -28,7 +28,7 @@ from weightsurgery.algebra.lowrank import LowRank, recompress
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError, NonFiniteError
 
-__all__ = ["InputSpace", "keep_inputs", "outside", "response", "work_bytes"]
+__all__ = ["InputSpace", "check_epsilon", "keep_inputs", "outside", "response", "work_bytes"]
 
 # Relative error that a Cholesky solve may have: below the rounding of float32 factors.
 _SOLVE_ERROR = 1e-8
@@ -80,7 +80,7 @@ class InputSpace:
         Raises:
             EditError: ε is negative or not finite.
         """
-        _check_epsilon(epsilon)
+        check_epsilon(epsilon)
         ridge = epsilon * float(self.values.mean())
         if ridge > 0:
             return ridge / (self.values + ridge)
@@ -132,7 +132,7 @@ def keep_inputs(
         EditError: Another width, a senseless ε, or no sum of ``x xᵀ``.
         NonFiniteError: NaN or infinity in ``C``.
     """
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     _check_width(task.shape[1], gram.shape[-1])
     wide = _checked(gram, device)
     ridge = epsilon * float(wide.diagonal().mean())
@@ -205,7 +205,12 @@ def _checked(gram: torch.Tensor, device: torch.device | str | None) -> torch.Ten
     return gram.to(gram.device if device is None else device, torch.float64)
 
 
-def _check_epsilon(epsilon: float) -> None:
+def check_epsilon(epsilon: float) -> None:
+    """Refuse a ridge that makes no sense.
+
+    Raises:
+        EditError: It is negative or not finite.
+    """
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise EditError(
             f"epsilon {epsilon}", "Give a ridge from 0 (exact) on, such as 0.001; it is relative."

@@ -170,7 +170,7 @@ class FromData:
     def search(
         self,
         learning: bool,
-        epsilon: float,
+        epsilon: float | None,
         seed: int,
         keep_vectors: bool,
         rank: RankRule | None,
@@ -210,6 +210,11 @@ class FromData:
             "allow_harm": self.allow_harm,
         }
         if objective == "neighbours":
+            if epsilon is not None:
+                raise EditError(
+                    "--epsilon with objective neighbours, which has no ridge",
+                    "Leave it out, or pass --objective strangers.",
+                )
             return Search(neighbours=self._by_neighbours(seed), **guarded)
         given: dict[str, Any] = {
             "rounds": self.rounds,
@@ -219,10 +224,11 @@ class FromData:
             "draws": self.draws,
             "prompts": self.prompts,
             "scale": self.round_scale,
+            "epsilon": epsilon,
         }
         chosen = _NEGATE if objective == "negate" else {}
         chosen = chosen | {name: value for name, value in given.items() if value is not None}
-        rounds = Rounds(objective=objective, epsilon=epsilon, seed=seed, **chosen)
+        rounds = Rounds(objective=objective, seed=seed, **chosen)
         return Search(rounds, **guarded)
 
     def _by_neighbours(self, seed: int) -> ByNeighbours:

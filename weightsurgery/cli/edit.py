@@ -176,12 +176,18 @@ def _discriminating(
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.checkpoint.remote import open_remote
+    from weightsurgery.errors import EditError
     from weightsurgery.surgery.edits import DISCRIMINATING
     from weightsurgery.vectors.sources import open_keep, open_vector, split_data
 
     storage = store.storage()
     files, others = split_data(share.keep or ())
     data.refuse_with_vectors(keeps_data=bool(files))
+    if files and share.side == "soft":  # before a model is run for them
+        raise EditError(
+            "--side soft with data to keep: its statistics would have a ridge of their own",
+            "Keep vectors alone, or take --side right.",
+        )
     opener = open_remote if store.dry_run and not files else Checkpoint.open
     with opener(base) as opened:
         vector = open_vector(opened, task, fit.vocab, fit.missing, opener)

@@ -55,7 +55,8 @@ class Share:
         str,
         typer.Option(
             help="right (keep what W does to the keep inputs), left (no change along the keep"
-            " outputs), both, shared, or frobenius.",
+            " outputs), both, shared, frobenius, or soft (right by a ridge: less of what the keep"
+            " vectors moved more; they alone, no statistics).",
             rich_help_panel="Subspaces",
         ),
     ] = "right"
@@ -75,13 +76,14 @@ class Share:
         ),
     ] = None
     epsilon: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Ridge of activation statistics: the smaller, the more of what the keep inputs"
-            " would feel is held back; 0 leaves their span alone.",
+            help="Ridge of activation statistics, or of side soft: the smaller, the more of what"
+            " the keep inputs would feel is held back; 0 leaves their span alone. Default: 0.001;"
+            " 0.03 for side soft.",
             rich_help_panel="Subspaces",
         ),
-    ] = 1e-3
+    ] = None
 
 
 def rank_rule(rank: str | None, energy: float | None, option: str) -> RankRule | None:

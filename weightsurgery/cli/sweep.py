@@ -79,7 +79,7 @@ def sweep(
         str | None,
         typer.Option(
             metavar="SIDE,...",
-            help="Out of right, left, both, shared and frobenius. Default: right,both.",
+            help="Out of right, left, both, shared, frobenius and soft. Default: right,both.",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -87,7 +87,8 @@ def sweep(
         str | None,
         typer.Option(
             metavar="ε,ε,...",
-            help="Ridges of the activation statistics. Default, with such: 1e-2,1e-1,1.",
+            help="Ridges of the activation statistics, or of side soft. Default, with such:"
+            " 1e-2,1e-1,1.",
             rich_help_panel=_GRID,
         ),
     ] = None,
@@ -225,13 +226,14 @@ def _grid(
 ) -> Grid:
     from weightsurgery.procedures.grid import Grid
 
+    chosen = _values(sides or ("right,both" if vectors else "right"), "--sides", str)
     return Grid(
         _values(scales, "--scales", float),
         _values(ranks, "--ranks", int),
-        _values(sides or ("right,both" if vectors else "right"), "--sides", str),
+        chosen,
         _values(epsilons, "--epsilons", float)
         if epsilons is not None
-        else (1e-2, 1e-1, 1.0) * statistics,
+        else (1e-2, 1e-1, 1.0) * (statistics or "soft" in chosen),
     )
 
 

@@ -22,7 +22,7 @@ class Cell:
         scale: λ.
         rank: Factors of the task.
         side: Side of the discrimination.
-        epsilon: Ridge of the activation statistics; None without statistics.
+        epsilon: Ridge of the activation statistics, or of the side soft; None without.
         forget: Score on the data to forget; None where it failed.
         keep: Score on each keep set, in their order.
         forgetting: Raw forgetting, ``100 (s0 − s1) / s0`` in percent.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from weightsurgery.algebra.discriminate import SIDES
+from weightsurgery.algebra.discriminate import SIDES, SOFT_EPSILON
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.algebra.ridges import Ridges
 from weightsurgery.algebra.svd import Truncation
@@ -34,7 +34,7 @@ class Setting:
     Attributes:
         rank: Factors of the task, and of each task to keep unless they have a rank of their own.
         side: One of :data:`weightsurgery.algebra.discriminate.SIDES`.
-        epsilon: Ridge of the activation statistics; None without statistics.
+        epsilon: Ridge of the activation statistics, or of the side soft; None where there is none.
     """
 
     rank: int
@@ -50,7 +50,8 @@ class Grid:
         scales: Values of λ, positive.
         ranks: Numbers of factors.
         sides: Out of :data:`weightsurgery.algebra.discriminate.SIDES`.
-        epsilons: Ridges; empty without activation statistics.
+        epsilons: Ridges: of the side soft alone, if that is among the sides, else of activation
+            statistics; empty without these, or for the default.
 
     Raises:
         EditError: No value, one given twice, or one that makes no sense.
@@ -85,8 +86,14 @@ class Grid:
         """Every combination but the scales."""
         for rank in self.ranks:
             for side in self.sides:
-                for epsilon in self.epsilons or (None,):
+                for epsilon in self.ridges(side):
                     yield Setting(rank, side, epsilon)
+
+    def ridges(self, side: str) -> tuple[float | None, ...]:
+        """The ridges to try with a side; None where it goes without."""
+        if side == "soft":
+            return self.epsilons or (SOFT_EPSILON,)
+        return (None,) if "soft" in self.sides else self.epsilons or (None,)
 
 
 class Changes:
@@ -128,9 +135,11 @@ class Changes:
             cut = self._cut(found, rank)
             task, keep = cut.task.factors, self._edit.keep_space(cut)
             for side in self._grid.sides:
-                edit = replace(self._edit, side=side)
-                left = edit.discriminated(task, keep)
-                for epsilon in self._grid.epsilons or (None,):
+                left = None
+                for epsilon in self._grid.ridges(side):
+                    edit = replace(self._edit, side=side, epsilon=epsilon)
+                    if left is None or side == "soft":  # the other sides know of no ridge
+                        left = edit.discriminated(task, keep)
                     held = left
                     if ridges is not None and epsilon is not None:
                         held = ridges.apply(left, epsilon, edit.untouched(keep))

@@ -99,7 +99,7 @@ def sweep(
         UnsupportedCheckpointError: Weights have other names in memory than on disk.
         NonFiniteError: The base's own predictions, or a vector, are not finite.
     """
-    grid = grid or Grid(epsilons=(edit.epsilon,) if edit.keep_inputs else ())
+    grid = grid or Grid(epsilons=(edit.ridge,) if edit.keep_inputs else ())
     _check(edit, grid, threshold, metric, batch_size)
     factors = _factors(edit, base, selection or Selection("all-linear"), workers)
     terms = [change for vector in edit.vectors().values() for _, change in vector.terms]
@@ -199,11 +199,17 @@ def _check(
         )
     if batch_size < 1:
         raise DataError(f"a batch of {batch_size}", "Give a whole number from 1.")
-    if bool(edit.keep_inputs) != bool(grid.epsilons):
+    soft = "soft" in grid.sides
+    if soft and edit.keep_inputs:
+        raise EditError(
+            "side soft with activation statistics to keep: each would have a ridge of its own",
+            "Keep vectors alone, or choose other sides, such as right and both.",
+        )
+    if not soft and bool(edit.keep_inputs) != bool(grid.epsilons):
         raise EditError(
             "activation statistics to keep, and no epsilons"
             if edit.keep_inputs
-            else "epsilons without activation statistics to keep, which they are the ridge of",
+            else "epsilons without activation statistics or side soft, whose ridge they are",
             "Give both or neither.",
         )
     if not edit.keep and len(grid.sides) > 1:

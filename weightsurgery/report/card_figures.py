@@ -90,6 +90,7 @@ def figures(record: EditRecord) -> str:
             rows.append(("parameters", f"{count:,}"))
         if isinstance(norm := summary.get("norm"), int | float):
             rows.append(("norm of the whole change", f"{norm:.4g}"))
+        share("relative_change", "relative change `‖W' − W‖ / ‖W‖`", "")
         share("kept", "energy kept by truncation", "")
         share("rounding", "lost in rounding", "of what was kept")
         for key, words in (("left_out", "changed by the vector, left out here"),):

@@ -25,10 +25,16 @@ _SIDES = {
     " are touched",
     "shared": "`T' = T − P_U T P_V`: only what is shared on both sides at once is taken out",
     "frobenius": "`T'` is `T` less its projection on the span of the keep tasks' factors `u vᵀ`",
+    "soft": "`T' = T ρ(C + ρI)⁻¹` with `C = Σ T_jᵀ T_j` of the tasks to keep: near to `T`, and the"
+    " smaller the more they moved",
 }
 _BASES = {
     "joint": "one projection on the span of all tasks to keep",
     "sum": "one task to keep after another, each measured on `T`",
+}
+_SOFT_BASES = {
+    "joint": "one ridge on the sum of all tasks to keep",
+    "sum": "a ridge for each task to keep, and what they take away added up",
 }
 
 _EDITS = {"negate": -1, "project": -1, "unlearn": -1, "add": 1, "learn": 1}
@@ -154,11 +160,17 @@ def _discriminating(record: EditRecord, sign: str, amount: str) -> list[str]:
     ]
     kept = [role for role in record.inputs if re.fullmatch(r"keep\d+(\.\d+)?", role)]
     if kept and side in _SIDES:
-        found.append(
-            f"Side `{side}`: {_SIDES[side]}. Basis {code(basis)}: {_BASES.get(basis, '')}."
-            " `P_U` and `P_V` project on the output and input directions of the tasks to keep."
+        words = (
+            f"`ρ = {_ridge(given)} · tr(C)/n`"
+            if side == "soft"
+            else "`P_U` and `P_V` project on the output and input directions of the tasks to keep"
         )
-    if "epsilon" in given:
+        basis_words = _SOFT_BASES if side == "soft" else _BASES
+        found.append(
+            f"Side `{side}`: {_SIDES[side]}. Basis {code(basis)}: {basis_words.get(basis, '')}."
+            f" {words}."
+        )
+    if "epsilon" in given and side != "soft":
         found.append(
             "By activations: `T' ρ(C + ρI)⁻¹` with `C = Σ x xᵀ` over the inputs to keep and"
             f" `ρ = {_ridge(given)} · tr(C)/n`."

@@ -42,6 +42,13 @@ YARDSTICK: Mapping[str, Measured] = {
         "50.8 ± 18.3",
         "37.9 ± 12.4",
     ),
+    "weights-ridge": Measured(
+        "`project` by vectors (side soft)",
+        "42.1 ± 26.4",
+        "0.9 ± 0.9",
+        "42.8 ± 26.3",
+        "31.2 ± 14.9",
+    ),
     "activations": Measured(
         "`project` by activations of seen facts",
         "43.0 ± 4.3",
@@ -105,5 +112,7 @@ def measured(record: EditRecord) -> Measured | None:
         kept = [role for role in record.inputs if is_kept(role)]
         if any(role.startswith("keep_inputs") for role in kept):
             return YARDSTICK["activations"]
-        return YARDSTICK["right"] if given.get("side", "right") == "right" else None
+        rows = {"right": "right", "soft": "weights-ridge"}
+        row = rows.get(str(given.get("side", "right")))
+        return None if row is None else YARDSTICK[row]
     return YARDSTICK["negate"]

@@ -68,6 +68,8 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
         _truncated(record),
         ("lost in rounding", f"{_percent(summary['rounding'])} of its norm"),
     ]
+    if (relative := summary.get("relative_change")) is not None:
+        facts.append(("relative change", _percent(relative)))
     facts += survived_rows(record)
     facts += _names("left out", summary["left_out"])
     facts += _names("no change", summary["unchanged"])

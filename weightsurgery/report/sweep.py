@@ -116,7 +116,7 @@ def _settings(ridges: bool) -> tuple[str, ...]:
 
 def _given(found: Sweep, number: int) -> tuple[str, ...]:
     cell = found.cells[number]
-    ridge = () if cell.epsilon is None else (f"{cell.epsilon:g}",)
+    ridge = ("" if cell.epsilon is None else f"{cell.epsilon:g}",) * _ridges(found)
     return (_mark(found, number), f"{cell.scale:g}", str(cell.rank), cell.side, *ridge)
 
 

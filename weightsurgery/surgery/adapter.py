@@ -21,9 +21,10 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.discriminating import Learn, Project
 from weightsurgery.surgery.edit import Edit, Prepared, input_width
+from weightsurgery.surgery.notices import held_back_notices, size_notices
 from weightsurgery.surgery.plan import Plan, Storage, check_matrices, plan_edit, worker_count
 from weightsurgery.surgery.provenance import files, inputs_of
-from weightsurgery.surgery.run import Applied, apply, held_back_notices, parent_of
+from weightsurgery.surgery.run import Applied, apply, parent_of
 from weightsurgery.surgery.workers import device_for, in_order, torch_threads
 from weightsurgery.vectors.deltas import FactorDelta, SumDelta
 from weightsurgery.vectors.export import as_it_is
@@ -180,6 +181,7 @@ def apply_as(
             device=where,
             each=partial(in_order, workers=count),
             stage=edit.name,
+            relative=True,
             progress=progress,
         )
     return Applied(record, tuple(_notices(record)))
@@ -238,7 +240,7 @@ def _most(edit: Edit) -> int | None:
     if not isinstance(edit, Project | Learn) or not isinstance(edit.rank, Rank):
         return None
     rule = edit.keep_rank or edit.rank
-    if edit.side in ("right", "left", "both") or not edit.keep:
+    if edit.side in ("right", "left", "both", "soft") or not edit.keep:
         return edit.rank.k
     return (
         edit.rank.k + max(edit.rank.k, rule.k * len(edit.keep)) if isinstance(rule, Rank) else None
@@ -253,4 +255,4 @@ def _notices(record: EditRecord) -> list[str]:
             f"Truncation lost {lost:.2%} of the change's energy: the adapter is not all of the edit"
             " (a larger --rank keeps more)."
         )
-    return notices + held_back_notices(record)
+    return notices + size_notices(record) + held_back_notices(record)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from weightsurgery.algebra.activations import keep_inputs, outside, response
-from weightsurgery.algebra.discriminate import BASES, SIDES, KeepSpace, discriminate
+from weightsurgery.algebra.activations import check_epsilon, keep_inputs, outside, response
+from weightsurgery.algebra.discriminate import (
+    BASES,
+    SIDES,
+    SOFT_EPSILON,
+    KeepSpace,
+    discriminate,
+)
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
 from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.naming import is_transposed
@@ -20,7 +25,10 @@ from weightsurgery.vectors.deltas import FactorDelta, SumDelta
 from weightsurgery.vectors.statistics import InputStatistics, check_width, total_gram
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Decomposed", "Learn", "Project", "or_nothing"]
+__all__ = ["INPUTS_EPSILON", "Decomposed", "Learn", "Project", "or_nothing"]
+
+INPUTS_EPSILON = 1e-3
+"""The ridge of activation statistics where none is given."""
 
 # Of a task's energy: what is left below this (1e-5 of its norm) is the rounding of float32
 # factors, and is written as no change at all.
@@ -79,8 +87,10 @@ class _Discriminating:
         scale: λ.
         seed: Of the randomised SVD.
         keep_inputs: Activation statistics of what to keep; they add up.
-        epsilon: Ridge of the statistics, relative to the mean of their diagonal: the smaller, the
-            more is held back; 0 leaves the inputs' span exactly alone.
+        epsilon: Ridge of the statistics, or of the keep tasks for the side ``soft``, relative to
+            the mean of the diagonal: the smaller, the more is held back; 0 leaves the span exactly
+            alone. By default :data:`INPUTS_EPSILON` or
+            :data:`~weightsurgery.algebra.discriminate.SOFT_EPSILON`.
     """
 
     task: TaskVector
@@ -92,7 +102,7 @@ class _Discriminating:
     scale: float = 1.0
     seed: int = 0
     keep_inputs: tuple[InputStatistics, ...] = ()
-    epsilon: float = 1e-3
+    epsilon: float | None = None
     factors: ClassVar[bool] = True
     role: ClassVar[str] = "forget"
 
@@ -104,14 +114,25 @@ class _Discriminating:
             if not any(factor for factor, _ in vector.terms):
                 raise EditError(
                     f"keep {vector.label}: every factor is zero, so nothing would be kept",
-                    "Give it another factor; only the directions count, not their length.",
+                    "Give it another factor.",
                 )
         if self.side not in SIDES:
             raise EditError(f"side {self.side!r}", f"Choose one of: {', '.join(SIDES)}.")
         if self.basis not in BASES:
             raise EditError(f"basis {self.basis!r}", f"Choose one of: {', '.join(BASES)}.")
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise EditError(f"epsilon {self.epsilon}", "Give a ridge from 0 on, such as 0.001.")
+        if self.side == "soft" and self.keep_inputs:
+            raise EditError(
+                "side soft with activation statistics to keep: each would have a ridge of its own",
+                "Keep vectors alone, or choose another side, such as right.",
+            )
+        check_epsilon(self.ridge)
+
+    @property
+    def ridge(self) -> float:
+        """ε, as given or by default."""
+        if self.epsilon is not None:
+            return self.epsilon
+        return SOFT_EPSILON if self.side == "soft" else INPUTS_EPSILON
 
     def vectors(self) -> Mapping[str, TaskVector]:
         """See :class:`~weightsurgery.surgery.edit.Edit`."""
@@ -136,7 +157,7 @@ class _Discriminating:
 
     def parameters(self) -> Mapping[str, Any]:
         """See :class:`~weightsurgery.surgery.edit.Edit`."""
-        ridge = {"epsilon": self.epsilon} if self.keep_inputs else {}
+        ridge = {"epsilon": self.ridge} if self.keep_inputs or self.side == "soft" else {}
         return {
             "scale": self.scale,
             "rank": str(self.rank),
@@ -220,7 +241,7 @@ class _Discriminating:
 
     def discriminated(self, task: LowRank, keep: KeepSpace | None) -> LowRank:
         """The task less what it shares with the keep tasks."""
-        return task if keep is None else discriminate(task, keep, self.side)
+        return task if keep is None else discriminate(task, keep, self.side, self.ridge)
 
     def untouched(self, keep: KeepSpace | None) -> torch.Tensor | None:
         """Inputs, ``(n, q)``, that what was discriminated leaves alone exactly; None if no such."""
@@ -238,7 +259,7 @@ class _Discriminating:
             gram = outside(gram, untouched)  # what is left vanishes elsewhere, so it feels the same
             if float(gram.trace()) <= _NOTHING_OUTSIDE * whole:
                 gram = torch.zeros_like(gram)
-        left = keep_inputs(left, gram, self.epsilon)
+        left = keep_inputs(left, gram, self.ridge)
         after = response(left, gram)
         return left, {"response": float(f"{after / before:.6g}") if before > 0 else 0.0}
 

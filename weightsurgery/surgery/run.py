@@ -26,6 +26,7 @@ from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.surgery.companions import copy_companions
 from weightsurgery.surgery.edit import Edit
+from weightsurgery.surgery.notices import edit_notices
 from weightsurgery.surgery.plan import (
     Plan,
     Storage,
@@ -38,7 +39,7 @@ from weightsurgery.surgery.windows import Windows
 from weightsurgery.surgery.workers import device_for, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
-__all__ = ["Applied", "apply", "held_back_notices", "parent_of"]
+__all__ = ["Applied", "apply", "parent_of"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def apply(
             writer.abandon()
         staging.close()
         raise
-    return Applied(record, tuple(_notices(record)), resumed)
+    return Applied(record, tuple(edit_notices(record)), resumed)
 
 
 def parent_of(base: Checkpoint) -> dict[str, str] | None:
@@ -298,36 +299,6 @@ def _describe(stats: ChangeStats) -> dict[str, float]:
         "rounding_loss": stats.lost,
     }
     return {key: float(f"{value:.6g}") for key, value in values.items()}
-
-
-def _notices(record: EditRecord) -> list[str]:
-    summary = record.summary
-    notices = []
-    if summary["edit_check"] < 0.9 or summary["edit_check"] > 1.1:
-        notices.append(
-            f"Rounding kept {summary['edit_check']:.0%} of the intended change "
-            "(edit check; 100 % is meant): consider --rounding stochastic or --dtype float32."
-        )
-    if summary["relative_change"] == 0:
-        notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
-    return notices + held_back_notices(record)
-
-
-def held_back_notices(record: EditRecord) -> list[str]:
-    """Where nothing was held back for a task to keep, and what is not known to fit the base."""
-    notices = []
-    unkept = sum(
-        facts.get("keep_ranks") == [] and "response" not in facts
-        for facts in record.tensors.values()
-    )
-    if unkept:
-        notices.append(
-            f"{unkept} edited tensors are changed by no task to keep: there, nothing was held back."
-        )
-    for kin in record.lineage:
-        if kin["verdict"] != "related":
-            notices.append(f"{kin['vector']}: lineage {kin['verdict']} ({kin['evidence']}).")
-    return notices
 
 
 def _finish(staging: Staging, base: Checkpoint, storage: Storage, record: EditRecord) -> None:

@@ -51,6 +51,7 @@ def write_adapter(
     device: torch.device | str = "cpu",
     each: Callable[..., Iterable[Any]] = map,
     stage: str = "export",
+    relative: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> EditRecord:
     """Factor what was sorted and write it, all or nothing.
@@ -67,6 +68,7 @@ def write_adapter(
         device: Where dense changes are decomposed.
         each: Goes through the matrices: ``map``, or its like over threads, in their order.
         stage: What progress is called.
+        relative: Whether to read the base's matrices, and record how much of them changes.
         progress: Called as ``progress(stage, done, total)`` in bytes of the base's matrices.
 
     Returns:
@@ -79,12 +81,16 @@ def write_adapter(
     """
     folders = sorted({base.path, *(path.parent for _, paths in inputs.values() for path in paths)})
 
+    weights: dict[str, float] = {}
+
     def work(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None:
         result = factored(base, content, layer, device)
         if result is None:
             return None
         truncation, facts = result
         a, b, missed = halves(layer.name, truncation.factors, dtype)
+        if relative:
+            weights[layer.name] = _energy(base, layer.name)
         return a, b, {**facts, **_facts(truncation, missed)}
 
     staging = Staging(Path(save_to), f"adapter {os.getpid()} {id(found)}", folders, overwrite)
@@ -113,11 +119,25 @@ def write_adapter(
         record.tensors = tensors
         record.summary = {
             **_over_all(tensors),
+            **({"relative_change": _relative(tensors, weights)} if relative else {}),
             "parameters": writer.parameters,
             "left_out": found.left_out,
             "unchanged": found.unchanged,
         }
         return writer.commit(record, adapter_config(base, found.places, writer.ranks))
+
+
+def _energy(base: Checkpoint, name: str) -> float:
+    """Squared Frobenius norm of one of the base's matrices, read in blocks."""
+    blocks = (base.rows(name, start, stop) for start, stop in base.entry(name).blocks())
+    return math.fsum(float(rows.double().square().sum()) for rows in blocks)
+
+
+def _relative(tensors: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float]) -> float:
+    """``‖ΔW‖ / ‖W‖`` over the matrices that change; as an edited checkpoint's record has it."""
+    change = math.fsum(facts["kept"] * facts["norm"] ** 2 for facts in tensors.values())
+    whole = math.fsum(weights[name] for name in tensors)
+    return float(f"{math.sqrt(change / whole):.6g}") if whole > 0 else float(change > 0)
 
 
 def _facts(found: Truncation, missed: float) -> dict[str, Any]:
