@@ -188,3 +188,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Trio:
                 parameter.add_(0.005 * torch.randn_like(parameter))
         paths.append(_save(model, root / name, size))
     return Trio(base, *paths)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """SmolLM2-135M-Instruct in float32, made once and kept in the cache; not to be changed."""
+    from weightsurgery.errors import WeightSurgeryError
+    from weightsurgery.procedures.smollm import smollm as made
+
+    try:
+        return made()
+    except WeightSurgeryError as problem:
+        if problem.remedy.startswith("Install"):
+            pytest.skip(f"{problem.what}. {problem.remedy}")
+        raise
