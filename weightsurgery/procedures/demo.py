@@ -268,7 +268,7 @@ class _Asked:
             stage="asking before" if before else "asking after",
             progress=progress,
         )
-        texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in said]
+        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
         (prose,) = teacher_forced(model, tokenizer, [encode(tokenizer, Example("", PROSE))])
         rest = iter(texts)
         answers = tuple(tuple(next(rest) for _ in group.questions) for group in groups)

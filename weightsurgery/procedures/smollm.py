@@ -248,6 +248,6 @@ def _tokenizer(reader: Any, gguf: Path) -> Any:
         f"{role}_token": tokens[_field(reader, f"tokenizer.ggml.{key}_token_id", gguf)]
         for role, key in roles.items()
     }
-    found = PreTrainedTokenizerFast(tokenizer_object=plain, **named)
+    found = PreTrainedTokenizerFast(tokenizer_object=plain, **named)  # type: ignore[no-untyped-call]
     found.chat_template = _field(reader, "tokenizer.chat_template", gguf)
     return found
