@@ -49,6 +49,15 @@ TINY = {  # spacing of the subnormals, which bounds the rounding near zero
 }
 
 
+# Files that take longest by themselves: begun first, so that no process waits for them at the end.
+LONG = ("test_readme.py", "test_world.py", "test_unlearn.py", "test_bench.py", "test_rounds.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; all others in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
