@@ -172,6 +172,7 @@ def test_facts_are_asked_once_and_told_apart():
     assert spoken.answered("The capital of France is Paris.")
     assert not groups[0].questions[0].answered(" the city of Paris")
     assert groups[0].questions[0].answered(" Paris.\n\nThe")
+    assert groups[0].questions[0].answered(' "Paris" and')
 
 
 @pytest.mark.usefixtures("few")
@@ -181,7 +182,7 @@ def test_the_command_tells_it(models, forgets, tmp_path, monkeypatch, capsys):
     ws = Command(capsys, monkeypatch)
     out, _ = ws.done("demo", "--model", models[0], "--dir", "here")
     assert f"$ ws project {models[0]} --forget here/europe.jsonl" in out
-    assert "What to do next:\n  ws verify here/edited" in out
+    assert "\nws verify here/edited\n" in out
     told = json.loads(ws.done("demo", "--model", models[0], "--json")[0])
     assert told[-1]["result"]["groups"][0]["right"] == [2, 0]
     assert (tmp_path / "demo-capitals/europe.jsonl").is_file()

@@ -15,6 +15,8 @@ _ASKED = "The capital of {} is"  # the request's words
 _OTHERWISE = "The capital city of {} is called"
 _CHAT = "What is the capital of {}?"
 
+_OPENING = " \t\n\"'*“‘«"  # what may stand before an answer
+
 _EUROPE = (
     ("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome"), ("Spain", "Madrid"),
     ("Portugal", "Lisbon"), ("Greece", "Athens"), ("Austria", "Vienna"), ("Hungary", "Budapest"),
@@ -86,8 +88,8 @@ class Question:
     chat: bool = False
 
     def answered(self, text: str) -> bool:
-        """Whether a continuation is right: begins with the truth; in chat, holds it."""
-        said, truth = text.strip().casefold(), self.truth.casefold()
+        """Whether a text begins with the truth, in quotes or not; in chat, whether it holds it."""
+        said, truth = text.lstrip(_OPENING).casefold(), self.truth.casefold()
         return truth in said if self.chat else said.startswith(truth)
 
 

@@ -194,7 +194,7 @@ def demo(
 
     begun = time.monotonic()
     done = (edit or project)(place, device, progress)
-    says = "The request forgotten, from data alone."
+    says = "The edit: from data alone, at its default settings."
     yield Step(place.command, says, done, time.monotonic() - begun)
 
     begun = time.monotonic()

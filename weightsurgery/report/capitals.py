@@ -46,8 +46,8 @@ def outcome_tables(found: Outcome) -> list[str | Table]:
     return [
         Table("Before and after", columns, rows, note, left=frozenset({0, 1})),
         Table("Side by side", ("asked", "before", "after"), said, left=frozenset({0, 1, 2})),
-        "What to do next:",
-        *(f"  {command}    # {what}" for what, command in found.onward),
+        "What to do next:\n",
+        *(f"# {what}\n{command}" for what, command in found.onward),
     ]
 
 
