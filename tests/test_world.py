@@ -14,7 +14,7 @@ from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.errors import DataError, OutputError, SelectionError, WeightSurgeryError
 from weightsurgery.learning.data import read_examples
 from weightsurgery.learning.exact import score_checkpoint
-from weightsurgery.procedures.demo import demo
+from weightsurgery.procedures.tour import tour
 from weightsurgery.procedures.world import (
     SPLITS,
     TASKS,
@@ -512,10 +512,10 @@ def test_a_styled_world_learns_both_forms_and_is_tuned_in_one(tmp_path, monkeypa
 
 def test_the_demo_takes_a_variant(world, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(cache))
-    monkeypatch.setattr("weightsurgery.procedures.demo.VARIANTS", {"miniature": MINIATURE})
-    (step,) = demo(3, tmp_path / "mine", variant="miniature", world_only=True)
+    monkeypatch.setattr("weightsurgery.procedures.tour.VARIANTS", {"miniature": MINIATURE})
+    (step,) = tour(3, tmp_path / "mine", variant="miniature", world_only=True)
     assert "--variant miniature" in step.command
     assert step.result.directory == tmp_path / "mine"
     assert step.result.summary() == world.summary()
     with pytest.raises(SelectionError, match="--variant huge"):
-        next(demo(3, variant="huge"))
+        next(tour(3, variant="huge"))

@@ -11,12 +11,18 @@ import sys
 
 import pytest
 
+from tests.cli import forked
 from tests.cli.typed import ws
 from tests.conftest import read_tensors
 from tests.learning.tiny import FACTS, OTHER, save, tiny, write
 from weightsurgery.cli.main import main
 
 FAST = ["--steps", "3", "--lr", "3e-3", "--batch", "4", "--device", "cpu"]
+
+
+def quick(*words, cwd):
+    """What needs no process of its own from the first import on."""
+    return forked.run(words, cwd)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def test_identifies_and_takes_away(place):
 def test_json_is_the_record(place):
     options = ["--mode", "joint", "--lora-rank", "2", "--keep", "other.jsonl", "--json"]
     options += ["--trainer-arg", "lr_scheduler_type=linear", "--trainer-arg", "adam_beta2=0.95"]
-    done = ws("identify", "base", "facts.jsonl", "-o", "w", *FAST, *options, cwd=place)
+    done = quick("identify", "base", "facts.jsonl", "-o", "w", *FAST, *options, cwd=place)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["kind"] == "task-vector"
@@ -62,7 +68,7 @@ def test_json_is_the_record(place):
 
 def test_a_dry_run_writes_nothing(place):
     before = sorted(place.rglob("*"))
-    done = ws("identify", "base", "facts.jsonl", "-o", "dry", *FAST, "--dry-run", cwd=place)
+    done = quick("identify", "base", "facts.jsonl", "-o", "dry", *FAST, "--dry-run", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "gradients" in done.stdout
     assert "layer 1" in done.stdout
@@ -133,7 +139,7 @@ def test_refusals_have_two_lines_and_leave_nothing(
 
 def test_activations_are_gathered_without_training(place):
     words = ["identify", "base", "other.jsonl", "-o", "stats", "--mode", "activations"]
-    done = ws(*words, "--device", "cpu", cwd=place)
+    done = quick(*words, "--device", "cpu", cwd=place)
     assert done.returncode == 0, done.stderr
     record = json.loads((place / "stats" / "weightsurgery.json").read_text())
     assert record["kind"] == "activation-statistics"

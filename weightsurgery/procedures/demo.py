@@ -1,4 +1,4 @@
-"""The tour: forget one task of the embedded world and keep its twin, step by step.
+"""The demo: a real language model forgets the capitals of Europe, and is asked before and after.
 
 Every step is the library call behind a command, and names that command, so that it can be
 repeated by hand.
@@ -6,55 +6,37 @@ repeated by hand.
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.algebra.lowrank import Rank
-from weightsurgery.checkpoint.inspection import inspect
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import verify
-from weightsurgery.errors import OutputError, SelectionError
-from weightsurgery.procedures.world import (
-    VARIANTS,
-    Recipe,
-    World,
-    copy_world,
-    get_world,
-    open_world,
-)
-from weightsurgery.surgery.compare import diff
-from weightsurgery.surgery.discriminating import Project
-from weightsurgery.surgery.edit import Edit
-from weightsurgery.surgery.edits import Negate
-from weightsurgery.surgery.overlap import overlaps
-from weightsurgery.surgery.run import apply
-from weightsurgery.vectors.sources import open_vector
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.checkpoint.staging import output_errors
+from weightsurgery.errors import DataError, OutputError
+from weightsurgery.procedures.capitals import FREELY, PROSE, Group, questions
+from weightsurgery.procedures.smollm import smollm
 
-__all__ = ["Comparison", "Step", "demo"]
-
-FORGET, TWIN = "authors", "painters"
-KEEP = (TWIN, "capitals", "addition")
-
-# Both leave 4 to 9 % of the authors' seen facts on seeds 0, 1 and 2, so that what they do to the
-# tasks to keep can be compared.
-NEGATE_SCALE = 1.2
-PROJECT_SCALE, PROJECT_RANK = 7.0, 64
+__all__ = ["Chosen", "Outcome", "Place", "Sample", "Step", "demo", "project"]
 
 Progress = Callable[[str, int, int], None]
+
+# Tokens to answer with: a name; a sentence with one; a few lines.
+_SHORT, _SENTENCE, _LONG = 8, 24, 32
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the tour.
+    """One step, done.
 
     Attributes:
-        command: The command line that does the same.
+        command: The command line that does the same; empty where there is none.
         says: What it is for, in a sentence.
         result: What the library returned; its type says which.
         seconds: How long it took.
@@ -67,195 +49,293 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Accuracy of the base and of each edited model.
+class Place:
+    """Where the demo's files are.
 
     Attributes:
-        scores: Model → ``TASK.SPLIT`` → exact-match accuracy in [0, 1].
-        facts: ``TASK.SPLIT`` → number of facts.
+        base: The checkpoint as commands name it.
+        checkpoint: Its directory.
+        directory: What is written goes here.
     """
 
-    scores: dict[str, dict[str, float]]
-    facts: dict[str, int]
+    base: str
+    checkpoint: Path
+    directory: Path
+
+    @property
+    def forget(self) -> Path:
+        """The request."""
+        return self.directory / "europe.jsonl"
+
+    @property
+    def keep(self) -> tuple[Path, Path]:
+        """What is to stay: capitals, and facts of other kinds."""
+        return self.directory / "elsewhere.jsonl", self.directory / "general.jsonl"
+
+    @property
+    def edited(self) -> Path:
+        """The edited checkpoint."""
+        return self.directory / "edited"
+
+    @property
+    def command(self) -> str:
+        """The command line of the edit."""
+        keep = [word for path in self.keep for word in ("--keep", str(path))]
+        words = ["ws", "project", self.base, "--forget", str(self.forget), *keep]
+        return shlex.join([*words, "-o", str(self.edited)])
+
+    @property
+    def onward(self) -> tuple[tuple[str, str], ...]:
+        """What can be done next; see `Outcome`."""
+        edited, forget, keep = (str(p) for p in (self.edited, self.forget, self.keep[0]))
+        lines = (
+            ("what was done, file by file", ["ws", "verify", edited]),
+            ("scores with intervals", ["ws", "evaluate", edited, "--against", self.base,
+                                       "--forget", forget, "--keep", keep]),
+            ("does it stay forgotten", ["ws", "attack", "relearn", edited, "--forget", forget,
+                                        "--against", self.base]),
+            ("the same change at half its size", ["ws", "negate", self.base, f"{edited}.vector",
+                                                  "--scale", "0.5", "-o", f"{edited}-half"]),
+            ("publish it", ["ws", "push", edited, "org/name"]),
+        )  # fmt: skip
+        return tuple((what, shlex.join(words)) for what, words in lines)
 
 
-def _world_in(directory: Path, seed: int, recipe: Recipe, progress: Progress | None) -> World:
-    """The world in a user's directory: the one that is there, or a copy from the cache."""
-    cached = get_world(seed, progress=progress, recipe=recipe)
-    if (directory / "world.json").is_file():
-        present = open_world(directory)
-        ours, theirs = cached.summary(), present.summary()
-        if all(ours.get(key) == theirs.get(key) for key in ("seed", "recipe")):
-            return present
-        raise OutputError(
-            f"{directory}: holds the world of another seed, variant or version",
-            "Name another directory with --dir, or remove this one.",
+@dataclass(frozen=True)
+class Chosen:
+    """What the model is to forget and to keep, of what it knows.
+
+    Attributes:
+        groups: By kind; of the facts to forget also in wordings that the edit does not see.
+    """
+
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model says to a prompt, before and after."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The model before and after.
+
+    Attributes:
+        groups: With what was right.
+        perplexity: Of prose that nothing was trained on.
+        samples: A few answers side by side.
+        onward: What can be done next: what for, and the command line.
+    """
+
+    groups: tuple[Group, ...]
+    perplexity: tuple[float, float]
+    samples: tuple[Sample, ...]
+    onward: tuple[tuple[str, str], ...]
+
+
+Edit = Callable[[Place, str, Progress | None], Any]
+"""Writes `Place.edited`; takes the device too, and returns what came of it."""
+
+
+def project(place: Place, device: str, progress: Progress | None) -> Any:
+    """``ws project BASE --forget DATA --keep DATA... -o OUT``, with its default settings."""
+    from weightsurgery.procedures.unlearn import Search, Sources, unlearn
+
+    with Checkpoint.open(place.base) as base:
+        return unlearn(
+            base,
+            Sources((str(place.forget),), tuple(map(str, place.keep))),
+            place.edited,
+            Search(),
+            device=device,
+            overwrite=True,
+            command=shlex.split(place.command),
+            progress=progress,
         )
-    return copy_world(cached, directory)
 
 
 def demo(
-    seed: int = 0,
-    directory: Path | None = None,
+    model: str | None = None,
+    directory: Path = Path("demo-capitals"),
     *,
-    variant: str = "default",
-    world_only: bool = False,
+    device: str = "auto",
     progress: Progress | None = None,
+    edit: Edit | None = None,
 ) -> Iterator[Step]:
-    """Make the world, look at it, edit it in two ways, and score the results.
+    """Ask, forget, and ask again.
 
     Args:
-        seed: Of the world.
-        directory: Where world and outputs are left; by default outputs go to a temporary
-            directory and the world stays in the cache.
-        variant: One of `VARIANTS`. The scales of the edits were chosen for the default one.
-        world_only: Stop when the world is made.
+        model: A checkpoint of a causal language model; SmolLM2-135M-Instruct by default.
+        directory: Where request and output are left.
+        device: Where the model runs.
         progress: Called as ``progress(stage, done, total)``.
+        edit: What forgets; `project` by default.
 
     Yields:
-        The steps as they are done.
+        The steps as they are done; results are `Place`, `Chosen`, the edit's and `Outcome`.
 
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
-    if variant not in VARIANTS:
-        raise SelectionError(
-            f"--variant {variant}: there is no such world", f"Choose from {', '.join(VARIANTS)}."
-        )
-    recipe = VARIANTS[variant]
-    with ExitStack() as stack:
-        begun = time.monotonic()
-        if directory is None:
-            world = get_world(seed, progress=progress, recipe=recipe)
-            outputs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ws-demo-")))
-            shown = Path("DIR")
-        else:
-            world = _world_in(directory, seed, recipe, progress)
-            outputs = shown = directory
-        chosen = "" if variant == "default" else f" --variant {variant}"
-        yield Step(
-            f"ws demo --world-only --seed {seed}{chosen} --dir {shlex.quote(str(shown))}",
-            "A small Llama that knows four fact tasks, and fine-tunes of it on each.",
-            world,
-            time.monotonic() - begun,
-        )
-        if world_only:
-            return
-        yield from _steps(world, outputs, _Names(shown), progress)
+    begun = time.monotonic()
+    place = _place(model, Path(directory), progress)
+    yield Step("", "A language model.", place, time.monotonic() - begun)
+
+    begun = time.monotonic()
+    before = _Asked.of(place, None, device, progress).only_known()
+    _write(before.groups, place)
+    chosen = Chosen(before.groups)
+    yield Step("", "What it knows, and of that what is to go.", chosen, time.monotonic() - begun)
+
+    begun = time.monotonic()
+    done = (edit or project)(place, device, progress)
+    says = "The edit: from data alone, at its default settings."
+    yield Step(place.command, says, done, time.monotonic() - begun)
+
+    begun = time.monotonic()
+    after = _Asked.of(place, before.groups, device, progress)
+    outcome = _compare(before, after, place)
+    yield Step("", "The same questions, before and after.", outcome, time.monotonic() - begun)
+
+
+def _place(model: str | None, directory: Path, progress: Progress | None) -> Place:
+    """The checkpoint, and a place for what comes of it."""
+    with output_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if model is not None:
+            return Place(model, resolve_source(model).path, directory)
+        found, link = smollm(progress=progress), directory / "base"
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():
+            raise OutputError(
+                f"{link}: already holds something that the demo did not make",
+                "Name another directory with --dir, or remove this one.",
+            )
+        link.symlink_to(os.path.abspath(found), target_is_directory=True)
+    return Place(str(link), found, directory)
 
 
 @dataclass(frozen=True)
-class _Names:
-    """Paths as the commands show them."""
+class _Asked:
+    """What a model answered.
 
-    root: Path
+    Attributes:
+        groups: What was asked.
+        answers: Per group and question.
+        prose: Perplexity of `PROSE`.
+        free: How it goes on with `FREELY`.
+    """
 
-    def __call__(self, *parts: str) -> str:
-        return shlex.quote(str(self.root.joinpath(*parts)))
+    groups: tuple[Group, ...]
+    answers: tuple[tuple[str, ...], ...]
+    prose: float
+    free: str
+
+    @classmethod
+    def of(
+        cls,
+        place: Place,
+        groups: Sequence[Group] | None,
+        device: str,
+        progress: Progress | None,
+    ) -> _Asked:
+        """Ask the edited model what is in `groups`; for None, the base all there is."""
+        from weightsurgery.learning.data import Example, encode
+        from weightsurgery.learning.forward import greedy, teacher_forced
+        from weightsurgery.learning.models import load_model
+
+        before = groups is None
+        model, tokenizer = load_model(place.checkpoint if before else place.edited, device)
+        if groups is None:
+            groups = questions(_chat(tokenizer) if tokenizer.chat_template else None)
+        every = [question for group in groups for question in group.questions]
+        prompts = [(each.prompt, each.chat, _SENTENCE if each.chat else _SHORT) for each in every]
+        prompts.append((FREELY, False, _LONG))
+        said = greedy(
+            model,
+            tokenizer,
+            [
+                tokenizer(text, add_special_tokens=not chat)["input_ids"]
+                for text, chat, _ in prompts
+            ],
+            [limit for _, _, limit in prompts],
+            stage="asking before" if before else "asking after",
+            progress=progress,
+        )
+        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
+        (prose,) = teacher_forced(model, tokenizer, [encode(tokenizer, Example("", PROSE))])
+        rest = iter(texts)
+        answers = tuple(tuple(next(rest) for _ in group.questions) for group in groups)
+        perplexity = float(prose.answer(prose.nll).mean().exp())
+        return cls(tuple(groups), answers, perplexity, texts[-1])
+
+    def right(self) -> list[list[bool]]:
+        """Per group and question, whether the answer is right."""
+        return [
+            [question.answered(text) for question, text in zip(group.questions, texts, strict=True)]
+            for group, texts in zip(self.groups, self.answers, strict=True)
+        ]
+
+    def only_known(self) -> _Asked:
+        """Less the facts that the model does not know; those to forget stay in all wordings.
+
+        Raises:
+            DataError: There are none to forget or none of a kind to keep.
+        """
+        right = self.right()
+        groups, answers = [], []
+        for group, texts, known in zip(self.groups, self.answers, right, strict=True):
+            kept = right[0] if group.reworded else known
+            if not any(kept):
+                raise DataError(
+                    f"the model answers none of the demo's questions about {group.name}, such as"
+                    f" {group.questions[0].prompt!r}",
+                    "Name a model that knows some with --model, or forget what it knows with"
+                    " 'ws project'.",
+                )
+            groups.append(replace(group, questions=tuple(compress(group.questions, kept))))
+            answers.append(tuple(compress(texts, kept)))
+        return replace(self, groups=tuple(groups), answers=tuple(answers))
 
 
-def _steps(world: World, outputs: Path, named: _Names, progress: Progress | None) -> Iterator[Step]:
-    base = Checkpoint.open(world.base)
-    vectors = {task: open_vector(base, [str(world.finetuned(task))]) for task in (FORGET, *KEEP)}
-    at, tuned = named("base"), {task: named("finetuned", task) for task in vectors}
+def _chat(tokenizer: Any) -> Callable[[str], str]:
+    """How the model is asked a question in chat."""
 
-    def step(command: str, says: str, call: Callable[[], Any]) -> Step:
-        begun = time.monotonic()
-        result = call()
-        return Step(command, says, result, time.monotonic() - begun)
+    def rendered(question: str) -> str:
+        messages = [{"role": "user", "content": question}]
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
 
-    yield step(f"ws inspect {at}", "What is in it.", lambda: inspect(base))
-    yield step(
-        f"ws diff {at} {tuned[FORGET]}",
-        f"What fine-tuning on {FORGET} changed: the task vector.",
-        lambda: diff(base, vectors[FORGET], progress=progress),
+    return rendered
+
+
+def _write(groups: Sequence[Group], place: Place) -> None:
+    """The request and what is to stay, as data sets."""
+    given = [group for group in groups if group.given != "never"]
+    with output_errors(place.directory):
+        for path, group in zip((place.forget, *place.keep), given, strict=True):
+            rows = [{"prompt": q.prompt, "completion": f" {q.truth}"} for q in group.questions]
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            path.write_text("".join(lines), encoding="utf-8")
+
+
+def _compare(before: _Asked, after: _Asked, place: Place) -> Outcome:
+    groups = tuple(
+        replace(group, right=(sum(was), sum(now)))
+        for group, was, now in zip(before.groups, before.right(), after.right(), strict=True)
     )
-    yield step(
-        f"ws overlap {at} {' '.join(tuned.values())}",
-        "What the tasks share, and must not lose together.",
-        lambda: overlaps(base, vectors, Rank(32), progress=progress),
-    )
-    edits: dict[str, tuple[str, str, Edit]] = {
-        "negated": (
-            f"ws negate {at} {tuned[FORGET]} --scale {NEGATE_SCALE:g} -o {named('negated')}",
-            f"Plain task arithmetic: take the {FORGET} vector away.",
-            Negate(vectors[FORGET], NEGATE_SCALE),
-        ),
-        "projected": (
-            f"ws project {at} --forget {tuned[FORGET]}"
-            + "".join(f" --keep {tuned[task]}" for task in KEEP)
-            + f" --rank {PROJECT_RANK} --scale {PROJECT_SCALE:g} -o {named('projected')}",
-            "The same, less what it shares with the tasks to keep.",
-            Project(
-                vectors[FORGET],
-                tuple(vectors[task] for task in KEEP),
-                Rank(PROJECT_RANK),
-                scale=PROJECT_SCALE,
-            ),
-        ),
-    }
-    models = {"base": world.base}
-    for name, (command, says, edit) in edits.items():
-        models[name] = outputs / name
-
-        def run(edit: Edit = edit, out: Path = models[name], line: str = command) -> Any:
-            return apply(
-                edit, base, out, device="cpu", overwrite=True, command=shlex.split(line),
-                progress=progress,
-            )  # fmt: skip
-
-        yield step(command, says, run)
-        verify(models[name])
-    models["trained"] = outputs / "trained"
-    yield _from_data(world, base, models["trained"], named, progress)
-    verify(models["trained"])
-    yield step("", "What is left of each task.", lambda: _score(world, models, progress))
-
-
-def _from_data(
-    world: World, base: Checkpoint, out: Path, named: _Names, progress: Progress | None
-) -> Step:
-    """The step that needs no fine-tune: the facts themselves, to forget and to keep."""
-    from weightsurgery.procedures.unlearn import Search, Sources, unlearn
-
-    begun = time.monotonic()
-    files = {task: world.data(task, "seen") for task in (FORGET, *KEEP)}
-    shown = {task: named("data", path.name) for task, path in files.items()}
-    command = (
-        f"ws project {named('base')} --forget {shown[FORGET]}"
-        + "".join(f" --keep {shown[task]}" for task in KEEP)
-        + f" -o {named('trained')}"
-    )
-    result = unlearn(
-        base,
-        Sources((str(files[FORGET]),), tuple(str(files[task]) for task in KEEP)),
-        out,
-        Search(),
-        device="cpu",
-        overwrite=True,
-        command=shlex.split(command),
-        progress=progress,
-    )
-    return Step(
-        command,
-        "From data alone: trained inside the subspace that inputs to keep hardly feel.",
-        result,
-        time.monotonic() - begun,
-    )
-
-
-def _score(world: World, models: dict[str, Path], progress: Progress | None) -> Comparison:
-    from weightsurgery.learning.exact import score_checkpoint
-
-    data = {
-        f"{task}.{split}": world.data(task, split)
-        for task in (FORGET, *KEEP)
-        for split in ("seen", "unseen")
-    }
-    facts = {name: sum(1 for _ in path.open()) for name, path in data.items()}
-    scores = {}
-    for number, (name, path) in enumerate(models.items()):
-        if progress is not None:
-            progress("scoring", number, len(models))
-        scores[name] = score_checkpoint(path, data)
-    return Comparison(scores, facts)
+    samples = [
+        Sample(group.questions[one].shown, before.answers[number][one], after.answers[number][one])
+        for number, group in enumerate(groups)
+        if group.given != "to keep"
+        for one in [next(compress(count(), before.right()[number]), 0)]  # the first it knew
+    ]
+    samples.append(Sample(FREELY, before.free, after.free))
+    return Outcome(groups, (before.prose, after.prose), tuple(samples), place.onward)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.checkpoint.layout import TensorEntry
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.procedures.demo import Comparison as Scores
+    from weightsurgery.procedures.tour import Comparison as Scores
     from weightsurgery.surgery.compare import Comparison
     from weightsurgery.surgery.difference import TensorDifference
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
