@@ -72,7 +72,7 @@ class ByNeighbours:
     rank: int = 16
     wordings: int = 6
     neighbours: int = 120
-    draws: int = 8
+    draws: int = 32
     texts: int = 96
     most: int = 600
     k: int = 256

@@ -65,7 +65,7 @@ class Forgetting:
     steps: int = 40
     learning_rate: float = 1e-3
     batch_size: int = 12
-    keep_weight: float = 10.0
+    keep_weight: float = 20.0
     language_weight: float = 5.0
     every: int = 5
     budget: float = 0.01
@@ -358,22 +358,17 @@ def train_forgetting(
         # Falling to nothing, so that what is to stay settles once the request is forgotten.
         extra={"adam_beta2": 0.99, "lr_scheduler_type": "linear"},
     )
-    done = looks.seen and looks.seen[-1].step and looks.enough(looks.seen[-1])
-    if done:
-        last = looks.seen[-1]
-        trained = Trained(stage.name, last.step, looks.seen[0].truth, last.truth)
-    else:
-        trained = train_stage(
-            model,
-            stage,
-            Rows([Encoded([padding], 0)] * settings.steps, Collator(padding)),
-            training,
-            directory=folder / "training",
-            device=device,
-            progress=progress,
-            enough=enough,
-            kind=trainer,
-        )
+    trained = train_stage(
+        model,
+        stage,
+        Rows([Encoded([padding], 0)] * settings.steps, Collator(padding)),
+        training,
+        directory=folder / "training",
+        device=device,
+        progress=progress,
+        enough=enough,
+        kind=trainer,
+    )
     chosen = looks.best()
     if chosen is not None:
         looks.restore(model, chosen)

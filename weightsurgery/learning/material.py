@@ -32,6 +32,9 @@ of the subjects."""
 # Places before the truth at which a text to forget is to be read as before.
 _HELD = 4
 
+# Tokens of an ordinary text, BOS included, that are read and not held.
+_BEGUN = 4
+
 
 @dataclass(frozen=True)
 class Row:
@@ -158,7 +161,7 @@ def neighbour_texts(
     truths = {each.truth for each in asked}
     return [
         (text, places)
-        for text, places in _continued(model, tokenizer, prompts, 10, progress)
+        for text, places in _continued(model, tokenizer, prompts, 8, progress)
         if not any(says(truth, _end(tokenizer, text, places)) for truth in truths)
     ]
 
@@ -237,14 +240,19 @@ def language_texts(
     count: int,
     progress: Progress | None = None,
 ) -> list[tuple[list[int], int]]:
-    """Ordinary texts that give none of the truths beside its subject; every place counts."""
+    """Ordinary texts that give no truth beside its subject; their beginnings do not count.
+
+    After BOS and a token or two a text may be anything, and models are odd there.
+    """
     found = []
-    for text in ordinary_texts(model, tokenizer, count, 48, progress):
+    for text in ordinary_texts(model, tokenizer, count, 40, progress):
+        if len(text) < 2 * _BEGUN:
+            continue
         said = str(tokenizer.decode(text))
         if not any(
             each.subject and each.subject in said and says(each.truth, said) for each in asked
         ):
-            found.append((text, len(text)))
+            found.append((text, len(text) - _BEGUN))
     return found
 
 

@@ -40,8 +40,8 @@ _AT_MOST = 0.5
 # Answers of more tokens are given word for word: no model comes upon them by itself.
 _LONG = 12
 
-# Places whose sums are held at once: a vocabulary's width for each token of each.
-_TOGETHER = 32
+# Neighbours asked for the truth's later tokens, given the ones before: they hardly differ.
+_LATER = 4
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def teach(
     places: Sequence[Place],
     neighbours: Sequence[str],
     *,
-    draws: int = 12,
+    draws: int = 32,
     k: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
@@ -206,7 +206,7 @@ def teach(
         asked: The request.
         places: Where the truth would be said.
         neighbours: Subjects.
-        draws: Neighbours of each place.
+        draws: Neighbours asked, the same ones for every place.
         k: See :class:`~weightsurgery.learning.expected.Expected`.
         seed: Of the draws.
         progress: Told of every batch.
@@ -219,34 +219,27 @@ def teach(
         DataError: None is left.
     """
     rng = random.Random(f"taught {seed}")
-    rows: list[tuple[list[int], int]] = []
-    about: list[int] = []
+    drawn = rng.sample(list(neighbours), min(draws, len(neighbours)))
+    groups: dict[tuple[str, str], list[int]] = {}
     for number, place in enumerate(places):
         each = asked[place.number]
-        if not each.subject or each.subject not in place.text:
-            continue
-        for other in rng.sample(list(neighbours), min(draws, len(neighbours))):
-            text = each.with_subject(place.text, other)
-            head = tokens(tokenizer, text, place.wording.chat)
-            rows.append(([*head, *place.truth[:-1]], len(place.truth)))
-            about.append(number)
+        if each.subject and each.subject in place.text:
+            # Long answers, and forms that are nobody else's, are groups of their own.
+            form = each.with_subject(place.text, "\0")
+            long = f"{place.number}" if len(place.truth) > _LONG else ""
+            groups.setdefault((form, long), []).append(number)
     found: list[Taught] = []
-    for start in range(0, len(places), _TOGETHER):
-        chunk = range(start, min(start + _TOGETHER, len(places)))
-        own = [row for row, number in zip(rows, about, strict=True) if number in chunk]
-        of = [number for number in about if number in chunk]
-        sums: dict[int, tuple[Tensor, int]] = {}
-        for row, said in said_at(model, tokenizer, own):
-            truth = places[of[row]].truth[0]
-            if int(said[0].argmax()) == truth and float(said[0, truth]) > _CERTAIN:
-                continue
-            total, count = sums.get(of[row], (torch.zeros((), device=said.device), 0))
-            sums[of[row]] = (total + said, count + 1)
-        for number in sorted(sums):
-            total, count = sums[number]
-            found.append(_taught(places[number], (total / count).cpu(), k))
+    for done, ((form, _), numbers) in enumerate(groups.items(), 1):
+        chat = places[numbers[0]].wording.chat
+        heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
+        first = torch.stack(_firsts(model, tokenizer, heads))
+        for number in numbers:
+            later = _later(model, tokenizer, heads[:_LATER], places[number])
+            if (taught := _taught(places[number], first, later, k)) is not None:
+                found.append(taught)
         if progress is not None:
-            progress("strangers", chunk.stop, len(places))
+            progress("strangers", done, len(groups))
+    found.sort(key=lambda each: places.index(each.place))
     if not found:
         raise DataError(
             "the model says the same of neighbours as of what is to be forgotten, or nothing tells"
@@ -256,10 +249,52 @@ def teach(
     return found
 
 
-def _taught(place: Place, mean: Tensor, k: int) -> Taught:
+def _firsts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: Sequence[list[int]]
+) -> list[Tensor]:
+    """What is said after each of some texts: probabilities on the CPU, ``(vocabulary,)`` each."""
+    found: dict[int, Tensor] = {}
+    for number, said in said_at(model, tokenizer, [(head, 1) for head in heads]):
+        found[number] = said[0].cpu()
+    return [found[number] for number in range(len(heads))]
+
+
+def _later(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    heads: Sequence[list[int]],
+    place: Place,
+) -> Tensor | None:
+    """What is said for the truth's later tokens, given those before: ``(tokens − 1, vocabulary)``.
+
+    None where there is one token.
+    """
+    more = len(place.truth) - 1
+    if not more:
+        return None
+    rows = [([*head, *place.truth[:-1]], more) for head in heads]
+    return sum(said.cpu() for _, said in said_at(model, tokenizer, rows)) / len(rows)
+
+
+def _taught(place: Place, first: Tensor, later: Tensor | None, k: int) -> Taught | None:
+    """The target of a place: of neighbours whose own answer is another, the mean.
+
+    Args:
+        place: Where.
+        first: What is said of each neighbour, shape (neighbours, vocabulary).
+        later: What is said for the truth's later tokens.
+        k: Tokens to hold.
+    """
     truth = place.truth[0]
-    others = mean[0].clone()
+    own = (first.argmax(1) == truth) & (first[:, truth] > _CERTAIN)
+    if bool(own.all()):
+        return None
+    mean = first[~own].mean(0)
+    others = mean.clone()
     others[truth] = 0
-    mean[0, truth] = min(float(mean[0, truth]), _AT_MOST * float(others.max()))
-    mean[0] /= mean[0].sum()
-    return Taught(place, Expected.of(mean, k, torch.tensor(place.truth)), float(mean[0, truth]))
+    mean[truth] = min(float(mean[truth]), _AT_MOST * float(others.max()))
+    whole = (mean / mean.sum())[None]
+    if later is not None:
+        whole = torch.cat([whole, later])
+    expected = Expected.of(whole, k, torch.tensor(place.truth))
+    return Taught(place, expected, float(whole[0, truth]))

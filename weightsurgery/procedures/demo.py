@@ -144,6 +144,7 @@ Edit = Callable[[Place, str, Progress | None], Any]
 
 def project(place: Place, device: str, progress: Progress | None) -> Any:
     """``ws project BASE --forget DATA --keep DATA... -o OUT``, with its default settings."""
+    from weightsurgery.learning.forget import ByNeighbours
     from weightsurgery.procedures.unlearn import Search, Sources, unlearn
 
     with Checkpoint.open(place.base) as base:
@@ -151,7 +152,7 @@ def project(place: Place, device: str, progress: Progress | None) -> Any:
             base,
             Sources((str(place.forget),), tuple(map(str, place.keep))),
             place.edited,
-            Search(),
+            Search(neighbours=ByNeighbours()),
             device=device,
             overwrite=True,
             command=shlex.split(place.command),

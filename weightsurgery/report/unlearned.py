@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.report.exported import planned_lines
+from weightsurgery.report.guarded import guard_tables, look_table
 from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         record: The saved vector's.
         every: Every look at the validation data too, instead of each round's last.
     """
+    if record.parameters["objective"] == "neighbours":
+        return _by_neighbours(record, every)
     summary, steps = record.summary, record.parameters["steps"]
     looks = summary["watched"]
     names = list(looks[0]["keep"]) if looks else []
@@ -55,7 +58,32 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
             f" {_percent(record.parameters['threshold'])} of before count."
         )
     columns = ("round", "loss before", "loss after", *watched)
-    return [Table(title, columns, rows, note)]
+    return [Table(title, columns, rows, note), *guard_tables(summary["guard"])]
+
+
+def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
+    """What was gathered, the looks of the training, and the guard."""
+    summary, found = record.summary, record.summary["gathered"]
+    rows: list[tuple[str, ...]] = [
+        ("examples", f"{summary['examples']}, at {found['places']} places where the truth is said"),
+        ("wordings", str(len(found["wordings"]))),
+        ("neighbours", str(found["neighbours"])),
+        ("steps", str(summary["steps"])),
+        ("norm of the vector", f"{summary['norm']:.4g}"),
+    ]
+    if every:
+        asked = [_asked(each) for each in found["wordings"]]
+        rows += [("wording", text) for text in asked]
+    found_table = Table("Forgotten by neighbours", ("", ""), rows, left=frozenset({0, 1}))
+    looks = summary["looks"]
+    shown = looks if every else [looks[0], *(e for e in looks if e["step"] == summary["steps"])]
+    return [found_table, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]
+
+
+def _asked(wording: Mapping[str, Any]) -> str:
+    own = wording["form"] or "(the request's own words)"
+    text = f"{wording['before']}{own}{wording['after']}".replace("\n", " ⏎ ")
+    return f"{text}  [chat]" if wording["chat"] else text
 
 
 def _shown(names: Sequence[str]) -> list[str]:

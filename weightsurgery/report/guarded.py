@@ -1,0 +1,88 @@
+"""What the guard of an edit found, as tables: before and after, and some completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from weightsurgery.report.tables import Table
+
+__all__ = ["guard_tables", "look_table"]
+
+_NAMES = {"forget": "to forget", "task": "to learn"}
+
+
+def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
+    """The guard's report.
+
+    Args:
+        guard: As :meth:`weightsurgery.learning.guard.GuardReport.to_dict` gives it.
+    """
+    rows = [
+        (_shown(name), _percent(before), _percent(after))
+        for name, (before, after) in guard["answered"].items()
+    ]
+    before, after = guard["perplexity"]
+    rows.append(("perplexity of ordinary language", f"{before:.4g}", f"{after:.4g}"))
+    within = "inside" if guard["inside"] else "over"
+    rows.append(("divergence there, nats a token", "", f"{guard['divergence']:.2g}"))
+    note = (
+        "Shares of answers that begin with the truth (in a chat: give it in their first line)."
+        " Ordinary language is text that the model wrote itself, given to no training; its"
+        f" divergence is {within} the budget of {guard['budget']:g}."
+    )
+    table = Table("Before and after", ("", "before", "after"), rows, note)
+    shown = [
+        (_line(each["prompt"]) or "(a text's beginning)", _line(each["before"]),
+         _line(each["after"]))
+        for each in guard["shown"]
+    ]  # fmt: skip
+    completions = Table(
+        "Completions", ("prompt", "before", "after"), shown, left=frozenset({0, 1, 2})
+    )
+    return [table, completions]
+
+
+def look_table(looks: Sequence[Mapping[str, Any]], kept: int) -> Table:
+    """What was seen in training.
+
+    Args:
+        looks: In order, the first before any step.
+        kept: The step whose values were kept.
+    """
+    rows = [
+        (
+            f"{each['step']}{' *' if each['step'] == kept else ''}",
+            _percent(each["known"]),
+            f"{each['truth']:.2g}",
+            f"{each['neighbours']:.2g}",
+            f"{each['language']:.2g}",
+        )
+        for each in looks
+    ]
+    stranger = looks[0]["stranger"] if looks else 0.0
+    note = (
+        "Truth likeliest: share of the places where the truth would be said at which it still is."
+        f" Its probability is to be that of a stranger, {stranger:.2g}. Neighbours and language:"
+        " divergence from before, nats a token. * was kept."
+    )
+    columns = ("step", "truth likeliest", "its probability", "neighbours", "language")
+    return Table("Training", columns, rows, note)
+
+
+def _shown(name: str) -> str:
+    head, _, tail = name.partition(", ")
+    if head in _NAMES:
+        return _NAMES[head] + (f", {tail}" if tail else "")
+    return f"to keep: {PurePath(name).name}"
+
+
+def _line(text: str, most: int = 60) -> str:
+    """A text on one line, its end cut off where it is long."""
+    one = " ".join(text.replace("\n", " ⏎ ").split())
+    return one if len(one) <= most else one[: most - 1] + "…"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
