@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -220,6 +220,8 @@ def _apply(
     from weightsurgery.report.exported import planned_lines, written_tables
     from weightsurgery.surgery.adapter import apply_as, plan_as
 
+    if store.check:
+        _checkable(store)
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
     if store.dry_run:
@@ -251,10 +253,45 @@ def _apply(
         raise
     if done.resumed:
         console.notice(f"Resumed: {done.resumed} tensors were finished already.", show)
+    guard = _checked(base, store, work, show) if store.check else None
     if show.json:
-        console.document({"out": store.out, **asdict(done.record)})
+        checked = {} if guard is None else {"guard": guard}
+        console.document({"out": store.out, **asdict(done.record), **checked})
     else:
         console.show(*written_tables(done.record, every=show.verbose))
+        if guard is not None:
+            from weightsurgery.report.guarded import guard_tables
+
+            console.show(*guard_tables(guard))
+    if guard is not None and not guard["inside"]:
+        from weightsurgery.learning.guard import harm
+
+        console.notice(harm(guard), show)
     for text in done.notices:
         console.notice(text, show)
     console.notice(written_line(store.out, done.record.kind), show)
+
+
+def _checkable(store: Store) -> None:
+    """Refuse ``--check`` before anything is written, where it could not be done after.
+
+    Raises:
+        WeightSurgeryError: There is no model to run, or nothing to run it with.
+    """
+    from weightsurgery.cli.from_data import installed
+    from weightsurgery.errors import EditError
+
+    if store.as_ != "checkpoint":
+        raise EditError(
+            f"--check with --as {store.as_}: the guard runs a whole checkpoint",
+            "Leave it out, or write a checkpoint.",
+        )
+    installed()
+
+
+def _checked(base: Checkpoint, store: Store, work: Work, show: Show) -> dict[str, Any]:
+    """What the guard finds of the output."""
+    from weightsurgery.learning.guard import compared
+
+    with console.progress(show, unit="texts") as progress:
+        return compared(base.path, store.out, work.device, progress).to_dict()

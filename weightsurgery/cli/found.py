@@ -26,8 +26,8 @@ def finding(show: Show) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         console.notice(
-            "Interrupted; the same command uses the vector if it was finished, and begins again if"
-            " not.",
+            "Interrupted; the same command uses the vector if it was finished, and goes on with the"
+            " training where a point of it was saved.",
             show,
         )
         raise

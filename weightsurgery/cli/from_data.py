@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weightsurgery.vectors.statistics import InputStatistics
     from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["edit_from_data", "from_data", "kept_data"]
+__all__ = ["edit_from_data", "from_data", "installed", "kept_data"]
 
 
 def from_data(task: list[str]) -> bool:
@@ -38,7 +38,12 @@ def from_data(task: list[str]) -> bool:
     return bool(data)
 
 
-def _installed(*more: str) -> None:
+def installed(*more: str) -> None:
+    """Refuse to run a model where what runs it is not installed.
+
+    Raises:
+        WeightSurgeryError: With the command that installs it.
+    """
     from importlib.util import find_spec
 
     from weightsurgery.errors import WeightSurgeryError
@@ -46,7 +51,7 @@ def _installed(*more: str) -> None:
     lacking = [name for name in ("transformers", "accelerate", *more) if find_spec(name) is None]
     if lacking:
         raise WeightSurgeryError(
-            f"a data set needs the model to run, and {' and '.join(lacking)} is not installed",
+            f"the model is to be run, and {' and '.join(lacking)} is not installed",
             f"Install it with:  pip install {' '.join(lacking)}",
         )
 
@@ -66,7 +71,7 @@ def edit_from_data(
     show: Show,
 ) -> None:
     """Forget or learn data sets."""
-    _installed()
+    installed()
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
@@ -89,7 +94,7 @@ def edit_from_data(
         truncate.rule(),
         rank_rule(share.keep_rank, None, "--keep-rank") or Rank(64),
     )
-    _installed(*(("peft",) if search.neighbours is not None else ()))
+    installed(*(("peft",) if search.neighbours is not None else ()))
     sources = library.Sources(
         tuple(task),
         tuple(share.keep or ()),
@@ -145,7 +150,7 @@ def kept_data(
     if not files:
         yield ()
         return
-    _installed()
+    installed()
     from weightsurgery.procedures.gathered import keep_data
     from weightsurgery.procedures.matrices import matrices
 

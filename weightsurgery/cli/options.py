@@ -187,6 +187,15 @@ class Store:
             rich_help_panel="The output",
         ),
     ] = False
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Run BASE and the output, and compare what they say to ordinary language; edits"
+            " from data do so always.",
+            rich_help_panel="The output",
+        ),
+    ] = False
     layer_scale: Annotated[
         list[str] | None,
         typer.Option(

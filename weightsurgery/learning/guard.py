@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +26,14 @@ from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import Progress, greedy
 from weightsurgery.learning.last_places import grouped, last_logits
 from weightsurgery.learning.material import language_texts
+from weightsurgery.learning.models import load_model
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.unknown import said_at
 from weightsurgery.learning.wordings import Asked, asked_of, says, tokens
 from weightsurgery.learning.written import chat_frame
 
-__all__ = ["BUDGET", "Guard", "GuardReport", "Shown", "added"]
+__all__ = ["BUDGET", "Guard", "GuardReport", "Shown", "added", "compared", "harm"]
 
 BUDGET = 0.01
 """Divergence that ordinary language may suffer, in nats a token. The mean of what a fine-tune on a
@@ -86,6 +88,40 @@ class GuardReport:
     def to_dict(self) -> dict[str, Any]:
         """For records and ``--json``."""
         return {**asdict(self), "inside": self.inside}
+
+
+def harm(found: Mapping[str, Any]) -> str:
+    """A sentence for a change that goes beyond its budget.
+
+    Args:
+        found: As :meth:`GuardReport.to_dict` gives it.
+    """
+    before, after = found["perplexity"]
+    return (
+        f"The change costs ordinary language {found['divergence']:.3g} nats a token, over the"
+        f" budget of {found['budget']:g} (perplexity of the model's own text {before:.4g} before,"
+        f" {after:.4g} after)."
+    )
+
+
+def compared(
+    base: str | Path, edited: str | Path, device: str = "auto", progress: Progress | None = None
+) -> GuardReport:
+    """The guard on two checkpoints, one after the other in memory.
+
+    Args:
+        base: A directory with a causal language model and its tokenizer.
+        edited: Likewise; the base's tokenizer serves both.
+        device: Where the models run.
+        progress: Called as ``progress(text, done, total)``.
+
+    Raises:
+        SourceError: One of them is no language model that transformers can load.
+    """
+    model, tokenizer = load_model(base, device)
+    guard = Guard(model, tokenizer, progress=progress)
+    del model
+    return guard.report(load_model(edited, device)[0])
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, HarmError, NonFiniteError
 from weightsurgery.learning.forget import ByNeighbours, forget_by_neighbours
-from weightsurgery.learning.guard import Guard, GuardReport, added
+from weightsurgery.learning.guard import Guard, GuardReport, added, harm
 from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.parameters import load_float32
 from weightsurgery.learning.rounds import find_change
@@ -101,10 +101,7 @@ def find_change_of(
     del model
     if not report.inside and not search.allow_harm:
         raise HarmError(
-            f"the change costs ordinary language {report.divergence:.3g} nats a token, over the"
-            f" budget of {search.budget:g} (perplexity of the model's own text"
-            f" {report.perplexity[0]:.4g} before, {report.perplexity[1]:.4g} after); nothing was"
-            " written",
+            f"{harm(report.to_dict())} Nothing was written.",
             "Take fewer --steps or a smaller --lr, keep more data, raise --budget if that much is"
             " bearable, or pass --allow-harm to write it all the same.",
         )

@@ -15,6 +15,8 @@ from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import DataError, EditError, NonFiniteError
+from weightsurgery.learning.guard import Guard, added
+from weightsurgery.learning.identify import is_main
 from weightsurgery.learning.parameters import load_float32
 from weightsurgery.learning.stages import encode_rows
 from weightsurgery.procedures.change_request import ChangeRequest
@@ -26,6 +28,8 @@ from weightsurgery.vectors.saved import VectorWriter
 __all__ = ["find_change", "write_vector"]
 
 Progress = Callable[[str, int, int], None]
+
+GUARD = "guard"
 
 
 def find_change(
@@ -68,8 +72,22 @@ def find_change(
         progress,
         workspace,
     )
+    guard = None
+    if is_main():
+        guard = Guard(
+            model,
+            request.tokenizer,
+            request.sets.examples,
+            {each.name: each.examples for each in request.sets.keep},
+            seed=request.training.seed,
+            progress=progress,
+        )
     try:
-        return request.row.change(asked), held
+        made = request.row.change(asked)
+        if guard is not None:
+            with added(model, made.change):
+                made = replace(made, notes={**made.notes, GUARD: guard.report(model).to_dict()})
+        return made, held
     except NonFiniteError as error:
         # Trainings are shared with commands whose options have other names.
         rate = "--lr or --set helper_rate" if "helper_rate" in request.settings else "--lr"
@@ -147,7 +165,8 @@ def write_vector(
         "examples": len(request.sets.examples),
         "tensors": len(tensors),
         "norm": math.sqrt(whole),
-        "training": dict(made.notes),
+        "training": {name: value for name, value in made.notes.items() if name != GUARD},
+        GUARD: made.notes[GUARD],
     }
     return writer.commit(record)
 

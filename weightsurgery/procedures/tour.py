@@ -208,13 +208,13 @@ def _from_data(
     command = (
         f"ws project {named('base')} --forget {shown[FORGET]}"
         + "".join(f" --keep {shown[task]}" for task in KEEP)
-        + f" -o {named('trained')}"
+        + f" --objective strangers --allow-harm -o {named('trained')}"
     )
     result = unlearn(
         base,
         Sources((str(files[FORGET]),), tuple(str(files[task]) for task in KEEP)),
         out,
-        Search(),
+        Search(allow_harm=True),
         device="cpu",
         overwrite=True,
         command=shlex.split(command),

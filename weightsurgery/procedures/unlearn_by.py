@@ -23,6 +23,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
 from weightsurgery.errors import EditError, WeightSurgeryError
+from weightsurgery.learning.guard import harm
 from weightsurgery.learning.identify import is_main
 from weightsurgery.procedures.kept_training import find_and_save, workspace_of
 from weightsurgery.procedures.system_plan import SystemPlan
@@ -166,11 +167,13 @@ def unlearn_by(
         command=command,
         progress=progress,
     )
-    return Unlearned(applied, found, place, reused, tuple(_notices(request, place, reused)))
+    return Unlearned(applied, found, place, reused, tuple(_notices(request, found, place, reused)))
 
 
-def _notices(request: SystemRequest, place: Path, reused: bool) -> list[str]:
+def _notices(request: SystemRequest, found: EditRecord, place: Path, reused: bool) -> list[str]:
     notices = []
+    if not found.summary["guard"]["inside"]:
+        notices.append(harm(found.summary["guard"]))
     if reused:
         notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
     if request.sets.keep and not request.row.keeps(request.settings):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.report.exported import planned_lines
+from weightsurgery.report.guarded import guard_tables
 from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ def trained_tables(record: EditRecord) -> list[str | Table]:
         f" {record.summary['tensors']} tensors, norm {record.summary['norm']:.4g}"
     )
     note = "Losses are of the method's own objective, on the first and the last batch."
-    return [Table(title, ("", ""), rows, note, frozenset({0, 1}))]
+    table = Table(title, ("", ""), rows, note, frozenset({0, 1}))
+    return [table, *guard_tables(record.summary["guard"])]
 
 
 def _told(value: Any) -> str:
