@@ -18,6 +18,8 @@ _PLAIN = {
     "dtype": "dtype", "allow_unrelated": "allow_unrelated", "objective": "objective",
     "rounds": "rounds", "steps": "steps", "batch": "batch_size", "lr": "learning_rate",
     "draws": "draws", "prompts": "prompts", "round_scale": "round_scale", "threshold": "threshold",
+    "wordings": "wordings", "neighbours": "neighbours", "keep_weight": "keep_weight",
+    "lora_rank": "lora_rank", "budget": "budget",
 }  # fmt: skip
 _TRAINED = {
     "steps": "steps", "lr": "learning_rate", "batch": "batch_size", "accumulate": "accumulation",
@@ -54,7 +56,7 @@ def settings(record: EditRecord, command: Command, given: Mapping[str, Any]) -> 
     if "objective" in found:  # options that go with some objectives only
         if found["objective"] != "negate":
             found.pop("round_scale", None)
-        if found["objective"] != "strangers":
+        if found["objective"] not in ("neighbours", "strangers"):
             found.pop("draws", None)
         if not given.get("validation_keep"):
             found.pop("threshold", None)
