@@ -73,7 +73,7 @@ class ByNeighbours:
     wordings: int = 6
     neighbours: int = 120
     draws: int = 32
-    texts: int = 96
+    texts: int = 64
     most: int = 600
     k: int = 256
 

@@ -67,7 +67,7 @@ class Forgetting:
     batch_size: int = 12
     keep_weight: float = 20.0
     language_weight: float = 5.0
-    every: int = 5
+    every: int = 10
     budget: float = 0.01
     chance: float = 3.0
     seed: int = 0
@@ -157,8 +157,8 @@ class Looks:
                 known / len(forget),
                 truth / len(forget),
                 sum(self.material.stranger) / len(forget),
-                _divergence(model, self.material.guard, self.padding),
-                _divergence(model, self._neighbours, self.padding),
+                _divergence(model, self.material.guard, self.padding) if step else 0.0,
+                _divergence(model, self._neighbours, self.padding) if step else 0.0,
             )
         model.train()
         self.seen = [each for each in self.seen if each.step < step] + [seen]

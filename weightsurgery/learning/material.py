@@ -32,6 +32,9 @@ of the subjects."""
 # Places before the truth at which a text to forget is to be read as before.
 _HELD = 4
 
+# Keep prompts that the model answers in its own words, and as many in a chat.
+_ANSWERED = 64
+
 # Tokens of an ordinary text, BOS included, that are read and not held.
 _BEGUN = 4
 
@@ -186,7 +189,7 @@ def kept_texts(
         progress: Told of every batch.
         most: Tokens of a text, the last ones.
     """
-    frame, found, prompts = chat_frame(tokenizer), [], []
+    frame, found, prompts, chats = chat_frame(tokenizer), [], [], []
     for rows in sets:
         for example, each in zip(rows, asked_of(tokenizer, rows), strict=True):
             head = tokens(tokenizer, example.prompt, example.templated) if example.prompt else []
@@ -203,6 +206,11 @@ def kept_texts(
                     tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True)[-most:]
                 )
     return found + _continued(model, tokenizer, prompts, 10, progress)
+
+
+def _spread(rows: list[list[int]], most: int) -> list[list[int]]:
+    """At most so many, from all over."""
+    return rows if len(rows) <= most else [rows[n * len(rows) // most] for n in range(most)]
 
 
 def subject_texts(

@@ -30,6 +30,7 @@ __all__ = ["find_neighbours"]
 _LONGEST = 40  # characters of a subject; what is longer is a sentence
 _TRIES = 6  # batches after which what was found must do
 _BATCH = 48
+_FEW = 4  # new ones in a batch, under which there is little more to find
 
 
 def find_neighbours(
@@ -63,12 +64,13 @@ def find_neighbours(
     found: set[str] = set()
     if shapes := _shapes(about):
         for _ in range(_TRIES):
+            known = len(found)
             found |= {
                 subject
                 for subject in _named(model, tokenizer, asked, shapes, rng, progress)
                 if subject.lower() not in named and _alike(subject, about[0].subject)
             }
-            if len(found) >= count:
+            if len(found) >= count or len(found) - known < _FEW:
                 break
     if 10 * len(found) < count:
         found |= _made_up(tokenizer, about, count, rng) - {each.subject for each in about}
@@ -91,7 +93,7 @@ def _named(
 ) -> list[str]:
     prompts, after = [], []
     for _ in range(_BATCH):
-        shown = rng.sample(list(asked), min(rng.choice((0, 1, 2, 4)), len(asked)))
+        shown = rng.sample(list(asked), min(rng.choice((0, 1, 1, 2)), len(asked)))
         head, tail = rng.choice(list(shapes))
         rows = "".join(f"{each.prompt}{each.completion}\n" for each in shown)
         # Not the space before the subject: it is the first token's own.
