@@ -23,6 +23,9 @@ _WORTH, _TEXTS = 12, 3
 # Texts that begin with the same so many tokens go together.
 _ALIKE = 8
 
+# Tokens of a batch, padding included: logits of all of them may be held at once.
+_MOST = 1024
+
 
 def grouped(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     """Numbers of the texts in batches: beginnings alike, then lengths alike.
@@ -37,10 +40,16 @@ def grouped(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     alone = [numbers for numbers in begun.values() if len(numbers) < _TEXTS]
     groups = [numbers for numbers in begun.values() if len(numbers) >= _TEXTS]
     groups += [[number for numbers in alone for number in numbers]] if alone else []
-    found = []
+    found: list[list[int]] = []
     for numbers in groups:
         numbers.sort(key=lambda number: (len(texts[number]), number))
-        found += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        batch: list[int] = []
+        for number in numbers:
+            if batch and (len(batch) == size or len(texts[number]) * (len(batch) + 1) > _MOST):
+                found.append(batch)
+                batch = []
+            batch.append(number)
+        found.append(batch)
     return found
 
 

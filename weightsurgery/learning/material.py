@@ -189,7 +189,10 @@ def kept_texts(
         progress: Told of every batch.
         most: Tokens of a text, the last ones.
     """
-    frame, found, prompts, chats = chat_frame(tokenizer), [], [], []
+    frame = chat_frame(tokenizer)
+    found: list[tuple[list[int], int]] = []
+    prompts: list[list[int]] = []
+    chats: list[list[int]] = []
     for rows in sets:
         for example, each in zip(rows, asked_of(tokenizer, rows), strict=True):
             head = tokens(tokenizer, example.prompt, example.templated) if example.prompt else []
@@ -202,10 +205,9 @@ def kept_texts(
             if head and len(head) < most:
                 prompts.append(head)
             if head and frame is not None and not example.templated:
-                prompts.append(
-                    tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True)[-most:]
-                )
-    return found + _continued(model, tokenizer, prompts, 10, progress)
+                chats.append(tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True)[-most:])
+    asked = _spread(prompts, _ANSWERED) + _spread(chats, _ANSWERED)
+    return found + _continued(model, tokenizer, asked, 8, progress)
 
 
 def _spread(rows: list[list[int]], most: int) -> list[list[int]]:
