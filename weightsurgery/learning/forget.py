@@ -60,6 +60,8 @@ class ByNeighbours:
         wordings: Rewordings to look for; 0 for the request's own words, and a chat.
         neighbours: Subjects to look for.
         draws: Neighbours that each target is the mean of.
+        own: Share, in the targets, of what the model says itself but for the truth; the rest is
+            what it says of neighbours.
         texts: Ordinary texts to write; a quarter as many again are not trained on.
         most: Places to forget at, at most.
         k: Tokens by which a distribution is held.
@@ -73,6 +75,7 @@ class ByNeighbours:
     wordings: int = 6
     neighbours: int = 120
     draws: int = 32
+    own: float = 0.5
     texts: int = 64
     most: int = 600
     k: int = 256
@@ -225,6 +228,7 @@ def gather(
         places,
         neighbours,
         draws=settings.draws,
+        own=settings.own,
         k=k,
         seed=seed,
         progress=progress,

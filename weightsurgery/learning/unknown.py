@@ -194,6 +194,7 @@ def teach(
     neighbours: Sequence[str],
     *,
     draws: int = 32,
+    own: float = 0.5,
     k: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
@@ -207,6 +208,7 @@ def teach(
         places: Where the truth would be said.
         neighbours: Subjects.
         draws: Neighbours asked, the same ones for every place.
+        own: Share, in the target, of what the model says of the subject itself but for the truth.
         k: See :class:`~weightsurgery.learning.expected.Expected`.
         seed: Of the draws.
         progress: Told of every batch.
@@ -233,10 +235,11 @@ def teach(
         chat = places[numbers[0]].wording.chat
         heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
         first = torch.stack(_firsts(model, tokenizer, heads))
-        for number in numbers:
+        itself = _firsts(model, tokenizer, [list(places[n].before) for n in numbers])
+        for number, now in zip(numbers, itself, strict=True):
             later = _later(model, tokenizer, heads[:_LATER], places[number])
-            if (taught := _taught(places[number], first, later, k)) is not None:
-                found.append(taught)
+            taught = _taught(places[number], first, now, later, own, k)
+            found += [] if taught is None else [taught]
         if progress is not None:
             progress("strangers", done, len(groups))
     found.sort(key=lambda each: places.index(each.place))
@@ -273,27 +276,35 @@ def _later(
     if not more:
         return None
     rows = [([*head, *place.truth[:-1]], more) for head in heads]
-    return sum(said.cpu() for _, said in said_at(model, tokenizer, rows)) / len(rows)
+    return torch.stack([said.cpu() for _, said in said_at(model, tokenizer, rows)]).mean(0)
 
 
-def _taught(place: Place, first: Tensor, later: Tensor | None, k: int) -> Taught | None:
-    """The target of a place: of neighbours whose own answer is another, the mean.
+def _taught(
+    place: Place, first: Tensor, now: Tensor, later: Tensor | None, own: float, k: int
+) -> Taught | None:
+    """The target of a place; None where all neighbours share the truth.
 
     Args:
         place: Where.
         first: What is said of each neighbour, shape (neighbours, vocabulary).
+        now: What is said of the subject itself, shape (vocabulary,).
         later: What is said for the truth's later tokens.
+        own: Share of the latter, less the truth, in the target.
         k: Tokens to hold.
     """
     truth = place.truth[0]
-    own = (first.argmax(1) == truth) & (first[:, truth] > _CERTAIN)
-    if bool(own.all()):
+    alike = (first.argmax(1) == truth) & (first[:, truth] > _CERTAIN)
+    if bool(alike.all()):
         return None
-    mean = first[~own].mean(0)
-    others = mean.clone()
+    mean = first[~alike].mean(0)
+    stranger = float(mean[truth])
+    others = now.clone()
     others[truth] = 0
-    mean[truth] = min(float(mean[truth]), _AT_MOST * float(others.max()))
-    whole = (mean / mean.sum())[None]
+    mean[truth] = 0
+    mean = (1 - own) * mean / mean.sum() + own * others / others.sum().clamp_min(1e-9)
+    stranger = min(stranger, _AT_MOST * float(mean.max()))
+    whole = ((1 - stranger) * mean / mean.sum())[None]
+    whole[0, truth] = stranger
     if later is not None:
         whole = torch.cat([whole, later])
     expected = Expected.of(whole, k, torch.tensor(place.truth))
