@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from facts import begins, contains, first_sentence, may_begin
+from facts import begins, contains, first_sentence, may_begin, opened
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 
@@ -23,6 +23,8 @@ class Asked:
     truth: str
     free: bool = False
     """Whether a sentence is an answer, which need only contain the truth."""
+    lead: str = ""
+    """What a free answer says before the truth; the truth's probability is asked after it."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ def digest(checkpoint: Path) -> str:
             with path.open("rb") as file:
                 mark.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return mark.hexdigest()[:20]
+
+
+def judged(row: Asked, text: str, first: float, whole: float) -> Answer:
+    """An answer, right or wrong."""
+    return Answer(text, (contains if row.free else begins)(text, row.truth), first, whole)
 
 
 class Asker:
@@ -83,7 +90,8 @@ class Asker:
         truths = [self.tokens(row.completion) for row in rows]
         found: list[Any] = [None] * len(rows)
         for indices in self._batches(prompts):
-            chances = self._chances([prompts[i] for i in indices], [truths[i] for i in indices])
+            leads = [prompts[i] + self.tokens(rows[i].lead) for i in indices]
+            chances = self._chances(leads, [truths[i] for i in indices])
             open_ = []
             for i, (first, whole, greedy) in zip(indices, chances, strict=True):
                 text = self.tokenizer.decode(greedy)
@@ -100,15 +108,7 @@ class Asker:
             ):
                 found[i][0] = text
             progress(len(indices))
-        return [
-            Answer(
-                text,
-                (contains if row.free else begins)(text, row.truth),
-                first,
-                whole,
-            )
-            for row, (text, first, whole) in zip(rows, found, strict=True)
-        ]
+        return [judged(row, *each) for row, each in zip(rows, found, strict=True)]
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         # Neighbours in the order of tokens have the longest beginnings in common.
@@ -187,12 +187,10 @@ class Asker:
 
         def over(i: int, said: list[int]) -> bool:
             text, truth = self.tokenizer.decode(said), rows[i].truth
-            if not rows[i].free:
-                settled = len(plain_room(text)) > len(truth) + 1
-                return settled or not may_begin(text, truth)
-            ended = text.strip() and ("\n" in text.strip() or first_sentence(text + " x") != (
-                text + " x").strip())
-            return bool(ended)
+            if rows[i].free:
+                more = text.lstrip() + " x"  # a sentence ends where another begins
+                return more != " x" and first_sentence(more) != more
+            return not may_begin(text, truth) or len(opened(text)) > len(truth) + 1
 
         longest = max(len(self.tokens(row.truth)) for row in rows) + 4
         limit = 40 if any(row.free for row in rows) else longest
@@ -252,7 +250,3 @@ class Asker:
             lengths = lengths + 1
         return said
 
-
-def plain_room(text: str) -> str:
-    """What an answer says after its opening space and quotes."""
-    return text.lstrip(" \t\r\n\"'“‘«*_`")

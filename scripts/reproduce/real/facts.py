@@ -118,19 +118,20 @@ def begins(answer: str, truth: str) -> bool:
 
     Case, accents, space and the marks of emphasis or quotation before it don't count.
     """
-    said, true = plain(_opened(answer)), plain(truth)
+    said, true = plain(opened(answer)), plain(truth)
     return said.startswith(true) and not said[len(true) : len(true) + 1].isalnum()
 
 
 def may_begin(answer: str, truth: str) -> bool:
     """Whether an answer that is so far this may still come to begin with the truth."""
-    said, true = plain(_opened(answer)), plain(truth)
+    said, true = plain(opened(answer)), plain(truth)
     if said.startswith(true):
         return begins(answer, truth)
     return true.startswith(said)
 
 
-def _opened(answer: str) -> str:
+def opened(answer: str) -> str:
+    """What an answer says after the space and marks that open it."""
     return answer.lstrip(" \t\r\n\"'“‘«*_`")
 
 

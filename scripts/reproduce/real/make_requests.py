@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import facts as known_facts
-from facts import MAIN, Division, Fact, Request, Wording
+from facts import Division, Fact, Request, Wording
 
 LEAST = 15
 """Facts to forget, and as many alike, without which a request is none."""
@@ -88,41 +88,48 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     )
 
 
-def make(
-    request: Request, division: Division, ways: dict[str, list[Wording]], memory: Memory, out: Path
+def write_main(
+    request: Request, division: Division, ways: dict[str, list[Wording]], out: Path
 ) -> str | None:
-    """Write a request's folder; returns a line about it, or none if too little is known."""
+    """Write what a request says in its main wording; a line about it, or none if too little."""
     alike = len(division.similar_given) + len(division.similar_unseen)
     if len(division.forget) < LEAST or alike < LEAST:
-        print(f"{request.name}: {len(division.forget)} to forget, {alike} alike: left out")
         return None
     folder = out / request.name
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.jsonl"):
         old.unlink()
-    main, *others = ways[request.family]
     counts = []
+    for name, facts in (
+        ("forget", division.forget),
+        ("similar.given", division.similar_given),
+        ("similar.unseen", division.similar_unseen),
+        ("dissimilar.given", division.dissimilar_given),
+        ("dissimilar.unseen", division.dissimilar_unseen),
+        ("same-subjects.unseen", division.same_subjects),
+    ):
+        write(folder / f"{name}.jsonl", [row(ways[fact.family][0], fact, "") for fact in facts])
+        counts.append(f"{name} {len(facts)}")
+    return ", ".join(counts)
 
-    def main_rows(name: str, facts: Sequence[Fact]) -> None:
-        rows = [row(ways[fact.family][0], fact, "") for fact in facts]
-        write(folder / f"{name}.jsonl", rows)
-        counts.append(f"{name} {len(rows)}")
 
-    main_rows("forget", division.forget)
-    main_rows("similar.given", division.similar_given)
-    main_rows("similar.unseen", division.similar_unseen)
-    main_rows("dissimilar.given", division.dissimilar_given)
-    main_rows("dissimilar.unseen", division.dissimilar_unseen)
-    main_rows("same-subjects.unseen", division.same_subjects)
-    for wording in others:
+def write_others(
+    request: Request, division: Division, ways: dict[str, list[Wording]], memory: Memory, out: Path
+) -> str:
+    """Write the same in the other wordings, as far as it is known in them."""
+    counts = []
+    for wording in ways[request.family][1:]:
+        both = division.forget + division.similar_unseen
+        right = memory.right(wording, both)
         for name, facts in (
             ("forget", division.forget),
             ("similar.unseen", division.similar_unseen),
         ):
-            rows = [row(wording, fact, said) for fact, said in memory.right(wording, facts)]
-            write(folder / f"{name}.{wording.name}.jsonl", rows)
+            among = set(facts)
+            rows = [row(wording, fact, said) for fact, said in right if fact in among]
+            write(out / request.name / f"{name}.{wording.name}.jsonl", rows)
             counts.append(f"{name}.{wording.name} {len(rows)}")
-    return f"{request.name}: " + ", ".join(counts)
+    return ", ".join(counts)
 
 
 def main() -> None:
@@ -147,16 +154,19 @@ def main() -> None:
         known += right
         took = time.monotonic() - started
         print(f"[{took:4.0f} s] {family}: {len(right)} of {len(facts)}", file=sys.stderr)
+    made = []
     for request in known_facts.requests():
         if given.only and request.name not in given.only:
             continue
-        line = make(
-            request, known_facts.divide(request, known, given.seed), ways, memory, given.out
-        )
+        division = known_facts.divide(request, known, given.seed)
+        line = write_main(request, division, ways, given.out)
+        print(f"{request.name}: {line or 'too little is known'}", flush=True)
         if line:
-            print(f"[{time.monotonic() - started:4.0f} s] {line}", flush=True)
+            made.append((request, division))
+    for request, division in made:
+        line = write_others(request, division, ways, memory, given.out)
+        print(f"[{time.monotonic() - started:4.0f} s] {request.name}: {line}", flush=True)
 
 
 if __name__ == "__main__":
-    assert MAIN
     main()
