@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS
 from weightsurgery.checkpoint.layout import read_layout
+from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.remembered import recall, remember, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
@@ -36,9 +38,6 @@ __all__ = [
 FORMAT_VERSION = 1
 
 _BLOCK = 1 << 22
-
-# Endings of files that some library might load as weights.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
 def file_sha256(path: Path) -> str:
@@ -136,6 +135,10 @@ def read_record(directory: Path) -> EditRecord:
         raise SourceError(
             f"{directory}: no {RECORD_NAME}", "Name a directory that was written by ws."
         )
+    if not is_plain_within(path, directory):
+        raise VerificationError(
+            f"{path}: leads out of the output", "Put the record itself in its place."
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] > FORMAT_VERSION:
@@ -188,7 +191,7 @@ def verify(
             progress(checked, total)
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if name.endswith(_WEIGHTS) and name not in record.files:
+        if name.lower().endswith(WEIGHT_ENDINGS) and name not in record.files:
             problems.append(f"{name}: weights that the record does not know")
     if not problems:
         try:

@@ -17,6 +17,7 @@ import re
 import time
 from pathlib import Path
 
+from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.unused import mark_used, remove_unused
 
 __all__ = ["Stamp", "cache_directory", "declare", "recall", "remember", "stamp"]
@@ -98,6 +99,7 @@ def remember(path: Path, before: Stamp, digest: str) -> None:
             return
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f"{place.name}.{os.getpid()}")
-        draft.write_text(json.dumps({"stamp": before, "sha256": digest}), encoding="ascii")
+        with new_file(draft) as file:
+            file.write(json.dumps({"stamp": before, "sha256": digest}).encode())
         draft.replace(place)
         remove_unused(place.parent, _NAMES)

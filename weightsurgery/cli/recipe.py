@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["run", "runnable"]
 
 # What is said of one run, not of the edit. A stranger's recipe must not say it: --overwrite
-# replaces outputs, --html any file.
+# replaces outputs, --html any file, --with-code brings programs.
 _OF_ONE_RUN = {
     "overwrite",
     "dry_run",
@@ -32,6 +32,7 @@ _OF_ONE_RUN = {
     "html",
     "remote",
     "list_",
+    "with_code",
 }
 
 
@@ -60,6 +61,14 @@ def run(
         bool,
         typer.Option(
             "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
+        ),
+    ] = False,
+    with_code: Annotated[
+        bool,
+        typer.Option(
+            "--with-code",
+            help="Copy the base's Python files, too: as for the command itself.",
+            rich_help_panel="The output",
         ),
     ] = False,
     dry_run: Annotated[
@@ -95,7 +104,7 @@ def run(
     if (recipe is None) == (from_ is None):
         raise typer.BadParameter("give a RECIPE or --from OUT")
     if from_ is not None:
-        if overwrite or dry_run or device is not None or workers is not None:
+        if overwrite or with_code or dry_run or device is not None or workers is not None:
             raise typer.BadParameter("--from runs nothing; of the edit it takes -o alone")
         _print_recipe(from_, out, show)
         return
@@ -107,7 +116,7 @@ def run(
         read_text(recipe), recipe, {name: each for name, (each, _) in _all().items()}
     )
     changed = {"out": out, "device": device, "workers": workers}
-    flags = {"overwrite": overwrite, "dry_run": dry_run, **vars(show)}
+    flags = {"overwrite": overwrite, "with_code": with_code, "dry_run": dry_run, **vars(show)}
     changed |= {name: True for name, given in flags.items() if given}
     _run(read, {name: value for name, value in changed.items() if value is not None}, show)
 
