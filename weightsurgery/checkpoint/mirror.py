@@ -14,7 +14,7 @@ import threading
 from bisect import bisect_left, bisect_right
 
 from weightsurgery.checkpoint.plain_files import check_own, open_own
-from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.remembered import cache_directory, cache_folder
 from weightsurgery.checkpoint.unused import hold, is_at, remove_unused
 from weightsurgery.errors import CheckpointError
 
@@ -87,7 +87,7 @@ class Mirror:
 
     def _open(self) -> None:
         """Open the file, and hold it: from here on it is in use."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cache_folder("parts")
         while self._file < 0:
             self._file = open_own(self.path)
             hold(self._file)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, standing_for
+from weightsurgery.cli.options import Show, standing_for, written_path
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -97,6 +97,9 @@ def run(
     'scale: 0.7'. Names and paths are as on the command line. Run, what --from prints writes the
     same bytes.
 
+    Without -o, a recipe writes below the current directory alone, and it brings no programs: a
+    stranger's can be run.
+
     Example:  ws run --from ./edited > recipe.yaml
 
     Example:  ws run recipe.yaml -o ./again
@@ -124,8 +127,10 @@ def run(
 def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:
     from weightsurgery.errors import RecipeError
     from weightsurgery.procedures.recipe.inputs import check_inputs, check_result, differences
+    from weightsurgery.procedures.recipe.places import check_places
 
     command, callback = _all()[recipe.command.name]
+    check_places(recipe, changed)
     known = {each.name for each in command.fields}
     for name in changed.keys() - known - {"quiet", "verbose"}:
         raise RecipeError(
@@ -224,6 +229,7 @@ def _field(parameter: inspect.Parameter) -> Field:
         next((name[1:] for name in names if not name.startswith("--")), ""),
         next(iter(off), ""),
         parameter.name not in _OF_ONE_RUN,
+        info.callback is written_path,
     )
 
 
