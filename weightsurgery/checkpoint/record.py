@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS
 from weightsurgery.checkpoint.layout import read_layout
+from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.remembered import recall, remember, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
@@ -37,17 +39,14 @@ FORMAT_VERSION = 1
 
 _BLOCK = 1 << 22
 
-# Endings of files that some library might load as weights.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
-
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of an input file, hexadecimal, without reading it where it is known.
 
-    huggingface_hub stores LFS files under their SHA-256 and links to them from the snapshot, so
-    a link to such a blob need not be read; nor need a file that was hashed before and has not
-    changed since (see :mod:`weightsurgery.checkpoint.remembered`). To check a file, use
-    :func:`content_sha256`.
+    huggingface_hub stores LFS files under their SHA-256 in its cache, so a link from a snapshot
+    there to such a blob need not be read (any other link may bear any name); nor need a file that
+    was hashed before and has not changed since (see :mod:`weightsurgery.checkpoint.remembered`). To
+    check a file, use :func:`content_sha256`.
     """
     known = known_sha256(path)
     if known is not None:
@@ -61,10 +60,29 @@ def file_sha256(path: Path) -> str:
 def known_sha256(path: Path) -> str | None:
     """The same, or None where the file would have to be read."""
     if path.is_symlink():
-        blob = Path(os.readlink(path))
-        if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
-            return blob.name
+        real = Path(os.path.realpath(path))
+        if re.fullmatch("[0-9a-f]{64}", real.name) and _is_blob(real, path):
+            return real.name
     return recall(path)
+
+
+def _is_blob(real: Path, link: Path) -> bool:
+    """Whether a file is a blob of the repository in huggingface_hub's own cache that links to it.
+
+    Args:
+        real: The file, resolved.
+        link: What led there.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = real.parent.parent
+    here = Path(os.path.realpath(HF_HUB_CACHE))
+    return (
+        real.parent.name == "blobs"
+        and repository.parent == here
+        and Path(os.path.realpath(link.parent)).is_relative_to(repository / "snapshots")
+        and real.is_file()
+    )
 
 
 def content_sha256(path: Path) -> str:
@@ -136,6 +154,10 @@ def read_record(directory: Path) -> EditRecord:
         raise SourceError(
             f"{directory}: no {RECORD_NAME}", "Name a directory that was written by ws."
         )
+    if not is_plain_within(path, directory):
+        raise VerificationError(
+            f"{path}: leads out of the output", "Put the record itself in its place."
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] > FORMAT_VERSION:
@@ -188,7 +210,7 @@ def verify(
             progress(checked, total)
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if name.endswith(_WEIGHTS) and name not in record.files:
+        if name.lower().endswith(WEIGHT_ENDINGS) and name not in record.files:
             problems.append(f"{name}: weights that the record does not know")
     if not problems:
         try:

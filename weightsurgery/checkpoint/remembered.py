@@ -10,16 +10,19 @@ Digests that nobody asked for in a month are removed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import time
 from pathlib import Path
 
+from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.unused import mark_used, remove_unused
 
-__all__ = ["Stamp", "cache_directory", "declare", "recall", "remember", "stamp"]
+__all__ = ["Stamp", "cache_directory", "cache_folder", "declare", "recall", "remember", "stamp"]
 
 # Smaller files are read again: that is as fast.
 LEAST_BYTES = 1 << 22
@@ -38,6 +41,31 @@ def cache_directory() -> Path:
         return Path(own)
     general = os.environ.get("XDG_CACHE_HOME")
     return (Path(general) if general else Path.home() / ".cache") / "weightsurgery"
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the cache that this user alone may write in; made if needed.
+
+    Raises:
+        OSError: It cannot be made, or belongs to somebody else, who could forge what is there.
+    """
+    folder = cache_directory() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = os.lstat(folder)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "belongs to another user, or is a link")
+    if facts.st_mode & 0o022:
+        folder.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
+    return folder
+
+
+def _is_ours_alone(place: Path) -> bool:
+    """Whether a digest was written by this user, and nobody else could have."""
+    for each in (place, place.parent):
+        facts = os.lstat(each)
+        if facts.st_uid != os.geteuid() or stat.S_ISLNK(facts.st_mode):
+            return False
+    return not facts.st_mode & 0o022
 
 
 def stamp(path: Path) -> Stamp:
@@ -71,6 +99,8 @@ def recall(path: Path) -> str | None:
         return _declared[path]
     place = _place(path)
     try:
+        if not _is_ours_alone(place):
+            return None
         noted = json.loads(place.read_text(encoding="ascii"))
         same = tuple(noted["stamp"]) == stamp(path)
         digest = noted["sha256"]
@@ -96,8 +126,9 @@ def remember(path: Path, before: Stamp, digest: str) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written is no cache
         if stamp(path) != before:
             return
-        place.parent.mkdir(parents=True, exist_ok=True)
+        cache_folder("sha256")
         draft = place.with_name(f"{place.name}.{os.getpid()}")
-        draft.write_text(json.dumps({"stamp": before, "sha256": digest}), encoding="ascii")
+        with new_file(draft) as file:
+            file.write(json.dumps({"stamp": before, "sha256": digest}).encode())
         draft.replace(place)
         remove_unused(place.parent, _NAMES)

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.errors import OutputError, WeightSurgeryError
 from weightsurgery.report.bench_figures import is_stage, row_name
 from weightsurgery.report.frontier import FAMILIES, Panel, Point, panels
@@ -85,10 +86,8 @@ def draw_frontier(
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
-    draft = target.with_name(f".{target.name}.part")
     try:
-        draft.write_bytes(buffer.getvalue())
-        draft.replace(target)
+        write_whole(target, buffer.getvalue())
     except OSError as error:
         raise OutputError(
             f"{target}: {error.strerror}", "Name a file that can be written."

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.errors import OutputError, WeightSurgeryError
 from weightsurgery.report.tables import Table, difference_tables, overlap_tables
 
@@ -97,10 +98,8 @@ def write_page(path: str | os.PathLike[str], title: str, parts: Sequence[str]) -
         f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
     )
     target = Path(path)
-    partial = target.with_name(f".{target.name}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        write_whole(target, text)
     except OSError as error:
         raise OutputError(
             f"{target}: {error.strerror}", "Name a file that can be written."
