@@ -40,7 +40,7 @@ from weightsurgery.learning.material import (
 )
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
-from weightsurgery.learning.neighbours import find_neighbours
+from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Trained, isolated
@@ -74,8 +74,8 @@ class ByNeighbours:
     rank: int = 16
     wordings: int = 6
     neighbours: int = 120
-    draws: int = 32
-    own: float = 0.5
+    draws: int = 16
+    own: float = 1.0
     texts: int = 64
     most: int = 600
     k: int = 256
@@ -213,6 +213,8 @@ def gather(
     neighbours = find_neighbours(
         model, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
     )
+    given = [each for rows in keep for each in asked_of(tokenizer, halves(rows))]
+    neighbours = sorted({*neighbours, *alike(asked, given)})
     wordings = find_wordings(
         model, tokenizer, asked, settings.wordings, seed=seed, progress=progress
     )

@@ -27,7 +27,7 @@ from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import Progress, greedy
 from weightsurgery.learning.last_places import grouped, last_logits
 from weightsurgery.learning.wordings import Asked, Wording, says, tokens
-from weightsurgery.learning.written import chat_frame
+from weightsurgery.learning.written import chat_frame, sampled
 
 __all__ = ["Place", "Taught", "places_of", "said_at", "teach"]
 
@@ -39,6 +39,9 @@ _AT_MOST = 0.5
 
 # Answers of more tokens are given word for word: no model comes upon them by itself.
 _LONG = 12
+
+# Answers drawn for each fact that do not begin with the truth.
+_DETOURS = 5
 
 # Neighbours asked for the truth's later tokens, given the ones before: they hardly differ.
 _LATER = 4
@@ -123,6 +126,12 @@ def places_of(
                 open_.append((number, wording, text))
     prompts = [tokens(tokenizer, text, wording.chat) for _, wording, text in open_]
     answers = greedy(model, tokenizer, prompts, [length] * len(prompts), 64, "asking", progress)
+    # Without its likeliest word, an answer finds others on the way to the truth: "the city of".
+    ways = [place for place in found if len(place.truth) <= _LONG]
+    detours = [place for place in ways for _ in range(_DETOURS)]
+    open_ += [(place.number, place.wording, place.text) for place in detours]
+    answers += _without(model, tokenizer, detours, length, progress)
+    seen: set[tuple[int, ...]] = set()
     for (number, wording, text), answer in zip(open_, answers, strict=True):
         said = str(tokenizer.decode(answer))
         where = says(asked[number].truth, said)
@@ -130,8 +139,32 @@ def places_of(
             before = text + said[: where.start()]
             lead = before[len(before.rstrip(" ")) :]
             place = _place(tokenizer, number, wording, before.rstrip(" "), lead + where.group())
-            found += [] if place is None else [place]
+            if place is not None and place.before not in seen:
+                seen.add(place.before)
+                found.append(place)
     return found
+
+
+def _without(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    places: Sequence[Place],
+    length: int,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """Answers drawn at places, none of which begins with the truth's first token."""
+    heads = [list(place.before) for place in places]
+    firsts: dict[int, int] = {}
+    for number, said in said_at(model, tokenizer, [(head, 1) for head in heads]):
+        likely = said[0].clone()
+        likely[places[number].truth[0]] = 0
+        likely = torch.where(likely >= likely.topk(12).values[-1], likely, 0)
+        firsts[number] = int(torch.multinomial(likely, 1))
+    begun = [[*head, firsts[number]] for number, head in enumerate(heads)]
+    rest = sampled(
+        model, tokenizer, begun, length - 6, temperature=0.7, stage="detours", progress=progress
+    )
+    return [[firsts[number], *answer] for number, answer in enumerate(rest)]
 
 
 def _place(
@@ -193,8 +226,8 @@ def teach(
     places: Sequence[Place],
     neighbours: Sequence[str],
     *,
-    draws: int = 32,
-    own: float = 0.5,
+    draws: int = 16,
+    own: float = 1.0,
     k: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
