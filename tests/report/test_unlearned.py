@@ -21,14 +21,17 @@ def test_watched_sets_have_columns_that_tell_them_apart(names, shown):
         {"step": 0, "target": 1.0, "keep": dict(zip(names, (0.875, 0.625), strict=True))},
         {"step": 4, "target": 0.25, "keep": dict(zip(names, (0.75, 0.5), strict=True))},
     ]
-    record = EditRecord("task-vector", parameters={"edit": "unlearn", "steps": 4, "threshold": 0.9})
+    parameters = {"edit": "project", "objective": "strangers", "steps": 4, "threshold": 0.9}
+    record = EditRecord("task-vector", parameters=parameters)
     record.summary = {
         "examples": 3,
         "norm": 1.5,
         "watched": looks,
         "rounds": [{"first_loss": 2.0, "last_loss": 1.0}],
+        "guard": GUARD,
     }
-    (table,) = round_tables(record)
+    table, *guard = round_tables(record)
+    assert [each.title for each in guard] == ["Before and after", "Completions"]
     assert isinstance(table, Table)
     assert table.columns[-2:] == shown
     assert [row[-2:] for row in table.rows] == [("87.5 %", "62.5 %"), ("75.0 %", "50.0 %")]
