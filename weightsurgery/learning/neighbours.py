@@ -73,7 +73,11 @@ def find_neighbours(
             if len(found) >= count or len(found) - known < _FEW:
                 break
     if 10 * len(found) < count:
-        found |= _made_up(tokenizer, about, count, rng) - {each.subject for each in about}
+        found |= {
+            subject
+            for subject in _made_up(tokenizer, about, count, rng)
+            if subject.lower() not in named
+        }
     return sorted(found)
 
 
