@@ -8,7 +8,8 @@ import pytest
 from tests.conftest import read_tensors, same_bytes, snapshot
 from weightsurgery.procedures.world import VARIANTS, build_world
 
-BRIEF = ["--steps", "2", "--batch", "8", "--prompts", "40"]
+# The world here knows hardly anything and writes no prose: the guard's budget is not for it.
+BRIEF = ["--steps", "2", "--batch", "8", "--prompts", "40", "--allow-harm"]
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,13 @@ def fault(refused):
 
 
 @pytest.fixture
-def project(world):
+def default(world):
     return ["project", world / "base", "--forget", world / "data/authors.seen.jsonl"]
+
+
+@pytest.fixture
+def project(default):
+    return [*default, "--objective", "strangers"]
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def weights(directory):
 def test_forget_a_file_and_keep_a_file(world, done, project, painters, tmp_path):
     command = [
         *project, "--keep", painters, "--steps", "10", "--lr", "1.5", "--batch", "8",
-        "--prompts", "40", "--rounds", "2", "--threshold", "0.01",
+        "--prompts", "40", "--rounds", "2", "--threshold", "0.01", "--allow-harm",
         "--validation-keep", world / "data/painters.validation.jsonl",
     ]  # fmt: skip
     out, said = done(*command, "-o", tmp_path / "out", "-v")
@@ -146,9 +152,9 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(done, project, painter
     document = json.loads(done(*command, "--json")[0])
     assert document["statistics"] > 0
     assert document["edit"]["edit"] == "project"
-    assert (document["rounds"]["rounds"], document["rounds"]["steps"]) == (1, 80)
+    assert (document["settings"]["rounds"], document["settings"]["steps"]) == (1, 80)
     document = json.loads(done(*command, "--json", "--objective", "negate")[0])
-    assert (document["rounds"]["rounds"], document["rounds"]["steps"]) == (12, 10)
+    assert (document["settings"]["rounds"], document["settings"]["steps"]) == (12, 10)
     assert list(tmp_path.iterdir()) == []
 
 

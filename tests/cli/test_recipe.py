@@ -460,7 +460,7 @@ def test_kept_statistics_come_with_the_recipe(ws, taught):
     "arguments",
     [
         ["project", "base", "--forget", "facts.jsonl", "--keep", "kept.jsonl", "--steps", "2",
-         "--prompts", "20", "--lr", "0.1"],
+         "--prompts", "20", "--lr", "0.1", "--objective", "strangers", "--allow-harm"],
         ["identify", "base", "facts.jsonl", "--epochs", "1", "--trainer-arg", "max_grad_norm=0.5",
          "--keep", "kept.jsonl", "--keep", "other.jsonl"],
     ],
@@ -492,7 +492,8 @@ def test_what_was_trained_is_trained_again(ws, taught, arguments):
     "arguments",
     [
         ["identify", "base", "facts.jsonl"],
-        ["project", "base", "--forget", "facts.jsonl", "--prompts", "20"],
+        ["project", "base", "--forget", "facts.jsonl", "--prompts", "20", "--objective",
+         "strangers", "--allow-harm"],
         ["unlearn", "base", "--method", "gradient-difference", "--forget", "facts.jsonl"],
     ],
     ids=lambda arguments: arguments[0],

@@ -26,7 +26,7 @@ class Scripted(LlamaForCausalLM):
         self.eval()
 
     def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
-        return {"input_ids": input_ids}
+        return {"input_ids": input_ids, "logits_to_keep": 1}
 
     def forward(self, input_ids, attention_mask=None, logits_to_keep=0, **_):
         self.steps += 1
@@ -34,7 +34,9 @@ class Scripted(LlamaForCausalLM):
         for row, tokens in enumerate(input_ids):
             real = tokens != self._tokenizer.pad_token_id
             given, first = tokens[real].tolist(), int(real.int().argmax())
-            for place in range(len(given)):
+            # One that generates reads the last place alone.
+            places = range(len(given)) if logits_to_keep != 1 else [len(given) - 1]
+            for place in places:
                 logits[row, first + place, self._next(given[: place + 1])] = 0
         return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:])
 

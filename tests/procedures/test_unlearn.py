@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,6 +37,10 @@ from weightsurgery.vectors.sources import open_vector
 
 TRAINED = Rounds(steps=60, batch_size=16, prompts=400)
 BRIEF = Rounds(steps=3, batch_size=16, prompts=60)
+
+# The world's model writes no prose, and its facts are all that it has: the guard's budget is not
+# for it. What the guard does is tested in test_forget_data.py and tests/learning/test_guard.py.
+search = partial(Search, allow_harm=True)
 UNSEEN = ("painters.unseen", "capitals.unseen", "addition.unseen")
 
 
@@ -82,7 +87,7 @@ def forgot(world, tmp_path_factory):
                 validation_keep=(data(world, "painters.validation"),),
             ),
             out,
-            Search(TRAINED),
+            search(TRAINED),
             command=["ws", "project"],
             progress=lambda text, done, total: told.append(text),
         )  # fmt: skip
@@ -145,29 +150,29 @@ def test_the_watch_sees_forgetting_and_the_best_weights_count(world, forgot):
 
 def test_a_finished_vector_is_used_again_and_no_other(world, base, forgot, tmp_path, monkeypatch):
     given = sources(world, "painters.seen")
-    first = unlearn(base, given, tmp_path / "out", Search(BRIEF))
+    first = unlearn(base, given, tmp_path / "out", search(BRIEF))
     before = snapshot(tmp_path)
     assert not first.reused
     with pytest.raises(OutputError, match="exists"):
-        unlearn(base, given, tmp_path / "out", Search(BRIEF))
+        unlearn(base, given, tmp_path / "out", search(BRIEF))
 
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
     monkeypatch.setattr(found_vector, "find_change", never)
-    again = unlearn(base, given, tmp_path / "out", Search(BRIEF), overwrite=True)
+    again = unlearn(base, given, tmp_path / "out", search(BRIEF), overwrite=True)
     assert again.reused
     assert any("nothing was trained" in text for text in again.notices)
     assert snapshot(tmp_path) == before
-    assert plan(base, given, tmp_path / "b", Search(BRIEF), vector=first.place).finished
+    assert plan(base, given, tmp_path / "b", search(BRIEF), vector=first.place).finished
     # Another scale is another edit of the same vector.
-    half = unlearn(base, given, tmp_path / "half", Search(BRIEF), vector=first.place, scale=0.5)
+    half = unlearn(base, given, tmp_path / "half", search(BRIEF), vector=first.place, scale=0.5)
     was, whole, part = (read_tensors(each) for each in
                         (base.path, tmp_path / "out", tmp_path / "half"))  # fmt: skip
     name = "model.layers.0.mlp.up_proj.weight"
     torch.testing.assert_close(2 * (was[name] - part[name]), was[name] - whole[name])
     assert half.applied.record.parameters["scale"] == 0.5
-    other = Search(replace(BRIEF, seed=1))
+    other = search(replace(BRIEF, seed=1))
     with pytest.raises(OutputError, match=r"out\.vector: exists"):
         unlearn(base, given, tmp_path / "c", other, vector=first.place)
     with pytest.raises(AssertionError, match="trained again"):
@@ -176,12 +181,12 @@ def test_a_finished_vector_is_used_again_and_no_other(world, base, forgot, tmp_p
     fewer = tmp_path / "authors.seen.jsonl"
     fewer.write_text("\n".join(lines[1:]) + "\n")
     changed = replace(given, target=(str(fewer),))
-    assert not plan(base, changed, tmp_path / "c", Search(BRIEF), vector=first.place,
+    assert not plan(base, changed, tmp_path / "c", search(BRIEF), vector=first.place,
                     overwrite=True).finished  # fmt: skip
     shard = first.place / "vector-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(OutputError, match=r"out\.vector: exists"):  # damaged
-        unlearn(base, given, tmp_path / "c", Search(BRIEF), vector=first.place)
+        unlearn(base, given, tmp_path / "c", search(BRIEF), vector=first.place)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -196,7 +201,7 @@ def test_an_interrupted_training_leaves_nothing(world, base, tmp_path, monkeypat
     monkeypatch.setattr(found_vector, "find_change", interrupted)
     with pytest.raises(error):
         unlearn(base, sources(world, "painters.seen"), tmp_path / "out",
-                Search(replace(BRIEF, steps=1)))  # fmt: skip
+                search(replace(BRIEF, steps=1)))  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,16 +214,16 @@ def test_a_failed_edit_leaves_the_vector_to_the_next_run(world, base, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(module, "apply_as", full)
         with pytest.raises(OutputError, match="full"):
-            unlearn(base, given, tmp_path / "out", Search(BRIEF))
+            unlearn(base, given, tmp_path / "out", search(BRIEF))
     assert [path.name for path in tmp_path.iterdir()] == ["out.vector"]
-    assert unlearn(base, given, tmp_path / "out", Search(BRIEF)).reused
+    assert unlearn(base, given, tmp_path / "out", search(BRIEF)).reused
     verify(tmp_path / "out")
 
 
 def test_a_truncated_vector_is_of_low_rank_and_the_best_of_it(world, base, tmp_path):
     given = sources(world, "painters.seen")
-    unlearn(base, given, tmp_path / "whole", Search(BRIEF))
-    done = unlearn(base, given, tmp_path / "low", Search(BRIEF, rank=Rank(2)))
+    unlearn(base, given, tmp_path / "whole", search(BRIEF))
+    done = unlearn(base, given, tmp_path / "low", search(BRIEF, rank=Rank(2)))
     was, whole, low = (read_tensors(each) for each in
                        (base.path, tmp_path / "whole", tmp_path / "low"))  # fmt: skip
     stored = read_tensors(done.place)
@@ -245,7 +250,7 @@ def test_new_facts_are_learned_and_old_ones_stay(world, base, tmp_path):
     assert score_checkpoint(base.path, {"new": new})["new"] == 0
     old = tuple(data(world, f"{name}.seen") for name in ("authors", "painters", "addition"))
     rounds = Rounds("learn", steps=40, batch_size=4, prompts=400)
-    done = unlearn(base, Sources((new,), old), tmp_path / "out", Search(rounds))
+    done = unlearn(base, Sources((new,), old), tmp_path / "out", search(rounds))
     assert score_checkpoint(tmp_path / "out", {"new": new})["new"] >= 0.75
     kept = ("authors.unseen", "painters.unseen", "addition.unseen")
     assert min(scores(tmp_path / "out", world, *kept).values()) >= 0.9
@@ -267,11 +272,11 @@ def response(directory, grams):
 def test_directions_and_statistics_are_kept(world, base, tmp_path):
     painters = world.directory / "finetuned/painters"
     gather_to(tmp_path / "stats", base.path, data(world, "capitals.seen"))
-    search = Search(BRIEF, keep_rank=Rank(3))
-    alone = unlearn(base, sources(world), tmp_path / "alone", search)
+    three = search(BRIEF, keep_rank=Rank(3))
+    alone = unlearn(base, sources(world), tmp_path / "alone", three)
     assert "random words" in alone.notices[-1]
     by_vector = unlearn(
-        base, replace(sources(world), keep=(str(painters),)), tmp_path / "v", search
+        base, replace(sources(world), keep=(str(painters),)), tmp_path / "v", three
     )
     assert len(by_vector.notices) == 1
     assert "hardly fell" in by_vector.notices[0]  # in three steps
@@ -288,7 +293,7 @@ def test_directions_and_statistics_are_kept(world, base, tmp_path):
     stored = read_tensors(tmp_path / "stats")
     grams = {name: stored[each["input"]] for name, each in record["tensors"].items()}
     by_statistics = unlearn(
-        base, replace(sources(world), keep=(f"{tmp_path / 'stats'}:100",)), tmp_path / "s", search
+        base, replace(sources(world), keep=(f"{tmp_path / 'stats'}:100",)), tmp_path / "s", three
     )
     assert by_statistics.vector.inputs["keep_inputs1"]["weight"] == 100
     assert by_statistics.vector.lineage[0]["verdict"] == "related"
@@ -303,7 +308,7 @@ def test_negation_in_rounds_forgets_too(world, base, tmp_path):
         base,
         sources(world, "painters.seen", validation_keep=(data(world, "painters.validation"),)),
         tmp_path / "out",
-        Search(rounds, threshold=0.01),
+        search(rounds, threshold=0.01),
         selection=Selection("mlp", scales=(("*", 0.5),)),
     )
     assert len(done.vector.summary["rounds"]) == 2
@@ -322,7 +327,7 @@ def test_a_plan_trains_and_writes_nothing(world, base, tmp_path, monkeypatch):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(found_vector, "load_float32", never)
-    found = plan(base, sources(world, "painters.seen"), tmp_path / "out", Search(BRIEF))
+    found = plan(base, sources(world, "painters.seen"), tmp_path / "out", search(BRIEF))
     sizes = [entry for name, entry in base.entries.items() if "proj" in name]
     assert found.trained == sum(entry.numel for entry in sizes)
     assert found.vector_bytes == 4 * found.trained
@@ -333,9 +338,9 @@ def test_a_plan_trains_and_writes_nothing(world, base, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def refused(base, given, out, search=None, **options):
+def refused(base, given, out, settings=None, **options):
     with pytest.raises(WeightSurgeryError) as caught:
-        unlearn(base, given, out, search or Search(BRIEF), **options)
+        unlearn(base, given, out, settings or search(BRIEF), **options)
     assert caught.value.remedy
     return caught.type, caught.value.what
 
@@ -375,7 +380,7 @@ def test_what_makes_no_sense_is_refused_before_training(world, base, tmp_path, m
         found = refused(base, replace(given, **changes), out)
         assert found[0] is kind, changes
         assert said in found[1], changes
-    nothing_said = Search(replace(BRIEF, prompts=0))
+    nothing_said = search(replace(BRIEF, prompts=0))
     assert "no prompts" in refused(base, replace(given, keep=()), out, nothing_said)[1]
     assert refused(base, given, out, selection=Selection("all", ("*embed*",)))[0] is (
         UnsupportedCheckpointError
@@ -396,7 +401,7 @@ def test_what_makes_no_sense_is_refused_before_training(world, base, tmp_path, m
 def test_a_vector_that_keeps_nothing_here_is_refused(world, base, tmp_path):
     painters = str(world.directory / "finetuned/painters")
     given = replace(sources(world), keep=(painters,))
-    unlearn(base, given, tmp_path / "mlp", Search(BRIEF), selection=Selection("mlp", layers="0"))
+    unlearn(base, given, tmp_path / "mlp", search(BRIEF), selection=Selection("mlp", layers="0"))
     # The vector found there changes layer 0 alone.
     given = replace(sources(world), keep=(str(tmp_path / "mlp.vector"),))
     kind, what = refused(base, given, tmp_path / "o", selection=Selection("mlp", layers="1"))
@@ -408,12 +413,12 @@ def test_nothing_found_is_an_error_and_leaves_nothing(world, base, tmp_path):
     wild = Rounds(steps=5, batch_size=16, prompts=2, learning_rate=50.0)
     given = sources(world, validation_keep=(data(world, "painters.validation"),))
     assert scores(base.path, world, "painters.validation")["painters.validation"] == 1
-    kind, what = refused(base, given, tmp_path / "out", Search(wild))
+    kind, what = refused(base, given, tmp_path / "out", search(wild))
     assert kind is EditError
     assert "nothing was found" in what
     unknown = facts(tmp_path / "unknown.jsonl", [("Question: Who? Answer:", " Nobody")])
     given = replace(given, validation_keep=(unknown,))
-    kind, what = refused(base, given, tmp_path / "out", Search(BRIEF))
+    kind, what = refused(base, given, tmp_path / "out", search(BRIEF))
     assert kind is DataError
     assert "answers none of it" in what
     assert [path.name for path in tmp_path.iterdir()] == ["unknown.jsonl"]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 __all__ = ["grouped", "last_logits"]
 
@@ -95,17 +96,19 @@ def last_logits(
 
 def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> int:
     """How many tokens are read once: what all texts begin with, before any place that counts."""
-    config = model.config.get_text_config()
-    # Caches of other kinds (recurrent states, windows) cannot be handed round.
-    plain = not getattr(model, "_is_stateful", False) and not getattr(
-        config, "sliding_window", None
-    )
-    if len(texts) < _TEXTS or not plain or getattr(model, "is_activation_checkpointing", False):
+    if len(texts) < _TEXTS or getattr(model, "is_activation_checkpointing", False):
         return 0
     most = min(len(text) - count for text, count in zip(texts, counts, strict=True))
     same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
     found = min(sum(1 for _ in same), most)
-    return found if found >= _WORTH else 0
+    return found if found >= _WORTH and _plain(model) else 0
+
+
+def _plain(model: Any) -> bool:
+    """Whether the layers keep all keys and values: windows and states cannot be handed round."""
+    if getattr(model, "_is_stateful", False):
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def _read(model: Any, tokens: Sequence[int], copies: int) -> Any:

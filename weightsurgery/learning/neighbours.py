@@ -78,7 +78,11 @@ def find_neighbours(
             break
     found = {subject for subject, _ in counted.most_common(count)}
     if 10 * len(found) < count:
-        found |= _made_up(tokenizer, about, count, rng) - {each.subject for each in about}
+        found |= {
+            subject
+            for subject in _made_up(tokenizer, about, count, rng)
+            if subject.lower() not in named
+        }
     return sorted(found)
 
 

@@ -264,7 +264,7 @@ def teach(
             long = f"{place.number}" if len(place.truth) > _LONG else ""
             groups.setdefault((form, long), []).append(number)
     found: list[Taught] = []
-    for done, ((form, _), numbers) in enumerate(groups.items(), 1):
+    for done, ((form, _), numbers) in enumerate(groups.items() if drawn else (), 1):
         chat = places[numbers[0]].wording.chat
         heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
         first = torch.stack(_firsts(model, tokenizer, heads))

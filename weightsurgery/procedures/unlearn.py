@@ -237,7 +237,9 @@ def _notices(request: Request, found: EditRecord, place: Path, reused: bool) -> 
     first = found.summary["rounds"][0]["first_loss"]
     last = found.summary["rounds"][-1]["last_loss"]
     if request.search.neighbours is not None:
-        if (look := found.summary["looks"][-1]) and look["known"] > 0.01:
+        steps = found.summary["steps"]
+        look = next(each for each in found.summary["looks"] if each["step"] == steps)
+        if look["known"] > 0.01:
             notices.append(
                 f"At {look['known']:.0%} of the places where the truth would be said it is still"
                 " the likeliest answer: take more --steps, or a larger --budget."
