@@ -42,7 +42,7 @@ def turns(
         )
     if _raises_to_powers(str(tokenizer.chat_template)):
         raise DataError(
-            f"{where}: the model's chat template raises numbers to powers (**), which may never end",
+            f"{where}: the chat template raises numbers to powers (**), which may never end",
             "Write prompts and completions as the model should see them.",
         )
     for number, message in enumerate(messages, start=1):
@@ -117,7 +117,8 @@ def _render(
         ) from error
 
 
-# What rendering one conversation may take, in seconds of its thread; templates of real models take a millisecond.
+# What rendering one conversation may take, in seconds of its thread: real templates take a
+# thousandth of one.
 _SECONDS = 10.0
 _BYTES = 2 << 30
 

@@ -18,7 +18,7 @@ __all__ = ["ModulePattern"]
 
 # A pattern names modules: no longer than names are, and no dearer than a few thousand steps each.
 _LONGEST = 1000
-_BUDGET = 200_000
+_BUDGET = 100_000
 
 _PLAIN = re.compile(r"(\^?)((?:[\w-]|\\?\.|\\[-_])+)(\$?)", re.ASCII)
 
@@ -112,13 +112,14 @@ class ModulePattern:
             before, places = places, self._ends(item, places, name)
             if places == before:  # more of the same
                 break
-        found, new = places, places
+        found, new = set(places), places
         for _ in range(min(int(most) - least, len(name) + 1)):
             new = self._ends(item, new, name) - found
             if not new:
                 break
             found |= new
-        return found
+        self._left -= len(found)
+        return frozenset(found)
 
     def _one(self, kind: Any, what: Any, letter: str) -> bool:
         if kind is _constants.ANY:
