@@ -308,3 +308,27 @@ def test_a_copy_elsewhere_passes(out, tmp_path):
     (tmp_path / "elsewhere" / "model" / "one.safetensors").write_bytes(frame({}))
     refused(tmp_path / "elsewhere" / "model", "one.safetensors")
     verify(out)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["chat_template.jinja", "additional_chat_templates/x.jinja", "tokenization_x.py", "x.py",
+     "tokenizer_config.json", "generation_config.json", "adapter_config.json", "sub/config.json",
+     "custom_generate/generate.py", "vocab.json", "LICENSE", "x.pkl", "MODEL.SAFETENSORS",
+     "spiece.model"],
+)  # fmt: skip
+def test_what_was_added_is_named(out, name):
+    verify(out)
+    path = out / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"{}")
+    refused(out, f"{name}: ")
+    path.unlink()
+    path.symlink_to("nowhere")
+    refused(out, f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt", "scores.json", "picture.svg"])
+def test_what_loads_nothing_may_lie_beside(out, name):
+    (out / name).write_bytes(b"mine")
+    verify(out)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS
+from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.remembered import recall, remember, stamp
@@ -31,6 +31,7 @@ __all__ = [
     "file_sha256",
     "known_sha256",
     "read_record",
+    "unrecorded",
     "verify",
     "versions",
 ]
@@ -181,6 +182,9 @@ def verify(
 ) -> EditRecord:
     """Check that an output is what its record says: every byte of every file.
 
+    That finds damage and what was added. It finds no forgery: a record is not signed, and whoever
+    changes an output can write another one.
+
     Args:
         directory: The output.
         progress: Called with bytes checked so far and in all.
@@ -190,8 +194,8 @@ def verify(
 
     Raises:
         SourceError: There is no record.
-        VerificationError: Files are missing, changed, or there are weights the record does not
-            know; all of them are named.
+        VerificationError: Files are missing, changed, or there are some the record does not know
+            with which a model would be loaded; all of them are named.
     """
     directory = Path(directory)
     record = read_record(directory)
@@ -208,10 +212,11 @@ def verify(
         checked += facts["bytes"]
         if progress is not None:
             progress(checked, total)
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if name.lower().endswith(WEIGHT_ENDINGS) and name not in record.files:
+    for name in unrecorded(directory, record):
+        if name.lower().endswith(WEIGHT_ENDINGS):
             problems.append(f"{name}: weights that the record does not know")
+        elif companion_kind(name) is not None or name in _LOADED:
+            problems.append(f"{name}: loaded with a model, and the record does not know it")
     if not problems:
         try:
             read_layout(directory)
@@ -223,6 +228,21 @@ def verify(
             "Make it again with the recorded command, or download it again.",
         )
     return record
+
+
+# Loaded with a model where they lie there, and no companions of a base.
+_LOADED = ("adapter_config.json",)
+
+
+def unrecorded(directory: Path, record: EditRecord) -> list[str]:
+    """What lies in an output and is none of its own: names relative to it, sorted."""
+    own = {os.path.normpath(name) for name in (*record.files, RECORD_NAME)}
+    return sorted(
+        name
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+        if (name := path.relative_to(directory).as_posix()) not in own
+    )
 
 
 def _problem(directory: Path, name: str, facts: Mapping[str, Any]) -> str | None:

@@ -17,12 +17,22 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.unused import mark_used, remove_unused
 
-__all__ = ["Stamp", "cache_directory", "cache_folder", "declare", "recall", "remember", "stamp"]
+__all__ = [
+    "Stamp",
+    "cache_directory",
+    "cache_folder",
+    "declare",
+    "recall",
+    "remember",
+    "stamp",
+    "told",
+]
 
 # Smaller files are read again: that is as fast.
 LEAST_BYTES = 1 << 22
@@ -79,24 +89,33 @@ def _place(path: Path) -> Path:
     return cache_directory() / "sha256" / f"{name}.json"
 
 
-_declared: dict[Path, str] = {}
+_declared: dict[Path, tuple[str, Callable[[], Path | None]]] = {}
 
 
-def declare(path: Path, digest: str) -> None:
+def declare(path: Path, digest: str, whole: Callable[[], Path | None] = lambda: None) -> None:
     """Note the digest of a file that is not here in whole, as the Hub gives it for a commit.
 
     Args:
         path: What the file is called: ``org/name@commit/file``. Where a file of that name lies
             here all the same, its own digest counts.
         digest: SHA-256, hexadecimal.
+        whole: Where all of its bytes are by now, to be hashed; None while some are missing.
     """
-    _declared[path] = digest
+    _declared[path] = digest, whole
+
+
+def told(path: Path) -> tuple[str, Path | None] | None:
+    """A declared digest, and where the whole file is; None for a file that is here or unknown."""
+    if path not in _declared or os.path.lexists(path):
+        return None
+    digest, whole = _declared[path]
+    return digest, whole()
 
 
 def recall(path: Path) -> str | None:
     """The digest of a file that has not changed since it was hashed; None if there is none."""
     if path in _declared and not os.path.lexists(path):
-        return _declared[path]
+        return _declared[path][0]
     place = _place(path)
     try:
         if not _is_ours_alone(place):

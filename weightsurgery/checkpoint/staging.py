@@ -89,7 +89,7 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
 
     Raises:
         OutputError: The target is, holds, or lies in an input; or it exists, and ``overwrite``
-            is not set or it was not written by this tool.
+            is not set, or it or a file in it was not written by this tool.
     """
     for given in inputs:
         source = given.resolve()
@@ -115,10 +115,30 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{target}: exists", "Choose another name, or pass --overwrite.")
+    _check_ours(target)
+
+
+def _check_ours(target: Path) -> None:
+    """Refuse to replace what this tool did not write.
+
+    Raises:
+        OutputError: There is no record that can be read, or a file that it does not know.
+    """
+    from weightsurgery.checkpoint.record import read_record, unrecorded
+
+    remedy = "Remove it yourself, or choose another name; --overwrite replaces ws outputs only."
     if not (target / RECORD_NAME).is_file():
+        raise OutputError(f"{target}: holds no {RECORD_NAME}, so it was not written by ws", remedy)
+    try:
+        found = unrecorded(target, read_record(target))
+    except WeightSurgeryError as error:
+        why = f"{target}: was not written by ws, as far as can be told ({error.what})"
+        raise OutputError(why, remedy) from None
+    if found:
+        more = f" and {len(found) - 1} more" if found[1:] else ""
         raise OutputError(
-            f"{target}: holds no {RECORD_NAME}, so it was not written by ws",
-            "Remove it yourself, or choose another name; --overwrite replaces ws outputs only.",
+            f"{target}: holds {found[0]}{more}, which ws did not write there",
+            "Move it away first, or choose another name; --overwrite replaces what ws wrote.",
         )
 
 

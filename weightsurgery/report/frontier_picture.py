@@ -14,6 +14,7 @@ from weightsurgery.errors import OutputError, WeightSurgeryError
 from weightsurgery.report.bench_figures import is_stage, row_name
 from weightsurgery.report.frontier import FAMILIES, Panel, Point, panels
 from weightsurgery.report.labels import place
+from weightsurgery.report.page import PLAIN_TEXT
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.bench.results import Bench
@@ -81,7 +82,7 @@ def draw_frontier(
     target = Path(path)
     kind = target.suffix.lower()[1:]
     # Text stays text, and ids of an SVG are the same each time.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "weightsurgery"}):
+    with mpl.rc_context(PLAIN_TEXT):
         figure = _figure(found, families)
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
