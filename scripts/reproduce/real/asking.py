@@ -249,4 +249,3 @@ class Asker:
             ).last_hidden_state[:, -1]
             lengths = lengths + 1
         return said
-

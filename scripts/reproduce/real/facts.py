@@ -152,9 +152,7 @@ def first_sentence(answer: str) -> str:
     return re.split(r"(?<=\w{3}[.!?])\s", line, maxsplit=1)[0]
 
 
-def divide(
-    request: Request, known: Iterable[Fact], seed: int, given: float = 0.5
-) -> Division:
+def divide(request: Request, known: Iterable[Fact], seed: int, given: float = 0.5) -> Division:
     """Divide what a model knows by a request.
 
     Args:

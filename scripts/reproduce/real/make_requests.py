@@ -44,7 +44,9 @@ class Memory:
             self.asker = self.asker or Asker(self.checkpoint)
             asked = [
                 Asked(
-                    self.asker.chat(wording.ask(facts[i])) if wording.chat else wording.ask(facts[i]),
+                    self.asker.chat(wording.ask(facts[i]))
+                    if wording.chat
+                    else wording.ask(facts[i]),
                     wording.completion(facts[i]),
                     facts[i].answer,
                     wording.free,

@@ -121,7 +121,9 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measure(base: Path, made: Path, name: str, seed: int, system: System, work: Path) -> dict[str, Any]:
+def measure(
+    base: Path, made: Path, name: str, seed: int, system: System, work: Path
+) -> dict[str, Any]:
     """A row: edit, score, and forget the edited model."""
     folder = made / f"seed{seed}" / name
     work.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,9 @@ class Base:
 
     @staticmethod
     def _mark(row: Asked) -> str:
-        return hashlib.sha256(json.dumps([VERSION, *asdict(row).values()]).encode()).hexdigest()[:24]
+        return hashlib.sha256(json.dumps([VERSION, *asdict(row).values()]).encode()).hexdigest()[
+            :24
+        ]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -253,9 +255,7 @@ def score(base: Base, edited: Asker, folder: Path, most: int) -> dict[str, Any]:
     """All figures of an edited model as one document."""
     found = sets(folder, most)
     by_name = {facts.name: facts for facts in found}
-    questions = {
-        facts.name: [asked(row, edited.chat) for row in facts.rows] for facts in found
-    }
+    questions = {facts.name: [asked(row, edited.chat) for row in facts.rows] for facts in found}
     rows = []
     # All at once, so that batches are full and questions of one wording share their beginning.
     flat = [(name, each) for name, asked_ in questions.items() for each in asked_]
@@ -280,9 +280,7 @@ def score(base: Base, edited: Asker, folder: Path, most: int) -> dict[str, Any]:
     return {
         "request": folder.name,
         "rows": [asdict(row) for row in rows],
-        "prose": prose_scores(
-            texts, states, base.model.head, prose_states(edited)[1], edited.head
-        ),
+        "prose": prose_scores(texts, states, base.model.head, prose_states(edited)[1], edited.head),
         "free": {
             "base": base.kept("free", prose_key(), lambda: generations(base.model)),
             "edited": generations(edited),
@@ -345,9 +343,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    document = score(
-        Base(given.base, given.cache), Asker(given.edited), given.request, given.most
-    )
+    document = score(Base(given.base, given.cache), Asker(given.edited), given.request, given.most)
     if given.json:
         partial = given.json.with_suffix(".partial")
         partial.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
