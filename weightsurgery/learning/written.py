@@ -139,5 +139,13 @@ def ordinary_texts(
     if frame is not None:
         head = tokenizer(frame[0], add_special_tokens=False)["input_ids"]
         begun += [list(head) if head else start] * (count // 2)
-    made = sampled(model, tokenizer, begun, length, stage="ordinary language", progress=progress)
+    # Every second one a likely text, the others any.
+    begun = [*begun[::2], *begun[1::2]]
+    half = -(-len(begun) // 2)
+    made: list[list[int]] = []
+    for warmth, some in ((0.7, begun[:half]), (1.0, begun[half:])):
+        made += sampled(
+            model, tokenizer, some, length, temperature=warmth, stage="ordinary language",
+            progress=progress,
+        )  # fmt: skip
     return [[*head, *tokens] for head, tokens in zip(begun, made, strict=True) if len(tokens) > 3]
