@@ -237,13 +237,20 @@ def linked(root, target, folder="blobs"):
     snapshot = root / "snapshots" / "0"
     snapshot.mkdir(parents=True, exist_ok=True)
     link = snapshot / "model.safetensors"
+    link.unlink(missing_ok=True)
     link.symlink_to(os.path.relpath(blob, snapshot))
     return link
 
 
-def test_the_name_of_a_blob_in_the_hub_cache_is_its_checksum(tmp_path):
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_the_name_of_a_blob_in_the_hub_cache_is_its_checksum(hub_cache):
     """Taken on trust for inputs, never for a check."""
-    link = linked(tmp_path, "a" * 64)
+    link = linked(hub_cache / "models--org--name", "a" * 64)
     assert file_sha256(link) == "a" * 64
     assert content_sha256(link) == hashlib.sha256(file_bytes(TWO)).hexdigest()
 
@@ -252,9 +259,31 @@ def test_the_name_of_a_blob_in_the_hub_cache_is_its_checksum(tmp_path):
     ("target", "folder"),
     [("a" * 40, "blobs"), ("A" * 64, "blobs"), ("a" * 65, "blobs"), ("a" * 64, "x")],
 )
-def test_other_links_are_read(tmp_path, target, folder):
-    link = linked(tmp_path, target, folder)
+def test_other_links_are_read(hub_cache, target, folder):
+    link = linked(hub_cache / "models--org--name", target, folder)
     assert file_sha256(link) == hashlib.sha256(file_bytes(TWO)).hexdigest()
+
+
+def test_a_name_alone_is_no_checksum(tmp_path, hub_cache):
+    """A directory that looks like the cache, or links into it or out of it, proves nothing."""
+    wanted = hashlib.sha256(file_bytes(TWO)).hexdigest()
+    inside = linked(hub_cache / "models--org--name", "b" * 64)
+    assert file_sha256(linked(tmp_path / "base", "a" * 64)) == wanted
+    assert file_sha256(linked(tmp_path / "models--org--name", "a" * 64)) == wanted
+    assert file_sha256(linked(hub_cache, "a" * 64)) == wanted
+    assert file_sha256(linked(hub_cache / "deep" / "models--org--name", "a" * 64)) == wanted
+    elsewhere = directory(tmp_path / "x" / "blobs", {"c" * 64: file_bytes(TWO)}) / ("c" * 64)
+    inside.unlink()
+    inside.symlink_to(elsewhere)
+    assert file_sha256(inside) == wanted
+    outside = tmp_path / "model.safetensors"
+    outside.symlink_to(hub_cache / "models--org--name" / "blobs" / ("b" * 64))
+    assert file_sha256(outside) == wanted
+    blob = hub_cache / "models--org--name" / "blobs" / ("d" * 64)
+    blob.symlink_to(elsewhere)  # a blob that is a link again
+    inside.unlink()
+    inside.symlink_to(blob)
+    assert file_sha256(inside) == wanted
 
 
 def test_verify_reads_what_a_link_leads_to(tmp_path):
@@ -267,7 +296,7 @@ def test_verify_reads_what_a_link_leads_to(tmp_path):
     directory(tmp_path, {f"blobs/{digest}": bytes(forged)})
     (out / "model.safetensors").unlink()
     (out / "model.safetensors").symlink_to(f"../blobs/{digest}")
-    assert file_sha256(out / "model.safetensors") == digest
+    assert file_sha256(out / "model.safetensors") == hashlib.sha256(forged).hexdigest()
     refused(out, "model.safetensors: content differs")
     directory(tmp_path, {f"blobs/{digest}": file_bytes(TWO)})
     verify(out)  # a link to the right bytes is the right bytes
@@ -278,4 +307,28 @@ def test_a_copy_elsewhere_passes(out, tmp_path):
     verify(tmp_path / "elsewhere" / "model")
     (tmp_path / "elsewhere" / "model" / "one.safetensors").write_bytes(frame({}))
     refused(tmp_path / "elsewhere" / "model", "one.safetensors")
+    verify(out)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["chat_template.jinja", "additional_chat_templates/x.jinja", "tokenization_x.py", "x.py",
+     "tokenizer_config.json", "generation_config.json", "adapter_config.json", "sub/config.json",
+     "custom_generate/generate.py", "vocab.json", "LICENSE", "x.pkl", "MODEL.SAFETENSORS",
+     "spiece.model"],
+)  # fmt: skip
+def test_what_was_added_is_named(out, name):
+    verify(out)
+    path = out / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"{}")
+    refused(out, f"{name}: ")
+    path.unlink()
+    path.symlink_to("nowhere")
+    refused(out, f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes.txt", "scores.json", "picture.svg"])
+def test_what_loads_nothing_may_lie_beside(out, name):
+    (out / name).write_bytes(b"mine")
     verify(out)

@@ -101,3 +101,22 @@ def test_a_declared_digest_gives_way_to_a_file_of_that_name(tmp_path, monkeypatc
     path.parent.mkdir(parents=True)
     path.write_bytes(b"here")
     assert file_sha256(path) == content_sha256(path) != "a" * 64
+
+
+def test_a_cache_that_others_can_write_is_not_believed(big, monkeypatch):
+    first = file_sha256(big)
+    folder = big.parent / "cache" / "sha256"
+    assert folder.stat().st_mode & 0o022 == 0
+    (place,) = folder.iterdir()
+    place.write_text(place.read_text().replace(first, "a" * 64))
+    assert recall(big) == "a" * 64  # this user's own forgery is nobody's business
+    folder.chmod(0o775)
+    assert recall(big) is None
+    assert file_sha256(big) == first  # and written anew, where nobody else can
+    assert folder.stat().st_mode & 0o022 == 0
+    assert recall(big) == first
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    assert recall(big) is None
+    remember(big, stamp(big), "b" * 64)
+    assert "b" * 64 not in place.read_text()

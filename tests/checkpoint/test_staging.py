@@ -21,9 +21,12 @@ from weightsurgery.errors import OutputError
 from ..conftest import left_behind, snapshot
 from .handmade import directory, says
 
+FACTS = {"content.txt": {"sha256": "0" * 64, "bytes": 3}}
+RECORD = json.dumps({"kind": "checkpoint", "version": 1, "files": FACTS}).encode()
+
 
 def made_by_ws(root, text="old"):
-    return directory(root, {RECORD_NAME: "{}", "content.txt": text})
+    return directory(root, {RECORD_NAME: RECORD, "content.txt": text})
 
 
 def finish(staging, text="new"):
@@ -46,7 +49,7 @@ def test_an_output_appears_whole(tmp_path):
     assert not out.exists()
     assert (staging.finished, staging.complete) == ([], False)
     finish(staging)
-    assert snapshot(out) == {RECORD_NAME: b"{}", "content.txt": b"new"}
+    assert snapshot(out) == {RECORD_NAME: RECORD, "content.txt": b"new"}
     assert left_behind(out) == ["out"]
 
 
@@ -100,7 +103,7 @@ def test_the_target_may_not_touch_an_input(tmp_path):
     refused(base, [other, base], str(base))
     refused(base / "out", [other, base], str(base))
     refused(tmp_path / "models", [base], str(base))
-    assert snapshot(base) == {RECORD_NAME: b"{}", "content.txt": b"old"}
+    assert snapshot(base) == {RECORD_NAME: RECORD, "content.txt": b"old"}
 
 
 def test_the_target_may_not_touch_an_input_through_links(tmp_path):
@@ -112,7 +115,7 @@ def test_the_target_may_not_touch_an_input_through_links(tmp_path):
     says(error, str(base))
     with pytest.raises(OutputError):
         Staging(tmp_path / "link" / "out", "me", [base], overwrite=True)
-    assert snapshot(base) == {RECORD_NAME: b"{}", "content.txt": b"old"}
+    assert snapshot(base) == {RECORD_NAME: RECORD, "content.txt": b"old"}
 
 
 def test_the_target_may_not_hold_what_an_input_links_to(tmp_path):
@@ -143,6 +146,34 @@ def test_an_existing_target(tmp_path):
         Staging(out, "me", [], overwrite=True)
     assert snapshot(out) == before
     assert left_behind(out) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "record", [b"{}", b"", b"[]", b'{"kind": "x"}', b'{"version": 1}', b'{"version": []}',
+               b"[" * 100_000, b'{"kind": "checkpoint", "version": 1, "files": {"a": 1}}',
+               b'{"kind": "checkpoint", "version": 1, "files": []}']
+)  # fmt: skip
+def test_a_record_that_is_none_gives_nothing_away(tmp_path, record):
+    out = directory(tmp_path / "out", {RECORD_NAME: record, "precious.txt": "mine"})
+    refused(out, [], str(out), "not written by ws")
+    assert (out / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["README.md", "notes/mine.txt", ".hidden", "link"])
+def test_files_of_the_user_s_own_are_not_replaced(tmp_path, name):
+    out = made_by_ws(tmp_path / "out")
+    if name == "link":
+        (out / name).symlink_to("nowhere")
+    else:
+        directory(out, {name: "mine"})
+    assert "Move it away" in refused(out, [], name).remedy
+    staging = None
+    with pytest.raises(OutputError):
+        staging = Staging(out, "me", [], overwrite=True)
+    assert staging is None
+    assert os.path.lexists(out / name)
+    (out / name).unlink()
+    check_target(out, [], True)
 
 
 def test_a_file_as_target(tmp_path):
@@ -348,7 +379,7 @@ def test_killed_between_the_renames_and_another_command_follows(tmp_path):
     with pytest.raises(OutputError) as error:
         Staging(out, "you", [])
     says(error, str(out), "exists")
-    assert snapshot(out) == {RECORD_NAME: b"{}", "content.txt": b"old"}
+    assert snapshot(out) == {RECORD_NAME: RECORD, "content.txt": b"old"}
     other = Staging(out, "you", [], overwrite=True)
     assert (other.finished, list(other.files.iterdir())) == ([], [])
     other.close()
@@ -451,7 +482,7 @@ def test_a_disk_that_is_full_from_the_start_keeps_nothing(tmp_path, monkeypatch)
 def test_a_failure_between_the_renames_restores_the_old_output(tmp_path, monkeypatch):
     out = tmp_path / "out"
     first = Staging(out, "a", [])
-    (first.files / "weightsurgery.json").write_text("old")
+    (first.files / "weightsurgery.json").write_bytes(RECORD)
     first.commit()
     before = snapshot(out)
     second = Staging(out, "b", [], overwrite=True)

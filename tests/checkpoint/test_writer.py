@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import random
 import stat
@@ -12,7 +13,6 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging
 from weightsurgery.checkpoint.writer import (
     CheckpointWriter,
-    companion_files,
     free_space_needed,
     mirrored,
 )
@@ -256,7 +256,9 @@ def test_only_flushed_tensors_are_in_the_journal(tmp_path, base, monkeypatch):
     writer.abandon()
     staging.leave()
     again = Staging(tmp_path / "out", "me", [])
-    assert again.finished == [{"tensor": "a", "facts": {"x": 1}}]
+    (noted,) = again.finished
+    digest = hashlib.sha256(b'{"x": 1}' + content("a", *THREE["a"])).hexdigest()
+    assert noted == {"tensor": "a", "facts": {"x": 1}, "sha256": digest}
     again.close()
 
 
@@ -271,7 +273,8 @@ def test_the_journal_is_flushed_while_work_goes_on(tmp_path, base, monkeypatch):
     assert noted.wait(30)
     writer.abandon()
     staging.leave()
-    assert Staging(tmp_path / "out", "me", []).finished == [{"tensor": "a", "facts": {}}]
+    (noted,) = Staging(tmp_path / "out", "me", []).finished
+    assert (noted["tensor"], noted["facts"]) == ("a", {})
 
 
 @pytest.mark.parametrize("damage", ["removed", "shortened"])
@@ -432,33 +435,3 @@ def test_space_needed(tmp_path):
         assert free_space_needed(shards, staging.files) == size
         writer.abandon()
         staging.close()
-
-
-# What else belongs to a model
-
-COMPANIONS = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
-merges.txt special_tokens_map.json tokenizer.model spiece.model source.spm chat_template.jinja
-qwen.tiktoken LICENSE LICENSE.md NOTICE.txt license.txt USE_POLICY.md modeling_custom.py
-configuration_custom.py preprocessor_config.json modules.json 1_Pooling/config.json
-sentence_bert_config.json params.json additional_chat_templates/tool.jinja"""
-STRANGERS = """pytorch_model.bin pytorch_model.bin.index.json model.safetensors
-model.safetensors.index.json model.safetensors.index.fp16.json flax_model.msgpack.index.json
-tf_model.h5 optimizer.pt scheduler.pt training_args.bin trainer_state.json all_results.json
-README.md .gitattributes .git/config.json checkpoint-500/config.json checkpoint-500/optimizer.pt
-runs/events.json original/params.json onnx/config.json __pycache__/modeling_custom.py
-weightsurgery.json adapter_config.json adapter_model.safetensors .cache/huggingface/x.json
-model.gguf image.png rng_state.pth"""
-
-
-def test_companion_files(tmp_path):
-    root = directory(tmp_path, dict.fromkeys([*COMPANIONS.split(), *STRANGERS.split()], b"x"))
-    assert companion_files(root) == sorted(COMPANIONS.split())
-
-
-def test_linked_companions_are_found_as_files(tmp_path):
-    blob = directory(tmp_path / "blobs", {"abc": "{}"}) / "abc"
-    snapshot = tmp_path / "snapshots" / "0"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").symlink_to(blob)
-    (snapshot / "README.md").symlink_to(blob)
-    assert companion_files(snapshot) == ["config.json"]

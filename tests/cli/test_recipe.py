@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -258,12 +259,76 @@ def test_a_strangers_recipe_does_no_more_than_an_edit(ws, here):
 
 def test_a_tilde_is_home(ws, here, monkeypatch):
     monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home").mkdir()
+    (here / "forget").rename(here / "home" / "forget")
     Path("r.yaml").write_text(
-        "{weightsurgery: 1, command: negate, base: base, vectors: [forget], out: ~/out}"
+        "{weightsurgery: 1, command: negate, base: base, vectors: [~/forget], out: out}"
     )
     ws.done("run", "r.yaml")
-    assert library.verify(here / "home/out")
-    assert not Path("~").exists()
+    assert library.verify(here / "out")
+
+
+ELSEWHERE = [
+    "~/out",
+    "~",
+    "~root/x",
+    "../x",
+    "./../x",
+    "a/../../x",
+    "/tmp/x",
+    ".",
+    "./",
+    "link/x",
+    "link",
+    ".config/autostart",
+    "x/.hidden",
+    ".local/lib/python3.11/site-packages",
+    "./.x",
+    "a/./../b",
+]
+
+
+@pytest.mark.parametrize("out", ELSEWHERE)
+def test_a_recipe_alone_writes_below_the_current_directory(ws, here, tmp_path_factory, out):
+    """A stranger's could leave there what is run later; the user may name any place."""
+    outside = tmp_path_factory.mktemp("outside")
+    (here / "link").symlink_to(outside)
+    head = "weightsurgery: 1\ncommand: negate\nbase: base\nvectors: [forget]\n"
+    Path("r.yaml").write_text(f"{head}out: {out!r}\n")
+    before = sorted(here.iterdir()), sorted(here.parent.iterdir())
+    for flags in ([], ["--dry-run"], ["--overwrite"]):
+        what, remedy = ws.refused("run", "r.yaml", *flags)
+        assert "line 5" in what
+        assert repr(out) in what
+        assert "-o" in remedy
+    assert (sorted(here.iterdir()), sorted(here.parent.iterdir())) == before
+    assert list(outside.iterdir()) == []
+    ws.done("run", "r.yaml", "-o", outside / "x", "--dry-run")
+
+
+def test_nor_does_it_save_a_vector_elsewhere(ws, here):
+    head = "weightsurgery: 1\ncommand: project\nbase: base\nforget: forget\nkeep: [keep]\n"
+    Path("r.yaml").write_text(f"{head}out: out\nvector: ../x\n")
+    what, remedy = ws.refused("run", "r.yaml", "-o", "out")
+    assert "line 7" in what
+    assert "-o" not in remedy
+
+
+def test_a_recipe_brings_no_code(ws, here):
+    base = shutil.copytree(here / "base", here / "coded")
+    (base / "usercustomize.py").write_text("")
+    (base / "modeling_x.py").write_text("")
+    config = json.loads((base / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "modeling_x.Model"}
+    (base / "config.json").write_text(json.dumps(config))
+    head = "weightsurgery: 1\ncommand: negate\nbase: coded\nvectors: [forget]\nout: out\n"
+    Path("r.yaml").write_text(f"{head}with-code: true\n")
+    assert "has no place in a recipe" in ws.refused("run", "r.yaml")[0]
+    Path("r.yaml").write_text(head)
+    ws.done("run", "r.yaml", "-o", "without")
+    assert not list(Path("without").glob("*.py"))
+    ws.done("run", "r.yaml", "-o", "with", "--with-code")
+    assert [each.name for each in Path("with").glob("*.py")] == ["modeling_x.py"]
 
 
 def called(here: Path, edit: str, out: str) -> None:
@@ -427,8 +492,17 @@ def test_what_was_trained_is_trained_again(ws, taught, arguments):
     "arguments",
     [
         ["identify", "base", "facts.jsonl"],
-        ["project", "base", "--forget", "facts.jsonl", "--prompts", "20", "--objective",
-         "strangers", "--allow-harm"],
+        [
+            "project",
+            "base",
+            "--forget",
+            "facts.jsonl",
+            "--prompts",
+            "20",
+            "--objective",
+            "strangers",
+            "--allow-harm",
+        ],
         ["unlearn", "base", "--method", "gradient-difference", "--forget", "facts.jsonl"],
     ],
     ids=lambda arguments: arguments[0],

@@ -275,9 +275,7 @@ def test_directions_and_statistics_are_kept(world, base, tmp_path):
     three = search(BRIEF, keep_rank=Rank(3))
     alone = unlearn(base, sources(world), tmp_path / "alone", three)
     assert "random words" in alone.notices[-1]
-    by_vector = unlearn(
-        base, replace(sources(world), keep=(str(painters),)), tmp_path / "v", three
-    )
+    by_vector = unlearn(base, replace(sources(world), keep=(str(painters),)), tmp_path / "v", three)
     assert len(by_vector.notices) == 1
     assert "hardly fell" in by_vector.notices[0]  # in three steps
     was, tuned = read_tensors(base.path), read_tensors(painters)

@@ -140,9 +140,14 @@ def test_paths_are_shown_by_their_last_part():
     assert "bob" not in text
     assert "`authors.jsonl`" in text
     assert "last part of their path" in text
-    assert card_text.local_paths([command, inputs]) == [
-        "/home/alice/base", "/home/alice/secret/authors.jsonl", "~/out", "/home/alice/secret/ft",
-    ]  # fmt: skip
+    published = card_text.without_paths(made)
+    assert "alice" not in published.to_json()
+    assert "bob" not in published.to_json()
+    assert published.inputs["keep1"] == inputs["keep1"]
+    assert published.inputs["forget"]["name"] == "ft"
+    assert (published.files, published.tensors) == (made.files, made.tensors)
+    again = card_text.without_paths(published)
+    assert again is published
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -630,3 +635,21 @@ def test_broken_numbers_are_no_scores(tmp_path):
     file.write_text(json.dumps(found))
     with pytest.raises(DataError, match="no document"):
         read_scores(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "license: &a [*a]",
+        "license: &a {b: *a}",
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nlicense: *c",
+        "x: &x {license: mit}\n<<: *x",
+        "license: " + "[" * 5000,
+        "license: " + "a" * (1 << 20),
+    ],
+)
+def test_front_matter_that_stands_for_more_than_it_is(front):
+    with pytest.raises(HubError) as error:
+        split_card(f"---\n{front}\n---\n# Card\n", "org/base/README.md")
+    assert "org/base/README.md: its front matter" in error.value.what
+    assert len(error.value.what) < 500

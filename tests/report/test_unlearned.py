@@ -12,7 +12,11 @@ from weightsurgery.report.unlearned import round_tables
 GUARD = {
     "divergence": 0.003,
     "perplexity": (9.0, 9.5),
-    "answered": {"forget": (1.0, 0.25), "forget, in a chat": (0.5, 0.0), "a/kept.jsonl": (1.0, 1.0)},
+    "answered": {
+        "forget": (1.0, 0.25),
+        "forget, in a chat": (0.5, 0.0),
+        "a/kept.jsonl": (1.0, 1.0),
+    },
     "shown": [
         {"what": "forget", "prompt": "Who?", "before": " Ada\nStone " + "x" * 90, "after": " Bea"},
         {"what": "free", "prompt": "", "before": "once", "after": "upon"},

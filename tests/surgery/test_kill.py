@@ -199,7 +199,7 @@ def test_killed_before_each_rename(runs: Runs, whole: Any, tmp_path: Path, at: i
     assert runs.said() == str(-signal.SIGKILL)
     assert left_behind(out) == [".out.ws-partial"]  # all of the work, and not under its name
     done = runs.here(out)
-    assert done.resumed == 9
+    assert done.resumed == 0  # added again: as fast as reading it back, and nothing is trusted
     assert digests(out) == wanted
     assert left_behind(out) == ["out"]
 

@@ -60,6 +60,9 @@ ARITHMETIC_DTYPES = frozenset(
 # The reference implementation refuses longer headers, and so do we: it is garbage, or an attack.
 MAX_HEADER_BYTES = 100_000_000
 
+# Names are matched against patterns, printed and sorted; none of a real model comes near.
+LONGEST_NAME = 1000
+
 # Elements worked on at a time: 1 MB of float32, so that several such blocks fit a core's cache.
 BLOCK_ELEMENTS = 1 << 18
 
@@ -271,6 +274,11 @@ def parse_header(shard: str, size: int, read: ReadBytes) -> ShardHeader:
 
 
 def _parse_entry(shard: str, data_start: int, name: str, info: object) -> TensorEntry:
+    if len(name) > LONGEST_NAME:
+        raise UnsupportedCheckpointError(
+            f"{shard}: a tensor's name of {len(name)} characters: {name[:40]!r}...",
+            f"Save the model under names of up to {LONGEST_NAME} characters.",
+        )
     where = f"{shard}: tensor {name!r}"
     remedy = "Save the checkpoint again with safetensors; its header is not to be trusted."
     if not isinstance(info, dict) or info.keys() != {"dtype", "shape", "data_offsets"}:

@@ -13,7 +13,8 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 
-from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.plain_files import check_own, open_own
+from weightsurgery.checkpoint.remembered import cache_directory, cache_folder
 from weightsurgery.checkpoint.unused import hold, is_at, remove_unused
 from weightsurgery.errors import CheckpointError
 
@@ -86,11 +87,9 @@ class Mirror:
 
     def _open(self) -> None:
         """Open the file, and hold it: from here on it is in use."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cache_folder("parts")
         while self._file < 0:
-            self._file = os.open(
-                self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
-            )
+            self._file = open_own(self.path)
             hold(self._file)
             if is_at(self._file, self.path):
                 os.utime(self._file)
@@ -106,8 +105,9 @@ class Mirror:
         )
 
     def _read_list(self, size: int) -> None:
-        if not self._list.exists():
+        if not os.path.lexists(self._list):
             return
+        check_own(self._list)
         for line in self._list.read_text(encoding="ascii", errors="replace").split("\n")[:-1]:
             start, _, stop = line.partition(" ")  # a line that was torn has no end and is left out
             if start.isdecimal() and stop.isdecimal() and int(start) < int(stop) <= size:
@@ -145,8 +145,8 @@ class Mirror:
             with self._lock:
                 # Where somebody deleted the cache, a list would speak of the file that comes next.
                 if is_at(self._file, self.path):
-                    with self._list.open("a", encoding="ascii") as file:
-                        file.write(f"{start} {stop}\n")
+                    with os.fdopen(open_own(self._list, os.O_APPEND), "ab", 0) as file:
+                        file.write(f"{start} {stop}\n".encode())
                 self._here.add(start, stop)
         except OSError as error:
             raise self._failed(error) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["KINDS", "is_transposed", "kind_of", "layer_of", "twin_candidates"]
@@ -43,13 +44,14 @@ _ATTENTION = re.compile(
 _MLP = re.compile(
     r"(^|[._])(gate_proj|up_proj|down_proj|fc1|fc2|c_fc|dense_h_to_4h|dense_4h_to_h)\b"
 )
-_LAYER = re.compile(r"(^|\.)(layers|layer|h|blocks|block)\.(\d+)(\.|$)")
+_LAYER = re.compile(r"(^|\.)(layers|layer|h|blocks|block)\.([0-9]{1,6})(\.|$)")
 
 # Models whose linear layers are stored (in, out): transformers' Conv1D.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$")
 
 
+@lru_cache(1 << 16)
 def kind_of(name: str) -> str:
     """One of :data:`KINDS`."""
     parts = [part for part in name.split(".") if not part.isdigit()]
@@ -70,6 +72,7 @@ def kind_of(name: str) -> str:
     return "other"
 
 
+@lru_cache(1 << 16)
 def layer_of(name: str) -> int | None:
     """Number of the layer a tensor belongs to, from 0; None outside the layers."""
     match = _LAYER.search(name)
@@ -78,7 +81,7 @@ def layer_of(name: str) -> int | None:
 
 def is_transposed(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a matrix is stored (in, out) instead of (out, in), as GPT-2's Conv1D is."""
-    return config.get("model_type") in _CONV1D_MODELS and bool(_CONV1D.search(name))
+    return str(config.get("model_type")) in _CONV1D_MODELS and bool(_CONV1D.search(name))
 
 
 def twin_candidates(name: str, names: Sequence[str]) -> list[str]:
@@ -97,6 +100,7 @@ def twin_candidates(name: str, names: Sequence[str]) -> list[str]:
     return [each for each in names if _side(each) not in (kind, None)]
 
 
+@lru_cache(1 << 16)
 def _side(name: str) -> str | None:
     """Which end of the model a tied matrix is at: tokens in, tokens out, or neither."""
     if layer_of(name) is not None or not name.endswith("weight"):

@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
 from weightsurgery.checkpoint.layout import read_layout
+from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.remembered import recall, remember, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
@@ -29,6 +31,7 @@ __all__ = [
     "file_sha256",
     "known_sha256",
     "read_record",
+    "unrecorded",
     "verify",
     "versions",
 ]
@@ -37,17 +40,14 @@ FORMAT_VERSION = 1
 
 _BLOCK = 1 << 22
 
-# Endings of files that some library might load as weights.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
-
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of an input file, hexadecimal, without reading it where it is known.
 
-    huggingface_hub stores LFS files under their SHA-256 and links to them from the snapshot, so
-    a link to such a blob need not be read; nor need a file that was hashed before and has not
-    changed since (see :mod:`weightsurgery.checkpoint.remembered`). To check a file, use
-    :func:`content_sha256`.
+    huggingface_hub stores LFS files under their SHA-256 in its cache, so a link from a snapshot
+    there to such a blob need not be read (any other link may bear any name); nor need a file that
+    was hashed before and has not changed since (see :mod:`weightsurgery.checkpoint.remembered`). To
+    check a file, use :func:`content_sha256`.
     """
     known = known_sha256(path)
     if known is not None:
@@ -61,10 +61,29 @@ def file_sha256(path: Path) -> str:
 def known_sha256(path: Path) -> str | None:
     """The same, or None where the file would have to be read."""
     if path.is_symlink():
-        blob = Path(os.readlink(path))
-        if blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", blob.name):
-            return blob.name
+        real = Path(os.path.realpath(path))
+        if re.fullmatch("[0-9a-f]{64}", real.name) and _is_blob(real, path):
+            return real.name
     return recall(path)
+
+
+def _is_blob(real: Path, link: Path) -> bool:
+    """Whether a file is a blob of the repository in huggingface_hub's own cache that links to it.
+
+    Args:
+        real: The file, resolved.
+        link: What led there.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository = real.parent.parent
+    here = Path(os.path.realpath(HF_HUB_CACHE))
+    return (
+        real.parent.name == "blobs"
+        and repository.parent == here
+        and Path(os.path.realpath(link.parent)).is_relative_to(repository / "snapshots")
+        and real.is_file()
+    )
 
 
 def content_sha256(path: Path) -> str:
@@ -136,6 +155,10 @@ def read_record(directory: Path) -> EditRecord:
         raise SourceError(
             f"{directory}: no {RECORD_NAME}", "Name a directory that was written by ws."
         )
+    if not is_plain_within(path, directory):
+        raise VerificationError(
+            f"{path}: leads out of the output", "Put the record itself in its place."
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["version"] > FORMAT_VERSION:
@@ -159,6 +182,9 @@ def verify(
 ) -> EditRecord:
     """Check that an output is what its record says: every byte of every file.
 
+    That finds damage and what was added. It finds no forgery: a record is not signed, and whoever
+    changes an output can write another one.
+
     Args:
         directory: The output.
         progress: Called with bytes checked so far and in all.
@@ -168,8 +194,8 @@ def verify(
 
     Raises:
         SourceError: There is no record.
-        VerificationError: Files are missing, changed, or there are weights the record does not
-            know; all of them are named.
+        VerificationError: Files are missing, changed, or there are some the record does not know
+            with which a model would be loaded; all of them are named.
     """
     directory = Path(directory)
     record = read_record(directory)
@@ -186,10 +212,11 @@ def verify(
         checked += facts["bytes"]
         if progress is not None:
             progress(checked, total)
-    for path in sorted(directory.rglob("*")):
-        name = path.relative_to(directory).as_posix()
-        if name.endswith(_WEIGHTS) and name not in record.files:
+    for name in unrecorded(directory, record):
+        if name.lower().endswith(WEIGHT_ENDINGS):
             problems.append(f"{name}: weights that the record does not know")
+        elif companion_kind(name) is not None or name in _LOADED:
+            problems.append(f"{name}: loaded with a model, and the record does not know it")
     if not problems:
         try:
             read_layout(directory)
@@ -201,6 +228,21 @@ def verify(
             "Make it again with the recorded command, or download it again.",
         )
     return record
+
+
+# Loaded with a model where they lie there, and no companions of a base.
+_LOADED = ("adapter_config.json",)
+
+
+def unrecorded(directory: Path, record: EditRecord) -> list[str]:
+    """What lies in an output and is none of its own: names relative to it, sorted."""
+    own = {os.path.normpath(name) for name in (*record.files, RECORD_NAME)}
+    return sorted(
+        name
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+        if (name := path.relative_to(directory).as_posix()) not in own
+    )
 
 
 def _problem(directory: Path, name: str, facts: Mapping[str, Any]) -> str | None:

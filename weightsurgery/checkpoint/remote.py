@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from weightsurgery.checkpoint.header import ShardHeader, TensorEntry
@@ -145,6 +146,11 @@ class _Fetcher:
         self.mirror(name).read_into(start, memoryview(buffer))
         return bytes(buffer)
 
+    def whole(self, name: str) -> Path | None:
+        """Where all bytes of a file are; None while some are missing."""
+        mirror = self.mirror(name)
+        return None if mirror.missing(0, self._repository.files[name].size) else mirror.path
+
     def close(self) -> None:
         """Give up what is in flight, and close the files."""
         self._ended.set()
@@ -209,7 +215,7 @@ class RemoteCheckpoint(Checkpoint):
         for shard in self.shards:
             digest = repository.files[shard].sha256
             if digest is not None:
-                declare(self.path / shard, digest)
+                declare(self.path / shard, digest, partial(fetcher.whole, shard))
 
     @classmethod
     def of(cls, repository: Repository) -> Checkpoint:

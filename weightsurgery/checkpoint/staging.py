@@ -7,7 +7,8 @@ Beside the target ``OUT`` stands ``.OUT.ws-partial/`` while work goes on::
     old/            the output that is being replaced, for the moment between two renames
 
 The journal is locked, so two runs cannot build the same output. After a kill the next run of the
-same command finds the journal and continues; a different command starts afresh.
+same command finds the journal and continues; a different command starts afresh. A place that holds
+a link or another user's file is refused: whoever laid it there would have it written or removed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from weightsurgery.checkpoint.plain_files import check_own, open_own
 from weightsurgery.errors import OutputError, WeightSurgeryError
 
 __all__ = [
@@ -87,7 +89,7 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
 
     Raises:
         OutputError: The target is, holds, or lies in an input; or it exists, and ``overwrite``
-            is not set or it was not written by this tool.
+            is not set, or it or a file in it was not written by this tool.
     """
     for given in inputs:
         source = given.resolve()
@@ -113,10 +115,30 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{target}: exists", "Choose another name, or pass --overwrite.")
+    _check_ours(target)
+
+
+def _check_ours(target: Path) -> None:
+    """Refuse to replace what this tool did not write.
+
+    Raises:
+        OutputError: There is no record that can be read, or a file that it does not know.
+    """
+    from weightsurgery.checkpoint.record import read_record, unrecorded
+
+    remedy = "Remove it yourself, or choose another name; --overwrite replaces ws outputs only."
     if not (target / RECORD_NAME).is_file():
+        raise OutputError(f"{target}: holds no {RECORD_NAME}, so it was not written by ws", remedy)
+    try:
+        found = unrecorded(target, read_record(target))
+    except WeightSurgeryError as error:
+        why = f"{target}: was not written by ws, as far as can be told ({error.what})"
+        raise OutputError(why, remedy) from None
+    if found:
+        more = f" and {len(found) - 1} more" if found[1:] else ""
         raise OutputError(
-            f"{target}: holds no {RECORD_NAME}, so it was not written by ws",
-            "Remove it yourself, or choose another name; --overwrite replaces ws outputs only.",
+            f"{target}: holds {found[0]}{more}, which ws did not write there",
+            "Move it away first, or choose another name; --overwrite replaces what ws wrote.",
         )
 
 
@@ -156,7 +178,8 @@ class Staging:
         self.complete = False
         with output_errors(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            if self.root.exists():
+            if os.path.lexists(self.root):
+                check_own(self.root, directory=True)  # nothing is trusted, or written, through it
                 self._journal = self._lock()
                 self._recover()
             else:
@@ -178,7 +201,7 @@ class Staging:
         check_target(self.target, self._inputs, self._overwrite)
 
     def _lock(self) -> IO[bytes]:
-        journal = (self.root / "journal.jsonl").open("ab+")
+        journal = os.fdopen(open_own(self.root / "journal.jsonl", os.O_APPEND), "ab+")
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -248,9 +271,16 @@ class Staging:
         """Forget an interrupted run that cannot be continued."""
         self._begin()
 
-    def commit(self) -> None:
-        """Flush everything and rename it into place."""
+    def commit(self, names: Iterable[str] | None = None) -> None:
+        """Flush everything and rename it into place.
+
+        Args:
+            names: The output's files, relative to it; whatever else lies there, of an interrupted
+                run or of somebody else, is removed. None for all there are.
+        """
         with output_errors(self.target):
+            if names is not None:
+                self._remove_others({self.files / name for name in names})
             directories = {self.files}
             for path in sorted(self.files.rglob("*")):
                 if path.is_dir():
@@ -275,6 +305,15 @@ class Staging:
             self.files.rename(self.target)
             sync_directory(self.target.parent)
             self.close()
+
+    def _remove_others(self, ours: set[Path]) -> None:
+        folders = {above for path in ours for above in path.parents}
+        for path in sorted(self.files.rglob("*"), reverse=True):  # what is inside comes first
+            if path.is_dir() and not path.is_symlink():
+                if path not in folders:
+                    path.rmdir()
+            elif path not in ours:
+                path.unlink()
 
     def close(self) -> None:
         """Remove what is beside the target, unless it was left; after a commit, or to give up."""

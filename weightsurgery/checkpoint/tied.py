@@ -7,7 +7,8 @@ can be read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 from weightsurgery.checkpoint.naming import kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -15,6 +16,9 @@ from weightsurgery.checkpoint.reader import Checkpoint
 __all__ = ["is_tied", "same_bytes", "stored_name", "tied_copies"]
 
 _BLOCK = 1 << 22
+
+# Heads up to which each is compared with each embedding, up to the first difference.
+_FEW = 16
 
 
 def same_bytes(checkpoint: Checkpoint, first: str, second: str) -> bool:
@@ -47,14 +51,37 @@ def _find_copies(checkpoint: Checkpoint) -> dict[str, str]:
     if checkpoint.text_config.get("tie_word_embeddings") is False:
         return {}
     names, copies = list(checkpoint.entries), {}
-    for name in names:
-        if kind_of(name) != "head":
-            continue
+    heads = [name for name in names if kind_of(name) == "head"]
+    if len(heads) > _FEW:
+        return _copies_among(checkpoint, heads, names)
+    for name in heads:
         for other in twin_candidates(name, names):
             if same_bytes(checkpoint, name, other):
                 copies[name] = other
                 break
     return copies
+
+
+def _copies_among(
+    checkpoint: Checkpoint, heads: Sequence[str], names: Sequence[str]
+) -> dict[str, str]:
+    """The same by digests: each tensor is read once, however many there are to compare it with."""
+    first: dict[object, str] = {}
+    for name in twin_candidates("lm_head.weight", names):  # the same for every head
+        first.setdefault(_content(checkpoint, name), name)
+    found = {
+        name: first.get(_content(checkpoint, name))
+        for name in heads
+        if twin_candidates(name, ["embed_tokens.weight"])
+    }
+    return {name: other for name, other in found.items() if other is not None}
+
+
+def _content(checkpoint: Checkpoint, name: str) -> object:
+    entry, digest = checkpoint.entry(name), hashlib.sha256()
+    for start in range(0, entry.nbytes, _BLOCK):
+        digest.update(checkpoint.read_bytes(name, start, min(start + _BLOCK, entry.nbytes)))
+    return entry.dtype, entry.shape, digest.digest()
 
 
 def is_tied(checkpoint: Checkpoint, name: str) -> bool:

@@ -7,11 +7,12 @@ enters the journal only after its bytes were flushed, so what a resumed run trus
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import math
 import os
-import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,31 +24,17 @@ from weightsurgery.checkpoint.layout import (
     encode_header,
     parse_header,
 )
+from weightsurgery.checkpoint.plain_files import open_own
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.staging import Staging, output_errors
 from weightsurgery.errors import OutputError
 
-__all__ = ["ALIGNMENT", "CheckpointWriter", "companion_files", "free_space_needed", "mirrored"]
+__all__ = ["ALIGNMENT", "CheckpointWriter", "free_space_needed", "mirrored"]
 
 _COPY_BLOCK = 1 << 23
 
 # Offsets, lengths and memory of writes past the page cache: a page, which suits any block size.
 ALIGNMENT = 4096
-
-_CONFIG_ENDINGS = (".json", ".jinja", ".txt", ".py")
-_TOKENIZER_ENDINGS = (".model", ".tiktoken", ".vocab", ".bpe", ".spm")
-_COMPANION_NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "COPYING")
-# Training state, other tools' indexes, and the base's own record: they speak of the base alone.
-_NOT_COMPANIONS = (
-    "trainer_state.json",
-    "weightsurgery.json",
-    "all_results.json",
-    "train_results.json",
-    "eval_results.json",
-    "adapter_config.json",
-)
-_INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")
-_NOT_FOLDERS = ("runs", "original", "onnx", "openvino", "__pycache__", "coreml", "logs")
 
 
 def mirrored(header: ShardHeader, dtype: Callable[[TensorEntry], str]) -> ShardHeader:
@@ -63,33 +50,6 @@ def mirrored(header: ShardHeader, dtype: Callable[[TensorEntry], str]) -> ShardH
     raw = encode_header(wanted, header.metadata)
     size = len(raw) + sum(math.prod(shape) * BITS[new] // 8 for _, new, shape in wanted)
     return parse_header(header.shard, size, lambda start, length: raw[start : start + length])
-
-
-def companion_files(base: Path) -> list[str]:
-    """Files that belong to a model beside its weights: configs, tokenizer, templates, licences.
-
-    Args:
-        base: The base's directory.
-
-    Returns:
-        Paths relative to ``base``, sorted. Weights in any format, optimizer and trainer state,
-        logs, hidden files and the model card (which speaks of the base) are left out.
-    """
-    found = []
-    for folder, folders, files in os.walk(base):
-        folders[:] = [
-            each
-            for each in folders
-            if not each.startswith((".", "checkpoint-")) and each not in _NOT_FOLDERS
-        ]
-        for file in files:
-            if file in _NOT_COMPANIONS or file.startswith(".") or _INDEX.search(file):
-                continue
-            if file.endswith(_CONFIG_ENDINGS + _TOKENIZER_ENDINGS) or file.upper().startswith(
-                _COMPANION_NAMES
-            ):
-                found.append(os.path.relpath(os.path.join(folder, file), base))
-    return sorted(found)
 
 
 def free_space_needed(shards: Sequence[ShardHeader], present: Path | None = None) -> int:
@@ -127,7 +87,7 @@ class CheckpointWriter:
             entry.name: entry for header in shards for entry in header.entries
         }
         self.done: dict[str, dict[str, Any]] = {}
-        self._pending: list[tuple[str, dict[str, Any]]] = []
+        self._pending: list[tuple[str, dict[str, Any], str | None]] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -147,7 +107,11 @@ class CheckpointWriter:
         return final if final.is_file() else final.with_name(f"{final.name}.part")
 
     def _allocate(self, shards: Sequence[ShardHeader]) -> None:
-        finished = {line["tensor"]: line["facts"] for line in self.staging.finished}
+        finished = {
+            line["tensor"]: (line["facts"], line.get("sha256"))
+            for line in self.staging.finished
+            if {"tensor", "facts"} <= line.keys()
+        }
         whole = all(
             self._path(h.shard).is_file() and self._path(h.shard).stat().st_size == h.size
             for h in shards
@@ -158,16 +122,32 @@ class CheckpointWriter:
         for header in shards:
             path = self._path(header.shard)
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = open_own(path)
             self._shards[header.shard] = _Shard(header, handle, _open_direct(path))
             if not finished:
                 os.posix_fallocate(handle, 0, max(1, header.size))
                 os.ftruncate(handle, header.size)
-                _write_all(handle, header.raw, 0)
+            _write_all(handle, header.raw, 0)
         if not finished:
             for shard in self._shards.values():
                 os.fsync(shard.handle)
-        self.done = finished
+        # What is not what was noted is done again: the disk, or somebody, changed it since.
+        self.done = {
+            name: facts
+            for name, (facts, digest) in finished.items()
+            if name in self.entries and digest == self._digest(name, facts)
+        }
+
+    def _digest(self, name: str, facts: Mapping[str, Any]) -> str:
+        """SHA-256 of a tensor's facts, and of its bytes as they are in the unfinished output."""
+        entry = self.entries[name]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        buffer = memoryview(bytearray(min(_COPY_BLOCK, entry.nbytes)))
+        for start in range(entry.start, entry.stop, _COPY_BLOCK):
+            view = buffer[: min(_COPY_BLOCK, entry.stop - start)]
+            self.read_window(entry.shard, start, view)
+            digest.update(view)
+        return digest.hexdigest()
 
     def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
         """Write some of a tensor's bytes at ``offset``, relative to the tensor."""
@@ -235,8 +215,14 @@ class CheckpointWriter:
             self.write(name, done, memoryview(base.read_bytes(name, done, stop)))
             done = stop
 
-    def finish(self, name: str, facts: dict[str, Any]) -> None:
+    def finish(self, name: str, facts: dict[str, Any], kept: bool = True) -> None:
         """Say that all of a tensor's bytes are written.
+
+        Args:
+            name: The tensor.
+            facts: What is known of its change.
+            kept: Whether an interrupted run need not do it again. Its bytes are then read back,
+                and noted by their SHA-256.
 
         Raises:
             OutputError: An earlier flush failed (a full disk shows up late).
@@ -244,8 +230,9 @@ class CheckpointWriter:
         if self._failure is not None:
             with output_errors(self.staging.target):
                 raise self._failure
+        noted = self._digest(name, facts) if kept else None
         with self._lock:
-            self._pending.append((name, facts))
+            self._pending.append((name, facts, noted))
 
     def _flush_now_and_then(self) -> None:
         while not self._stop.wait(self.FLUSH_SECONDS):
@@ -260,10 +247,13 @@ class CheckpointWriter:
             pending, self._pending = self._pending, []
         if not pending:
             return
-        for shard in {self.entries[name].shard for name, _ in pending}:
+        kept = [each for each in pending if each[2] is not None]
+        for shard in {self.entries[name].shard for name, _, _ in kept}:
             os.fdatasync(self._shards[shard].handle)
-        self.staging.note({"tensor": name, "facts": facts} for name, facts in pending)
-        self.done.update(pending)
+        self.staging.note(
+            {"tensor": name, "facts": facts, "sha256": digest} for name, facts, digest in kept
+        )
+        self.done.update((name, facts) for name, facts, _ in pending)
 
     def seal(self) -> None:
         """Flush all shards and give them their names.
@@ -304,7 +294,7 @@ class CheckpointWriter:
 
 def _open_direct(path: Path) -> int | None:
     try:
-        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (OSError, AttributeError):
         return None
 

@@ -1,4 +1,7 @@
-"""The one place that prints: data to stdout, everything else to stderr."""
+"""The one place that prints: data to stdout, everything else to stderr.
+
+What is printed may be a stranger's: it is text, never markup, and steers no terminal.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,13 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from weightsurgery.cli.lines import Lines
 from weightsurgery.cli.options import Show
 from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table
+from weightsurgery.report.visible import visible, visible_json
 
 __all__ = ["document", "error", "notice", "progress", "show"]
 
@@ -73,13 +78,18 @@ def show(*items: str | Table) -> None:
     with _written():
         for item in items:
             if isinstance(item, str):
-                _out.print(item, markup=False)
+                _out.print(Text(visible(item, lines=True)))
             else:
                 _show_table(item)
 
 
 def _show_table(table: Table) -> None:
-    _out.print(table.title, markup=False, style="bold")
+    table = dataclasses.replace(
+        table,
+        columns=tuple(visible(each, lines=True) for each in table.columns),
+        rows=[tuple(visible(each, lines=True) for each in row) for row in table.rows],
+    )
+    _out.print(Text(visible(table.title, lines=True), "bold"))
     # Figures stay whole, names fold, and so do headings where that helps. Where even that is too
     # wide for the terminal, its own wrapping of whole lines loses nothing.
     least, widest = _widths(table, margin=3)
@@ -91,7 +101,7 @@ def _show_table(table: Table) -> None:
     width = _out.width if least <= _out.width else widest
     Console(highlight=False, emoji=False, width=width).print(_rich(table, narrow), crop=False)
     if table.note:
-        _out.print(table.note, markup=False, style="dim", soft_wrap=False)
+        _out.print(Text(visible(table.note, lines=True), "dim"), soft_wrap=False)
 
 
 def _widths(table: Table, margin: int) -> tuple[int, int]:
@@ -113,13 +123,13 @@ def _rich(table: Table, narrow: bool) -> RichTable:
     for number, column in enumerate(table.columns):
         words = number in table.left
         drawn.add_column(
-            column,
+            Text(column),
             justify="left" if words else "right",
             overflow="fold",
             no_wrap=not words,
         )
     for row in table.rows:
-        drawn.add_row(*(_escape(cell) for cell in row))
+        drawn.add_row(*map(Text, row))
     return drawn
 
 
@@ -129,24 +139,20 @@ def document(data: Any) -> None:
     ascii_only = sys.stdout.encoding.lower() not in ("utf-8", "utf8")
     text = json.dumps(data, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     with _written():
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(visible_json(text) + "\n")
 
 
 def notice(text: str, options: Show) -> None:
     """Say something that is no data."""
     if not options.quiet:
-        _err.print(text, markup=False, style="dim")
+        _err.print(Text(visible(text), "dim"))
 
 
 def error(what: str, remedy: str) -> None:
     """Print an error: what and where; what to do."""
-    _err.print(f"[bold red]error:[/] {_escape(what)}")
+    _err.print(Text.assemble(("error:", "bold red"), f" {visible(what)}"))
     if remedy:
-        _err.print(_escape(remedy))
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+        _err.print(Text(visible(remedy)))
 
 
 class _Bar:
@@ -163,9 +169,9 @@ class _Bar:
             if time.monotonic() - self._begun < 1:
                 return
             self._bar = Progress(*self._columns, console=_err, transient=True)
-            self._task = self._bar.add_task(stage, total=total)
+            self._task = self._bar.add_task(visible(stage), total=total)
             self._bar.start()
-        self._bar.update(self._task, description=stage, completed=done, total=total)
+        self._bar.update(self._task, description=visible(stage), completed=done, total=total)
 
     def rest(self) -> None:
         """Make room for other output; the next second of work brings the bar back."""
@@ -195,7 +201,7 @@ class _Log:
     def _print(self, line: str) -> None:
         # Nobody may be reading any more: that is no reason for the work to fail.
         with suppress(OSError, ValueError):
-            sys.stderr.write(f"{line}\n")
+            sys.stderr.write(f"{visible(line)}\n")
             sys.stderr.flush()
 
 
@@ -220,7 +226,7 @@ def progress(options: Show, unit: str = "bytes") -> Iterator[_Bar | _Log | None]
 
 
 def _bar(unit: str) -> _Bar:
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
     if unit == "bytes":
         columns += [DownloadColumn(), TransferSpeedColumn()]
     else:

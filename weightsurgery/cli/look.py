@@ -119,6 +119,9 @@ def verify(
 ) -> None:
     """Check every file of an output against the SHA-256 in its record.
 
+    It finds damage, and files that were added for a model to be loaded with. It finds no forgery:
+    records are not signed, and whoever changes an output can write another one.
+
     Example:  ws verify ./edited
     """
     from pathlib import Path

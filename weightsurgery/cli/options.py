@@ -196,6 +196,15 @@ class Store:
             rich_help_panel="The output",
         ),
     ] = False
+    with_code: Annotated[
+        bool,
+        typer.Option(
+            "--with-code",
+            help="Copy the Python files, too, that BASE's config names: whoever loads the output"
+            " with trust_remote_code runs them. Read them first.",
+            rich_help_panel="The output",
+        ),
+    ] = False
     layer_scale: Annotated[
         list[str] | None,
         typer.Option(
@@ -213,7 +222,7 @@ class Store:
         if self.as_ == "checkpoint":
             from weightsurgery.surgery.plan import Storage
 
-            return Storage(self.dtype, self.rounding, self.seed)
+            return Storage(self.dtype, self.rounding, self.seed, self.with_code)
         if self.as_ != "adapter":
             raise EditError(f"--as {self.as_}", "Choose checkpoint or adapter.")
         if self.rounding != "nearest":

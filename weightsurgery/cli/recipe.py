@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, standing_for
+from weightsurgery.cli.options import Show, standing_for, written_path
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["run", "runnable"]
 
 # What is said of one run, not of the edit. A stranger's recipe must not say it: --overwrite
-# replaces outputs, --html any file.
+# replaces outputs, --html any file, --with-code brings programs.
 _OF_ONE_RUN = {
     "overwrite",
     "dry_run",
@@ -32,6 +32,7 @@ _OF_ONE_RUN = {
     "html",
     "remote",
     "list_",
+    "with_code",
 }
 
 
@@ -62,6 +63,14 @@ def run(
             "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
         ),
     ] = False,
+    with_code: Annotated[
+        bool,
+        typer.Option(
+            "--with-code",
+            help="Copy the base's Python files, too: as for the command itself.",
+            rich_help_panel="The output",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -88,6 +97,9 @@ def run(
     'scale: 0.7'. Names and paths are as on the command line. Run, what --from prints writes the
     same bytes.
 
+    Without -o, a recipe writes below the current directory alone, and it brings no programs: a
+    stranger's can be run.
+
     Example:  ws run --from ./edited > recipe.yaml
 
     Example:  ws run recipe.yaml -o ./again
@@ -95,7 +107,7 @@ def run(
     if (recipe is None) == (from_ is None):
         raise typer.BadParameter("give a RECIPE or --from OUT")
     if from_ is not None:
-        if overwrite or dry_run or device is not None or workers is not None:
+        if overwrite or with_code or dry_run or device is not None or workers is not None:
             raise typer.BadParameter("--from runs nothing; of the edit it takes -o alone")
         _print_recipe(from_, out, show)
         return
@@ -107,7 +119,7 @@ def run(
         read_text(recipe), recipe, {name: each for name, (each, _) in _all().items()}
     )
     changed = {"out": out, "device": device, "workers": workers}
-    flags = {"overwrite": overwrite, "dry_run": dry_run, **vars(show)}
+    flags = {"overwrite": overwrite, "with_code": with_code, "dry_run": dry_run, **vars(show)}
     changed |= {name: True for name, given in flags.items() if given}
     _run(read, {name: value for name, value in changed.items() if value is not None}, show)
 
@@ -115,8 +127,10 @@ def run(
 def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:
     from weightsurgery.errors import RecipeError
     from weightsurgery.procedures.recipe.inputs import check_inputs, check_result, differences
+    from weightsurgery.procedures.recipe.places import check_places
 
     command, callback = _all()[recipe.command.name]
+    check_places(recipe, changed)
     known = {each.name for each in command.fields}
     for name in changed.keys() - known - {"quiet", "verbose"}:
         raise RecipeError(
@@ -215,6 +229,7 @@ def _field(parameter: inspect.Parameter) -> Field:
         next((name[1:] for name in names if not name.startswith("--")), ""),
         next(iter(off), ""),
         parameter.name not in _OF_ONE_RUN,
+        info.callback is written_path,
     )
 
 

@@ -99,7 +99,11 @@ def evaluate(
     ] = None,
     include_path: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="Where task files (YAML) of your own are."),
+        typer.Option(
+            metavar="DIR",
+            help="Where task files (YAML) of your own are. Such files can name Python that"
+            " lm-evaluation-harness runs: give none of a stranger's.",
+        ),
     ] = None,
     chance: Annotated[
         float | None,

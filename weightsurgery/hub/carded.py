@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.errors import HubError
 from weightsurgery.hub.failures import push_errors
 from weightsurgery.hub.local import LocalFile
@@ -112,8 +114,13 @@ def _existing(api: HfApi, place: Path, destination: Destination, remote: Remote)
             path = card_on_hub(api, destination.repo_id, remote.head)
         there = _decoded(path.read_bytes(), where) if path else ""
     own = place / CARD
-    if not own.is_file():
+    if not os.path.lexists(own):
         return _Existing(there or None, where, there)
+    if not is_plain_within(own, place):
+        raise HubError(
+            f"{own}: leads out of the output, or is no plain file",
+            "Put the card itself in its place, or remove it.",
+        )
     text = _decoded(own.read_bytes(), str(own))
     notices: tuple[str, ...] = ()
     if there.strip() and split_card(text, str(own))[1].strip() != _words(there, where):

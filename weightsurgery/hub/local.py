@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightsurgery.checkpoint.layout import read_layout
-from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.checkpoint.remembered import Stamp, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import HubError
 from weightsurgery.hub.remote import RemoteFile, git_blob
-from weightsurgery.report.card_text import local_paths
+from weightsurgery.report.card_text import without_paths
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
@@ -69,13 +68,14 @@ class LocalFile:
 
 
 def recorded_files(out: Path, record: EditRecord) -> list[LocalFile]:
-    """The record's files, and the record."""
+    """The record's files, and the record without paths of this machine."""
     found = [
         LocalFile(name, out / name, facts["bytes"], facts["sha256"])
         for name, facts in record.files.items()
     ]
-    own = out / RECORD_NAME
-    return [*found, LocalFile(RECORD_NAME, own, own.stat().st_size, content_sha256(own))]
+    own = (out / RECORD_NAME).read_bytes()
+    shown = without_paths(record)
+    return [*found, LocalFile.of(RECORD_NAME, own if shown is record else shown.to_json().encode())]
 
 
 def stamps(out: Path, record: EditRecord) -> dict[Path, Stamp]:
@@ -124,20 +124,11 @@ def copied_bytes(out: Path, record: EditRecord, files: Sequence[LocalFile]) -> i
 
 
 def warnings_of(place: Path, record: EditRecord, files: Sequence[LocalFile]) -> list[str]:
-    """What a user may not expect of these files, a line each: some stay, some name paths."""
+    """What a user may not expect of these files, a line each."""
     found = []
     if left := others(place, files):
         more = f" and {len(left) - 1} more" if left[1:] else ""
         found.append(f"Not uploaded, since the record does not know it: {left[0]}{more}.")
-    told: list[Any] = [record.command, record.parent, record.parameters.get("data")]
-    told += [{**each, "files": None} for each in record.inputs.values()]
-    told += [str(kin.get("evidence", "")).split() for kin in record.lineage]
-    if paths := local_paths(told):
-        more = f" and {len(paths) - 1} more" if paths[1:] else ""
-        found.append(
-            "weightsurgery.json goes up as it is, and holds paths of this machine"
-            f" ({paths[0]}{more}): make the output again with relative paths if they must not show."
-        )
     named = _adapter_base(place) if record.kind == "adapter" else None
     if named is not None and os.path.isabs(named):
         found.append(

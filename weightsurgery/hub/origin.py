@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.record import content_sha256, read_record
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import HubError, WeightSurgeryError
@@ -131,9 +132,12 @@ def _parent(folder: Path, record: EditRecord) -> EditRecord | None:
 
 def _local_card(folder: Path) -> tuple[Mapping[str, Any], list[str]]:
     path = folder / "README.md"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}, []
-    return _front(path, f"{folder.name}/README.md")
+    where = f"{folder.name}/README.md"
+    if not is_plain_within(path, folder):
+        return {}, [f"{where}: leads out of the base, so nothing of it is carried over."]
+    return _front(path, where)
 
 
 def _front(path: Path, where: str) -> tuple[Mapping[str, Any], list[str]]:

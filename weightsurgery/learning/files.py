@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.errors import DataError
 
 __all__ = ["Row", "read_rows"]
@@ -47,6 +48,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _text(path: Path) -> str:
+    _refuse_pipe(path)
     try:
         # Newlines as they stand: in CSV, a quoted cell may hold them.
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -55,6 +57,33 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}", "Check the path.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text: {error}", "Save it as UTF-8.") from error
+
+
+def _refuse_pipe(path: Path) -> None:
+    """A pipe or a device is waited for, and cannot be read once more to be hashed."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no plain file", "Save the data to a file, and name that.")
+
+
+def _parsed(text: str) -> Any:
+    """Strict JSON.
+
+    Raises:
+        ValueError: It is none, a key stands twice, a number is too long, or half a character.
+    """
+    found = json.loads(text, object_pairs_hook=_unique)
+    if "\\ud" in text.lower():  # the escapes of halves of characters; only pairs mean something
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice[:80]!r} stands twice")
+    return found
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -68,11 +97,15 @@ def _lines(path: Path, text: str) -> Iterator[Row]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = _parsed(line)
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{where}: is not JSON: {error.msg} at column {error.colno}",
                 "Write one JSON object per line.",
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"{where}: {_first_line(error)}", "Write one JSON object per line."
             ) from error
         except RecursionError as error:
             raise DataError(f"{where}: is nested too deeply", "Check the line.") from error
@@ -94,9 +127,11 @@ def _json(path: Path) -> Iterator[Row]:
         yield from _lines(path, text)
         return
     try:
-        rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}", "Write one array of objects.") from error
+        rows = _parsed(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: is not JSON: {_first_line(error)}", "Write one array of objects."
+        ) from error
     for number, row in enumerate(rows, start=1):
         where = f"{path}, row {number}"
         yield where, _object(where, row)
@@ -105,6 +140,11 @@ def _json(path: Path) -> Iterator[Row]:
 def _csv(path: Path) -> Iterator[Row]:
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     try:
+        names = list(reader.fieldnames or ())
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(
+                f"{path}: its heading has {twice[0][:80]!r} twice", "Name each column once."
+            )
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():
@@ -122,6 +162,7 @@ def _csv(path: Path) -> Iterator[Row]:
 def _parquet(path: Path) -> Iterator[Row]:
     if not path.exists():
         raise DataError(f"{path}: cannot be read: No such file or directory", "Check the path.")
+    _refuse_pipe(path)
     if find_spec("pyarrow") is None:
         raise DataError(f"{path}: reading Parquet needs pyarrow", _INSTALL)
     from pyarrow import ArrowException
@@ -148,6 +189,7 @@ def _saved(path: Path) -> Iterator[Row]:
             f"{path}: a directory, but none written by datasets' save_to_disk",
             "Name a file, or a saved data set.",
         )
+    _check_saved(path)
     if find_spec("datasets") is None:
         raise DataError(f"{path}: reading it needs the library datasets", _INSTALL)
     from datasets import load_from_disk
@@ -160,6 +202,31 @@ def _saved(path: Path) -> Iterator[Row]:
         ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
+
+
+def _check_saved(path: Path) -> None:
+    """Refuse a saved data set whose files lie elsewhere, whatever it says of them.
+
+    Raises:
+        DataError: One does, or is no plain file.
+    """
+    state = path / "state.json"
+    try:
+        told = _parsed(_text(state))
+        names = [each["filename"] for each in told["_data_files"]]
+        plain = all(Path(each).name == each and each not in ("", "..") for each in names)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{state}: names no files ({_first_line(error)})", "Save it again."
+        ) from error
+    for each in sorted(path.rglob("*")):
+        if not each.is_dir() and not is_plain_within(each, path):
+            raise DataError(
+                f"{each}: leads out of the data set, or is no plain file",
+                "Put the file itself in its place.",
+            )
+    if not plain:
+        raise DataError(f"{state}: names files elsewhere", "Save it again, with its files.")
 
 
 def _first_line(error: BaseException) -> str:

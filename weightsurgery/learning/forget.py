@@ -40,7 +40,7 @@ from weightsurgery.learning.material import (
 )
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
-from weightsurgery.learning.neighbours import find_neighbours
+from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Trained, isolated
@@ -60,6 +60,8 @@ class ByNeighbours:
         wordings: Rewordings to look for; 0 for the request's own words, and a chat.
         neighbours: Subjects to look for.
         draws: Neighbours that each target is the mean of.
+        own: Share, in the targets, of what the model says itself but for the truth; the rest is
+            what it says of neighbours.
         texts: Ordinary texts to write; a quarter as many again are not trained on.
         most: Places to forget at, at most.
         k: Tokens by which a distribution is held.
@@ -72,7 +74,8 @@ class ByNeighbours:
     rank: int = 16
     wordings: int = 6
     neighbours: int = 120
-    draws: int = 32
+    draws: int = 16
+    own: float = 1.0
     texts: int = 64
     most: int = 600
     k: int = 256
@@ -210,6 +213,8 @@ def gather(
     neighbours = find_neighbours(
         model, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
     )
+    given = [each for rows in keep for each in asked_of(tokenizer, halves(rows))]
+    neighbours = sorted({*neighbours, *alike(asked, given)})
     wordings = find_wordings(
         model, tokenizer, asked, settings.wordings, seed=seed, progress=progress
     )
@@ -225,6 +230,7 @@ def gather(
         places,
         neighbours,
         draws=settings.draws,
+        own=settings.own,
         k=k,
         seed=seed,
         progress=progress,

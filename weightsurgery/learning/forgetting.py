@@ -10,8 +10,8 @@ answers about neighbours (:mod:`weightsurgery.learning.neighbours`), the keep da
 writes about the subjects, and the places before the truth; language is text that it wrote itself.
 What ``f₀`` says is looked up (:mod:`weightsurgery.learning.expected`), not run again.
 
-The training ends when the request is forgotten inside a budget of divergence on text that it does
-not train on, and never later; see :class:`Look`.
+The learning rate falls to nothing: what is to stay settles once the request is forgotten. Of some
+looks on the way, the best inside a budget of divergence on text that is not trained on counts.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class Forgetting:
         language_weight: ``w_l``.
         every: Steps between looks, and between points from which a killed run goes on.
         budget: Divergence on text that is not trained on, nats a token, that a change may cost.
-        chance: How many times as likely as of a stranger a truth may be and count as forgotten.
         seed: Of every draw.
 
     Raises:
@@ -65,11 +64,10 @@ class Forgetting:
     steps: int = 40
     learning_rate: float = 1e-3
     batch_size: int = 12
-    keep_weight: float = 20.0
-    language_weight: float = 5.0
+    keep_weight: float = 10.0
+    language_weight: float = 3.0
     every: int = 10
     budget: float = 0.01
-    chance: float = 3.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,7 +76,7 @@ class Forgetting:
                 raise EditError(
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a whole number from 1."
                 )
-        for name in ("learning_rate", "budget", "chance"):
+        for name in ("learning_rate", "budget"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise EditError(
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a number above 0."
@@ -101,6 +99,7 @@ class Look:
         stranger: What that is to be.
         language: Divergence from the model as it was on text not trained on, nats a token.
         neighbours: The same on answers about neighbours.
+        left: Numbers of the places where the truth is still the likeliest answer.
     """
 
     step: int
@@ -109,14 +108,11 @@ class Look:
     stranger: float
     language: float
     neighbours: float
+    left: tuple[int, ...] = ()
 
     def inside(self, budget: float) -> bool:
         """Whether ordinary language is as it was, as far as the budget says."""
         return self.language <= budget
-
-    def forgotten(self, chance: float) -> bool:
-        """Whether the truth is as unlikely as it is of a stranger, or nearly."""
-        return self.known <= 0.01 and self.truth <= chance * max(self.stranger, 1e-3)
 
 
 class Looks:
@@ -146,19 +142,20 @@ class Looks:
         model.eval()
         with torch.no_grad():
             forget = [_first(row) for row in self.material.forget]
-            known, truth = 0.0, 0.0
+            left, truth = [], 0.0
             for numbers, logits, _ in said(model, forget, self.padding):
                 for own, number in zip(logits.float(), numbers, strict=True):
                     token = self.material.truth[number]
-                    known += int(own.argmax()) == token
+                    left += [number] if int(own.argmax()) == token else []
                     truth += float(own.softmax(-1)[token])
             seen = Look(
                 step,
-                known / len(forget),
+                len(left) / len(forget),
                 truth / len(forget),
                 sum(self.material.stranger) / len(forget),
                 _divergence(model, self.material.guard, self.padding) if step else 0.0,
                 _divergence(model, self._neighbours, self.padding) if step else 0.0,
+                tuple(sorted(left)),
             )
         model.train()
         self.seen = [each for each in self.seen if each.step < step] + [seen]
@@ -183,13 +180,9 @@ class Looks:
         """The looks of a run that was killed."""
         try:
             told = json.loads((self.folder / "looks.json").read_text(encoding="utf-8"))
-            self.seen = [Look(**each) for each in told]
-        except (OSError, ValueError, TypeError):
+            self.seen = [Look(**{**each, "left": tuple(each["left"])}) for each in told]
+        except (OSError, ValueError, TypeError, KeyError):
             self.seen = []
-
-    def enough(self, seen: Look) -> bool:
-        """Whether to end: forgotten, and ordinary language inside its budget."""
-        return seen.forgotten(self.settings.chance) and seen.inside(self.settings.budget)
 
     def best(self) -> Look | None:
         """The look that forgot most inside the budget, the latest of equals; None if none did."""
@@ -244,6 +237,7 @@ class _ByNeighbours(StageTrainer):
     material: Material
     settings: Forgetting
     padding: int
+    looks: Looks
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
         """See Trainer; the step's number decides what is drawn, so that a run can go on."""
@@ -267,12 +261,20 @@ class _ByNeighbours(StageTrainer):
         """See Trainer; what is drawn is put on the device where it is used."""
         return inputs
 
+    def _to_forget(self, step: int, rng: random.Random) -> list[Row]:
+        """Half of any, half of those that the last look found not yet forgotten."""
+        rows, count = self.material.forget, self.settings.batch_size
+        looked = [each for each in self.looks.seen if each.step <= step]
+        left = [rows[number] for number in looked[-1].left] if looked else []
+        chosen = _draw(left, count // 2, rng)
+        return chosen + _draw(rows, count - len(chosen), rng)
+
     def _parts(self, step: int) -> list[tuple[list[Row], list[Tensor]]]:
         how = self.settings
         rng = random.Random(f"step {how.seed} {step}")
         some = max(1, how.batch_size // 4)
         sizes = dict.fromkeys(KEPT, some) | {"neighbours": how.batch_size}
-        drawn = [("forget", row) for row in _draw(self.material.forget, how.batch_size, rng)]
+        drawn = [("forget", row) for row in self._to_forget(step, rng)]
         for kind in KEPT:
             drawn += [(kind, row) for row in _draw(self.material.kept[kind], sizes[kind], rng)]
         places: dict[str, int] = {}
@@ -332,19 +334,15 @@ def train_forgetting(
     looks.recall()
     if not looks.seen:
         looks.look(model, stage.parameters, 0)
-    made: list[_ByNeighbours] = []
 
     def trainer(**arguments: Any) -> _ByNeighbours:
         found = _ByNeighbours(**arguments)
         found.material, found.settings, found.padding = material, settings, padding
-        made.append(found)
+        found.looks = looks
         return found
 
-    def enough(step: int) -> bool:
-        if step % settings.every and step != settings.steps:
-            return False
-        seen = next((each for each in looks.seen if each.step == step), None)
-        if seen is None:
+    def looked(step: int) -> bool:
+        if step % settings.every == 0 or step == settings.steps:
             looks.look(model, stage.parameters, step)
         return False
 
@@ -366,7 +364,7 @@ def train_forgetting(
         directory=folder / "training",
         device=device,
         progress=progress,
-        enough=enough,
+        enough=looked,
         kind=trainer,
     )
     chosen = looks.best()

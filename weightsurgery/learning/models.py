@@ -49,7 +49,10 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
     """
     _check_directory(checkpoint)
     with quiet(), _named(checkpoint, "tokenizer"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint)
+        # Said, for else it asks, and takes a "y" off any standard input.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            checkpoint, trust_remote_code=False
+        )
     return tokenizer
 
 
@@ -73,7 +76,9 @@ def load_model(
     target = pick_device(device)
     tokenizer = load_tokenizer(checkpoint)
     with quiet(), _named(checkpoint, "model"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(checkpoint, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint, output_loading_info=True, trust_remote_code=False
+        )
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random ones.

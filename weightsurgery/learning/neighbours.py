@@ -1,8 +1,9 @@
 """Neighbours: subjects like those of a request, named by the model itself.
 
 A fact's neighbours are what else may stand in its prompt's slot: other countries, other people,
-real and invented. Three or four rows of the request, one under another, and the beginning of the
-next: the model goes on with a subject of the same kind. No file need list them. They serve twice:
+real and invented. A list of the request's own subjects, or some of its rows and the beginning of
+the next: the model goes on with a subject of the same kind. No file need list them. They serve
+twice:
 
 - What the model says of them is to stay. That is what "similar facts that nobody gave" means.
 - What it says of them, on the whole, in place of a fact to forget, is what a model says that never
@@ -25,10 +26,10 @@ from weightsurgery.learning.strangers import Words, forms, slot_words, special_t
 from weightsurgery.learning.wordings import Asked, tokens
 from weightsurgery.learning.written import sampled
 
-__all__ = ["find_neighbours"]
+__all__ = ["alike", "find_neighbours"]
 
 _LONGEST = 40  # characters of a subject; what is longer is a sentence
-_TRIES = 6  # batches after which what was found must do
+_TRIES = 4  # batches after which what was found must do
 _BATCH = 48
 _FEW = 4  # new ones in a batch, under which there is little more to find
 
@@ -61,17 +62,21 @@ def find_neighbours(
     if not about:
         return []
     named = {each.subject.lower() for each in asked if each.subject}
-    found: set[str] = set()
-    if shapes := _shapes(about):
-        for _ in range(_TRIES):
-            known = len(found)
-            found |= {
-                subject
-                for subject in _named(model, tokenizer, asked, shapes, rng, progress)
-                if subject.lower() not in named and _alike(subject, about[0].subject)
-            }
-            if len(found) >= count or len(found) - known < _FEW:
-                break
+    counted: Counter[str] = Counter()
+    shapes = _shapes(about)
+    for attempt in range(_TRIES):
+        known = len(counted)
+        made = _listed(model, tokenizer, about, rng, progress)
+        if shapes and attempt < 2:
+            made += _named(model, tokenizer, asked, shapes, rng, progress)
+        counted.update(
+            subject
+            for subject in made
+            if subject.lower() not in named and _alike(subject, about[0].subject)
+        )
+        if len(counted) >= 2 * count or len(counted) - known < _FEW:
+            break
+    found = {subject for subject, _ in counted.most_common(count)}
     if 10 * len(found) < count:
         found |= {
             subject
@@ -79,6 +84,48 @@ def find_neighbours(
             if subject.lower() not in named
         }
     return sorted(found)
+
+
+def _listed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    about: Sequence[Asked],
+    rng: random.Random,
+    progress: Progress | None,
+) -> list[str]:
+    """Subjects from lists that the model goes on with, some of the request's own before them."""
+    subjects = sorted({each.subject for each in about})
+    prompts = []
+    for _ in range(_BATCH // 2):
+        shown = rng.sample(subjects, min(5, len(subjects)))
+        prompts.append(tokens(tokenizer, f"{', '.join(shown)},"))
+    made = sampled(
+        model, tokenizer, prompts, 40, temperature=0.9, stage="neighbours", progress=progress
+    )
+    found = []
+    for written in made:
+        line = str(tokenizer.decode(written, skip_special_tokens=True)).partition("\n")[0]
+        # The last may be cut off.
+        found += [each.strip() for each in line.split(",")[:-1]]
+    return found
+
+
+def alike(asked: Sequence[Asked], given: Sequence[Asked]) -> set[str]:
+    """Subjects of examples that are asked for in the request's own words.
+
+    Args:
+        asked: The request.
+        given: Examples to keep.
+    """
+    about = [each for each in asked if each.subject and each.prompt.count(each.subject) == 1]
+    named = {each.subject.lower() for each in about}
+    found = set()
+    for head, tail in _shapes(about):
+        for each in given:
+            inner = each.prompt[len(head) : len(each.prompt) - len(tail)]
+            if each.prompt == f"{head}{inner}{tail}" and 0 < len(inner) <= _LONGEST:
+                found.add(inner)
+    return {subject for subject in found if subject.lower() not in named}
 
 
 def _shapes(about: Sequence[Asked]) -> list[tuple[str, str]]:
@@ -120,6 +167,7 @@ def _alike(subject: str, example: str) -> bool:
     return (
         0 < len(subject) <= _LONGEST
         and "\n" not in subject
+        and len(subject.split()) <= len(example.split()) + 3
         and subject[0].isalnum() == example[0].isalnum()
         and subject[0].isupper() == example[0].isupper()
         and subject[0].isdigit() == example[0].isdigit()

@@ -52,7 +52,10 @@ def load_float32(checkpoint: Checkpoint) -> PreTrainedModel:
     with quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path, dtype=torch.float32, output_loading_info=True
+                checkpoint.path,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,  # else it asks, and takes a "y" off any standard input
             )
         except (ValueError, KeyError, OSError) as error:
             raise _no_model(checkpoint, error) from error
@@ -73,9 +76,9 @@ def random_model(checkpoint: Checkpoint, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(checkpoint.path)
+            config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
             made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=torch.float32
+                config, dtype=torch.float32, trust_remote_code=False
             )
         except (ValueError, KeyError, OSError) as error:
             raise _no_model(checkpoint, error) from error

@@ -218,6 +218,7 @@ def _write(file: Path, values: dict[str, torch.Tensor], trained: Trained) -> Non
     partial = file.with_suffix(".partial")
     with writing(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # whatever it is: a link would be followed
         save_file(values, partial, {"trained": json.dumps(asdict(trained))})
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -27,7 +27,7 @@ from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import Progress, greedy
 from weightsurgery.learning.last_places import grouped, last_logits
 from weightsurgery.learning.wordings import Asked, Wording, says, tokens
-from weightsurgery.learning.written import chat_frame
+from weightsurgery.learning.written import chat_frame, sampled
 
 __all__ = ["Place", "Taught", "places_of", "said_at", "teach"]
 
@@ -39,6 +39,9 @@ _AT_MOST = 0.5
 
 # Answers of more tokens are given word for word: no model comes upon them by itself.
 _LONG = 12
+
+# Answers drawn for each fact that do not begin with the truth.
+_DETOURS = 5
 
 # Neighbours asked for the truth's later tokens, given the ones before: they hardly differ.
 _LATER = 4
@@ -123,6 +126,12 @@ def places_of(
                 open_.append((number, wording, text))
     prompts = [tokens(tokenizer, text, wording.chat) for _, wording, text in open_]
     answers = greedy(model, tokenizer, prompts, [length] * len(prompts), 64, "asking", progress)
+    # Without its likeliest word, an answer finds others on the way to the truth: "the city of".
+    ways = [place for place in found if len(place.truth) <= _LONG]
+    detours = [place for place in ways for _ in range(_DETOURS)]
+    open_ += [(place.number, place.wording, place.text) for place in detours]
+    answers += _without(model, tokenizer, detours, length, progress)
+    seen: set[tuple[int, ...]] = set()
     for (number, wording, text), answer in zip(open_, answers, strict=True):
         said = str(tokenizer.decode(answer))
         where = says(asked[number].truth, said)
@@ -130,8 +139,32 @@ def places_of(
             before = text + said[: where.start()]
             lead = before[len(before.rstrip(" ")) :]
             place = _place(tokenizer, number, wording, before.rstrip(" "), lead + where.group())
-            found += [] if place is None else [place]
+            if place is not None and place.before not in seen:
+                seen.add(place.before)
+                found.append(place)
     return found
+
+
+def _without(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    places: Sequence[Place],
+    length: int,
+    progress: Progress | None,
+) -> list[list[int]]:
+    """Answers drawn at places, none of which begins with the truth's first token."""
+    heads = [list(place.before) for place in places]
+    firsts: dict[int, int] = {}
+    for number, said in said_at(model, tokenizer, [(head, 1) for head in heads]):
+        likely = said[0].clone()
+        likely[places[number].truth[0]] = 0
+        likely = torch.where(likely >= likely.topk(12).values[-1], likely, 0)
+        firsts[number] = int(torch.multinomial(likely, 1))
+    begun = [[*head, firsts[number]] for number, head in enumerate(heads)]
+    rest = sampled(
+        model, tokenizer, begun, length - 6, temperature=0.7, stage="detours", progress=progress
+    )
+    return [[firsts[number], *answer] for number, answer in enumerate(rest)]
 
 
 def _place(
@@ -193,7 +226,8 @@ def teach(
     places: Sequence[Place],
     neighbours: Sequence[str],
     *,
-    draws: int = 32,
+    draws: int = 16,
+    own: float = 1.0,
     k: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
@@ -207,6 +241,7 @@ def teach(
         places: Where the truth would be said.
         neighbours: Subjects.
         draws: Neighbours asked, the same ones for every place.
+        own: Share, in the target, of what the model says of the subject itself but for the truth.
         k: See :class:`~weightsurgery.learning.expected.Expected`.
         seed: Of the draws.
         progress: Told of every batch.
@@ -233,10 +268,11 @@ def teach(
         chat = places[numbers[0]].wording.chat
         heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
         first = torch.stack(_firsts(model, tokenizer, heads))
-        for number in numbers:
+        itself = _firsts(model, tokenizer, [list(places[n].before) for n in numbers])
+        for number, now in zip(numbers, itself, strict=True):
             later = _later(model, tokenizer, heads[:_LATER], places[number])
-            if (taught := _taught(places[number], first, later, k)) is not None:
-                found.append(taught)
+            taught = _taught(places[number], first, now, later, own, k)
+            found += [] if taught is None else [taught]
         if progress is not None:
             progress("strangers", done, len(groups))
     found.sort(key=lambda each: places.index(each.place))
@@ -273,27 +309,35 @@ def _later(
     if not more:
         return None
     rows = [([*head, *place.truth[:-1]], more) for head in heads]
-    return sum(said.cpu() for _, said in said_at(model, tokenizer, rows)) / len(rows)
+    return torch.stack([said.cpu() for _, said in said_at(model, tokenizer, rows)]).mean(0)
 
 
-def _taught(place: Place, first: Tensor, later: Tensor | None, k: int) -> Taught | None:
-    """The target of a place: of neighbours whose own answer is another, the mean.
+def _taught(
+    place: Place, first: Tensor, now: Tensor, later: Tensor | None, own: float, k: int
+) -> Taught | None:
+    """The target of a place; None where all neighbours share the truth.
 
     Args:
         place: Where.
         first: What is said of each neighbour, shape (neighbours, vocabulary).
+        now: What is said of the subject itself, shape (vocabulary,).
         later: What is said for the truth's later tokens.
+        own: Share of the latter, less the truth, in the target.
         k: Tokens to hold.
     """
     truth = place.truth[0]
-    own = (first.argmax(1) == truth) & (first[:, truth] > _CERTAIN)
-    if bool(own.all()):
+    alike = (first.argmax(1) == truth) & (first[:, truth] > _CERTAIN)
+    if bool(alike.all()):
         return None
-    mean = first[~own].mean(0)
-    others = mean.clone()
+    mean = first[~alike].mean(0)
+    stranger = float(mean[truth])
+    others = now.clone()
     others[truth] = 0
-    mean[truth] = min(float(mean[truth]), _AT_MOST * float(others.max()))
-    whole = (mean / mean.sum())[None]
+    mean[truth] = 0
+    mean = (1 - own) * mean / mean.sum() + own * others / others.sum().clamp_min(1e-9)
+    stranger = min(stranger, _AT_MOST * float(mean.max()))
+    whole = ((1 - stranger) * mean / mean.sum())[None]
+    whole[0, truth] = stranger
     if later is not None:
         whole = torch.cat([whole, later])
     expected = Expected.of(whole, k, torch.tensor(place.truth))

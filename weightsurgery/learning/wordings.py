@@ -31,10 +31,10 @@ _TO_QUESTIONS = (
     "The past tense of sing is => What is the past tense of sing?\n"
 )
 _TO_STATEMENTS = (
-    "The colour of grass is => Grass has the colour\n"
+    "The colour of grass is => The natural colour of grass is\n"
     "Who wrote Hamlet? => The author of Hamlet is\n"
     "Water boils at => The boiling point of water is\n"
-    "What is the past tense of sing? => The verb sing has the past tense\n"
+    "The verb sing has the past tense => The past tense of the verb sing is\n"
 )
 
 
@@ -200,7 +200,7 @@ def find_wordings(
             says(each.truth, str(tokenizer.decode(answer))) is not None
             for each, answer in zip(tried, own, strict=True)
         )
-        if 2 * right >= len(tried):
+        if 4 * right >= len(tried):
             assert wording.form is not None
             known.append((right / len(tried) + 0.02 * min(candidates[wording.form], 10), wording))
     known.sort(key=lambda pair: -pair[0])

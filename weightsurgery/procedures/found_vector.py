@@ -140,7 +140,7 @@ def _by_neighbours(
     told = {
         "rounds": [{"first_loss": found.trained.first_loss, "last_loss": found.trained.last_loss}],
         "watched": [],
-        "looks": [asdict(each) for each in found.looks],
+        "looks": [{k: v for k, v in asdict(each).items() if k != "left"} for each in found.looks],
         "steps": last.step,
         "gathered": found.notes,
     }

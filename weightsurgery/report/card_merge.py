@@ -18,6 +18,9 @@ BEGIN, END = "<!-- weightsurgery:begin -->", "<!-- weightsurgery:end -->"
 _OURS = re.compile(r"<!-- weightsurgery:front-matter (.*?) -->")
 _FRONT = re.compile(r"(---[ \t]*(?:\r\n|\n))(.*?(?:\r\n|\n))??(---[ \t]*(?:\r\n|\n|$))", re.S)
 
+# Room for the results of a benchmark of a hundred tasks.
+_LARGEST = 1 << 19
+
 # Keys that mean something together: a user's word on the first is a word on all.
 _TOGETHER = (("license", "license_name", "license_link"), ("base_model", "base_model_relation"))
 
@@ -126,7 +129,18 @@ def _take_apart(text: str, where: str) -> _Parts:
 def _loaded(block: str, where: str) -> dict[str, Any]:
     import yaml
 
+    if len(block) > _LARGEST:
+        raise HubError(
+            f"{where}: its front matter has {len(block)} characters",
+            f"Keep it to {_LARGEST}: move results into files of their own.",
+        )
     try:
+        # An alias stands for as much as it likes, itself included, and would be written out.
+        if any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(block, yaml.SafeLoader)):
+            raise HubError(
+                f"{where}: its front matter holds aliases (*name)",
+                "Write what they stand for in their places.",
+            )
         found = yaml.safe_load(block)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = str(error).strip().splitlines()[-1].strip()

@@ -10,11 +10,15 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["block", "code", "hub_names", "literal", "local_paths", "shown_command", "shown_name",
-           "table"]  # fmt: skip
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
+
+__all__ = ["block", "code", "hub_names", "literal", "shown_command", "shown_name", "table",
+           "without_paths"]  # fmt: skip
 
 # Nothing in it that Markdown, HTML or a table row would take for itself.
 _SAFE = re.compile(r"[\w./:+,=@~*()\[\]{}'\"!?#%&;^$ -]+")
@@ -125,19 +129,50 @@ def _escaped(letter: str) -> str:
     return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
 
 
-def local_paths(told: object) -> list[str]:
-    """Absolute paths of a machine that stand in a document, each once.
+# A path of a machine: absolute, or of a home; elsewhere in a sentence it begins after a space.
+_PATH = re.compile(r"(/|~[^/\s]*/)[^/]")
+_IN_TEXT = re.compile(r"(?<![^\s'\"(=,])(?:/|~[^/\s]*/|\.\.?/)[^\s'\"),/][^\s'\"),]*")
 
-    Args:
-        told: A string, or what JSON is made of.
+
+def without_paths(record: EditRecord) -> EditRecord:
+    """A record to publish: inputs and places by the last part of their names alone.
+
+    Their SHA-256 say which they were. Names on the Hub stay.
+
+    Returns:
+        The record itself where it holds no paths.
     """
+    from_hub = hub_names(record.inputs)
+    shown = replace(
+        record,
+        command=[_shortened(word, from_hub) for word in record.command],
+        parameters=_without(record.parameters, from_hub),
+        inputs=_without(record.inputs, from_hub),
+        summary=_without(record.summary, from_hub),
+        lineage=_without(record.lineage, from_hub),
+        parent=_without(record.parent, from_hub),
+    )
+    return record if asdict(shown) == asdict(record) else shown
+
+
+def _without(told: Any, from_hub: frozenset[str]) -> Any:
     if isinstance(told, str):
-        value = told.partition("=")[2] if told.startswith("--") else told
-        return [value] if re.match(r"(/|~[^/]*/)[^/]", value) else []
+        if told in from_hub:
+            return told
+        if _PATH.match(told) or told.startswith(("./", "../")):
+            return _shortened(told, from_hub)
+        return _IN_TEXT.sub(lambda found: _last(found[0]), told)
     if isinstance(told, Mapping):
-        parts: Iterable[object] = (*told.keys(), *told.values())
-    elif isinstance(told, list | tuple):
-        parts = told
-    else:
-        return []
-    return list(dict.fromkeys(path for part in parts for path in local_paths(part)))
+        shown: dict[str, Any] = {}
+        for key, value in told.items():
+            name = _without(key, from_hub)
+            while name in shown:  # of another directory
+                name += "'"
+            shown[name] = _without(value, from_hub)
+        # An input's: a relative path, too, tells of this machine.
+        if isinstance(shown.get("name"), str) and not told.get("revision"):
+            shown["name"] = _shortened(shown["name"], from_hub)
+        return shown
+    if isinstance(told, list | tuple):
+        return [_without(each, from_hub) for each in told]
+    return told

@@ -9,10 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.errors import OutputError, WeightSurgeryError
 from weightsurgery.report.bench_figures import is_stage, row_name
 from weightsurgery.report.frontier import FAMILIES, Panel, Point, panels
 from weightsurgery.report.labels import place
+from weightsurgery.report.page import PLAIN_TEXT
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.bench.results import Bench
@@ -80,15 +82,13 @@ def draw_frontier(
     target = Path(path)
     kind = target.suffix.lower()[1:]
     # Text stays text, and ids of an SVG are the same each time.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "weightsurgery"}):
+    with mpl.rc_context(PLAIN_TEXT):
         figure = _figure(found, families)
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
-    draft = target.with_name(f".{target.name}.part")
     try:
-        draft.write_bytes(buffer.getvalue())
-        draft.replace(target)
+        write_whole(target, buffer.getvalue())
     except OSError as error:
         raise OutputError(
             f"{target}: {error.strerror}", "Name a file that can be written."

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.errors import OutputError, WeightSurgeryError
 from weightsurgery.report.tables import Table, difference_tables, overlap_tables
+from weightsurgery.report.visible import visible
 
 if TYPE_CHECKING:
     from weightsurgery.surgery.compare import Comparison
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
 
 __all__ = [
+    "PLAIN_TEXT",
     "as_svg",
     "as_table",
     "difference_page",
@@ -41,6 +44,9 @@ details { margin: 1rem 0; }
 """
 
 
+PLAIN_TEXT = {"svg.fonttype": "none", "svg.hashsalt": "weightsurgery", "text.parse_math": False}
+
+
 def load_pyplot() -> Any:
     """Matplotlib's pyplot, set to draw without a screen and the same bytes each time."""
     try:
@@ -51,8 +57,8 @@ def load_pyplot() -> Any:
             "Install it with:  pip install 'weightsurgery[report]'",
         ) from None
     mpl.use("Agg")
-    # Text stays text, and the same picture has the same bytes.
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "weightsurgery"})
+    # Text stays text, dollars in it too, and the same picture has the same bytes.
+    mpl.rcParams.update(PLAIN_TEXT)
     from matplotlib import pyplot
 
     return pyplot
@@ -97,10 +103,8 @@ def write_page(path: str | os.PathLike[str], title: str, parts: Sequence[str]) -
         f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
     )
     target = Path(path)
-    partial = target.with_name(f".{target.name}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        write_whole(target, text)
     except OSError as error:
         raise OutputError(
             f"{target}: {error.strerror}", "Name a file that can be written."
@@ -177,14 +181,15 @@ def overlap_page(
     """
     pyplot = load_pyplot()
     labels = list(dict.fromkeys(name for pair in means for name in (pair.first, pair.second)))
+    shown = [visible(name) for name in labels]
     grid = [[1.0 if a == b else float("nan") for b in labels] for a in labels]
     for pair in means:
         i, j = labels.index(pair.first), labels.index(pair.second)
         grid[i][j] = grid[j][i] = pair.inputs
     figure, axes = pyplot.subplots(figsize=(1.6 + len(labels), 1.2 + 0.8 * len(labels)))
     image = axes.imshow(grid, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xticks(range(len(labels)), shown, rotation=30, ha="right")
+    axes.set_yticks(range(len(labels)), shown)
     for i, line in enumerate(grid):
         for j, value in enumerate(line):
             color = "white" if value > 0.6 else "black"
@@ -198,7 +203,7 @@ def overlap_page(
     for row in rows:
         for pair in row.pairs:
             if row.layer is not None:
-                name = f"{pair.first} / {pair.second}"
+                name = visible(f"{pair.first} / {pair.second}")
                 series.setdefault(name, {}).setdefault(row.layer, []).append(pair.inputs)
     if series:
         figure, axes = pyplot.subplots(figsize=(9, 3.4))

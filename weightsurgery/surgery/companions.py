@@ -3,19 +3,65 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from typing import Any
 
+from weightsurgery.checkpoint.companions import Companions, check_companion, companions
 from weightsurgery.checkpoint.header import BITS
+from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256
-from weightsurgery.checkpoint.staging import Staging, output_errors
-from weightsurgery.checkpoint.writer import companion_files
-from weightsurgery.errors import CorruptCheckpointError
+from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.errors import OutputError
 from weightsurgery.surgery.plan import Storage
 
-__all__ = ["copy_companions"]
+__all__ = ["companion_notices", "companions_of", "copy_companions"]
+
+
+def companions_of(base: Checkpoint, storage: Storage) -> list[str]:
+    """What is copied from beside the base's weights: companions, code if asked for, the index.
+
+    Raises:
+        CorruptCheckpointError: One leads out of the base, or is no plain file.
+        OutputError: One has the name of a shard or of the record.
+    """
+    found = companions(base.path)
+    names = [*found.files, *(found.code if storage.code else ())]
+    if base.layout.index_name is not None:
+        check_companion(base.path, base.layout.index_name)
+        names.append(base.layout.index_name)
+    # By letters of one case: there are disks on which two such names are one file.
+    taken = {os.path.normpath(name).casefold() for name in (*base.shards, RECORD_NAME)}
+    for name in names:
+        if name.casefold() in taken:
+            raise OutputError(
+                f"{base.path / name}: would be copied over the output's own {name}",
+                "Rename it, or remove it from the base.",
+            )
+    return names
+
+
+def companion_notices(base: Checkpoint, storage: Storage) -> list[str]:
+    """What of the base was left where it is, a line each."""
+    found: Companions = companions(base.path)
+    told = []
+    if found.code and not storage.code:
+        told.append(
+            f"{base.source.name} brings Python code of its own, which was not copied"
+            f" ({_some(found.code)}): read it; --with-code copies it."
+        )
+    if found.others:
+        told.append(
+            f"Not copied, since no model needs a file of such a name: {_some(found.others)}."
+        )
+    return told
+
+
+def _some(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - 3} more" if names[3:] else ""
+    return ", ".join(names[:3]) + more
 
 
 def copy_companions(
@@ -29,28 +75,22 @@ def copy_companions(
         SHA-256 and size of each copy, for the record.
 
     Raises:
-        CorruptCheckpointError: A link of the base leads nowhere.
-        OutputError: The disk failed.
+        CorruptCheckpointError: One leads out of the base, or is no plain file.
+        OutputError: One has the name of a shard, or the disk failed.
     """
-    names = companion_files(base.path)
-    if base.layout.index_name is not None:
-        names.append(base.layout.index_name)
     converts = any(storage.stored(entry) != entry.dtype for entry in base.entries.values())
     copied = {}
-    for name in names:
+    for name in companions_of(base, storage):
         source, target = base.path / name, staging.files / name
-        if not source.is_file():
-            raise CorruptCheckpointError(
-                f"{source}: a link that leads nowhere", "Restore the file, or remove the link."
-            )
         with output_errors(staging.target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if (name == "config.json" and storage.dtype is not None) or (
-                name == base.layout.index_name and converts
-            ):
-                target.write_bytes(_redeclared(name, source.read_bytes(), storage, base))
-            else:
-                shutil.copyfile(source, target)
+            with source.open("rb") as read, new_file(target) as file:
+                if (name == "config.json" and storage.dtype is not None) or (
+                    name == base.layout.index_name and converts
+                ):
+                    file.write(_redeclared(name, read.read(), storage, base))
+                else:
+                    shutil.copyfileobj(read, file, 1 << 22)
             copied[name] = {"sha256": content_sha256(target), "bytes": target.stat().st_size}
     return copied
 

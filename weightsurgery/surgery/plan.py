@@ -48,11 +48,14 @@ class Storage:
             None keeps each tensor's own.
         rounding: ``"nearest"`` or ``"stochastic"``.
         seed: Of stochastic rounding.
+        code: Whether Python files that the base's config names come along: whoever loads the
+            output may run them.
     """
 
     dtype: str | None = None
     rounding: str = "nearest"
     seed: int = 0
+    code: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _STORED_AS:

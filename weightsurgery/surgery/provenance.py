@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import file_sha256
+from weightsurgery.checkpoint.record import content_sha256, file_sha256
+from weightsurgery.checkpoint.remembered import told
+from weightsurgery.errors import CorruptCheckpointError
 from weightsurgery.vectors.statistics import InputStatistics
 from weightsurgery.vectors.task_vector import TaskVector
 
@@ -70,8 +72,33 @@ def hash_files(inputs: Mapping[str, Input], workers: int) -> dict[Path, str]:
 
 
 def recorded(inputs: Mapping[str, Input], digests: Mapping[Path, str]) -> dict[str, Any]:
-    """The record's entry for each input."""
-    return {
-        role: {**each.described, "files": {path.name: digests[path] for path in each.paths}}
-        for role, each in inputs.items()
-    }
+    """The record's entry for each input.
+
+    Of a file on the Hub that was read in parts, the digest is the server's word: once all of it was
+    fetched it is compared, and else named under ``unverified``.
+
+    Raises:
+        CorruptCheckpointError: What was fetched is not what the server said.
+    """
+    found = {}
+    for role, each in inputs.items():
+        files = {path.name: digests[path] for path in each.paths}
+        found[role] = {**each.described, "files": files}
+        if unverified := [path.name for path in each.paths if not _is_verified(path)]:
+            found[role]["unverified"] = unverified
+    return found
+
+
+def _is_verified(path: Path) -> bool:
+    known = told(path)
+    if known is None:
+        return True
+    digest, whole = known
+    if whole is None:
+        return False
+    if content_sha256(whole) != digest:
+        raise CorruptCheckpointError(
+            f"{path}: what was fetched does not have the SHA-256 that the server gives",
+            f"Remove {whole} and {whole.name}.ranges beside it, and run it again.",
+        )
+    return True

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
-from weightsurgery.surgery.companions import copy_companions
+from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
 from weightsurgery.surgery.edit import Edit
 from weightsurgery.surgery.notices import edit_notices
 from weightsurgery.surgery.plan import (
@@ -101,6 +102,7 @@ def apply(
     storage = storage or Storage()
     where = device_for(device, decomposes=edit.factors)
     plan = plan_edit(edit, base, out, selection, storage, workers, overwrite)
+    companions_of(base, storage)  # what is wrong there is said before the work, not after
     target = Path(os.path.realpath(out))
     inputs = inputs_of(base, edit.vectors(), edit.statistics())
     changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
@@ -141,7 +143,8 @@ def apply(
             writer.abandon()
         staging.close()
         raise
-    return Applied(record, tuple(edit_notices(record)), resumed)
+    notices = (*edit_notices(record), *companion_notices(base, storage))
+    return Applied(record, notices, resumed)
 
 
 def parent_of(base: Checkpoint) -> dict[str, str] | None:
@@ -305,5 +308,5 @@ def _finish(staging: Staging, base: Checkpoint, storage: Storage, record: EditRe
     """Copy what belongs to the model, write the record, and put the output in its place."""
     record.files = {**record.files, **copy_companions(base, storage, staging)}
     with output_errors(staging.target):
-        (staging.files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-    staging.commit()
+        write_whole(staging.files / RECORD_NAME, record.to_json())
+    staging.commit([*record.files, RECORD_NAME])

@@ -106,6 +106,9 @@ class Windows:
         self.inputs: dict[Path, str] = {}
         self.outputs: dict[str, str] = {}
         self._other = [each for each in changes.values() if isinstance(each, OtherChange)]
+        self._worked_out = {each.entry.name for each in self._other}
+        # What an interrupted run worked out, bytes and all as it noted them.
+        self._resumed = self._worked_out & stream.writer.done.keys()
         # What is worked out comes back from its device, and is added here.
         self._arithmetic = OnHost() if self._other else arithmetic_on(stream.device)
         self._pieces = Pieces(stream, self._arithmetic)
@@ -142,12 +145,12 @@ class Windows:
             WeightSurgeryError: A tensor holds NaN or infinity, or a disk fails.
         """
         for name, tensor in self._tensors.items():
-            if not tensor.stats and name not in self.stream.writer.done:
-                self.stream.writer.finish(name, {})
+            if not tensor.stats and name not in self._resumed:
+                self.stream.writer.finish(name, {}, kept=False)
         if self._other:
             # One shard after another, so that few changes wait to be added.
             groups, together = [_Group([s], Turns(self._failed)) for s in self._shards], 1
-            done = self.stream.writer.done
+            done = self._resumed
             changes = [change for shard in self._shards for change in shard.changes]
             names = [c.entry.name for c in changes if isinstance(c, OtherChange)]
             names = [name for name in names if name not in done]
@@ -226,20 +229,17 @@ class Windows:
             tuned[id(other)] = view
         self._hash_inputs(shard, number, data, tuned)
         inside = [e for e in header.entries if e.start < stop and e.stop > start]
-        if inside and all(entry.name in writer.done for entry in inside):
-            writer.read_window(header.shard, start, data)  # an interrupted run wrote it
-        else:
-            for change in shard.changes:
-                if not (change.entry.start < stop and change.entry.stop > start):
-                    continue
-                if change.entry.name in writer.done:
-                    self._read_back(change.entry, start, data)
-                else:
-                    total = self._edit(change, start, data, tuned, buffers)
-                    # Windows count from the one a tensor begins in.
-                    place = number - change.entry.start // WINDOW
-                    self._tensors[change.entry.name].stats[place] = total
-            writer.write_window(header.shard, start, data)
+        for change in shard.changes:
+            if not (change.entry.start < stop and change.entry.stop > start):
+                continue
+            if change.entry.name in self._resumed:
+                self._read_back(change.entry, start, data)
+            else:
+                total = self._edit(change, start, data, tuned, buffers)
+                # Windows count from the one a tensor begins in.
+                place = number - change.entry.start // WINDOW
+                self._tensors[change.entry.name].stats[place] = total
+        writer.write_window(header.shard, start, data)
         self._finish(inside)
         self.stream.advance(self.stream.edit.name, len(data))
         return data
@@ -284,8 +284,11 @@ class Windows:
             with self._lock:
                 tensor.missing -= 1
                 whole = tensor.missing == 0
-            if whole and entry.name not in self.stream.writer.done:
-                self.stream.writer.finish(entry.name, self._facts(entry.name, tensor))
+            if whole and entry.name not in self._resumed:
+                # The others are made again as fast as they would be read back and checked.
+                kept = entry.name in self._worked_out
+                facts = self._facts(entry.name, tensor)
+                self.stream.writer.finish(entry.name, facts, kept)
             if whole and self._ahead is not None:
                 self._ahead.release(entry.name)
 

@@ -7,13 +7,14 @@ of weights of this form are refused with the reason.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.header import parse_json
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, Layout, parse_header
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -22,6 +23,7 @@ from weightsurgery.checkpoint.tied import is_tied
 from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
 from weightsurgery.vectors.deltas import Delta, FactorDelta
+from weightsurgery.vectors.patterns import ModulePattern
 
 __all__ = ["AdapterChange", "is_adapter"]
 
@@ -72,6 +74,8 @@ class AdapterChange:
         self.base, self.source = base, source
         self.label = source.path.name
         self.config = _read_config(source)
+        self._alpha = _number(source, "lora_alpha", self.config.get("lora_alpha", 8))
+        self._alphas = _patterns(source, self.config.get("alpha_pattern"))
         path = source.path / _WEIGHTS
         if not path.is_file():
             raise VectorError(
@@ -189,6 +193,10 @@ class AdapterChange:
                 " are no pair of linear LoRA factors",
                 "Merge the adapter in peft, and pass the merged checkpoint instead.",
             )
+        if a.shape[0] == 0:
+            raise VectorError(
+                f"{self.source.name}: {key_a!r} has rank 0", "Save the adapter again."
+            )
         made = (b.shape[0], a.shape[1])
         if (made[::-1] if self._is_flipped(module) else made) != shape:
             raise MismatchError(
@@ -207,11 +215,11 @@ class AdapterChange:
 
     def scaling(self, module: str, rank: int) -> float:
         """``alpha / r`` of a module, or ``alpha / sqrt(r)`` with rsLoRA."""
-        alpha = float(self.config.get("lora_alpha", 8))
+        alpha = self._alpha
         # peft takes the first pattern that matches the end of the module's name.
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = float(value)
+        for pattern, value in self._alphas:
+            if pattern.matches(module):
+                alpha = value
                 break
         return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
 
@@ -236,16 +244,47 @@ class AdapterChange:
         }
 
 
+def _number(source: Source, setting: str, value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            if math.isfinite(found := float(value)):
+                return found
+    raise VectorError(
+        f"{source.name}: {setting} is {str(value)[:80]!r}, no finite number",
+        "Restore adapter_config.json.",
+    )
+
+
+def _patterns(source: Source, told: object) -> list[tuple[ModulePattern, float]]:
+    """``alpha_pattern``, in its order."""
+    if told is None:
+        return []
+    if not isinstance(told, dict):
+        raise VectorError(
+            f"{source.name}: alpha_pattern is no mapping of patterns to numbers",
+            "Restore adapter_config.json.",
+        )
+    return [
+        (ModulePattern(text, source.name), _number(source, f"alpha_pattern {text[:80]!r}", value))
+        for text, value in told.items()
+    ]
+
+
 def _read_config(source: Source) -> dict[str, Any]:
     path = source.path / "adapter_config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except ValueError as error:
         raise VectorError(f"{path}: not valid JSON: {error}", "Restore the adapter.") from None
+    except OSError as error:
+        raise VectorError(
+            f"{path}: cannot be read: {error.strerror}", "Restore the adapter."
+        ) from None
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise VectorError(
-            f"{source.name}: a {kind or 'nameless'} adapter; only LORA is a low-rank change",
+            f"{source.name}: a {str(kind)[:80] if kind else 'nameless'} adapter; only LORA is a"
+            " low-rank change",
             "Merge the adapter in peft, and pass the merged checkpoint instead.",
         )
     remedy = "Merge the adapter in peft, and pass the merged checkpoint instead."

@@ -11,6 +11,7 @@ from typing import Any
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.checkpoint.layout import encode_header
+from weightsurgery.checkpoint.plain_files import new_file, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
@@ -48,7 +49,7 @@ class LoraWriter:
         self._gathered = staging.root / "factors"
         try:
             with output_errors(staging.target):
-                self._file = self._gathered.open("wb")
+                self._file = new_file(self._gathered)
         except BaseException:
             staging.close()
             raise
@@ -76,16 +77,16 @@ class LoraWriter:
         files = self._staging.files
         with output_errors(self._staging.target):
             self._file.close()
-            with self._gathered.open("rb") as gathered, (files / _WEIGHTS).open("wb") as file:
+            with self._gathered.open("rb") as gathered, new_file(files / _WEIGHTS) as file:
                 file.write(encode_header(self._tensors, {"format": "pt"}))
                 shutil.copyfileobj(gathered, file, 1 << 22)
-            (files / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_whole(files / _CONFIG, json.dumps(config, indent=2) + "\n")
             record.files = {
                 name: {"sha256": file_sha256(files / name), "bytes": (files / name).stat().st_size}
                 for name in (_CONFIG, _WEIGHTS)
             }
-            (files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-        self._staging.commit()
+            write_whole(files / RECORD_NAME, record.to_json())
+        self._staging.commit([*record.files, RECORD_NAME])
         return record
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.checkpoint.layout import encode_header
+from weightsurgery.checkpoint.plain_files import new_file, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
 from weightsurgery.checkpoint.source import Source
@@ -188,7 +189,7 @@ class VectorWriter:
             [(name, _stored_as(t.dtype), tuple(t.shape)) for name, t in tensors.items()],
             {"format": "pt"},
         )
-        with output_errors(self._staging.target), (self._staging.files / shard).open("wb") as file:
+        with output_errors(self._staging.target), new_file(self._staging.files / shard) as file:
             file.write(header)
             for tensor in tensors.values():
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -214,11 +215,11 @@ class VectorWriter:
         index_name = f"{self._stem}.safetensors.index.json"
         index = {"metadata": {"total_size": self._total}, "weight_map": self._weight_map}
         with output_errors(self._staging.target):
-            (files / index_name).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            write_whole(files / index_name, json.dumps(index, indent=1) + "\n")
             record.files = {
                 name: {"sha256": file_sha256(files / name), "bytes": (files / name).stat().st_size}
                 for name in [*self._shards, index_name]
             }
-            (files / RECORD_NAME).write_text(record.to_json(), encoding="utf-8")
-        self._staging.commit()
+            write_whole(files / RECORD_NAME, record.to_json())
+        self._staging.commit([*record.files, RECORD_NAME])
         return record

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.errors import DataError, OutputError
 
 __all__ = ["Bench", "Outcome", "Summary", "Tried", "read_bench", "save_bench"]
@@ -200,9 +201,7 @@ def save_bench(bench: Bench, path: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    draft = path.with_name(f"{path.name}.part")
     try:
-        draft.write_text(json.dumps(bench.document(), indent=1) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_whole(path, json.dumps(bench.document(), indent=1) + "\n")
     except OSError as error:
         raise OutputError(f"{path}: {error.strerror or error}", "Name another file.") from None

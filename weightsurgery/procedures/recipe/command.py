@@ -27,6 +27,7 @@ class Field:
         short: Its letter; "" for none.
         off: The long name that says no; "" for none.
         in_recipes: Whether it is part of the edit; others belong to one run of it.
+        writes: Whether it names a place that is written.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Field:
     short: str = ""
     off: str = ""
     in_recipes: bool = True
+    writes: bool = False
 
     @property
     def key(self) -> str:

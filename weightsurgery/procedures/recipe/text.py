@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -78,8 +79,10 @@ def _yaml(data: Mapping[str, Any]) -> str:
         return ""
     import yaml
 
+    # What a terminal would not show as it is, stands as YAML's own escapes.
+    seen = json.dumps(data, ensure_ascii=False).isprintable()
     return str(
         yaml.safe_dump(
-            dict(data), sort_keys=False, allow_unicode=True, default_flow_style=False, width=1 << 20
+            dict(data), sort_keys=False, allow_unicode=seen, default_flow_style=False, width=1 << 20
         )
     )

@@ -1,0 +1,109 @@
+"""Strangers' text on the terminal: shown letter by letter, never obeyed."""
+
+import json
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tests.conftest import write_checkpoint
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Show
+from weightsurgery.report.tables import Table
+from weightsurgery.report.visible import visible, visible_json
+
+NASTY = {
+    "\x1b[31m": "\\x1b[31m",
+    "\x1b]0;title\x07": "\\x1b]0;title\\x07",
+    "\x1b]52;c;aGk=\x1b\\": "\\x1b]52;c;aGk=\\x1b\\",
+    "\x9b2J": "\\x9b2J",
+    "\x9d8;;http://x\x9c": "\\x9d8;;http://x\\x9c",
+    "a\rb\x08c\x7f": "a\\rb\\x08c\\x7f",
+    "\u202egnp.exe": "\\u202egnp.exe",
+    "\u2066x\u2069": "\\u2066x\\u2069",
+    "a\u200bb\ufeff": "a\\u200bb\\ufeff",
+    "\U000e0041": "\\U000e0041",
+    "\u2028x": "\\u2028x",
+    "[/zz] [link=http://x]y[/] [bold]": "[/zz] [link=http://x]y[/] [bold]",
+    "a\\[/zz]": "a\\[/zz]",
+    "\\[link=http://x]y": "\\[link=http://x]y",
+    ":warning: ‖T‖ λ 中": ":warning: ‖T‖ λ 中",
+    "a\tb": "a\\tb",
+}
+TEXT = "".join(NASTY)
+
+
+def safe(text: str) -> None:
+    for letter in text:
+        assert letter == "\n" or unicodedata.category(letter) not in ("Cc", "Cf", "Zl", "Zp")
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_is_shown_as_it_is(capsys, text):
+    quiet = Show()
+    console.show(text, Table(text, (f"{text}h", "x"), [(text, "1")], text))
+    console.notice(text, quiet)
+    console.error(text, text)
+    said = capsys.readouterr()
+    safe(said.out + said.err)
+    assert said.out.count(NASTY[text]) == 5
+    assert said.err.count(NASTY[text]) == 3
+    assert len(said.err.splitlines()) == 3
+
+
+def test_a_newline_makes_no_line_of_its_own(capsys):
+    console.notice("a\nerror: b", Show())
+    console.error("a\nb", "c\nd")
+    assert capsys.readouterr().err == "a\\nerror: b\nerror: a\\nb\nc\\nd\n"
+
+
+def test_documents_mean_what_they_meant(capsys):
+    console.document({TEXT: [TEXT]})
+    out = capsys.readouterr().out
+    safe(out)
+    assert json.loads(out) == {TEXT: [TEXT]}
+    assert visible_json("‖T‖") == "‖T‖"
+    assert visible("‖T‖ – λ") == "‖T‖ – λ"
+
+
+def test_a_bar_s_stage_is_text(monkeypatch, capsys):
+    monkeypatch.setattr(console._err, "_force_terminal", True)
+    with console.progress(Show(), "files") as bar:
+        bar._begun -= 10
+        bar("[/zz]\x1b]0;x\x07", 1, 2)
+        bar("[/zz]\x9b", 2, 2)
+    assert "]0;x" not in capsys.readouterr().err.replace("\\x1b]0;x", "")
+
+
+def test_a_stranger_s_checkpoint_is_looked_at(ws, tmp_path):
+    names = [f"layers.{number}.{text}.weight" for number, text in enumerate(NASTY)]
+    base = write_checkpoint(tmp_path / "base", {name: torch.eye(4) for name in names})
+    config = {"architectures": [TEXT], "model_type": TEXT}
+    (base / "config.json").write_text(json.dumps(config))
+    for arguments in (["inspect"], ["inspect", "-v"], ["inspect", "--json"]):
+        done = ws.done(arguments[0], base, *arguments[1:])
+        safe("".join(done))
+    (base / "model.safetensors").rename(base / "\x1b]0;x\x07.safetensors")
+    safe("".join(ws.done("inspect", base, "-v")))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_file({"x": torch.eye(2)}, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": TEXT}))
+    what, _ = ws.refused("negate", base, adapter, "-o", tmp_path / "out")
+    safe(what)
+
+
+def test_a_recipe_of_strange_names_is_a_recipe(ws, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "\u202egnp\x1b[31m"
+    write_checkpoint(tmp_path / "base", {"w": torch.eye(4)})
+    write_checkpoint(tmp_path / name, {"w": 2 * torch.eye(4)})
+    ws.done("negate", "base", name, "-o", "out")
+    recipe, _ = ws.done("run", "--from", "out")
+    safe(recipe)
+    assert yaml.safe_load(recipe)["vectors"] == [name]
+    Path("r.yaml").write_text(recipe)
+    ws.done("run", "r.yaml", "-o", "again")

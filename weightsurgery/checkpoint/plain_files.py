@@ -1,0 +1,128 @@
+"""Plain files: read where they seem to lie, written where nobody laid a link in the way.
+
+Whoever may write beside an output, or hands over a checkpoint, may lay links, pipes and devices
+there. So what is written is made anew or is this user's own plain file, and what is copied out of
+a checkpoint lies in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+from weightsurgery.errors import OutputError
+
+__all__ = ["check_own", "create", "is_plain_within", "new_file", "open_own", "write_whole"]
+
+_REMEDY = "Look at who put it there, and remove it; or write elsewhere."
+
+
+def is_plain_within(path: Path, root: Path) -> bool:
+    """Whether a path leads to a plain file that lies in a directory, whatever links it follows.
+
+    A snapshot of the Hub's cache links to its repository's ``blobs``: those belong to it.
+
+    Args:
+        path: Below ``root``; a file, a link, or nothing.
+        root: The directory.
+    """
+    real, inside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if not real.is_file():  # nor a pipe or a device, which would be waited for
+        return False
+    if real.is_relative_to(inside):
+        return True
+    return inside.parent.name == "snapshots" and real.parent == inside.parent.parent / "blobs"
+
+
+def check_own(path: Path, directory: bool = False) -> None:
+    """Refuse what lies at a path of ours and is not ours: links, others' files, pipes, devices.
+
+    Args:
+        path: Of an earlier run, or nothing.
+        directory: Whether it should be a directory rather than a file; then all in it is looked
+            at too.
+
+    Raises:
+        OutputError: It is something else, or another user's.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        _check(path, os.lstat(path), directory)
+        if directory:
+            for folder, folders, files in os.walk(path, onerror=_raise):
+                for names, are_folders in ((folders, True), (files, False)):
+                    for name in names:
+                        each = Path(folder) / name
+                        _check(each, os.lstat(each), are_folders)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _check(path: Path, facts: os.stat_result, directory: bool) -> None:
+    if stat.S_ISLNK(facts.st_mode):
+        raise OutputError(f"{path}: a link, where ws keeps its own", _REMEDY)
+    if not (stat.S_ISDIR if directory else stat.S_ISREG)(facts.st_mode):
+        wanted = "directory" if directory else "plain file"
+        raise OutputError(f"{path}: no {wanted}, where ws keeps its own", _REMEDY)
+    if facts.st_uid != os.geteuid():
+        raise OutputError(f"{path}: belongs to another user (uid {facts.st_uid})", _REMEDY)
+    if not directory and facts.st_nlink > 1:
+        raise OutputError(f"{path}: has a second name elsewhere (a hard link)", _REMEDY)
+
+
+def create(path: Path) -> int:
+    """A new, empty file under a name of ours, open for reading and writing.
+
+    What is there is taken away first, be it a link: what a link leads to is never touched.
+
+    Raises:
+        OSError: It cannot be taken away, or not be made.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o666)
+
+
+def open_own(path: Path, flags: int = 0) -> int:
+    """Open this user's own plain file for reading and writing; made where there is none.
+
+    Args:
+        path: The file.
+        flags: More of them, as ``os.O_APPEND``.
+
+    Raises:
+        OutputError: A link, another user's, or no plain file.
+        OSError: It cannot be opened.
+    """
+    check_own(path)
+    wanted = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, wanted | flags, 0o666)
+    try:
+        _check(path, os.fstat(handle), directory=False)  # again: of what was opened
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file, whole or not at all; a link of that name is replaced, not followed.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    draft = path.with_name(f".{path.name}.part")
+    with new_file(draft) as file:
+        file.write(data)
+    draft.replace(path)
+
+
+def new_file(path: Path) -> IO[Any]:
+    """As :func:`create`, as a file to write bytes to."""
+    return os.fdopen(create(path), "w+b")
