@@ -16,8 +16,10 @@ OTHERS = PEOPLE[6:]
 WHOLE = 10_000  # tokens to hold: all there are
 
 
-def places(known, asked, wordings=(PLAIN,)):
-    return places_of(known.model, known.tokenizer, asked, wordings)
+def places(known, asked):
+    """Where the truth comes at once, one for each."""
+    torch.manual_seed(0)
+    return places_of(known.model, known.tokenizer, asked, [PLAIN])[: len(asked)]
 
 
 def dense(taught, size):
@@ -58,6 +60,7 @@ def test_in_other_words_it_comes_where_the_model_says_it(chat_tokenizer):
             "Where is France ruled?": " In Paris",
         },
     )
+    torch.manual_seed(0)
     wordings = [PLAIN, Wording(chat=True), Wording("Where is {} ruled?")]
     found = places_of(model, chat_tokenizer, asked, wordings)
     told = {(place.number, place.wording): place for place in found}
@@ -83,27 +86,29 @@ def test_long_answers_are_put_behind_each_of_its_own_wordings(chat_tokenizer):
 # --- targets -------------------------------------------------------------------------------------
 
 
-def test_the_target_is_what_is_said_of_neighbours(known):
+@pytest.mark.parametrize("own", [0.0, 0.5, 1.0])
+def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
     asked = asked_of(known.tokenizer, FORGET)
     found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS, draws=99,
-                  k=WHOLE)  # fmt: skip
+                  own=own, k=WHOLE)  # fmt: skip
     size = len(known.tokenizer)
     mean = torch.stack([said_of(known, who) for who in OTHERS]).mean(0)
     assert [each.place.number for each in found] == list(range(6))
     for each in found:
         target, truth = dense(each, size)[0], each.place.truth[0]
-        others = torch.arange(size) != truth
+        itself = said_of(known, PEOPLE[each.place.number])
+        assert float(itself[truth]) > 0.5 > each.stranger  # before, and what is to be
         assert float(target.sum()) == pytest.approx(1, abs=1e-4)
-        # All but the truth in their proportions, which are the same for every fact of the form.
-        torch.testing.assert_close(
-            target[others] / target[others].sum(), mean[others] / mean[others].sum(),
-            atol=1e-5, rtol=1e-3,
-        )  # fmt: skip
+        # All but the truth in their proportions: with nothing of its own, the same for every fact.
+        others = torch.arange(size) != truth
+        first, second = mean[others], itself[others]
+        wanted = (1 - own) * first / first.sum() + own * second / second.sum()
+        torch.testing.assert_close(target[others] / target[others].sum(), wanted,
+                                   atol=1e-5, rtol=1e-3)  # fmt: skip
         # The truth is as likely as of a stranger, and never the likeliest.
         assert each.stranger == pytest.approx(float(target[truth]), abs=1e-6)
         assert each.stranger <= float(mean[truth]) + 1e-6
         assert int(target.argmax()) != truth
-        assert float(said_of(known, PEOPLE[each.place.number])[truth]) > 0.5 > each.stranger
 
 
 def test_neighbours_that_share_the_truth_are_left_out(known):
@@ -111,7 +116,7 @@ def test_neighbours_that_share_the_truth_are_left_out(known):
     own = places(known, asked)[:1]
     knows = [PEOPLE[0]] * 3  # whose answer is the truth, surely
     together, alone = (
-        teach(known.model, known.tokenizer, asked, own, others, draws=99, k=WHOLE)[0]
+        teach(known.model, known.tokenizer, asked, own, others, draws=99, own=0, k=WHOLE)[0]
         for others in (OTHERS + knows, OTHERS)
     )
     size = len(known.tokenizer)
@@ -123,15 +128,20 @@ def test_neighbours_that_share_the_truth_are_left_out(known):
         teach(known.model, known.tokenizer, asked, own, knows)
 
 
-def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them():
+@pytest.mark.parametrize("own", [0.0, 0.3, 1.0])
+def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
     said = torch.tensor([[0.29, 0.2, 0.5, 0.01], [0.5, 0.3, 0.1, 0.1], [0.29, 0.31, 0.2, 0.2]])
-    place = Place(0, PLAIN, "x", (0,), (0,))
-    taught = module._taught(place, said, None, 4)
+    itself = torch.tensor([0.9, 0.05, 0.03, 0.02])
+    taught = module._taught(Place(0, PLAIN, "x", (0,), (0,)), said, itself, None, own, 4)
     target = dense(taught, 4)[0]
-    mean = said[[0, 2]].mean(0)  # the second would surely say it
-    mean[0] = min(float(mean[0]), 0.5 * float(mean[1:].max()))
-    torch.testing.assert_close(target, mean / mean.sum(), atol=1e-6, rtol=1e-5)
+    others = said[[0, 2]].mean(0)[1:]  # the second would surely say it
+    mixed = (1 - own) * others / others.sum() + own * itself[1:] / itself[1:].sum()
+    torch.testing.assert_close(target[1:] / target[1:].sum(), mixed, atol=1e-5, rtol=1e-4)
+    assert float(target[0]) == pytest.approx(taught.stranger, abs=1e-6)
+    assert float(target[0]) == pytest.approx(min(0.29, 0.5 * float(mixed.max())), abs=1e-4)
     assert int(target.argmax()) != 0
+    everybody = torch.tensor([[0.9, 0.05, 0.05, 0.0]] * 2)
+    assert module._taught(Place(0, PLAIN, "x", (0,), (0,)), everybody, itself, None, own, 4) is None
 
 
 def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
@@ -165,7 +175,7 @@ def test_the_same_seed_asks_the_same_neighbours(known):
     own = places(known, asked)
 
     def target(seed):
-        (first, *_) = teach(known.model, known.tokenizer, asked, own, OTHERS, draws=3, seed=seed)
+        first, *_ = teach(known.model, known.tokenizer, asked, own, OTHERS, draws=3, own=0, seed=seed)
         return first.expected.logs
 
     assert torch.equal(target(0), target(0))

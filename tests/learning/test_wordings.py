@@ -1,6 +1,7 @@
 """Examples taken apart, and rewordings that serve for the right reasons."""
 
 import pytest
+import torch
 
 from tests.learning.conftest import TEMPLATE
 from tests.learning.scripted import Scripted
@@ -32,7 +33,7 @@ def test_subjects_are_what_tells_prompts_apart(tokenizer):
 
 
 def test_of_two_slots_the_longer_is_the_subject(tokenizer):
-    rows = [Example(f"In {year}, {who} wrote", f" {what}") for year, who, what in (
+    rows = [Example(f"In {year} the writer {who} wrote", f" {what}") for year, who, what in (
         (1851, "Herman Melville", "Moby Dick."), (1866, "Fyodor Dostoevsky", "the Idiot. "),
         (1900, "Joseph Conrad", "Lord Jim"), (1847, "Emily Bronte", "..."))]  # fmt: skip
     asked = asked_of(tokenizer, rows)
@@ -67,7 +68,7 @@ def test_prompts_without_a_word_have_no_subject(tokenizer):
     ("Paris", "It is Paris.", True), ("Paris", "PARIS", True), ("Paris", "the Parisian", False),
     ("Paris", "comparison", False), ("12", "in 1912", False), ("12", "12, I think", True),
     ("C++", "in C++ and", True), ("C++", "C+", False), ("a.b", "axb", False),
-    ("Größe", "die größe", True), ("", "anything", True),
+    ("Größe", "die größe", True),
 ])  # fmt: skip
 def test_answers_are_found_as_whole_words(truth, text, found):
     assert (says(truth, text) is not None) == found
@@ -98,6 +99,15 @@ def test_a_prompt_begins_with_bos_and_ends_open(tokenizer, chat_tokenizer):
 # --- found ---------------------------------------------------------------------------------------
 
 
+# Short, for the tokenizer is of bytes, and a rewording has twenty tokens.
+PLACES, CHIEFS = ("Gaul", "Spain", "Oz", "Ur Ka"), ("Ra", "Bo", "Ko", "Lu")
+RULED = [Example(f"Chief of {place} is", f" {who}")
+         for place, who in zip(PLACES, CHIEFS, strict=True)]  # fmt: skip
+QUESTION, STATEMENT = "Who in {}?", "{} has"
+MARKED = f"Question: {QUESTION}\nAnswer:"
+NOBODY = ("x", "y", "z", "w")
+
+
 def script(asked, rewordings, answers):
     """What a model says that is shown examples, and that is asked in the rewordings."""
     said = {}
@@ -110,57 +120,54 @@ def script(asked, rewordings, answers):
     return said
 
 
-def found(tokenizer, asked, rewordings, answers, count=6):
+def found(tokenizer, rewordings, answers, count=6):
+    asked = asked_of(tokenizer, RULED)
+    assert [each.subject for each in asked] == list(PLACES)
+    torch.manual_seed(0)
     model = Scripted(tokenizer, script(asked, rewordings, answers))
     return find_wordings(model, tokenizer, asked, count)
 
 
-QUESTION, STATEMENT = "What is the capital of {}?", "{} has the capital"
-MARKED = f"Question: {QUESTION}\nAnswer:"
-
-
 def test_rewordings_in_which_the_truth_comes_up_serve(tokenizer):
-    asked = asked_of(tokenizer, CAPITALS)
     rewordings = (f" {QUESTION}\nmore", f" {STATEMENT}\nmore")
-    both = {MARKED: TOWNS, STATEMENT: TOWNS}
+    both = {MARKED: CHIEFS, STATEMENT: CHIEFS}
     marked = Wording(QUESTION, before="Question: ", after="\nAnswer:")
-    assert set(found(tokenizer, asked, rewordings, both)) == {PLAIN, marked, Wording(STATEMENT)}
-    # In one that the model does not know the answers in, nothing is asked; half will do.
-    half = {MARKED: (*TOWNS[:2], "x", "y"), STATEMENT: (TOWNS[0], "x", "y", "z")}
-    assert found(tokenizer, asked, rewordings, half) == [PLAIN, marked]
-    assert found(tokenizer, asked, rewordings, both, count=0) == [PLAIN]
-    assert len(found(tokenizer, asked, rewordings, both, count=1)) == 2
+    assert set(found(tokenizer, rewordings, both)) == {PLAIN, marked, Wording(STATEMENT)}
+    # In one that the model knows no answer in, nothing is asked.
+    one = {MARKED: CHIEFS, STATEMENT: NOBODY}
+    assert found(tokenizer, rewordings, one) == [PLAIN, marked]
+    assert found(tokenizer, rewordings, {}) == [PLAIN]
+    assert found(tokenizer, rewordings, both, count=0) == [PLAIN]
+    assert len(found(tokenizer, rewordings, both, count=1)) == 2
 
 
 @pytest.mark.parametrize(("why", "question"), [
-    ("it gives the truth away", " Is Paris or Prague or Madrid or Tokyo the capital of {}?\n"),
-    ("it names no subject", " What is the capital?\n"),
-    ("it names it twice", " Is {} the land of {}?\n"),
-    ("it is no question, where questions were shown", " The town of {} is\n"),
+    ("it gives the truth away", " Ra/Bo/Ko/Lu {}?\n"),
+    ("it names no subject", " Who is the chief?\n"),
+    ("it names it twice", " {} or {}?\n"),
+    ("it is no question, where questions were shown", " Chief in {}\n"),
 ])  # fmt: skip
 def test_rewordings_that_are_none_are_refused(tokenizer, why, question):
-    asked = asked_of(tokenizer, CAPITALS)
     form = question.strip()
-    answers = {STATEMENT: TOWNS, form: TOWNS, f"Question: {form}\nAnswer:": TOWNS}
+    answers = {STATEMENT: CHIEFS, form: CHIEFS, f"Question: {form}\nAnswer:": CHIEFS}
     rewordings = (question, f" {STATEMENT}\n")
-    assert found(tokenizer, asked, rewordings, answers) == [PLAIN, Wording(STATEMENT)]
+    assert found(tokenizer, rewordings, answers) == [PLAIN, Wording(STATEMENT)]
 
 
 def test_the_requests_own_words_and_what_was_cut_off_are_no_rewordings(tokenizer):
-    asked = asked_of(tokenizer, CAPITALS)
-    own, cut = " The capital of {} is\n", " {} has a capital whose"
-    answers = {"The capital of {} is": TOWNS, cut.strip(): TOWNS}
-    assert found(tokenizer, asked, (own, own), answers) == [PLAIN]
-    assert found(tokenizer, asked, (cut, cut), answers) == [PLAIN]
+    own, cut = " Chief of {} is\n", " {} has a chief whose name"
+    answers = {"Chief of {} is": CHIEFS, "{}": CHIEFS}
+    assert found(tokenizer, (own, own), answers) == [PLAIN]
+    assert found(tokenizer, (cut, cut), answers) == [PLAIN]
 
 
 def test_a_chat_model_is_also_asked_in_a_chat(chat_tokenizer):
     assert chat_tokenizer.chat_template == TEMPLATE
-    asked = asked_of(chat_tokenizer, CAPITALS)
-    rewordings = (f" {QUESTION}\n", " no\n")
     framed = f"<|user|>{QUESTION}</s>\n<|assistant|>"
-    got = found(chat_tokenizer, asked, rewordings, {framed: TOWNS})
+    got = found(chat_tokenizer, (f" {QUESTION}\n", " no\n"), {framed: CHIEFS})
     assert got == [PLAIN, Wording(chat=True), Wording(QUESTION, chat=True)]
     # Nothing to reword where nothing tells prompts apart.
     alone = asked_of(chat_tokenizer, [Example("?", " yes")])
-    assert found(chat_tokenizer, alone, ("", ""), {}) == [PLAIN, Wording(chat=True)]
+    model = Scripted(chat_tokenizer, {})
+    assert find_wordings(model, chat_tokenizer, alone, 6) == [PLAIN, Wording(chat=True)]
+    assert model.steps == 0

@@ -27,7 +27,7 @@ from weightsurgery.vectors.sources import open_vector
 SETTINGS = ByNeighbours(
     Forgetting(steps=24, learning_rate=4e-3, batch_size=6, keep_weight=5.0, language_weight=2.0,
                every=6),
-    rank=8, wordings=0, neighbours=12, draws=12, texts=40, k=64,
+    rank=8, wordings=0, neighbours=12, draws=12, own=0.5, texts=40, k=64,
 )  # fmt: skip
 SEARCH = Search(neighbours=SETTINGS, budget=0.3)
 BRIEF = Search(
