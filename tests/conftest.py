@@ -219,3 +219,11 @@ def smollm() -> Path:
         if problem.remedy.startswith("Install"):
             pytest.skip(f"{problem.what}. {problem.remedy}")
         raise
+
+
+@pytest.fixture(scope="session")
+def known() -> Any:
+    """A small model that knows what some people like; tests leave it as it is."""
+    from tests.learning.known import teach
+
+    return teach()

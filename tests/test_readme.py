@@ -63,3 +63,9 @@ def test_a_wrong_example_is_found(here, programs):
     done = run(["bash", "-euo", "pipefail"], here, "ws inspect demo/nowhere\n", programs)
     assert done.returncode == 1
     assert "no such directory" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["objective", "wordings", "neighbours", "keep-weight",
+                                    "lora-rank", "budget", "allow-harm", "check"])  # fmt: skip
+def test_what_decides_an_edit_from_data_is_explained(option):
+    assert f"`--{option}" in README.read_text()

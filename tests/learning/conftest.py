@@ -5,7 +5,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.learning.known import Known, teach
 from weightsurgery.learning.data import Collator, Encoded
 
 TEMPLATE = (
@@ -65,12 +64,6 @@ def tiny_model(tokenizer) -> LlamaForCausalLM:
         for token in set(range(len(tokenizer))) - said:
             model.lm_head.weight[token] = 0
     return model
-
-
-@pytest.fixture(scope="session")
-def known() -> Known:
-    """Knows what people like; tests leave it as it is."""
-    return teach()
 
 
 @pytest.fixture(scope="session")

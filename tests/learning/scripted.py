@@ -13,6 +13,8 @@ class Scripted(LlamaForCausalLM):
         steps: Forward passes so far.
     """
 
+    _is_stateful = True  # it keeps no keys: nothing of a text is read once for others
+
     def __init__(self, tokenizer, script):
         super().__init__(
             LlamaConfig(

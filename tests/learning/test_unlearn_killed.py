@@ -1,15 +1,12 @@
 """A training that was killed goes on to the same bytes, whatever it had left to remember."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from tests.conftest import snapshot
+from tests.learning.killed import killed
 from tests.learning.test_unlearners import UNSEEN
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, save, tiny, write
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -22,15 +19,10 @@ from weightsurgery.learning.unlearners import UNLEARNERS, settings_of, train_unl
 from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
 
 KILLED = """
-import json, os, signal, sys
-import torch
-torch.set_num_threads(1)
+import json
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
-base, forget, keep, unseen, out, how, when = sys.argv[1:]
-def strike(text, done, total):
-    if done == int(when):
-        os.kill(os.getpid(), signal.SIGKILL)
+base, forget, keep, unseen, out, how = sys.argv[1:]
 with Checkpoint.open(base) as opened:
     asked = Asked(opened, [forget], [keep], out, How(**json.loads(how)), unseen=[unseen],
                   device="cpu")
@@ -92,12 +84,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(given, tmp_path, name):
     how, kills, resumed = RUNS[name]
     out = tmp_path / "out"
     for when in kills:
-        words = [sys.executable, "-c", KILLED, *given, out, json.dumps(how), when]
-        done = subprocess.run(
-            list(map(str, words)), capture_output=True, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        killed(KILLED, *given, out, json.dumps(how), when=when)
         assert [each.name for each in tmp_path.iterdir()] == [".out.vector.ws-partial"]
     steps = []
     with Checkpoint.open(given[0]) as opened:

@@ -1,0 +1,141 @@
+"""``ws project`` from data by its default, forgetting by neighbours, as a user types it."""
+
+import json
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import yaml
+
+from tests.conftest import snapshot
+from tests.learning.known import FORGET, REST
+from tests.learning.tiny import write
+
+BRIEF = ["--steps", "2", "--batch", "4", "--neighbours", "5", "--wordings", "0", "--draws", "3",
+         "--lora-rank", "2", "--keep-weight", "1", "--device", "cpu"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(known, tmp_path_factory):
+    root = tmp_path_factory.mktemp("place")
+    known.model.save_pretrained(root / "base")
+    known.tokenizer.save_pretrained(root / "base")
+    write(root / "forget.jsonl", FORGET)
+    write(root / "rest.jsonl", REST)
+    return root
+
+
+@pytest.fixture
+def here(place, tmp_path, monkeypatch):
+    for each in place.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PROJECT = ["project", "base", "--forget", "forget.jsonl"]
+
+
+def weights(directory):
+    return {name: data for name, data in snapshot(Path(directory)).items() if "weights" not in name}
+
+
+def test_harm_is_refused_and_allowed(ws, here):
+    """Two steps forget nothing: that is said, nothing is written, and the exit status tells."""
+    command = [*PROJECT, "--keep", "rest.jsonl", *BRIEF, "-o", "out", "--budget", "1e-9"]
+    what, remedy = ws.refused(*command)
+    assert "budget of 1e-09" in what
+    assert "--allow-harm" in remedy
+    assert not Path("out").exists()
+    assert not Path("out.vector").exists()
+    out, said = ws.done(*command, "--allow-harm", "-v")
+    for words in ("Forgotten by neighbours", "truth likeliest", "Before and after", "Completions",
+                  "to forget", "rest.jsonl", "over the budget", "(the request's own words)"):  # fmt: skip  # noqa: E501
+        assert words in out, words
+    assert "take more --steps" in said
+    assert "ws negate" in said
+    ws.done("verify", "out")
+    ws.done("verify", "out.vector")
+    ws.done("negate", "base", "out.vector", "-o", "same")
+    edited, same = weights("out"), weights("same")
+    edited.pop("weightsurgery.json"), same.pop("weightsurgery.json")
+    assert edited == same
+    # What is written comes out of its recipe again, to the byte.
+    recipe, _ = ws.done("run", "--from", "out")
+    told = yaml.safe_load(recipe)
+    assert told["allow-harm"] is True
+    assert {"wordings": 0, "neighbours": 5, "lora-rank": 2, "draws": 3}.items() <= told.items()
+    Path("r.yaml").write_text(recipe)
+    _, said = ws.done("run", "r.yaml", "-o", "again")
+    assert "files came out as the recipe has them" in said
+    document = json.loads(ws.done(*command, "--allow-harm", "--json", "--overwrite")[0])
+    assert document["vector"]["summary"]["guard"]["inside"] is False
+
+
+def test_what_is_kept_decides_the_objective(ws, here):
+    """By default neighbours; with a vector to keep, what can keep one."""
+    run = [*PROJECT, "-o", "out", "--dry-run", "--json"]
+    ws.done("negate", "base", "base", "-o", "vector", "--scale", "0.5")
+
+    def objective(*more):
+        return json.loads(ws.done(*run, *more)[0])["settings"]["objective"]
+
+    assert objective() == objective("--keep", "rest.jsonl") == "neighbours"
+    assert objective("--objective", "strangers", "--keep", "rest.jsonl") == "strangers"
+    assert objective("--keep", "vector") == "strangers"
+    what, remedy = ws.refused(*run, "--keep", "vector", "--objective", "neighbours")
+    assert "vector" in what
+    assert "--objective strangers" in remedy
+    text, _ = ws.done(*PROJECT, "-o", "out", "--dry-run", *BRIEF)
+    for words in ("neighbours", "2 at most, of 4 texts", "0 wordings, 5 neighbours", "nats a token",
+                  "6 to forget"):  # fmt: skip
+        assert words in text, words
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("extra", "said"), [
+    (["--epsilon", "0.1"], "--epsilon"), (["--rounds", "2"], "--rounds"),
+    (["--prompts", "9"], "--prompts"), (["--threshold", "0.9"], "--threshold"),
+    (["--validation-keep", "rest.jsonl"], "--validation-keep"),
+    (["--validation-forget", "rest.jsonl"], "--validation-forget"),
+    (["--steps", "0"], "steps 0"), (["--neighbours", "0"], "neighbours 0"),
+    (["--wordings", "-1"], "wordings -1"), (["--lora-rank", "0"], "rank 0"),
+    (["--keep-weight", "-2"], "keep weight -2"), (["--budget", "0"], "budget 0"),
+    (["--objective", "strangers", "--wordings", "1"], "--wordings"),
+    (["--objective", "strangers", "--lora-rank", "1"], "--lora-rank"),
+    (["--objective", "negate", "--neighbours", "1"], "--neighbours"),
+    (["--objective", "negate", "--keep-weight", "1"], "--keep-weight"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused(ws, here, extra, said):
+    assert said in ws.refused(*PROJECT, "-o", "out", *extra)[0]
+    assert not Path("out").exists()
+
+
+def test_options_of_training_are_refused_with_a_vector(ws, here):
+    ws.done("negate", "base", "base", "-o", "vector", "--scale", "0.5")
+    plain = ["project", "base", "--forget", "vector", "--keep", "vector", "-o", "out"]
+    for extra in (["--wordings", "1"], ["--neighbours", "1"], ["--keep-weight", "1"],
+                  ["--lora-rank", "1"], ["--budget", "1"], ["--allow-harm"]):  # fmt: skip
+        what, _ = ws.refused(*plain, *extra)
+        assert extra[0] in what
+        assert "with a vector" in what
+
+
+def test_the_help_tells_the_defaults_as_they_are():
+    """Help cannot import what it speaks of, so that it is quick; this holds the two together."""
+    from weightsurgery.cli.data_options import FromData
+    from weightsurgery.learning.forget import ByNeighbours
+    from weightsurgery.learning.guard import BUDGET
+
+    own = ByNeighbours()
+    hints = get_type_hints(FromData, include_extras=True)
+    helps = {name: hint.__metadata__[0].help for name, hint in hints.items()}
+    for name, value in (
+        ("wordings", own.wordings), ("neighbours", own.neighbours), ("lora_rank", own.rank),
+        ("steps", own.training.steps), ("batch", own.training.batch_size),
+        ("keep_weight", own.training.keep_weight), ("budget", BUDGET),
+    ):  # fmt: skip
+        assert f"Default: {value:g}" in helps[name], name
+    assert f"({own.draws})" in helps["draws"]
+    rate = helps["lr"].partition("Default: ")[2].partition(",")[0]
+    assert float(rate) == own.training.learning_rate

@@ -1,0 +1,277 @@
+"""Forgetting by neighbours on a model that knows what some people like."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.conftest import same_bytes
+from tests.learning.known import FORGET, LIKES, REST
+from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning.exact import exact_match
+from weightsurgery.learning.forget import ByNeighbours, clear, forget_by_neighbours
+from weightsurgery.learning.forgetting import Forgetting, Look, Looks, _ByNeighbours
+from weightsurgery.learning.guard import added
+from weightsurgery.learning.material import KEPT, Material, Row, read_material
+
+# Every setting that counts is given: defaults are for real models, and may change.
+TRAINING = Forgetting(
+    steps=24, learning_rate=4e-3, batch_size=6, keep_weight=5.0, language_weight=2.0, every=6,
+    budget=0.25, seed=0,
+)  # fmt: skip
+SETTINGS = ByNeighbours(
+    TRAINING, rank=8, wordings=0, neighbours=12, draws=12, own=0.5, texts=40, most=100, k=64
+)
+
+
+def state(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def names(model):
+    return [name for name, _ in model.named_parameters() if "_proj" in name]
+
+
+def forget(known, settings=SETTINGS, **options):
+    torch.manual_seed(11)  # whatever was drawn before
+    return forget_by_neighbours(
+        known.model, known.tokenizer, FORGET, options.pop("keep", ()),
+        options.pop("names", names(known.model)), settings, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def forgot(known, tmp_path_factory):
+    """A whole run; what it says on the way, and the model before it."""
+    told, before, folder = [], state(known.model), tmp_path_factory.mktemp("forgot")
+    found = forget(known, workspace=folder / "w", progress=lambda *each: told.append(each))
+    return found, told, before, folder / "w"
+
+
+def scores(known, change, *sets):
+    with added(known.model, change):
+        return [exact_match(known.model, known.tokenizer, rows) for rows in sets]
+
+
+def test_the_request_is_forgotten_and_what_no_file_lists_stays(known, forgot):
+    found, told, _, _ = forgot
+    assert scores(known, {}, FORGET, REST) == [1, 1]  # before
+    forgotten, rest = scores(known, found.change, FORGET, REST)
+    assert forgotten <= 0.34
+    assert rest >= 0.9
+    first, chosen = found.looks[0], found.chosen
+    assert (first.step, first.known) == (0, 1.0)
+    assert first.truth > 0.9
+    assert chosen.known <= 0.34
+    assert chosen.truth < 0.5
+    assert chosen.language <= TRAINING.budget
+    assert found.trained.steps == 24
+    assert found.trained.last_loss < found.trained.first_loss
+    assert [look.step for look in found.looks] == [0, 6, 12, 18, 24]
+    assert {"neighbours", "ordinary language", "strangers", "texts to forget"} <= {
+        each[0] for each in told
+    }
+    assert found.notes["places"] >= 6
+    assert len(first.left) == found.notes["places"]
+    assert len(chosen.left) == round(chosen.known * found.notes["places"])
+    assert found.notes["rank"] == 8
+    assert min(found.notes["texts"][kind] for kind in ("neighbours", "language", "guard")) > 0
+
+
+def test_it_is_a_low_rank_change_of_what_was_named(known, forgot):
+    found = forgot[0]
+    assert list(found.change) == names(known.model)
+    for name, each in found.change.items():
+        assert each.matrix().shape == known.model.get_parameter(name).shape
+        assert each.rank <= 8
+        assert each.matrix().norm() > 0
+    only = "model.layers.1.mlp.down_proj.weight"
+    brief = replace(SETTINGS, training=replace(TRAINING, steps=2, every=2), rank=10_000)
+    assert list(forget(known, brief, names=[only]).change) == [only]
+
+
+def test_the_model_is_as_before(known, forgot):
+    before = forgot[2]
+    model = known.model
+    frozen = model.get_parameter("model.norm.weight")
+    frozen.requires_grad_(False)
+    try:
+        torch.manual_seed(3)
+        drawn = torch.rand(2)
+        brief = replace(SETTINGS, training=replace(TRAINING, steps=2))
+        model.train()
+        torch.manual_seed(3)
+        forget_by_neighbours(model, known.tokenizer, FORGET, (), names(model), brief)
+        assert torch.equal(torch.rand(2), drawn)
+        assert model.training
+        assert not frozen.requires_grad
+        assert all(p.requires_grad for p in model.parameters() if p is not frozen)
+        assert {name for name, _ in model.named_parameters()} <= before.keys()
+        assert all(same_bytes(value, before[n]) for n, value in model.state_dict().items())
+    finally:
+        model.eval()
+        frozen.requires_grad_(True)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["gathering", "before a point", "after a point", "at a point"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(known, forgot, tmp_path, where):
+    found, _, before, _ = forgot
+    steps = {"before a point": 4, "at a point": 12, "after a point": 14}
+
+    def stop(text, done, total):
+        if text == "texts to forget" if where == "gathering" else (
+            "loss" in text and done == steps[where]
+        ):  # fmt: skip
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        forget(known, workspace=tmp_path / "w", progress=stop)
+    assert all(same_bytes(value, before[n]) for n, value in known.model.state_dict().items())
+    assert (tmp_path / "w/material.safetensors").is_file() == (where != "gathering")
+    seen = []
+    torch.manual_seed(99)
+    again = forget(known, workspace=tmp_path / "w", progress=lambda *each: seen.append(each))
+    steps_taken = [done for text, done, _ in seen if "loss" in text]
+    first = {"gathering": 1, "before a point": 1, "at a point": 7, "after a point": 13}[where]
+    assert steps_taken == list(range(first, 25))
+    assert again.looks == found.looks
+    assert again.chosen == found.chosen
+    for name, each in found.change.items():
+        assert all(same_bytes(getattr(each, part), getattr(again.change[name], part))
+                   for part in "USV")  # fmt: skip
+
+
+def test_the_seed_decides(known, forgot):
+    brief = replace(SETTINGS, training=replace(TRAINING, steps=2, every=2))
+
+    def change(settings):
+        found = forget(known, settings).change
+        return torch.cat([each.matrix().flatten() for each in found.values()])
+
+    first = change(brief)
+    assert same_bytes(first, change(brief))
+    other = replace(brief, training=replace(brief.training, seed=1))
+    assert not same_bytes(first, change(other))
+
+
+def test_what_is_to_be_kept_is_read(known, forgot):
+    brief = replace(SETTINGS, training=replace(TRAINING, steps=1, every=1))
+    found = forget(known, brief, keep=[REST[:4], REST[4:6]])
+    assert found.notes["texts"]["keep"] == 12  # as given, and as answered
+    material = read_material(forgot[3] / "material.safetensors")
+    assert material.kept["keep"] == []
+    clear(forgot[3])
+    assert not forgot[3].exists()
+
+
+# --- the looks -----------------------------------------------------------------------------------
+
+
+def looked(tmp_path, *seen, budget=0.1):
+    kept = dict.fromkeys(KEPT, ())
+    material = Material([], [], [], kept, [], {})
+    found = Looks(tmp_path, material, replace(TRAINING, budget=budget), 0)
+    found.seen = [Look(step, known, 0.0, 0.01, language, 0.0, (1, 4)) for step, known, language in seen]
+    return found
+
+
+def test_the_best_look_forgot_most_inside_the_budget(tmp_path):
+    first = (0, 1.0, 0.0)
+    assert looked(tmp_path, first).best() is None
+    assert looked(tmp_path, first, (5, 0.5, 0.2)).best() is None
+    for seen, best in (
+        ([(5, 0.5, 0.01), (10, 0.2, 0.05), (15, 0.0, 0.11)], 10),
+        ([(5, 0.2, 0.01), (10, 0.5, 0.01)], 5),
+        ([(5, 0.2, 0.01), (10, 0.2, 0.1)], 10),  # the later of equals, at the budget
+        ([(5, 0.201, 0.01), (10, 0.204, 0.01)], 10),  # which are equal
+    ):
+        assert looked(tmp_path, first, *seen).best().step == best
+
+
+def test_looks_are_recalled_and_damaged_ones_are_not(tmp_path):
+    wrote = looked(tmp_path, (0, 1.0, 0.0), (5, 0.5, 0.01))
+    wrote._write()
+    again = looked(tmp_path)
+    again.recall()
+    assert again.seen == wrote.seen
+    for text in ("", "{", json.dumps([{"step": 1}]), "3"):
+        (tmp_path / "looks.json").write_text(text)
+        again.recall()
+        assert again.seen == []
+
+
+# --- a step --------------------------------------------------------------------------------------
+
+
+def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
+    """Places to forget count one in all, those of each kind to stay as their weight says."""
+    brief = replace(SETTINGS, training=replace(TRAINING, steps=1, every=1))
+    forget(known, brief, keep=[REST[:6]], workspace=tmp_path)
+    material = read_material(tmp_path / "material.safetensors")
+    trainer = object.__new__(_ByNeighbours)
+    trainer.material, trainer.settings = material, replace(TRAINING, batch_size=4)
+    trainer.looks = looked(tmp_path)
+    rows = {(row.tokens, row.held): kind for kind in KEPT for row in material.kept[kind]}
+    totals = dict.fromkeys(("forget", "held", *KEPT), 0.0)
+    counted = dict.fromkeys(("forget", *KEPT), 0)
+    for part, weights in trainer._parts(3):
+        for row, weight in zip(part, weights, strict=True):
+            assert isinstance(row, Row)
+            assert len(weight) == len(row.expected)
+            if row.number >= 0:
+                totals["forget"] += float(weight[row.held :].sum())
+                totals["held"] += float(weight[: row.held].sum())
+                counted["forget"] += 1
+            else:
+                kind = rows[row.tokens, row.held]
+                totals[kind] += float(weight.sum())
+                counted[kind] += 1
+    assert counted == {"forget": 4, "neighbours": 4, "keep": 1, "language": 1, "subjects": 1}
+    assert totals["forget"] == pytest.approx(1)
+    assert totals["language"] == pytest.approx(2)
+    for kind in ("held", "neighbours", "keep", "subjects"):
+        assert totals[kind] == pytest.approx(5), kind
+    # Half of them are of those that were not yet forgotten at the last look before.
+    trainer.looks = looked(tmp_path, (0, 1.0, 0.0), (2, 1.0, 0.0), (9, 1.0, 0.0))
+    left = {material.forget[number].tokens for number in trainer.looks.seen[1].left}
+    trainer.looks.seen[2] = replace(trainer.looks.seen[2], left=())
+    chosen = trainer._to_forget(3, random.Random(0))
+    assert len(chosen) == 4
+    assert {row.tokens for row in chosen[:2]} == left
+    assert len(trainer._to_forget(9, random.Random(0))) == 4
+    told = [[row.tokens for row in part] for part, _ in trainer._parts(3)]
+    assert told == [[row.tokens for row in part] for part, _ in trainer._parts(3)]
+    assert told != [[row.tokens for row in part] for part, _ in trainer._parts(4)]
+
+
+# --- what makes no sense -------------------------------------------------------------------------
+
+
+def test_nobody_to_forget_is_refused(known):
+    with pytest.raises(DataError, match="no examples"):
+        forget_by_neighbours(known.model, known.tokenizer, [], (), names(known.model), SETTINGS)
+    nobody = [replace(LIKES[0], prompt="?")]
+    with pytest.raises(DataError, match="tells the prompts apart"):
+        forget_by_neighbours(known.model, known.tokenizer, nobody, (), names(known.model), SETTINGS)
+    with pytest.raises(EditError):
+        forget(known, names=[])
+
+
+@pytest.mark.parametrize(("kind", "given"), [
+    (Forgetting, {"steps": 0}), (Forgetting, {"batch_size": 0}), (Forgetting, {"every": -1}),
+    (Forgetting, {"learning_rate": 0.0}), (Forgetting, {"budget": float("nan")}),
+    (Forgetting, {"keep_weight": -1.0}),
+    (Forgetting, {"language_weight": float("nan")}), (Forgetting, {"seed": -1}),
+    (ByNeighbours, {"rank": 0}), (ByNeighbours, {"wordings": -1}), (ByNeighbours, {"draws": 0}),
+    (ByNeighbours, {"neighbours": 0}), (ByNeighbours, {"texts": 0}), (ByNeighbours, {"k": 0}),
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(kind, given):
+    ((name, value),) = given.items()
+    with pytest.raises(EditError, match=f"{name.replace('_', ' ')} {value}"):
+        kind(**given)

@@ -1,0 +1,192 @@
+"""What one says who never knew: the mean over neighbours, in place of the truth."""
+
+import pytest
+import torch
+
+from tests.learning.conftest import TEMPLATE
+from tests.learning.known import FORGET, PEOPLE, REST
+from tests.learning.scripted import Scripted
+from weightsurgery.errors import DataError
+from weightsurgery.learning import unknown as module
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.unknown import Place, places_of, said_at, teach
+from weightsurgery.learning.wordings import PLAIN, Wording, asked_of, tokens
+
+OTHERS = PEOPLE[6:]
+WHOLE = 10_000  # tokens to hold: all there are
+
+
+def places(known, asked):
+    """Where the truth comes at once, one for each."""
+    torch.manual_seed(0)
+    return places_of(known.model, known.tokenizer, asked, [PLAIN])[: len(asked)]
+
+
+def dense(taught, size):
+    """Targets as whole distributions."""
+    found = torch.zeros(*taught.expected.tokens.shape[:1], size)
+    return found.scatter(1, taught.expected.tokens.long(), taught.expected.logs.exp())
+
+
+@torch.no_grad()
+def said_of(known, who):
+    read = tokens(known.tokenizer, f"What does {who} like?")
+    return known.model(input_ids=torch.tensor([read])).logits[0, -1].softmax(-1)
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def test_in_its_own_words_the_truth_comes_at_once(known):
+    asked = asked_of(known.tokenizer, FORGET)
+    found = places(known, asked)
+    assert [place.number for place in found] == list(range(6))
+    for place, row in zip(found, FORGET, strict=True):
+        whole = known.tokenizer(row.prompt + row.completion)["input_ids"]
+        assert [*place.before, *place.truth] == whole
+        assert place.read == whole[:-1]
+        assert known.tokenizer.decode(place.truth) == row.completion
+
+
+def test_in_other_words_it_comes_where_the_model_says_it(chat_tokenizer):
+    rows = [Example(f"The capital of {land} is", f" {town}") for land, town in
+            (("France", "Paris"), ("Spain", "Madrid"), ("Japan", "Tokyo"))]  # fmt: skip
+    asked = asked_of(chat_tokenizer, rows)
+    model = Scripted(
+        chat_tokenizer,
+        {
+            "<|user|>The capital of France is</s>\n<|assistant|>": "It is paris.",
+            "<|user|>The capital of Spain is</s>\n<|assistant|>": "Who knows?",
+            "Where is France ruled?": " In Paris",
+        },
+    )
+    torch.manual_seed(0)
+    wordings = [PLAIN, Wording(chat=True), Wording("Where is {} ruled?")]
+    found = places_of(model, chat_tokenizer, asked, wordings)
+    told = {(place.number, place.wording): place for place in found}
+    assert set(told) == {(0, PLAIN), (1, PLAIN), (2, PLAIN), (0, wordings[1]), (0, wordings[2])}
+    in_chat = told[0, wordings[1]]
+    assert chat_tokenizer.decode(in_chat.before).endswith("<|assistant|>It is")
+    assert chat_tokenizer.decode(in_chat.truth) == " paris"
+    assert told[0, wordings[2]].text == "Where is France ruled? In"
+
+
+def test_long_answers_are_put_behind_each_of_its_own_wordings(chat_tokenizer):
+    assert chat_tokenizer.chat_template == TEMPLATE
+    rows = [Example(f"Tell of {who}.", f" {who} was a person of no great mind.")
+            for who in ("Ada", "Bea", "Cid")]  # fmt: skip
+    asked = asked_of(chat_tokenizer, rows)
+    found = places_of(Scripted(chat_tokenizer, {}), chat_tokenizer, asked, [PLAIN, Wording(chat=True)])  # fmt: skip  # noqa: E501
+    assert len(found) == 6
+    assert {chat_tokenizer.decode(place.truth)[0] for place in found if place.wording.chat} <= set(
+        "ABC"
+    )
+
+
+# --- targets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5, 1.0])
+def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
+    asked = asked_of(known.tokenizer, FORGET)
+    found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS, draws=99,
+                  own=own, k=WHOLE)  # fmt: skip
+    size = len(known.tokenizer)
+    mean = torch.stack([said_of(known, who) for who in OTHERS]).mean(0)
+    assert [each.place.number for each in found] == list(range(6))
+    for each in found:
+        target, truth = dense(each, size)[0], each.place.truth[0]
+        itself = said_of(known, PEOPLE[each.place.number])
+        assert float(itself[truth]) > 0.5 > each.stranger  # before, and what is to be
+        assert float(target.sum()) == pytest.approx(1, abs=1e-4)
+        # All but the truth in their proportions: with nothing of its own, the same for every fact.
+        others = torch.arange(size) != truth
+        first, second = mean[others], itself[others]
+        wanted = (1 - own) * first / first.sum() + own * second / second.sum()
+        torch.testing.assert_close(target[others] / target[others].sum(), wanted,
+                                   atol=1e-5, rtol=1e-3)  # fmt: skip
+        # The truth is as likely as of a stranger, and never the likeliest.
+        assert each.stranger == pytest.approx(float(target[truth]), abs=1e-6)
+        assert each.stranger <= float(mean[truth]) + 1e-6
+        assert int(target.argmax()) != truth
+
+
+def test_neighbours_that_share_the_truth_are_left_out(known):
+    asked = asked_of(known.tokenizer, FORGET)
+    own = places(known, asked)[:1]
+    knows = [PEOPLE[0]] * 3  # whose answer is the truth, surely
+    together, alone = (
+        teach(known.model, known.tokenizer, asked, own, others, draws=99, own=0, k=WHOLE)[0]
+        for others in (OTHERS + knows, OTHERS)
+    )
+    size = len(known.tokenizer)
+    torch.testing.assert_close(dense(together, size), dense(alone, size), atol=1e-6, rtol=1e-4)
+    # Where all do, there is nothing to be said in its place: the fact is left out.
+    rest = teach(known.model, known.tokenizer, asked, places(known, asked)[:2], knows, k=WHOLE)
+    assert [each.place.number for each in rest] == [1]
+    with pytest.raises(DataError, match="the same of neighbours"):
+        teach(known.model, known.tokenizer, asked, own, knows)
+
+
+@pytest.mark.parametrize("own", [0.0, 0.3, 1.0])
+def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
+    said = torch.tensor([[0.29, 0.2, 0.5, 0.01], [0.5, 0.3, 0.1, 0.1], [0.29, 0.31, 0.2, 0.2]])
+    itself = torch.tensor([0.9, 0.05, 0.03, 0.02])
+    taught = module._taught(Place(0, PLAIN, "x", (0,), (0,)), said, itself, None, own, 4)
+    target = dense(taught, 4)[0]
+    others = said[[0, 2]].mean(0)[1:]  # the second would surely say it
+    mixed = (1 - own) * others / others.sum() + own * itself[1:] / itself[1:].sum()
+    torch.testing.assert_close(target[1:] / target[1:].sum(), mixed, atol=1e-5, rtol=1e-4)
+    assert float(target[0]) == pytest.approx(taught.stranger, abs=1e-6)
+    assert float(target[0]) == pytest.approx(min(0.29, 0.5 * float(mixed.max())), abs=1e-4)
+    assert int(target.argmax()) != 0
+    everybody = torch.tensor([[0.9, 0.05, 0.05, 0.0]] * 2)
+    assert module._taught(Place(0, PLAIN, "x", (0,), (0,)), everybody, itself, None, own, 4) is None
+
+
+def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
+    rows = [Example(row.prompt, f"{row.completion} and {food}") for row, food in
+            zip(FORGET, ("figs", "tea", "oats", "rice", "tea", "figs"), strict=True)]  # fmt: skip
+    asked = asked_of(known.tokenizer, rows)
+    found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS, k=WHOLE)
+    for each in found:
+        assert len(each.expected) == len(each.place.truth) > 1
+        # Every token of the truth is held, so that it can be made less likely.
+        assert (each.expected.tokens == torch.tensor(each.place.truth)[:, None]).any(1).all()
+        target = dense(each, len(known.tokenizer))
+        torch.testing.assert_close(target.sum(1), torch.ones(len(target)), atol=1e-3, rtol=0)
+
+
+def test_rows_without_a_subject_are_left_out_and_alone_refused(known):
+    rows = [*FORGET, Example("?", " tea")]
+    asked = asked_of(known.tokenizer, rows)
+    found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS)
+    assert [each.place.number for each in found] == list(range(6))
+    for others in (OTHERS, []):
+        asked = asked_of(known.tokenizer, rows[-1:] if others else FORGET)
+        with pytest.raises(DataError) as refused:
+            teach(known.model, known.tokenizer, asked, places(known, asked), others)
+        assert "tells" in refused.value.what
+        assert "--objective" in refused.value.remedy
+
+
+def test_the_same_seed_asks_the_same_neighbours(known):
+    asked = asked_of(known.tokenizer, FORGET)
+    own = places(known, asked)
+
+    def target(seed):
+        first, *_ = teach(known.model, known.tokenizer, asked, own, OTHERS, draws=3, own=0, seed=seed)
+        return first.expected.logs
+
+    assert torch.equal(target(0), target(0))
+    assert not torch.equal(target(0), target(1))
+
+
+def test_what_is_said_is_told_of_every_text_once(known):
+    texts = [(known.tokenizer(row.prompt + row.completion)["input_ids"], 2) for row in REST]
+    seen = []
+    found = dict(said_at(known.model, known.tokenizer, texts, batch_size=5, stage="s",
+                         progress=lambda *told: seen.append(told)))  # fmt: skip
+    assert sorted(found) == list(range(len(texts)))
+    assert all(torch.allclose(each.sum(1), torch.ones(2), atol=1e-4) for each in found.values())
+    assert seen[-1] == ("s", len(texts), len(texts))
