@@ -104,7 +104,8 @@ class ModulePattern:
             none: _Places = frozenset()
             return none.union(*(self._ends(each, places, name) for each in what[1]))
         if kind in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
-            return self._repeated(*what, places, name)
+            least, most, item = what
+            return self._repeated(least, most, item, places, name)
         raise self._refused(f"holds {str(kind).lower()}")
 
     def _repeated(self, least: int, most: int, item: Any, places: _Places, name: str) -> _Places:
