@@ -177,7 +177,9 @@ def looked(tmp_path, *seen, budget=0.1):
     kept = dict.fromkeys(KEPT, ())
     material = Material([], [], [], kept, [], {})
     found = Looks(tmp_path, material, replace(TRAINING, budget=budget), 0)
-    found.seen = [Look(step, known, 0.0, 0.01, language, 0.0, (1, 4)) for step, known, language in seen]
+    found.seen = [
+        Look(step, known, 0.0, 0.01, language, 0.0, (1, 4)) for step, known, language in seen
+    ]
     return found
 
 

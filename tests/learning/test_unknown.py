@@ -175,7 +175,9 @@ def test_the_same_seed_asks_the_same_neighbours(known):
     own = places(known, asked)
 
     def target(seed):
-        first, *_ = teach(known.model, known.tokenizer, asked, own, OTHERS, draws=3, own=0, seed=seed)
+        first, *_ = teach(
+            known.model, known.tokenizer, asked, own, OTHERS, draws=3, own=0, seed=seed
+        )
         return first.expected.logs
 
     assert torch.equal(target(0), target(0))

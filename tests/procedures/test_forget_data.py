@@ -77,7 +77,11 @@ def test_the_output_forgets_and_its_records_tell_how(given, done, tmp_path):
     assert after["rest"] >= 0.9
     record, vector = verify(out), verify(made.place)
     for found in (record.parameters, vector.parameters):
-        assert (found["edit"], found["objective"], found["budget"]) == ("project", "neighbours", 0.3)
+        assert (found["edit"], found["objective"], found["budget"]) == (
+            "project",
+            "neighbours",
+            0.3,
+        )
         assert (found["lora_rank"], found["neighbours"], found["steps"]) == (8, 12, 24)
         assert found["keep_weight"] == 5.0
     summary = vector.summary
