@@ -19,7 +19,7 @@ PATTERNS = [
     r"layers\.(0|1\d)\..*", ".*", ".+_proj", r"(model\.)?layers\.[0-4]+\.mlp\..*", "[^.]*_proj",
     r"\w+", r"self_attn\.(q|k|v)_proj", r"layers\.\d{1,2}\.self_attn\.q_proj", "(q|up)_proj",
     ".*?head", r"\bq_proj\b", "", "()*", "(a|b|)*", r"[a-z_]{2,}", r"\D+", "layers.0.mlp.up_proj",
-    "^$", "a-b.c d", "(.*(.*(.*)*)*)*proj", r"x*q_proj", r"\S+ \S+", "[!-~]+", "q_pro[^a-i]",
+    "^$", "a-b.c d", r"x*q_proj", r"\S+ \S+", "[!-~]+", "q_pro[^a-i]",
 ]  # fmt: skip
 
 
