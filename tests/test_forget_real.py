@@ -19,7 +19,9 @@ from weightsurgery.procedures.capitals import FREELY, PROSE, questions
 from weightsurgery.procedures.unlearn import Search, Sources, unlearn
 
 FACTS = 8
-SETTINGS = ByNeighbours(Forgetting(steps=8, every=4), wordings=1, neighbours=24, texts=16)
+SETTINGS = ByNeighbours(
+    Forgetting(steps=8, every=8), wordings=1, neighbours=24, draws=6, texts=12, most=48
+)
 
 
 @torch.inference_mode()

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import torch
 import yaml
 
 from tests.conftest import snapshot
 from tests.learning.known import FORGET, REST
 from tests.learning.tiny import write
+from weightsurgery.learning.guard import added
 
 BRIEF = ["--steps", "2", "--batch", "4", "--neighbours", "5", "--wordings", "0", "--draws", "3",
          "--lora-rank", "2", "--keep-weight", "1", "--device", "cpu"]  # fmt: skip
@@ -20,6 +22,9 @@ def place(known, tmp_path_factory):
     root = tmp_path_factory.mktemp("place")
     known.model.save_pretrained(root / "base")
     known.tokenizer.save_pretrained(root / "base")
+    name = "model.layers.0.mlp.up_proj.weight"
+    with added(known.model, {name: 0.01 * torch.ones_like(known.model.get_parameter(name))}):
+        known.model.save_pretrained(root / "tuned")
     write(root / "forget.jsonl", FORGET)
     write(root / "rest.jsonl", REST)
     return root
@@ -36,8 +41,10 @@ def here(place, tmp_path, monkeypatch):
 PROJECT = ["project", "base", "--forget", "forget.jsonl"]
 
 
-def weights(directory):
-    return {name: data for name, data in snapshot(Path(directory)).items() if "weights" not in name}
+def files(directory):
+    """All but the record."""
+    found = snapshot(Path(directory))
+    return {name: data for name, data in found.items() if name != "weightsurgery.json"}
 
 
 def test_harm_is_refused_and_allowed(ws, here):
@@ -57,9 +64,7 @@ def test_harm_is_refused_and_allowed(ws, here):
     ws.done("verify", "out")
     ws.done("verify", "out.vector")
     ws.done("negate", "base", "out.vector", "-o", "same")
-    edited, same = weights("out"), weights("same")
-    edited.pop("weightsurgery.json"), same.pop("weightsurgery.json")
-    assert edited == same
+    assert files("out") == files("same") != files("base")
     # What is written comes out of its recipe again, to the byte.
     recipe, _ = ws.done("run", "--from", "out")
     told = yaml.safe_load(recipe)
@@ -75,16 +80,15 @@ def test_harm_is_refused_and_allowed(ws, here):
 def test_what_is_kept_decides_the_objective(ws, here):
     """By default neighbours; with a vector to keep, what can keep one."""
     run = [*PROJECT, "-o", "out", "--dry-run", "--json"]
-    ws.done("negate", "base", "base", "-o", "vector", "--scale", "0.5")
 
     def objective(*more):
         return json.loads(ws.done(*run, *more)[0])["settings"]["objective"]
 
     assert objective() == objective("--keep", "rest.jsonl") == "neighbours"
     assert objective("--objective", "strangers", "--keep", "rest.jsonl") == "strangers"
-    assert objective("--keep", "vector") == "strangers"
-    what, remedy = ws.refused(*run, "--keep", "vector", "--objective", "neighbours")
-    assert "vector" in what
+    assert objective("--keep", "tuned") == "strangers"
+    what, remedy = ws.refused(*run, "--keep", "tuned", "--objective", "neighbours")
+    assert "tuned" in what
     assert "--objective strangers" in remedy
     text, _ = ws.done(*PROJECT, "-o", "out", "--dry-run", *BRIEF)
     for words in ("neighbours", "2 at most, of 4 texts", "0 wordings, 5 neighbours", "nats a token",
@@ -112,8 +116,7 @@ def test_what_does_not_go_together_is_refused(ws, here, extra, said):
 
 
 def test_options_of_training_are_refused_with_a_vector(ws, here):
-    ws.done("negate", "base", "base", "-o", "vector", "--scale", "0.5")
-    plain = ["project", "base", "--forget", "vector", "--keep", "vector", "-o", "out"]
+    plain = ["project", "base", "--forget", "tuned", "--keep", "tuned", "-o", "out"]
     for extra in (["--wordings", "1"], ["--neighbours", "1"], ["--keep-weight", "1"],
                   ["--lora-rank", "1"], ["--budget", "1"], ["--allow-harm"]):  # fmt: skip
         what, _ = ws.refused(*plain, *extra)

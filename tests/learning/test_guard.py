@@ -147,6 +147,7 @@ def test_two_checkpoints_are_compared_one_after_the_other(known, tmp_path):
     known.tokenizer.save_pretrained(base)
     with added(known.model, noise(known.model, 1.0)):
         known.model.save_pretrained(edited)
+    known.tokenizer.save_pretrained(edited)
     same = compared(base, base, "cpu")
     assert same.divergence == pytest.approx(0, abs=1e-6)
     assert same.inside

@@ -45,7 +45,7 @@ class FromData:
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps, at most. Default: 60; strangers: 80; negate: 10 each round.",
+            help="Training steps, at most. Default: 40; strangers: 80; negate: 10 each round.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -59,7 +59,7 @@ class FromData:
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate. Default: 5e-4, AdamW's; strangers: 0.4, relative to the size of a"
+            help="Learning rate. Default: 1e-3, AdamW's; strangers: 0.4, relative to the size of a"
             " weight's entries.",
             rich_help_panel=_PANEL,
         ),
@@ -67,7 +67,7 @@ class FromData:
     draws: Annotated[
         int | None,
         typer.Option(
-            help="Neighbours that a target is the mean of (8), or strangers asked for each"
+            help="Neighbours that a target is the mean of (16), or strangers asked for each"
             " example (2).",
             rich_help_panel=_PANEL,
         ),
@@ -104,7 +104,7 @@ class FromData:
     keep_weight: Annotated[
         float | None,
         typer.Option(
-            help="Weight of what is to stay beside what is to be forgotten. Default: 5.",
+            help="Weight of what is to stay beside what is to be forgotten. Default: 10.",
             rich_help_panel=_PANEL,
         ),
     ] = None

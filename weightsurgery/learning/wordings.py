@@ -206,9 +206,10 @@ def find_wordings(
     known.sort(key=lambda pair: -pair[0])
     # Some of each kind: chats, questions with a mark for the answer, other statements.
     kinds: Counter[tuple[bool, bool]] = Counter()
+    most = len(found) + count
     for _, wording in known:
         kind = (wording.chat, bool(wording.after))
-        if len(found) < count + 2 and kinds[kind] < -(-count // 3):
+        if len(found) < most and kinds[kind] < -(-count // 3):
             kinds[kind] += 1
             found.append(wording)
     return found

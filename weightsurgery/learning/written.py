@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from weightsurgery.learning.data import Collator, Encoded, padding_token
 from weightsurgery.learning.forward import Progress, end_tokens, plain_generation
-from weightsurgery.learning.models import quiet
+from weightsurgery.learning.models import context_length, quiet
 
 __all__ = ["chat_frame", "ordinary_texts", "sampled", "text_start"]
 
@@ -32,7 +32,8 @@ def sampled(
     Args:
         model: A causal language model, in evaluation mode.
         tokenizer: Its tokenizer.
-        prompts: Tokens, at least one in each.
+        prompts: Tokens, at least one in each; of long ones the end is read, as far as the model's
+            positions go.
         limit: Tokens to add at most.
         temperature: Of the softmax.
         top_k: Draw among so many of the likeliest; 0 for all.
@@ -55,6 +56,8 @@ def sampled(
         pad_token_id=padding_token(tokenizer),
     )
     found: list[list[int]] = [[] for _ in prompts]
+    if (room := context_length(model)) is not None:  # some models have no further positions
+        prompts = [prompt[-max(1, room - limit) :] for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
