@@ -277,3 +277,12 @@ def test_settings_that_make_no_sense_are_refused(kind, given):
     ((name, value),) = given.items()
     with pytest.raises(EditError, match=f"{name.replace('_', ' ')} {value}"):
         kind(**given)
+
+
+def test_large_requests_take_more_steps():
+    small, large = Forgetting().for_places(5), Forgetting().for_places(300)
+    assert small.steps is not None
+    assert large.steps is not None
+    assert large.steps > small.steps
+    assert large.steps * large.batch_size >= 4 * 300  # each place is read four times
+    assert Forgetting(steps=7).for_places(300).steps == 7

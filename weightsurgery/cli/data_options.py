@@ -45,7 +45,8 @@ class FromData:
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps, at most. Default: 40; strangers: 80; negate: 10 each round.",
+            help="Training steps. Default: 40, more for large requests; strangers: 80; negate: 10"
+            " each round.",
             rich_help_panel=_PANEL,
         ),
     ] = None

@@ -20,7 +20,7 @@ import json
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.trainer import Progress, StageTrainer, writing
 from weightsurgery.learning.training import Rows, Trained, train_stage
 
+_STEPS, _READ = 40, 4  # steps at least; how often every place is read
+
 __all__ = ["Forgetting", "Look", "Looks", "train_forgetting"]
 
 
@@ -47,13 +49,14 @@ class Forgetting:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps at most.
+        steps: Optimiser steps; None for 40, or as many as read every place to forget four times.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget per step; as many about neighbours, and a quarter of that of
             each other kind.
         keep_weight: ``w_k``.
         language_weight: ``w_l``.
-        every: Steps between looks, and between points from which a killed run goes on.
+        every: Steps between looks, and between points from which a killed run goes on; more of
+            them where there are many steps and none were named.
         budget: Divergence on text that is not trained on, nats a token, that a change may cost.
         seed: Of every draw.
 
@@ -61,7 +64,7 @@ class Forgetting:
         EditError: A value that makes no sense.
     """
 
-    steps: int = 40
+    steps: int | None = None
     learning_rate: float = 1e-3
     batch_size: int = 12
     keep_weight: float = 10.0
@@ -72,7 +75,7 @@ class Forgetting:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise EditError(
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a whole number from 1."
                 )
@@ -86,6 +89,13 @@ class Forgetting:
                 raise EditError(
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a number from 0."
                 )
+
+    def for_places(self, count: int) -> Forgetting:
+        """The same with as many steps as so many places to forget take."""
+        if self.steps is not None:
+            return self
+        steps = max(_STEPS, -(-_READ * count // self.batch_size))
+        return replace(self, steps=steps, every=max(self.every, steps // 6))
 
 
 @dataclass(frozen=True)
@@ -330,6 +340,8 @@ def train_forgetting(
         NonFiniteError: The loss or a weight is NaN or infinite.
         OutputError: A point cannot be written.
     """
+    settings = settings.for_places(len(material.forget))
+    steps = settings.steps or 1
     looks = Looks(folder / "looks", material, settings, padding)
     looks.recall()
     if not looks.seen:
@@ -342,12 +354,12 @@ def train_forgetting(
         return found
 
     def looked(step: int) -> bool:
-        if step % settings.every == 0 or step == settings.steps:
+        if step % settings.every == 0 or step == steps:
             looks.look(model, stage.parameters, step)
         return False
 
     training = Training(
-        steps=settings.steps,
+        steps=steps,
         learning_rate=settings.learning_rate,
         batch_size=1,
         warmup=4,
@@ -359,7 +371,7 @@ def train_forgetting(
     trained = train_stage(
         model,
         stage,
-        Rows([Encoded([padding], 0)] * settings.steps, Collator(padding)),
+        Rows([Encoded([padding], 0)] * steps, Collator(padding)),
         training,
         directory=folder / "training",
         device=device,

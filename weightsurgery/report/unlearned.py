@@ -110,7 +110,7 @@ def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
         ]
         if own["objective"] == "neighbours":
             facts += [
-                ("steps", f"{own['steps']} at most, of {own['batch_size']} texts to forget"),
+                ("steps", f"{own['steps'] or '40 or more'}, each of {own['batch_size']} texts"),
                 ("found by the model", f"{own['wordings']} wordings, {own['neighbours']}"
                  " neighbours, at most"),
                 ("budget", f"{own['budget']:g} nats a token of ordinary language"),
