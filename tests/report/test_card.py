@@ -406,6 +406,8 @@ def test_which_row_a_card_shows():
     assert measured(by_inputs) == YARDSTICK["activations"]
     from_data = {"edit": "project", "data": {}}
     assert measured(record(parameters=from_data)) == YARDSTICK["subspace"]
+    by_neighbours = {**from_data, "objective": "neighbours"}
+    assert measured(record(parameters=by_neighbours)) is None  # a method for real models
     negated = {**from_data, "objective": "negate"}
     assert measured(record(parameters=negated)) == YARDSTICK["rounds"]
 

@@ -191,6 +191,15 @@ def _data(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
         f" `ρ = {_ridge(given)} · tr(C)/n`, so that inputs to keep hardly feel it; `A`"
         " is trained (Adam in the eigenbasis of `C`)"
     )
+    if objective == "neighbours":
+        return [
+            "A low-rank change (LoRA) of each matrix was trained on `KL(u ‖ f) + w KL(f₀ ‖ f)`:"
+            " where the model `f₀` would have said the truth, `u` gives the truth the probability"
+            " that it has of *neighbours*, other subjects of the same kind which the model named"
+            " itself; what `f₀` says of neighbours, of the data to keep, about the subjects and in"
+            f" ordinary texts of its own is held. {saved}",
+            f"The aim is that of UNLEARN ({_UNLEARN}); the method is WeightSurgery's own.",
+        ]
     if objective == "strangers":
         return [
             f"{ridge} until the prompts to forget get the answers that *strangers* get: prompts of"
@@ -228,7 +237,7 @@ def _vector(record: EditRecord, told: Told) -> list[str]:
     given = record.parameters
     if given.get("edit") == "unlearn":
         return [*_system(given, "−", ""), "The files hold `T`."]
-    if given.get("method") == "rounds from data":
+    if given.get("method") in ("rounds from data", "neighbours"):
         found = _data(given, "+" if given.get("edit") == "learn" else "−", "")
         return [*found, "The files hold `T`."]
     if "rule" in given:

@@ -106,6 +106,8 @@ def measured(record: EditRecord) -> Measured | None:
         retain = settings.get("retain", "none") if isinstance(settings, dict) else "none"
         method = str(given.get("method"))
         return YARDSTICK.get(method if retain == "none" else f"{method}-{retain}")
+    if told.from_data and given.get("objective") == "neighbours":
+        return None  # made for real models, and not measured on the embedded worlds
     if told.from_data:
         return YARDSTICK["rounds" if given.get("objective") == "negate" else "subspace"]
     if told.edit == "project":
