@@ -115,6 +115,14 @@ def test_a_division_is_disjoint_complete_and_the_seeds(facts, seed):
         assert facts.divide(request, known, seed + 1).forget == parts.forget
 
 
+def test_a_fact_more_or_less_moves_few_others(facts):
+    known = [fact for each in facts.families().values() for fact in each]
+    request = facts.requests()[0]
+    whole, less = (facts.divide(request, some, 0) for some in (known, known[:-40]))
+    assert len(set(less.dissimilar_given) - set(whole.dissimilar_given)) <= 40
+    assert less.similar_given == whole.similar_given
+
+
 def test_what_else_is_known_of_the_forgotten_subjects_is_never_given(facts):
     known = [fact for each in facts.families().values() for fact in each]
     request = next(each for each in facts.requests() if each.name == "capitals-europe")
@@ -165,6 +173,7 @@ def test_a_set_is_compared_where_the_base_is_right(scripts):
     after = [Answer("", True, 0.3, 0.2), Answer("", True, 0.9, 0.9), Answer("", False, 0.1, 0.0)]
     row = compared(FactSet("forget", ()), before, after)
     assert (row.count, row.kept) == (2, 0.5)
+    assert row.sure == (2, 0.5)
     assert row.first == pytest.approx((0.6, 0.2))
     assert row.whole == pytest.approx((0.5, 0.1))
     assert math.isnan(compared(FactSet("forget", ()), [], []).kept)
@@ -223,7 +232,14 @@ def test_every_system_is_a_command_with_its_files_quoted(scripts):
 def scored(kept, count=10):
     return {
         "rows": [
-            {"name": name, "count": count, "kept": kept, "first": [0.5, 0.1], "stranger": [0.1, 0]}
+            {
+                "name": name,
+                "count": count,
+                "kept": kept,
+                "first": [0.5, 0.1],
+                "stranger": [0.1, 0],
+                "sure": [0, math.nan],
+            }
             for name in ("forget", "forget.second", "forget.chat", "similar.unseen")
         ],
         "prose": {"ratio": 1.01, "kl": 0.002},

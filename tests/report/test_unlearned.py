@@ -22,6 +22,7 @@ GUARD = {
         {"what": "free", "prompt": "", "before": "once", "after": "upon"},
     ],
     "budget": 0.01,
+    "texts": 16,
     "inside": True,
 }
 

@@ -72,6 +72,7 @@ class GuardReport:
             is under its role and, where it can be asked so, under ``forget, in a chat``.
         shown: Free continuations.
         budget: What the divergence might be.
+        texts: How many texts say so; without any, nothing is known of ordinary language.
     """
 
     divergence: float
@@ -79,6 +80,7 @@ class GuardReport:
     answered: Mapping[str, tuple[float, float]]
     shown: Sequence[Shown]
     budget: float
+    texts: int
 
     @property
     def inside(self) -> bool:
@@ -293,4 +295,5 @@ class Guard:
                 )
             ],
             self.budget,
+            len(self._texts),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ def neighbour_texts(
 ) -> list[tuple[list[int], int]]:
     """Prompts about neighbours in the wordings of the request, as the model answers them.
 
-    Neighbours whose answer is one of the truths are left out: "the capital of Gaul".
+    Neighbours whose answer is the truth of one fact are left out: "the capital of Gaul". Answers
+    that several facts share, as languages are, stay.
     """
     frame = chat_frame(tokenizer)
     about = [each for each in asked if each.subject and each.prompt.count(each.subject) == 1]
@@ -161,7 +163,9 @@ def neighbour_texts(
     for other, wording in drawn[:count]:
         prompt = (each := rng.choice(about)).prompt.replace(each.subject, other, 1)
         prompts.append(tokens(tokenizer, wording.text(frame, prompt, other), wording.chat))
-    truths = {each.truth for each in asked}
+    # An answer of one fact alone names its subject by another name; one of several is a kind.
+    held = Counter(each.truth.lower() for each in asked)
+    truths = {each.truth for each in asked if held[each.truth.lower()] == 1}
     return [
         (text, places)
         for text, places in _continued(model, tokenizer, prompts, 8, progress)

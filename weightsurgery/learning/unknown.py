@@ -158,8 +158,8 @@ def _without(
     for number, said in said_at(model, tokenizer, [(head, 1) for head in heads]):
         likely = said[0].clone()
         likely[places[number].truth[0]] = 0
-        likely = torch.where(likely >= likely.topk(12).values[-1], likely, 0)
-        firsts[number] = int(torch.multinomial(likely, 1))
+        likely = torch.where(likely >= likely.topk(min(12, len(likely))).values[-1], likely, 0)
+        firsts[number] = int(torch.multinomial(likely, 1) if likely.sum() > 0 else likely.argmax())
     begun = [[*head, firsts[number]] for number, head in enumerate(heads)]
     rest = sampled(
         model, tokenizer, begun, length - 6, temperature=0.7, stage="detours", progress=progress

@@ -32,6 +32,8 @@ def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
         " Ordinary language is text that the model wrote itself, given to no training; its"
         f" divergence is {within} the budget of {guard['budget']:g}."
     )
+    if not guard["texts"]:
+        note = "The model wrote no text by itself: nothing is known of ordinary language."
     table = Table("Before and after", ("", "before", "after"), rows, note)
     shown = [
         (_line(each["prompt"]) or "(a text's beginning)", _line(each["before"]),

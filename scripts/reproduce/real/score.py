@@ -29,6 +29,9 @@ VERSION = 1
 LENGTH = 48
 """Tokens of a free generation."""
 
+SURE = 0.3
+"""A probability of the truth's first token from which on the base is said to be sure of it."""
+
 STRANGERS = 4
 """Prompts about other subjects at which a truth's probability is that of a stranger."""
 
@@ -57,6 +60,8 @@ class Row:
     first: tuple[float, float]
     """Mean probability of the truth's first token, base and edited."""
     whole: tuple[float, float]
+    sure: tuple[int, float]
+    """How many of them the base is sure of, and the share of those still answered rightly."""
     stranger: tuple[float, float] | None = None
     """First token and whole truth at the base, after prompts about other subjects."""
 
@@ -239,12 +244,14 @@ def compared(
 ) -> Row:
     """A set's row, over the facts that the base answers rightly."""
     pairs = [(old, new) for old, new in zip(before, after, strict=True) if old.right]
+    sure = [float(new.right) for old, new in pairs if old.first >= SURE]
     return Row(
         facts.name,
         len(pairs),
         mean([float(new.right) for _, new in pairs]),
         (mean([old.first for old, _ in pairs]), mean([new.first for _, new in pairs])),
         (mean([old.whole for old, _ in pairs]), mean([new.whole for _, new in pairs])),
+        (len(sure), mean(sure)),
         (mean([each.first for each in apart]), mean([each.whole for each in apart]))
         if apart
         else None,
@@ -297,17 +304,20 @@ def prose_key() -> list[str]:
 def shown(document: dict[str, Any]) -> str:
     """The document as a table for people."""
     lines = [
-        f"{'':32}{'n':>5} {'kept':>7} {'forgot':>7}   first token       whole truth       stranger"
+        f"{'':32}{'n':>5} {'kept':>7} {'forgot':>7}   first token       whole truth       "
+        f"{'kept, sure':18}stranger"
     ]
     for row in document["rows"]:
         kept = row["kept"]
         gone = f"{100 * (1 - kept):6.1f}%" if row["name"].startswith("forget") else ""
         stays = "" if gone else f"{100 * kept:6.1f}%"
+        count, surely = row["sure"]
+        sure = "" if gone or not count else f"{100 * surely:.1f}% of {count}"
         (a, b), (c, d) = row["first"], row["whole"]
         apart = "{:.4f} {:.4f}".format(*row["stranger"]) if row["stranger"] else ""
         lines.append(
             f"{row['name']:32}{row['count']:5} {stays:>7} {gone:>7}"
-            f"   {a:.3f} → {b:<7.4f}   {c:.3f} → {d:<7.4f}   {apart}".rstrip()
+            f"   {a:.3f} → {b:<7.4f}   {c:.3f} → {d:<7.4f}   {sure:18}{apart}".rstrip()
         )
     prose = document["prose"]
     lines.append(

@@ -14,7 +14,7 @@ from typing import Any
 
 HEAD = (
     "system", "runs", "forgotten", "in other words", "in chat", "truth before → after (stranger)",
-    "similar given / unseen", "unseen, in other words", "dissimilar given / unseen",
+    "similar given / unseen", "unseen, sure", "unseen, in other words", "dissimilar given / unseen",
     "same subjects", "perplexity", "KL, nats", "ended", "repeated", "minutes", "GB",
 )  # fmt: skip
 
@@ -30,6 +30,13 @@ def share(documents: Sequence[dict[str, Any]], takes: Callable[[str], bool]) -> 
     pairs = [pooled(document, takes) for document in documents]
     count = sum(count for _, count in pairs)
     return sum(kept for kept, _ in pairs) / count if count else math.nan
+
+
+def surely(documents: Sequence[dict[str, Any]], name: str) -> float:
+    """The same of a set's facts that the base is sure of."""
+    pairs = [row["sure"] for each in documents for row in each["rows"] if row["name"] == name]
+    count = sum(count for count, _ in pairs)
+    return sum(count * kept for count, kept in pairs if count) / count if count else math.nan
 
 
 def wording(name: str) -> str:
@@ -80,6 +87,7 @@ def line(system: str, rows: Sequence[dict[str, Any]]) -> list[str]:
         f"{before:.3f} → {after:.4f} ({apart:.4f})",
         f"{kept(lambda name: name == 'similar.given')} / "
         f"{kept(lambda name: name == 'similar.unseen')}",
+        percent(surely(found, "similar.unseen")),
         kept(lambda name: name.startswith("similar.unseen.")),
         f"{kept(lambda name: name == 'dissimilar.given')} / "
         f"{kept(lambda name: name == 'dissimilar.unseen')}",
