@@ -73,7 +73,10 @@ def find_and_save(
         staging.leave()
         raise
     except BaseException as error:
-        staging.give_up(error)
+        if workspace.is_dir():
+            staging.give_up(error)
+        else:
+            staging.close()  # nothing that a later run could go on from
         raise
     with VectorWriter(place, [], staging=staging) as writer:
         return write(writer, found)
