@@ -259,7 +259,7 @@ def test_rounding_of_a_singular_sum_is_no_negative_eigenvalue() -> None:
     task = task_of(1, n=200)
     found, other = keep_inputs(task, gram, 1e-3), space.discriminate(task, 1e-3)
     assert norm(found) < 0.95 * norm(task)
-    # The one clamps that rounding to zero, the other has it beside the ridge: they differ by as much.
+    # The one clamps that rounding to zero, the other has it beside the ridge: so far they differ.
     rounding = float(torch.linalg.eigvalsh(gram.double())[:160].abs().max())
     ridge = 1e-3 * float(gram.double().diagonal().mean())
     apart = np.linalg.norm(exact(found.matrix()) - exact(other.matrix()))
