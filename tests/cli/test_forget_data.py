@@ -91,7 +91,7 @@ def test_what_is_kept_decides_the_objective(ws, here):
     assert "tuned" in what
     assert "--objective strangers" in remedy
     text, _ = ws.done(*PROJECT, "-o", "out", "--dry-run", *BRIEF)
-    for words in ("neighbours", "2 at most, of 4 texts", "0 wordings, 5 neighbours", "nats a token",
+    for words in ("neighbours", "2, each of 4 texts", "0 wordings, 5 neighbours", "nats a token",
                   "6 to forget"):  # fmt: skip
         assert words in text, words
     assert not Path("out").exists()

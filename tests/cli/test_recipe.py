@@ -119,7 +119,7 @@ SPOKEN = {
     "project": (
         ["project", "base", "--forget", "forget", "--keep", "keep", "-o", "out", "--rank", "4"],
         "{command: project, base: base, forget: forget, keep: [keep], out: out, rank: 4,"
-        " side: right, scale: 1, epsilon: 1e-3}",
+        " side: right, scale: 1}",
     ),
     "diff": (
         ["diff", "base", "forget", "-o", "out"],

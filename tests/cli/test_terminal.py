@@ -71,6 +71,8 @@ def test_documents_mean_what_they_meant(capsys):
 
 def test_a_bar_s_stage_is_text(monkeypatch, capsys):
     monkeypatch.setattr(console._err, "_force_terminal", True)
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     with console.progress(Show(), "files") as bar:
         bar._begun -= 10
         bar("[/zz]\x1b]0;x\x07", 1, 2)
