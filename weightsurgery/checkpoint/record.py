@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
+from weightsurgery.checkpoint.companions import companion_kind
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.remembered import recall, remember, stamp
@@ -39,6 +39,10 @@ __all__ = [
 FORMAT_VERSION = 1
 
 _BLOCK = 1 << 22
+
+# Endings of files that some library might load as this model's weights; exports such as ONNX's
+# are models of their own, and a push leaves them where they are.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
 
 
 def file_sha256(path: Path) -> str:
@@ -213,7 +217,7 @@ def verify(
         if progress is not None:
             progress(checked, total)
     for name in unrecorded(directory, record):
-        if name.lower().endswith(WEIGHT_ENDINGS):
+        if name.lower().endswith(_WEIGHTS):
             problems.append(f"{name}: weights that the record does not know")
         elif companion_kind(name) is not None or name in _LOADED:
             problems.append(f"{name}: loaded with a model, and the record does not know it")
