@@ -16,6 +16,7 @@ from tests.learning.tiny import byte_tokenizer
 from tests.procedures.taught import train
 from weightsurgery.errors import DataError, OutputError
 from weightsurgery.learning.data import Example, read_examples
+from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.procedures import capitals, unlearn
 from weightsurgery.procedures import demo as module
 from weightsurgery.procedures.demo import Chosen, Outcome, Place, demo
@@ -134,7 +135,7 @@ def test_the_edit_is_what_its_command_line_says(models, tmp_path, monkeypatch):
     monkeypatch.setattr(unlearn, "unlearn", noted)
     place = Place(str(models[0]), models[0], tmp_path)
     module.project(place, "cpu", None)
-    assert calls["search"] == unlearn.Search()
+    assert calls["search"] == unlearn.Search(neighbours=ByNeighbours())
     typed = shlex.split(place.command)
     assert typed == calls["command"]
     assert typed == [

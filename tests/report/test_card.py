@@ -502,7 +502,7 @@ def test_damaged_cards_are_refused(text, what):
 
 @pytest.mark.parametrize(
     "front",
-    ["{a: 1, tags: [x]}", "a: &k [x]\ntags: *k", "tags: x", "tags:", "'tags': [x]", "a: |\n  # x"],
+    ["{a: 1, tags: [x]}", "tags: x", "tags:", "'tags': [x]", "a: |\n  # x"],
 )
 def test_front_matter_in_other_clothes(front):
     import yaml
@@ -655,3 +655,10 @@ def test_front_matter_that_stands_for_more_than_it_is(front):
         split_card(f"---\n{front}\n---\n# Card\n", "org/base/README.md")
     assert "org/base/README.md: its front matter" in error.value.what
     assert len(error.value.what) < 500
+
+
+def test_front_matter_with_aliases_is_refused():
+    """They stand for as much as they like, ten-fold a level, and themselves included."""
+    for front in ("a: &k [x]\ntags: *k", "license: &k [*k]"):
+        with pytest.raises(HubError, match="aliases"):
+            whole(record(), existing=f"---\n{front}\n---\nx")
