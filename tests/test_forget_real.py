@@ -20,7 +20,12 @@ from weightsurgery.procedures.unlearn import Search, Sources, unlearn
 
 FACTS = 8
 SETTINGS = ByNeighbours(
-    Forgetting(steps=8, every=8), wordings=1, neighbours=24, draws=6, texts=12, most=48
+    Forgetting(steps=14, every=14, batch_size=16, learning_rate=2e-3),
+    wordings=0,
+    neighbours=16,
+    draws=4,
+    texts=8,
+    most=24,
 )
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.companions import companion_kind
+from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.remembered import recall, remember, stamp
@@ -40,9 +40,8 @@ FORMAT_VERSION = 1
 
 _BLOCK = 1 << 22
 
-# Endings of files that some library might load as this model's weights; exports such as ONNX's
-# are models of their own, and a push leaves them where they are.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf")
+# Exports are models of their own, and a push leaves them where they are.
+_WEIGHTS = tuple(each for each in WEIGHT_ENDINGS if each not in (".onnx", ".ggml", ".dduf"))
 
 
 def file_sha256(path: Path) -> str:
