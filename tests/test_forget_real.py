@@ -1,4 +1,4 @@
-"""Forgetting from data on a real language model, end to end, with little work: a minute.
+"""Forgetting from data on a real language model, end to end, with little work.
 
 ``ws project`` as it is by default, but of eight facts, in few steps, with few neighbours and texts.
 What it is capable of is measured elsewhere; here it must forget, and harm nothing.
@@ -94,5 +94,5 @@ def test_eight_capitals_are_forgotten_and_the_rest_stays(smollm, tmp_path):
     assert guard["divergence"] <= guard["budget"]
     assert guard["answered"]["forget"][0] == 1
     assert guard["answered"]["forget"][1] <= 0.5
-    assert summary["gathered"]["neighbours"] >= 24
+    assert summary["gathered"]["neighbours"] >= SETTINGS.neighbours // 2
     assert pytest.approx(guard["perplexity"][0], rel=0.05) == guard["perplexity"][1]
