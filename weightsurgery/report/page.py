@@ -44,7 +44,11 @@ details { margin: 1rem 0; }
 """
 
 
-PLAIN_TEXT = {"svg.fonttype": "none", "svg.hashsalt": "weightsurgery", "text.parse_math": False}
+PLAIN_TEXT: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "weightsurgery",
+    "text.parse_math": False,
+}
 
 
 def load_pyplot() -> Any:
