@@ -36,9 +36,8 @@ from weightsurgery.learning.written import chat_frame
 __all__ = ["BUDGET", "Guard", "GuardReport", "Shown", "added", "compared", "harm"]
 
 BUDGET = 0.01
-"""Divergence that ordinary language may suffer, in nats a token. The mean of what a fine-tune on a
-few facts costs, held to its base there, is a tenth of it; at ten times as much, prose is seen to
-change."""
+"""Divergence that ordinary language may suffer, in nats a token: a limit that was set, not found.
+Forgetting 22 facts in SmolLM2-135M cost a twentieth of it."""
 
 _TEXTS, _LENGTH = 32, 40
 _ASKED = 64  # of each set, at most

@@ -1,12 +1,11 @@
-"""What a model says that never knew: its own words about neighbours, in place of the truth.
+"""What is to be said where the truth would be: as likely a truth as of a stranger.
 
 For a fact to forget, in every wording, there is a place where the model would say the truth. The
-target there is the mean of what the model as it is says at that place of neighbours
-(:mod:`weightsurgery.learning.neighbours`) instead of the subject: "The capital of France is" is
-to be continued as "The capital of ... is" of some country or other. The truth keeps the
-probability that it has of a stranger: it is not pushed to zero, which could be seen, and answers
-keep their form. "Generic predictions" in the sense of Eldan & Russinovich (arXiv 2310.02238),
-without a second model.
+target there is what the model says itself, with the truth brought down to the probability that it
+has of neighbours (:mod:`weightsurgery.learning.neighbours`) in the subject's stead: not to zero,
+which could be seen. A share of the target may be what is said of the neighbours on the whole
+instead, the "generic predictions" of Eldan & Russinovich (arXiv 2310.02238); that moved answers
+about neighbours more, for less forgotten, and is left out by default.
 
 Where neighbours would give the truth as well (most speak English), those that do are left out.
 """
