@@ -12,8 +12,9 @@ from tests.learning.known import FORGET, LIKES, REST
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.forget import ByNeighbours, clear, forget_by_neighbours
-from weightsurgery.learning.forgetting import Forgetting, Look, Looks, _ByNeighbours
+from weightsurgery.learning.forgetting import Forgetting, _ByNeighbours
 from weightsurgery.learning.guard import added
+from weightsurgery.learning.looks import Look, Looks
 from weightsurgery.learning.material import KEPT, Material, Row, read_material
 
 # Every setting that counts is given: defaults are for real models, and may change.
@@ -176,9 +177,10 @@ def test_what_is_to_be_kept_is_read(known, forgot):
 def looked(tmp_path, *seen, budget=0.1):
     kept = dict.fromkeys(KEPT, ())
     material = Material([], [], [], kept, [], {})
-    found = Looks(tmp_path, material, replace(TRAINING, budget=budget), 0)
+    found = Looks(tmp_path, material, budget, 0)
     found.seen = [
-        Look(step, known, 0.0, 0.01, language, 0.0, (1, 4)) for step, known, language in seen
+        Look(step, known, 0.0, 0.01, language, 0.0, (1, 4), (0, 2))
+        for step, known, language in seen
     ]
     return found
 
@@ -218,7 +220,9 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     material = read_material(tmp_path / "material.safetensors")
     trainer = object.__new__(_ByNeighbours)
     trainer.material, trainer.settings = material, replace(TRAINING, batch_size=4)
+    nothing = replace(looked(tmp_path, (0, 1.0, 0.0)).seen[0], left=(), moved=())
     trainer.looks = looked(tmp_path)
+    trainer.looks.seen = [nothing]
     kinds = {id(row): kind for kind in KEPT for row in material.kept[kind]}
     totals = dict.fromkeys(("forget", "held", *KEPT), 0.0)
     counted = dict.fromkeys(("forget", *KEPT), 0)
@@ -239,10 +243,14 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     assert totals["language"] == pytest.approx(2)
     for kind in ("held", "neighbours", "keep", "subjects"):
         assert totals[kind] == pytest.approx(5), kind
-    # Half of them are of those that were not yet forgotten at the last look before.
+    # Half of them are of those that were not yet forgotten at the last look before, or moved most.
     trainer.looks = looked(tmp_path, (0, 1.0, 0.0), (2, 1.0, 0.0), (9, 1.0, 0.0))
     left = {material.forget[number].tokens for number in trainer.looks.seen[1].left}
-    trainer.looks.seen[2] = replace(trainer.looks.seen[2], left=())
+    moved = {material.kept["neighbours"][number].tokens for number in (0, 2)}
+    trainer.looks.seen[2] = replace(trainer.looks.seen[2], left=(), moved=())
+    read = {row.tokens for part, _ in trainer._parts(3) for row in part}
+    assert left <= read
+    assert moved <= read
     chosen = trainer._to_forget(3, random.Random(0))
     assert len(chosen) == 4
     assert {row.tokens for row in chosen[:2]} == left

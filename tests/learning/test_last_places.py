@@ -22,9 +22,7 @@ def alone(model, texts, counts):
 
 
 def assert_same(found, wanted):
-    assert [each.shape for each in found] == [each.shape for each in wanted]
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found, torch.cat(wanted), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
@@ -54,18 +52,31 @@ def test_gradients_flow_through_the_shared_beginning(family):
     def gradients(logits):
         model.zero_grad()
         generator = torch.Generator().manual_seed(1)
-        weights = [torch.randn(each.shape, generator=generator) for each in logits]
-        sum((each * w).sum() for each, w in zip(logits, weights, strict=True)).backward()
+        (logits * torch.randn(logits.shape, generator=generator)).sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     found = gradients(last_logits(model, TEXTS, COUNTS, 2))
-    wanted = gradients(alone(model, TEXTS, COUNTS))
+    wanted = gradients(torch.cat(alone(model, TEXTS, COUNTS)))
     assert found.keys() == wanted.keys()
     for name, each in wanted.items():
         assert float((found[name] - each).norm()) <= 1e-4 * float(each.norm()) + 1e-6, name
     # What is read once is felt: keys and values of the beginning have gradients of their own.
     rows = "model.embed_tokens.weight" if family == "llama" else "transformer.wte.weight"
     assert (found[rows][BEGUN].norm(dim=1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("headed", [True, False])
+def test_the_head_reads_no_other_place(headed, monkeypatch):
+    model, read = tiny("llama"), []
+    model.lm_head.register_forward_hook(lambda _, given, out: read.append(out.shape[:2].numel()))
+    if not headed:  # a model that does not say which its head is
+        monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    with torch.no_grad():
+        found = last_logits(model, TEXTS, COUNTS, 2)
+        shared = 1  # of the beginning, the last place's logits are made, and left
+        places = sum(COUNTS) if headed else len(TEXTS) * (max(map(len, TEXTS)) - SHARED)
+        assert sum(read) == places + shared
+        assert_same(found, alone(model, TEXTS, COUNTS))
 
 
 def test_windows_and_states_are_read_whole():

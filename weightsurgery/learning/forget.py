@@ -25,8 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.data import Example, padding_token
-from weightsurgery.learning.forgetting import Forgetting, Look, train_forgetting
+from weightsurgery.learning.forgetting import Forgetting, train_forgetting
 from weightsurgery.learning.identify import adapted
+from weightsurgery.learning.looks import Look
 from weightsurgery.learning.material import (
     Material,
     kept_texts,

@@ -16,32 +16,29 @@ looks on the way, the best inside a budget of divergence on text that is not tra
 
 from __future__ import annotations
 
-import json
-import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Encoded
-from weightsurgery.learning.expected import Expected, divergences
-from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning.expected import divergences
+from weightsurgery.learning.last_places import grouped
+from weightsurgery.learning.looks import Look, Looks, said_of
 from weightsurgery.learning.material import KEPT, Material, Row
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.trainer import Progress, StageTrainer, writing
+from weightsurgery.learning.trainer import Progress, StageTrainer
 from weightsurgery.learning.training import Rows, Trained, train_stage
 
 _STEPS, _READ = 40, 4  # steps at least; how often every place is read
 
-__all__ = ["Forgetting", "Look", "Looks", "train_forgetting"]
+__all__ = ["Forgetting", "train_forgetting"]
 
 
 @dataclass(frozen=True)
@@ -98,149 +95,6 @@ class Forgetting:
         return replace(self, steps=steps, every=max(self.every, steps // 6))
 
 
-@dataclass(frozen=True)
-class Look:
-    """What was seen of the model in training.
-
-    Attributes:
-        step: After so many steps; 0 before any.
-        known: Share of the places to forget at where the truth is still the likeliest answer.
-        truth: Mean probability of the truth there.
-        stranger: What that is to be.
-        language: Divergence from the model as it was on text not trained on, nats a token.
-        neighbours: The same on answers about neighbours.
-        left: Numbers of the places where the truth is still the likeliest answer.
-    """
-
-    step: int
-    known: float
-    truth: float
-    stranger: float
-    language: float
-    neighbours: float
-    left: tuple[int, ...] = ()
-
-    def inside(self, budget: float) -> bool:
-        """Whether ordinary language is as it was, as far as the budget says."""
-        return self.language <= budget
-
-
-class Looks:
-    """The looks of a training, and the trained values at each.
-
-    Args:
-        folder: Where the values are kept, so that a run that goes on after a kill has them.
-        material: What is looked at.
-        settings: When to end.
-        padding: Token to pad with.
-    """
-
-    def __init__(
-        self, folder: Path, material: Material, settings: Forgetting, padding: int
-    ) -> None:
-        self.folder, self.material, self.settings = folder, material, settings
-        self.padding = padding
-        self.seen: list[Look] = []
-        about = material.kept["neighbours"]
-        chosen = random.Random(f"looks {settings.seed}").sample(
-            range(len(about)), min(48, len(about))
-        )
-        self._neighbours = [about[number] for number in sorted(chosen)]
-
-    def look(self, model: Any, names: Sequence[str], step: int) -> Look:
-        """Look, and keep what it was trained to by then."""
-        model.eval()
-        with torch.no_grad():
-            forget = [_first(row) for row in self.material.forget]
-            left, truth = [], 0.0
-            for numbers, logits, _ in said(model, forget, self.padding):
-                for own, number in zip(logits.float(), numbers, strict=True):
-                    token = self.material.truth[number]
-                    left += [number] if int(own.argmax()) == token else []
-                    truth += float(own.softmax(-1)[token])
-            seen = Look(
-                step,
-                len(left) / len(forget),
-                truth / len(forget),
-                sum(self.material.stranger) / len(forget),
-                _divergence(model, self.material.guard, self.padding) if step else 0.0,
-                _divergence(model, self._neighbours, self.padding) if step else 0.0,
-                tuple(sorted(left)),
-            )
-        model.train()
-        self.seen = [each for each in self.seen if each.step < step] + [seen]
-        if step:
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_file(values_of(model, names), self._file(step))
-        self._write()
-        return seen
-
-    def _file(self, step: int) -> Path:
-        return self.folder / f"look-{step:06d}.safetensors"
-
-    def _write(self) -> None:
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / "looks.partial"
-            partial.write_text(json.dumps([vars(each) for each in self.seen]), encoding="utf-8")
-            os.replace(partial, self.folder / "looks.json")
-
-    def recall(self) -> None:
-        """The looks of a run that was killed."""
-        try:
-            told = json.loads((self.folder / "looks.json").read_text(encoding="utf-8"))
-            self.seen = [Look(**{**each, "left": tuple(each["left"])}) for each in told]
-        except (OSError, ValueError, TypeError, KeyError):
-            self.seen = []
-
-    def best(self) -> Look | None:
-        """The look that forgot most inside the budget, the latest of equals; None if none did."""
-        inside = [each for each in self.seen[1:] if each.inside(self.settings.budget)]
-        return min(inside, key=lambda each: (round(each.known, 2), -each.step), default=None)
-
-    def restore(self, model: Any, chosen: Look) -> None:
-        """Give the model what it was trained to at a look."""
-        set_values(model, load_file(self._file(chosen.step)))
-
-
-def said(
-    model: Any, rows: Sequence[Row], padding: int, size: int = 24
-) -> Iterator[tuple[list[int], Tensor, Expected]]:
-    """What a model says at the places that count, some rows at a time.
-
-    Yields:
-        The rows' numbers, logits of all their places, (places, vocabulary), and what is expected
-        there, on the same device.
-    """
-    for numbers in grouped([row.tokens for row in rows], size):
-        picked = [rows[n] for n in numbers]
-        yield (numbers, *_asked(model, picked, padding))
-
-
-def _asked(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Expected]:
-    found = last_logits(
-        model, [row.tokens for row in rows], [len(row.expected) for row in rows], padding
-    )
-    logits = torch.cat(found)
-    return logits, Expected.joined([row.expected for row in rows]).to(logits.device)
-
-
-def _divergence(model: Any, rows: Sequence[Row], padding: int) -> float:
-    total, count = 0.0, 0
-    for _, logits, expected in said(model, rows, padding):
-        found = divergences(expected, logits)
-        total, count = total + float(found.double().sum()), count + len(found)
-    return total / max(1, count)
-
-
-def _first(row: Row) -> Row:
-    """A text to forget, up to the place where the truth would begin."""
-    after = len(row.expected) - row.held - 1
-    stop = len(row.tokens) - after
-    return Row(row.tokens[:stop], row.expected[slice(row.held, row.held + 1)], 0, row.number)
-
-
 class _ByNeighbours(StageTrainer):
     """A step is some texts to forget and some of each kind that is to stay."""
 
@@ -264,7 +118,7 @@ class _ByNeighbours(StageTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         """See Trainer."""
         rows, weights = inputs["part"]
-        logits, expected = _asked(model, rows, self.padding)
+        logits, expected = said_of(model, rows, self.padding)
         return (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()
 
     def _prepare_inputs(self, inputs):  # type: ignore[no-untyped-def]
@@ -273,11 +127,12 @@ class _ByNeighbours(StageTrainer):
 
     def _to_forget(self, step: int, rng: random.Random) -> list[Row]:
         """Half of any, half of those that the last look found not yet forgotten."""
-        rows, count = self.material.forget, self.settings.batch_size
-        looked = [each for each in self.looks.seen if each.step <= step]
-        left = [rows[number] for number in looked[-1].left] if looked else []
-        chosen = _draw(left, count // 2, rng)
-        return chosen + _draw(rows, count - len(chosen), rng)
+        looked = self._looked(step)
+        return _half_of(self.material.forget, looked.left, self.settings.batch_size, rng)
+
+    def _looked(self, step: int) -> Look:
+        """The last look, also in a run that goes on from before it."""
+        return [each for each in self.looks.seen if each.step <= step][-1]
 
     def _parts(self, step: int) -> list[tuple[list[Row], list[Tensor]]]:
         how = self.settings
@@ -286,7 +141,10 @@ class _ByNeighbours(StageTrainer):
         sizes = dict.fromkeys(KEPT, some) | {"neighbours": how.batch_size}
         drawn = [("forget", row) for row in self._to_forget(step, rng)]
         for kind in KEPT:
-            drawn += [(kind, row) for row in _draw(self.material.kept[kind], sizes[kind], rng)]
+            # Of neighbours, half are of those that moved most.
+            moved = self._looked(step).moved if kind == "neighbours" else ()
+            rows = _half_of(self.material.kept[kind], moved, sizes[kind], rng)
+            drawn += [(kind, row) for row in rows]
         places: dict[str, int] = {}
         for kind, row in drawn:
             places[kind] = places.get(kind, 0) + row.held
@@ -303,6 +161,12 @@ class _ByNeighbours(StageTrainer):
             ([weighed[n][0] for n in numbers], [weighed[n][1] for n in numbers])
             for numbers in grouped([row.tokens for row, _ in weighed], 16)
         ]
+
+
+def _half_of(rows: Sequence[Row], some: Sequence[int], count: int, rng: random.Random) -> list[Row]:
+    """So many texts, half of them of those with some numbers as far as there are such."""
+    chosen = _draw([rows[number] for number in some], count // 2, rng)
+    return chosen + _draw(rows, count - len(chosen), rng)
 
 
 def _draw(rows: Sequence[Row], count: int, rng: random.Random) -> list[Row]:
@@ -342,7 +206,7 @@ def train_forgetting(
     """
     settings = settings.for_places(len(material.forget))
     steps = settings.steps or 1
-    looks = Looks(folder / "looks", material, settings, padding)
+    looks = Looks(folder / "looks", material, settings.budget, padding)
     looks.recall()
     if not looks.seen:
         looks.look(model, stage.parameters, 0)

@@ -229,10 +229,9 @@ class Guard:
         with torch.inference_mode():
             for numbers in grouped([text for text, _ in self._texts], 24):
                 texts = [self._texts[n] for n in numbers]
-                found = last_logits(
-                    model, [text for text, _ in texts], [n for _, n in texts], self._padding
-                )
-                for number, logits in zip(numbers, found, strict=True):
+                counts = [count for _, count in texts]
+                found = last_logits(model, [text for text, _ in texts], counts, self._padding)
+                for number, logits in zip(numbers, found.split(counts), strict=True):
                     expected = self._expected[number].to(logits.device)
                     divergence += float(divergences(expected, logits).double().sum())
                     nll += self._nll(self._texts[number], logits)

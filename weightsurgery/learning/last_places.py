@@ -7,7 +7,8 @@ through it as if each text had read them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
@@ -56,8 +57,8 @@ def grouped(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 def last_logits(
     model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int], padding: int
-) -> list[Tensor]:
-    """Logits at the last places of each text.
+) -> Tensor:
+    """Logits at the last places of each text, and nowhere else: a vocabulary is wide.
 
     Args:
         model: A causal language model, an adapter on it or not.
@@ -66,12 +67,12 @@ def last_logits(
         padding: Token to pad with; it is masked.
 
     Returns:
-        Of each text, shape (count, vocabulary), on the model's device.
+        Of all places of the first text, of the second, and so on, shape (sum of counts,
+        vocabulary), on the model's device.
     """
     shared = _shared(model, texts, counts)
     inner = [list(text[shared:]) for text in texts]
     width = max(map(len, inner))
-    first = min(len(text) - count for text, count in zip(inner, counts, strict=True))
     device = next(model.parameters()).device
     ids = torch.full((len(inner), width), padding)
     mask = torch.zeros((len(inner), shared + width), dtype=torch.int64)
@@ -79,19 +80,42 @@ def last_logits(
     for row, text in enumerate(inner):
         ids[row, : len(text)] = torch.tensor(text)
         mask[row, shared : shared + len(text)] = 1
+    places = [
+        (row, len(text) - count + n)
+        for row, (text, count) in enumerate(zip(inner, counts, strict=True))
+        for n in range(count)
+    ]
+    rows, columns = torch.tensor(places, device=device).T
     more: dict[str, Any] = {"use_cache": False}
     if shared:
         more = {"past_key_values": _read(model, texts[0][:shared], len(inner)), "use_cache": True}
-    logits = model(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        logits_to_keep=width - first,
-        **more,
-    ).logits[:, -(width - first) :]
-    return [
-        logits[row, len(text) - count - first : len(text) - first]
-        for row, (text, count) in enumerate(zip(inner, counts, strict=True))
-    ]
+    with _head_reads(model, rows, columns) as reading:
+        logits: Tensor = model(
+            input_ids=ids.to(device), attention_mask=mask.to(device), **more
+        ).logits
+    return logits[0] if reading else logits[rows, columns]
+
+
+@contextmanager
+def _head_reads(model: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
+    """Gives a model's head these places of its input alone, as one row.
+
+    Yields:
+        A list that is empty where the head was not come upon: all logits are there then.
+    """
+    head = model.get_output_embeddings()
+    met: list[bool] = []
+
+    def pick(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        met.append(True)
+        return (given[0][rows, columns][None], *given[1:])
+
+    handle = None if head is None else head.register_forward_pre_hook(pick)
+    try:
+        yield met
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> int:

@@ -205,13 +205,9 @@ def said_at(
     model.eval()  # type: ignore[no-untyped-call]
     done = 0
     for numbers in grouped([read for read, _ in rows], batch_size):
-        found = last_logits(
-            model,
-            [rows[n][0] for n in numbers],
-            [rows[n][1] for n in numbers],
-            padding_token(tokenizer),
-        )
-        for n, logits in zip(numbers, found, strict=True):
+        counts = [rows[n][1] for n in numbers]
+        found = last_logits(model, [rows[n][0] for n in numbers], counts, padding_token(tokenizer))
+        for n, logits in zip(numbers, found.split(counts), strict=True):
             yield n, logits.float().softmax(-1)
         done += len(numbers)
         if progress is not None:
