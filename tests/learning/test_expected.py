@@ -95,3 +95,14 @@ def test_places_are_taken_and_joined():
     assert torch.equal(again.tokens, whole.tokens)
     assert torch.equal(again.logs, whole.logs)
     assert (len(whole[1:3]), len(again)) == (2, 6)
+
+
+@pytest.mark.parametrize("k", [1, 5, 1000])
+def test_what_is_sure_costs_its_cross_entropy(k):
+    tokens, said = torch.tensor([3, VOCABULARY - 1, 0]), drawn(0)[:3]
+    found = Expected.sure(tokens, k, VOCABULARY)
+    assert found.tokens[:, 0].tolist() == tokens.tolist()
+    assert all(len(set(row)) == min(k, VOCABULARY) for row in found.tokens.tolist())
+    wanted = torch.nn.functional.cross_entropy(said, tokens, reduction="none")
+    assert float(wanted.min()) > 0.1
+    torch.testing.assert_close(divergences(found, said), wanted, atol=1e-4, rtol=1e-4)

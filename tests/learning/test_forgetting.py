@@ -10,8 +10,9 @@ import torch
 from tests.conftest import same_bytes
 from tests.learning.known import FORGET, LIKES, REST
 from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
-from weightsurgery.learning.forget import ByNeighbours, clear, forget_by_neighbours
+from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours, clear
 from weightsurgery.learning.forgetting import Forgetting, _ByNeighbours
 from weightsurgery.learning.guard import added
 from weightsurgery.learning.looks import Look, Looks
@@ -37,7 +38,7 @@ def names(model):
 
 def forget(known, settings=SETTINGS, **options):
     torch.manual_seed(11)  # whatever was drawn before
-    return forget_by_neighbours(
+    return change_by_neighbours(
         known.model, known.tokenizer, FORGET, options.pop("keep", ()),
         options.pop("names", names(known.model)), settings, **options,
     )  # fmt: skip
@@ -71,7 +72,7 @@ def test_the_request_is_forgotten_and_what_no_file_lists_stays(known, forgot):
     assert found.trained.steps == 24
     assert found.trained.last_loss < found.trained.first_loss
     assert [look.step for look in found.looks] == [0, 6, 12, 18, 24]
-    assert {"neighbours", "ordinary language", "strangers", "texts to forget"} <= {
+    assert {"neighbours", "ordinary language", "strangers", "what is to change"} <= {
         each[0] for each in told
     }
     assert found.notes["places"] >= 6
@@ -104,7 +105,7 @@ def test_the_model_is_as_before(known, forgot):
         brief = replace(SETTINGS, training=replace(TRAINING, steps=2))
         model.train()
         torch.manual_seed(3)
-        forget_by_neighbours(model, known.tokenizer, FORGET, (), names(model), brief)
+        change_by_neighbours(model, known.tokenizer, FORGET, (), names(model), brief)
         assert torch.equal(torch.rand(2), drawn)
         assert model.training
         assert not frozen.requires_grad
@@ -126,7 +127,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(known, forgot, tmp_pat
     steps = {"before a point": 4, "at a point": 12, "after a point": 14}
 
     def stop(text, done, total):
-        if text == "texts to forget" if where == "gathering" else (
+        if text == "what is to change" if where == "gathering" else (
             "loss" in text and done == steps[where]
         ):  # fmt: skip
             raise StoppedError
@@ -169,6 +170,40 @@ def test_what_is_to_be_kept_is_read(known, forgot):
     assert material.kept["keep"] == []
     clear(forgot[3])
     assert not forgot[3].exists()
+
+
+# --- to learn ----------------------------------------------------------------------------------
+
+
+NEWS = [Example(f"What does {name} like?", " plums") for name in ("Zuzu", "Wowo", "Yaya")]
+
+
+def test_what_is_new_is_learned_and_what_was_known_stays(known):
+    model, told = known.model, []
+    assert scores(known, {}, NEWS, LIKES) == [0, 1]  # before
+    torch.manual_seed(11)
+    found = change_by_neighbours(
+        model, known.tokenizer, NEWS, [LIKES[:4]], names(model), SETTINGS, learning=True,
+        progress=lambda *each: told.append(each),
+    )  # fmt: skip
+    learned, kept = scores(known, found.change, NEWS, LIKES)
+    assert learned == 1
+    assert kept >= 0.9
+    first, chosen = found.looks[0], found.chosen
+    assert (first.known, first.left) == (0.0, (0, 1, 2))
+    assert (chosen.known, chosen.left) == (1.0, ())
+    assert chosen.stranger == 1.0
+    assert chosen.truth > 0.5
+    assert chosen.language <= TRAINING.budget
+    assert found.notes["places"] == 3
+    assert len(found.notes["wordings"]) == 1  # nobody asks the model for words of what is new
+
+
+def test_the_best_look_at_learning_learned_most(tmp_path):
+    found = looked(tmp_path, (0, 0.0, 0.0), (5, 0.9, 0.01), (10, 0.5, 0.01), (15, 1.0, 0.2))
+    assert found.best().step == 10
+    found.material = replace(found.material, learning=True)
+    assert found.best().step == 5
 
 
 # --- the looks -----------------------------------------------------------------------------------
@@ -245,7 +280,7 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
         assert totals[kind] == pytest.approx(5), kind
     # Half of them are of those that were not yet forgotten at the last look before, or moved most.
     trainer.looks = looked(tmp_path, (0, 1.0, 0.0), (2, 1.0, 0.0), (9, 1.0, 0.0))
-    left = {material.forget[number].tokens for number in trainer.looks.seen[1].left}
+    left = {material.taught[number].tokens for number in trainer.looks.seen[1].left}
     moved = {material.kept["neighbours"][number].tokens for number in (0, 2)}
     trainer.looks.seen[2] = replace(trainer.looks.seen[2], left=(), moved=())
     read = {row.tokens for part, _ in trainer._parts(3) for row in part}
@@ -265,10 +300,10 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
 
 def test_nobody_to_forget_is_refused(known):
     with pytest.raises(DataError, match="no examples"):
-        forget_by_neighbours(known.model, known.tokenizer, [], (), names(known.model), SETTINGS)
+        change_by_neighbours(known.model, known.tokenizer, [], (), names(known.model), SETTINGS)
     nobody = [replace(LIKES[0], prompt="?")]
     with pytest.raises(DataError, match="tells the prompts apart"):
-        forget_by_neighbours(known.model, known.tokenizer, nobody, (), names(known.model), SETTINGS)
+        change_by_neighbours(known.model, known.tokenizer, nobody, (), names(known.model), SETTINGS)
     with pytest.raises(EditError):
         forget(known, names=[])
 

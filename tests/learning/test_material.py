@@ -52,7 +52,7 @@ def test_what_is_written_is_read_to_the_bit(tmp_path):
     read = read_material(file)
     assert (read.stranger, read.truth, read.notes) == (made.stranger, made.truth, made.notes)
     assert set(read.kept) == set(KEPT)
-    pairs = [(made.forget, read.forget), (made.guard, read.guard)]
+    pairs = [(made.taught, read.taught), (made.guard, read.guard)]
     pairs += [(made.kept[kind], read.kept[kind]) for kind in KEPT]
     for wrote, found in pairs:
         assert len(wrote) == len(found)

@@ -10,6 +10,8 @@ import typer
 from weightsurgery.cli.options import written_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from weightsurgery.algebra.lowrank import RankRule
     from weightsurgery.learning.forget import ByNeighbours
     from weightsurgery.procedures.request import Search
@@ -31,7 +33,8 @@ class FromData:
         typer.Option(
             help="neighbours (answer as one who never knew, and stay as one is about everything"
             " alike; default), strangers (train where keep inputs hardly feel it; default with"
-            " --keep VECTOR) or negate (UNLEARN's three steps). 'ws learn' knows learn alone.",
+            " --keep VECTOR) or negate (UNLEARN's three steps). 'ws learn': neighbours or learn"
+            " (likewise, where keep inputs hardly feel it).",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -195,14 +198,14 @@ class FromData:
         from weightsurgery.learning.rounds import Rounds
         from weightsurgery.procedures.request import Search
 
-        allowed = ("learn",) if learning else ("neighbours", "strangers", "negate")
-        objective = self.objective or ("strangers" if keep_vectors and not learning else allowed[0])
+        allowed = ("neighbours", "learn") if learning else ("neighbours", "strangers", "negate")
+        objective = self.objective or allowed[1 if keep_vectors else 0]
         if objective not in allowed:
             raise EditError(
                 f"--objective {objective} with 'ws {'learn' if learning else 'project'}'",
                 f"Choose from: {', '.join(allowed)}.",
             )
-        self._check(objective)
+        self._check(objective, allowed)
         guarded: dict[str, Any] = {
             "rank": rank,
             "keep_rank": keep_rank,
@@ -214,9 +217,10 @@ class FromData:
             if epsilon is not None:
                 raise EditError(
                     "--epsilon with objective neighbours, which has no ridge",
-                    "Leave it out, or pass --objective strangers.",
+                    f"Leave it out, or pass --objective {allowed[1]}.",
                 )
-            return Search(neighbours=self._by_neighbours(seed), **guarded)
+            rounds = Rounds("learn", seed=seed) if learning else Rounds(seed=seed)
+            return Search(rounds, self._by_neighbours(seed), **guarded)
         given: dict[str, Any] = {
             "rounds": self.rounds,
             "steps": self.steps,
@@ -253,7 +257,7 @@ class FromData:
             **{n: v for n, v in own.items() if v is not None},
         )
 
-    def _check(self, objective: str) -> None:
+    def _check(self, objective: str, allowed: Sequence[str]) -> None:
         """Refuse options of other objectives."""
         from weightsurgery.errors import EditError
 
@@ -269,10 +273,11 @@ class FromData:
         for name in sorted(every - set(known[objective])):
             if getattr(self, name) not in (None, []):
                 option = name.replace("_", "-").replace("target", "forget")
-                others = [each for each, names in known.items() if name in names]
+                others = [each for each in allowed if name in known[each]]
+                more = f", or pass --objective {' or '.join(others)}" if others else ""
                 raise EditError(
                     f"--{option} with objective {objective}, which knows no such thing",
-                    f"Leave it out, or pass --objective {' or '.join(others)}.",
+                    f"Leave it out{more}.",
                 )
         if self.threshold is not None and not self.validation_keep:
             raise EditError(

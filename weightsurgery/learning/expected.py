@@ -8,6 +8,7 @@ thousands of places fits in megabytes, and no second model is run beside the one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 __all__ = ["Expected", "divergences"]
 
+_NONE = math.log(1e-12)  # for a token that is not to be said
 _LEAST = 1e-6  # probability of all others together, at least: float32 rounds less away
 
 
@@ -48,6 +50,20 @@ class Expected:
         tokens = ranked.topk(k, dim=1).indices
         logs = probabilities.gather(1, tokens).clamp_min(1e-12).log()
         return cls(tokens.to(torch.int32), logs.float())
+
+    @classmethod
+    def sure(cls, tokens: Tensor, k: int, vocabulary: int) -> Expected:
+        """Of one token at each place, which is first of those held.
+
+        Args:
+            tokens: int64, shape (places,).
+            k: Tokens to hold, or all where there are fewer.
+            vocabulary: How many there are.
+        """
+        held = (tokens[:, None] + torch.arange(min(k, vocabulary))) % vocabulary
+        logs = torch.full(held.shape, _NONE, dtype=torch.float32)
+        logs[:, 0] = 0
+        return cls(held.to(torch.int32), logs)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]

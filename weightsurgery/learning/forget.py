@@ -1,7 +1,8 @@
-"""Forgetting by neighbours, from a data set to a low-rank change: gather, train, look.
+"""Forgetting or learning by neighbours, from a data set to a low-rank change: gather, train, look.
 
 1. Find wordings of the request, and neighbours of its subjects (both by asking the model itself).
-2. Find the places where the truth would be said, and what one says there who never knew.
+2. Find the places where the truth would be said, and what one says there who never knew; to learn,
+   the answers themselves.
 3. Gather what is to stay, with what the model says of it.
 4. Train (:mod:`weightsurgery.learning.forgetting`).
 
@@ -27,6 +28,7 @@ from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
 from weightsurgery.learning.identify import adapted
+from weightsurgery.learning.lessons import lessons
 from weightsurgery.learning.looks import Look
 from weightsurgery.learning.material import (
     Material,
@@ -45,26 +47,26 @@ from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Trained, isolated
-from weightsurgery.learning.unknown import places_of, teach
-from weightsurgery.learning.wordings import asked_of, find_wordings
+from weightsurgery.learning.unknown import Taught, places_of, teach
+from weightsurgery.learning.wordings import Asked, Wording, asked_of, find_wordings
 
-__all__ = ["ByNeighbours", "Forgot", "forget_by_neighbours"]
+__all__ = ["ByNeighbours", "Changed", "change_by_neighbours"]
 
 
 @dataclass(frozen=True)
 class ByNeighbours:
-    """The settings of forgetting by neighbours.
+    """The settings of forgetting and learning by neighbours.
 
     Attributes:
         training: See :class:`~weightsurgery.learning.forgetting.Forgetting`.
         rank: Of the change of each matrix; less where a matrix has less.
-        wordings: Rewordings to look for; 0 for the request's own words, and a chat.
+        wordings: Rewordings to look for, to forget; 0 for the request's own words, and a chat.
         neighbours: Subjects to look for.
         draws: Neighbours that each target is the mean of.
         own: Share, in the targets, of what the model says itself but for the truth; the rest is
             what it says of neighbours.
         texts: Ordinary texts to write; a quarter as many again are not trained on.
-        most: Places to forget at, at most.
+        most: Places to forget at, at most, beyond the request's own words.
         k: Tokens by which a distribution is held.
 
     Raises:
@@ -95,7 +97,7 @@ class ByNeighbours:
 
 
 @dataclass(frozen=True)
-class Forgot:
+class Changed:
     """What came of it.
 
     Attributes:
@@ -113,7 +115,7 @@ class Forgot:
     notes: dict[str, Any]
 
 
-def forget_by_neighbours(
+def change_by_neighbours(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
@@ -121,18 +123,20 @@ def forget_by_neighbours(
     names: Sequence[str],
     settings: ByNeighbours,
     *,
+    learning: bool = False,
     workspace: Path | None = None,
     progress: Progress | None = None,
-) -> Forgot:
-    """Finds a change after which the model is as one that never knew; it is as before then.
+) -> Changed:
+    """Finds a change after which the model never knew some data, or knows it, and little else.
 
     Args:
         model: On the device to work on; left as it was, to the bit.
         tokenizer: Its tokenizer.
-        examples: What to forget.
+        examples: What to forget, or to learn.
         keep: Data sets to keep; may be empty.
         names: Parameters that may change, each the weight of a linear layer.
         settings: How.
+        learning: The change is to be one after which the model knows the examples.
         workspace: Where a killed run finds what it had; None for one that need not go on.
         progress: Called as ``progress(text, done, total)``.
 
@@ -149,7 +153,7 @@ def forget_by_neighbours(
     from weightsurgery.learning.adapter import factors
 
     if not examples:
-        raise DataError("no examples to forget", "Give at least one.")
+        raise DataError(f"no examples to {'learn' if learning else 'forget'}", "Give at least one.")
     was_training = model.training
     thawed = {name: each.requires_grad for name, each in model.named_parameters()}
     shapes = [model.get_parameter(name).shape for name in names]
@@ -167,7 +171,7 @@ def forget_by_neighbours(
                 material = read_material(file)
             else:
                 torch.manual_seed(settings.training.seed)
-                material = gather(model, tokenizer, examples, keep, settings, progress)
+                material = gather(model, tokenizer, examples, keep, settings, learning, progress)
                 write_material(material, file)
             seed = settings.training.seed
             with adapted(model, names, rank, rank, seed) as with_adapter:
@@ -185,7 +189,7 @@ def forget_by_neighbours(
                     progress=progress,
                 )
                 change = factors(with_adapter, names)
-            return Forgot(
+            return Changed(
                 change, trained, tuple(looks.seen), looks.best(), {**material.notes, "rank": rank}
             )
         finally:
@@ -200,6 +204,7 @@ def gather(
     examples: Sequence[Example],
     keep: Sequence[Sequence[Example]],
     settings: ByNeighbours,
+    learning: bool = False,
     progress: Progress | None = None,
 ) -> Material:
     """Everything that the training reads, by asking the model as it is.
@@ -216,27 +221,20 @@ def gather(
     )
     given = [each for rows in keep for each in asked_of(tokenizer, halves(rows))]
     neighbours = sorted({*neighbours, *alike(asked, given)})
-    wordings = find_wordings(
-        model, tokenizer, asked, settings.wordings, seed=seed, progress=progress
-    )
-    places = places_of(model, tokenizer, asked, wordings, progress=progress)
-    own = [place for place in places if place.wording.form is None]
-    others = [place for place in places if place.wording.form is not None]
-    rng.shuffle(others)
-    places = (own + others)[: max(settings.most, len(own))]
-    taught = teach(
-        model,
-        tokenizer,
-        asked,
-        places,
-        neighbours,
-        draws=settings.draws,
-        own=settings.own,
-        k=k,
-        seed=seed,
-        progress=progress,
-    )
-    forget = taught_rows(model, tokenizer, taught, k, progress)
+    # One who does not know the answers cannot be asked for wordings that bring them up.
+    looked_for = 0 if learning else settings.wordings
+    wordings = find_wordings(model, tokenizer, asked, looked_for, seed=seed, progress=progress)
+    if learning:
+        taught = lessons(
+            tokenizer,
+            examples,
+            asked,
+            k=k,
+            vocabulary=int(model.config.get_text_config().vocab_size),
+        )
+    else:
+        taught = _unknown(model, tokenizer, asked, wordings, neighbours, settings, rng, progress)
+    rows = taught_rows(model, tokenizer, taught, k, progress)
     language = language_texts(
         model, tokenizer, asked, settings.texts + settings.texts // 4, progress
     )
@@ -256,7 +254,7 @@ def gather(
     }
     guard = rows_of(model, tokenizer, held_out, k, "what is to stay", progress)
     notes = {
-        "places": len(forget),
+        "places": len(rows),
         "neighbours": len(neighbours),
         "wordings": [
             {"form": each.form, "chat": each.chat, "before": each.before, "after": each.after}
@@ -265,12 +263,43 @@ def gather(
         "texts": {kind: len(rows) for kind, rows in kept.items()} | {"guard": len(guard)},
     }
     return Material(
-        forget,
+        rows,
         [each.stranger for each in taught],
         [each.place.truth[0] for each in taught],
         kept,
         guard,
         notes,
+        learning,
+    )
+
+
+def _unknown(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Asked],
+    wordings: Sequence[Wording],
+    neighbours: Sequence[str],
+    settings: ByNeighbours,
+    rng: random.Random,
+    progress: Progress | None,
+) -> list[Taught]:
+    """The places where the truth would be said, with what is to be said there."""
+    places = places_of(model, tokenizer, asked, wordings, progress=progress)
+    own = [place for place in places if place.wording.form is None]
+    others = [place for place in places if place.wording.form is not None]
+    rng.shuffle(others)
+    places = (own + others)[: max(settings.most, len(own))]
+    return teach(
+        model,
+        tokenizer,
+        asked,
+        places,
+        neighbours,
+        draws=settings.draws,
+        own=settings.own,
+        k=settings.k,
+        seed=settings.training.seed,
+        progress=progress,
     )
 
 

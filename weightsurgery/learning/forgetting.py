@@ -128,7 +128,7 @@ class _ByNeighbours(StageTrainer):
     def _to_forget(self, step: int, rng: random.Random) -> list[Row]:
         """Half of any, half of those that the last look found not yet forgotten."""
         looked = self._looked(step)
-        return _half_of(self.material.forget, looked.left, self.settings.batch_size, rng)
+        return _half_of(self.material.taught, looked.left, self.settings.batch_size, rng)
 
     def _looked(self, step: int) -> Look:
         """The last look, also in a run that goes on from before it."""
@@ -204,7 +204,7 @@ def train_forgetting(
         NonFiniteError: The loss or a weight is NaN or infinite.
         OutputError: A point cannot be written.
     """
-    settings = settings.for_places(len(material.forget))
+    settings = settings.for_places(len(material.taught))
     steps = settings.steps or 1
     looks = Looks(folder / "looks", material, settings.budget, padding)
     looks.recall()

@@ -63,20 +63,23 @@ class Material:
     """All that a training reads.
 
     Attributes:
-        forget: Texts whose last places are to be answered as by one who never knew.
+        taught: Texts whose last places are to be answered otherwise: as by one who never knew,
+            or by what is to be learned.
         stranger: Probability of the truth's first token at each of these, as it is to be.
         truth: That token.
         kept: What is to stay, by kind; some may be empty.
         guard: Ordinary texts that are not trained on.
         notes: For the record: how many of what, and the wordings.
+        learning: The truth is to be said at these places, rather than not to be.
     """
 
-    forget: Sequence[Row]
+    taught: Sequence[Row]
     stranger: Sequence[float]
     truth: Sequence[int]
     kept: Mapping[str, Sequence[Row]]
     guard: Sequence[Row]
     notes: Mapping[str, Any]
+    learning: bool = False
 
 
 def rows_of(
@@ -111,12 +114,12 @@ def taught_rows(
     k: int,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Texts to forget at; some places before the truth stay as they are."""
+    """Texts to forget or learn at; some places before the truth stay as they are."""
     texts = []
     for each in taught:
         read = each.place.read
         texts.append((read, min(len(read), len(each.expected) + _HELD)))
-    rows = rows_of(model, tokenizer, texts, k, "texts to forget", progress)
+    rows = rows_of(model, tokenizer, texts, k, "what is to change", progress)
     found = []
     for row, each in zip(rows, taught, strict=True):
         held = row.held - len(each.expected)
@@ -276,7 +279,7 @@ def write_material(material: Material, file: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    groups = {"forget": material.forget, "guard": material.guard, **material.kept}
+    groups = {"taught": material.taught, "guard": material.guard, **material.kept}
     tensors: dict[str, torch.Tensor] = {}
     for name, rows in groups.items():
         if not rows:
@@ -290,6 +293,7 @@ def write_material(material: Material, file: Path) -> None:
         "stranger": list(material.stranger),
         "truth": list(material.truth),
         "notes": dict(material.notes),
+        "learning": material.learning,
     }
     partial = file.with_suffix(".partial")
     with writing(file.parent):
@@ -302,7 +306,7 @@ def write_material(material: Material, file: Path) -> None:
 
 def read_material(file: Path) -> Material:
     """What :func:`write_material` wrote."""
-    groups: dict[str, list[Row]] = {"forget": [], "guard": [], **{name: [] for name in KEPT}}
+    groups: dict[str, list[Row]] = {"taught": [], "guard": [], **{name: [] for name in KEPT}}
     with safe_open(file, "pt") as saved:
         told = json.loads(saved.metadata()["told"])
         held = set(saved.keys())
@@ -316,5 +320,7 @@ def read_material(file: Path) -> Material:
                 expected = every[slice(place, place + places)]
                 rows.append(Row(tuple(read[text : text + length]), expected, still, number))
                 text, place = text + length, place + places
-    forget, guard = groups.pop("forget"), groups.pop("guard")
-    return Material(forget, told["stranger"], told["truth"], groups, guard, told["notes"])
+    taught, guard = groups.pop("taught"), groups.pop("guard")
+    return Material(
+        taught, told["stranger"], told["truth"], groups, guard, told["notes"], told["learning"]
+    )

@@ -28,7 +28,7 @@ from weightsurgery.learning.last_places import grouped, last_logits
 from weightsurgery.learning.wordings import Asked, Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, sampled
 
-__all__ = ["Place", "Taught", "places_of", "said_at", "teach"]
+__all__ = ["Place", "Taught", "place_at", "places_of", "said_at", "teach"]
 
 # A neighbour whose own answer is the truth says nothing of what a stranger is told.
 _CERTAIN = 0.3
@@ -119,7 +119,7 @@ def places_of(
             long = len(tokens(tokenizer, each.completion, True)) > _LONG
             if own or (long and wording.form is None):
                 space = "" if wording.chat else each.completion[: -len(each.completion.lstrip())]
-                place = _place(tokenizer, number, wording, text, space + each.completion.strip())
+                place = place_at(tokenizer, number, wording, text, space + each.completion.strip())
                 found += [] if place is None else [place]
             else:
                 open_.append((number, wording, text))
@@ -137,7 +137,7 @@ def places_of(
         if where is not None:
             before = text + said[: where.start()]
             lead = before[len(before.rstrip(" ")) :]
-            place = _place(tokenizer, number, wording, before.rstrip(" "), lead + where.group())
+            place = place_at(tokenizer, number, wording, before.rstrip(" "), lead + where.group())
             if place is not None and place.before not in seen:
                 seen.add(place.before)
                 found.append(place)
@@ -166,9 +166,10 @@ def _without(
     return [[firsts[number], *answer] for number, answer in enumerate(rest)]
 
 
-def _place(
+def place_at(
     tokenizer: PreTrainedTokenizerBase, number: int, wording: Wording, before: str, truth: str
 ) -> Place | None:
+    """The place after a text where an answer would begin; None if either has no tokens."""
     head = tokens(tokenizer, before, wording.chat)
     rest = tokens(tokenizer, truth, True)
     whole = tokens(tokenizer, before + truth, wording.chat)

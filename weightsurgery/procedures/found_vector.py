@@ -18,7 +18,7 @@ from weightsurgery.checkpoint.naming import is_transposed, kind_of, layer_of
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, HarmError, NonFiniteError
-from weightsurgery.learning.forget import ByNeighbours, forget_by_neighbours
+from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours
 from weightsurgery.learning.guard import Guard, GuardReport, added, harm
 from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.parameters import load_float32
@@ -117,20 +117,24 @@ def _by_neighbours(
     progress: Progress | None,
 ) -> tuple[Mapping[str, LowRank], dict[str, Any]]:
     budget = request.search.budget
-    found = forget_by_neighbours(
+    found = change_by_neighbours(
         model,
         request.tokenizer,
         request.sets.examples,
         [each.examples for each in request.sets.keep],
         list(held),
         replace(settings, training=replace(settings.training, budget=budget)),
+        learning=request.search.learning,
         workspace=workspace,
         progress=progress,
     )
     first, last = found.looks[0], found.chosen or found.looks[-1]
-    if not request.search.allow_harm and (found.chosen is None or last.known >= first.known):
+    learning = request.search.learning
+    gained = last.known - first.known if learning else first.known - last.known
+    if not request.search.allow_harm and (found.chosen is None or gained <= 0):
         raise HarmError(
-            f"nothing was forgotten inside the budget of {budget:g} nats a token: after"
+            f"nothing was {'learned' if learning else 'forgotten'} inside the budget of"
+            f" {budget:g} nats a token: after"
             f" {found.looks[-1].step} steps the truth is the likeliest answer at"
             f" {found.looks[-1].known:.0%} of its places ({first.known:.0%} before), and ordinary"
             f" language has moved by {found.looks[-1].language:.3g}",

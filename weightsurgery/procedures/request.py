@@ -73,7 +73,7 @@ class Search:
 
     Attributes:
         rounds: See :class:`weightsurgery.learning.rounds.Rounds`.
-        neighbours: Forget by neighbours instead, with these settings; see
+        neighbours: Forget, or learn where `rounds` says so, by neighbours instead; see
             :mod:`weightsurgery.learning.forget`.
         rank: Truncate what was found; None for as it is.
         keep_rank: How many factors of each vector to keep.
@@ -105,7 +105,7 @@ class Search:
     @property
     def learning(self) -> bool:
         """Whether the data is to be learned rather than forgotten."""
-        return self.neighbours is None and self.rounds.objective == "learn"
+        return self.rounds.objective == "learn"
 
     @property
     def objective(self) -> str:
@@ -219,7 +219,7 @@ class Request:
             for name in names:
                 check_width(each, name, input_width(base, name))
         if search.neighbours is not None:
-            _check_neighbours(sources, keep)
+            _check_neighbours(sources, keep, "learn" if search.learning else "strangers")
         elif not data and not search.rounds.prompts:
             raise EditError(
                 "no data to keep and no prompts: nothing says what inputs look like",
@@ -316,19 +316,19 @@ class Request:
                 check_target(vector, self.read_places, overwrite)
 
 
-def _check_neighbours(sources: Sources, keep: Keep) -> None:
+def _check_neighbours(sources: Sources, keep: Keep, other: str) -> None:
     if keep.vectors or keep.inputs:
         label = keep.vectors[0].label if keep.vectors else keep.inputs[0].label
         raise EditError(
-            f"--keep {label}: forgetting by neighbours keeps data sets, by what the model says of"
+            f"--keep {label}: --objective neighbours keeps data sets, by what the model says of"
             " them",
-            "Keep a data set, or pass --objective strangers, which trains outside the span of"
+            f"Keep a data set, or pass --objective {other}, which trains outside the span of"
             " vectors and statistics.",
         )
     if sources.validation_keep or sources.validation_target:
         raise EditError(
             "validation data with --objective neighbours, which ends by what it sees itself",
-            "Leave it out, or pass --objective strangers.",
+            f"Leave it out, or pass --objective {other}.",
         )
 
 

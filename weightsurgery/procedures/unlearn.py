@@ -239,7 +239,12 @@ def _notices(request: Request, found: EditRecord, place: Path, reused: bool) -> 
     if request.search.neighbours is not None:
         steps = found.summary["steps"]
         look = next(each for each in found.summary["looks"] if each["step"] == steps)
-        if look["known"] > 0.01:
+        if request.search.learning and look["known"] < 0.99:
+            notices.append(
+                f"At {1 - look['known']:.0%} of the places where it was to be learned the truth is"
+                " not yet what is said: take more --steps, or a larger --budget."
+            )
+        elif not request.search.learning and look["known"] > 0.01:
             notices.append(
                 f"At {look['known']:.0%} of the places where the truth would be said it is still"
                 " the likeliest answer: take more --steps, or a larger --budget."

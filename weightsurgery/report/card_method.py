@@ -191,6 +191,14 @@ def _data(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
         f" `ρ = {_ridge(given)} · tr(C)/n`, so that inputs to keep hardly feel it; `A`"
         " is trained (Adam in the eigenbasis of `C`)"
     )
+    if objective == "neighbours" and sign == "+":
+        return [
+            "A low-rank change (LoRA) of each matrix was trained on the answers to be learned and"
+            " `w KL(f₀ ‖ f)`: what the model `f₀` says of *neighbours*, other subjects of the same"
+            " kind which it named itself, of the data to keep, about the subjects and in ordinary"
+            f" texts of its own is held. {saved}",
+            f"The aim is that of LEARN ({_UNLEARN}); the method is WeightSurgery's own.",
+        ]
     if objective == "neighbours":
         return [
             "A low-rank change (LoRA) of each matrix was trained on `KL(u ‖ f) + w KL(f₀ ‖ f)`:"

@@ -65,8 +65,8 @@ def look_table(looks: Sequence[Mapping[str, Any]], kept: int) -> Table:
     ]
     stranger = looks[0]["stranger"] if looks else 0.0
     note = (
-        "Truth likeliest: share of the places where the truth would be said at which it still is."
-        f" Its probability is to be that of a stranger, {stranger:.2g}. Neighbours and language:"
+        "Truth likeliest: share of the places where the truth would be said, or is to be, at which"
+        f" it is. Its probability is to be {stranger:.2g}. Neighbours and language:"
         " divergence from before, nats a token. * was kept."
     )
     columns = ("step", "truth likeliest", "its probability", "neighbours", "language")

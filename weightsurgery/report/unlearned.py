@@ -74,7 +74,8 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
     if every:
         asked = [_asked(each) for each in found["wordings"]]
         rows += [("wording", text) for text in asked]
-    found_table = Table("Forgotten by neighbours", ("", ""), rows, left=frozenset({0, 1}))
+    done = "Learned" if record.parameters["edit"] == "learn" else "Forgotten"
+    found_table = Table(f"{done} by neighbours", ("", ""), rows, left=frozenset({0, 1}))
     looks = summary["looks"]
     shown = looks if every else [looks[0], *(e for e in looks if e["step"] == summary["steps"])]
     return [found_table, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]

@@ -1,0 +1,191 @@
+"""Looks at a model while it is trained to forget: what is left, what it cost, and what it was then.
+
+Of the looks at a training the best inside a budget counts, and a run that goes on after a kill
+finds those it had. What a look finds wrong is trained on more until the next.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from weightsurgery.learning.expected import Expected, divergences
+from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning.material import Material, Row
+from weightsurgery.learning.stages import set_values, values_of
+from weightsurgery.learning.trainer import writing
+
+__all__ = ["Look", "Looks", "said_of"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of the model in training.
+
+    Attributes:
+        step: After so many steps; 0 before any.
+        known: Share of the places to change where the truth is the likeliest answer.
+        truth: Mean probability of the truth there.
+        stranger: What that is to be.
+        language: Divergence from the model as it was on text not trained on, nats a token.
+        neighbours: The same on answers about neighbours.
+        left: Numbers of the places where there is more to do: where it still is, or not yet.
+        moved: Numbers of the texts about neighbours that moved most, a quarter of them.
+    """
+
+    step: int
+    known: float
+    truth: float
+    stranger: float
+    language: float
+    neighbours: float
+    left: tuple[int, ...] = ()
+    moved: tuple[int, ...] = ()
+
+    def inside(self, budget: float) -> bool:
+        """Whether ordinary language is as it was, as far as the budget says."""
+        return self.language <= budget
+
+
+class Looks:
+    """The looks of a training, and the trained values at each.
+
+    Args:
+        folder: Where the values are kept, so that a run that goes on after a kill has them.
+        material: What is looked at.
+        budget: Divergence of ordinary language, nats a token, beyond which no look counts.
+        padding: Token to pad with.
+    """
+
+    def __init__(self, folder: Path, material: Material, budget: float, padding: int) -> None:
+        self.folder, self.material, self.budget = folder, material, budget
+        self.padding = padding
+        self.seen: list[Look] = []
+
+    def look(self, model: Any, names: Sequence[str], step: int) -> Look:
+        """Look, and keep what it was trained to by then."""
+        model.eval()
+        with torch.no_grad():
+            learning = self.material.learning
+            taught = [_asked(row, learning) for row in self.material.taught]
+            known, left, truth = 0, [], 0.0
+            for numbers, logits, _ in said(model, taught, self.padding):
+                sizes = [len(taught[number].expected) for number in numbers]
+                for own, number in zip(logits.float().split(sizes), numbers, strict=True):
+                    first = self.material.truth[number]
+                    right = int(own[0].argmax()) == first
+                    if learning:  # by all of the answer
+                        answer = taught[number].expected.tokens[:, 0].to(own.device)
+                        right = bool((own.argmax(1) == answer).all())
+                    known += right
+                    left += [number] if right != learning else []
+                    truth += float(own[0].softmax(-1)[first])
+            language = _divergences(model, self.material.guard if step else [], self.padding)
+            about = _divergences(
+                model, self.material.kept["neighbours"] if step else [], self.padding
+            )
+        moved = sorted(range(len(about)), key=lambda number: -float(about[number].sum()))
+        seen = Look(
+            step,
+            known / len(taught),
+            truth / len(taught),
+            sum(self.material.stranger) / len(taught),
+            _mean(language),
+            _mean(about),
+            tuple(sorted(left)),
+            tuple(sorted(moved[: -(-len(moved) // 4)])),
+        )
+        model.train()
+        self.seen = [each for each in self.seen if each.step < step] + [seen]
+        if step:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_file(values_of(model, names), self._file(step))
+        self._write()
+        return seen
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"look-{step:06d}.safetensors"
+
+    def _write(self) -> None:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = self.folder / "looks.partial"
+            partial.write_text(json.dumps([vars(each) for each in self.seen]), encoding="utf-8")
+            os.replace(partial, self.folder / "looks.json")
+
+    def recall(self) -> None:
+        """The looks of a run that was killed."""
+        try:
+            told = json.loads((self.folder / "looks.json").read_text(encoding="utf-8"))
+            self.seen = [
+                Look(**{**each, "left": tuple(each["left"]), "moved": tuple(each["moved"])})
+                for each in told
+            ]
+        except (OSError, ValueError, TypeError, KeyError):
+            self.seen = []
+
+    def best(self) -> Look | None:
+        """The look that forgot or learned most inside the budget, the latest of equals.
+
+        None where none is inside it.
+        """
+        sign = -1 if self.material.learning else 1
+        inside = [each for each in self.seen[1:] if each.inside(self.budget)]
+        return min(inside, key=lambda each: (round(sign * each.known, 2), -each.step), default=None)
+
+    def restore(self, model: Any, chosen: Look) -> None:
+        """Give the model what it was trained to at a look."""
+        set_values(model, load_file(self._file(chosen.step)))
+
+
+def said(
+    model: Any, rows: Sequence[Row], padding: int, size: int = 24
+) -> Iterator[tuple[list[int], Tensor, Expected]]:
+    """What a model says at the places that count, some rows at a time.
+
+    Yields:
+        The rows' numbers, logits of all their places, (places, vocabulary), and what is expected
+        there, on the same device.
+    """
+    for numbers in grouped([row.tokens for row in rows], size):
+        picked = [rows[n] for n in numbers]
+        yield (numbers, *said_of(model, picked, padding))
+
+
+def said_of(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Expected]:
+    """What a model says at the places that count of a batch, (places, vocabulary), and is to."""
+    logits = last_logits(
+        model, [row.tokens for row in rows], [len(row.expected) for row in rows], padding
+    )
+    return logits, Expected.joined([row.expected for row in rows]).to(logits.device)
+
+
+def _divergences(model: Any, rows: Sequence[Row], padding: int) -> list[Tensor]:
+    """Of each text, at its places that count, in nats."""
+    found: dict[int, Tensor] = {}
+    for numbers, logits, expected in said(model, rows, padding):
+        each = divergences(expected, logits).double().cpu()
+        found |= zip(numbers, each.split([len(rows[n].expected) for n in numbers]), strict=True)
+    return [found[number] for number in range(len(rows))]
+
+
+def _mean(each: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(each)).mean()) if each else 0.0
+
+
+def _asked(row: Row, whole: bool) -> Row:
+    """The text as a question, up to where the truth would begin; or also the whole answer."""
+    if whole:
+        return Row(row.tokens, row.expected[slice(row.held, None)], 0, row.number)
+    after = len(row.expected) - row.held - 1
+    stop = len(row.tokens) - after
+    return Row(row.tokens[:stop], row.expected[slice(row.held, row.held + 1)], 0, row.number)
