@@ -79,7 +79,7 @@ class ByNeighbours:
     neighbours: int = 120
     draws: int = 16
     own: float = 1.0
-    texts: int = 64
+    texts: int = 48
     most: int = 600
     k: int = 256
 

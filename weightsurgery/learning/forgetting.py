@@ -66,7 +66,7 @@ class Forgetting:
     batch_size: int = 12
     keep_weight: float = 10.0
     language_weight: float = 3.0
-    every: int = 10
+    every: int = 20
     budget: float = 0.01
     seed: int = 0
 

@@ -1,7 +1,6 @@
 """What a model says: its prediction of every token of a text, and its greedy continuations."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +10,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
-    StoppingCriteriaList,
 )
 
 from weightsurgery.errors import DataError, NonFiniteError
+from weightsurgery.learning.continued import batches, continued
 from weightsurgery.learning.data import Collator, Encoded, padding_token
-from weightsurgery.learning.models import context_length, quiet
+from weightsurgery.learning.models import context_length
 
 __all__ = [
     "Forced",
@@ -25,7 +24,6 @@ __all__ = [
     "check_lengths",
     "end_tokens",
     "greedy",
-    "plain_generation",
     "teacher_forced",
 ]
 
@@ -203,11 +201,9 @@ def greedy(
         The tokens added to each, in order, without an EOS; the one after which `stop` said so is
         the last.
     """
-    collate = Collator(padding_token(tokenizer), left=True)
     ends = end_tokens(model, tokenizer)
     found: list[list[int]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: (limits[index], len(prompts[index])))
-    waiting = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    waiting = batches(prompts, limits, batch_size)
     done = 0
     while waiting:
         indices = waiting.pop()
@@ -219,30 +215,28 @@ def greedy(
             half = len(indices) // 2
             waiting += [indices[:half], indices[half:]]
             continue
-        batch = collate([Encoded(list(prompts[index]), 0) for index in indices])
-        begun = batch["input_ids"].shape[1]
-        asked = None if stop is None else _Asked(tokenizer, indices, begun, stop)
-        with plain_generation(model), quiet():
-            out = model.generate(  # type: ignore[operator]
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                    max_new_tokens=steps,
-                    do_sample=False,
-                    use_cache=True,
-                    eos_token_id=sorted(ends) or None,
-                    pad_token_id=padding_token(tokenizer),
-                ),
-                stopping_criteria=None if asked is None else StoppingCriteriaList([asked]),
-            )
-        for index, tokens in zip(indices, out[:, begun:].tolist(), strict=True):
+        asked = [] if stop is None else [_Asked(tokenizer, indices, stop)]
+        out = continued(
+            model,
+            [prompts[index] for index in indices],
+            padding_token(tokenizer),
+            GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=steps,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=padding_token(tokenizer),
+            ),
+            asked,
+        )
+        for index, tokens in zip(indices, out, strict=True):
             over = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-            if asked is not None:
-                over = min(over, asked.lengths.get(index, over))
+            for each in asked:
+                over = min(over, each.lengths.get(index, over))
             found[index] = tokens[: min(over, limits[index])]
         done += len(indices)
         if progress is not None:
-            progress(stage, done, len(order))
+            progress(stage, done, len(prompts))
     return found
 
 
@@ -250,12 +244,15 @@ class _Asked(StoppingCriteria):
     """Asks whether each row of a batch may stop, and remembers after how many tokens it did."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, indices: Sequence[int], begun: int, stop: Stop
+        self, tokenizer: PreTrainedTokenizerBase, indices: Sequence[int], stop: Stop
     ) -> None:
-        self._tokenizer, self._indices, self._begun, self._stop = tokenizer, indices, begun, stop
+        self._tokenizer, self._indices, self._stop = tokenizer, indices, stop
+        self._begun: int | None = None
         self.lengths: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        if self._begun is None:  # it is asked first when there is one token more
+            self._begun = input_ids.shape[1] - 1
         rows = input_ids[:, self._begun :].tolist()
         for index, tokens in zip(self._indices, rows, strict=True):
             if index not in self.lengths:
@@ -274,14 +271,3 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
     named = [token for name, token in special if name in _ENDS_OF_TEXT]
     return {int(token) for token in (*listed, tokenizer.eos_token_id, *named) if token is not None}
-
-
-@contextmanager
-def plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own settings, which fill what a caller leaves open."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        model.generation_config = own

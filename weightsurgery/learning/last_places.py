@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-__all__ = ["grouped", "last_logits"]
+__all__ = ["begun_alike", "grouped", "keeps_all", "last_logits", "read_beginning"]
 
 # Fewer tokens in common, or fewer texts, are not worth a pass of their own.
 _WORTH, _TEXTS = 12, 3
@@ -25,16 +25,23 @@ _WORTH, _TEXTS = 12, 3
 # Texts that begin with the same so many tokens go together.
 _ALIKE = 8
 
-# Tokens of a batch, padding included: logits of all of them may be held at once.
+# Tokens of a batch, padding included: what is kept of them for gradients is held at once.
 _MOST = 1024
 
 
-def grouped(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+def grouped(
+    texts: Sequence[Sequence[int]],
+    size: int,
+    most: int = _MOST,
+    before: Sequence[int] | None = None,
+) -> list[list[int]]:
     """Numbers of the texts in batches: beginnings alike, then lengths alike.
 
     Args:
         texts: Tokens of each.
         size: Texts of a batch at most.
+        most: Tokens of a batch at most, padding included, but for a text that has more.
+        before: A number of each text that is alike in a batch before lengths are.
     """
     begun: dict[tuple[int, ...], list[int]] = {}
     for number, text in enumerate(texts):
@@ -44,12 +51,14 @@ def grouped(texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     groups += [[number for numbers in alone for number in numbers]] if alone else []
     found: list[list[int]] = []
     for numbers in groups:
-        numbers.sort(key=lambda number: (len(texts[number]), number))
+        numbers.sort(key=lambda n: (before[n] if before else 0, len(texts[n]), n))
         batch: list[int] = []
+        longest = 0
         for number in numbers:
-            if batch and (len(batch) == size or len(texts[number]) * (len(batch) + 1) > _MOST):
+            longest = max(longest, len(texts[number]))
+            if batch and (len(batch) == size or longest * (len(batch) + 1) > most):
                 found.append(batch)
-                batch = []
+                batch, longest = [], len(texts[number])
             batch.append(number)
         found.append(batch)
     return found
@@ -88,7 +97,10 @@ def last_logits(
     rows, columns = torch.tensor(places, device=device).T
     more: dict[str, Any] = {"use_cache": False}
     if shared:
-        more = {"past_key_values": _read(model, texts[0][:shared], len(inner)), "use_cache": True}
+        more = {
+            "past_key_values": read_beginning(model, texts[0][:shared], len(inner)),
+            "use_cache": True,
+        }
     with _head_reads(model, rows, columns) as reading:
         logits: Tensor = model(
             input_ids=ids.to(device), attention_mask=mask.to(device), **more
@@ -120,22 +132,29 @@ def _head_reads(model: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool
 
 def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> int:
     """How many tokens are read once: what all texts begin with, before any place that counts."""
-    if len(texts) < _TEXTS or getattr(model, "is_activation_checkpointing", False):
+    if getattr(model, "is_activation_checkpointing", False):
         return 0
-    most = min(len(text) - count for text, count in zip(texts, counts, strict=True))
+    found = begun_alike(texts, min(len(t) - count for t, count in zip(texts, counts, strict=True)))
+    return found if found and keeps_all(model) else 0
+
+
+def begun_alike(texts: Sequence[Sequence[int]], most: int) -> int:
+    """How many tokens all texts begin with, up to so many; 0 where it is not worth a pass."""
+    if len(texts) < _TEXTS:
+        return 0
     same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
     found = min(sum(1 for _ in same), most)
-    return found if found >= _WORTH and _plain(model) else 0
+    return found if found >= _WORTH else 0
 
 
-def _plain(model: Any) -> bool:
+def keeps_all(model: Any) -> bool:
     """Whether the layers keep all keys and values: windows and states cannot be handed round."""
     if getattr(model, "_is_stateful", False):
         return False
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-def _read(model: Any, tokens: Sequence[int], copies: int) -> Any:
+def read_beginning(model: Any, tokens: Sequence[int], copies: int) -> Any:
     """What the layers keep of the beginning, for so many texts."""
     device = next(model.parameters()).device
     cache: Any = DynamicCache(config=model.config)

@@ -238,7 +238,7 @@ def subject_texts(
     rng.shuffle(drawn)
     heads = [tokens(tokenizer, each.subject) for each in drawn]
     made = sampled(
-        model, tokenizer, heads, 24, temperature=0.9, stage="subjects", progress=progress
+        model, tokenizer, heads, 16, temperature=0.9, stage="subjects", progress=progress
     )
     found = []
     for each, head, written in zip(drawn, heads, made, strict=True):
@@ -262,7 +262,7 @@ def language_texts(
     After BOS and a token or two a text may be anything, and models are odd there.
     """
     found = []
-    for text in ordinary_texts(model, tokenizer, count, 40, progress):
+    for text in ordinary_texts(model, tokenizer, count, 28, progress):
         if len(text) < 2 * _BEGUN:
             continue
         said = str(tokenizer.decode(text))

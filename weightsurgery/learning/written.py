@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.data import Collator, Encoded, padding_token
-from weightsurgery.learning.forward import Progress, end_tokens, plain_generation
-from weightsurgery.learning.models import context_length, quiet
+from weightsurgery.learning.continued import batches, continued
+from weightsurgery.learning.data import padding_token
+from weightsurgery.learning.forward import Progress, end_tokens
+from weightsurgery.learning.models import context_length
 
 __all__ = ["chat_frame", "ordinary_texts", "sampled", "text_start"]
 
@@ -44,7 +45,7 @@ def sampled(
     Returns:
         The tokens added to each, in order, without an EOS.
     """
-    collate, ends = Collator(padding_token(tokenizer), left=True), end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=limit,
         do_sample=True,
@@ -58,23 +59,15 @@ def sampled(
     found: list[list[int]] = [[] for _ in prompts]
     if (room := context_length(model)) is not None:  # some models have no further positions
         prompts = [prompt[-max(1, room - limit) :] for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for start in range(0, len(order), batch_size):
-        numbers = order[start : start + batch_size]
-        batch = collate([Encoded(list(prompts[number]), 0) for number in numbers])
-        with plain_generation(model), quiet():
-            out = model.generate(  # type: ignore[operator]
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-                generation_config=settings,
-            )
-        for number, tokens in zip(
-            numbers, out[:, batch["input_ids"].shape[1] :].tolist(), strict=True
-        ):
+    padding, done = padding_token(tokenizer), 0
+    for numbers in batches(prompts, [limit] * len(prompts), batch_size):
+        out = continued(model, [prompts[number] for number in numbers], padding, settings)
+        for number, tokens in zip(numbers, out, strict=True):
             stop = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
             found[number] = tokens[:stop]
+        done += len(numbers)
         if progress is not None:
-            progress(stage, start + len(numbers), len(order))
+            progress(stage, done, len(prompts))
     return found
 
 

@@ -1,0 +1,92 @@
+"""Continuations of many prompts at once; what all of a batch begin with is read once.
+
+Prompts put to a chat model begin with the same dozens of tokens, its system prompt, and so do those
+that show the model some rows first. See :mod:`weightsurgery.learning.last_places`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from weightsurgery.learning.last_places import begun_alike, grouped, keeps_all, read_beginning
+from weightsurgery.learning.models import quiet
+
+__all__ = ["batches", "continued"]
+
+# Tokens of a batch's prompts at most, padding included.
+_MOST = 16_384
+
+
+def batches(prompts: Sequence[Sequence[int]], limits: Sequence[int], size: int) -> list[list[int]]:
+    """Numbers of the prompts in batches: beginnings alike, then limits, then lengths.
+
+    Args:
+        prompts: Tokens of each.
+        limits: How many tokens may be added to each.
+        size: Prompts of a batch at most.
+    """
+    return grouped(prompts, size, _MOST, limits)
+
+
+@torch.inference_mode()
+def continued(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    padding: int,
+    settings: GenerationConfig,
+    stopping: Sequence[StoppingCriteria] = (),
+) -> list[list[int]]:
+    """What a model adds to a batch of prompts.
+
+    Args:
+        model: A causal language model.
+        prompts: Tokens, at least one in each.
+        padding: Token to pad with, on the left; it is masked.
+        settings: All of the generation's; the model's own are left out.
+        stopping: What may end it.
+
+    Returns:
+        The tokens added to each, all of them: ends of text and padding behind them included.
+    """
+    shared = 0
+    if keeps_all(model):
+        shared = begun_alike(prompts, min(map(len, prompts)) - 1)
+    inner = [list(prompt[shared:]) for prompt in prompts]
+    width = shared + max(map(len, inner))
+    ids = torch.full((len(prompts), width), padding)
+    mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    ids[:, :shared] = torch.tensor(prompts[0][:shared], dtype=torch.int64)
+    mask[:, :shared] = 1
+    for row, own in enumerate(inner):
+        ids[row, width - len(own) :] = torch.tensor(own)
+        mask[row, width - len(own) :] = 1
+    more: dict[str, Any] = {}
+    if shared:
+        more["past_key_values"] = read_beginning(model, prompts[0][:shared], len(prompts))
+    if stopping:
+        more["stopping_criteria"] = StoppingCriteriaList(stopping)
+    with plain_generation(model), quiet():
+        out = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=settings,
+            **more,
+        )
+    found: list[list[int]] = out[:, width:].tolist()
+    return found
+
+
+@contextmanager
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Without the model's own settings, which fill what a caller leaves open."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
