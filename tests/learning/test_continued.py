@@ -31,7 +31,7 @@ def test_a_beginning_read_once_changes_no_token(family):
     assert continued(model, PROMPTS, 2, SETTINGS) == alone
     assert seen[:2] == [(1, len(BEGUN)), (4, 6)]
     # A prompt that is the beginning itself keeps its last token: something must be read.
-    whole = [BEGUN, BEGUN + [40], BEGUN + [41]]
+    whole = [BEGUN, [*BEGUN, 40], [*BEGUN, 41]]
     alone = [continued(model, [prompt], 2, SETTINGS)[0] for prompt in whole]
     seen.clear()
     assert continued(model, whole, 2, SETTINGS) == alone

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Encoded
-from weightsurgery.learning.expected import divergences
+from weightsurgery.learning.expected import Expected, divergences, remains
 from weightsurgery.learning.last_places import grouped
 from weightsurgery.learning.looks import Look, Looks, said_of
 from weightsurgery.learning.material import KEPT, Material, Row
@@ -119,7 +119,22 @@ class _ByNeighbours(StageTrainer):
         """See Trainer."""
         rows, weights = inputs["part"]
         logits, expected = said_of(model, rows, self.padding)
-        return (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()
+        loss = (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()
+        firsts = self._firsts(rows)
+        if firsts:
+            places = torch.tensor(firsts, device=logits.device)
+            asked = Expected(expected.tokens[places], expected.logs[places])
+            loss = loss + remains(asked, logits[places]).sum() / self.settings.batch_size
+        return loss
+
+    def _firsts(self, rows: Sequence[Row]) -> list[int]:
+        """Places among all of some rows' where the truth would begin that is to be forgotten."""
+        found, start = [], 0
+        for row in rows:
+            if row.held < len(row.expected) and not self.material.learning:
+                found.append(start + row.held)
+            start += len(row.expected)
+        return found
 
     def _prepare_inputs(self, inputs):  # type: ignore[no-untyped-def]
         """See Trainer; what is drawn is put on the device where it is used."""

@@ -231,7 +231,7 @@ class Guard:
                 texts = [self._texts[n] for n in numbers]
                 counts = [count for _, count in texts]
                 found = last_logits(model, [text for text, _ in texts], counts, self._padding)
-                for number, logits in zip(numbers, found.split(counts), strict=True):
+                for number, logits in zip(numbers, torch.split(found, counts), strict=True):
                     expected = self._expected[number].to(logits.device)
                     divergence += float(divergences(expected, logits).double().sum())
                     nll += self._nll(self._texts[number], logits)

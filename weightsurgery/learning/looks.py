@@ -79,7 +79,7 @@ class Looks:
             known, left, truth = 0, [], 0.0
             for numbers, logits, _ in said(model, taught, self.padding):
                 sizes = [len(taught[number].expected) for number in numbers]
-                for own, number in zip(logits.float().split(sizes), numbers, strict=True):
+                for own, number in zip(torch.split(logits.float(), sizes), numbers, strict=True):
                     first = self.material.truth[number]
                     right = int(own[0].argmax()) == first
                     if learning:  # by all of the answer
@@ -174,7 +174,9 @@ def _divergences(model: Any, rows: Sequence[Row], padding: int) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     for numbers, logits, expected in said(model, rows, padding):
         each = divergences(expected, logits).double().cpu()
-        found |= zip(numbers, each.split([len(rows[n].expected) for n in numbers]), strict=True)
+        found |= zip(
+            numbers, torch.split(each, [len(rows[n].expected) for n in numbers]), strict=True
+        )
     return [found[number] for number in range(len(rows))]
 
 

@@ -208,7 +208,7 @@ def said_at(
     for numbers in grouped([read for read, _ in rows], batch_size):
         counts = [rows[n][1] for n in numbers]
         found = last_logits(model, [rows[n][0] for n in numbers], counts, padding_token(tokenizer))
-        for n, logits in zip(numbers, found.split(counts), strict=True):
+        for n, logits in zip(numbers, torch.split(found, counts), strict=True):
             yield n, logits.float().softmax(-1)
         done += len(numbers)
         if progress is not None:
