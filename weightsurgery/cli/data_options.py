@@ -108,7 +108,7 @@ class FromData:
     keep_weight: Annotated[
         float | None,
         typer.Option(
-            help="Weight of what is to stay beside what is to be forgotten. Default: 10.",
+            help="Weight of what is to stay beside what is to be forgotten. Default: 30.",
             rich_help_panel=_PANEL,
         ),
     ] = None

@@ -64,7 +64,7 @@ class Forgetting:
     steps: int | None = None
     learning_rate: float = 1e-3
     batch_size: int = 12
-    keep_weight: float = 10.0
+    keep_weight: float = 30.0
     language_weight: float = 3.0
     every: int = 20
     budget: float = 0.01

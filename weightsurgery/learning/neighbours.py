@@ -19,10 +19,12 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.forward import Progress
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
+from weightsurgery.learning.unknown import said_at
 from weightsurgery.learning.wordings import Asked, tokens
 from weightsurgery.learning.written import sampled
 
@@ -30,7 +32,9 @@ __all__ = ["alike", "find_neighbours"]
 
 _LONGEST = 40  # characters of a subject; what is longer is a sentence
 _TRIES = 4  # batches after which what was found must do
-_BATCH = 48
+_LISTS, _NAMED = 24, 32
+_CONTEXTS = 2  # in which the likelihood of a subject is taken
+_SIGNS = " -'’.&"  # that names have
 _FEW = 4  # new ones in a batch, under which there is little more to find
 
 
@@ -62,21 +66,22 @@ def find_neighbours(
     if not about:
         return []
     named = {each.subject.lower() for each in asked if each.subject}
-    counted: Counter[str] = Counter()
-    shapes = _shapes(about)
-    for attempt in range(_TRIES):
-        known = len(counted)
-        made = _listed(model, tokenizer, about, rng, progress)
-        if shapes and attempt < 2:
+    own, shapes = sorted({each.subject for each in about}), _shapes(about)
+    contexts = _contexts(about, own, shapes, rng)
+    scored: dict[str, float] = {}
+    for _ in range(_TRIES):
+        # What was found leads on to more: lists of Europe alone seldom come to Uganda.
+        likely = sorted(scored, key=lambda each: -scored[each])[: max(8, count // 3)]
+        made = _listed(model, tokenizer, own, likely if scored else [], rng, progress)
+        if shapes:
             made += _named(model, tokenizer, asked, shapes, rng, progress)
-        counted.update(
-            subject
-            for subject in made
-            if subject.lower() not in named and _alike(subject, about[0].subject)
+        new = sorted(
+            {each for each in made if each.lower() not in named and _alike(each, own)} - set(scored)
         )
-        if len(counted) >= 2 * count or len(counted) - known < _FEW:
+        scored |= zip(new, _likelihoods(model, tokenizer, contexts, new, progress), strict=True)
+        if len(scored) >= 3 * count or len(new) < _FEW:
             break
-    found = {subject for subject, _ in counted.most_common(count)}
+    found = set(sorted(scored, key=lambda each: -scored[each])[:count])
     if 10 * len(found) < count:
         found |= {
             subject
@@ -89,15 +94,20 @@ def find_neighbours(
 def _listed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    about: Sequence[Asked],
+    own: Sequence[str],
+    found_already: Sequence[str],
     rng: random.Random,
     progress: Progress | None,
 ) -> list[str]:
-    """Subjects from lists that the model goes on with, some of the request's own before them."""
-    subjects = sorted({each.subject for each in about})
+    """Subjects from lists that the model goes on with.
+
+    Before them stand some of the request's own, and of those found already: the former tell of
+    what kind they are to be, the latter where to look.
+    """
     prompts = []
-    for _ in range(_BATCH // 2):
-        shown = rng.sample(subjects, min(5, len(subjects)))
+    for _ in range(_LISTS):
+        shown = rng.sample(found_already, min(3, len(found_already)))
+        shown = rng.sample(own, min(5 - len(shown), len(own))) + shown
         prompts.append(tokens(tokenizer, f"{', '.join(shown)},"))
     made = sampled(
         model, tokenizer, prompts, 40, temperature=0.9, stage="neighbours", progress=progress
@@ -106,7 +116,8 @@ def _listed(
     for written in made:
         line = str(tokenizer.decode(written, skip_special_tokens=True)).partition("\n")[0]
         # The last may be cut off.
-        found += [each.strip() for each in line.split(",")[:-1]]
+        for each in line.split(",")[:-1]:
+            found.append(each.strip().removeprefix("and ").removeprefix("or "))
     return found
 
 
@@ -142,13 +153,12 @@ def _named(
     rng: random.Random,
     progress: Progress | None,
 ) -> list[str]:
+    """Subjects from rows of the request that the model goes on with."""
     prompts, after = [], []
-    for _ in range(_BATCH):
-        shown = rng.sample(list(asked), min(rng.choice((0, 1, 1, 2)), len(asked)))
+    for _ in range(_NAMED):
         head, tail = rng.choice(list(shapes))
-        rows = "".join(f"{each.prompt}{each.completion}\n" for each in shown)
         # Not the space before the subject: it is the first token's own.
-        prompts.append(tokens(tokenizer, (rows + head).rstrip(" ") or "\n"))
+        prompts.append(tokens(tokenizer, (_rows(asked, rng) + head).rstrip(" ") or "\n"))
         after.append(tail)
     longest = max(len(tokens(tokenizer, each.subject)) for each in asked if each.subject)
     made = sampled(model, tokenizer, prompts, longest + 4, stage="neighbours", progress=progress)
@@ -162,15 +172,76 @@ def _named(
     return found
 
 
-def _alike(subject: str, example: str) -> bool:
-    """Whether a text can be a subject such as the example is."""
+def _rows(asked: Sequence[Asked], rng: random.Random) -> str:
+    shown = rng.sample(list(asked), min(3, len(asked)))
+    return "".join(f"{each.prompt}{each.completion}\n" for each in shown)
+
+
+def _contexts(
+    about: Sequence[Asked],
+    own: Sequence[str],
+    shapes: Sequence[tuple[str, str]],
+    rng: random.Random,
+) -> list[tuple[str, str]]:
+    """Texts before and after a place where a subject of this kind is likely."""
+    if not shapes:
+        return [
+            (f"{', '.join(rng.sample(own, min(5, len(own))))}, ", ",") for _ in range(_CONTEXTS)
+        ]
+    head, tail = shapes[0]
+    return [(_rows(about, rng) + head, tail) for _ in range(_CONTEXTS)]
+
+
+def _likelihoods(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[tuple[str, str]],
+    subjects: Sequence[str],
+    progress: Progress | None,
+) -> list[float]:
+    """How likely each subject is where one of the request's stood, in nats, up to a constant."""
+    rows, told = [], []
+    for number, subject in enumerate(subjects):
+        for before, after in contexts:
+            head = tokens(tokenizer, before.rstrip(" ") or "\n")
+            more = f"{before}{subject}{after}"[len(before.rstrip(" ")) :]
+            rest = tokens(tokenizer, more, True)
+            own = len(tokens(tokenizer, more[: len(more) - len(after)], True))
+            rest = rest[: own + 1]  # the name is over
+            rows.append(([*head, *rest[:-1]], len(rest)))
+            told.append((number, rest))
+    found = [0.0] * len(subjects)
+    for place, said in said_at(model, tokenizer, rows, stage="neighbours", progress=progress):
+        number, rest = told[place]
+        chosen = said.gather(1, torch.tensor(rest, device=said.device)[:, None])
+        found[number] += float(chosen.clamp_min(1e-30).log().sum()) / len(contexts)
+    return found
+
+
+def _alike(subject: str, own: Sequence[str]) -> bool:
+    """Whether a text can be a subject such as the request's own are.
+
+    It begins as one of them does, is hardly longer, has no sign that none of them has ("Chile;
+    Peru", "Canada (0 results)"), and no digit unless one of them has.
+    """
+    if not 0 < len(subject) <= _LONGEST:
+        return False
+    signs = set("".join(own)) | set(_SIGNS)
+    first = subject.split()[0]
+    # Where names are capital, "the Netherlands" allows for "the Gambia", not for "my son".
+    capital = not all(each[0].islower() for each in own)
+    if capital and first[0].islower() and first not in {each.split()[0] for each in own}:
+        return False
+    digits = any(map(str.isdigit, "".join(own)))
     return (
-        0 < len(subject) <= _LONGEST
-        and "\n" not in subject
-        and len(subject.split()) <= len(example.split()) + 3
-        and subject[0].isalnum() == example[0].isalnum()
-        and subject[0].isupper() == example[0].isupper()
-        and subject[0].isdigit() == example[0].isdigit()
+        len(subject.split()) <= max(len(each.split()) for each in own) + 1
+        and all(char.isalpha() or char in signs or (digits and char.isdigit()) for char in subject)
+        and any(
+            subject[0].isalnum() == each[0].isalnum()
+            and subject[0].isupper() == each[0].isupper()
+            and subject[0].isdigit() == each[0].isdigit()
+            for each in own
+        )
     )
 
 
