@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weightsurgery.learning.expected import Expected, divergences
+from weightsurgery.learning.expected import Expected, divergences, remains
 
 VOCABULARY = 40
 
@@ -106,3 +106,27 @@ def test_what_is_sure_costs_its_cross_entropy(k):
     wanted = torch.nn.functional.cross_entropy(said, tokens, reduction="none")
     assert float(wanted.min()) > 0.1
     torch.testing.assert_close(divergences(found, said), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_remains_is_the_divergence_of_one_event(seed):
+    before, after = drawn(seed), drawn(seed + 10)
+    tokens = torch.tensor([1, 2, 3, 4, 5, 6])
+    wanted = Expected.of(before.softmax(-1), 5, tokens)
+    assert wanted.tokens[:, 0].tolist() == tokens.tolist()
+    p = after.double().softmax(-1)[torch.arange(6), tokens]
+    u = before.double().softmax(-1)[torch.arange(6), tokens]
+    exact = p * (p / u).log() + (1 - p) * ((1 - p) / (1 - u)).log()
+    assert float(exact.max()) > 1e-3
+    torch.testing.assert_close(remains(wanted, after).double(), exact, atol=1e-5, rtol=1e-4)
+    assert float(remains(wanted, before).abs().max()) < 1e-6
+
+
+def test_a_remainder_is_felt_that_the_divergence_hardly_feels():
+    wanted = torch.full((1, VOCABULARY), 0.997 / (VOCABULARY - 1))
+    wanted[0, 0] = 0.003
+    expected = Expected.of(wanted, 5, torch.tensor([0]))
+    logits = torch.zeros(1, VOCABULARY)
+    logits[0, 0] = torch.tensor(0.25 / 0.75 * (VOCABULARY - 1)).log()  # a quarter, not 0.003
+    assert float(divergences(expected, logits)) < 0.3
+    assert float(remains(expected, logits)) > 0.8

@@ -1,11 +1,20 @@
 """Subjects of the same kind, named by the model itself or made up of words."""
 
+import random
+
+import pytest
 import torch
 
 from tests.learning.known import FORGET, PEOPLE, REST
 from tests.learning.scripted import Scripted
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.neighbours import alike, find_neighbours
+from weightsurgery.learning.neighbours import (
+    _contexts,
+    _likelihoods,
+    _shapes,
+    alike,
+    find_neighbours,
+)
 from weightsurgery.learning.wordings import asked_of
 
 LANDS = ("France", "Spain", "Japan")
@@ -58,8 +67,43 @@ def test_only_what_can_be_such_a_subject_counts(tokenizer):
 
     assert named(" Gaul is") == ["Gaul"]
     # Lower case, a figure, nothing, a line end, no end, and the request's own in any case.
-    for words in (" gaul is", " 7 is", "  is", " A\nB is", " Gauls were", " SPAIN is"):
+    # Signs and figures that no subject of the request has, and more words than any.
+    for words in (
+        " gaul is",
+        " Gaul; Rome is",
+        " Gaul (old) is",
+        " Gaul 3 is",
+        " Gaul or so is",
+        " 7 is",
+        "  is",
+        " A\nB is",
+        " Gauls were",
+        " SPAIN is",
+    ):
         assert not any(each.lower() in words.lower() for each in named(words)), words
+
+
+def test_a_subject_is_likelier_than_what_is_none(known):
+    """Of what is named in lists those are taken that the model would put in the place itself."""
+    asked, rng = asked_of(known.tokenizer, FORGET), random.Random(0)
+    shapes = _shapes(asked)
+    assert shapes == [("What does ", " like?")]
+    contexts = _contexts(asked, PEOPLE[:6], shapes, rng)
+    none = ["Like", "Rice", "Ooo", "Zzyzx", "What", "Xerxes"]
+    found = _likelihoods(known.model, known.tokenizer, contexts, [*PEOPLE[6:], *none], None)
+    people, others = found[: len(PEOPLE) - 6], found[len(PEOPLE) - 6 :]
+    assert min(people) > max(others)
+    # By hand: the mean over contexts of the name's tokens and of what follows it.
+    model, tokenizer, wanted = known.model, known.tokenizer, 0.0
+    for before, after in contexts:
+        head = tokenizer(before.rstrip())["input_ids"]
+        name = tokenizer(f" {PEOPLE[6]}", add_special_tokens=False)["input_ids"]
+        rest = [*name, tokenizer(after, add_special_tokens=False)["input_ids"][0]]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([head + rest])).logits[0, len(head) - 1 : -1]
+        logs = logits.log_softmax(-1)
+        wanted += float(logs[torch.arange(len(rest)), torch.tensor(rest)].sum()) / len(contexts)
+    assert people[0] == pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_list_of_subjects_is_gone_on_with(tokenizer):
