@@ -48,8 +48,8 @@ class Forgetting:
     Attributes:
         steps: Optimiser steps; None for 40, or as many as read every place to forget four times.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
-        batch_size: Texts to forget per step; as many about neighbours, and a quarter of that of
-            each other kind.
+        batch_size: Texts to forget or learn per step; as many about neighbours, and a quarter of
+            that of the keep data and, in turn, of the subjects and of ordinary language.
         keep_weight: ``w_k``.
         language_weight: ``w_l``.
         every: Steps between looks, and between points from which a killed run goes on; more of
@@ -154,6 +154,8 @@ class _ByNeighbours(StageTrainer):
         rng = random.Random(f"step {how.seed} {step}")
         some = max(1, how.batch_size // 4)
         sizes = dict.fromkeys(KEPT, some) | {"neighbours": how.batch_size}
+        # Texts are long, and easily held: each kind of them at every second step.
+        sizes["subjects" if step % 2 == 0 else "language"] = 0
         drawn = [("forget", row) for row in self._to_forget(step, rng)]
         for kind in KEPT:
             # Of neighbours, half are of those that moved most.
