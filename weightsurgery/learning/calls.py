@@ -17,7 +17,8 @@ def forms(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]
     """A conversation in the forms that templates want it in, the commonest first.
 
     Arguments of calls are objects for most templates and JSON for some; where nothing is said
-    beside a call, the content is empty for most and null for some. Without calls there is one.
+    beside a call, the content is empty for most and not there for some (of transformers, null
+    comes to the same). Without calls there is one form.
     """
     calls = any(each.get("tool_calls") for each in messages)
     silent = any(each["content"] is None for each in messages)

@@ -128,6 +128,12 @@ class _Template:
     ) -> None:
         self._tokenizer, self._tools, self._where = tokenizer, tools, where
         self.date: str | None = None
+        self._dated: dict[str, Any] = {}
+        if "strftime_now" in str(tokenizer.chat_template):
+            day = datetime.fromtimestamp(_seconds(), UTC)
+            self.date = day.date().isoformat()
+            written = tokenizer.get_chat_template(None, tools)
+            self._dated = {"chat_template": _TODAY + written, "ws_day": _directives(day)}
 
     def turn(self, messages: list[dict[str, Any]]) -> _Turn:
         """The last message as a completion.
@@ -211,14 +217,9 @@ class _Template:
                     tools=self._tools,
                     tokenize=False,
                     add_generation_prompt=mark,
-                    strftime_now=self._day,
+                    **self._dated,
                 )
             )
-
-    def _day(self, form: str) -> str:
-        day = datetime.fromtimestamp(_seconds(), UTC)
-        self.date = day.date().isoformat()
-        return day.strftime(form)
 
     def _refused(self, messages: list[dict[str, Any]], words: str) -> DataError:
         """What a template's failure is about."""
@@ -244,6 +245,22 @@ def _thought(message: Mapping[str, Any]) -> str:
         if isinstance(found := message.get(name), str):
             return found
     return ""
+
+
+# transformers lets a template ask the clock, and nothing but data in: this stands before it.
+_TODAY = (
+    "{%- macro strftime_now(form) -%}{%- for part in form.split('%') -%}"
+    "{%- if loop.first -%}{{ part }}{%- elif part[:1] == '-' -%}"
+    "{{ ws_day[part[:2]] }}{{ part[2:] }}"
+    "{%- else -%}{{ ws_day[part[:1]] }}{{ part[1:] }}"
+    "{%- endif -%}{%- endfor -%}{%- endmacro -%}{{ '' }}"
+)
+
+
+def _directives(day: datetime) -> dict[str, str]:
+    """What strftime writes for each of its letters, and for those that a minus may precede."""
+    found = {each: day.strftime(f"%{each}") for each in "aAwdbBmyYHIpMSfzZjUWcxXGuV"}
+    return found | {f"-{each}": found[each].lstrip("0") or "0" for each in "dmyHIMSjUW"}
 
 
 def _seconds() -> int:
