@@ -154,8 +154,8 @@ def files_within(folder: Path, wanted: str | None) -> list[Path]:
 
 
 @cache
-def _looked_up(text: str) -> tuple[str, str, tuple[str, ...], Callable[[str], Path]] | None:
-    """Name, commit and files of a data set on the Hub, and how to get one; None if offline."""
+def _looked_up(text: str) -> tuple[str, tuple[str, ...], Callable[[str], Path]] | None:
+    """Commit and files of a data set on the Hub, and how to get one; None if offline."""
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT, is_offline_mode
 
@@ -171,9 +171,16 @@ def _looked_up(text: str) -> tuple[str, str, tuple[str, ...], Callable[[str], Pa
 
     def get(name: str) -> Path:
         with hub_errors(f"{text} (data on the Hub)", DataError):
-            return Path(hf_hub_download(found["name"], name, repo_type="dataset", revision=commit))
+            # By the name that was typed, so that the cache knows it in offline mode too.
+            for revision in (found["revision"], commit):
+                path = Path(
+                    hf_hub_download(found["name"], name, repo_type="dataset", revision=revision)
+                )
+                if commit in path.parts:
+                    break  # else somebody pushed in between
+        return path
 
-    return found["name"], commit, tuple(each.rfilename for each in info.siblings or ()), get
+    return commit, tuple(each.rfilename for each in info.siblings or ()), get
 
 
 def on_hub(text: str, wanted: str | None) -> tuple[Path, list[Path], str]:
@@ -189,7 +196,7 @@ def on_hub(text: str, wanted: str | None) -> tuple[Path, list[Path], str]:
     looked_up = _looked_up(text)
     if looked_up is None:
         return _in_cache(text, wanted)
-    _, commit, names, get = looked_up
+    commit, names, get = looked_up
     card = get(_CARD).read_text("utf-8", "replace") if _CARD in names else None
     paths = [get(name) for name in chosen_files(text, parts_of(names, card), wanted)]
     root = next(each for each in paths[0].parents if each.name == commit)
