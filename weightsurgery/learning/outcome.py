@@ -158,15 +158,12 @@ class Request:
             "validation": [] if validation is None else [validation],
         }
         tokenizer = load_tokenizer(base.path)
-        sets = {role: [read(name, tokenizer) for name in names] for role, names in given.items()}
+        names = {role: roles(role, paths) for role, paths in given.items()}
+        keys = {key: name for told in names.values() for key, name in told.items()}
+        sets = {key: read(name, tokenizer) for key, name in keys.items()}
         examples = {
-            role: tuple(row for each in found for row in each.examples)
-            for role, found in sets.items()
-        }
-        facts = {
-            key: each.facts
-            for role, found in sets.items()
-            for key, each in zip(roles(role, given[role]), found, strict=True)
+            role: tuple(row for key in told for row in sets[key].examples)
+            for role, told in names.items()
         }
         beside = [base.path / name for name in _TOKENIZER if (base.path / name).is_file()]
         return cls(
@@ -181,8 +178,8 @@ class Request:
             selected,
             device,
             [*base.files_read(), *beside],
-            {key: name for role in given for key, name in roles(role, given[role]).items()},
-            facts,
+            keys,
+            {key: each.facts for key, each in sets.items()},
         )
 
     @property

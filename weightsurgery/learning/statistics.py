@@ -29,7 +29,7 @@ from weightsurgery.learning.models import context_length, load_model, load_token
 from weightsurgery.learning.places import place_of
 from weightsurgery.learning.reading import Reading
 from weightsurgery.learning.reading import read as read_data
-from weightsurgery.learning.recorded import described, digests, roles
+from weightsurgery.learning.recorded import described, roles
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import StatisticsWriter
 
@@ -167,7 +167,7 @@ def gather_to(
                 "not_gathered": [name for name in names if name not in done],
                 "base_samples": samples_of(base),
             }
-            record.inputs = _inputs(base, dict(zip(paths, sets, strict=True)))
+            record.inputs = _inputs(base, paths, sets)
             record.summary = {
                 "examples": len(rows),
                 "tokens": sum(map(len, rows)),
@@ -246,13 +246,14 @@ def _on_disk(model: nn.Module, base: Checkpoint) -> dict[str, tuple[nn.Module, i
     return found
 
 
-def _inputs(base: Checkpoint, data: Mapping[str | os.PathLike[str], Reading]) -> Mapping[str, Any]:
+def _inputs(
+    base: Checkpoint, data: Sequence[str | os.PathLike[str]], sets: Sequence[Reading]
+) -> Mapping[str, Any]:
     """The record's entry for model and data, with the SHA-256 of each file."""
     source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
     files = {path.name: file_sha256(path) for path in base.files_read()}
-    facts = {os.fspath(name): each.facts for name, each in data.items()}
-    sets = {
-        key: described(name, digests(name), facts[name])
-        for key, name in roles("data", list(data)).items()
+    told = {
+        key: described(name, each.place.digests(), each.facts)
+        for (key, name), each in zip(roles("data", data).items(), sets, strict=True)
     }
-    return {"base": {**source, "files": files}, **sets}
+    return {"base": {**source, "files": files}, **told}

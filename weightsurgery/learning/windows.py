@@ -116,9 +116,12 @@ def _halves(tokenizer: PreTrainedTokenizerBase, word: str, most: int) -> list[tu
 
 
 def _counts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> list[int]:
-    if not words:
+    once = list(dict.fromkeys(words))
+    if not once:
         return []
-    return [len(each) for each in tokenizer(list(words), add_special_tokens=False)["input_ids"]]
+    tokens = tokenizer(once, add_special_tokens=False)["input_ids"]
+    counts = {word: len(each) for word, each in zip(once, tokens, strict=True)}
+    return [counts[word] for word in words]
 
 
 def _joined(pieces: Sequence[tuple[str, int]], begin: int, stop: int) -> str:
