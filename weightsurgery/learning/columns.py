@@ -98,9 +98,9 @@ class Layout:
         else:
             completion = _text(where, row, self.completion, remedy)
         if not self.ours and not joined:
-            completion, paraphrase, *perturbed = (
-                each and _parted(prompt, each) for each in (completion, paraphrase, *perturbed)
-            )
+            completion = _parted(prompt, completion)
+            paraphrase = None if paraphrase is None else _parted(prompt, paraphrase)
+            perturbed = [_parted(prompt, each) for each in perturbed]
         return Example(prompt, completion, perturbed=tuple(perturbed), paraphrase=paraphrase)
 
     def _others(self, where: str, row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
@@ -204,10 +204,9 @@ def _text(where: str, row: Mapping[str, Any], name: str, remedy: str) -> str:
 
 def _chosen(where: str, row: Mapping[str, Any], answer: str) -> tuple[str, list[str]]:
     """The right choice, and the others."""
-    choices, right = row["choices"], row[answer]
-    labels = None
-    if isinstance(choices, dict):
-        choices, labels = choices.get("text"), choices.get("label")
+    choices, right, labels = row["choices"], row[answer], None
+    if isinstance(given := choices, dict):
+        choices, labels = given.get("text"), given.get("label")
     if (
         not isinstance(choices, list)
         or len(choices) < 2

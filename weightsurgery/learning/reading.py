@@ -84,8 +84,8 @@ def read(name: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None
     layouts = _layouts(rows)
     seen = Turns()
     with quiet():
-        examples = _examples(rows, layouts, tokenizer, seen)
-        examples, windows = _windows(examples, tokenizer, os.fspath(name))
+        whole = _examples(rows, layouts, tokenizer, seen)
+        examples, windows = _windows(whole, tokenizer)
     layout = _most(layouts)
     facts = _facts(layout, place, seen, len(rows), windows)
     told = [f"{os.fspath(name)}: {each}" for each in _told(layout, rows, seen, windows)]
@@ -158,7 +158,6 @@ def _examples(
 def _windows(
     examples: Sequence[tuple[str, Example]],
     tokenizer: PreTrainedTokenizerBase | None,
-    name: str,
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples, long ones in windows; and how many of what."""
     most = _NO_LIMIT if tokenizer is None else tokenizer.model_max_length
