@@ -33,6 +33,21 @@ def world(tmp_path_factory):
     return root
 
 
+def test_what_was_made_of_a_file_is_said_once(ws, world):
+    rows = [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d " * 99}]
+    write(world / "asked.jsonl", *map(json.dumps, rows))
+    command = ["evaluate", world / "edited", "--against", world / "base", "--metric", "nll",
+               "--forget", world / "asked.jsonl"]  # fmt: skip
+    done = ws(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("'question' is the prompt, 'answer' the completion") == 1
+    assert done.stderr.count("1 longer than the 64 tokens that the model reads at once") == 1
+    (scored,) = json.loads(done.stdout)["sets"]
+    assert f"split into {scored['examples'] - 1} windows" in done.stderr
+    quiet = ws(*command, "--json", "--quiet")
+    assert (quiet.stderr, quiet.stdout) == ("", done.stdout)
+
+
 def test_tables_and_json_say_the_same(ws, world):
     command = [
         "evaluate", world / "edited", "--against", world / "base", "--any-end", "--metric",

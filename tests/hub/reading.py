@@ -27,6 +27,7 @@ def harnesses(ask: Ask) -> Reply:
 
 
 @route("GET", "/api/models/{id}")
+@route("GET", "/api/datasets/{id}")
 def info(ask: Ask) -> Reply:
     ask.parts["rev"] = "main"
     repo = ask.repo()
@@ -34,6 +35,7 @@ def info(ask: Ask) -> Reply:
 
 
 @route("GET", "/api/models/{id}/revision/{rev}")
+@route("GET", "/api/datasets/{id}/revision/{rev}")
 def revision(ask: Ask) -> Reply:
     repo = ask.repo()
     return told(_info(ask, repo, ask.commit(repo)))
@@ -262,6 +264,7 @@ def raw(ask: Ask) -> Reply:
 
 
 @route("GET", "/{id}/resolve/{rev}/{path}")
+@route("GET", "/datasets/{id}/resolve/{rev}/{path}")
 def resolve(ask: Ask) -> Reply:
     """A file: a small one itself, for a large one the way to the CDN."""
     repo = ask.repo()

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from tests.learning.conftest import byte_tokenizer, write
 from weightsurgery.errors import DataError
-from weightsurgery.learning import files
+from weightsurgery.learning import files, saved_sets
 from weightsurgery.learning.data import (
     IGNORED,
     Collator,
@@ -103,7 +103,10 @@ def test_wrong_completions_and_paraphrases_are_kept(tmp_path):
         ('{"prompt": "a", "completion": "b", "perturbed": [""]}', '"perturbed" is no list'),
         ('{"prompt": "a", "completion": "b", "paraphrase": ""}', '"paraphrase" is missing'),
         ('{"text": "a"}', "is a text, but the rows before it are a prompt with a completion"),
-        ('{"question": "a"}', "has neither a prompt with a completion, nor messages, nor a text"),
+        (
+            '{"question": "a"}',
+            "has the columns question: no prompt with a completion, no messages, no text",
+        ),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, fault):
@@ -132,8 +135,9 @@ def test_bad_files_are_named(tmp_path):
         read_examples(write(tmp_path / "a.parquet", "no"))
     with pytest.raises(DataError, match="row 2: is a JSON int"):
         read_examples(write(tmp_path / "a.json", '[{"text": "a"}, 3]'))
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="none written by datasets"):
-        read_examples(tmp_path)
+        read_examples(tmp_path / "nothing")
     DatasetDict({"train": Dataset.from_list([PAIR])}).save_to_disk(tmp_path / "splits")
     with pytest.raises(DataError, match="holds several splits"):
         read_examples(tmp_path / "splits")
@@ -145,7 +149,8 @@ def test_jsonl_needs_no_further_library(tmp_path, monkeypatch):
     parquet = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    for module in (files, saved_sets):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     for path in (parquet, tmp_path / "saved"):
         with pytest.raises(DataError) as caught:
             read_examples(path)

@@ -203,9 +203,19 @@ def test_bad_options_are_named(before, known, options, error, fault):
 def test_faults_of_a_set_are_named(before, tmp_path):
     with pytest.raises(DataError, match=r"empty.jsonl: holds no examples"):
         evaluate(before, [write(tmp_path / "empty.jsonl", "")])
-    long = pairs(tmp_path / "long.jsonl", [("a", "b"), ("a", "b" * 100)])
-    with pytest.raises(DataError, match=r"long, example 2: has 103 tokens; the model reads 64"):
+    long = pairs(tmp_path / "long.jsonl", [("a", "b"), ("a" * 100, "b")])
+    fault = r"long.jsonl, line 2: its prompt alone has 101 tokens; the model reads 64"
+    with pytest.raises(DataError, match=fault):
         evaluate(before, [long])
+
+
+def test_a_long_text_is_scored_in_windows(before, tmp_path):
+    text = "The tide came in, and went. " * 6
+    (scores,) = evaluate(before, [pairs(tmp_path / "a.jsonl", [("So:", f" {text}")])]).sets
+    assert scores.examples > 3
+    # Every token but those of the prompt counts once, and no end that is none.
+    nll = scores.scores["perplexity"]
+    assert nll.examples == scores.examples
 
 
 def test_a_checkpoint_that_is_none_is_named(before, tmp_path):

@@ -455,13 +455,13 @@ def test_bad_data_are_refused_before_anything_is_written(base, tmp_path, lines, 
 
 def test_examples_the_model_cannot_take_are_named(llama):
     long = [*FACTS, FACTS[0].__class__("x" * 80, " y")]
-    with pytest.raises(DataError, match="example 9: 84 tokens; the model has 64 positions"):
-        train_vector(llama, byte_tokenizer(), long, SHORT)
-    cut = Training(steps=1, max_length=60)
-    with pytest.raises(DataError, match="example 9: its prompt alone has 81 tokens"):
-        train_vector(llama, byte_tokenizer(), long, cut)
+    split = Training(steps=1, max_length=60)
+    for training, most in ((SHORT, 64), (split, 60)):
+        fault = f"example 9: its prompt alone has 81 tokens; the model reads {most}"
+        with pytest.raises(DataError, match=fault):
+            train_vector(llama, byte_tokenizer(), long, training)
     half = [FACTS[0].__class__("x", " " + "y" * 80)]
-    assert train_vector(llama, byte_tokenizer(), half, cut)
+    assert train_vector(llama, byte_tokenizer(), half, split)
     small = tiny("llama", bias=False)
     small.resize_token_embeddings(40)
     with pytest.raises(DataError, match="has 40 embeddings"):

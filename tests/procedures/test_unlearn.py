@@ -372,8 +372,8 @@ def test_what_makes_no_sense_is_refused_before_training(world, base, tmp_path, m
         ({"keep": (str(tmp_path / "nowhere"),)}, SourceError, "no such directory"),
         ({"target": ()}, EditError, "no data set"),
         ({"target": (str(base.path),)}, EditError, "no data set"),
-        ({"target": (long,)}, DataError, "long.jsonl: example 1: "),
-        ({"keep": (long,)}, DataError, "long.jsonl: example 1: "),
+        ({"target": (long,)}, DataError, "long.jsonl, line 1: "),
+        ({"keep": (long,)}, DataError, "long.jsonl, line 1: "),
     ):
         found = refused(base, replace(given, **changes), out)
         assert found[0] is kind, changes

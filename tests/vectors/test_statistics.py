@@ -232,7 +232,12 @@ def test_what_is_named_is_told_apart(base: Checkpoint, tmp_path: Path) -> None:
     vector = write_checkpoint(tmp_path / "tuned", changed)
     assert classify(str(target)) == "statistics"
     assert classify(str(vector)) == "vector"
-    assert classify("keep.jsonl") == "data"
+    data_folder = tmp_path / "data"
+    data_folder.mkdir()
+    (data_folder / "state.json").write_text("{}")
+    for name in ("keep.jsonl", "keep.JSON.gz", "keep.tsv", "a.txt#train", "datasets/org/name@main",
+                 "org/name#forget01", f"{data_folder}#train", data_folder):  # fmt: skip
+        assert classify(str(name)) == "data", name
     with pytest.raises(SourceError, match="nowhere"):
         classify(str(tmp_path / "nowhere"))
     found = open_keep(base, [str(target), f"{vector}:0.5", f"{target}:3"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 import threading
@@ -37,7 +38,7 @@ from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table
 from weightsurgery.report.visible import visible, visible_json
 
-__all__ = ["document", "error", "notice", "progress", "show"]
+__all__ = ["document", "error", "listen", "notice", "progress", "show"]
 
 # A stream that was closed from outside leaves a hole, into which the next opened file would fall.
 sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
@@ -140,6 +141,29 @@ def document(data: Any) -> None:
     text = json.dumps(data, indent=1, ensure_ascii=ascii_only, allow_nan=False)
     with _written():
         sys.stdout.write(visible_json(text) + "\n")
+
+
+class _Heard(logging.Handler):
+    """What the library tells of its inputs, each sentence once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._said and os.environ.get("RANK", "0") == "0":
+            self._said.add(text)
+            _err.print(Text(visible(text), "dim"))
+
+
+def listen() -> None:
+    """From here on, say what the library logs as information, unless :class:`Show` is quiet."""
+    log = logging.getLogger("weightsurgery")
+    for old in [each for each in log.handlers if isinstance(each, _Heard)]:
+        log.removeHandler(old)
+    log.addHandler(_Heard())
+    log.setLevel(logging.INFO)
 
 
 def notice(text: str, options: Show) -> None:

@@ -113,7 +113,7 @@ class Train:
         int | None,
         typer.Option(
             metavar="TOKENS",
-            help="Cut longer examples. Default: none is cut.",
+            help="Split longer examples into windows. Default: at what the model reads.",
             rich_help_panel="Training",
         ),
     ] = None
@@ -235,7 +235,12 @@ class Hold:
 @options
 def identify(
     ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="What to learn: a .jsonl file.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="What to learn: a file of data, or org/name on the Hub."
+        ),
+    ],
     which: Which,
     how: How,
     train: Train,

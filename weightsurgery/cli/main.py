@@ -25,7 +25,7 @@ from weightsurgery.cli import (
     tour,
     unlearn,
 )
-from weightsurgery.cli.console import error
+from weightsurgery.cli.console import error, listen
 from weightsurgery.errors import WeightSurgeryError
 
 __all__ = ["app", "main"]
@@ -86,6 +86,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # transformers loads it where it is installed, whether or not it is used, and it complains.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    listen()
     try:
         app(prog_name="ws")
     except WeightSurgeryError as problem:

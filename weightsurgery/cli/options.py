@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -300,6 +301,10 @@ class Show:
             rich_help_panel="What is printed",
         ),
     ] = False  # fmt: skip
+
+    def __post_init__(self) -> None:
+        level = logging.WARNING if self.quiet else logging.INFO
+        logging.getLogger("weightsurgery").setLevel(level)
 
 
 # The command line that a recipe stands for, while it runs.

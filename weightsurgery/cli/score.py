@@ -142,8 +142,9 @@ def evaluate(
 ) -> None:
     """Score a checkpoint on data to forget and data to keep, before and after an edit.
 
-    DATA is JSONL, JSON, CSV, Parquet or a saved data set, with rows of {"prompt", "completion"},
-    {"text"} or {"messages"}. Needs the extra named eval.
+    DATA is a file (JSONL, JSON, CSV, TSV, Parquet, text; gzip or not), a folder or org/name on the
+    Hub, each with or without #SPLIT. Rows are {"prompt", "completion"}, {"text"}, {"messages"}, or
+    columns as data sets name them. Needs the extra named eval.
 
     Example:  ws evaluate ./edited --forget authors.jsonl --keep painters.jsonl --against ./base
     """

@@ -113,7 +113,7 @@ class Tune:
     ] = None
     max_length: Annotated[
         int | None,
-        typer.Option(metavar="TOKENS", help="Cut longer examples.", rich_help_panel=_TRAINING),
+        typer.Option(metavar="TOKENS", help="Split longer examples.", rich_help_panel=_TRAINING),
     ] = None
     precision: Annotated[
         str | None,

@@ -1,10 +1,14 @@
 """Conversations as prompts and completions, rendered by the model's own chat template."""
 
+import os
+import re
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,28 +16,61 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
+from weightsurgery.learning.calls import forms, holds, lost_call
+from weightsurgery.learning.conversations import Conversation
 
-__all__ = ["turns"]
+__all__ = ["DATE", "Turns", "turns"]
+
+DATE = "SOURCE_DATE_EPOCH"
+"""The environment's word for the day that templates are told, in seconds since 1970."""
+
+_DAY = 1721952000  # 26 July 2024, which Llama's templates write where they know no date
+
+_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
+
+
+@dataclass
+class Turns:
+    """What is worth telling of rendered conversations.
+
+    Attributes:
+        answers: How many assistant turns became completions.
+        untrained: How many more there are, of which the data say that they are not to be learnt.
+        thoughtless: Of how many answers the template leaves out what was thought before.
+        date: The day that templates were told, where one asked.
+    """
+
+    answers: int = 0
+    untrained: int = 0
+    thoughtless: int = 0
+    date: str | None = None
 
 
 def turns(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Any], where: str
+    tokenizer: PreTrainedTokenizerBase,
+    talk: Conversation,
+    where: str,
+    told: Turns | None = None,
 ) -> list[tuple[str, str]]:
     """Each assistant turn of a conversation, as a completion of what precedes it.
 
+    A template that asks what day it is gets one and the same day, today or next year: an edit is
+    to be the same when it is made again. See :data:`DATE`.
+
     Args:
         tokenizer: With a chat template.
-        messages: `{"role": ..., "content": ...}`, both text, in order.
-        where: What to call the conversation in messages.
+        talk: The conversation.
+        where: What to call it in messages.
+        told: Counts what is worth telling.
 
     Returns:
-        Per assistant turn the rendered text before it and its own, the marks of its beginning in
-        the former and of its end in the latter; the two joined are the template's own rendering
-        of the conversation up to there.
+        Per assistant turn that is to be learnt the rendered text before it and its own, the marks
+        of its beginning in the former and of its end in the latter; the two joined are the
+        template's own rendering of the conversation up to there.
 
     Raises:
-        DataError: There is no template or no assistant turn, a message is malformed, or the
-            template fails or renders a turn differently depending on what follows.
+        DataError: There is no template; or it fails, renders a turn differently depending on what
+            follows, or leaves out what somebody said, a call or a tool.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
@@ -45,26 +82,23 @@ def turns(
             f"{where}: the chat template raises numbers to powers (**), which may never end",
             "Write prompts and completions as the model should see them.",
         )
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(field), str) for field in ("role", "content")
-        ):
-            raise DataError(
-                f'{where}: message {number} lacks a "role" or "content" of text',
-                'Write {"role": "user", "content": "..."}.',
-            )
-    plain = [{"role": each["role"], "content": each["content"]} for each in messages]
-    found = [
-        _turn(tokenizer, plain[: index + 1], where)
-        for index, message in enumerate(plain)
-        if message["role"] == "assistant"
-    ]
-    if not found:
-        raise DataError(
-            f"{where}: has no message of the assistant",
-            'Write the answers as {"role": "assistant", "content": "..."}.',
-        )
-    return found
+    told = Turns() if told is None else told
+    template = _Template(tokenizer, talk.tools, where)
+    failed: DataError | None = None
+    for messages in forms(talk.messages):
+        try:
+            found = [template.turn(messages[: n + 1]) for n in talk.answers]
+            template.check(messages[: talk.answers[-1] + 1])
+        except DataError as error:
+            failed = failed or error
+            continue
+        told.answers += len(found)
+        told.untrained += talk.untrained
+        told.thoughtless += sum(each.thoughtless for each in found)
+        told.date = template.date or told.date
+        return [(each.prompt, each.completion) for each in found]
+    assert failed is not None  # there is a form, and it failed
+    raise failed
 
 
 @lru_cache(16)
@@ -79,42 +113,161 @@ def _raises_to_powers(template: str) -> bool:
         return False  # whoever compiles it says so
 
 
-def _turn(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], where: str
-) -> tuple[str, str]:
-    if not messages[-1]["content"]:
-        raise DataError(f"{where}: the assistant says nothing", "Write text in every answer.")
-    whole = _render(tokenizer, messages, where)
-    # With the mark that the assistant begins, as generation sees it; some templates have none.
-    for mark in (True, False):
-        prompt = _render(tokenizer, messages[:-1], where, mark)
-        if whole.startswith(prompt) and messages[-1]["content"].strip() in whole[len(prompt) :]:
-            return prompt, whole[len(prompt) :]
-    raise DataError(
-        f"{where}: the chat template renders the turns before an answer differently with it",
-        "Write prompts and completions as the model should see them.",
-    )
+@dataclass(frozen=True)
+class _Turn:
+    prompt: str
+    completion: str
+    thoughtless: bool
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, str]],
-    where: str,
-    add_generation_prompt: bool = False,
-) -> str:
-    try:
+class _Template:
+    """A tokenizer's chat template at work on one conversation."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None, where: str
+    ) -> None:
+        self._tokenizer, self._tools, self._where = tokenizer, tools, where
+        self.date: str | None = None
+        self._dated: dict[str, Any] = {}
+        if "strftime_now" in str(tokenizer.chat_template):
+            day = datetime.fromtimestamp(_seconds(), UTC)
+            self.date = day.date().isoformat()
+            written = tokenizer.get_chat_template(None, tools)
+            self._dated = {"chat_template": _TODAY + written, "ws_day": _directives(day)}
+
+    def turn(self, messages: list[dict[str, Any]]) -> _Turn:
+        """The last message as a completion.
+
+        Raises:
+            DataError: It is not in what is rendered, or what is before it changes with it.
+        """
+        whole = self._rendered(messages)
+        bare = self._rendered(messages[:-1], mark=False)
+        for prompt in self._prompts(messages, whole, bare):
+            completion = whole[len(prompt) :]
+            said = messages[-1]["content"] or ""
+            after = _THOUGHT.sub("", said)
+            thoughtless = not holds(whole[len(bare) :], said)
+            if thoughtless and (after == said or not after.strip()):
+                continue
+            thought = _thought(messages[-1])
+            if holds(completion, after) and not lost_call(completion, messages[-1]):
+                thoughtless = thoughtless or not holds(whole[len(bare) :], thought)
+                return _Turn(prompt, completion, thoughtless)
+        if whole.startswith(bare) and messages[-1].get("tool_calls"):
+            what = lost_call(whole[len(bare) :], messages[-1]) or "the text beside the tool calls"
+            raise DataError(
+                f"{self._where}: the chat template leaves out {what} of message {len(messages)}",
+                "Name a model whose template writes tool calls, or take them out of the data.",
+            )
+        raise DataError(
+            f"{self._where}: the chat template renders the turns before an answer differently"
+            " with it",
+            "Write prompts and completions as the model should see them.",
+        )
+
+    def _prompts(self, messages: list[dict[str, Any]], whole: str, bare: str) -> Iterator[str]:
+        """What may precede the answer, the likeliest first."""
+        # With the mark that the assistant begins, as generation sees it; some templates have none.
+        marked = self._rendered(messages[:-1], mark=True)
+        if whole.startswith(marked):
+            yield marked
+        if whole.startswith(bare):
+            # A mark may go on with the beginning of a thought, which the answer lacks.
+            pairs = zip(whole, marked, strict=False)
+            shared = next((n for n, (one, other) in enumerate(pairs) if one != other), 0)
+            if shared > len(bare):
+                yield whole[:shared]
+            yield bare
+
+    def check(self, messages: list[dict[str, Any]]) -> None:
+        """Nothing that was said may be missing.
+
+        Raises:
+            DataError: Something is.
+        """
+        whole = self._rendered(messages)
+        for number, each in enumerate(messages, start=1):
+            said, role = each["content"] or "", each["role"]
+            if (role != "assistant" and not holds(whole, said)) or lost_call(whole, each):
+                raise DataError(
+                    f"{self._where}: the chat template leaves out message {number}, of the role"
+                    f" {role!r}",
+                    "Take it out of the data, or name a model whose template writes it.",
+                )
+        for each in self._tools or ():
+            if not holds(whole, str(each.get("function", each).get("name", ""))):
+                raise DataError(
+                    f'{self._where}: the chat template leaves out the row\'s "tools"',
+                    "Take the field out of the data, or name a model whose template writes tools.",
+                )
+
+    def _rendered(self, messages: list[dict[str, Any]], mark: bool = False) -> str:
+        try:
+            return self._render(messages, mark)
+        except Exception as error:  # a template is a program: it can fail in any way
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise self._refused(messages, lines[0]) from error
+
+    def _render(self, messages: list[dict[str, Any]], mark: bool) -> str:
         with _bounded():
             return str(
-                tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                self._tokenizer.apply_chat_template(
+                    messages,
+                    tools=self._tools,
+                    tokenize=False,
+                    add_generation_prompt=mark,
+                    **self._dated,
                 )
             )
-    except Exception as error:  # a template is a program: it can fail in any way
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise DataError(
-            f"{where}: the chat template fails: {lines[0]}",
+
+    def _refused(self, messages: list[dict[str, Any]], words: str) -> DataError:
+        """What a template's failure is about."""
+        without = [each for each in messages if each["role"] != "system"]
+        if without and len(without) < len(messages):
+            try:
+                self._render(without, False)
+            except Exception:  # then it is not the system turn alone
+                pass
+            else:
+                return DataError(
+                    f"{self._where}: the chat template takes no system turn: {words}",
+                    "Write its words before the first question of the user, or take it out.",
+                )
+        return DataError(
+            f"{self._where}: the chat template fails: {words}",
             "Check the roles and their order; an answer needs a question before it.",
-        ) from error
+        )
+
+
+def _thought(message: Mapping[str, Any]) -> str:
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if isinstance(found := message.get(name), str):
+            return found
+    return ""
+
+
+# transformers lets a template ask the clock, and nothing but data in: this stands before it.
+_TODAY = (
+    "{%- macro strftime_now(form) -%}{%- for part in form.split('%') -%}"
+    "{%- if loop.first -%}{{ part }}{%- elif part[:1] == '-' -%}"
+    "{{ ws_day[part[:2]] }}{{ part[2:] }}"
+    "{%- else -%}{{ ws_day[part[:1]] }}{{ part[1:] }}"
+    "{%- endif -%}{%- endfor -%}{%- endmacro -%}{{ '' }}"
+)
+
+
+def _directives(day: datetime) -> dict[str, str]:
+    """What strftime writes for each of its letters, and for those that a minus may precede."""
+    found = {each: day.strftime(f"%{each}") for each in "aAwdbBmyYHIpMSfzZjUWcxXGuV"}
+    return found | {f"-{each}": found[each].lstrip("0") or "0" for each in "dmyHIMSjUW"}
+
+
+def _seconds() -> int:
+    given = os.environ.get(DATE, "")
+    if given and not given.isdecimal():
+        raise DataError(f"{DATE}={given[:40]!r}", "Give it whole seconds since 1970, or unset it.")
+    return int(given) if given else _DAY
 
 
 # What rendering one conversation may take, in seconds of its thread: real templates take a

@@ -1,17 +1,14 @@
 """Training and evaluation data: prompts with completions, tokens with label masks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.chat import turns
-from weightsurgery.learning.files import read_rows
 
 __all__ = [
     "IGNORED",
@@ -38,6 +35,7 @@ class Example:
         templated: Both were rendered by a chat template, special tokens included.
         perturbed: Wrong completions, for the truth ratio.
         paraphrase: The right completion in other words, for the truth ratio.
+        goes_on: The completion is a part of a longer text: it does not end with it.
     """
 
     prompt: str
@@ -45,6 +43,7 @@ class Example:
     templated: bool = False
     perturbed: tuple[str, ...] = ()
     paraphrase: str | None = None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Encoded:
     """An example as tokens.
 
     Attributes:
-        input_ids: Prompt, completion and, where the tokenizer has one, EOS.
+        input_ids: Prompt, completion and, where the tokenizer has one and the text is over, EOS.
         prompt_length: How many of them are the prompt, BOS included.
         end_length: How many at the end only say that the completion is over: EOS, or a chat
             template's end of turn.
@@ -66,109 +65,10 @@ class Encoded:
 def read_examples(
     path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> list[Example]:
-    """Reads a data set in one of three formats, the same in every row.
+    """The examples of a data set; see :func:`weightsurgery.learning.reading.read`."""
+    from weightsurgery.learning.reading import read  # which makes examples
 
-    - `{"prompt": ..., "completion": ...}`, with the optional `"perturbed": [...]` and
-      `"paraphrase": ...`;
-    - `{"messages": [{"role": ..., "content": ...}, ...]}`: every assistant turn is a completion;
-    - `{"text": ...}`: all of it is the completion.
-
-    Other fields are ignored.
-
-    Args:
-        path: JSONL, JSON, CSV, Parquet, or a directory of `datasets`; see `files.read_rows`.
-        tokenizer: Whose chat template renders messages; the other formats need none.
-
-    Returns:
-        The examples in the file's order, at least one.
-
-    Raises:
-        DataError: The source cannot be read or is empty, or a row has no such format or another
-            one than the first.
-    """
-    rows = read_rows(path)
-    format_ = _format(*rows[0])
-    examples: list[Example] = []
-    for where, row in rows:
-        if format_ != (other := _format(where, row)):
-            raise DataError(
-                f"{where}: is {other}, but the rows before it are {format_}",
-                "Write every row of a file in the same format.",
-            )
-        if format_ == _PAIR:
-            examples.append(_pair(where, row))
-        elif format_ == _TEXT:
-            _text(where, row, "text", '{"text": "..."}')
-            examples.append(Example("", row["text"]))
-        else:
-            examples += _conversation(where, row, tokenizer)
-    return examples
-
-
-_PAIR, _MESSAGES, _TEXT = "a prompt with a completion", "a list of messages", "a text"
-
-
-def _format(where: str, row: Mapping[str, Any]) -> str:
-    # A column of Parquet is null where a row lacks it.
-    present = {field for field, value in row.items() if value is not None}
-    if present & {"prompt", "completion"}:
-        return _PAIR
-    for field, format_ in (("messages", _MESSAGES), ("text", _TEXT)):
-        if field in present:
-            return format_
-    raise DataError(
-        f"{where}: has neither a prompt with a completion, nor messages, nor a text",
-        'Write {"prompt": "...", "completion": "..."}, {"messages": [...]} or {"text": "..."}.',
-    )
-
-
-def _text(where: str, row: Mapping[str, Any], field: str, remedy: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str) or not value:
-        raise DataError(f'{where}: "{field}" is missing, empty or not a string', f"Write {remedy}.")
-    return value
-
-
-def _pair(where: str, row: Mapping[str, Any]) -> Example:
-    remedy = '{"prompt": "...", "completion": "..."} with text in both'
-    prompt = _text(where, row, "prompt", remedy)
-    completion = _text(where, row, "completion", remedy)
-    paraphrase = None
-    if row.get("paraphrase") is not None:
-        paraphrase = _text(where, row, "paraphrase", '"paraphrase": "...", or leave it out')
-    perturbed = row.get("perturbed")
-    if perturbed is None:
-        return Example(prompt, completion, paraphrase=paraphrase)
-    if not isinstance(perturbed, list) or not all(
-        isinstance(each, str) and each for each in perturbed
-    ):
-        raise DataError(
-            f'{where}: "perturbed" is no list of wrong completions', 'Write "perturbed": ["..."].'
-        )
-    return Example(prompt, completion, perturbed=tuple(perturbed), paraphrase=paraphrase)
-
-
-def _conversation(
-    where: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
-) -> list[Example]:
-    if not isinstance(row["messages"], list):
-        raise DataError(
-            f'{where}: "messages" is not a list',
-            'Write "messages": [{"role": "user", "content": "..."}, ...].',
-        )
-    for field in ("perturbed", "paraphrase"):
-        if row.get(field) is not None:
-            raise DataError(
-                f'{where}: "{field}" beside messages',
-                "Write a prompt and a completion; they alone may have it.",
-            )
-    if tokenizer is None:
-        raise DataError(
-            f"{where}: holds messages, which only a model's chat template can render",
-            "Pass the model's tokenizer.",
-        )
-    pairs = turns(tokenizer, row["messages"], where)
-    return [Example(prompt, completion, templated=True) for prompt, completion in pairs]
+    return list(read(path, tokenizer).examples)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
@@ -206,7 +106,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
             f"no tokens in the prompt or completion of {_brief(example)}",
             "Write text in both; a text alone needs two tokens where the model has no BOS.",
         )
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    over = tokenizer.eos_token_id is not None and not example.goes_on
+    end = [tokenizer.eos_token_id] if over else []
     return Encoded(prompt + completion + end, len(prompt), len(end))
 
 

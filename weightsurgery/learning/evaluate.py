@@ -158,7 +158,7 @@ def evaluate(
     )
     labels = set_names([*forget, *keep])
     roles = ["forget"] * len(forget) + ["keep"] * len(keep)
-    paths = [Path(path) for path in (*forget, *keep)]
+    paths = [*forget, *keep]
     measured: list[list[dict[str, Measured]]] = []
     sets: list[list[Example]] = []
     for name in (checkpoint, against):

@@ -21,6 +21,7 @@ from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import Progress, greedy
 from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.unknown import Taught, said_at
+from weightsurgery.learning.windows import token_windows
 from weightsurgery.learning.wordings import Asked, Wording, asked_of, says, tokens
 from weightsurgery.learning.written import chat_frame, ordinary_texts, sampled
 
@@ -194,7 +195,7 @@ def kept_texts(
         tokenizer: Its tokenizer.
         sets: Keep examples, by data set.
         progress: Told of every batch.
-        most: Tokens of a text, the last ones.
+        most: Tokens that are read at once: a longer text is several, a longer prompt is not asked.
     """
     frame = chat_frame(tokenizer)
     found: list[tuple[list[int], int]] = []
@@ -206,13 +207,14 @@ def kept_texts(
             rest = tokens(
                 tokenizer, each.completion if example.prompt else example.completion, True
             )
-            whole = [*head, *rest][-most:]
+            whole = [*head, *rest]
             if len(whole) > 1:
-                found.append((whole, min(len(rest) + (1 if head else 0), len(whole))))
+                found += token_windows(whole, len(rest) + (1 if head else 0), most)
             if head and len(head) < most:
                 prompts.append(head)
             if head and frame is not None and not example.templated:
-                chats.append(tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True)[-most:])
+                chats.append(tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True))
+    chats = [each for each in chats if len(each) < most]
     asked = _spread(prompts, _ANSWERED) + _spread(chats, _ANSWERED)
     return found + _continued(model, tokenizer, asked, 8, progress)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -44,6 +45,8 @@ def quiet() -> Iterator[None]:
 def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
     """Loads a checkpoint's tokenizer, printing nothing.
 
+    Its `model_max_length` is what the model was made to read, where the config says so.
+
     Raises:
         SourceError: There is no such directory, or no tokenizer in it.
     """
@@ -53,7 +56,19 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             checkpoint, trust_remote_code=False
         )
+        # What tokenizers say themselves is often another model's, or nothing.
+        if (length := _positions(checkpoint)) is not None:
+            tokenizer.model_max_length = length
     return tokenizer
+
+
+def _positions(checkpoint: str | Path) -> int | None:
+    """How many tokens a checkpoint's config says that the model reads, if it says so."""
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    except Exception:  # whoever loads the model says what is wrong with it
+        return None
+    return _reads(config)
 
 
 def load_model(
@@ -93,8 +108,12 @@ def load_model(
 
 def context_length(model: PreTrainedModel) -> int | None:
     """How many tokens the model was made to read at most; None where its config does not say."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) else None
+    return _reads(model.config)
+
+
+def _reads(config: Any) -> int | None:
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def _check_directory(checkpoint: str | Path) -> None:

@@ -25,9 +25,11 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import Staging, held_bytes
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.errors import EditError, NonFiniteError, OutputError
-from weightsurgery.learning.data import Example, read_examples
+from weightsurgery.learning.data import Example
 from weightsurgery.learning.method import Method, stages_of
 from weightsurgery.learning.models import load_tokenizer
+from weightsurgery.learning.places import place_of
+from weightsurgery.learning.reading import read
 from weightsurgery.learning.recorded import described, digests, roles
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.training import Trained
@@ -106,6 +108,7 @@ class Request:
         device: Type of the device.
         base_files: What is read of the checkpoint.
         data: The data sets as given, by their key in the record.
+        facts: What was made of each; see :class:`weightsurgery.learning.reading.Reading`.
     """
 
     base: Checkpoint
@@ -120,6 +123,7 @@ class Request:
     device: str
     base_files: Sequence[Path]
     data: Mapping[str, str]
+    facts: Mapping[str, Mapping[str, Any]]
 
     @classmethod
     def read(
@@ -154,11 +158,12 @@ class Request:
             "validation": [] if validation is None else [validation],
         }
         tokenizer = load_tokenizer(base.path)
+        names = {role: roles(role, paths) for role, paths in given.items()}
+        keys = {key: name for told in names.values() for key, name in told.items()}
+        sets = {key: read(name, tokenizer) for key, name in keys.items()}
         examples = {
-            role: tuple(
-                row for name in names for row in read_examples(Path(name).expanduser(), tokenizer)
-            )
-            for role, names in given.items()
+            role: tuple(row for key in told for row in sets[key].examples)
+            for role, told in names.items()
         }
         beside = [base.path / name for name in _TOKENIZER if (base.path / name).is_file()]
         return cls(
@@ -173,13 +178,14 @@ class Request:
             selected,
             device,
             [*base.files_read(), *beside],
-            {key: name for role in given for key, name in roles(role, given[role]).items()},
+            keys,
+            {key: each.facts for key, each in sets.items()},
         )
 
     @property
     def folders(self) -> list[Path]:
         """What is read, which no output may touch: the checkpoint, and the data files."""
-        return [self.base.path, *(Path(name).expanduser() for name in self.data.values())]
+        return [self.base.path, *(place_of(name).root for name in self.data.values())]
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -194,7 +200,9 @@ class Request:
             "revision": source.revision,
             "files": {path.name: file_sha256(path) for path in self.base_files},
         }
-        sets = {key: described(name, digests(name)) for key, name in self.data.items()}
+        sets = {
+            key: described(name, digests(name), self.facts[key]) for key, name in self.data.items()
+        }
         return {"base": base, **sets}
 
     @property

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.record import file_sha256
+from weightsurgery.learning.places import place_of
 
 __all__ = ["described", "digests", "roles"]
 
@@ -32,19 +31,23 @@ def roles(role: str, names: Sequence[Name]) -> dict[str, str]:
     return {key: os.fspath(name) for key, name in zip(keys, names, strict=True)}
 
 
-def described(name: Name, files: Mapping[str, str]) -> dict[str, Any]:
+def described(
+    name: Name, files: Mapping[str, str], facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The record's entry for a data set.
 
     Args:
         name: As given.
         files: From :func:`digests`.
+        facts: What was made of it; see :class:`weightsurgery.learning.reading.Reading`.
     """
-    return {"kind": "data", "name": os.fspath(name), "files": dict(files)}
+    found = {"kind": "data", "name": os.fspath(name), "files": dict(files)}
+    facts = dict(facts or {})
+    if revision := facts.pop("revision", None):
+        found["revision"] = revision
+    return {**found, "read": facts} if facts else found
 
 
 def digests(name: Name) -> dict[str, str]:
     """SHA-256 by file name: of the file, or of each file in a directory that ``datasets`` saved."""
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        return {path.name: file_sha256(path)}
-    return {each.name: file_sha256(each) for each in sorted(path.iterdir()) if each.is_file()}
+    return place_of(name).digests()

@@ -29,7 +29,8 @@ class Training:
         accumulation: Micro-steps per step.
         warmup: Steps over which the learning rate rises.
         weight_decay: AdamW's.
-        max_length: Tokens after which an example is cut; None for none.
+        max_length: Tokens beyond which an example is split into windows; None for what the model
+            reads at once.
         seed: Of order, dropout, adapters and, in mode ``literal``, of the first weights.
         dtype: Of the arithmetic: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (mixed precision).
             The weights that are trained are float32 always.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.data import Encoded, Example, encode_all
+from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import context_length
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.trainer import Progress, writing
 from weightsurgery.learning.training import Rows, Trained, train_stage
+from weightsurgery.learning.windows import text_windows
 
 __all__ = [
     "encode_rows",
@@ -33,6 +35,9 @@ __all__ = [
     "values_of",
     "wait_for_all",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 def is_main() -> bool:
@@ -58,35 +63,36 @@ def encode_rows(
         model: What will read them.
         tokenizer: Its tokenizer.
         examples: Any number.
-        max_length: Tokens after which an example is cut; None for none.
+        max_length: Tokens beyond which an example is split into windows; None for what the model
+            reads at once.
+
+    Returns:
+        A row for each example, or for each window of one.
 
     Raises:
-        DataError: An example is longer than the model's positions, has no completion left, or
-            holds tokens the model has no embedding for.
+        DataError: A prompt alone is longer than that, or an example holds tokens that the model
+            has no embedding for.
     """
-    rows = encode_all(tokenizer, list(examples))
-    longest = context_length(model)
+    lengths = [each for each in (max_length, context_length(model)) if each is not None]
+    rows: list[tuple[int, Encoded]] = []
+    split = 0
+    for number, example in enumerate(examples, 1):
+        row = encode(tokenizer, example)
+        if not lengths or len(row.input_ids) <= min(lengths):
+            rows.append((number, row))
+            continue
+        windows = text_windows(tokenizer, example, min(lengths), f"example {number}")
+        rows += [(number, encode(tokenizer, each)) for each in windows]
+        split += 1
+    if split:
+        _log.info(
+            "%d examples longer than %d tokens, split into %d windows.",
+            split, min(lengths), len(rows) - number + split,
+        )  # fmt: skip
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.weight.shape[0]
     kept = []
-    for number, row in enumerate(rows, 1):
-        if max_length is not None and len(row.input_ids) > max_length:
-            if row.prompt_length >= max_length:
-                raise DataError(
-                    f"example {number}: its prompt alone has {row.prompt_length} tokens, and"
-                    f" examples are cut after {max_length}",
-                    "Raise --max-length, or take the example out.",
-                )
-            row = replace(
-                row,
-                input_ids=row.input_ids[:max_length],
-                end_length=max(0, row.end_length - len(row.input_ids) + max_length),
-            )
-        if longest is not None and len(row.input_ids) > longest:
-            raise DataError(
-                f"example {number}: {len(row.input_ids)} tokens; the model has {longest} positions",
-                f"Cut examples with --max-length {longest}, or take it out.",
-            )
+    for number, row in rows:
         if max(row.input_ids) >= known:
             raise DataError(
                 f"example {number}: token {max(row.input_ids)}; the model has {known} embeddings",

@@ -24,9 +24,12 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
 )
 from weightsurgery.learning.activations import BATCH_TOKENS, Progress, gathered, linear_inputs
-from weightsurgery.learning.data import Example, encode, read_examples
+from weightsurgery.learning.data import Example, encode
 from weightsurgery.learning.models import context_length, load_model, load_tokenizer
-from weightsurgery.learning.recorded import described, digests, roles
+from weightsurgery.learning.places import place_of
+from weightsurgery.learning.reading import Reading
+from weightsurgery.learning.reading import read as read_data
+from weightsurgery.learning.recorded import described, roles
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import StatisticsWriter
 
@@ -106,7 +109,7 @@ def gather_to(
     Args:
         directory: To be written; see :mod:`weightsurgery.vectors.statistics`.
         checkpoint: A causal language model: a directory or ``org/name[@revision]``.
-        data: One or several files; see :func:`weightsurgery.learning.data.read_examples`.
+        data: One or several files; see :func:`weightsurgery.learning.reading.read`.
         selection: Tensors to gather for; by default all linear layers between embedding and
             head. Matrices that are no linear layer in memory (fused experts) or that never run
             are listed in the record under ``not_gathered``.
@@ -128,16 +131,17 @@ def gather_to(
         WeightSurgeryError: See :func:`gather`; nothing is left of the output then.
     """
     paths = [data] if isinstance(data, str | os.PathLike) else list(data)
-    sources = [Path(path).expanduser() for path in paths]
+    places = [place_of(path) for path in paths]
     selection = selection or Selection("all-linear")
     with Checkpoint.open(checkpoint) as base:
         names = [
             name for name in selection.resolve(base.entries) if len(base.entry(name).shape) > 1
         ]
-        read = [base.path, *sources]
+        read = [base.path, *(place.root for place in places)]
         with StatisticsWriter(Path(directory), read, overwrite) as writer:
             tokenizer = load_tokenizer(base.path)
-            texts = [example for path in sources for example in read_examples(path, tokenizer)]
+            sets = [read_data(path, tokenizer) for path in paths]
+            texts = [example for each in sets for example in each.examples]
             model, _ = load_model(base.path, device)
             layers = _on_disk(model, base)
             chosen = {name: layers[name] for name in names if name in layers}
@@ -163,7 +167,7 @@ def gather_to(
                 "not_gathered": [name for name in names if name not in done],
                 "base_samples": samples_of(base),
             }
-            record.inputs = _inputs(base, paths)
+            record.inputs = _inputs(base, paths, sets)
             record.summary = {
                 "examples": len(rows),
                 "tokens": sum(map(len, rows)),
@@ -242,9 +246,14 @@ def _on_disk(model: nn.Module, base: Checkpoint) -> dict[str, tuple[nn.Module, i
     return found
 
 
-def _inputs(base: Checkpoint, data: Sequence[str | os.PathLike[str]]) -> Mapping[str, Any]:
+def _inputs(
+    base: Checkpoint, data: Sequence[str | os.PathLike[str]], sets: Sequence[Reading]
+) -> Mapping[str, Any]:
     """The record's entry for model and data, with the SHA-256 of each file."""
     source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
     files = {path.name: file_sha256(path) for path in base.files_read()}
-    sets = {key: described(name, digests(name)) for key, name in roles("data", data).items()}
-    return {"base": {**source, "files": files}, **sets}
+    told = {
+        key: described(name, each.place.digests(), each.facts)
+        for (key, name), each in zip(roles("data", data).items(), sets, strict=True)
+    }
+    return {"base": {**source, "files": files}, **told}

@@ -78,7 +78,7 @@ class ScoredSets:
         names = set_names(files)
         tokenizers = {name: load_tokenizer(directory) for name, directory in models.items()}
         found = {
-            name: [read_examples(Path(file).expanduser(), tokenizer) for file in files]
+            name: [read_examples(file, tokenizer) for file in files]
             for name, tokenizer in tokenizers.items()
         }
         first, *others = found.values()

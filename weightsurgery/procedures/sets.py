@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.data import Example, read_examples
-from weightsurgery.learning.recorded import described, digests
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.reading import read
+from weightsurgery.learning.recorded import described
 
 __all__ = ["FileSet", "Sets"]
 
@@ -25,28 +26,34 @@ class FileSet:
         path: Where it is.
         files: SHA-256 by file name; several where it is a directory.
         examples: At least one.
+        part: Which split of the file, if it has several.
+        facts: What was made of it; see :class:`weightsurgery.learning.reading.Reading`.
     """
 
     name: str
     path: Path
     files: Mapping[str, str]
     examples: tuple[Example, ...]
+    part: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, name: str, tokenizer: Any) -> FileSet:
-        """Read a file; see :func:`weightsurgery.learning.data.read_examples`.
+        """Read a file; see :func:`weightsurgery.learning.reading.read`.
 
         Raises:
             DataError: It cannot be read.
         """
-        path = Path(name).expanduser()
-        examples = tuple(read_examples(path, tokenizer))
-        return cls(name, Path(os.path.realpath(path)), digests(name), examples)
+        found = read(name, tokenizer)
+        place = found.place
+        root = Path(os.path.realpath(place.root))
+        files = place.digests()
+        return cls(name, root, files, tuple(found.examples), place.part, found.facts)
 
     @property
     def sha256(self) -> str:
         """Of the file; of a directory's names and contents."""
-        if not self.path.is_dir():
+        if len(self.files) == 1:
             (digest,) = self.files.values()
             return digest
         lines = "".join(f"{file} {digest}\n" for file, digest in self.files.items())
@@ -55,11 +62,13 @@ class FileSet:
     @property
     def described(self) -> dict[str, Any]:
         """The record's entry."""
-        return described(self.name, self.files)
+        return described(self.name, self.files, self.facts)
 
     def same_as(self, other: FileSet) -> bool:
         """Whether the other is this file, or a copy of it."""
-        return self.path == other.path or self.sha256 == other.sha256
+        if self.sha256 != other.sha256:
+            return self.path == other.path and self.path.is_file()
+        return self.part == other.part
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.evaluate import set_names
+from weightsurgery.learning.places import place_of
 
 __all__ = ["DataSet", "DataSets"]
 
@@ -59,7 +59,7 @@ class DataSets:
         rows = [(self.forget, "forget"), *((path, "keep") for path in self.keep)]
         split = len(rows)
         rows += [*tests, *((path, "keep") for path in self.test_keep)]
-        files = [os.path.realpath(os.path.expanduser(path)) for path, _ in rows]
+        files = [place_of(path).key for path, _ in rows]
         for number, (path, _) in enumerate(rows):
             if files[number] in files[:number]:
                 chosen = number >= split and files.index(files[number]) < split
@@ -72,7 +72,7 @@ class DataSets:
                     else "Name each set once, to forget or to keep.",
                 )
         sets = [
-            DataSet(name, role, read_examples(Path(path).expanduser(), tokenizer))
+            DataSet(name, role, read_examples(path, tokenizer))
             for name, (path, role) in zip(set_names([path for path, _ in rows]), rows, strict=True)
         ]
         return sets[:split], sets[split:]

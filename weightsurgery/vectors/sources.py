@@ -26,6 +26,7 @@ from weightsurgery.vectors.task_vector import Change, TaskVector
 __all__ = [
     "Keep",
     "classify",
+    "is_data",
     "open_change",
     "open_keep",
     "open_vector",
@@ -35,7 +36,26 @@ __all__ = [
 
 Opener = Callable[[str], Checkpoint]
 
-_DATA = (".jsonl", ".json", ".csv", ".parquet")
+_DATA = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+
+def is_data(name: str) -> bool:
+    """Whether a name is a data set's: by its ending, packed or not; or one on the Hub.
+
+    ``datasets/org/name``, or ``#part`` after a name, says that a repository is one of data. A
+    folder is one where ``datasets`` saved it.
+    """
+    plain, mark, part = name.rpartition("#")
+    if not mark or os.path.exists(os.path.expanduser(name)):
+        plain, part = name, ""
+    path = os.path.expanduser(plain)
+    if os.path.isdir(path):
+        told = ("state.json", "dataset_dict.json")
+        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in told)
+    if plain.lower().removesuffix(".gz").endswith(_DATA):
+        return True
+    hub = plain.startswith(("datasets/", "hf://datasets/")) or bool(part)
+    return hub and not os.path.exists(path)
 
 
 def classify(name: str, opener: Opener = Checkpoint.open) -> str:
@@ -52,7 +72,7 @@ def classify(name: str, opener: Opener = Checkpoint.open) -> str:
     Raises:
         SourceError: Nothing there.
     """
-    if name.endswith(_DATA):
+    if is_data(name):
         return "data"
     if opener is not Checkpoint.open and _is_remote_model(name):
         return "vector"
@@ -82,7 +102,7 @@ def split_data(names: Sequence[str]) -> tuple[list[str], list[str]]:
     data, others = [], []
     for text in names:
         name, factor = split_scale(text)
-        if not name.endswith(_DATA):
+        if not is_data(name):
             others.append(text)
         elif factor != 1:
             raise EditError(
@@ -114,7 +134,7 @@ def open_change(
         VectorError: Not a change of weights.
         MismatchError: It does not fit the base.
     """
-    if name.endswith(_DATA):
+    if is_data(name):
         raise VectorError(
             f"{name}: a data set, not a change of weights",
             "Find its vector with 'ws identify BASE DATA -o DIR', and pass that; 'ws project' and"

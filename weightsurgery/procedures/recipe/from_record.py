@@ -179,7 +179,8 @@ class _Read:
         revision = self.revisions.get(name)
         if revision is None:
             return value
-        return f"{name.partition('@')[0]}@{revision}{value[len(name) :]}"
+        plain, mark, part = name.partition("#")  # of a data set
+        return f"{plain.partition('@')[0]}@{revision}{mark}{part}{value[len(name) :]}"
 
     def of_values(
         self, command: Command, given: Mapping[str, Any]

@@ -10,9 +10,10 @@ from pathlib import Path
 from weightsurgery.checkpoint.record import file_sha256, read_record, versions
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import RecipeError, VerificationError
+from weightsurgery.learning.places import place_of
 from weightsurgery.procedures.recipe.listed import COMPUTING, INPUTS, RESULT
 from weightsurgery.procedures.recipe.recipe import Recipe
-from weightsurgery.vectors.sources import split_scale
+from weightsurgery.vectors.sources import is_data, split_scale
 
 __all__ = ["check_inputs", "check_result", "differences"]
 
@@ -65,8 +66,10 @@ def _listed(recipe: Recipe) -> Iterator[tuple[str, str, Path, str]]:
                 continue
             name, _ = split_scale(text)
             place = Path(os.path.expanduser(name))
+            if not place.is_file() and is_data(name):
+                place = place_of(name).root
             single = place.is_file()  # a data set
-            if not single:
+            if not place.exists():
                 place = resolve_source(name).path
             for file, digest in files.items():
                 # A data set may have another name by now; its directory may not.
