@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsurgery.checkpoint.names.prefixes import Shape
 from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.names.prefixes import Shape
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import MismatchError
 

@@ -2,8 +2,8 @@
 
 One place for all that trainers and savers do to names: wrappers are taken off, a renaming that is
 the same throughout is recognised, experts that are stored together are told from experts stored
-one by one, and GPT-2's matrices are found whichever way round they are stored. Nothing is read: what
-comes out says where each of the base's tensors lies in the other checkpoint.
+one by one, and GPT-2's matrices are found whichever way round they lie. Nothing is read: what comes
+out says where each of the base's tensors is to be found in the other checkpoint.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class _Matcher:
         self._our_experts = our_experts
         # What the other has: by plain name, or by a name made up for each matrix of experts.
         self._sources = _sources(theirs, their_experts)
-        shapes = _in_one_by_one(theirs, their_experts)
-        goals = _in_one_by_one(ours, our_experts)
+        shapes = _either_way(_in_one_by_one(theirs, their_experts))
+        goals = _either_way(_in_one_by_one(ours, our_experts))
         self._renamings = find_renamings(goals, shapes, where)
         self._names = self._named(goals, shapes)
 
@@ -219,6 +219,11 @@ class _Matcher:
             (block,) = places[name].blocks
             places[name] = Place(self._base[name], (Block((block.pieces[0].turned(),)),))
         return len(names)
+
+
+def _either_way(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes to know tensors by: GPT-2's matrices lie one way round or the other."""
+    return {n: tuple(sorted(each)) if _CONV1D.search(n) else each for n, each in shapes.items()}
 
 
 def _made_up(block: str, role: tuple[int, str]) -> str:

@@ -58,6 +58,7 @@ def find_renamings(
     """
     theirs = _grouped({name: shape for name, shape in other.items() if name not in base})
     ours = _grouped({name: shape for name, shape in base.items() if name not in other})
+    fewer = min(sum(map(len, theirs.values())), sum(map(len, ours.values())))
     found: list[Renaming] = []
     while theirs and ours:
         best = _best(theirs, ours, where)
@@ -68,6 +69,8 @@ def find_renamings(
         for (pattern, numbers), (goal, same) in pairs.items():
             del theirs[pattern][numbers], ours[goal][same]
         theirs, ours = ({p: each for p, each in g.items() if each} for g in (theirs, ours))
+    if 2 * sum(each.count for each in found) < fewer:
+        return []  # a few that look alike, of two models that do not
     return found
 
 

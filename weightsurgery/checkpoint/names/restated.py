@@ -1,8 +1,8 @@
 """A checkpoint read under another's names: nothing is copied, and nothing is read before its time.
 
-A tensor that only has another name, or lies in one piece inside another (an expert in a stack), is a
-range of bytes in the same file. What has to be put together is so block by block while it is read:
-an expert's matrix at a time, never a stack of them.
+A tensor that only has another name, or lies in one piece inside another (an expert in a stack), is
+a range of bytes in the same file. What has to be put together is so block by block while it is
+read: an expert's matrix at a time, never a stack of them.
 """
 
 from __future__ import annotations
