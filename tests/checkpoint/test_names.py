@@ -81,7 +81,7 @@ def test_names_layouts_and_wrappers_together_change_nothing(
     with TemporaryDirectory() as root:
         other = stored(model, there, old, wrap)
         match = check_restated(Path(root), base, other, stored(model, here, new))
-    assert match.rest == {}
+    assert match.rest == ()
     assert bool(match.wrappers) == bool(wrapped)
     # Where names and layouts are the same, so are the bytes, and nothing is said.
     assert match.as_it_is == ((there, old) == (here, new) and not wrapped)

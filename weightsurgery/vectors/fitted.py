@@ -141,6 +141,8 @@ def _done(label: str, names: Mapping[str, Any]) -> list[str]:
             f"{label}: a trainer's wrapper, '{wrapper}.', was taken off the names of {count}"
             " tensors."
         )
+    for wrapper in names.get("base_wrappers", ()):
+        lines.append(f"{label}: the base's names have a trainer's wrapper in them, '{wrapper}.'.")
     for each in names.get("renamed", ()):
         lines.append(
             f"{label}: {_renaming(each)} ({each['tensors']} tensors, by names and shapes)."

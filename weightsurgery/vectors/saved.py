@@ -104,7 +104,7 @@ class SavedChange:
         }
         self._dense = self._weights
         if not match.as_it_is:
-            self._dense = Restated(self._weights, replace(match, places=dense, rest={}))
+            self._dense = Restated(self._weights, replace(match, places=dense, rest=()))
         self._names = {n: None for n in match.places if n in self._factors or n in dense}
         used = {each for name in self._names for each in match.places[name].names}
         lost = [name for name in shapes if name not in used]

@@ -9,7 +9,7 @@ out says where each of the base's tensors is to be found in the other checkpoint
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,8 +48,9 @@ class Match:
 
     Attributes:
         places: By the base's names; what is missing in the other is missing here.
-        rest: Stored tensors of the other that the base has no place for, by what they go by here.
+        rest: Stored tensors of the other that the base has no place for.
         wrappers: How many names a wrapper was taken off.
+        base_wrappers: The same of the base's names, to compare them; they stay in the output.
         renamings: What beginnings of names were read as.
         experts: How the other's experts are stored and how the base's, where they differ.
         regrouped: How many of the base's tensors are experts taken apart or put together.
@@ -57,8 +58,9 @@ class Match:
     """
 
     places: Mapping[str, Place] = field(repr=False)
-    rest: Mapping[str, str] = field(repr=False)
+    rest: tuple[str, ...] = field(repr=False)
     wrappers: Mapping[str, int] = field(default_factory=dict)
+    base_wrappers: Mapping[str, int] = field(default_factory=dict)
     renamings: tuple[Renaming, ...] = ()
     experts: tuple[str, str] | None = None
     regrouped: int = 0
@@ -67,13 +69,15 @@ class Match:
     @property
     def as_it_is(self) -> bool:
         """Whether all names and layouts are the base's already."""
-        return not (self.wrappers or self.renamings or self.experts or self.turned)
+        return not self.facts()
 
     def facts(self) -> dict[str, Any]:
         """For the record; empty where nothing was done."""
         found: dict[str, Any] = {}
         if self.wrappers:
             found["wrappers"] = dict(self.wrappers)
+        if self.base_wrappers:
+            found["base_wrappers"] = dict(self.base_wrappers)
         if self.renamings:
             found["renamed"] = [
                 {"from": each.old, "to": each.new, "tensors": each.count} for each in self.renamings
@@ -108,7 +112,7 @@ def _identical(base: Mapping[str, Shape], other: Mapping[str, Shape]) -> Match:
     places = {
         n: Place(other[n], (Block((Matrix.whole(n, other[n]),)),)) for n in base if n in other
     }
-    return Match(places, {})
+    return Match(places, ())
 
 
 class _Matcher:
@@ -165,19 +169,12 @@ class _Matcher:
                 places[stored] = place
                 used.update(place.names)
         turned = self._turn(places)
-        rest: dict[str, str] = {}
-        for plain, stored in self._theirs.items():
-            if stored not in used:
-                goes_by = self._names.get(plain, plain)
-                rest[goes_by if goes_by not in self._base else stored] = stored
-        wrappers: dict[str, int] = {}
-        for stored in self._other:
-            for each in dict.fromkeys(unwrapped(stored)[1]):
-                wrappers[each] = wrappers.get(each, 0) + 1
+        rest = tuple(stored for stored in self._other if stored not in used)
         return Match(
             places,
             rest,
-            wrappers,
+            _wrappers(self._other),
+            _wrappers(self._base),
             tuple(self._renamings),
             self._layouts if regrouped else None,
             regrouped,
@@ -219,6 +216,15 @@ class _Matcher:
             (block,) = places[name].blocks
             places[name] = Place(self._base[name], (Block((block.pieces[0].turned(),)),))
         return len(names)
+
+
+def _wrappers(names: Iterable[str]) -> dict[str, int]:
+    """Each wrapper, and how many names it stands in."""
+    found: dict[str, int] = {}
+    for name in names:
+        for each in dict.fromkeys(unwrapped(name)[1]):
+            found[each] = found.get(each, 0) + 1
+    return found
 
 
 def _either_way(shapes: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -47,10 +47,9 @@ class Restated(Checkpoint):
         for name, place in match.places.items():
             entries[name] = self._entry(name, place)
             self._stored[name] = place.names
-        for name, stored in match.rest.items():
-            old = inner.entry(stored)
-            entries[name] = TensorEntry(name, old.dtype, old.shape, old.shard, old.start, old.stop)
-            self._stored[name] = (stored,)
+        for name in match.rest:
+            if name not in entries:
+                entries[name], self._stored[name] = inner.entry(name), (name,)
         # No shards: no window of them holds what a window of the base's holds.
         super().__init__(inner.source, Layout({}, entries))
 
