@@ -253,3 +253,27 @@ def test_experts_are_regrouped_as_transformers_does_it(kind: str, tmp_path: Path
         found = Restated(theirs, match)
         for name in ours.entries:
             assert same_bytes(found.tensor(name), ours.tensor(name)), name
+
+
+@pytest.mark.parametrize(("here", "there"), [("fused", "turned"), ("turned", "apart")])
+def test_never_more_than_a_matrix_is_read_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str, there: str
+) -> None:
+    """However many experts there are: sixteen of 6 by 4 and 4 by 6 numbers."""
+    model = truth(1, 16)
+    inner = Checkpoint.open(write_checkpoint(tmp_path / "other", stored(model, there)))
+    found = Restated(inner, matched(stored(truth(1, 16, seed=1), here), stored(model, there)))
+    sizes: list[int] = []
+    read = Checkpoint.read_into
+
+    def noted(self: Checkpoint, entry: Any, offset: int, buffer: memoryview) -> None:
+        if self is inner:
+            sizes.append(len(buffer))
+        read(self, entry, offset, buffer)
+
+    monkeypatch.setattr(Checkpoint, "read_into", noted)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    rows = [found.rows(name, start, start + 1) for start in range(found.entry(name).rows)]
+    assert same_bytes(torch.cat(rows), stored(model, here)[name].reshape(len(rows), -1))
+    assert max(sizes) <= 4 * 2 * 6 * 4  # one expert's gate and up
+    assert sum(sizes) <= 2 * 4 * 16 * 2 * 6 * 4  # and each of them twice at most

@@ -288,6 +288,11 @@ def used_rows(record: EditRecord) -> list[tuple[str, str]]:
             rows.append(
                 (f"used of {label}", f"{fitted['tensors']} of {fitted['of']} tensors, {share}")
             )
+    selected = record.summary.get("selected")
+    if selected is not None and selected["tensors"] < selected["of"]:
+        about = "about " if selected["estimated"] else ""
+        share = f"{about}{_percent(selected['share'])} of the vector's squared norm"
+        rows.append(("selected", f"{selected['tensors']} of {selected['of']} tensors, {share}"))
     return list(dict.fromkeys(rows))
 
 

@@ -176,7 +176,7 @@ class AdapterChange:
 
     def _is_base_copy(self, key: str) -> bool:
         """Whether a tensor is the base's own: peft saves embeddings and head that it adapts."""
-        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        name = unwrapped(key)[0].removeprefix("base_model.model.").replace(".base_layer.", ".")
         if name not in self.base.entries:  # a tied head, which the base stores as its embedding
             name = next(iter(twin_candidates(name, list(self.base.entries))), name)
         ours, theirs = self.base.entries.get(name), self._weights.entry(key)
