@@ -277,3 +277,40 @@ def test_never_more_than_a_matrix_is_read_at_a_time(
     assert same_bytes(torch.cat(rows), stored(model, here)[name].reshape(len(rows), -1))
     assert max(sizes) <= 4 * 2 * 6 * 4  # one expert's gate and up
     assert sum(sizes) <= 2 * 4 * 16 * 2 * 6 * 4  # and each of them twice at most
+
+
+def tiny_multimodal(kind: str) -> Any:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text = {
+        "hidden_size": 8, "intermediate_size": 12, "vocab_size": 17, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    vision = {"hidden_size": 8, "intermediate_size": 12, "patch_size": 4}
+    if kind == "llava":
+        text["model_type"] = "llama"
+        vision |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8}
+        vision["model_type"] = "clip_vision_model"
+    else:
+        text["rope_parameters"] = {"rope_type": "default", "mrope_section": [1, 1, 0],
+                                   "rope_theta": 1e4}  # fmt: skip
+        vision |= {"depth": 2, "num_heads": 2, "out_hidden_size": 8}
+    config = AutoConfig.for_model(kind, text_config=text, vision_config=vision)
+    return AutoModelForImageTextToText.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "llava"])
+def test_parts_are_renamed_as_transformers_does_it(kind: str, tmp_path: Path) -> None:
+    model = tiny_multimodal(kind)
+    model.save_pretrained(tmp_path / "disk")  # as such models are published
+    memory = {name: t.detach().contiguous() for name, t in model.state_dict().items()}
+    write_checkpoint(tmp_path / "memory", memory)
+    for here, there in (("disk", "memory"), ("memory", "disk")):
+        ours, theirs = (Checkpoint.open(tmp_path / each) for each in (here, there))
+        assert len(set(ours.entries) & set(theirs.entries)) <= 1
+        match = find_match({n: e.shape for n, e in ours.entries.items()},
+                           {n: e.shape for n, e in theirs.entries.items()})  # fmt: skip
+        assert set(match.places) == set(ours.entries)
+        found = Restated(theirs, match)
+        for name in ours.entries:
+            assert same_bytes(found.tensor(name), ours.tensor(name)), name

@@ -202,6 +202,22 @@ def test_a_fine_tune_of_a_part_edits_that_part_and_says_so(tmp_path: Path, ws: C
     assert moved == set(part)
 
 
+def test_what_was_edited_in_part_is_made_again(
+    tmp_path: Path, ws: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain_pair(tmp_path, {"critic.up.weight": torch.ones(50, 50)})
+    with Checkpoint.open("base") as base:
+        vector = open_vector(base, ["after"], missing="base", partial=True)
+        apply(Negate(vector), base, "out")
+    recipe, _ = ws.done("run", "--from", "out")
+    assert "partial: true" in recipe
+    Path("again.yaml").write_text(recipe)
+    ws.done("run", "again.yaml", "-o", "again")
+    first, again = (read_tensors(tmp_path / each) for each in ("out", "again"))
+    assert all(same_bytes(first[name], again[name]) for name in first)
+
+
 def test_what_was_done_is_said_once_on_every_road(tmp_path: Path, ws: Command) -> None:
     it = Written(tmp_path, "deeper")
     theirs = tmp_path / "theirs1"

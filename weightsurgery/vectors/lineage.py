@@ -180,8 +180,8 @@ def kinship(
             return Kinship(change.label, "unknown", None, None, f"the {what} no samples")
         pairs = {}
         now = change.now if isinstance(change, SavedChange) else {}
-        for told, text in stored.items():
-            name = now.get(told, told)
+        for key, text in stored.items():
+            name = now.get(str(key), str(key))
             entry = base.entries.get(name)
             theirs = _decoded(change, text)
             if among is not None and name not in among:
