@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
 from weightsurgery.checkpoint.names.prefixes import Shape
 
-__all__ = ["Experts", "find_experts"]
+__all__ = ["Experts", "Role", "find_experts"]
 
 _ROLES = {
     "gate_proj": "gate",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from weightsurgery.checkpoint.names.experts import Experts, find_experts
+from weightsurgery.checkpoint.names.experts import Experts, Role, find_experts
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
 from weightsurgery.checkpoint.names.prefixes import Renaming, Shape, find_renamings, renamed
 from weightsurgery.checkpoint.names.wrappers import plain_names, unwrapped
@@ -158,10 +158,12 @@ class _Matcher:
         used: set[str] = set()
         regrouped = 0
         blocks = {n: each for each in self._our_experts.values() for n in each.stored}
+        theirs = {block: self._matrices(each, by_goal) for block, each in self._our_experts.items()}
         for plain, stored in self._ours.items():
             experts = blocks.get(plain)
             if experts is not None:
-                place = self._regrouped(experts, plain, by_goal, self._base[stored])
+                made = experts.assembled(plain, theirs[experts.block])
+                place = None if made is None else Place(self._base[stored], made)
                 regrouped += place is not None
             else:
                 place = self._whole(by_goal.get(plain))
@@ -188,19 +190,15 @@ class _Matcher:
         shape = self._other[stored]
         return Place(shape, (Block((Matrix.whole(stored, shape),)),))
 
-    def _regrouped(
-        self, experts: Experts, plain: str, by_goal: Mapping[str, str], shape: Shape
-    ) -> Place | None:
+    def _matrices(self, experts: Experts, by_goal: Mapping[str, str]) -> dict[Role, Matrix]:
+        """What the other has of a block of experts."""
         found = {}
-        for role in experts.matrices:
+        for role, wanted in experts.matrices.items():
             source = by_goal.get(_made_up(experts.block, role))
-            if source is not None:
+            if source is not None and self._sources[source].shape == wanted.shape:
                 matrix = self._sources[source]
                 found[role] = replace(matrix, name=self._theirs[matrix.name])
-        wanted = {role: m.shape for role, m in experts.matrices.items()}
-        found = {role: m for role, m in found.items() if m.shape == wanted[role]}
-        made = experts.assembled(plain, found)
-        return None if made is None else Place(shape, made)
+        return found
 
     def _turn(self, places: dict[str, Place]) -> int:
         """Take GPT-2's matrices the other way round, where none fits as it stands."""
