@@ -143,8 +143,10 @@ def _compare(
     selection = which.selection("all-linear" if asked.matrices_only else "all")
     with ExitStack() as stack:
         opened = stack.enter_context(opener(base))
-        vector = open_vector(opened, [asked.finetuned], fit.vocab, fit.missing, opener)
+        vector = open_vector(opened, [asked.finetuned], fit.vocab, fit.missing, opener, fit.partial)
         stack.callback(vector.close)
+        for line in vector.notes():
+            console.notice(line, show)
         if asked.dry_run:
             plan = plan_diff(
                 opened,

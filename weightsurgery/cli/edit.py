@@ -150,7 +150,8 @@ def _plain(
     storage = store.truncated(truncate)
     opener = open_remote if store.dry_run else Checkpoint.open
     with opener(base) as opened:
-        edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing, opener), scale)
+        vector = open_vector(opened, vectors, fit.vocab, fit.missing, opener, fit.partial)
+        edit = PLAIN[name](vector, scale)
         _apply(edit, opened, storage, store, which, work, show)
 
 
@@ -190,8 +191,8 @@ def _discriminating(
         )
     opener = open_remote if store.dry_run and not files else Checkpoint.open
     with opener(base) as opened:
-        vector = open_vector(opened, task, fit.vocab, fit.missing, opener)
-        keep = open_keep(opened, others, fit.vocab, fit.missing, opener)
+        vector = open_vector(opened, task, fit.vocab, fit.missing, opener, fit.partial)
+        keep = open_keep(opened, others, fit.vocab, fit.missing, opener, fit.partial)
         with kept_data(opened, files, vector, data, store, which, work, show) as gathered:
             edit = DISCRIMINATING[name](
                 vector,
@@ -230,6 +231,10 @@ def _apply(
             console.document(plan.summary())
         else:
             console.show(*planned_lines(plan, store.out))
+        for line in dict.fromkeys(
+            line for each in edit.vectors().values() for line in each.notes()
+        ):
+            console.notice(line, show)
         return
     try:
         with console.progress(show) as progress:

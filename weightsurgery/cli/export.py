@@ -102,6 +102,7 @@ def export(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.report.exported import adapter_plan_lines, exported_tables
+    from weightsurgery.surgery.notices import fit_notices
     from weightsurgery.surgery.workers import cores, device_for, in_order, torch_threads
     from weightsurgery.vectors.export import export_adapter, plan_export
     from weightsurgery.vectors.sources import open_vector
@@ -118,7 +119,7 @@ def export(
         "overwrite": overwrite,
     }
     with Checkpoint.open(base) as opened, torch_threads(1):
-        vector = scale * open_vector(opened, vectors, fit.vocab, fit.missing)
+        vector = scale * open_vector(opened, vectors, fit.vocab, fit.missing, partial=fit.partial)
         if dry_run:
             plan = plan_export(opened, vector, out, workers=workers, **what)
             if show.json:
@@ -146,4 +147,6 @@ def export(
         console.document({"out": out, **asdict(record)})
     else:
         console.show(*exported_tables(record, every=show.verbose))
+    for text in fit_notices(record):
+        console.notice(text, show)
     console.notice(written_line(out, record.kind), show)

@@ -102,6 +102,7 @@ def edit_from_data(
         tuple(data.validation_keep or ()),
         fit.vocab,
         fit.missing,
+        fit.partial,
     )
     what: dict[str, Any] = {
         "vector": data.vector,

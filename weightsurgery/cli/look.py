@@ -81,11 +81,13 @@ def overlap(
     with Checkpoint.open(base) as opened:
         opened_vectors = {}
         for text in vectors:
-            vector = open_vector(opened, [text], fit.vocab, fit.missing)
+            vector = open_vector(opened, [text], fit.vocab, fit.missing, partial=fit.partial)
             label, again = vector.label, 1
             while label in opened_vectors:  # none is dropped, be it the same one again
                 label, again = text if again == 1 else f"{text} ({again})", again + 1
             opened_vectors[label] = vector
+            for line in vector.notes():
+                console.notice(line, show)
         with console.progress(show) as progress:
             rows, means = overlaps(
                 opened,

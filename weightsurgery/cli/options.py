@@ -127,6 +127,14 @@ class Fit:
             rich_help_panel="How the inputs must fit",
         ),
     ] = "error"
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial",
+            help="Go on where less than half of a vector fits BASE.",
+            rich_help_panel="How the inputs must fit",
+        ),
+    ] = False
 
 
 @dataclass(frozen=True)

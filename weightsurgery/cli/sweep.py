@@ -171,16 +171,18 @@ def sweep(
 
     rule = rank_rule(keep_rank, None, "--keep-rank")
     with Checkpoint.open(base) as opened:
-        kept = open_keep(opened, keep, fit.vocab, fit.missing)
+        kept = open_keep(opened, keep, fit.vocab, fit.missing, partial=fit.partial)
         grid = _grid(scales, ranks, sides, epsilons, bool(kept.vectors), bool(kept.inputs))
         edit = Project(
-            open_vector(opened, forget, fit.vocab, fit.missing),
+            open_vector(opened, forget, fit.vocab, fit.missing, partial=fit.partial),
             kept.vectors,
             keep_rank=rule,
             basis=basis,
             seed=seed,
             keep_inputs=kept.inputs,
         )
+        for line in dict.fromkeys(n for each in edit.vectors().values() for n in each.notes()):
+            console.notice(line, show)
         with console.progress(show, unit="cells") as progress:
             found = choose(
                 edit,
@@ -279,7 +281,7 @@ def _command(
             words += [option, pattern]
     for option, value in settings.items():
         words += [] if value is None else [option, str(value)]
-    return [*words, "-o", "./edited"]
+    return [*words, *["--partial"] * fit.partial, "-o", "./edited"]
 
 
 def _check_installed(html: str | None) -> None:

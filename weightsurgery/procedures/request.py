@@ -57,6 +57,7 @@ class Sources:
         validation_keep: Data sets to look at that the edit does not see.
         vocab: For keep vectors; see :func:`weightsurgery.vectors.sources.open_change`.
         missing: Likewise.
+        partial: Likewise.
     """
 
     target: tuple[str, ...]
@@ -65,6 +66,7 @@ class Sources:
     validation_keep: tuple[str, ...] = ()
     vocab: str = "error"
     missing: str = "error"
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class Request:
             validation_target=() if watched is None else (watched,),
             validation_keep=sources.validation_keep,
         )
-        keep = open_keep(base, others, sources.vocab, sources.missing)
+        keep = open_keep(base, others, sources.vocab, sources.missing, partial=sources.partial)
         for vector in keep.vectors:
             if all(vector.at(name) is None for name in names):
                 raise MismatchError(

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from weightsurgery.report.tables import Table, edit_tables, plan_lines, size, survived_rows
+from weightsurgery.report.tables import (
+    Table,
+    edit_tables,
+    plan_lines,
+    size,
+    survived_rows,
+    used_rows,
+)
 from weightsurgery.vectors.lora_plan import AdapterPlan
 
 if TYPE_CHECKING:
@@ -76,6 +83,7 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
     for kin in record.lineage:
         figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
         facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
+    facts += used_rows(record)
     tables: list[str | Table] = [Table("Adapter", ("", ""), facts, left=frozenset({0, 1}))]
     if every:
         columns: tuple[str, ...] = (

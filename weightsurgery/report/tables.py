@@ -259,6 +259,7 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
     for kin in record.lineage:
         figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
         facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
+    facts += used_rows(record)
     tables: list[str | Table] = [Table("Edit", ("", ""), facts, left=frozenset({0, 1}))]
     if every:
         columns = ("tensor", "change", "survives", "edit check", "rank", "survived discr.")
@@ -275,6 +276,24 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         ]
         tables.append(Table("Edited tensors", columns, rows))
     return tables
+
+
+def used_rows(record: EditRecord) -> list[tuple[str, str]]:
+    """How much of each vector fits the base."""
+    rows = []
+    for each in record.inputs.values():
+        if "fitted" in each:
+            fitted, label = each["fitted"], str(each["name"]).rstrip("/").rsplit("/", 1)[-1]
+            share = f"{_percent(fitted['share'])} of its {fitted['measure']}"
+            rows.append(
+                (f"used of {label}", f"{fitted['tensors']} of {fitted['of']} tensors, {share}")
+            )
+    selected = record.summary.get("selected")
+    if selected is not None and selected["tensors"] < selected["of"]:
+        about = "about " if selected["estimated"] else ""
+        share = f"{about}{_percent(selected['share'])} of the vector's squared norm"
+        rows.append(("selected", f"{selected['tensors']} of {selected['of']} tensors, {share}"))
+    return list(dict.fromkeys(rows))
 
 
 def survived_rows(record: EditRecord) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from weightsurgery.vectors.deltas import Delta
 from weightsurgery.vectors.statistics import InputStatistics
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Edit", "Prepared", "check_scales", "input_width"]
+__all__ = ["Edit", "Prepared", "check_scales", "input_width", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Edit(Protocol):
     def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
         """Work out one tensor's change; None where there is none."""
         ...
+
+
+def task_of(edit: Edit) -> TaskVector:
+    """What an edit takes away or adds: the first of its vectors, before those to keep."""
+    return next(iter(edit.vectors().values()))
 
 
 def input_width(base: Checkpoint, name: str) -> int:

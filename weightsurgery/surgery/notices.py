@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.vectors.fitted import LITTLE, told
 
-__all__ = ["edit_notices", "held_back_notices", "size_notices"]
+__all__ = ["edit_notices", "fit_notices", "held_back_notices", "selected_notices", "size_notices"]
 
 # Of ‖W‖ over the edited tensors. Fine-tunes of real models change 0.1 to 3 % of it; on SmolLM2-135M
 # a task vector that was taken away at 4 % raised the perplexity of prose a hundredfold, at 8 % a
@@ -23,7 +24,34 @@ def edit_notices(record: EditRecord) -> list[str]:
         )
     if summary["relative_change"] == 0:
         notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
-    return notices + size_notices(record) + held_back_notices(record)
+    return (
+        fit_notices(record)
+        + selected_notices(record)
+        + notices
+        + size_notices(record)
+        + held_back_notices(record)
+    )
+
+
+def fit_notices(record: EditRecord) -> list[str]:
+    """What was done so that the vectors fit the base, and what of them is left out."""
+    found = []
+    for each in record.inputs.values():
+        if "fitted" in each:
+            found += told(str(each["name"]).rstrip("/").rsplit("/", 1)[-1], each["fitted"])
+    return list(dict.fromkeys(found))
+
+
+def selected_notices(record: EditRecord) -> list[str]:
+    """Where much of the vector lies in tensors that were not selected."""
+    selected = record.summary.get("selected")
+    if selected is None or selected["share"] >= LITTLE:
+        return []
+    about = "about " if selected["estimated"] else ""
+    return [
+        f"Only {about}{selected['share']:.0%} of the vector's squared norm is in the selected"
+        f" tensors ({selected['tensors']} of {selected['of']}); --targets and --layers select more."
+    ]
 
 
 def size_notices(record: EditRecord) -> list[str]:

@@ -26,7 +26,7 @@ from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
-from weightsurgery.surgery.edit import Edit
+from weightsurgery.surgery.edit import Edit, task_of
 from weightsurgery.surgery.notices import edit_notices
 from weightsurgery.surgery.plan import (
     Plan,
@@ -35,6 +35,7 @@ from weightsurgery.surgery.plan import (
     worker_count,
 )
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
+from weightsurgery.surgery.selected import selected_share
 from weightsurgery.surgery.stream import Progress, Stream
 from weightsurgery.surgery.windows import Windows
 from weightsurgery.surgery.workers import device_for, results, torch_threads
@@ -132,6 +133,8 @@ def apply(
             parent=parent_of(base),
         )
         _run(stream, inputs, record, worker_count(edit, workers))
+        selected = selected_share(base, task_of(edit), plan.edited, plan.copies)
+        record.summary = {**record.summary, "selected": selected}
         _finish(staging, base, storage, record)
     except KeyboardInterrupt:
         if writer is not None:

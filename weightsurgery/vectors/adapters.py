@@ -16,6 +16,8 @@ from typing import Any
 
 from weightsurgery.checkpoint.header import parse_json
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, Layout, parse_header
+from weightsurgery.checkpoint.names.matching import find_match
+from weightsurgery.checkpoint.names.wrappers import unwrapped
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import Source
@@ -23,6 +25,7 @@ from weightsurgery.checkpoint.tied import is_tied
 from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
 from weightsurgery.vectors.deltas import Delta, FactorDelta
+from weightsurgery.vectors.fitted import Fitted, shapes_of
 from weightsurgery.vectors.patterns import ModulePattern
 
 __all__ = ["AdapterChange", "is_adapter"]
@@ -47,7 +50,7 @@ _REFUSED = {
 _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _KEY = re.compile(
-    r"^(?:base_model\.model\.)?(?P<module>.+)\."
+    r"^(?:base_model\.model\.)*(?P<module>.+)\."
     r"lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.(?:default\.)?weight)?$"
 )
 
@@ -63,6 +66,9 @@ class AdapterChange:
     Args:
         base: The base.
         source: Where the adapter is.
+
+    Attributes:
+        fitted: How it fits the base.
 
     Raises:
         VectorError: Not a LoRA, or one whose effect is more than ``B A``, or another one when it
@@ -91,6 +97,7 @@ class AdapterChange:
             header = parse_header(_WEIGHTS, path.stat().st_size, read)
         entries = {entry.name: entry for entry in header.entries}
         self._weights = Checkpoint(source, Layout({_WEIGHTS: header}, entries))
+        self._names: dict[str, str] = {}  # a module's weight -> what the base calls it
         self._modules = self._match_modules()
 
     @property
@@ -103,7 +110,7 @@ class AdapterChange:
         halves: dict[str, dict[str, str]] = {}
         embeddings = set()
         for key in self._weights.entries:
-            match = _KEY.match(key)
+            match = _KEY.match(unwrapped(key)[0])
             if match is None:
                 if self._is_base_copy(key):
                     continue
@@ -114,6 +121,7 @@ class AdapterChange:
             halves.setdefault(match["module"], {})[match["factor"]] = key
             if match["embedding"]:
                 embeddings.add(match["module"])
+        self.fitted = self._fit(halves, embeddings)
         self._check_untied(halves)
         found: dict[str, tuple[str, str, str, bool]] = {}
         for module, keys in halves.items():
@@ -128,6 +136,26 @@ class AdapterChange:
         if not found:
             raise VectorError(f"{self.source.name}: an empty adapter", "Train it first.")
         return found
+
+    def _fit(self, halves: Mapping[str, Mapping[str, str]], embeddings: Iterable[str]) -> Fitted:
+        """Find what the base calls the modules, by names and shapes."""
+        shapes = {}
+        for module, keys in halves.items():
+            if len(keys) != 2:
+                continue
+            a, b = (self._weights.entry(keys[factor]).shape for factor in "AB")
+            if len(a) == len(b) == 2:
+                made = (b[0], a[1])
+                flipped = self._is_flipped((module, keys["A"], keys["B"], module in embeddings))
+                shapes[f"{module}.weight"] = made[::-1] if flipped else made
+        match = find_match(shapes_of(self.base), shapes, self.source.name)
+        self._names = {place.names[0]: name for name, place in match.places.items()}
+        facts = {k: v for k, v in match.facts().items() if k == "renamed"}
+        wrapped = [dict.fromkeys(unwrapped(key)[1]) for key in self._weights.entries]
+        wrappers = {each: sum(each in of for of in wrapped) for of in wrapped for each in of}
+        if wrappers:
+            facts["wrappers"] = wrappers
+        return Fitted(self.label, len(halves), len(halves), names=facts)
 
     def _check_untied(self, modules: Iterable[str]) -> None:
         """Refuse a change of a tied embedding or head, which is another one once it is merged."""
@@ -148,7 +176,7 @@ class AdapterChange:
 
     def _is_base_copy(self, key: str) -> bool:
         """Whether a tensor is the base's own: peft saves embeddings and head that it adapts."""
-        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        name = unwrapped(key)[0].removeprefix("base_model.model.").replace(".base_layer.", ".")
         if name not in self.base.entries:  # a tied head, which the base stores as its embedding
             name = next(iter(twin_candidates(name, list(self.base.entries))), name)
         ours, theirs = self.base.entries.get(name), self._weights.entry(key)
@@ -166,6 +194,8 @@ class AdapterChange:
         name = f"{module}.weight"
         if name in self.base.entries:
             return name
+        if name in self._names:
+            return self._names[name]
         # The wrapped model may hold the checkpoint's modules under a longer or shorter prefix.
         near = [
             each
@@ -240,6 +270,7 @@ class AdapterChange:
             "name": self.source.name,
             "revision": self.source.revision,
             "base": self.base_name,
+            "fitted": self.fitted.facts(),
             "paths": [self.source.path / "adapter_config.json", self.source.path / _WEIGHTS],
         }
 

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
+from weightsurgery.checkpoint.names.matching import find_match
+from weightsurgery.checkpoint.names.restated import Restated
 from weightsurgery.checkpoint.naming import kind_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint, quantisation
 from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
 from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
 from weightsurgery.vectors.deltas import Delta, DenseDelta, Stored
+from weightsurgery.vectors.fitted import LEAST, Fitted, numbers, shapes_of
 
 __all__ = ["FinetunedChange", "refuse_quantised"]
 
@@ -37,7 +40,9 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
 class FinetunedChange:
     """``finetuned − base``, tensor by tensor, with base and fine-tuned sharded as they like.
 
-    Names, shapes, ties and vocabularies are compared when it is made, from headers alone.
+    Names, shapes, ties and vocabularies are compared when it is made, from headers alone. What a
+    trainer or a saver did to names and layouts is undone where names and shapes tell it without
+    doubt; see :mod:`weightsurgery.checkpoint.names.matching`.
 
     Args:
         base: The base.
@@ -54,18 +59,26 @@ class FinetunedChange:
     """
 
     def __init__(
-        self, base: Checkpoint, finetuned: Checkpoint, vocab: str = "error", missing: str = "error"
+        self,
+        base: Checkpoint,
+        finetuned: Checkpoint,
+        vocab: str = "error",
+        missing: str = "error",
+        partial: bool = False,
     ) -> None:
         for value, allowed in ((vocab, VOCABULARY_POLICIES), (missing, MISSING_POLICIES)):
             if value not in allowed:
                 raise EditError(f"policy {value!r}", f"Choose one of: {', '.join(allowed)}.")
         refuse_quantised(base)
         refuse_quantised(finetuned)
-        self.base, self.finetuned = base, finetuned
+        match = find_match(shapes_of(base), shapes_of(finetuned), finetuned.source.name)
+        self.base = base
+        self.finetuned = finetuned if match.as_it_is else Restated(finetuned, match)
         self.label = finetuned.source.name.rstrip("/").rsplit("/", 1)[-1] or "finetuned"
-        self._vocab, self._missing = vocab, missing
+        self._vocab, self._missing, self._partial = vocab, missing, partial
         # Base name -> (name in the fine-tuned, rows that count or None for all).
         self._pairs: dict[str, tuple[str, int | None]] = {}
+        self._lacking: list[TensorEntry] = []
         copies = tied_copies(base)
         for name, entry in base.entries.items():
             pair = self._pair(name, entry)
@@ -77,7 +90,11 @@ class FinetunedChange:
                 "They are different architectures: name the base it was trained from.",
             )
         self._check_ties(copies)
-        self._check_extra()
+        extra = self._extra()
+        self.fitted = self._fitted(extra, match.facts())
+        if missing == "error":
+            self._refuse_misfits(extra)
+        self.fitted.check(partial)
 
     def _where(self, name: str) -> str:
         return f"tensor {name!r} of {self.finetuned.source.name}"
@@ -85,12 +102,9 @@ class FinetunedChange:
     def _pair(self, name: str, entry: TensorEntry) -> tuple[str, int | None] | None:
         other_name = stored_name(self.finetuned, name, self.base)
         if other_name is None:
-            if self._missing == "base" or entry.dtype not in ARITHMETIC_DTYPES:
-                return None
-            raise MismatchError(
-                f"{self._where(name)}: missing; the base {self.base.source.name} has it",
-                "Pass --missing base to leave such tensors as they are in the base.",
-            )
+            if entry.dtype in ARITHMETIC_DTYPES:
+                self._lacking.append(entry)
+            return None
         other = self.finetuned.entry(other_name)
         if entry.dtype not in ARITHMETIC_DTYPES:
             return None  # integers and booleans are indices and masks: copied
@@ -149,8 +163,10 @@ class FinetunedChange:
                 "Pass --missing base to let the head follow the embedding.",
             )
 
-    def _check_extra(self) -> None:
+    def _extra(self) -> list[TensorEntry]:
+        """What only the fine-tuned has; copies of what both have are none."""
         used = {name for name, _ in self._pairs.values()} | set(self.base.entries)
+        found = []
         for name, entry in self.finetuned.entries.items():
             if name in used or entry.dtype not in ARITHMETIC_DTYPES:
                 continue
@@ -158,14 +174,65 @@ class FinetunedChange:
             twins = [each for each in twins if each in self.finetuned.entries]
             if any(same_bytes(self.finetuned, name, twin) for twin in twins):
                 continue
-            if self._missing == "base":
-                continue
             if twins:
                 self._untied(name, twins[0])
-            raise MismatchError(
-                f"{self._where(name)}: the base {self.base.source.name} has no such tensor",
-                "Pass --missing base to ignore what only the fine-tuned has.",
+            found.append(entry)
+        return found
+
+    def _fitted(self, extra: list[TensorEntry], names: Mapping[str, Any]) -> Fitted:
+        theirs, ours = (
+            [entry for entry in each.entries.values() if entry.dtype in ARITHMETIC_DTYPES]
+            for each in (self.finetuned, self.base)
+        )
+        return Fitted(
+            self.label,
+            len(theirs) - len(extra),
+            len(theirs),
+            1 - numbers(extra) / max(1, numbers(theirs)),
+            "numbers",
+            len(self._lacking),
+            len(ours),
+            numbers(self._lacking) / max(1, numbers(ours)),
+            names,
+        )
+
+    def _refuse_misfits(self, extra: list[TensorEntry]) -> None:
+        """Refuse tensors that one side lacks, with advice that leads to something.
+
+        Raises:
+            MismatchError: There are some.
+        """
+        if not self._lacking and not extra:
+            return
+        fitted, base = self.fitted, self.base.source.name
+        parts = []
+        if self._lacking:
+            parts.append(
+                f"{self._where(self._lacking[0].name)}: missing; the base {base} has it"
+                f" ({fitted.missing} of the base's {fitted.base} tensors are missing,"
+                f" {fitted.missing_share:.1%} of its numbers)"
             )
+        if extra:
+            parts.append(
+                f"{self._where(extra[0].name)}: the base {base} has no such tensor"
+                f" ({len(extra)} of {fitted.of} tensors, {1 - fitted.share:.1%} of its numbers)"
+            )
+        parts += [note.removeprefix(f"{self.label}: ").rstrip(".") for note in fitted.done()]
+        if fitted.share < LEAST:
+            remedy = (
+                "Name the base it was trained from, or rename its tensors as the base calls them"
+                " ('ws inspect -v' lists them): most of it fits nothing here."
+            )
+        elif not self._lacking:
+            remedy = "Pass --missing base to ignore what only the fine-tuned has."
+        elif fitted.missing_share > 1 - LEAST:
+            remedy = (
+                "Use the whole checkpoint; if it is meant to be a part of the model, --missing base"
+                " edits that part alone."
+            )
+        else:
+            remedy = "Pass --missing base to leave such tensors as they are in the base."
+        raise MismatchError("; ".join(parts), remedy)
 
     def at(self, name: str) -> Delta | None:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
@@ -205,6 +272,8 @@ class FinetunedChange:
             "revision": checkpoint.source.revision,
             "vocab": self._vocab,
             "missing": self._missing,
+            "fitted": self.fitted.facts(),
+            **({"partial": True} if self._partial else {}),
             "paths": checkpoint.files_read(),
         }
 

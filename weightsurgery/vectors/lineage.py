@@ -179,7 +179,9 @@ def kinship(
             what = "vector has" if isinstance(change, SavedChange) else "statistics have"
             return Kinship(change.label, "unknown", None, None, f"the {what} no samples")
         pairs = {}
-        for name, text in stored.items():
+        now = change.now if isinstance(change, SavedChange) else {}
+        for key, text in stored.items():
+            name = now.get(str(key), str(key))
             entry = base.entries.get(name)
             theirs = _decoded(change, text)
             if among is not None and name not in among:

@@ -9,13 +9,17 @@ from, and holds a few samples of its base to recognise that base by.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.checkpoint.layout import encode_header
+from weightsurgery.checkpoint.names.matching import find_match
+from weightsurgery.checkpoint.names.restated import Restated
 from weightsurgery.checkpoint.plain_files import new_file, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
@@ -24,6 +28,7 @@ from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
 from weightsurgery.vectors.deltas import Delta, DenseDelta, FactorDelta, Stored
+from weightsurgery.vectors.fitted import LEAST, Fitted, shapes_of
 
 __all__ = ["SavedChange", "VectorWriter", "is_saved_vector"]
 
@@ -51,52 +56,99 @@ class SavedChange:
         base: The base it is to be applied to; not necessarily the one it was taken from.
         source: Where the vector is.
         missing: ``"error"``, or ``"base"`` to ignore changes of tensors the base does not have.
+        partial: Go on where less than half of it, by its squared norm, changes what the base has.
+
+    Attributes:
+        fitted: How it fits the base.
+        now: What the base calls the tensors that it changes, by their names in the vector.
 
     Raises:
         MismatchError: The vector changes tensors that the base does not have in this shape.
         VectorError: Factors are incomplete.
     """
 
-    def __init__(self, base: Checkpoint, source: Source, missing: str = "error") -> None:
+    def __init__(
+        self, base: Checkpoint, source: Source, missing: str = "error", partial: bool = False
+    ) -> None:
         self.source = source
         self.label = source.path.name
-        self._missing = missing
+        self._missing, self._partial = missing, partial
         self.record = read_record(source.path)
         self._weights = Checkpoint.open(source.path)
-        self._names: dict[str, bool] = {}  # name -> whether it is stored as factors
+        self._is_factored: dict[str, bool] = {}  # by the name in the vector
         for key in self._weights.entries:
             name, is_factor = (key[:-3], True) if key.endswith(_FACTORS) else (key, False)
-            self._names[name] = is_factor
-        for name in list(self._names):
-            self._check(name, base, missing)
-
-    def _check(self, name: str, base: Checkpoint, missing: str) -> None:
-        entries = self._weights.entries
-        if name not in base.entries:
-            if missing == "base":
-                del self._names[name]
-                return
-            raise MismatchError(
-                f"{self.source.name}: changes {name!r}, which {base.source.name} does not have",
-                "Use the base it was taken from, or pass --missing base.",
-            )
-        if self._names[name]:
-            parts = [entries.get(name + end) for end in _FACTORS]
-            u, s, v = parts
-            if u is None or s is None or v is None or not u.shape[1:] == s.shape == v.shape[1:]:
-                raise VectorError(
-                    f"{self.source.name}: the factors of {name!r} are incomplete",
-                    "Save the vector again with 'ws subspace' or 'ws diff -o'.",
+            self._is_factored[name] = is_factor
+        shapes = {name: self._shape(name) for name in self._is_factored}
+        match = find_match(shapes_of(base), shapes, source.name)
+        self._factors: dict[str, str] = {}  # by the base's name: the name in the vector
+        dense = {}
+        for name, place in match.places.items():
+            if not any(self._is_factored[each] for each in place.names):
+                dense[name] = place
+            elif len(place.blocks) == 1 and place.blocks[0].run is not None:
+                self._factors[name] = place.names[0]
+            else:
+                continue
+            if place.shape != base.entry(name).shape:
+                raise MismatchError(
+                    f"{source.name}: changes {place.names[0]!r} of shape {list(place.shape)}; in"
+                    f" {base.source.name} it is {list(base.entry(name).shape)}",
+                    "Use the base it was taken from.",
                 )
-            shape: tuple[int, ...] = (u.shape[0], v.shape[0])
-        else:
-            shape = entries[name].shape
-        if shape != base.entry(name).shape:
+        # What tensors of the base it was taken from are in this one.
+        self.now = {
+            place.names[0]: name
+            for name, place in match.places.items()
+            if len(place.names) == 1 and place.shape == shapes[place.names[0]]
+        }
+        self._dense = self._weights
+        if not match.as_it_is:
+            self._dense = Restated(self._weights, replace(match, places=dense, rest=()))
+        self._names = {n: None for n in match.places if n in self._factors or n in dense}
+        used = {each for name in self._names for each in match.places[name].names}
+        lost = [name for name in shapes if name not in used]
+        self.fitted = Fitted(
+            self.label, len(used), len(shapes), self._share(lost), names=match.facts()
+        )
+        if lost and missing == "error":
+            remedy = "Use the base it was taken from, or pass --missing base."
+            if self.fitted.share < LEAST:
+                remedy = "Use the base it was taken from: most of the vector is of such tensors."
             raise MismatchError(
-                f"{self.source.name}: changes {name!r} of shape {list(shape)}; in"
-                f" {base.source.name} it is {list(base.entry(name).shape)}",
-                "Use the base it was taken from.",
+                f"{source.name}: changes {lost[0]!r}, which {base.source.name} does not have"
+                f" ({len(lost)} of its {len(shapes)} tensors are such)",
+                remedy,
             )
+        self.fitted.check(partial)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        entries = self._weights.entries
+        if not self._is_factored[name]:
+            return entries[name].shape
+        u, s, v = (entries.get(name + end) for end in _FACTORS)
+        if u is None or s is None or v is None or not u.shape[1:] == s.shape == v.shape[1:]:
+            raise VectorError(
+                f"{self.source.name}: the factors of {name!r} are incomplete",
+                "Save the vector again with 'ws subspace' or 'ws diff -o'.",
+            )
+        return u.shape[0], v.shape[0]
+
+    def _share(self, lost: Sequence[str]) -> float:
+        """The share of the squared norm that is not in some of the tensors."""
+        if not lost:
+            return 1.0
+        whole = {name: self._energy(name) for name in self._is_factored}
+        total = math.fsum(whole.values())
+        return 1 - math.fsum(whole[name] for name in lost) / total if total > 0 else 1.0
+
+    def _energy(self, name: str) -> float:
+        if self._is_factored[name]:
+            return float(self._weights.tensor(f"{name}::S").double().square().sum())
+        return math.fsum(
+            float(self._weights.rows(name, start, stop).double().square().sum())
+            for start, stop in self._weights.entry(name).blocks()
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,15 +157,15 @@ class SavedChange:
 
     def at(self, name: str) -> Delta | None:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
-        is_factor = self._names.get(name)
-        if is_factor is None:
-            return None
-        if is_factor:
-            u, s, v = (self._weights.tensor(name + end).float() for end in _FACTORS)
+        factored = self._factors.get(name)
+        if factored is not None:
+            u, s, v = (self._weights.tensor(factored + end).float() for end in _FACTORS)
             return FactorDelta.of(LowRank(u, s, v))
+        if name not in self._names:
+            return None
         return DenseDelta(
-            lambda start, stop: self._weights.rows(name, start, stop),
-            stored=Stored(self._weights, self._weights.entry(name)),
+            lambda start, stop: self._dense.rows(name, start, stop),
+            stored=Stored(self._dense, self._dense.entry(name)),
         )
 
     def provenance(self) -> Mapping[str, Any]:
@@ -123,6 +175,8 @@ class SavedChange:
             "name": self.source.name,
             "revision": self.source.revision,
             "missing": self._missing,
+            "fitted": self.fitted.facts(),
+            **({"partial": True} if self._partial else {}),
             "paths": self._weights.files_read(),
         }
 

@@ -119,6 +119,7 @@ def open_change(
     vocab: str = "error",
     missing: str = "error",
     opener: Opener = Checkpoint.open,
+    partial: bool = False,
 ) -> Change:
     """Open a fine-tuned checkpoint, a saved task vector or a PEFT adapter as a change of a base.
 
@@ -128,6 +129,7 @@ def open_change(
         vocab: For fine-tuned checkpoints; see :class:`FinetunedChange`.
         missing: See :class:`FinetunedChange` and :class:`SavedChange`.
         opener: Opens a fine-tuned checkpoint; :func:`open_remote` fetches what is read alone.
+        partial: Take a vector of which less than half fits the base.
 
     Raises:
         SourceError: Nothing there.
@@ -141,7 +143,7 @@ def open_change(
             " 'ws learn' take data too.",
         )
     if opener is not Checkpoint.open and _is_remote_model(name):
-        return FinetunedChange(base, opener(name), vocab, missing)
+        return FinetunedChange(base, opener(name), vocab, missing, partial)
     source = resolve_source(name)
     if is_statistics(source.path):
         raise VectorError(
@@ -151,14 +153,14 @@ def open_change(
     if is_adapter(source.path):
         return AdapterChange(base, source)
     if is_saved_vector(source.path):
-        return SavedChange(base, source, missing)
+        return SavedChange(base, source, missing, partial)
     adapters = sorted(path.parent.name for path in source.path.glob("*/adapter_config.json"))
     if adapters and not any(source.path.glob("*.safetensors")):
         raise SourceError(
             f"{name}: holds adapters in folders of their own: {', '.join(adapters)}",
             f"Name one of them:  {os.path.join(name, adapters[0])}",
         )
-    return FinetunedChange(base, Checkpoint.at(source), vocab, missing)
+    return FinetunedChange(base, Checkpoint.at(source), vocab, missing, partial)
 
 
 def _is_remote_model(name: str) -> bool:
@@ -182,12 +184,13 @@ def open_vector(
     vocab: str = "error",
     missing: str = "error",
     opener: Opener = Checkpoint.open,
+    partial: bool = False,
 ) -> TaskVector:
     """The sum of several vectors, each optionally scaled: ``["a", "b:0.5"]``."""
     terms = []
     for text in names:
         name, factor = split_scale(text)
-        terms.append((factor, open_change(base, name, vocab, missing, opener)))
+        terms.append((factor, open_change(base, name, vocab, missing, opener, partial)))
     return TaskVector(tuple(terms))
 
 
@@ -210,6 +213,7 @@ def open_keep(
     vocab: str = "error",
     missing: str = "error",
     opener: Opener = Checkpoint.open,
+    partial: bool = False,
 ) -> Keep:
     """Open each thing to keep as what it is; a scale weights the tokens of statistics.
 
@@ -227,5 +231,5 @@ def open_keep(
             found = Statistics.open(name)
             inputs.append(found if factor == 1 else WeightedStatistics(found, factor))
         else:
-            vectors.append(open_vector(base, [text], vocab, missing, opener))
+            vectors.append(open_vector(base, [text], vocab, missing, opener, partial))
     return Keep(tuple(vectors), tuple(inputs))

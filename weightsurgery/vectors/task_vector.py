@@ -114,6 +114,11 @@ class TaskVector:
         """Equal for vectors of the same changes of the same files, opened twice or once."""
         return tuple((factor, _identity(change)) for factor, change in self.terms)
 
+    def notes(self) -> list[str]:
+        """What was done so that the terms fit the base, and what of them is left out, in lines."""
+        fitted = (getattr(change, "fitted", None) for _, change in self.terms)
+        return [line for each in fitted if each is not None for line in each.notes()]
+
     def close(self) -> None:
         """Close what the terms hold open; what is in flight over the network is given up."""
         for _, change in self.terms:

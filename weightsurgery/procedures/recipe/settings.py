@@ -169,6 +169,8 @@ def called_from_python(
         if len(chosen) > 1:
             raise unsayable(f"its vectors were opened with different {option}: {chosen}")
         values |= {option: chosen[0]} if chosen else {}
+    if any(each.get("partial") for each in inputs.values()):
+        values["partial"] = True
     storage = parameters.get("storage", {})
     seed = parameters.get("seed", storage.get("seed"))
     if storage.get("rounding") == "stochastic" and storage["seed"] != seed:

@@ -1,0 +1,175 @@
+"""A checkpoint read under another's names: nothing is copied, and nothing is read before its time.
+
+A tensor that only has another name, or lies in one piece inside another (an expert in a stack), is
+a range of bytes in the same file. What has to be put together is so block by block while it is
+read: an expert's matrix at a time, never a stack of them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from weightsurgery.checkpoint.layout import Layout, TensorEntry
+from weightsurgery.checkpoint.names.matching import Match, Place
+from weightsurgery.checkpoint.names.matrices import Block, Matrix
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.deferred import numpy as np
+from weightsurgery.errors import MismatchError
+
+__all__ = ["Restated"]
+
+# The blocks a thread put together last, as (tensor, number) → bytes: what is read in parts is made
+# once for all of them.
+_made = threading.local()
+
+
+class Restated(Checkpoint):
+    """A checkpoint under the base's names, in the base's layout.
+
+    Args:
+        inner: As it is stored.
+        match: How its tensors go together with the base's.
+
+    Raises:
+        MismatchError: A tensor would be put together of numbers of several dtypes.
+    """
+
+    def __init__(self, inner: Checkpoint, match: Match) -> None:
+        self.inner = inner
+        self._key = object()  # alive as long as what is remembered under it
+        entries: dict[str, TensorEntry] = {}
+        self._put_together: dict[str, Place] = {}
+        self._stored: dict[str, tuple[str, ...]] = {}
+        for name, place in match.places.items():
+            entries[name] = self._entry(name, place)
+            self._stored[name] = place.names
+        for name in match.rest:
+            if name not in entries:
+                entries[name], self._stored[name] = inner.entry(name), (name,)
+        # No shards: no window of them holds what a window of the base's holds.
+        super().__init__(inner.source, Layout({}, entries))
+
+    def _entry(self, name: str, place: Place) -> TensorEntry:
+        old = [self.inner.entry(each) for each in place.names]
+        if len({each.dtype for each in old}) > 1:
+            raise MismatchError(
+                f"{self.inner.source.name}: {old[0].name!r} is stored in {old[0].dtype},"
+                f" {old[-1].name!r} otherwise: {name!r} of the base would be put together of both",
+                "Save it again in one dtype.",
+            )
+        first = old[0]
+        width = first.nbytes // first.numel if first.numel else 0
+        run = place.blocks[0].run if len(place.blocks) == 1 else None
+        if run is not None:
+            start = first.start + run.first * width
+        else:
+            start = first.start  # of no meaning: it is put together when it is read
+            self._put_together[name] = place
+        size = math.prod(place.shape) * width
+        return TensorEntry(name, first.dtype, place.shape, first.shard, start, start + size)
+
+    def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
+        """See :meth:`Checkpoint.read_into`."""
+        place = self._put_together.get(entry.name)
+        if place is None:
+            self.inner.read_into(entry, offset, buffer)
+            return
+        if offset < 0 or offset + len(buffer) > entry.nbytes:
+            raise ValueError(f"bytes {offset}+{len(buffer)} outside tensor {entry.name!r}")
+        width = entry.nbytes // entry.numel
+        end = offset + len(buffer)
+        for number, block, begin in _blocks(place, width):
+            first, last = max(begin, offset), min(begin + block.numel * width, end)
+            if first < last:
+                into = buffer[first - offset : last - offset]
+                self._read_block(entry.name, number, block, width, first - begin, into)
+
+    def _read_block(
+        self, name: str, number: int, block: Block, width: int, offset: int, into: memoryview
+    ) -> None:
+        if block.run is not None:
+            stored = self.inner.entry(block.run.name)
+            self.inner.read_into(stored, block.run.first * width + offset, into)
+            return
+        made = _remembered((self._key, name, number), partial(self._make, block, width))
+        into[:] = made[offset : offset + len(into)]
+
+    def _make(self, block: Block, width: int) -> memoryview:
+        out = np.empty(block.shape, dtype=f"V{width}")
+        at = 0
+        for piece in block.pieces:
+            out[:, at : at + piece.shape[1]] = self._piece(piece, width)
+            at += piece.shape[1]
+        return memoryview(out.view(np.uint8).reshape(-1).data)
+
+    def _piece(self, piece: Matrix, width: int) -> np.ndarray:
+        raw = bytearray(piece.span * width)
+        stored = self.inner.entry(piece.name)
+        self.inner.read_into(stored, piece.first * width, memoryview(raw))
+        numbers = np.frombuffer(raw, dtype=f"V{width}")
+        steps = tuple(step * width for step in piece.steps)
+        return np.lib.stride_tricks.as_strided(numbers, piece.shape, steps)
+
+    def _inner_names(self, names: Iterable[str]) -> list[str]:
+        every = (stored for name in names for stored in self._stored[name])
+        return list(dict.fromkeys(every))
+
+    @property
+    def remote(self) -> bool:
+        """See :attr:`Checkpoint.remote`."""
+        return self.inner.remote
+
+    @property
+    def fetched(self) -> int:
+        """See :attr:`Checkpoint.fetched`."""
+        return self.inner.fetched
+
+    @property
+    def to_download(self) -> int:
+        """See :attr:`Checkpoint.to_download`."""
+        return self.inner.to_download
+
+    def absent(self, names: Iterable[str]) -> int:
+        """See :meth:`Checkpoint.absent`."""
+        return self.inner.absent(self._inner_names(names))
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """See :meth:`Checkpoint.prefetch`."""
+        self.inner.prefetch(self._inner_names(names))
+
+    def file(self, name: str) -> Path | None:
+        """See :meth:`Checkpoint.file`."""
+        return self.inner.file(name)
+
+    def files_read(self) -> list[Path]:
+        """See :meth:`Checkpoint.files_read`."""
+        return self.inner.files_read()
+
+    def handle(self, shard: str) -> int:
+        """See :meth:`Checkpoint.handle`."""
+        return self.inner.handle(shard)
+
+    def close(self) -> None:
+        """See :meth:`Checkpoint.close`."""
+        self.inner.close()
+
+
+def _blocks(place: Place, width: int) -> Iterator[tuple[int, Block, int]]:
+    """Each block, with its number and the byte it begins at."""
+    begin = 0
+    for number, block in enumerate(place.blocks):
+        yield number, block, begin
+        begin += block.numel * width
+
+
+def _remembered(key: object, make: Callable[[], memoryview]) -> memoryview:
+    if getattr(_made, "key", None) != key:
+        _made.key = _made.block = None  # not both at once
+        _made.block = make()
+        _made.key = key
+    block: memoryview = _made.block
+    return block
