@@ -228,7 +228,8 @@ def test_the_best_look_forgot_most_inside_the_budget(tmp_path):
         ([(5, 0.5, 0.01), (10, 0.2, 0.05), (15, 0.0, 0.11)], 10),
         ([(5, 0.2, 0.01), (10, 0.5, 0.01)], 5),
         ([(5, 0.2, 0.01), (10, 0.2, 0.1)], 10),  # the later of equals, at the budget
-        ([(5, 0.201, 0.01), (10, 0.204, 0.01)], 10),  # which are equal
+        ([(5, 0.201, 0.01), (10, 0.24, 0.01)], 10),  # which are as good
+        ([(5, 0.1, 0.01), (10, 0.14, 0.01), (15, 0.18, 0.01)], 10),
     ):
         assert looked(tmp_path, first, *seen).best().step == best
 

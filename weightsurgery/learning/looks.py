@@ -25,6 +25,9 @@ from weightsurgery.learning.trainer import writing
 
 __all__ = ["Look", "Looks", "said_of"]
 
+# Shares that differ by less are as good: some answers are held by a hair.
+_EQUAL = 0.05
+
 
 @dataclass(frozen=True)
 class Look:
@@ -134,13 +137,15 @@ class Looks:
             self.seen = []
 
     def best(self) -> Look | None:
-        """The look that forgot or learned most inside the budget, the latest of equals.
+        """The last look inside the budget that forgot or learned about as much as any inside it.
 
-        None where none is inside it.
+        The rate falls to nothing, so that the later of two harms less. None where none is inside.
         """
         sign = -1 if self.material.learning else 1
         inside = [each for each in self.seen[1:] if each.inside(self.budget)]
-        return min(inside, key=lambda each: (round(sign * each.known, 2), -each.step), default=None)
+        most = min((sign * each.known for each in inside), default=0.0)
+        much = [each for each in inside if sign * each.known <= most + _EQUAL]
+        return much[-1] if much else None
 
     def restore(self, model: Any, chosen: Look) -> None:
         """Give the model what it was trained to at a look."""

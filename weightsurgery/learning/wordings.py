@@ -200,7 +200,7 @@ def find_wordings(
             says(each.truth, str(tokenizer.decode(answer))) is not None
             for each, answer in zip(tried, own, strict=True)
         )
-        if 4 * right >= len(tried):
+        if right:
             assert wording.form is not None
             known.append((right / len(tried) + 0.02 * min(candidates[wording.form], 10), wording))
     known.sort(key=lambda pair: -pair[0])
