@@ -262,7 +262,7 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     kinds = {id(row): kind for kind in KEPT for row in material.kept[kind]}
     totals = dict.fromkeys(("forget", "held", *KEPT), 0.0)
     counted = dict.fromkeys(("forget", *KEPT), 0)
-    for part, weights in (*trainer._parts(2), *trainer._parts(3)):
+    for part, weights in (*trainer._parts(known.model, 2), *trainer._parts(known.model, 3)):
         for row, weight in zip(part, weights, strict=True):
             assert isinstance(row, Row)
             assert len(weight) == len(row.expected)
@@ -287,16 +287,16 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     left = {material.taught[number].tokens for number in trainer.looks.seen[1].left}
     moved = {material.kept["neighbours"][number].tokens for number in (0, 2)}
     trainer.looks.seen[2] = replace(trainer.looks.seen[2], left=(), moved=())
-    read = {row.tokens for part, _ in trainer._parts(3) for row in part}
+    read = {row.tokens for part, _ in trainer._parts(known.model, 3) for row in part}
     assert left <= read
     assert moved <= read
     chosen = trainer._to_forget(3, random.Random(0))
     assert len(chosen) == 4
     assert {row.tokens for row in chosen[:2]} == left
     assert len(trainer._to_forget(9, random.Random(0))) == 4
-    told = [[row.tokens for row in part] for part, _ in trainer._parts(3)]
-    assert told == [[row.tokens for row in part] for part, _ in trainer._parts(3)]
-    assert told != [[row.tokens for row in part] for part, _ in trainer._parts(4)]
+    told = [[row.tokens for row in part] for part, _ in trainer._parts(known.model, 3)]
+    assert told == [[row.tokens for row in part] for part, _ in trainer._parts(known.model, 3)]
+    assert told != [[row.tokens for row in part] for part, _ in trainer._parts(known.model, 4)]
 
 
 # --- what makes no sense -------------------------------------------------------------------------

@@ -5,12 +5,22 @@ import torch
 
 from tests.learning.tiny import tiny
 from weightsurgery.learning import last_places as module
-from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning import packed as packing
+from weightsurgery.learning.last_places import grouped, last_logits, together
+from weightsurgery.learning.packed import Packed, packs, passes
 
 BEGUN = list(range(10, 30))
 TEXTS = [BEGUN + rest for rest in ([40, 41, 42], [50], [60, 61, 62, 63, 64, 65], [70, 71])]
 COUNTS = [2, 1, 4, 2]
 SHARED = len(BEGUN)
+
+
+@pytest.fixture(params=["in one sequence", "in rows"])
+def layout(request, monkeypatch):
+    """Both ways to read many texts."""
+    if request.param == "in rows":
+        monkeypatch.setattr(module, "packs", lambda model: False)
+    return request.param
 
 
 def alone(model, texts, counts):
@@ -26,7 +36,7 @@ def assert_same(found, wanted):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
-def test_the_shared_beginning_changes_no_logit(family):
+def test_the_shared_beginning_changes_no_logit(family, layout):
     model = tiny(family)
     with torch.no_grad():
         assert module._shared(model, TEXTS, COUNTS) == SHARED
@@ -46,7 +56,7 @@ def test_the_shared_beginning_changes_no_logit(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_gradients_flow_through_the_shared_beginning(family):
+def test_gradients_flow_through_the_shared_beginning(family, layout):
     model = tiny(family)
 
     def gradients(logits):
@@ -66,16 +76,22 @@ def test_gradients_flow_through_the_shared_beginning(family):
 
 
 @pytest.mark.parametrize("headed", [True, False])
-def test_the_head_reads_no_other_place(headed, monkeypatch):
+def test_the_head_reads_no_other_place(headed, layout, monkeypatch):
     model, read = tiny("llama"), []
+    if layout == "in one sequence":
+        assert packs(model)  # tried, and known from now on
     model.lm_head.register_forward_hook(lambda _, given, out: read.append(out.shape[:2].numel()))
     if not headed:  # a model that does not say which its head is
         monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
     with torch.no_grad():
         found = last_logits(model, TEXTS, COUNTS, 2)
-        shared = 1  # of the beginning, the last place's logits are made, and left
-        places = sum(COUNTS) if headed else len(TEXTS) * (max(map(len, TEXTS)) - SHARED)
-        assert sum(read) == places + shared
+        if layout == "in one sequence":
+            places = SHARED + sum(len(text) - SHARED for text in TEXTS)
+            assert sum(read) == (sum(COUNTS) if headed else places)
+        else:
+            shared = 1  # of the beginning, the last place's logits are made, and left
+            places = sum(COUNTS) if headed else len(TEXTS) * (max(map(len, TEXTS)) - SHARED)
+            assert sum(read) == places + shared
         assert_same(found, alone(model, TEXTS, COUNTS))
 
 
@@ -95,6 +111,7 @@ def test_windows_and_states_are_read_whole():
     ):
         with torch.no_grad():
             assert module._shared(model, TEXTS, COUNTS) == 0
+            assert not packs(model)
             assert_same(last_logits(model, TEXTS, COUNTS, 2), alone(model, TEXTS, COUNTS))
 
 
@@ -123,3 +140,54 @@ def test_groups_are_a_partition_of_what_begins_alike(size):
         begun = {tuple(texts[number][:8]) for number in group}
         together = [number for number in group if len(texts[number]) >= 18]
         assert len(together) < 3 or len(begun) == 1
+
+
+# --- in one sequence -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_what_heeds_a_mask_is_found_out_by_trying(family, monkeypatch):
+    model = tiny(family).train()
+    assert packs(model)
+    assert model.training
+    again = tiny(family)
+    own = again.forward
+    # One that leaves masks out, as some do that know no other than their own.
+    monkeypatch.setattr(again, "forward", lambda attention_mask=None, **given: own(**given))
+    assert not packs(again)
+    refuses = tiny(family)
+    monkeypatch.setattr(refuses, "forward", lambda input_ids: own(input_ids=input_ids))
+    assert not packs(refuses)
+
+
+def test_nothing_is_there_twice_and_nobody_sees_another():
+    made = Packed(TEXTS, COUNTS)
+    tokens, positions = made.tokens[0].tolist(), made.positions[0].tolist()
+    assert len(tokens) == SHARED + sum(len(text) - SHARED for text in TEXTS)
+    sees = made.mask(torch.float32)[0, 0] == 0
+    read = [[tokens[m] for m in torch.where(row)[0]] for row in sees]
+    last = [read[column] for column in made.columns.tolist()]
+    wanted = [
+        text[: len(text) - count + n + 1]
+        for text, count in zip(TEXTS, COUNTS, strict=True)
+        for n in range(count)
+    ]
+    assert last == wanted  # each sees its own text, and that alone
+    assert [positions[column] for column in made.columns.tolist()] == [len(t) - 1 for t in wanted]
+
+
+def test_sequences_are_a_partition_of_bounded_length(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 40, (90,), generator=generator).tolist()
+    texts = [[n % 3] * 14 + [50 + n] * length for n, length in enumerate(lengths)]
+    texts += [[7, n] for n in range(10, 15)] + [[5] * 900, [6] * 900]
+    found = passes(texts)
+    assert sorted(number for numbers in found for number in numbers) == list(range(len(texts)))
+    for numbers in found:
+        size = Packed([texts[n] for n in numbers], [1] * len(numbers)).tokens.shape[1]
+        assert size <= packing._MOST or len(numbers) == 1
+    # Beginnings are counted once: 90 of them would be longer than all the rest.
+    assert len(found) <= 2 + -(-(sum(lengths) + 200) // packing._MOST) + 1
+    assert passes([]) == []
+    monkeypatch.setattr(module, "packs", lambda model: False)
+    assert together(None, texts[:9], 4) == grouped(texts[:9], 4)

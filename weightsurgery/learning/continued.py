@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from weightsurgery.learning.last_places import begun_alike, grouped, keeps_all, read_beginning
+from weightsurgery.learning.beginnings import begun_alike, keeps_all
+from weightsurgery.learning.last_places import grouped, read_beginning
 from weightsurgery.learning.models import quiet
 
 __all__ = ["batches", "continued"]

@@ -28,7 +28,7 @@ from torch import Tensor
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.expected import Expected, divergences, remains
-from weightsurgery.learning.last_places import grouped
+from weightsurgery.learning.last_places import together
 from weightsurgery.learning.looks import Look, Looks, said_of
 from weightsurgery.learning.material import KEPT, Material, Row
 from weightsurgery.learning.method import Stage
@@ -111,7 +111,7 @@ class _ByNeighbours(StageTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         """See Trainer; rows of like lengths together, each part with its own backward pass."""
         total: Any = 0
-        for part in self._parts(int(inputs["step"])):
+        for part in self._parts(model, int(inputs["step"])):
             total += super().training_step(model, {"part": part})
         return total
 
@@ -149,7 +149,7 @@ class _ByNeighbours(StageTrainer):
         """The last look, also in a run that goes on from before it."""
         return [each for each in self.looks.seen if each.step <= step][-1]
 
-    def _parts(self, step: int) -> list[tuple[list[Row], list[Tensor]]]:
+    def _parts(self, model: Any, step: int) -> list[tuple[list[Row], list[Tensor]]]:
         how = self.settings
         rng = random.Random(f"step {how.seed} {step}")
         some = max(1, how.batch_size // 4)
@@ -176,7 +176,7 @@ class _ByNeighbours(StageTrainer):
             weighed.append((row, weight))
         return [
             ([weighed[n][0] for n in numbers], [weighed[n][1] for n in numbers])
-            for numbers in grouped([row.tokens for row, _ in weighed], 16)
+            for numbers in together(model, [row.tokens for row, _ in weighed], 16)
         ]
 
 

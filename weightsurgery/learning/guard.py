@@ -24,7 +24,7 @@ from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import Progress, greedy
-from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import language_texts
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.stages import set_values, values_of
@@ -227,7 +227,7 @@ class Guard:
         model.eval()  # type: ignore[no-untyped-call]
         divergence, nll, count = 0.0, 0.0, 0
         with torch.inference_mode():
-            for numbers in grouped([text for text, _ in self._texts], 24):
+            for numbers in together(model, [text for text, _ in self._texts], 24):
                 texts = [self._texts[n] for n in numbers]
                 counts = [count for _, count in texts]
                 found = last_logits(model, [text for text, _ in texts], counts, self._padding)

@@ -1,29 +1,25 @@
-"""What a model says at the last places of texts; what all of them begin with is read once.
+"""What a model says at the last places of texts; what texts begin with in common is read once.
 
-Questions put to a chat model begin with the same dozens of tokens, its system prompt. They are read
-once a batch, and what the layers keep of them (keys and values) serves every text; gradients flow
-through it as if each text had read them.
+Questions put to a chat model begin with the same dozens of tokens, its system prompt. Where a model
+heeds it, all texts stand in one sequence (:mod:`weightsurgery.learning.packed`). Else such a
+beginning is read once a batch, and what the layers keep of it (keys and values) serves every text.
+Gradients flow through it either way as if each text had read it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-__all__ = ["begun_alike", "grouped", "keeps_all", "last_logits", "read_beginning"]
+from weightsurgery.learning.beginnings import begun_alike, families, keeps_all
+from weightsurgery.learning.packed import packed, packs, passes
 
-# Fewer tokens in common, or fewer texts, are not worth a pass of their own.
-_WORTH, _TEXTS = 12, 3
-
-# Texts that begin with the same so many tokens go together.
-_ALIKE = 8
+__all__ = ["grouped", "last_logits", "read_beginning", "together"]
 
 # Tokens of a batch, padding included: what is kept of them for gradients is held at once.
 _MOST = 1024
@@ -43,15 +39,9 @@ def grouped(
         most: Tokens of a batch at most, padding included, but for a text that has more.
         before: A number of each text that is alike in a batch before lengths are.
     """
-    begun: dict[tuple[int, ...], list[int]] = {}
-    for number, text in enumerate(texts):
-        begun.setdefault(tuple(text[:_ALIKE]), []).append(number)
-    alone = [numbers for numbers in begun.values() if len(numbers) < _TEXTS]
-    groups = [numbers for numbers in begun.values() if len(numbers) >= _TEXTS]
-    groups += [[number for numbers in alone for number in numbers]] if alone else []
     found: list[list[int]] = []
-    for numbers in groups:
-        numbers.sort(key=lambda n: (before[n] if before else 0, len(texts[n]), n))
+    for family in families(texts):
+        numbers = sorted(family, key=lambda n: (before[n] if before else 0, len(texts[n]), n))
         batch: list[int] = []
         longest = 0
         for number in numbers:
@@ -62,6 +52,17 @@ def grouped(
             batch.append(number)
         found.append(batch)
     return found
+
+
+def together(model: Any, texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Numbers of the texts by pass, as :func:`last_logits` is to be given them.
+
+    Args:
+        model: It decides whether they stand in one sequence or in rows.
+        texts: Tokens of each.
+        size: Texts of a pass at most, in rows.
+    """
+    return passes(texts) if packs(model) else grouped(texts, size)
 
 
 def last_logits(
@@ -79,6 +80,12 @@ def last_logits(
         Of all places of the first text, of the second, and so on, shape (sum of counts,
         vocabulary), on the model's device.
     """
+    if packs(model):
+        given = packed(model, texts, counts)
+        columns = given.pop("columns")
+        with _head_reads(model, torch.zeros_like(columns), columns) as reading:
+            said: Tensor = model(**given).logits
+        return said[0] if reading else said[0, columns]
     shared = _shared(model, texts, counts)
     inner = [list(text[shared:]) for text in texts]
     width = max(map(len, inner))
@@ -136,22 +143,6 @@ def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -
         return 0
     found = begun_alike(texts, min(len(t) - count for t, count in zip(texts, counts, strict=True)))
     return found if found and keeps_all(model) else 0
-
-
-def begun_alike(texts: Sequence[Sequence[int]], most: int) -> int:
-    """How many tokens all texts begin with, up to so many; 0 where it is not worth a pass."""
-    if len(texts) < _TEXTS:
-        return 0
-    same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
-    found = min(sum(1 for _ in same), most)
-    return found if found >= _WORTH else 0
-
-
-def keeps_all(model: Any) -> bool:
-    """Whether the layers keep all keys and values: windows and states cannot be handed round."""
-    if getattr(model, "_is_stateful", False):
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def read_beginning(model: Any, tokens: Sequence[int], copies: int) -> Any:

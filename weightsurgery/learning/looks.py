@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weightsurgery.learning.expected import Expected, divergences
-from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.trainer import writing
@@ -161,7 +161,7 @@ def said(
         The rows' numbers, logits of all their places, (places, vocabulary), and what is expected
         there, on the same device.
     """
-    for numbers in grouped([row.tokens for row in rows], size):
+    for numbers in together(model, [row.tokens for row in rows], size):
         picked = [rows[n] for n in numbers]
         yield (numbers, *said_of(model, picked, padding))
 

@@ -24,7 +24,7 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.data import padding_token
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import Progress, greedy
-from weightsurgery.learning.last_places import grouped, last_logits
+from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.wordings import Asked, Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, sampled
 
@@ -205,7 +205,7 @@ def said_at(
     """
     model.eval()  # type: ignore[no-untyped-call]
     done = 0
-    for numbers in grouped([read for read, _ in rows], batch_size):
+    for numbers in together(model, [read for read, _ in rows], batch_size):
         counts = [rows[n][1] for n in numbers]
         found = last_logits(model, [rows[n][0] for n in numbers], counts, padding_token(tokenizer))
         for n, logits in zip(numbers, torch.split(found, counts), strict=True):

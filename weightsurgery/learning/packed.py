@@ -1,0 +1,155 @@
+"""Many texts in one sequence, each blind to the others; what some begin with stands there once.
+
+A batch of short texts spends its time on padding, and on a pass of its own for the beginning that
+they share. In one sequence there is neither: a mask lets a token see those before it in its text,
+positions count from each text's own beginning, and the texts that begin alike branch off from one
+beginning, as in tree attention (Miao et al., SpecInfer, arXiv 2305.09781, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from weightsurgery.learning.beginnings import begun_alike, families, keeps_all
+
+__all__ = ["Packed", "packed", "packs", "passes"]
+
+# Tokens of a sequence at most, but for a text that has more: the mask is as wide as it is high.
+_MOST = 640
+
+# How far logits may be from those of single texts, as a share; rounding is far below, and a model
+# that takes no such mask far above.
+_CLOSE, _CLOSE_HALF = 1e-3, 3e-2
+
+_known: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+class Packed:
+    """Texts in one sequence.
+
+    Args:
+        texts: Tokens of each, at least one.
+        counts: How many of the last places of each count.
+
+    Attributes:
+        tokens: int64, shape (1, tokens).
+        positions: Of each in its text, int64, shape (1, tokens).
+        columns: Where the places that count are: of the first text, the second, and so on.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> None:
+        self._branches: list[int] = []  # which run a token belongs to
+        self._parents: list[int] = []  # and which it goes on from; -1 for none
+        tokens: list[int] = []
+        positions: list[int] = []
+        columns: list[list[int]] = [[] for _ in texts]
+        branch = 0
+
+        def put(run: Sequence[int], begun: int, parent: int) -> list[int]:
+            nonlocal branch
+            start = len(tokens)
+            tokens.extend(run)
+            positions.extend(range(begun, begun + len(run)))
+            self._branches.extend([branch] * len(run))
+            self._parents.extend([parent] * len(run))
+            branch += 1
+            return list(range(start, start + len(run)))
+
+        for family in families(texts, 2):
+            own = [texts[number] for number in family]
+            most = min(len(texts[number]) - counts[number] for number in family)
+            shared, parent = begun_alike(own, most, 2), -1
+            if shared:
+                parent = branch
+                put(own[0][:shared], 0, -1)
+            for number in family:
+                places = put(texts[number][shared:], shared, parent)
+                columns[number] = places[len(places) - counts[number] :]
+        self.tokens, self.positions = torch.tensor([tokens]), torch.tensor([positions])
+        self.columns = torch.tensor([place for each in columns for place in each])
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """0 where a token (rows) sees another (columns), else the least number of a dtype.
+
+        Returns:
+            Shape (1, 1, tokens, tokens).
+        """
+        branches, parents = torch.tensor(self._branches), torch.tensor(self._parents)
+        order = torch.arange(len(branches))
+        sees = (branches[:, None] == branches[None]) & (order[:, None] >= order[None])
+        sees |= parents[:, None] == branches[None]
+        return torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[
+            None, None
+        ]
+
+
+def passes(texts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Numbers of the texts, by sequence."""
+    found: list[list[int]] = [[]]
+    used = 0
+    for family in families(texts, 2):
+        own = [texts[number] for number in family]
+        shared, begun = begun_alike(own, min(map(len, own)) - 1, 2), False
+        for number in family:
+            size = len(texts[number]) - (shared if begun else 0)
+            if found[-1] and used + size > _MOST:
+                found.append([])
+                used, size = 0, len(texts[number])
+            found[-1].append(number)
+            used, begun = used + size, True
+    return found if found[-1] else []
+
+
+def packed(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> dict[str, Any]:
+    """What a model is to be called with, and where to read: ``columns``."""
+    made = Packed(texts, counts)
+    parameter = next(model.parameters())
+    return {
+        "input_ids": made.tokens.to(parameter.device),
+        "position_ids": made.positions.to(parameter.device),
+        "attention_mask": made.mask(_dtype(model)).to(parameter.device),
+        "use_cache": False,
+        "columns": made.columns.to(parameter.device),
+    }
+
+
+def _dtype(model: Any) -> torch.dtype:
+    embedding: torch.dtype = model.get_input_embeddings().weight.dtype
+    return embedding
+
+
+def packs(model: Any) -> bool:
+    """Whether a model heeds such masks and positions; found out by trying, once for each."""
+    if model not in _known:
+        _known[model] = keeps_all(model) and _heeds(model)
+    return _known[model]
+
+
+@torch.no_grad()
+def _heeds(model: Any) -> bool:
+    was_training = model.training
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    begun = [(7 * n + 3) % vocabulary for n in range(14)]
+    texts = [[*begun, *((11 * n + m) % vocabulary for n in range(m))] for m in (1, 2, 4)]
+    texts.append([(5 * n + 1) % vocabulary for n in range(6)])
+    counts = [1] * len(texts)
+    try:
+        model.eval()
+        given = packed(model, texts, counts)
+        columns = given.pop("columns")
+        together = model(**given).logits[0, columns].double()
+        device = given["input_ids"].device
+        alone = torch.cat(
+            [model(input_ids=torch.tensor([text], device=device)).logits[0, -1:] for text in texts]
+        ).double()
+    except Exception:  # whatever a model says to what it does not know
+        return False
+    finally:
+        model.train(was_training)
+    close = _CLOSE if _dtype(model) == torch.float32 else _CLOSE_HALF
+    return bool((together - alone).norm() <= close * alone.norm())
