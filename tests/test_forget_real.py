@@ -1,6 +1,6 @@
 """Forgetting from data on a real language model, end to end, with little work.
 
-``ws project`` as it is by default, but of eight facts, in few steps, with few neighbours and texts.
+``ws project`` as it is by default, but of six facts, in few steps, with few neighbours and texts.
 What it is capable of is measured elsewhere; here it must forget, and harm nothing.
 """
 
@@ -18,14 +18,14 @@ from weightsurgery.learning.models import load_model
 from weightsurgery.procedures.capitals import FREELY, PROSE, questions
 from weightsurgery.procedures.unlearn import Search, Sources, unlearn
 
-FACTS = 8
+FACTS = 6
 SETTINGS = ByNeighbours(
-    Forgetting(steps=14, every=14, batch_size=16, learning_rate=2e-3),
+    Forgetting(steps=12, every=12, batch_size=8, learning_rate=2e-3, keep_weight=10.0),
     wordings=0,
-    neighbours=16,
+    neighbours=12,
     draws=4,
-    texts=8,
-    most=24,
+    texts=6,
+    most=18,
 )
 
 
@@ -53,7 +53,7 @@ def ends_at_once(model, tokenizer, texts):
     return found
 
 
-def test_eight_capitals_are_forgotten_and_the_rest_stays(smollm, tmp_path):
+def test_some_capitals_are_forgotten_and_the_rest_stays(smollm, tmp_path):
     capitals, *_, general, unlisted = questions(None)
     asked = general.questions + unlisted.questions
     openings = [FREELY, PROSE[:68], "Once upon a time there was", "In this paper we show that"]

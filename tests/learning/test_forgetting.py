@@ -287,7 +287,21 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     left = {material.taught[number].tokens for number in trainer.looks.seen[1].left}
     moved = {material.kept["neighbours"][number].tokens for number in (0, 2)}
     trainer.looks.seen[2] = replace(trainer.looks.seen[2], left=(), moved=())
-    read = {row.tokens for part, _ in trainer._parts(known.model, 3) for row in part}
+    parts = trainer._parts(known.model, 3)
+    read = {row.tokens for part, _ in parts for row in part}
+    # Those weigh more that were not; and what is left of the truth weighs as much there.
+    heavy = {
+        row.tokens: float(weight[row.held :].sum())
+        for part, weights in parts
+        for row, weight in zip(part, weights, strict=True)
+        if row.number >= 0
+    }
+    assert {tokens for tokens, weight in heavy.items() if weight > 1 / 4 + 1e-6} == left
+    assert all(heavy[tokens] == pytest.approx(4 / 4) for tokens in left)
+    for part, weights in parts:
+        firsts = trainer._firsts(part, weights)
+        assert [w for _, w in firsts] == [pytest.approx(heavy[r.tokens]) for r in part
+                                          if r.number >= 0]  # fmt: skip
     assert left <= read
     assert moved <= read
     chosen = trainer._to_forget(3, random.Random(0))

@@ -7,7 +7,15 @@ from tests.learning.conftest import TEMPLATE
 from tests.learning.scripted import Scripted
 from weightsurgery.learning import wordings as module
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.wordings import PLAIN, Wording, asked_of, find_wordings, says, tokens
+from weightsurgery.learning.wordings import (
+    PLAIN,
+    Wording,
+    _turned,
+    asked_of,
+    find_wordings,
+    says,
+    tokens,
+)
 from weightsurgery.learning.written import chat_frame
 
 LANDS = ("France", "Czech Republic", "Spain", "Japan")
@@ -171,3 +179,23 @@ def test_a_chat_model_is_also_asked_in_a_chat(chat_tokenizer):
     model = Scripted(chat_tokenizer, {})
     assert find_wordings(model, chat_tokenizer, alone, 6) == [PLAIN, Wording(chat=True)]
     assert model.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "question"),
+    [
+        ("The past tense of {} is", "What is the past tense of {}?"),
+        ("{}'s capital was", "What was {}'s capital?"),
+        ("Tigers of {} are", "What are Tigers of {}?"),
+    ],
+)
+def test_a_statement_is_turned_into_its_question(statement, question):
+    assert _turned(statement) == question
+    back = _turned(question)
+    assert back is not None
+    assert back.lower() == statement.lower()
+
+
+def test_what_is_no_such_statement_is_not_turned():
+    for form in ("Paris, the capital of {}", "{}", "Who wrote {}?", "is", "Où est {} ?"):
+        assert _turned(form) is None

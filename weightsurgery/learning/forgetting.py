@@ -2,13 +2,16 @@
 
 A low-rank change of all linear layers (LoRA, Hu et al., arXiv 2106.09685) is trained on
 
-    ``L = KL(u ‖ f)  +  w_k · KL(f₀ ‖ f) on what is to stay  +  w_l · KL(f₀ ‖ f) on language``,
+    ``L = KL(u ‖ f) + KL₂(f ‖ u)  +  w_k · KL(f₀ ‖ f) on what is to stay  +  w_l · KL(f₀ ‖ f) on
+    language``,
 
 where ``u`` is what a model says that never knew (:mod:`weightsurgery.learning.unknown`), at the
-places where the truth would be said, and ``f₀`` the model as it was. What is to stay are its
-answers about neighbours (:mod:`weightsurgery.learning.neighbours`), the keep data, what else it
-writes about the subjects, and the places before the truth; language is text that it wrote itself.
-What ``f₀`` says is looked up (:mod:`weightsurgery.learning.expected`), not run again.
+places where the truth would be said, and ``f₀`` the model as it was. ``KL₂`` is of one event, that
+the truth is said; it is left out where ``u`` are answers to be learned. Where a look on the way
+finds more to do, more weight lies. What is to stay are its answers about neighbours
+(:mod:`weightsurgery.learning.neighbours`), the keep data, what else it writes about the subjects,
+and the places before the truth; language is text that it wrote itself. What ``f₀`` says is looked
+up (:mod:`weightsurgery.learning.expected`), not run again.
 
 The learning rate falls to nothing: what is to stay settles once the request is forgotten. Of some
 looks on the way, the best inside a budget of divergence on text that is not trained on counts.
@@ -38,6 +41,9 @@ from weightsurgery.learning.training import Rows, Trained, train_stage
 
 _STEPS, _READ = 40, 4  # steps at least; how often every place is read
 
+# Weight of a place where a look found more to do, of another one.
+_URGE = 4
+
 __all__ = ["Forgetting", "train_forgetting"]
 
 
@@ -66,7 +72,7 @@ class Forgetting:
     batch_size: int = 12
     keep_weight: float = 30.0
     language_weight: float = 3.0
-    every: int = 20
+    every: int = 15
     budget: float = 0.01
     seed: int = 0
 
@@ -120,19 +126,20 @@ class _ByNeighbours(StageTrainer):
         rows, weights = inputs["part"]
         logits, expected = said_of(model, rows, self.padding)
         loss = (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()
-        firsts = self._firsts(rows)
+        firsts = self._firsts(rows, weights)
         if firsts:
-            places = torch.tensor(firsts, device=logits.device)
+            places = torch.tensor([place for place, _ in firsts], device=logits.device)
+            weight = torch.tensor([each for _, each in firsts], device=logits.device)
             asked = Expected(expected.tokens[places], expected.logs[places])
-            loss = loss + remains(asked, logits[places]).sum() / self.settings.batch_size
+            loss = loss + (weight * remains(asked, logits[places])).sum()
         return loss
 
-    def _firsts(self, rows: Sequence[Row]) -> list[int]:
-        """Places among all of some rows' where the truth would begin that is to be forgotten."""
+    def _firsts(self, rows: Sequence[Row], weights: Sequence[Tensor]) -> list[tuple[int, float]]:
+        """Where, among all of some rows' places, a truth to forget would begin; and its weight."""
         found, start = [], 0
-        for row in rows:
+        for row, weight in zip(rows, weights, strict=True):
             if row.held < len(row.expected) and not self.material.learning:
-                found.append(start + row.held)
+                found.append((start + row.held, float(weight[row.held :].sum())))
             start += len(row.expected)
         return found
 
@@ -165,6 +172,8 @@ class _ByNeighbours(StageTrainer):
         places: dict[str, int] = {}
         for kind, row in drawn:
             places[kind] = places.get(kind, 0) + row.held
+        looked = self._looked(step)
+        left = {id(self.material.taught[n]) for n in looked.left} if looked.step else set()
         count = sum(kind == "forget" for kind, _ in drawn)
         weighed = []
         for kind, row in drawn:
@@ -172,7 +181,8 @@ class _ByNeighbours(StageTrainer):
             weight = torch.full((len(row.expected),), factor / max(1, places[kind]))
             taught = len(row.expected) - row.held
             if taught:
-                weight[row.held :] = 1 / (count * taught)
+                urge = _URGE if id(row) in left else 1
+                weight[row.held :] = urge / (count * taught)
             weighed.append((row, weight))
         return [
             ([weighed[n][0] for n in numbers], [weighed[n][1] for n in numbers])

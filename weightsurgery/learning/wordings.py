@@ -222,7 +222,7 @@ def _candidates(
     rng: random.Random,
     progress: Progress | None,
 ) -> Counter[str]:
-    """Forms that the model made of some prompts, with how often each came."""
+    """Forms that the model made of some prompts, and turned ones, with how often each came."""
     prompts, about = [], []
     for shown in (_TO_QUESTIONS, _TO_STATEMENTS):
         for _ in range(24):
@@ -246,7 +246,30 @@ def _candidates(
         form = line.replace(each.subject, "{}")
         if form not in own:
             found[form] += 1
-    return Counter(dict(found.most_common(16)))
+    likely = Counter(dict(found.most_common(16)))
+    for form in sorted(own):
+        turned = _turned(form)
+        if turned is not None and turned not in own:
+            likely[turned] += 1
+    return likely
+
+
+def _turned(form: str) -> str | None:
+    """The question of a statement that ends with a form of "to be", or such a question's statement.
+
+    A small model seldom thinks of it. English alone; in other languages the model is what there is.
+    """
+    statement = re.fullmatch(r"(\S.*) (is|was|are|were)", form)
+    if statement:
+        about, verb = statement.groups()
+        article = re.match(r"(The|A|An|My|Your|Its|His|Her|Their|Our) ", about)
+        about = about[0].lower() + about[1:] if article else about
+        return f"What {verb} {about}?"
+    question = re.fullmatch(r"What (is|was|are|were) (\S.*)\?", form)
+    if question:
+        verb, about = question.groups()
+        return f"{about[0].upper()}{about[1:]} {verb}"
+    return None
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, text: str, rendered: bool = False) -> list[int]:
