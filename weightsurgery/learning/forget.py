@@ -180,7 +180,7 @@ def change_by_neighbours(
                 )
                 trained, looks = train_forgetting(
                     with_adapter,
-                    Stage("forgetting", inside),
+                    Stage("learning" if learning else "forgetting", inside),
                     material,
                     settings.training,
                     folder,
