@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weightsurgery.checkpoint.record import EditRecord
 
-__all__ = ["edit_notices", "held_back_notices", "size_notices"]
+__all__ = ["edit_notices", "held_back_notices", "input_notices", "size_notices"]
 
 # Of ‖W‖ over the edited tensors. Fine-tunes of real models change 0.1 to 3 % of it; on SmolLM2-135M
 # a task vector that was taken away at 4 % raised the perplexity of prose a hundredfold, at 8 % a
@@ -23,7 +23,13 @@ def edit_notices(record: EditRecord) -> list[str]:
         )
     if summary["relative_change"] == 0:
         notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
-    return notices + size_notices(record) + held_back_notices(record)
+    return input_notices(record) + notices + size_notices(record) + held_back_notices(record)
+
+
+def input_notices(record: EditRecord) -> list[str]:
+    """What was done to the inputs, or is odd about them, each thing once."""
+    told = [note for each in record.inputs.values() for note in each.get("notes", ())]
+    return list(dict.fromkeys(told))
 
 
 def size_notices(record: EditRecord) -> list[str]:

@@ -11,8 +11,9 @@ from weightsurgery.checkpoint.record import read_record
 from weightsurgery.checkpoint.repository import look_up
 from weightsurgery.checkpoint.source import is_hub_name, resolve_source
 from weightsurgery.checkpoint.staging import RECORD_NAME
-from weightsurgery.errors import EditError, SourceError, VectorError
-from weightsurgery.vectors.adapters import AdapterChange, is_adapter
+from weightsurgery.errors import EditError, VectorError
+from weightsurgery.vectors.adapter_folders import find_adapter
+from weightsurgery.vectors.adapters import AdapterChange
 from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
 from weightsurgery.vectors.statistics import (
@@ -100,7 +101,7 @@ def open_change(
     missing: str = "error",
     opener: Opener = Checkpoint.open,
 ) -> Change:
-    """Open a fine-tuned checkpoint, a saved task vector or a PEFT adapter as a change of a base.
+    """Open a fine-tuned checkpoint, a saved task vector or an adapter as a change of a base.
 
     Args:
         base: The base.
@@ -128,16 +129,11 @@ def open_change(
             f"{name}: activation statistics, not a change of weights",
             "They say what to keep: pass them to 'ws project' or 'ws learn' with --keep.",
         )
-    if is_adapter(source.path):
-        return AdapterChange(base, source)
+    adapter = find_adapter(source)
+    if adapter is not None:
+        return AdapterChange(base, source, adapter)
     if is_saved_vector(source.path):
         return SavedChange(base, source, missing)
-    adapters = sorted(path.parent.name for path in source.path.glob("*/adapter_config.json"))
-    if adapters and not any(source.path.glob("*.safetensors")):
-        raise SourceError(
-            f"{name}: holds adapters in folders of their own: {', '.join(adapters)}",
-            f"Name one of them:  {os.path.join(name, adapters[0])}",
-        )
     return FinetunedChange(base, Checkpoint.at(source), vocab, missing)
 
 
