@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightsurgery.checkpoint.naming import kind_of, layer_of, twin_candidates
-from weightsurgery.checkpoint.reader import Checkpoint, quantisation
+from weightsurgery.checkpoint.quantised import quantisation
+from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.tied import tied_copies
 
 __all__ = ["Group", "Inspection", "inspect"]

@@ -142,7 +142,7 @@ def _compare(
     base, out, rule, opener = asked.base, asked.out, truncate.rule(), asked.opener(which)
     selection = which.selection("all-linear" if asked.matrices_only else "all")
     with ExitStack() as stack:
-        opened = stack.enter_context(opener(base))
+        opened = stack.enter_context(fit.opened(base, opener))
         vector = open_vector(opened, [asked.finetuned], fit.vocab, fit.missing, opener)
         stack.callback(vector.close)
         if asked.dry_run:

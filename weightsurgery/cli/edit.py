@@ -149,7 +149,7 @@ def _plain(
 
     storage = store.truncated(truncate)
     opener = open_remote if store.dry_run else Checkpoint.open
-    with opener(base) as opened:
+    with fit.opened(base, opener) as opened:
         edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing, opener), scale)
         _apply(edit, opened, storage, store, which, work, show)
 
@@ -183,13 +183,15 @@ def _discriminating(
     storage = store.storage()
     files, others = split_data(share.keep or ())
     data.refuse_with_vectors(keeps_data=bool(files))
+    if files:
+        fit.refuse_running("data to keep")
     if files and share.side == "soft":  # before a model is run for them
         raise EditError(
             "--side soft with data to keep: its statistics would have a ridge of their own",
             "Keep vectors alone, or take --side right.",
         )
     opener = open_remote if store.dry_run and not files else Checkpoint.open
-    with opener(base) as opened:
+    with fit.opened(base, opener) as opened:
         vector = open_vector(opened, task, fit.vocab, fit.missing, opener)
         keep = open_keep(opened, others, fit.vocab, fit.missing, opener)
         with kept_data(opened, files, vector, data, store, which, work, show) as gathered:

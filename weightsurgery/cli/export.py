@@ -117,7 +117,7 @@ def export(
         "dtype": dtype,
         "overwrite": overwrite,
     }
-    with Checkpoint.open(base) as opened, torch_threads(1):
+    with fit.opened(base, Checkpoint.open) as opened, torch_threads(1):
         vector = scale * open_vector(opened, vectors, fit.vocab, fit.missing)
         if dry_run:
             plan = plan_export(opened, vector, out, workers=workers, **what)

@@ -72,6 +72,7 @@ def edit_from_data(
 ) -> None:
     """Forget or learn data sets."""
     installed()
+    fit.refuse_running("data")
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError

@@ -78,7 +78,7 @@ def overlap(
     from weightsurgery.surgery.overlap import overlaps
     from weightsurgery.vectors.sources import open_vector
 
-    with Checkpoint.open(base) as opened:
+    with fit.opened(base, Checkpoint.open) as opened:
         opened_vectors = {}
         for text in vectors:
             vector = open_vector(opened, [text], fit.vocab, fit.missing)

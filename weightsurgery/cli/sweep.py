@@ -170,6 +170,7 @@ def sweep(
     from weightsurgery.vectors.sources import open_keep, open_vector
 
     rule = rank_rule(keep_rank, None, "--keep-rank")
+    fit.refuse_running("ws sweep")
     with Checkpoint.open(base) as opened:
         kept = open_keep(opened, keep, fit.vocab, fit.missing)
         grid = _grid(scales, ranks, sides, epsilons, bool(kept.vectors), bool(kept.inputs))

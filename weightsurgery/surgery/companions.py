@@ -69,7 +69,8 @@ def copy_companions(
 ) -> dict[str, dict[str, Any]]:
     """Copy the base's companion files and index byte for byte into a growing output.
 
-    With another storage dtype, ``config.json`` and the index, which name the old one, say the new.
+    With another storage dtype, ``config.json`` and the index, which name the old one, say the new;
+    of a base that is read as numbers neither speaks of its codes.
 
     Returns:
         SHA-256 and size of each copy, for the record.
@@ -79,13 +80,15 @@ def copy_companions(
         OutputError: One has the name of a shard, or the disk failed.
     """
     converts = any(storage.stored(entry) != entry.dtype for entry in base.entries.values())
+    converts |= not base.as_stored
     copied = {}
     for name in companions_of(base, storage):
         source, target = base.path / name, staging.files / name
         with output_errors(staging.target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with source.open("rb") as read, new_file(target) as file:
-                if (name == "config.json" and storage.dtype is not None) or (
+                redeclares = storage.dtype is not None or not base.as_stored
+                if (name == "config.json" and redeclares) or (
                     name == base.layout.index_name and converts
                 ):
                     file.write(_redeclared(name, read.read(), storage, base))
@@ -102,10 +105,16 @@ def _redeclared(name: str, content: bytes, storage: Storage, base: Checkpoint) -
     that is parsed and written anew may mean something else to an older reader.
     """
     if name == "config.json":
+        if not base.as_stored:  # what it says of codes is true no more
+            content = (json.dumps(base.config, indent=2) + "\n").encode()
+        if storage.dtype is None:
+            return content
         pattern = rb'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float|bfloat)\d+"'
-        return re.sub(pattern, rb'\g<1>"' + (storage.dtype or "").encode() + b'"', content)
+        return re.sub(pattern, rb'\g<1>"' + storage.dtype.encode() + b'"', content)
     if name == base.layout.index_name:
         index = json.loads(content)
+        if not base.as_stored:
+            index["weight_map"] = {name: entry.shard for name, entry in base.entries.items()}
         if isinstance(index.get("metadata"), dict):
             entries = base.entries.values()
             index["metadata"]["total_size"] = sum(

@@ -41,6 +41,7 @@ def inputs_of(
         "kind": "checkpoint",
         "name": base.source.name,
         "revision": base.source.revision,
+        **({"notes": list(base.notes)} if base.notes else {}),
     }
     found = {"base": Input(source, base.files_read())}
     for role, vector in vectors.items():

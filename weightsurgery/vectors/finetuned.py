@@ -8,7 +8,8 @@ from typing import Any
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.naming import kind_of, twin_candidates
-from weightsurgery.checkpoint.reader import Checkpoint, quantisation
+from weightsurgery.checkpoint.quantised import matrices, quantisation
+from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
 from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
 from weightsurgery.vectors.deltas import Delta, DenseDelta, Stored
@@ -30,7 +31,10 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
         raise UnsupportedCheckpointError(
             f"{checkpoint.source.name}: quantised, {scheme}; its stored numbers are codes,"
             " on which weight arithmetic means nothing",
-            "Use the unquantised checkpoint it was made from, or dequantise it first.",
+            "Pass --dequantize to read float8 codes as the numbers they stand for, or use the"
+            " unquantised checkpoint it was made from."
+            if any(matrices(checkpoint.entries))
+            else "Use the unquantised checkpoint it was made from, or dequantise it first.",
         )
 
 
@@ -205,6 +209,7 @@ class FinetunedChange:
             "revision": checkpoint.source.revision,
             "vocab": self._vocab,
             "missing": self._missing,
+            **({"notes": list(checkpoint.notes)} if checkpoint.notes else {}),
             "paths": checkpoint.files_read(),
         }
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weightsurgery.checkpoint.dequantised import dequantised
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import read_record
 from weightsurgery.checkpoint.repository import look_up
@@ -122,7 +123,7 @@ def open_change(
             " 'ws learn' take data too.",
         )
     if opener is not Checkpoint.open and _is_remote_model(name):
-        return FinetunedChange(base, opener(name), vocab, missing)
+        return FinetunedChange(base, _as_base(base, opener(name)), vocab, missing)
     source = resolve_source(name)
     if is_statistics(source.path):
         raise VectorError(
@@ -134,7 +135,12 @@ def open_change(
         return AdapterChange(base, source, adapter)
     if is_saved_vector(source.path):
         return SavedChange(base, source, missing)
-    return FinetunedChange(base, Checkpoint.at(source), vocab, missing)
+    return FinetunedChange(base, _as_base(base, Checkpoint.at(source)), vocab, missing)
+
+
+def _as_base(base: Checkpoint, finetuned: Checkpoint) -> Checkpoint:
+    """A fine-tuned checkpoint, read as numbers where the base is."""
+    return dequantised(finetuned) if base.dequantises else finetuned
 
 
 def _is_remote_model(name: str) -> bool:
