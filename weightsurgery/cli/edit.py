@@ -219,11 +219,14 @@ def _apply(
     work: Work,
     show: Show,
 ) -> None:
+    from weightsurgery.checkpoint.remarks import remarks
     from weightsurgery.report.exported import planned_lines, written_tables
     from weightsurgery.surgery.adapter import apply_as, plan_as
 
     if store.check:
         _checkable(store)
+    for text in remarks(base):
+        console.notice(f"{base.source.name}: {text}.", show)
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
     if store.dry_run:

@@ -14,6 +14,7 @@ from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.checkpoint.weight_files import shard_stem
 from weightsurgery.errors import OutputError
 from weightsurgery.surgery.plan import Storage
 
@@ -95,7 +96,25 @@ def copy_companions(
                 else:
                     shutil.copyfileobj(read, file, 1 << 22)
             copied[name] = {"sha256": content_sha256(target), "bytes": target.stat().st_size}
-    return copied
+    return {**copied, **_new_index(base, storage, staging)}
+
+
+def _new_index(base: Checkpoint, storage: Storage, staging: Staging) -> dict[str, dict[str, Any]]:
+    """An index for shards that had none, without which no library would load them."""
+    if base.layout.index_name is not None or len(base.shards) < 2:
+        return {}
+    stem = shard_stem(next(iter(base.shards))) or "model"
+    target = staging.files / f"{stem}.safetensors.index.json"
+    entries = base.entries.values()
+    total = sum(entry.numel * BITS[storage.stored(entry)] // 8 for entry in entries)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {entry.name: entry.shard for entry in entries},
+    }
+    with output_errors(staging.target), new_file(target) as file:
+        file.write((json.dumps(index, indent=2) + "\n").encode())
+    facts = {"sha256": content_sha256(target), "bytes": target.stat().st_size}
+    return {target.name: facts}
 
 
 def _redeclared(name: str, content: bytes, storage: Storage, base: Checkpoint) -> bytes:

@@ -19,13 +19,23 @@ __all__ = ["FinetunedChange", "refuse_quantised"]
 VOCABULARY_POLICIES = ("error", "common-rows", "base")
 MISSING_POLICIES = ("error", "base")
 
+_MATRICES = ("attention", "mlp", "embeddings", "head")
+
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Refuse checkpoints whose stored numbers are codes.
+    """Refuse checkpoints whose stored numbers are codes, or were elsewhere when it was saved.
 
     Raises:
         UnsupportedCheckpointError: Adding or scaling codes gives noise, not weights.
     """
+    for name, entry in checkpoint.entries.items():
+        if entry.shape == (0,) and name.endswith(".weight") and kind_of(name) in _MATRICES:
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.source.name}: tensor {name!r} is [0]: its weights were partitioned"
+                " over processes (DeepSpeed ZeRO-3, FSDP) when it was saved, and are not here",
+                "Gather them: run zero_to_fp32.py on the training's checkpoint, or save again with"
+                " stage3_gather_16bit_weights_on_model_save (FSDP: a full state dict).",
+            )
     scheme = quantisation(checkpoint)
     if scheme is not None:
         raise UnsupportedCheckpointError(
