@@ -142,8 +142,8 @@ def _layers(checkpoint: Checkpoint) -> Iterator[str]:
     if extra:
         yield (
             f"{len(extra)} tensors are of layers beyond the config's, such as {extra[0]}: heads"
-            " that predict more than one token (MTP); most libraries leave them out when they load, and"
-            " an edit of all tensors changes them too"
+            " that predict more than one token (MTP); most libraries leave them out when they load,"
+            " and an edit of all tensors changes them too"
         )
 
 

@@ -109,9 +109,10 @@ def _refuse_gguf(root: Path, names: Sequence[str]) -> None:
     if not found:
         return
     code = (
-        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T, GgufConfig as G; "
         f"d, f = {str(root)!r}, {found[0]!r}; o = d + '-numbers'; "
-        "M.from_pretrained(d, gguf_file=f).save_pretrained(o); "
+        "M.from_pretrained(d, gguf_file=f, quantization_config=G(dequantize=True),"
+        " dtype='bfloat16').save_pretrained(o); "
         "T.from_pretrained(d, gguf_file=f).save_pretrained(o)"
     )
     raise UnsupportedCheckpointError(
