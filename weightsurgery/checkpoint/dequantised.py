@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.header import BITS, TensorEntry, encode_header, parse_header
+from weightsurgery.checkpoint.header import (
+    BITS,
+    ShardHeader,
+    TensorEntry,
+    encode_header,
+    parse_header,
+)
 from weightsurgery.checkpoint.layout import Layout
 from weightsurgery.checkpoint.quantised import (
     FP8,
@@ -171,7 +178,8 @@ class Dequantised(Checkpoint):
     def __init__(self, inner: Checkpoint, scales: Mapping[str, _Scale], left: set[str]) -> None:
         declared = inner.text_config.get("torch_dtype") or inner.text_config.get("dtype")
         dtype = _DTYPES.get(str(declared).removeprefix("torch."), "BF16")
-        shards, entries = {}, {}
+        shards: dict[str, ShardHeader] = {}
+        entries: dict[str, TensorEntry] = {}
         for name, header in inner.shards.items():
             wanted = [
                 (each.name, dtype if each.name in scales else each.dtype, each.shape)
@@ -182,7 +190,7 @@ class Dequantised(Checkpoint):
                 continue
             raw = encode_header(wanted, header.metadata)
             size = len(raw) + sum(math.prod(shape) * BITS[new] // 8 for _, new, shape in wanted)
-            found = parse_header(name, size, lambda start, length, r=raw: r[start : start + length])
+            found = parse_header(name, size, partial(_part, raw))
             shards[name] = found
             entries |= {each.name: each for each in found.entries}
         super().__init__(inner.source, Layout(shards, entries, inner.layout.index_name))
@@ -194,7 +202,7 @@ class Dequantised(Checkpoint):
         )
 
     @property
-    def config(self) -> dict[str, Any]:  # type: ignore[override]
+    def config(self) -> dict[str, Any]:
         """``config.json`` without what it says of codes."""
         return without_quantisation(self.inner.config)
 
@@ -257,6 +265,10 @@ class Dequantised(Checkpoint):
         """Close the files."""
         self.inner.close()
         super().close()
+
+
+def _part(raw: bytes, start: int, length: int) -> bytes:
+    return raw[start : start + length]
 
 
 def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:

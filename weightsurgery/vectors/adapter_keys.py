@@ -80,7 +80,8 @@ def sort_keys(keys: Iterable[str], kind: str, where: str) -> SortedKeys:
     """
     pattern = {"mlx-lora": _MLX, "kohya-lora": _KOHYA}.get(kind, _PEFT)
     modules: dict[str, Factors] = {}
-    rest, names = [], set()
+    rest: list[str] = []
+    names: set[str] = set()
     for key in keys:
         match = pattern.match(key)
         tail = [] if match is None or kind != "peft-lora" else match["tail"].split(".")[1:]

@@ -160,14 +160,15 @@ def _tokens(
         told = next((each for text, each in told.items()
                      if f".{module}".endswith(f".{text}")), None)  # fmt: skip
     rows, count = base.entry(name).rows, weights.entry(key).rows
-    right = isinstance(told, list) and all(
-        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < rows for each in told
+    chosen = told if isinstance(told, list) else []
+    right = all(
+        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < rows for each in chosen
     )
-    if not right or len(set(told)) != len(told) or len(told) != count:
+    if not right or len(set(chosen)) != len(chosen) or len(chosen) != count:
         raise VectorError(
             f"{weights.source.name}: {key!r} has {count} rows, and trainable_token_indices does not"
             f" name as many different ones of the {rows} of {name!r}",
             "Restore adapter_config.json, or merge the adapter in peft.",
         )
-    places, sources = torch.tensor(told, dtype=torch.int64).sort()
+    places, sources = torch.tensor(chosen, dtype=torch.int64).sort()
     return Rows(name, key, places, sources, count, is_tied(base, name), weights)

@@ -124,13 +124,13 @@ class AdapterChange:
                 self._add_factors(each)
         rows = find_rows(self.base, self._weights, found.rest, config.settings, self._find)
         self._check_untied([each.module for each in found.modules.values()], rows)
-        for each in rows:
-            names = [each.name] if len(each.places) else []
-            if names and each.both_sides:
-                names += [a for a, b in tied_copies(self.base).items() if b == each.name]
+        for some in rows:
+            names = [some.name] if len(some.places) else []
+            if names and some.both_sides:
+                names += [a for a, b in tied_copies(self.base).items() if b == some.name]
             for name in names:
-                self._terms.setdefault(name, []).append(each.delta)
-            self._say(each.told())
+                self._terms.setdefault(name, []).append(some.delta)
+            self._say(some.told())
         for factors in expert_factors(self.base, self._weights, experts, config, self._find):
             self._add_experts(factors)
         if not self._terms and not found.modules:
