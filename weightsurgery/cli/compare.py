@@ -12,6 +12,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.look import Base, Page
+from weightsurgery.cli.opened import open_base
 from weightsurgery.cli.options import Fit, Show, Which, Work, typed_command, written_path
 from weightsurgery.cli.spread import options
 
@@ -142,7 +143,7 @@ def _compare(
     base, out, rule, opener = asked.base, asked.out, truncate.rule(), asked.opener(which)
     selection = which.selection("all-linear" if asked.matrices_only else "all")
     with ExitStack() as stack:
-        opened = stack.enter_context(fit.opened(base, opener))
+        opened = stack.enter_context(open_base(base, fit, opener))
         vector = open_vector(opened, [asked.finetuned], fit.vocab, fit.missing, opener)
         stack.callback(vector.close)
         if asked.dry_run:

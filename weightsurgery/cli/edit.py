@@ -11,6 +11,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
+from weightsurgery.cli.opened import open_base, refuse_running
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work, typed_command, written_line
 from weightsurgery.cli.spread import options
 
@@ -149,7 +150,7 @@ def _plain(
 
     storage = store.truncated(truncate)
     opener = open_remote if store.dry_run else Checkpoint.open
-    with fit.opened(base, opener) as opened:
+    with open_base(base, fit, opener) as opened:
         edit = PLAIN[name](open_vector(opened, vectors, fit.vocab, fit.missing, opener), scale)
         _apply(edit, opened, storage, store, which, work, show)
 
@@ -184,14 +185,14 @@ def _discriminating(
     files, others = split_data(share.keep or ())
     data.refuse_with_vectors(keeps_data=bool(files))
     if files:
-        fit.refuse_running("data to keep")
+        refuse_running(fit, "data to keep")
     if files and share.side == "soft":  # before a model is run for them
         raise EditError(
             "--side soft with data to keep: its statistics would have a ridge of their own",
             "Keep vectors alone, or take --side right.",
         )
     opener = open_remote if store.dry_run and not files else Checkpoint.open
-    with fit.opened(base, opener) as opened:
+    with open_base(base, fit, opener) as opened:
         vector = open_vector(opened, task, fit.vocab, fit.missing, opener)
         keep = open_keep(opened, others, fit.vocab, fit.missing, opener)
         with kept_data(opened, files, vector, data, store, which, work, show) as gathered:

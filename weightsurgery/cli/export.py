@@ -10,6 +10,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
+from weightsurgery.cli.opened import open_base
 from weightsurgery.cli.options import (
     Fit,
     Show,
@@ -117,7 +118,7 @@ def export(
         "dtype": dtype,
         "overwrite": overwrite,
     }
-    with fit.opened(base, Checkpoint.open) as opened, torch_threads(1):
+    with open_base(base, fit, Checkpoint.open) as opened, torch_threads(1):
         vector = scale * open_vector(opened, vectors, fit.vocab, fit.missing)
         if dry_run:
             plan = plan_export(opened, vector, out, workers=workers, **what)

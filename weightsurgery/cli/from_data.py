@@ -10,6 +10,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.found import finding, show_found
+from weightsurgery.cli.opened import refuse_running
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work, typed_command
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def edit_from_data(
 ) -> None:
     """Forget or learn data sets."""
     installed()
-    fit.refuse_running("data")
+    refuse_running(fit, "data")
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError

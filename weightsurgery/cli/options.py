@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.checkpoint.selection import Selection
     from weightsurgery.cli.factors import Truncate
     from weightsurgery.surgery.adapter import AdapterStorage
@@ -136,33 +135,6 @@ class Fit:
             rich_help_panel="How the inputs must fit",
         ),
     ] = False
-
-    def opened(self, base: str, opener: Callable[[str], Checkpoint]) -> Checkpoint:
-        """Open BASE as asked for."""
-        checkpoint = opener(base)
-        if not self.dequantize:
-            return checkpoint
-        from weightsurgery.checkpoint.dequantised import dequantised
-
-        return dequantised(checkpoint)
-
-    def refuse_running(self, why: str) -> None:
-        """Refuse ``--dequantize`` where the model itself is run.
-
-        Args:
-            why: What runs it, for the message.
-
-        Raises:
-            EditError: It is set.
-        """
-        from weightsurgery.errors import EditError
-
-        if self.dequantize:
-            raise EditError(
-                f"--dequantize with {why}: the model is run as it is stored",
-                "Write the numbers first ('ws add BASE VECTOR --scale 0 --dequantize -o DIR'), and"
-                " use that as BASE.",
-            )
 
 
 @dataclass(frozen=True)
