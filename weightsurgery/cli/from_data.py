@@ -89,14 +89,17 @@ def edit_from_data(
             "Leave both out, or make a vector of the data first with 'ws identify'.",
         )
     _, vectors = split_data(share.keep or ())
+    objective, why = data.chosen(name == "learn", bool(vectors))
     search = data.search(
         name == "learn",
+        objective,
         share.epsilon,
         store.seed,
-        bool(vectors),
         truncate.rule(),
         rank_rule(share.keep_rank, None, "--keep-rank") or Rank(64),
     )
+    if why:
+        console.notice(why, show)
     installed(*(("peft",) if search.neighbours is not None else ()))
     sources = library.Sources(
         tuple(task),

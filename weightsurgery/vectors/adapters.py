@@ -118,8 +118,8 @@ class AdapterChange:
         shapes = self._shapes(found)
         self._names = BaseNames(self.base, shapes, self.source.name)
         count = len(found.modules) + len(found.rest)
-        names = self._names.facts(self._weights.entries)
-        self.fitted = Fitted(self.label, count, count, names=names)
+        facts = self._names.facts(self._weights.entries)
+        self.fitted = Fitted(self.label, count, count, names=facts)
         experts: list[Factors] = []
         for each in found.modules.values():
             if len({"A", "B"} & set(each.keys)) != 2:
