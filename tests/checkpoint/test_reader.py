@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 
 from weightsurgery.checkpoint.layout import BITS
-from weightsurgery.checkpoint.reader import Checkpoint, quantisation, torch_dtype
+from weightsurgery.checkpoint.quantised import quantisation
+from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -282,6 +283,24 @@ QUANTISED = {
         f"{MLP}.weight_scale": ("F32", (4, 1)),
         f"{MLP}.input_scale": ("F32", ()),
     },
+    "fp8 without scales": {
+        f"{MLP}.weight": ("F8_E4M3", (4, 4)),
+        f"{MLP}.bias": ("BF16", (4,)),
+        f"{MLP}.input_scale": ("F32", ()),
+    },
+    "fp8 with scales": {
+        f"{MLP}.weight": ("F8_E5M2", (4, 4)),
+        f"{MLP}.absolutely_anything": ("F32", (4, 1)),
+    },
+    "fp8 with scales (tensor 'model.layers.0.mlp.experts.gate_up_proj_scale_inv')": {
+        "model.layers.0.mlp.experts.gate_up_proj": ("F8_E4M3", (2, 4, 4)),
+        "model.layers.0.mlp.experts.gate_up_proj_scale_inv": ("F32", (2, 1, 1)),
+    },
+    "fp8 with scales (tensor 'model.layers.0.mlp.scale')": {
+        "model.layers.0.mlp.weight": ("F8_E4M3", (4, 4)),
+        "model.layers.0.mlp.scale": ("F32", (1, 1)),
+    },
+    "int8 with scales": {f"{MLP}.weight": ("I8", (4, 4)), f"{MLP}.scale": ("F16", (4,))},
     "fp8 or int8": {f"{MLP}.weight": ("I8", (4, 4)), f"{MLP}.weight_scale": ("BF16", (4, 1))},
     "compressed-tensors": {
         f"{MLP}.weight_packed": ("I32", (4, 1)),
@@ -330,7 +349,8 @@ PLAIN = {
         "b.SCB": ("F32", (2,)),
         "c.absmax": ("F32", ()),
     },
-    "plain fp8": {f"{MLP}.weight": ("F8_E4M3", (4, 4))},
+    "fp8 vectors": {f"{MLP}.weight": ("F8_E4M3", (4,))},
+    "integer weights": {f"{MLP}.weight": ("I8", (4, 4)), f"{MLP}.bias": ("F32", (4,))},
     "integer buffers": {"position_ids": ("I64", (8,)), "mask": ("BOOL", (4, 4)), "q": ("U8", (3,))},
 }
 

@@ -27,6 +27,7 @@ def place(known, tmp_path_factory):
         known.model.save_pretrained(root / "tuned")
     write(root / "forget.jsonl", FORGET)
     write(root / "rest.jsonl", REST)
+    write(root / "more.jsonl", [*REST[1:], REST[0]][:2])
     return root
 
 
@@ -97,11 +98,39 @@ def test_what_is_kept_decides_the_objective(ws, here):
     assert not Path("out").exists()
 
 
+OTHERS = [
+    ["--rounds", "2"], ["--prompts", "9"], ["--validation-keep", "more.jsonl"],
+    ["--validation-forget", "more.jsonl"], ["--prompts", "9", "--draws", "1"],
+    ["--threshold", "0.9", "--validation-keep", "more.jsonl"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("extra", OTHERS)
+@pytest.mark.parametrize(("command", "other"), [("project", "strangers"), ("learn", "learn")])
+def test_an_option_of_one_objective_alone_chooses_it(ws, here, command, other, extra):
+    given = "--forget" if command == "project" else "--task"
+    run = [command, "base", given, "forget.jsonl", "--keep", "rest.jsonl", "-o", "out"]
+    if "--draws" in extra and command == "learn":
+        assert "--draws" in ws.refused(*run, *extra, "--objective", "learn")[0]
+        assert "--prompts" in ws.refused(*run, *extra)[0]
+        return
+    out, err = ws.done(*run, "--dry-run", "--json", *extra)
+    assert json.loads(out)["settings"]["objective"] == other
+    assert err.count(f"--objective {other}: {extra[0]} ") + err.count(f" {extra[0]} are ") == 1
+    assert "of neighbours" in err
+    assert "--objective" not in ws.done(*run, "--dry-run", "--quiet", *extra)[1]
+    assert "of neighbours" not in ws.done(*run, "--dry-run", "--objective", other, *extra)[1]
+    what, remedy = ws.refused(*run, *extra, "--objective", "neighbours")
+    assert extra[0] in what or extra[-2] in what
+    assert f"--objective {other}" in remedy
+    assert "with objective neighbours" in ws.refused(*run, *extra, "--wordings", "1")[0]
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(("extra", "said"), [
-    (["--epsilon", "0.1"], "--epsilon"), (["--rounds", "2"], "--rounds"),
-    (["--prompts", "9"], "--prompts"), (["--threshold", "0.9"], "--threshold"),
-    (["--validation-keep", "rest.jsonl"], "--validation-keep"),
-    (["--validation-forget", "rest.jsonl"], "--validation-forget"),
+    (["--epsilon", "0.1"], "--epsilon"), (["--round-scale", "9"], "--round-scale"),
+    (["--rounds", "2", "--lora-rank", "1"], "--rounds"),
+    (["--threshold", "0.9"], "--threshold without --validation-keep"),
     (["--steps", "0"], "steps 0"), (["--neighbours", "0"], "neighbours 0"),
     (["--wordings", "-1"], "wordings -1"), (["--lora-rank", "0"], "rank 0"),
     (["--keep-weight", "-2"], "keep weight -2"), (["--budget", "0"], "budget 0"),

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightsurgery.checkpoint.naming import kind_of, layer_of, twin_candidates
-from weightsurgery.checkpoint.reader import Checkpoint, quantisation
+from weightsurgery.checkpoint.quantised import quantisation
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.remarks import remarks
 from weightsurgery.checkpoint.tied import tied_copies
 
 __all__ = ["Group", "Inspection", "inspect"]
@@ -54,6 +56,8 @@ class Inspection:
             config's setting where only one of the two is.
         quantised: The quantisation scheme, or None.
         groups: All tensors, grouped.
+        remarks: What is odd about it, a line each; see
+            :func:`weightsurgery.checkpoint.remarks.remarks`.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Inspection:
     tied: Mapping[str, str]
     quantised: str | None
     groups: tuple[Group, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def inspect(checkpoint: Checkpoint) -> Inspection:
@@ -103,6 +108,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         tied,
         quantisation(checkpoint),
         tuple(Group(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
+        remarks(checkpoint),
     )
 
 

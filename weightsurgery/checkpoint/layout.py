@@ -7,7 +7,6 @@ shards, and against the index.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -23,12 +22,8 @@ from weightsurgery.checkpoint.header import (
     parse_header,
     parse_json,
 )
-from weightsurgery.errors import (
-    CheckpointError,
-    CorruptCheckpointError,
-    SourceError,
-    UnsupportedCheckpointError,
-)
+from weightsurgery.checkpoint.weight_files import INDEX_NAME, SINGLE_NAME, find_weights
+from weightsurgery.errors import CheckpointError, CorruptCheckpointError, SourceError
 
 __all__ = [
     "ARITHMETIC_DTYPES",
@@ -45,12 +40,6 @@ __all__ = [
     "parse_header",
     "read_layout",
 ]
-
-INDEX_NAME = "model.safetensors.index.json"
-_SINGLE_NAME = "model.safetensors"
-
-# Pickles beside a model that hold no weights.
-_TRAINING_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "random_states")
 
 
 @dataclass(frozen=True)
@@ -166,7 +155,7 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError:
 def _read_index(files: Files, index_name: str) -> dict[str, str]:
     """The index's ``weight_map``, with every path checked to stay in the directory."""
     path = files.root / index_name
-    remedy = "Download the index again, or rebuild it from the shards."
+    remedy = "Download the index again, or remove it: shards that are all there are read without."
     try:
         index = parse_json(files.read(index_name))
     except ValueError as error:
@@ -190,60 +179,6 @@ def _read_index(files: Files, index_name: str) -> dict[str, str]:
     return found
 
 
-def _find_weights(root: Path, names: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The index's name, or None and the one weight file."""
-    names = sorted(name for name in names if "/" not in name)
-    indexes = [name for name in names if name.endswith(".safetensors.index.json")]
-    files = [name for name in names if name.endswith(".safetensors")]
-    if INDEX_NAME in indexes:
-        return INDEX_NAME, []
-    if _SINGLE_NAME in files:
-        return None, [_SINGLE_NAME]
-    if len(indexes) == 1:
-        return indexes[0], []
-    if len(indexes) > 1:
-        raise SourceError(
-            f"{root}: several indexes: {', '.join(indexes)}",
-            f"Keep one, or name the one to use {INDEX_NAME}.",
-        )
-    if len(files) == 1:
-        return None, files
-    if files:
-        raise CorruptCheckpointError(
-            f"{root}: {len(files)} weight files and no index",
-            f"Download {INDEX_NAME} too, or keep a single .safetensors file in the directory.",
-        )
-    _refuse_pickles(root, names)
-    raise SourceError(
-        f"{root}: no .safetensors file",
-        "Name a directory that holds a model's weights; other formats must be converted first.",
-    )
-
-
-def _refuse_pickles(root: Path, names: Sequence[str]) -> None:
-    pickles = [
-        name
-        for name in names
-        if name.endswith((".bin", ".pt", ".pth")) and not name.startswith(_TRAINING_STATE)
-    ]
-    if not pickles:
-        return
-    remedy = "Load it with the library that wrote it, and save it as safetensors."
-    if pickles[0].startswith("pytorch_model") and root.is_dir():
-        code = (
-            "import pathlib, torch; from safetensors.torch import save_file; "
-            f"d = pathlib.Path({str(root)!r}); w = {{}}; "
-            "[w.update(torch.load(f, map_location='cpu', weights_only=True)) "
-            "for f in sorted(d.glob('pytorch_model*.bin'))]; "
-            "save_file({n: w.pop(n).clone().contiguous() for n in list(w)}, "
-            f"d / {_SINGLE_NAME!r}, {{'format': 'pt'}})"
-        )
-        remedy = f"Write {_SINGLE_NAME} beside it:  python -c {shlex.quote(code)}"
-    raise UnsupportedCheckpointError(
-        f"{root}: holds PyTorch pickles ({', '.join(pickles[:3])}), no safetensors", remedy
-    )
-
-
 def read_layout(root: Path) -> Layout:
     """Read and check all headers and the index of a local checkpoint directory.
 
@@ -264,15 +199,15 @@ def read_layout(root: Path) -> Layout:
 def layout_of(files: Files) -> Layout:
     """The same, wherever the files are."""
     root, present = files.root, files.names()
-    index_name, names = _find_weights(root, present)
+    index_name, names = find_weights(root, present)
     weight_map = None
     if index_name is not None:
         weight_map = _read_index(files, index_name)
         names = list(dict.fromkeys(weight_map.values()))
-        if index_name == INDEX_NAME and _SINGLE_NAME not in names and _SINGLE_NAME in present:
+        if index_name == INDEX_NAME and SINGLE_NAME not in names and SINGLE_NAME in present:
             # transformers would load the file, not the shards.
             raise SourceError(
-                f"{root}: holds {_SINGLE_NAME} and {INDEX_NAME}, which does not mention it",
+                f"{root}: holds {SINGLE_NAME} and {INDEX_NAME}, which does not mention it",
                 "These are two models in one directory: remove the one that is not meant.",
             )
     shards = dict(zip(names, files.headers(names), strict=True))
@@ -290,7 +225,8 @@ def layout_of(files: Files) -> Layout:
         _check_index(root / index_name, weight_map, entries)
     if not entries:
         raise CorruptCheckpointError(
-            f"{root}: no tensor in any weight file", "Save the model again."
+            f"{root}: no tensor in any weight file",
+            "Save the model again, gathered: a partitioned one (ZeRO-3) leaves such files.",
         )
     return Layout(shards, entries, index_name)
 

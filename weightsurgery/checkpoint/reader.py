@@ -19,7 +19,7 @@ from weightsurgery.errors import CheckpointError, CorruptCheckpointError, Unsupp
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint", "quantisation", "torch_dtype"]
+__all__ = ["Checkpoint", "torch_dtype"]
 
 
 _T = TypeVar("_T")
@@ -76,7 +76,15 @@ class Checkpoint:
         source: Where it was found.
         layout: What it holds.
         entries: Every tensor by name.
+        dequantises: Whether codes are read as the numbers that they stand for, of this checkpoint
+            and of what is compared with it.
+        as_stored: Whether shards and bytes are those of the files.
+        notes: What was done to it that whoever uses it should know, a line each.
     """
+
+    notes: tuple[str, ...] = ()
+    dequantises = False
+    as_stored = True
 
     def __init__(self, source: Source, layout: Layout) -> None:
         self.source = source
@@ -289,48 +297,3 @@ class Checkpoint:
             if isinstance(nested, dict):
                 return {**self.config, **nested}
         return self.config
-
-
-# What quantised checkpoints store beside or instead of a weight: the ending of its name, the
-# ending of the companion that proves it ("" for the tensor itself), and the scheme. A trained
-# parameter may bear such a name too; then the companion is missing or holds real numbers.
-_QUANTISED = (
-    (".qweight", "", "GPTQ or AWQ"),
-    (".weight_packed", "", "compressed-tensors"),
-    (".weight_scale_inv", ".weight", "fp8 with block scales"),
-    (".weight_scale", ".weight", "fp8 or int8 with scales"),
-    (".weight.quant_map", ".weight", "bitsandbytes"),
-    (".weight.absmax", ".weight", "bitsandbytes"),
-    (".SCB", ".weight", "bitsandbytes int8"),
-    ("_scales", "_blocks", "mxfp4"),
-)
-_CODES = frozenset({"U8", "I8", "I16", "I32", "I64", "U32", "F8_E4M3", "F8_E5M2", "F4"})
-_CODES_ALONE = frozenset({"F8_E8M0", "F6_E2M3", "F6_E3M2", "F4"})
-
-
-def quantisation(checkpoint: Checkpoint) -> str | None:
-    """Name the quantisation scheme of a checkpoint, if it has one.
-
-    Looks at ``quantization_config`` in the config, at names (``.qweight``, ``.weight_scale`` …)
-    and at dtypes that hold codes rather than values.
-
-    Returns:
-        A short description with its evidence, or None.
-    """
-    for key in ("quantization_config", "compression_config"):
-        declared = checkpoint.text_config.get(key)
-        if isinstance(declared, dict) and declared:
-            return f"{declared.get('quant_method', 'unknown scheme')} (config.json)"
-    entries = checkpoint.entries
-    for name, entry in entries.items():
-        for ending, companion, scheme in _QUANTISED:
-            if name.endswith(ending):
-                stem = name[: -len(ending)]
-                codes = entries.get(stem + companion) if companion else entry
-                if codes is not None and codes.dtype in _CODES:
-                    return f"{scheme} (tensor {name!r})"
-        if ".quant_state." in name:
-            return f"bitsandbytes 4-bit (tensor {name!r})"
-        if entry.dtype in _CODES_ALONE:
-            return f"{entry.dtype} codes (tensor {name!r})"
-    return None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from weightsurgery.checkpoint.hub_errors import hub_errors
 from weightsurgery.checkpoint.repository import look_up
+from weightsurgery.checkpoint.weight_files import find_weights
 from weightsurgery.errors import SourceError
 
 __all__ = ["Source", "is_hub_name", "resolve_source"]
@@ -67,6 +68,8 @@ def resolve_source(name: str | os.PathLike[str], local_only: bool = False) -> So
     path = os.path.expanduser(text)
     if os.path.isdir(path):
         return Source(text, Path(path).resolve())
+    if path.lower().endswith(".gguf") and os.path.isfile(path):
+        find_weights(Path(path).resolve().parent, [os.path.basename(path)])
     if os.path.isfile(path):
         raise SourceError(
             f"{text}: a file, not a directory",

@@ -194,12 +194,12 @@ class CheckpointWriter:
     def copy(self, name: str, base: Checkpoint) -> None:
         """Copy a tensor's bytes from the base, through the kernel where it can."""
         source, entry = base.entry(name), self.entries[name]
-        reading, writing = base.handle(source.shard), self._shards[entry.shard].handle
+        writing = self._shards[entry.shard].handle
         done = 0
-        while done < entry.nbytes:
+        while base.as_stored and done < entry.nbytes:
             try:
                 count = os.copy_file_range(
-                    reading,
+                    base.handle(source.shard),
                     writing,
                     min(_COPY_BLOCK, entry.nbytes - done),
                     source.start + done,

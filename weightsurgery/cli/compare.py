@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.look import Base, Page
-from weightsurgery.cli.options import Fit, Show, Which, Work, typed_command, written_path
+from weightsurgery.cli.opened import open_base
+from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ def _compare(
     base, out, rule, opener = asked.base, asked.out, truncate.rule(), asked.opener(which)
     selection = which.selection("all-linear" if asked.matrices_only else "all")
     with ExitStack() as stack:
-        opened = stack.enter_context(opener(base))
+        opened = stack.enter_context(open_base(base, fit, opener))
         vector = open_vector(opened, [asked.finetuned], fit.vocab, fit.missing, opener, fit.partial)
         stack.callback(vector.close)
         for line in vector.notes():

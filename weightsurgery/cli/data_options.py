@@ -23,6 +23,16 @@ _PANEL = "From data sets"
 # As measured: many short rounds for an objective that projects a finished vector.
 _NEGATE = {"rounds": 12, "steps": 10}
 
+# The options that not every objective has, by those that do.
+_ROUNDS = ("rounds", "prompts", "threshold", "validation_keep", "validation_target")
+_KNOWN = {
+    "neighbours": ("wordings", "neighbours", "keep_weight", "lora_rank", "draws"),
+    "strangers": (*_ROUNDS, "draws"),
+    "negate": (*_ROUNDS, "round_scale"),
+    "learn": _ROUNDS,
+}
+_FORGETS, _LEARNS = ("neighbours", "strangers", "negate"), ("neighbours", "learn")
+
 
 @dataclass(frozen=True)
 class FromData:
@@ -33,8 +43,9 @@ class FromData:
         typer.Option(
             help="neighbours (answer as one who never knew, and stay as one is about everything"
             " alike; default), strangers (train where keep inputs hardly feel it; default with"
-            " --keep VECTOR) or negate (UNLEARN's three steps). 'ws learn': neighbours or learn"
-            " (likewise, where keep inputs hardly feel it).",
+            " --keep VECTOR, or an option that it has and neighbours has not) or negate (UNLEARN's"
+            " three steps). 'ws learn': neighbours or learn (likewise, where keep inputs hardly"
+            " feel it).",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -171,12 +182,31 @@ class FromData:
         ),
     ] = None
 
+    def chosen(self, learning: bool, keep_vectors: bool) -> tuple[str, str]:
+        """The objective, and why where an option alone chose it, in words.
+
+        Args:
+            learning: For ``ws learn``.
+            keep_vectors: Whether vectors or statistics are to be kept.
+        """
+        default, other = (_LEARNS if learning else _FORGETS)[:2]
+        if self.objective is not None:
+            return self.objective, ""
+        if keep_vectors:
+            return other, ""
+        foreign = self._foreign(default)
+        if not foreign or self._foreign(other):
+            return default, ""
+        names = " and ".join(f"--{_option(name)}" for name in foreign)
+        verb = "is an option" if len(foreign) == 1 else "are options"
+        return other, f"--objective {other}: {names} {verb} of it, and not of {default}."
+
     def search(
         self,
         learning: bool,
+        objective: str,
         epsilon: float | None,
         seed: int,
-        keep_vectors: bool,
         rank: RankRule | None,
         keep_rank: RankRule,
     ) -> Search:
@@ -184,9 +214,9 @@ class FromData:
 
         Args:
             learning: For ``ws learn``.
+            objective: See :meth:`chosen`.
             epsilon: Ridge of statistics.
             seed: Of every draw.
-            keep_vectors: Whether vectors or statistics are to be kept.
             rank: Truncate what was found.
             keep_rank: Factors of each vector to keep.
 
@@ -198,8 +228,7 @@ class FromData:
         from weightsurgery.learning.rounds import Rounds
         from weightsurgery.procedures.request import Search
 
-        allowed = ("neighbours", "learn") if learning else ("neighbours", "strangers", "negate")
-        objective = self.objective or allowed[1 if keep_vectors else 0]
+        allowed = _LEARNS if learning else _FORGETS
         if objective not in allowed:
             raise EditError(
                 f"--objective {objective} with 'ws {'learn' if learning else 'project'}'",
@@ -261,29 +290,24 @@ class FromData:
         """Refuse options of other objectives."""
         from weightsurgery.errors import EditError
 
-        known = {
-            "neighbours": ("wordings", "neighbours", "keep_weight", "lora_rank", "draws"),
-            "strangers": ("rounds", "draws", "prompts", "threshold", "validation_keep",
-                          "validation_target"),
-            "negate": ("rounds", "prompts", "round_scale", "threshold", "validation_keep",
-                       "validation_target"),
-        }  # fmt: skip
-        known["learn"] = tuple(name for name in known["strangers"] if name != "draws")
-        every = {name for names in known.values() for name in names}
-        for name in sorted(every - set(known[objective])):
-            if getattr(self, name) not in (None, []):
-                option = name.replace("_", "-").replace("target", "forget")
-                others = [each for each in allowed if name in known[each]]
-                more = f", or pass --objective {' or '.join(others)}" if others else ""
-                raise EditError(
-                    f"--{option} with objective {objective}, which knows no such thing",
-                    f"Leave it out{more}.",
-                )
+        for name in self._foreign(objective):
+            others = [each for each in allowed if name in _KNOWN[each]]
+            more = f", or pass --objective {' or '.join(others)}" if others else ""
+            raise EditError(
+                f"--{_option(name)} with objective {objective}, which knows no such thing",
+                f"Leave it out{more}.",
+            )
         if self.threshold is not None and not self.validation_keep:
             raise EditError(
                 "--threshold without --validation-keep, which it is a share of",
                 "Give --validation-keep FILE.",
             )
+
+    def _foreign(self, objective: str) -> list[str]:
+        """Options that were given, and that an objective does not have."""
+        every = {name for names in _KNOWN.values() for name in names}
+        foreign = sorted(every - set(_KNOWN[objective]))
+        return [name for name in foreign if getattr(self, name) not in (None, [])]
 
     def refuse_with_vectors(self, keeps_data: bool) -> None:
         """Refuse options that say how to train, where nothing is trained.
@@ -299,7 +323,10 @@ class FromData:
             ):
                 continue
             raise EditError(
-                f"--{each.name.replace('_', '-').replace('target', 'forget')} with a vector:"
-                " it says how to train on data",
+                f"--{_option(each.name)} with a vector: it says how to train on data",
                 "Leave it out, or give a data set instead of the vector.",
             )
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-").replace("target", "forget")

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
-from weightsurgery.cli.options import Fit, Show, Store, Which, Work, typed_command, written_line
+from weightsurgery.cli.opened import open_base, refuse_running
+from weightsurgery.cli.options import Fit, Show, Store, Which, Work, written_line
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -149,7 +151,7 @@ def _plain(
 
     storage = store.truncated(truncate)
     opener = open_remote if store.dry_run else Checkpoint.open
-    with opener(base) as opened:
+    with open_base(base, fit, opener) as opened:
         vector = open_vector(opened, vectors, fit.vocab, fit.missing, opener, fit.partial)
         edit = PLAIN[name](vector, scale)
         _apply(edit, opened, storage, store, which, work, show)
@@ -184,13 +186,15 @@ def _discriminating(
     storage = store.storage()
     files, others = split_data(share.keep or ())
     data.refuse_with_vectors(keeps_data=bool(files))
+    if files:
+        refuse_running(fit, "data to keep")
     if files and share.side == "soft":  # before a model is run for them
         raise EditError(
             "--side soft with data to keep: its statistics would have a ridge of their own",
             "Keep vectors alone, or take --side right.",
         )
     opener = open_remote if store.dry_run and not files else Checkpoint.open
-    with opener(base) as opened:
+    with open_base(base, fit, opener) as opened:
         vector = open_vector(opened, task, fit.vocab, fit.missing, opener, fit.partial)
         keep = open_keep(opened, others, fit.vocab, fit.missing, opener, fit.partial)
         with kept_data(opened, files, vector, data, store, which, work, show) as gathered:
@@ -218,11 +222,14 @@ def _apply(
     work: Work,
     show: Show,
 ) -> None:
+    from weightsurgery.checkpoint.remarks import remarks
     from weightsurgery.report.exported import planned_lines, written_tables
     from weightsurgery.surgery.adapter import apply_as, plan_as
 
     if store.check:
         _checkable(store)
+    for text in remarks(base):
+        console.notice(f"{base.source.name}: {text}.", show)
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
     if store.dry_run:

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
+from weightsurgery.cli.opened import open_base
 from weightsurgery.cli.options import (
     Fit,
     Show,
     Which,
     Work,
-    typed_command,
     written_line,
     written_path,
 )
@@ -102,7 +103,7 @@ def export(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.report.exported import adapter_plan_lines, exported_tables
-    from weightsurgery.surgery.notices import fit_notices
+    from weightsurgery.surgery.notices import input_notices
     from weightsurgery.surgery.workers import cores, device_for, in_order, torch_threads
     from weightsurgery.vectors.export import export_adapter, plan_export
     from weightsurgery.vectors.sources import open_vector
@@ -118,7 +119,7 @@ def export(
         "dtype": dtype,
         "overwrite": overwrite,
     }
-    with Checkpoint.open(base) as opened, torch_threads(1):
+    with open_base(base, fit, Checkpoint.open) as opened, torch_threads(1):
         vector = scale * open_vector(opened, vectors, fit.vocab, fit.missing, partial=fit.partial)
         if dry_run:
             plan = plan_export(opened, vector, out, workers=workers, **what)
@@ -147,6 +148,6 @@ def export(
         console.document({"out": out, **asdict(record)})
     else:
         console.show(*exported_tables(record, every=show.verbose))
-    for text in fit_notices(record):
+    for text in input_notices(record):
         console.notice(text, show)
     console.notice(written_line(out, record.kind), show)

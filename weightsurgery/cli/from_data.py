@@ -7,10 +7,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.cli import console
+from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.found import finding, show_found
-from weightsurgery.cli.options import Fit, Show, Store, Which, Work, typed_command
+from weightsurgery.cli.opened import refuse_running
+from weightsurgery.cli.options import Fit, Show, Store, Which, Work
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
@@ -72,6 +74,7 @@ def edit_from_data(
 ) -> None:
     """Forget or learn data sets."""
     installed()
+    refuse_running(fit, "data")
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
@@ -86,14 +89,17 @@ def edit_from_data(
             "Leave both out, or make a vector of the data first with 'ws identify'.",
         )
     _, vectors = split_data(share.keep or ())
+    objective, why = data.chosen(name == "learn", bool(vectors))
     search = data.search(
         name == "learn",
+        objective,
         share.epsilon,
         store.seed,
-        bool(vectors),
         truncate.rule(),
         rank_rule(share.keep_rank, None, "--keep-rank") or Rank(64),
     )
+    if why:
+        console.notice(why, show)
     installed(*(("peft",) if search.neighbours is not None else ()))
     sources = library.Sources(
         tuple(task),

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, Which, typed_command, written_path
+from weightsurgery.cli.command_line import typed_command
+from weightsurgery.cli.options import Show, Which, written_path
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.statistics import gather_statistics
 

@@ -9,6 +9,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
+from weightsurgery.cli.opened import open_base
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
@@ -78,7 +79,7 @@ def overlap(
     from weightsurgery.surgery.overlap import overlaps
     from weightsurgery.vectors.sources import open_vector
 
-    with Checkpoint.open(base) as opened:
+    with open_base(base, fit, Checkpoint.open) as opened:
         opened_vectors = {}
         for text in vectors:
             vector = open_vector(opened, [text], fit.vocab, fit.missing, partial=fit.partial)

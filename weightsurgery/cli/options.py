@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +22,6 @@ __all__ = [
     "Store",
     "Which",
     "Work",
-    "standing_for",
-    "typed_command",
     "written_line",
     "written_path",
 ]
@@ -132,6 +127,15 @@ class Fit:
         typer.Option(
             "--partial",
             help="Go on where less than half of a vector fits BASE.",
+            rich_help_panel="How the inputs must fit",
+        ),
+    ] = False
+    dequantize: Annotated[
+        bool,
+        typer.Option(
+            "--dequantize",
+            help="Read float8 codes as the numbers they stand for: times their scales, in the dtype"
+            " of the config; of BASE and of vectors.",
             rich_help_panel="How the inputs must fit",
         ),
     ] = False
@@ -313,35 +317,3 @@ class Show:
     def __post_init__(self) -> None:
         level = logging.WARNING if self.quiet else logging.INFO
         logging.getLogger("weightsurgery").setLevel(level)
-
-
-# The command line that a recipe stands for, while it runs.
-_standing: list[list[str]] = []
-
-
-@contextmanager
-def standing_for(words: Sequence[str]) -> Iterator[None]:
-    """Inside, records name this command line: an output does not depend on who typed it."""
-    _standing.append(list(words))
-    try:
-        yield
-    finally:
-        _standing.pop()
-
-
-def typed_command() -> list[str]:
-    """The command line as typed, or as a recipe stands for it, for the record.
-
-    Raises:
-        SourceError: The record could not hold it.
-    """
-    from weightsurgery.errors import SourceError
-
-    words = _standing[-1] if _standing else ["ws", *sys.argv[1:]]
-    for text in words:
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise SourceError(
-                f"{text!r}: this name is not UTF-8, so no record can hold it",
-                "Rename the directory, or link to it under another name.",
-            )
-    return list(words)

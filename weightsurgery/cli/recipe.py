@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, standing_for, written_path
+from weightsurgery.cli.command_line import standing_for
+from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, Which, typed_command
+from weightsurgery.cli.command_line import typed_command
+from weightsurgery.cli.options import Show, Which
 from weightsurgery.errors import EditError, WeightSurgeryError
 
 __all__ = ["gather_statistics"]

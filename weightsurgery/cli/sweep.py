@@ -11,6 +11,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import rank_rule
+from weightsurgery.cli.opened import refuse_running
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
@@ -170,6 +171,7 @@ def sweep(
     from weightsurgery.vectors.sources import open_keep, open_vector
 
     rule = rank_rule(keep_rank, None, "--keep-rank")
+    refuse_running(fit, "ws sweep")
     with Checkpoint.open(base) as opened:
         kept = open_keep(opened, keep, fit.vocab, fit.missing, partial=fit.partial)
         grid = _grid(scales, ranks, sides, epsilons, bool(kept.vectors), bool(kept.inputs))

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.found import finding, show_found
-from weightsurgery.cli.options import Show, Store, Which, Work, typed_command, written_path
+from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
 __all__ = ["METHODS", "unlearn"]

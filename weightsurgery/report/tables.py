@@ -96,6 +96,7 @@ def inspection_tables(
         ("tied", ", ".join(f"{a} = {b}" for a, b in found.tied.items()) or "no"),
         ("quantised", found.quantised or "no"),
     ]
+    facts += [("note", text) for text in found.remarks]
     if found.revision:
         facts.insert(0, ("revision", found.revision))
     tables: list[str | Table] = [Table(found.name, ("", ""), facts, left=frozenset({0, 1}))]

@@ -21,7 +21,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.discriminating import Learn, Project
 from weightsurgery.surgery.edit import Edit, Prepared, input_width
-from weightsurgery.surgery.notices import fit_notices, held_back_notices, size_notices
+from weightsurgery.surgery.notices import held_back_notices, input_notices, size_notices
 from weightsurgery.surgery.plan import Plan, Storage, check_matrices, plan_edit, worker_count
 from weightsurgery.surgery.provenance import files, inputs_of
 from weightsurgery.surgery.run import Applied, apply, parent_of
@@ -255,4 +255,4 @@ def _notices(record: EditRecord) -> list[str]:
             f"Truncation lost {lost:.2%} of the change's energy: the adapter is not all of the edit"
             " (a larger --rank keeps more)."
         )
-    return fit_notices(record) + notices + size_notices(record) + held_back_notices(record)
+    return input_notices(record) + notices + size_notices(record) + held_back_notices(record)

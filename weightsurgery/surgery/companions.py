@@ -14,6 +14,7 @@ from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.checkpoint.weight_files import shard_stem
 from weightsurgery.errors import OutputError
 from weightsurgery.surgery.plan import Storage
 
@@ -69,7 +70,8 @@ def copy_companions(
 ) -> dict[str, dict[str, Any]]:
     """Copy the base's companion files and index byte for byte into a growing output.
 
-    With another storage dtype, ``config.json`` and the index, which name the old one, say the new.
+    With another storage dtype, ``config.json`` and the index, which name the old one, say the new;
+    of a base that is read as numbers neither speaks of its codes.
 
     Returns:
         SHA-256 and size of each copy, for the record.
@@ -79,20 +81,40 @@ def copy_companions(
         OutputError: One has the name of a shard, or the disk failed.
     """
     converts = any(storage.stored(entry) != entry.dtype for entry in base.entries.values())
+    converts |= not base.as_stored
     copied = {}
     for name in companions_of(base, storage):
         source, target = base.path / name, staging.files / name
         with output_errors(staging.target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with source.open("rb") as read, new_file(target) as file:
-                if (name == "config.json" and storage.dtype is not None) or (
+                redeclares = storage.dtype is not None or not base.as_stored
+                if (name == "config.json" and redeclares) or (
                     name == base.layout.index_name and converts
                 ):
                     file.write(_redeclared(name, read.read(), storage, base))
                 else:
                     shutil.copyfileobj(read, file, 1 << 22)
             copied[name] = {"sha256": content_sha256(target), "bytes": target.stat().st_size}
-    return copied
+    return {**copied, **_new_index(base, storage, staging)}
+
+
+def _new_index(base: Checkpoint, storage: Storage, staging: Staging) -> dict[str, dict[str, Any]]:
+    """An index for shards that had none, without which no library would load them."""
+    if base.layout.index_name is not None or len(base.shards) < 2:
+        return {}
+    stem = shard_stem(next(iter(base.shards))) or "model"
+    target = staging.files / f"{stem}.safetensors.index.json"
+    entries = base.entries.values()
+    total = sum(entry.numel * BITS[storage.stored(entry)] // 8 for entry in entries)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {entry.name: entry.shard for entry in entries},
+    }
+    with output_errors(staging.target), new_file(target) as file:
+        file.write((json.dumps(index, indent=2) + "\n").encode())
+    facts = {"sha256": content_sha256(target), "bytes": target.stat().st_size}
+    return {target.name: facts}
 
 
 def _redeclared(name: str, content: bytes, storage: Storage, base: Checkpoint) -> bytes:
@@ -102,10 +124,16 @@ def _redeclared(name: str, content: bytes, storage: Storage, base: Checkpoint) -
     that is parsed and written anew may mean something else to an older reader.
     """
     if name == "config.json":
+        if not base.as_stored:  # what it says of codes is true no more
+            content = (json.dumps(base.config, indent=2) + "\n").encode()
+        if storage.dtype is None:
+            return content
         pattern = rb'("(?:torch_)?dtype"\s*:\s*)"(?:torch\.)?(?:float|bfloat)\d+"'
-        return re.sub(pattern, rb'\g<1>"' + (storage.dtype or "").encode() + b'"', content)
+        return re.sub(pattern, rb'\g<1>"' + storage.dtype.encode() + b'"', content)
     if name == base.layout.index_name:
         index = json.loads(content)
+        if not base.as_stored:
+            index["weight_map"] = {name: entry.shard for name, entry in base.entries.items()}
         if isinstance(index.get("metadata"), dict):
             entries = base.entries.values()
             index["metadata"]["total_size"] = sum(

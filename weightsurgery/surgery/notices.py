@@ -5,7 +5,13 @@ from __future__ import annotations
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.vectors.fitted import LITTLE, told
 
-__all__ = ["edit_notices", "fit_notices", "held_back_notices", "selected_notices", "size_notices"]
+__all__ = [
+    "edit_notices",
+    "held_back_notices",
+    "input_notices",
+    "selected_notices",
+    "size_notices",
+]
 
 # Of ‖W‖ over the edited tensors. Fine-tunes of real models change 0.1 to 3 % of it; on SmolLM2-135M
 # a task vector that was taken away at 4 % raised the perplexity of prose a hundredfold, at 8 % a
@@ -25,7 +31,7 @@ def edit_notices(record: EditRecord) -> list[str]:
     if summary["relative_change"] == 0:
         notices.append("Nothing changed: nothing of the vector is left on the selected tensors.")
     return (
-        fit_notices(record)
+        input_notices(record)
         + selected_notices(record)
         + notices
         + size_notices(record)
@@ -33,12 +39,13 @@ def edit_notices(record: EditRecord) -> list[str]:
     )
 
 
-def fit_notices(record: EditRecord) -> list[str]:
-    """What was done so that the vectors fit the base, and what of them is left out."""
-    found = []
+def input_notices(record: EditRecord) -> list[str]:
+    """What was done to the inputs, is odd about them, or is left out of them, each thing once."""
+    found: list[str] = []
     for each in record.inputs.values():
         if "fitted" in each:
             found += told(str(each["name"]).rstrip("/").rsplit("/", 1)[-1], each["fitted"])
+        found += each.get("notes", ())
     return list(dict.fromkeys(found))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256, file_sha256
+from weightsurgery.checkpoint.remarks import remarks
 from weightsurgery.checkpoint.remembered import told
 from weightsurgery.errors import CorruptCheckpointError
 from weightsurgery.vectors.statistics import InputStatistics
@@ -41,6 +42,8 @@ def inputs_of(
         "kind": "checkpoint",
         "name": base.source.name,
         "revision": base.source.revision,
+        **({"notes": list(base.notes)} if base.notes else {}),
+        **({"remarks": list(odd)} if (odd := remarks(base)) else {}),
     }
     found = {"base": Input(source, base.files_read())}
     for role, vector in vectors.items():

@@ -129,7 +129,7 @@ class Windows:
         That is: if it gets another dtype, or rounds otherwise than to nearest.
         """
         plan, storage = stream.plan, stream.storage
-        if storage.rounding != "nearest":
+        if storage.rounding != "nearest" or not stream.base.as_stored:
             return None
         if any(mine is not stream.base.shards[mine.shard] for mine in plan.shards):
             return None
@@ -305,7 +305,9 @@ class Windows:
 
 def _same_layout(header: ShardHeader, other: Checkpoint) -> bool:
     theirs = other.shards.get(header.shard)
-    return theirs is not None and theirs.size == header.size and theirs.entries == header.entries
+    if theirs is None or not other.as_stored:
+        return False
+    return theirs.size == header.size and theirs.entries == header.entries
 
 
 def _windows_of(entry: TensorEntry) -> range:

@@ -1,91 +1,72 @@
-"""PEFT LoRA adapters as changes: ``ΔW = scaling · B A``, kept as factors.
+"""LoRA adapters as changes: ``ΔW = scale · B A``, kept as factors, and what goes with them.
 
-``scaling`` is ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; ``r`` is read off the factors,
-``alpha`` may be set per module (``alpha_pattern``). Kinds of adapters whose effect is not a change
-of weights of this form are refused with the reason.
+Besides factors an adapter may hold rows as they are to be (embeddings and heads that were trained
+or resized, new tokens, biases, ``modules_to_save``), magnitudes (DoRA), biases of ``B``, and
+factors of experts in one tensor (``target_parameters``). What is no change of the base's tensors
+is refused with the reason.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from weightsurgery.checkpoint.header import parse_json
-from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, Layout, parse_header
-from weightsurgery.checkpoint.names.matching import find_match
-from weightsurgery.checkpoint.names.wrappers import unwrapped
-from weightsurgery.checkpoint.naming import is_transposed, kind_of, twin_candidates
+from weightsurgery.checkpoint.layout import Layout, parse_header
+from weightsurgery.checkpoint.names.prefixes import Shape
+from weightsurgery.checkpoint.naming import is_transposed, kind_of
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import Source
-from weightsurgery.checkpoint.tied import is_tied
-from weightsurgery.deferred import torch
+from weightsurgery.checkpoint.tied import is_tied, tied_copies
 from weightsurgery.errors import MismatchError, VectorError
-from weightsurgery.vectors.deltas import Delta, FactorDelta
-from weightsurgery.vectors.fitted import Fitted, shapes_of
-from weightsurgery.vectors.patterns import ModulePattern
+from weightsurgery.vectors.adapter_config import CONFIG_NAME, AdapterConfig, read_config
+from weightsurgery.vectors.adapter_deltas import DoraDelta, VectorDelta
+from weightsurgery.vectors.adapter_experts import ExpertFactors, expert_factors
+from weightsurgery.vectors.adapter_keys import Factors, SortedKeys, inside, sort_keys
+from weightsurgery.vectors.adapter_names import BaseNames
+from weightsurgery.vectors.adapter_rows import Rows, find_rows, row_target
+from weightsurgery.vectors.deltas import Delta, FactorDelta, SumDelta
+from weightsurgery.vectors.fitted import Fitted
 
-__all__ = ["AdapterChange", "is_adapter"]
+__all__ = ["AdapterChange"]
 
-_WEIGHTS = "adapter_model.safetensors"
+_MERGE = "Merge the adapter in peft, and pass the merged checkpoint instead."
 
-# Settings under which base + B A is not the adapted model, and why.
-_REFUSED = {
-    "use_dora": "DoRA rescales each column, which is no low-rank change",
-    "lora_bias": "it has biases of its own beside B A",
-    "modules_to_save": "it replaces whole modules beside B A",
-    "layer_replication": "it changes the number of layers",
-    "trainable_token_indices": "it replaces single embedding rows beside B A",
-    "target_parameters": "it adapts bare parameters, whose orientation is not recorded",
-    "alora_invocation_tokens": "an activated LoRA applies to some tokens only",
-    "use_qalora": "QALoRA pools its inputs",
-    "use_bdlora": "its factors are block-diagonal",
-    "kasa_config": "KaSA changes the base's weights too",
-    "monteclora_config": "its factors are random variables",
-    "arrow_config": "it routes between adapters",
+_LAYOUTS = {
+    "mlx-lora": "read as an adapter of MLX-LM: factors (in, r) and (r, out), the scale as it is",
+    "kohya-lora": "read as an adapter of kohya's scripts: each module's alpha beside its factors",
 }
-_REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-_KEY = re.compile(
-    r"^(?:base_model\.model\.)*(?P<module>.+)\."
-    r"lora_(?P<embedding>embedding_)?(?P<factor>[AB])(?:\.(?:default\.)?weight)?$"
-)
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds a PEFT adapter."""
-    return (directory / "adapter_config.json").is_file()
 
 
 class AdapterChange:
-    """A PEFT LoRA adapter as a change of the base's tensors.
+    """A LoRA adapter as a change of the base's tensors.
 
     Args:
         base: The base.
         source: Where the adapter is.
+        config: Its settings; read from its config if not given.
 
     Attributes:
         fitted: How it fits the base.
+        notes: What was done to the adapter that whoever uses it should know, a line each.
 
     Raises:
-        VectorError: Not a LoRA, or one whose effect is more than ``B A``, or another one when it
+        VectorError: Not a LoRA, or one whose effect is no change of weights, or another one when it
             is merged (on a tied embedding or head).
         MismatchError: The adapter is for modules the base does not have.
     """
 
-    def __init__(self, base: Checkpoint, source: Source) -> None:
+    def __init__(
+        self, base: Checkpoint, source: Source, config: AdapterConfig | None = None
+    ) -> None:
         self.base, self.source = base, source
         self.label = source.path.name
-        self.config = _read_config(source)
-        self._alpha = _number(source, "lora_alpha", self.config.get("lora_alpha", 8))
-        self._alphas = _patterns(source, self.config.get("alpha_pattern"))
-        path = source.path / _WEIGHTS
+        self.config = read_config(source) if config is None else config
+        self.notes: list[str] = []
+        path = source.path / self.config.weights
         if not path.is_file():
             raise VectorError(
-                f"{source.name}: no {_WEIGHTS}",
+                f"{source.name}: no {self.config.weights}",
                 "Save the adapter with safetensors: load it in peft and save_pretrained it again.",
             )
         with path.open("rb") as file:
@@ -94,72 +75,160 @@ class AdapterChange:
                 file.seek(offset)
                 return file.read(length)
 
-            header = parse_header(_WEIGHTS, path.stat().st_size, read)
+            header = parse_header(path.name, path.stat().st_size, read)
         entries = {entry.name: entry for entry in header.entries}
-        self._weights = Checkpoint(source, Layout({_WEIGHTS: header}, entries))
-        self._names: dict[str, str] = {}  # a module's weight -> what the base calls it
-        self._modules = self._match_modules()
+        self._weights = Checkpoint(source, Layout({path.name: header}, entries))
+        self._check_gathered()
+        # Base tensor → what changes it, each to be read when it is asked for.
+        self._terms: dict[str, list[Callable[[], Delta]]] = {}
+        self._match_modules()
+        if self.config.kind in _LAYOUTS:
+            self._say(_LAYOUTS[self.config.kind])
+        more = sorted(each.parent.name for each in source.path.glob(f"*/{CONFIG_NAME}"))
+        if more:
+            self._say(f"the adapter in the folder itself was read, not {', '.join(more)} in it")
 
     @property
     def base_name(self) -> str:
         """The base the adapter was trained on, as its config has it; may be empty."""
-        return str(self.config.get("base_model_name_or_path") or "")
+        return str(self.config.settings.get("base_model_name_or_path") or "")
 
-    def _match_modules(self) -> dict[str, tuple[str, str, str, bool]]:
-        """Base tensor -> (module, key of A, key of B, is an embedding)."""
-        halves: dict[str, dict[str, str]] = {}
-        embeddings = set()
-        for key in self._weights.entries:
-            match = _KEY.match(unwrapped(key)[0])
-            if match is None:
-                if self._is_base_copy(key):
-                    continue
+    def _say(self, note: str) -> None:
+        self.notes.append(f"{self.label}: {note}.")
+
+    def _check_gathered(self) -> None:
+        """Refuse a file whose weights were elsewhere when it was saved."""
+        entries = self._weights.entries
+        empty = [name for name, entry in entries.items() if 0 in entry.shape]
+        if entries and not any(len(entries[name].shape) < 2 for name in empty):
+            return  # a rank of 0 is another fault
+        found = (
+            f"tensor {empty[0]!r} is {list(entries[empty[0]].shape)}" if entries else "no tensor"
+        )
+        raise VectorError(
+            f"{self.source.name}: {found} in {self.config.weights}: its weights were partitioned"
+            " over processes (DeepSpeed ZeRO-3, FSDP) when it was saved, and are not here",
+            "Gather them: set stage3_gather_16bit_weights_on_model_save and save again, or run"
+            " zero_to_fp32.py on the training's checkpoint (FSDP: a full state dict).",
+        )
+
+    def _match_modules(self) -> None:
+        config = self.config
+        found = sort_keys(self._weights.entries, config.kind, self.source.name)
+        shapes = self._shapes(found)
+        self._names = BaseNames(self.base, shapes, self.source.name)
+        count = len(found.modules) + len(found.rest)
+        facts = self._names.facts(self._weights.entries)
+        self.fitted = Fitted(self.label, count, count, names=facts)
+        experts: list[Factors] = []
+        for each in found.modules.values():
+            if len({"A", "B"} & set(each.keys)) != 2:
                 raise VectorError(
-                    f"{self.source.name}: tensor {key!r} is no LoRA factor",
-                    "Merge the adapter in peft, and pass the merged checkpoint instead.",
-                )
-            halves.setdefault(match["module"], {})[match["factor"]] = key
-            if match["embedding"]:
-                embeddings.add(match["module"])
-        self.fitted = self._fit(halves, embeddings)
-        self._check_untied(halves)
-        found: dict[str, tuple[str, str, str, bool]] = {}
-        for module, keys in halves.items():
-            if len(keys) != 2:
-                raise VectorError(
-                    f"{self.source.name}: module {module!r} has only one of lora_A and lora_B",
+                    f"{self.source.name}: module {each.module!r} has only one of lora_A and lora_B",
                     "Save the adapter again.",
                 )
-            name = self._base_name_of(module)
-            found[name] = (module, keys["A"], keys["B"], module in embeddings)
-            self._check_shapes(name, found[name])
-        if not found:
+            if config.settings.get("target_parameters") and not self._is_linear(each):
+                experts.append(each)
+            else:
+                self._add_factors(each)
+        rows = find_rows(self.base, self._weights, found.rest, config.settings, self._names.find)
+        self._check_untied([each.module for each in found.modules.values()], rows)
+        for some in rows:
+            names = [some.name] if len(some.places) else []
+            if names and some.both_sides:
+                names += [a for a, b in tied_copies(self.base).items() if b == some.name]
+            for name in names:
+                self._terms.setdefault(name, []).append(some.delta)
+            self._say(some.told())
+        for factors in expert_factors(self.base, self._weights, experts, config, self._names.find):
+            self._add_experts(factors)
+        if not self._terms and not found.modules:
             raise VectorError(f"{self.source.name}: an empty adapter", "Train it first.")
-        return found
 
-    def _fit(self, halves: Mapping[str, Mapping[str, str]], embeddings: Iterable[str]) -> Fitted:
-        """Find what the base calls the modules, by names and shapes."""
-        shapes = {}
-        for module, keys in halves.items():
-            if len(keys) != 2:
+    def _shapes(self, found: SortedKeys) -> dict[str, Shape]:
+        """The tensors that the adapter changes, by its names, to know them in the base."""
+        holders = [
+            holder
+            for each in self.config.settings.get("target_parameters") or ()
+            if (holder := str(each).rpartition(".")[0])
+        ]
+        shapes: dict[str, Shape] = {}
+        for each in found.modules.values():
+            module = each.module.replace(".base_layer", "")
+            if not {"A", "B"} <= set(each.keys) or self.config.kind == "kohya-lora":
                 continue
-            a, b = (self._weights.entry(keys[factor]).shape for factor in "AB")
+            if any(f".{module}".endswith(f".{holder}") for holder in holders):
+                continue  # a stack's factors, whose product is no matrix of the base's
+            a, b = (self._weights.entry(each.keys[part]).shape for part in ("A", "B"))
+            if each.turned:
+                a, b = a[::-1], b[::-1]
             if len(a) == len(b) == 2:
                 made = (b[0], a[1])
-                flipped = self._is_flipped((module, keys["A"], keys["B"], module in embeddings))
-                shapes[f"{module}.weight"] = made[::-1] if flipped else made
-        match = find_match(shapes_of(self.base), shapes, self.source.name)
-        self._names = {place.names[0]: name for name, place in match.places.items()}
-        facts = {k: v for k, v in match.facts().items() if k == "renamed"}
-        wrapped = [dict.fromkeys(unwrapped(key)[1]) for key in self._weights.entries]
-        wrappers = {each: sum(each in of for of in wrapped) for of in wrapped for each in of}
-        if wrappers:
-            facts["wrappers"] = wrappers
-        return Fitted(self.label, len(halves), len(halves), names=facts)
+                shapes[f"{module}.weight"] = made[::-1] if self._is_flipped(each) else made
+        if shapes:
+            return shapes
+        return {row_target(inside(key)): self._weights.entry(key).shape for key in found.rest}
 
-    def _check_untied(self, modules: Iterable[str]) -> None:
+    def _is_linear(self, each: Factors) -> bool:
+        """Whether a module is a matrix of the base's rather than a module that holds a stack."""
+        module = each.module.replace(".base_layer", "")
+        entry = self.base.entries.get(self._names.find(f"{module}.weight") or "")
+        return entry is not None and len(entry.shape) == 2
+
+    def _add_factors(self, each: Factors) -> None:
+        name = self._base_name_of(each.module)
+        a, b = (self._weights.entry(each.keys[part]) for part in ("A", "B"))
+        shapes = [entry.shape[:: -1 if each.turned else 1] for entry in (a, b)]
+        self._check_shapes(name, each, shapes[0], shapes[1])
+        rank = shapes[0][0]
+        self.config.check_rank(each.module, rank)
+        if self.config.settings.get("use_dora") and "magnitude" not in each.keys:
+            raise VectorError(
+                f"{self.source.name}: use_dora is set, and {each.module!r} has no magnitude",
+                "Save the adapter again.",
+            )
+        if "magnitude" in each.keys:
+            rows = self.base.entry(name).rows
+            if self._is_flipped(each) or self._weights.entry(each.keys["magnitude"]).numel != rows:
+                raise VectorError(
+                    f"{self.source.name}: use_dora on {each.module!r}, whose weight is stored the"
+                    " other way round: what DoRA rescales are its columns",
+                    _MERGE,
+                )
+            self._terms.setdefault(name, []).append(partial(self._dora, each, name))
+        else:
+            self._terms.setdefault(name, []).append(partial(self._factors, each))
+        if "bias" in each.keys:
+            self._add_bias(each, rank)
+
+    def _add_bias(self, each: Factors, rank: int) -> None:
+        """``lora_bias``: a bias of ``B``, which merging adds to the module's own."""
+        name = f"{self._base_name_of(each.module).removesuffix('weight')}bias"
+        entry, key = self.base.entries.get(name), each.keys["bias"]
+        if entry is None or entry.shape != self._weights.entry(key).shape:
+            raise VectorError(
+                f"{self.source.name}: lora_bias is set, and {self.base.source.name} has no bias"
+                f" {name!r} of this shape that it could be added to",
+                "Use the adapter beside its base: no checkpoint of the base's layout is the same.",
+            )
+        scale = self.config.scaling(each.module, rank)
+        self._terms.setdefault(name, []).append(
+            lambda: VectorDelta(self._weights.tensor(key).float() * scale)
+        )
+
+    def _add_experts(self, found: ExpertFactors) -> None:
+        for name, make in found.terms.items():
+            self._terms.setdefault(name, []).append(make)
+        self._say(found.told)
+
+    def _check_untied(self, modules: Iterable[str], rows: Iterable[Rows]) -> None:
         """Refuse a change of a tied embedding or head, which is another one once it is merged."""
-        tied = [each for each in modules if is_tied(self.base, self._base_name_of(each))]
+        named = [each for each in modules if ".experts" not in each]
+        tied = [
+            each for each in named if is_tied(self.base, self._names.find(f"{each}.weight") or each)
+        ]
+        tied += [each.name for each in rows if not each.both_sides and len(each.places)
+                 and is_tied(self.base, each.name)]  # fmt: skip
         if not tied:
             return
         remedy = (
@@ -174,160 +243,94 @@ class AdapterChange:
             remedy,
         )
 
-    def _is_base_copy(self, key: str) -> bool:
-        """Whether a tensor is the base's own: peft saves embeddings and head that it adapts."""
-        name = unwrapped(key)[0].removeprefix("base_model.model.").replace(".base_layer.", ".")
-        if name not in self.base.entries:  # a tied head, which the base stores as its embedding
-            name = next(iter(twin_candidates(name, list(self.base.entries))), name)
-        ours, theirs = self.base.entries.get(name), self._weights.entry(key)
-        if ours is None or ours.shape != theirs.shape or ours.dtype not in ARITHMETIC_DTYPES:
-            return False
-        return all(
-            torch.equal(
-                self.base.rows(name, start, stop).float(),
-                self._weights.rows(key, start, stop).float(),
-            )
-            for start, stop in ours.blocks()
-        )
-
     def _base_name_of(self, module: str) -> str:
-        name = f"{module}.weight"
-        if name in self.base.entries:
+        name = self._names.find(f"{module}.weight")
+        if name is None and self.config.kind == "kohya-lora":
+            name = self._names.find_flat(module)
+        if name is not None:
             return name
-        if name in self._names:
-            return self._names[name]
-        # The wrapped model may hold the checkpoint's modules under a longer or shorter prefix.
-        near = [
-            each
-            for each in self.base.entries
-            if each.endswith(f".{name}") or name.endswith(f".{each}")
-        ]
-        if len(near) == 1:
-            return near[0]
-        twins = twin_candidates(name, list(self.base.entries))
-        if not near and twins and is_tied(self.base, twins[0]):
-            return twins[0]
+        several = any(each.endswith(f".{module}.weight") for each in self.base.entries)
         raise MismatchError(
             f"{self.source.name}: adapts {module!r}, and {self.base.source.name} has "
-            f"{'no such module' if not near else 'several such modules'}",
+            f"{'several such modules' if several else 'no such module'}",
             f"The adapter was trained on {self.base_name or 'another model'}; use that base.",
         )
 
-    def _check_shapes(self, name: str, module: tuple[str, str, str, bool]) -> None:
-        _, key_a, key_b, _ = module
-        a, b = self._weights.entry(key_a), self._weights.entry(key_b)
+    def _check_shapes(
+        self, name: str, each: Factors, a: tuple[int, ...], b: tuple[int, ...]
+    ) -> None:
+        key_a, key_b = each.keys["A"], each.keys["B"]
         shape = self.base.entry(name).shape
-        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise VectorError(
-                f"{self.source.name}: {key_a!r} {list(a.shape)} and {key_b!r} {list(b.shape)}"
+                f"{self.source.name}: {key_a!r} {list(a)} and {key_b!r} {list(b)}"
                 " are no pair of linear LoRA factors",
-                "Merge the adapter in peft, and pass the merged checkpoint instead.",
+                _MERGE,
             )
-        if a.shape[0] == 0:
+        if a[0] == 0:
             raise VectorError(
                 f"{self.source.name}: {key_a!r} has rank 0", "Save the adapter again."
             )
-        made = (b.shape[0], a.shape[1])
-        if (made[::-1] if self._is_flipped(module) else made) != shape:
+        made = (b[0], a[1])
+        if (made[::-1] if self._is_flipped(each) else made) != shape:
             raise MismatchError(
                 f"{self.source.name}: {key_b!r} @ {key_a!r} gives {list(made)}; tensor {name!r}"
                 f" of {self.base.source.name} is {list(shape)}",
                 f"The adapter was trained on {self.base_name or 'another model'}; use that base.",
             )
 
-    def _is_flipped(self, module: tuple[str, str, str, bool]) -> bool:
+    def _is_flipped(self, each: Factors) -> bool:
         """Whether the stored weight is the transpose of ``B A``: embeddings, and Conv1D."""
-        if module[3] or is_transposed(f"{module[0]}.weight", self.base.config):
+        weight = f"{each.module}.weight"
+        if each.embedding or is_transposed(weight, self.base.config):
             return True
+        if each.turned:  # MLX-LM's embeddings are told by their name alone
+            return kind_of(weight) == "embeddings"
         # peft notes the last module it wrapped: a GPT-2 adapter with its head says False, and
         # the head itself is linear in any model.
-        return bool(self.config.get("fan_in_fan_out")) and kind_of(f"{module[0]}.weight") != "head"
+        return bool(self.config.settings.get("fan_in_fan_out")) and kind_of(weight) != "head"
 
-    def scaling(self, module: str, rank: int) -> float:
-        """``alpha / r`` of a module, or ``alpha / sqrt(r)`` with rsLoRA."""
-        alpha = self._alpha
-        # peft takes the first pattern that matches the end of the module's name.
-        for pattern, value in self._alphas:
-            if pattern.matches(module):
-                alpha = value
-                break
-        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+    def _pair(self, each: Factors) -> FactorDelta:
+        """``scale · B`` and ``Aᵀ``."""
+        a, b = (self._weights.tensor(each.keys[part]).float() for part in ("A", "B"))
+        if each.turned:
+            a, b = a.T, b.T
+        if "alpha" in each.keys:
+            scale = float(self._weights.tensor(each.keys["alpha"]).float().sum()) / a.shape[0]
+        else:
+            scale = self.config.scaling(each.module, a.shape[0])
+        return FactorDelta(b * scale, a.T)
+
+    def _factors(self, each: Factors) -> Delta:
+        pair = self._pair(each)
+        return FactorDelta(pair.right, pair.left) if self._is_flipped(each) else pair
+
+    def _dora(self, each: Factors, name: str) -> Delta:
+        pair = self._pair(each)
+        magnitude = self._weights.tensor(each.keys["magnitude"]).float().reshape(-1)
+        return DoraDelta(pair.left, pair.right, magnitude, name)
 
     def at(self, name: str) -> Delta | None:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
-        found = self._modules.get(name)
-        if found is None:
+        terms = self._terms.get(name)
+        if terms is None:
             return None
-        module, key_a, key_b, _ = found
-        a, b = self._weights.tensor(key_a).float(), self._weights.tensor(key_b).float()
-        left, right = b * self.scaling(module, a.shape[0]), a.T
-        return FactorDelta(right, left) if self._is_flipped(found) else FactorDelta(left, right)
+        if len(terms) == 1:
+            return terms[0]()
+        return SumDelta(tuple((1.0, make()) for make in terms), name, self.label)
 
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        config = self.source.path / CONFIG_NAME
         return {
-            "kind": "peft-lora",
+            "kind": self.config.kind,
             "name": self.source.name,
             "revision": self.source.revision,
             "base": self.base_name,
             "fitted": self.fitted.facts(),
-            "paths": [self.source.path / "adapter_config.json", self.source.path / _WEIGHTS],
+            **({"notes": list(self.notes)} if self.notes else {}),
+            "paths": [
+                *([config] if config.is_file() else []),
+                self.source.path / self.config.weights,
+            ],
         }
-
-
-def _number(source: Source, setting: str, value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            if math.isfinite(found := float(value)):
-                return found
-    raise VectorError(
-        f"{source.name}: {setting} is {str(value)[:80]!r}, no finite number",
-        "Restore adapter_config.json.",
-    )
-
-
-def _patterns(source: Source, told: object) -> list[tuple[ModulePattern, float]]:
-    """``alpha_pattern``, in its order."""
-    if told is None:
-        return []
-    if not isinstance(told, dict):
-        raise VectorError(
-            f"{source.name}: alpha_pattern is no mapping of patterns to numbers",
-            "Restore adapter_config.json.",
-        )
-    return [
-        (ModulePattern(text, source.name), _number(source, f"alpha_pattern {text[:80]!r}", value))
-        for text, value in told.items()
-    ]
-
-
-def _read_config(source: Source) -> dict[str, Any]:
-    path = source.path / "adapter_config.json"
-    try:
-        config = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise VectorError(f"{path}: not valid JSON: {error}", "Restore the adapter.") from None
-    except OSError as error:
-        raise VectorError(
-            f"{path}: cannot be read: {error.strerror}", "Restore the adapter."
-        ) from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise VectorError(
-            f"{source.name}: a {str(kind)[:80] if kind else 'nameless'} adapter; only LORA is a"
-            " low-rank change",
-            "Merge the adapter in peft, and pass the merged checkpoint instead.",
-        )
-    remedy = "Merge the adapter in peft, and pass the merged checkpoint instead."
-    for setting, reason in _REFUSED.items():
-        if config.get(setting):
-            raise VectorError(f"{source.name}: {setting} is set; {reason}", remedy)
-    if config.get("bias", "none") != "none":
-        raise VectorError(f"{source.name}: it trains biases beside B A", remedy)
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_REFUSED_INITS):
-        raise VectorError(
-            f"{source.name}: initialised by {init}, which changes the base's weights too",
-            "Save it with path_initial_model_for_weight_conversion, or merge it.",
-        )
-    return config

@@ -139,6 +139,11 @@ class SumDelta:
         for factor, delta in self.terms:
             delta.add_rows(out, start, stop, scale * factor, base)
 
+    @property
+    def relative(self) -> bool:
+        """Whether a term is told by the weights it leads to, from which the base is taken away."""
+        return any(getattr(term, "relative", False) for _, term in self.terms)
+
     def factors(self) -> LowRank | None:
         """The exact SVD from factors alone, if every term has them; None otherwise.
 

@@ -10,7 +10,8 @@ from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.names.matching import find_match
 from weightsurgery.checkpoint.names.restated import Restated
 from weightsurgery.checkpoint.naming import kind_of, twin_candidates
-from weightsurgery.checkpoint.reader import Checkpoint, quantisation
+from weightsurgery.checkpoint.quantised import matrices, quantisation
+from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
 from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
 from weightsurgery.vectors.deltas import Delta, DenseDelta, Stored
@@ -21,19 +22,32 @@ __all__ = ["FinetunedChange", "refuse_quantised"]
 VOCABULARY_POLICIES = ("error", "common-rows", "base")
 MISSING_POLICIES = ("error", "base")
 
+_MATRICES = ("attention", "mlp", "embeddings", "head")
+
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Refuse checkpoints whose stored numbers are codes.
+    """Refuse checkpoints whose stored numbers are codes, or were elsewhere when it was saved.
 
     Raises:
         UnsupportedCheckpointError: Adding or scaling codes gives noise, not weights.
     """
+    for name, entry in checkpoint.entries.items():
+        if entry.shape == (0,) and name.endswith(".weight") and kind_of(name) in _MATRICES:
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.source.name}: tensor {name!r} is [0]: its weights were partitioned"
+                " over processes (DeepSpeed ZeRO-3, FSDP) when it was saved, and are not here",
+                "Gather them: run zero_to_fp32.py on the training's checkpoint, or save again with"
+                " stage3_gather_16bit_weights_on_model_save (FSDP: a full state dict).",
+            )
     scheme = quantisation(checkpoint)
     if scheme is not None:
         raise UnsupportedCheckpointError(
             f"{checkpoint.source.name}: quantised, {scheme}; its stored numbers are codes,"
             " on which weight arithmetic means nothing",
-            "Use the unquantised checkpoint it was made from, or dequantise it first.",
+            "Pass --dequantize to read float8 codes as the numbers they stand for, or use the"
+            " unquantised checkpoint it was made from."
+            if any(matrices(checkpoint.entries))
+            else "Use the unquantised checkpoint it was made from, or dequantise it first.",
         )
 
 
@@ -95,6 +109,11 @@ class FinetunedChange:
         if missing == "error":
             self._refuse_misfits(extra)
         self.fitted.check(partial)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the fine-tuned checkpoint's numbers, a line each."""
+        return self.finetuned.notes
 
     def _where(self, name: str) -> str:
         return f"tensor {name!r} of {self.finetuned.source.name}"
@@ -274,6 +293,7 @@ class FinetunedChange:
             "missing": self._missing,
             "fitted": self.fitted.facts(),
             **({"partial": True} if self._partial else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
             "paths": checkpoint.files_read(),
         }
 

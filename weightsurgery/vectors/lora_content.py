@@ -13,7 +13,7 @@ from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.deferred import torch
 from weightsurgery.errors import VectorError
-from weightsurgery.vectors.deltas import DenseDelta, FactorDelta, SumDelta
+from weightsurgery.vectors.deltas import FactorDelta, SumDelta
 from weightsurgery.vectors.lora_layers import LoraLayer, LoraLayers, Refusal
 
 __all__ = ["Content", "Sorted", "factored", "is_factored", "sort_tensors"]
@@ -155,7 +155,7 @@ def is_factored(delta: SumDelta) -> bool:
 
 def _needs_base(delta: SumDelta) -> bool:
     """Whether a change is told by the weights it leads to."""
-    return any(isinstance(each, DenseDelta) and each.relative for _, each in delta.terms)
+    return delta.relative
 
 
 def _base_rows(base: Checkpoint, name: str, delta: SumDelta) -> Callable[[int, int], torch.Tensor]:

@@ -126,7 +126,7 @@ def plan_adapter(
         deltas = [vector.at(layer.name) for vector in vectors]
         terms = [term for delta in deltas if delta is not None for _, term in delta.terms]
         read += sum(_bytes_of(term, stored) for term in terms)
-        read += stored * any(isinstance(term, DenseDelta) and term.relative for term in terms)
+        read += stored * any(getattr(term, "relative", False) for term in terms)
     above = next(path for path in target.parents if path.exists())
     return AdapterPlan(
         edit,

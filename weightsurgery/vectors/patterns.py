@@ -1,8 +1,9 @@
 """Patterns of a stranger's adapter, matched in bounded time.
 
-peft reads the keys of ``alpha_pattern`` as regular expressions over module names. Python's own
-matcher tries one way after another, which for some patterns never ends; here all ways are followed
-at once, as sets of places in the name, and a budget bounds what they may cost.
+peft reads the keys of ``alpha_pattern`` and ``rank_pattern`` as regular expressions over module
+names. Python's own matcher tries one way after another, which for some patterns never ends; here
+all ways are followed at once, as sets of places in the name, and a budget bounds what they may
+cost.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ class ModulePattern:
     Args:
         text: The pattern.
         where: The adapter, for messages.
+        setting: What it is a key of, for messages.
 
     Raises:
         VectorError: It is no such pattern, or one of a kind that no adapter needs.
     """
 
-    def __init__(self, text: str, where: str) -> None:
-        self._text, self._where = text, where
+    def __init__(self, text: str, where: str, setting: str = "alpha_pattern") -> None:
+        self._text, self._where, self._setting = text, where, setting
         if len(text) > _LONGEST:
             raise self._refused(f"of {len(text)} characters")
         plain = _PLAIN.fullmatch(text)
@@ -74,7 +76,7 @@ class ModulePattern:
 
     def _refused(self, why: str) -> VectorError:
         return VectorError(
-            f"{self._where}: alpha_pattern {self._text[:80]!r}: {why}",
+            f"{self._where}: {self._setting} {self._text[:80]!r}: {why}",
             "Merge the adapter in peft, and pass the merged checkpoint instead.",
         )
 

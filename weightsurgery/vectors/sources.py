@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weightsurgery.checkpoint.dequantised import dequantised
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import read_record
 from weightsurgery.checkpoint.repository import look_up
 from weightsurgery.checkpoint.source import is_hub_name, resolve_source
 from weightsurgery.checkpoint.staging import RECORD_NAME
-from weightsurgery.errors import EditError, SourceError, VectorError
-from weightsurgery.vectors.adapters import AdapterChange, is_adapter
+from weightsurgery.errors import EditError, VectorError
+from weightsurgery.vectors.adapter_folders import find_adapter
+from weightsurgery.vectors.adapters import AdapterChange
 from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
 from weightsurgery.vectors.statistics import (
@@ -121,7 +123,7 @@ def open_change(
     opener: Opener = Checkpoint.open,
     partial: bool = False,
 ) -> Change:
-    """Open a fine-tuned checkpoint, a saved task vector or a PEFT adapter as a change of a base.
+    """Open a fine-tuned checkpoint, a saved task vector or an adapter as a change of a base.
 
     Args:
         base: The base.
@@ -143,24 +145,25 @@ def open_change(
             " 'ws learn' take data too.",
         )
     if opener is not Checkpoint.open and _is_remote_model(name):
-        return FinetunedChange(base, opener(name), vocab, missing, partial)
+        return FinetunedChange(base, _as_base(base, opener(name)), vocab, missing, partial)
     source = resolve_source(name)
     if is_statistics(source.path):
         raise VectorError(
             f"{name}: activation statistics, not a change of weights",
             "They say what to keep: pass them to 'ws project' or 'ws learn' with --keep.",
         )
-    if is_adapter(source.path):
-        return AdapterChange(base, source)
+    adapter = find_adapter(source)
+    if adapter is not None:
+        return AdapterChange(base, source, adapter)
     if is_saved_vector(source.path):
         return SavedChange(base, source, missing, partial)
-    adapters = sorted(path.parent.name for path in source.path.glob("*/adapter_config.json"))
-    if adapters and not any(source.path.glob("*.safetensors")):
-        raise SourceError(
-            f"{name}: holds adapters in folders of their own: {', '.join(adapters)}",
-            f"Name one of them:  {os.path.join(name, adapters[0])}",
-        )
-    return FinetunedChange(base, Checkpoint.at(source), vocab, missing, partial)
+    finetuned = _as_base(base, Checkpoint.at(source))
+    return FinetunedChange(base, finetuned, vocab, missing, partial)
+
+
+def _as_base(base: Checkpoint, finetuned: Checkpoint) -> Checkpoint:
+    """A fine-tuned checkpoint, read as numbers where the base is."""
+    return dequantised(finetuned) if base.dequantises else finetuned
 
 
 def _is_remote_model(name: str) -> bool:

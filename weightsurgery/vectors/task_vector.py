@@ -116,8 +116,12 @@ class TaskVector:
 
     def notes(self) -> list[str]:
         """What was done so that the terms fit the base, and what of them is left out, in lines."""
-        fitted = (getattr(change, "fitted", None) for _, change in self.terms)
-        return [line for each in fitted if each is not None for line in each.notes()]
+        found: list[str] = []
+        for _, change in self.terms:
+            fitted = getattr(change, "fitted", None)
+            found += [] if fitted is None else fitted.notes()
+            found += getattr(change, "notes", ())
+        return found
 
     def close(self) -> None:
         """Close what the terms hold open; what is in flight over the network is given up."""

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from weightsurgery.checkpoint.layout import Layout, TensorEntry
 from weightsurgery.checkpoint.names.matching import Match, Place
@@ -38,8 +39,11 @@ class Restated(Checkpoint):
         MismatchError: A tensor would be put together of numbers of several dtypes.
     """
 
+    as_stored = False
+
     def __init__(self, inner: Checkpoint, match: Match) -> None:
         self.inner = inner
+        self.notes = inner.notes
         self._key = object()  # alive as long as what is remembered under it
         entries: dict[str, TensorEntry] = {}
         self._put_together: dict[str, Place] = {}
@@ -64,7 +68,7 @@ class Restated(Checkpoint):
         first = old[0]
         width = first.nbytes // first.numel if first.numel else 0
         run = place.blocks[0].run if len(place.blocks) == 1 else None
-        if run is not None:
+        if run is not None and self.inner.as_stored:
             start = first.start + run.first * width
         else:
             start = first.start  # of no meaning: it is put together when it is read
@@ -113,6 +117,11 @@ class Restated(Checkpoint):
         numbers = np.frombuffer(raw, dtype=f"V{width}")
         steps = tuple(step * width for step in piece.steps)
         return np.lib.stride_tricks.as_strided(numbers, piece.shape, steps)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See :attr:`Checkpoint.config`."""
+        return self.inner.config
 
     def _inner_names(self, names: Iterable[str]) -> list[str]:
         every = (stored for name in names for stored in self._stored[name])

@@ -1,0 +1,280 @@
+"""A float8 checkpoint read as the numbers that its codes and scales stand for.
+
+``W = code · scale``, with a scale for the whole matrix, for each row, or for each block; computed
+in float32 and rounded once, to the dtype of the model's config. Nothing is copied: rows are worked
+out when they are read. Scales are no tensors of the model's any more, and its config no longer
+says that it is quantised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.header import (
+    BITS,
+    ShardHeader,
+    TensorEntry,
+    encode_header,
+    parse_header,
+)
+from weightsurgery.checkpoint.layout import Layout
+from weightsurgery.checkpoint.quantised import (
+    FP8,
+    INPUT_SCALES,
+    MARKERS,
+    known_scale,
+    matrices,
+    quantisation,
+)
+from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
+from weightsurgery.deferred import torch
+from weightsurgery.errors import UnsupportedCheckpointError
+
+__all__ = ["Dequantised", "dequantised", "without_quantisation"]
+
+_BLOCK = 128  # of those whose config names none and whose last block is cut off
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_CONFIGS = ("quantization_config", "compression_config")
+
+
+def dequantised(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, read as numbers if it holds float8 codes, and itself if it holds numbers.
+
+    Raises:
+        UnsupportedCheckpointError: It is quantised in another way, or not all scales are known.
+    """
+    if quantisation(checkpoint) is None:
+        checkpoint.dequantises = True
+        return checkpoint
+    codes = list(matrices(checkpoint.entries))
+    names = {entry.name: known_scale(checkpoint.entries, entry) for entry in codes}
+    without = [name for name, scale in names.items() if scale is None]
+    declared = any(checkpoint.text_config.get(key) for key in _CONFIGS)
+    if not codes or (without and (declared or len(without) < len(names))):
+        what = f"tensor {without[0]!r} has no scales beside it" if without else "no float8 weights"
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.source.name}: quantised, {quantisation(checkpoint)}; {what}",
+            "Use the unquantised checkpoint it was made from, or load it with the library that"
+            " wrote it, dequantise it there and save it.",
+        )
+    scales = {name: _Scale(checkpoint, checkpoint.entry(name), key) for name, key in names.items()}
+    left = {name for name in checkpoint.entries if _is_left(name, scales.values())}
+    for name, entry in checkpoint.entries.items():
+        if name in left or name in scales or entry.dtype not in ("U8", "I8", "I32", *FP8):
+            continue
+        if len(entry.shape) > 1:
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.source.name}: tensor {name!r} is {entry.dtype}, beside float8"
+                " weights: codes of another kind",
+                "Use the unquantised checkpoint it was made from.",
+            )
+    return Dequantised(checkpoint, scales, left)
+
+
+def _is_left(name: str, scales: Iterable[_Scale]) -> bool:
+    leaf = name.rpartition(".")[2]
+    return name in MARKERS or leaf in INPUT_SCALES or any(name == each.name for each in scales)
+
+
+class _Scale:
+    """What the codes of one matrix are multiplied by.
+
+    Args:
+        checkpoint: Where both are stored.
+        entry: The codes, ``(..., rows, columns)``.
+        name: The scales; None for codes that are the numbers themselves.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, entry: TensorEntry, name: str | None) -> None:
+        self._checkpoint, self._entry, self.name = checkpoint, entry, name
+        self._rows, self._columns = entry.shape[-2:]
+        self._stack = math.prod(entry.shape[:-2])
+        self._grid = (1, 1, 1)
+        if name is not None:
+            self._grid = self._fit(checkpoint.entry(name).shape)
+        self._block = tuple(
+            self._step(size, count, axis)
+            for axis, (size, count) in enumerate(
+                zip((self._rows, self._columns), self._grid[1:], strict=True)
+            )
+        )
+
+    def _fit(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """The scales as (matrices, rows, columns) of blocks."""
+        stack, count = self._stack, math.prod(shape)
+        if count == 1:
+            return 1, 1, 1
+        if len(shape) == len(self._entry.shape) and shape[:-2] == self._entry.shape[:-2]:
+            return stack, shape[-2], shape[-1]
+        if shape == (*self._entry.shape[:-2], self._rows):
+            return stack, self._rows, 1
+        if shape == self._entry.shape[:-2]:
+            return stack, 1, 1
+        raise self._unfit(shape)
+
+    def _step(self, size: int, count: int, axis: int) -> int:
+        """Rows or columns of a block."""
+        for key in _CONFIGS:
+            settings = self._checkpoint.text_config.get(key)
+            block = settings.get("weight_block_size") if isinstance(settings, dict) else None
+            if isinstance(block, list) and len(block) == 2 and count > 1:
+                step = block[axis]
+                if isinstance(step, int) and step > 0 and -(-size // step) == count:
+                    return step
+        if 0 < count <= size and size % count == 0:
+            return size // count
+        if -(-size // _BLOCK) == count:
+            return _BLOCK
+        assert self.name is not None
+        raise self._unfit(self._checkpoint.entry(self.name).shape)
+
+    def _unfit(self, shape: tuple[int, ...]) -> UnsupportedCheckpointError:
+        return UnsupportedCheckpointError(
+            f"{self._checkpoint.source.name}: scales {self.name!r} {list(shape)} are none of"
+            f" {self._entry.name!r} {list(self._entry.shape)}",
+            "Use the unquantised checkpoint it was made from.",
+        )
+
+    def times(self, codes: torch.Tensor, start: int) -> torch.Tensor:
+        """Codes of some rows, float32, times their scales; in place.
+
+        Args:
+            codes: Shape ``(n, columns)``.
+            start: The first of these rows, of all matrices' rows.
+        """
+        if self.name is None:
+            return codes
+        grid = self._checkpoint.remember(f"scale of {self._entry.name}", self._read)
+        rows = torch.arange(start, start + codes.shape[0])
+        matrix = rows // self._rows if grid.shape[0] > 1 else torch.zeros_like(rows)
+        chosen = grid[matrix, (rows % self._rows) // self._block[0]]  # (n, blocks of columns)
+        return codes.mul_(chosen.repeat_interleave(self._block[1], 1)[:, : self._columns])
+
+    def _read(self) -> torch.Tensor:
+        assert self.name is not None
+        entry = self._checkpoint.entry(self.name)
+        if entry.dtype in ("F8_E8M0", "U8"):  # exponents
+            raw = torch.frombuffer(self._checkpoint.read_bytes(self.name), dtype=torch.uint8)
+            return (raw.float() - 127).exp2().reshape(self._grid)
+        return self._checkpoint.tensor(self.name).float().reshape(self._grid)
+
+
+class Dequantised(Checkpoint):
+    """See the module's text.
+
+    Args:
+        inner: As it is stored.
+        scales: By the names of the matrices.
+        left: Tensors that are none of the model's.
+    """
+
+    dequantises = True
+    as_stored = False
+
+    def __init__(self, inner: Checkpoint, scales: Mapping[str, _Scale], left: set[str]) -> None:
+        declared = inner.text_config.get("torch_dtype") or inner.text_config.get("dtype")
+        dtype = _DTYPES.get(str(declared).removeprefix("torch."), "BF16")
+        shards: dict[str, ShardHeader] = {}
+        entries: dict[str, TensorEntry] = {}
+        for name, header in inner.shards.items():
+            wanted = [
+                (each.name, dtype if each.name in scales else each.dtype, each.shape)
+                for each in header.entries
+                if each.name not in left
+            ]
+            if not wanted:
+                continue
+            raw = encode_header(wanted, header.metadata)
+            size = len(raw) + sum(math.prod(shape) * BITS[new] // 8 for _, new, shape in wanted)
+            found = parse_header(name, size, partial(_part, raw))
+            shards[name] = found
+            entries |= {each.name: each for each in found.entries}
+        super().__init__(inner.source, Layout(shards, entries, inner.layout.index_name))
+        self.inner, self._scales = inner, scales
+        scaled = sum(each.name is not None for each in scales.values())
+        how = f"times their scales ({scaled})" if scaled else "as they are, there being no scales"
+        self.notes = (
+            f"{inner.source.name}: {len(scales)} float8 matrices are read as {dtype}: codes {how}.",
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """``config.json`` without what it says of codes."""
+        return without_quantisation(self.inner.config)
+
+    def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
+        """See :meth:`Checkpoint.read_into`; works out the rows that the bytes lie in."""
+        if entry.name not in self._scales:
+            self.inner.read_into(self.inner.entry(entry.name), offset, buffer)
+            return
+        if offset < 0 or offset + len(buffer) > entry.nbytes:
+            raise ValueError(f"bytes {offset}+{len(buffer)} outside tensor {entry.name!r}")
+        if not len(buffer):
+            return
+        start, stop = offset // entry.row_bytes, -(-(offset + len(buffer)) // entry.row_bytes)
+        codes = self.inner.rows(entry.name, start, stop).float()
+        rows = self._scales[entry.name].times(codes, start).to(torch_dtype(entry.dtype))
+        first = offset - start * entry.row_bytes
+        view = memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy().data)
+        buffer[:] = view[first : first + len(buffer)]
+
+    def read_shard_into(self, shard: str, offset: int, buffer: memoryview) -> None:
+        """There is no such file.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(f"{shard} is not stored as it is read")
+
+    def file(self, name: str) -> Path | None:
+        """See :meth:`Checkpoint.file`."""
+        return self.inner.file(name)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """See :meth:`Checkpoint.prefetch`."""
+        self.inner.prefetch(self._stored(names))
+
+    def absent(self, names: Iterable[str]) -> int:
+        """See :meth:`Checkpoint.absent`."""
+        return self.inner.absent(self._stored(names))
+
+    def _stored(self, names: Iterable[str]) -> list[str]:
+        wanted = list(names)
+        scales = [self._scales[name].name for name in wanted if name in self._scales]
+        return [*wanted, *(each for each in scales if each is not None)]
+
+    def files_read(self) -> list[Path]:
+        """See :meth:`Checkpoint.files_read`."""
+        return self.inner.files_read()
+
+    @property
+    def remote(self) -> bool:
+        """See :attr:`Checkpoint.remote`."""
+        return self.inner.remote
+
+    @property
+    def to_download(self) -> int:
+        """See :attr:`Checkpoint.to_download`."""
+        return self.inner.to_download
+
+    def close(self) -> None:
+        """Close the files."""
+        self.inner.close()
+        super().close()
+
+
+def _part(raw: bytes, start: int, length: int) -> bytes:
+    return raw[start : start + length]
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that does not say that weights are codes; that of a part of a model neither."""
+    return {
+        key: without_quantisation(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _CONFIGS
+    }

@@ -1,0 +1,170 @@
+"""What is odd about a checkpoint and no fault: said when it is looked at, and before it is edited.
+
+Each of these is a reason for an edit to mean another thing than one thinks: a head that is tied by
+the config and stored apart, rows that stand for no token, layers that no library loads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from weightsurgery.checkpoint.naming import kind_of, layer_of, twin_candidates
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.tied import same_bytes
+
+__all__ = ["remarks"]
+
+_VISION = re.compile(r"(^|\.)(visual|vision\w*|vit|image_encoder|multi_modal_projector)\.")
+_VISION_CONFIGS = ("vision_config", "visual", "vision_tower", "mm_vision_tower", "vit_config")
+_MTP = re.compile(r"(^|\.)(mtp\w*|nextn\w*)\.")
+_LARGEST = 64 << 20  # bytes of a tokenizer or an index worth reading for a remark
+
+
+def remarks(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """A line each; of a remote checkpoint only what headers and config tell."""
+    return checkpoint.remember("remarks", lambda: tuple(_all(checkpoint)))
+
+
+def _all(checkpoint: Checkpoint) -> Iterator[str]:
+    yield from _files(checkpoint)
+    yield from _ties(checkpoint)
+    yield from _vocabulary(checkpoint)
+    yield from _layers(checkpoint)
+    yield from _towers(checkpoint)
+
+
+def _files(checkpoint: Checkpoint) -> Iterator[str]:
+    layout = checkpoint.layout
+    if layout.index_name is None and len(layout.shards) > 1:
+        yield f"{len(layout.shards)} shards and no index: they were read by their numbers"
+    if checkpoint.remote or not checkpoint.as_stored:
+        return
+    index = _json(checkpoint, layout.index_name) if layout.index_name else None
+    metadata = index.get("metadata") if index is not None else None
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if isinstance(total, int | float) and total != layout.nbytes:
+        yield (
+            f"{layout.index_name} says total_size {total:,.0f}; its tensors hold {layout.nbytes:,}"
+            " bytes"
+        )
+    beside = sorted(path.name for path in checkpoint.path.glob("consolidated*.safetensors"))
+    beside = [name for name in beside if name not in layout.shards]
+    if (checkpoint.path / "original").is_dir():
+        beside.append("original/")
+    if beside:
+        yield (
+            f"{', '.join(beside)} beside the weights: another copy of them, which is neither read,"
+            " edited nor copied"
+        )
+
+
+def _ties(checkpoint: Checkpoint) -> Iterator[str]:
+    if checkpoint.remote:
+        return
+    names = list(checkpoint.entries)
+    declared = checkpoint.text_config.get("tie_word_embeddings")
+    heads = [name for name in names if kind_of(name) == "head"][:4]
+    for head in heads:
+        for other in twin_candidates(head, names):
+            ours, theirs = checkpoint.entry(head), checkpoint.entry(other)
+            if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+                continue
+            same = same_bytes(checkpoint, head, other)
+            if declared is True and not same:
+                yield (
+                    f"the config ties {head} to {other}, and the two are stored apart and differ:"
+                    " each is edited as it is stored; what a library loads may be one of them alone"
+                )
+            if declared is False and same:
+                yield (
+                    f"{head} and {other} are equal, and the config says that they are not tied:"
+                    " each is edited on its own"
+                )
+
+
+def _vocabulary(checkpoint: Checkpoint) -> Iterator[str]:
+    names = [
+        name
+        for name, entry in checkpoint.entries.items()
+        if len(entry.shape) == 2 and twin_candidates(name, ["lm_head.weight"])
+    ]
+    if len(names) != 1:
+        return
+    rows = checkpoint.entry(names[0]).rows
+    declared = checkpoint.text_config.get("vocab_size")
+    if isinstance(declared, int) and declared != rows:
+        yield f"{names[0]} has {rows} rows, vocab_size of the config is {declared}"
+    count = None if checkpoint.remote else _tokens(checkpoint)
+    if count is not None and count < rows:
+        yield (
+            f"{names[0]} has {rows} rows, the tokenizer {count} tokens: the last"
+            f" {rows - count} rows stand for none"
+        )
+    if count is not None and count > rows:
+        yield (
+            f"the tokenizer has {count} tokens, {names[0]} {rows} rows: {count - rows} tokens have"
+            " none"
+        )
+
+
+def _tokens(checkpoint: Checkpoint) -> int | None:
+    """One more than the largest id of a fast tokenizer."""
+    tokenizer = _json(checkpoint, "tokenizer.json")
+    try:
+        vocabulary = (tokenizer or {})["model"]["vocab"]
+        ids = (
+            [int(number) for number in vocabulary.values()]
+            if isinstance(vocabulary, dict)
+            else range(len(vocabulary))
+        )
+        added = [int(each["id"]) for each in (tokenizer or {}).get("added_tokens") or ()]
+        return 1 + max([*added, max(ids)])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _layers(checkpoint: Checkpoint) -> Iterator[str]:
+    config = checkpoint.text_config
+    names = list(checkpoint.entries)
+    extra = [name for name in names if _MTP.search(name)]
+    declared = config.get("num_hidden_layers")
+    if isinstance(declared, int) and not isinstance(declared, bool) and not config.get(
+        "is_encoder_decoder"
+    ):  # fmt: skip
+        text = [name for name in names if not _VISION.search(name)]
+        found = {layer for name in text if (layer := layer_of(name)) is not None}
+        extra += [name for name in text if (layer_of(name) or 0) >= declared and name not in extra]
+        if found and max(found) + 1 < declared:
+            yield f"the config has {declared} layers, the weights {max(found) + 1}"
+    if extra:
+        yield (
+            f"{len(extra)} tensors are of layers beyond the config's, such as {extra[0]}: heads"
+            " that predict more than one token (MTP); most libraries leave them out when they load,"
+            " and an edit of all tensors changes them too"
+        )
+
+
+def _towers(checkpoint: Checkpoint) -> Iterator[str]:
+    vision = [name for name in checkpoint.entries if _VISION.search(name)]
+    declared = any(checkpoint.config.get(key) for key in _VISION_CONFIGS)
+    if vision and checkpoint.config and not declared:
+        yield (
+            f"{len(vision)} tensors are of an image tower, such as {vision[0]}, and the config is"
+            " that of a text model"
+        )
+    if declared and not vision:
+        yield "the config has an image tower, and the weights have none"
+
+
+def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
+    path = checkpoint.file(name)
+    try:
+        if path is None or path.stat().st_size > _LARGEST:
+            return None
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None  # whoever needs it says so
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,49 @@
+"""BASE, opened as asked for: as it is stored, or as the numbers that its codes stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from weightsurgery.cli.options import Fit
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.reader import Checkpoint
+
+__all__ = ["open_base", "refuse_running"]
+
+
+def open_base(base: str, fit: Fit, opener: Callable[[str], Checkpoint]) -> Checkpoint:
+    """Open BASE.
+
+    Args:
+        base: A directory or ``org/name[@revision]``.
+        fit: With ``--dequantize`` or without.
+        opener: Opens it as it is stored.
+    """
+    checkpoint = opener(base)
+    if not fit.dequantize:
+        return checkpoint
+    from weightsurgery.checkpoint.dequantised import dequantised
+
+    return dequantised(checkpoint)
+
+
+def refuse_running(fit: Fit, why: str) -> None:
+    """Refuse ``--dequantize`` where the model itself is run.
+
+    Args:
+        fit: With ``--dequantize`` or without.
+        why: What runs it, for the message.
+
+    Raises:
+        EditError: It is set.
+    """
+    from weightsurgery.errors import EditError
+
+    if fit.dequantize:
+        raise EditError(
+            f"--dequantize with {why}: the model is run as it is stored",
+            "Write the numbers first ('ws add BASE VECTOR --scale 0 --dequantize -o DIR'), and use"
+            " that as BASE.",
+        )

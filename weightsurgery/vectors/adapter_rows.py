@@ -1,0 +1,180 @@
+"""Rows that an adapter brings as they are to be: embeddings, heads, biases, single tokens.
+
+peft saves an embedding or a head that it adapts or that was resized, ``modules_to_save``, and the
+rows of ``trainable_token_indices``, all of them whole, whatever their names say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES
+from weightsurgery.checkpoint.naming import kind_of
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.tied import is_tied, same_bytes
+from weightsurgery.deferred import torch
+from weightsurgery.errors import MismatchError, VectorError
+from weightsurgery.vectors.adapter_deltas import RowsDelta, changed_rows
+from weightsurgery.vectors.adapter_keys import inside
+
+__all__ = ["Rows", "find_rows", "row_target"]
+
+_MERGE = "Merge the adapter in peft, and pass the merged checkpoint instead."
+_TOKENS = re.compile(r"^(.+)\.token_adapter\.trainable_tokens_delta$")
+_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.)")
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one of the base's tensors.
+
+    Attributes:
+        name: The tensor.
+        key: The adapter's.
+        places: Which rows change, ascending, int64.
+        sources: Where each of them lies in the adapter's tensor.
+        count: How many rows the adapter's tensor has.
+        both_sides: Whether embedding and head, where they are one, are both meant.
+        weights: The adapter's tensors.
+    """
+
+    name: str
+    key: str
+    places: torch.Tensor
+    sources: torch.Tensor
+    count: int
+    both_sides: bool
+    weights: Checkpoint
+
+    def delta(self) -> RowsDelta:
+        """The change."""
+        return RowsDelta(self.places, self._read)
+
+    def _read(self, first: int, last: int) -> torch.Tensor:
+        at = self.sources[first:last]
+        start, stop = int(at.min()), int(at.max()) + 1
+        return self.weights.rows(self.key, start, stop)[at - start]
+
+    def told(self) -> str:
+        """What is done, in words."""
+        if not len(self.places):
+            return f"{self.name}: its {self.count} rows in the adapter are the base's own"
+        some = ", ".join(map(str, self.places[:_SHOWN].tolist()))
+        more = ", ..." if len(self.places) > _SHOWN else ""
+        what = "rows" if kind_of(self.name) in ("embeddings", "head") else "rows or numbers"
+        return (
+            f"{self.name}: {len(self.places)} {what} are replaced by the adapter's, which holds"
+            f" {self.count} of it: {some}{more}"
+        )
+
+
+def find_rows(
+    base: Checkpoint,
+    weights: Checkpoint,
+    keys: Iterable[str],
+    settings: Mapping[str, Any],
+    find: Callable[[str], str | None],
+) -> list[Rows]:
+    """What of an adapter's tensors beside its factors are rows of the base's.
+
+    Args:
+        base: The base.
+        weights: The adapter's tensors.
+        keys: Those that are no factors.
+        settings: The adapter's config.
+        find: The base's tensor of a name.
+
+    Raises:
+        VectorError: A tensor is nothing that the base has.
+        MismatchError: It has another shape than the base's.
+    """
+    found: dict[str, list[Rows]] = {}
+    for key in keys:
+        tokens = _TOKENS.match(plain := inside(key))
+        name = find(row_target(plain))
+        if name is None or base.entry(name).dtype not in ARITHMETIC_DTYPES:
+            raise VectorError(
+                f"{weights.source.name}: tensor {key!r} is no LoRA factor, and"
+                f" {base.source.name} has no tensor that it could be",
+                _MERGE,
+            )
+        _check_shape(base, name, weights, key)
+        each = _tokens(base, name, weights, key, settings) if tokens else None
+        each = each or _whole(base, name, weights, key)
+        found.setdefault(name, []).append(each)
+    return [each for name, several in found.items() for each in _joined(base, name, several)]
+
+
+def row_target(plain: str) -> str:
+    """The model's tensor whose rows an adapter's tensor holds."""
+    tokens = _TOKENS.match(plain)
+    return _WRAPPERS.sub("", f"{tokens[1]}.weight" if tokens else plain)
+
+
+def _joined(base: Checkpoint, name: str, several: Sequence[Rows]) -> list[Rows]:
+    """One for each tensor: both sides of a tied matrix may be there, and must then agree."""
+    first = several[0]
+    for each in several[1:]:
+        same = torch.equal(first.places, each.places)
+        if not same or not same_bytes(first.weights, first.key, each.key):
+            raise VectorError(
+                f"{first.weights.source.name}: {first.key!r} and {each.key!r} differ, and are one"
+                f" tensor, {name!r}, in {base.source.name}",
+                "Untie the base first: load it with tie_word_embeddings=False, copy the embedding"
+                " into the head, save it, and use that as the base.",
+            )
+    if len(several) == 1:
+        return [first]
+    return [Rows(name, first.key, first.places, first.sources, first.count, True, first.weights)]
+
+
+def _check_shape(base: Checkpoint, name: str, weights: Checkpoint, key: str) -> None:
+    ours, theirs = base.entry(name).shape, weights.entry(key).shape
+    if ours == theirs:
+        return
+    vocabulary = kind_of(name) in ("embeddings", "head") and len(ours) == len(theirs)
+    if vocabulary and ours[1:] == theirs[1:] and theirs[0] < ours[0]:
+        return
+    what = f"{weights.source.name}: {key!r} is {list(theirs)}, {name!r} of the base {list(ours)}"
+    if vocabulary and ours[1:] == theirs[1:]:
+        raise MismatchError(
+            f"{what}: the vocabulary was extended by {theirs[0] - ours[0]} tokens",
+            f"Extend the base likewise: model.resize_token_embeddings({theirs[0]}), save it, and"
+            " use that as the base.",
+        )
+    raise MismatchError(what, "Use the base that the adapter was trained on.")
+
+
+def _whole(base: Checkpoint, name: str, weights: Checkpoint, key: str) -> Rows:
+    count = weights.entry(key).rows
+    places = changed_rows(base, name, weights, key, count)
+    return Rows(name, key, places, places, count, False, weights)
+
+
+def _tokens(
+    base: Checkpoint, name: str, weights: Checkpoint, key: str, settings: Mapping[str, Any]
+) -> Rows:
+    """``trainable_token_indices``: rows in the order of the indices."""
+    told = settings.get("trainable_token_indices")
+    module = name.removesuffix(".weight")
+    if isinstance(told, dict):
+        told = next((each for text, each in told.items()
+                     if f".{module}".endswith(f".{text}")), None)  # fmt: skip
+    rows, count = base.entry(name).rows, weights.entry(key).rows
+    chosen = told if isinstance(told, list) else []
+    right = all(
+        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < rows for each in chosen
+    )
+    if not right or len(set(chosen)) != len(chosen) or len(chosen) != count:
+        raise VectorError(
+            f"{weights.source.name}: {key!r} has {count} rows, and trainable_token_indices does not"
+            f" name as many different ones of the {rows} of {name!r}",
+            "Restore adapter_config.json, or merge the adapter in peft.",
+        )
+    places, sources = torch.tensor(chosen, dtype=torch.int64).sort()
+    return Rows(name, key, places, sources, count, is_tied(base, name), weights)
