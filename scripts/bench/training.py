@@ -8,6 +8,7 @@ resident set's, less what the same process held before the model was loaded.
 
     python scripts/bench/training.py                  the embedded model, 135 M
     python scripts/bench/training.py --shape 1b       random weights of the shape of a 1 B model
+    python scripts/bench/training.py --shape 8b --plan   no more than 'ws project --dry-run'
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ SHAPES = {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
     },
+    "8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 128256, "tie_word_embeddings": False,
+    },
 }  # fmt: skip
 
 
@@ -36,21 +42,70 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def the_model(shape: str) -> Any:
-    """In float32: the embedded one, or one of another shape with random weights and its words."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def the_config(shape: str) -> Any:
+    """The embedded model's, with another shape."""
+    from transformers import AutoConfig
 
     from weightsurgery.procedures.smollm import smollm
 
-    place = smollm("float32")
-    if not SHAPES[shape]:
-        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-    config = AutoConfig.from_pretrained(place)
+    config = AutoConfig.from_pretrained(smollm("float32"))
     for name, value in SHAPES[shape].items():
         setattr(config, name, value)
+    return config
+
+
+def the_model(shape: str) -> Any:
+    """In float32: the embedded one, or one of another shape with random weights and its words."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from weightsurgery.procedures.smollm import smollm
+
+    if not SHAPES[shape]:
+        return AutoModelForCausalLM.from_pretrained(smollm("float32"), dtype=torch.float32)
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(the_config(shape), dtype=torch.float32)
+
+
+def plan(shape: str, folder: Path) -> dict[str, Any]:
+    """What ``ws project --forget DATA --dry-run --json`` says, of headers over empty files."""
+    import shutil
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.learning.forget import ByNeighbours
+    from weightsurgery.procedures.smollm import smollm
+    from weightsurgery.procedures.unlearn import Search, Sources
+    from weightsurgery.procedures.unlearn import plan as planned
+
+    place = folder / f"headers-{shape}"
+    place.mkdir(exist_ok=True)
+    for file in Path(smollm("float32")).glob("*"):
+        if file.suffix == ".json" and "index" not in file.name:
+            shutil.copy(file, place)
+    config = the_config(shape)
+    config.save_pretrained(place)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    header, start = {}, 0
+    for name, each in model.named_parameters():
+        stop = start + 2 * each.numel()
+        header[name] = {"dtype": "BF16", "shape": list(each.shape), "data_offsets": [start, stop]}
+        start = stop
+    told = json.dumps(header).encode()
+    with (place / "model.safetensors").open("wb") as file:
+        file.write(len(told).to_bytes(8, "little") + told)
+        file.truncate(8 + len(told) + start)  # a hole: nobody reads the weights
+    data = folder / "request.jsonl"
+    data.write_text('{"prompt": "The capital of France is", "completion": " Paris"}\n')
+    with Checkpoint.open(place) as base:
+        made = planned(
+            base, Sources((str(data),)), folder / "out", Search(neighbours=ByNeighbours())
+        )
+    parts = ("weights", "training", "activations", "held")
+    return {"parameters": start // 2, **{name: getattr(made, name) for name in parts}}
 
 
 def linear(model: Any) -> list[str]:
@@ -156,6 +211,7 @@ def main() -> None:
     asked.add_argument("--shape", choices=sorted(SHAPES), default="135m")
     asked.add_argument("--steps", type=int, default=5)
     asked.add_argument("--folder", type=Path, help="Keep what was gathered here.")
+    asked.add_argument("--plan", action="store_true", help="Only what would be held.")
     asked.add_argument("--part", choices=("gather", "ours", "lora"), help=argparse.SUPPRESS)
     given = asked.parse_args()
     if given.part == "gather":
@@ -175,6 +231,11 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             return done.stdout.strip().rpartition("\n")[2]
 
+        told = plan(given.shape, folder)
+        shown = ", ".join(f"{n} {told[n] / 1e9:.2f} GB" for n in list(told)[1:])
+        print(f"{given.shape}, {told['parameters'] / 1e9:.3f} B parameters; the plan: {shown}")
+        if given.plan:
+            return
         if not (folder / "material.safetensors").is_file():
             part("gather")
         found = {name: json.loads(part(name)) for name in ("lora", "ours")}
