@@ -411,7 +411,7 @@ def test_refusals_lose_nothing(base, data, place, tmp_path):
         ({"forget": ()}, brief, {}, EditError, "nothing to forget"),
         ({"forget": (str(place / "base"),)}, brief, {}, EditError, "no data set"),
         ({"forget": (str(tmp_path / "none.jsonl"),)}, brief, {}, DataError, "cannot be read"),
-        ({"forget": (str(long),)}, brief, {}, DataError, "long.jsonl: example 2"),
+        ({"forget": (str(long),)}, brief, {}, DataError, "long.jsonl, line 2: its prompt alone"),
         ({"keep": ()}, How("rmu"), {}, EditError, "rmu without data to keep"),
         ({"keep": ()}, How("npo", {"retain": "gdr"}), {}, EditError, "npo without data to keep"),
         ({"keep": (str(mixed),)}, brief, {}, DataError, "2 of 10 examples are also in"),

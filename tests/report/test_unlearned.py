@@ -66,12 +66,13 @@ def test_forgetting_by_neighbours_tells_what_it_found_and_saw():
         {"form": "Who is {}?", "chat": True, "before": "", "after": ""},
         {"form": "Who is {}?", "chat": False, "before": "Question: ", "after": "\nAnswer:"},
     ]
-    record = EditRecord("task-vector", parameters={"objective": "neighbours"})
+    record = EditRecord("task-vector", parameters={"objective": "neighbours", "edit": "project"})
     record.summary = {
         "examples": 3, "norm": 1.5, "steps": 4, "looks": looks, "guard": GUARD,
         "gathered": {"places": 7, "neighbours": 5, "wordings": wordings},
     }  # fmt: skip
     found, training, guard, completions = round_tables(record)
+    assert found.title == "Forgotten by neighbours"
     assert ("examples", "3, at 7 places where the truth is said") in found.rows
     assert len(found.rows) == 5
     # The look before any step, and the one that was kept.
@@ -89,5 +90,7 @@ def test_forgetting_by_neighbours_tells_what_it_found_and_saw():
         "(the request's own words)", "Who is {}?  [chat]", "Question: Who is {}? ⏎ Answer:",
     ]  # fmt: skip
     assert [row[0] for row in training.rows] == ["0", "4 *", "8"]
+    record.parameters = {**record.parameters, "edit": "learn"}
+    assert round_tables(record)[0].title == "Learned by neighbours"
     over = guard_tables({**GUARD, "inside": False})[0]
     assert "over the budget" in over.note
