@@ -1,6 +1,7 @@
 """``ws project`` from data by its default, forgetting by neighbours, as a user types it."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -11,6 +12,7 @@ import yaml
 from tests.conftest import snapshot
 from tests.learning.known import FORGET, REST
 from tests.learning.tiny import write
+from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.learning.guard import added
 
 BRIEF = ["--steps", "2", "--batch", "4", "--neighbours", "5", "--wordings", "0", "--draws", "3",
@@ -157,6 +159,7 @@ def test_the_help_tells_the_defaults_as_they_are():
     """Help cannot import what it speaks of, so that it is quick; this holds the two together."""
     from weightsurgery.cli.data_options import FromData
     from weightsurgery.learning.forget import ByNeighbours
+    from weightsurgery.learning.forgetting import LEARNING
     from weightsurgery.learning.guard import BUDGET
 
     own = ByNeighbours()
@@ -171,3 +174,20 @@ def test_the_help_tells_the_defaults_as_they_are():
     assert f"({own.draws})" in helps["draws"]
     rate = helps["lr"].partition("Default: ")[2].partition(",")[0]
     assert float(rate) == own.training.learning_rate
+    # To learn it takes more.
+    rate = helps["lr"].partition("'s (")[2].partition(" to learn")[0]
+    assert float(rate) == LEARNING.learning_rate
+    assert f"; {LEARNING.keep_weight:g} to learn" in helps["keep_weight"]
+    assert "twice as many to learn" in helps["steps"]
+    for count in (1, 1000):
+        once = LEARNING.for_places(count).steps
+        assert LEARNING.for_places(count, learning=True).steps == 2 * once
+    assert replace(LEARNING, steps=3).for_places(9, learning=True).steps == 3
+    data = FromData(**{each.name: None for each in fields(FromData)})
+    rank = Rank(1)
+    found = data.search(True, "neighbours", None, 7, None, rank)
+    assert found.learning
+    assert found.neighbours.training == replace(LEARNING, seed=7)
+    found = data.search(False, "neighbours", None, 7, None, rank)
+    assert not found.learning
+    assert found.neighbours.training == replace(own.training, seed=7)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,8 +59,8 @@ class FromData:
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps. Default: 40, more for large requests; strangers: 80; negate: 10"
-            " each round.",
+            help="Training steps. Default: 40, more for large requests, twice as many to learn;"
+            " strangers: 80; negate: 10 each round.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -74,8 +74,8 @@ class FromData:
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate. Default: 1e-3, AdamW's; strangers: 0.4, relative to the size of a"
-            " weight's entries.",
+            help="Learning rate. Default: 1e-3, AdamW's (2e-3 to learn); strangers: 0.4, relative"
+            " to the size of a weight's entries.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -119,7 +119,7 @@ class FromData:
     keep_weight: Annotated[
         float | None,
         typer.Option(
-            help="Weight of what is to stay beside what is to be forgotten. Default: 30.",
+            help="Weight of what is to stay beside what is to go. Default: 30; 10 to learn.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -249,7 +249,7 @@ class FromData:
                     f"Leave it out, or pass --objective {allowed[1]}.",
                 )
             rounds = Rounds("learn", seed=seed) if learning else Rounds(seed=seed)
-            return Search(rounds, self._by_neighbours(seed), **guarded)
+            return Search(rounds, self._by_neighbours(seed, learning), **guarded)
         given: dict[str, Any] = {
             "rounds": self.rounds,
             "steps": self.steps,
@@ -265,9 +265,9 @@ class FromData:
         rounds = Rounds(objective=objective, seed=seed, **chosen)
         return Search(rounds, **guarded)
 
-    def _by_neighbours(self, seed: int) -> ByNeighbours:
+    def _by_neighbours(self, seed: int, learning: bool) -> ByNeighbours:
         from weightsurgery.learning.forget import ByNeighbours
-        from weightsurgery.learning.forgetting import Forgetting
+        from weightsurgery.learning.forgetting import LEARNING, Forgetting
 
         training: dict[str, Any] = {
             "steps": self.steps,
@@ -282,7 +282,11 @@ class FromData:
             "draws": self.draws,
         }
         return ByNeighbours(
-            Forgetting(**{n: v for n, v in training.items() if v is not None}, seed=seed),
+            replace(
+                LEARNING if learning else Forgetting(),
+                **{n: v for n, v in training.items() if v is not None},
+                seed=seed,
+            ),
             **{n: v for n, v in own.items() if v is not None},
         )
 

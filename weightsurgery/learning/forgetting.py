@@ -44,7 +44,7 @@ _STEPS, _READ = 40, 4  # steps at least; how often every place is read
 # Weight of a place where a look found more to do, of another one.
 _URGE = 4
 
-__all__ = ["Forgetting", "train_forgetting"]
+__all__ = ["LEARNING", "Forgetting", "train_forgetting"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Forgetting:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps; None for 40, or as many as read every place to forget four times.
+        steps: Optimiser steps; None for 40, or as many as read every place to forget four times,
+            and for twice that to learn.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget or learn per step; as many about neighbours, and a quarter of
             that of the keep data and, in turn, of the subjects and of ordinary language.
@@ -93,12 +94,16 @@ class Forgetting:
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a number from 0."
                 )
 
-    def for_places(self, count: int) -> Forgetting:
-        """The same with as many steps as so many places to forget take."""
+    def for_places(self, count: int, learning: bool = False) -> Forgetting:
+        """The same with as many steps as so many places to forget take, or twice that to learn."""
         if self.steps is not None:
             return self
-        steps = max(_STEPS, -(-_READ * count // self.batch_size))
+        steps = (1 + learning) * max(_STEPS, -(-_READ * count // self.batch_size))
         return replace(self, steps=steps, every=max(self.every, steps // 6))
+
+
+LEARNING = Forgetting(learning_rate=2e-3, keep_weight=10.0)
+"""How to train on what is to be learned: it takes more to say something than to say it no more."""
 
 
 class _ByNeighbours(StageTrainer):
@@ -231,7 +236,7 @@ def train_forgetting(
         NonFiniteError: The loss or a weight is NaN or infinite.
         OutputError: A point cannot be written.
     """
-    settings = settings.for_places(len(material.taught))
+    settings = settings.for_places(len(material.taught), material.learning)
     steps = settings.steps or 1
     looks = Looks(folder / "looks", material, settings.budget, padding)
     looks.recall()
