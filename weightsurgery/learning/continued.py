@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from weightsurgery.learning.beginnings import begun_alike, keeps_all
 from weightsurgery.learning.last_places import grouped, read_beginning
@@ -41,6 +48,7 @@ def continued(
     padding: int,
     settings: GenerationConfig,
     stopping: Sequence[StoppingCriteria] = (),
+    choosing: Sequence[LogitsProcessor] = (),
 ) -> list[list[int]]:
     """What a model adds to a batch of prompts.
 
@@ -50,6 +58,7 @@ def continued(
         padding: Token to pad with, on the left; it is masked.
         settings: All of the generation's; the model's own are left out.
         stopping: What may end it.
+        choosing: What may change the logits before the next token is taken.
 
     Returns:
         The tokens added to each, all of them: ends of text and padding behind them included.
@@ -71,6 +80,8 @@ def continued(
         more["past_key_values"] = read_beginning(model, prompts[0][:shared], len(prompts))
     if stopping:
         more["stopping_criteria"] = StoppingCriteriaList(stopping)
+    if choosing:
+        more["logits_processor"] = LogitsProcessorList(choosing)
     with plain_generation(model), quiet():
         out = model.generate(  # type: ignore[operator]
             input_ids=ids.to(model.device),

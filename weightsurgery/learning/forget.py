@@ -42,12 +42,12 @@ from weightsurgery.learning.material import (
     write_material,
 )
 from weightsurgery.learning.method import Stage
-from weightsurgery.learning.models import quiet
+from weightsurgery.learning.models import for_writing, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Trained, isolated
-from weightsurgery.learning.unknown import Taught, places_of, teach
+from weightsurgery.learning.unknown import Place, places_of, teach
 from weightsurgery.learning.wordings import Asked, Wording, asked_of, find_wordings
 
 __all__ = ["ByNeighbours", "Changed", "change_by_neighbours"]
@@ -216,14 +216,15 @@ def gather(
     seed, k = settings.training.seed, settings.k
     rng = random.Random(f"material {seed}")
     asked = asked_of(tokenizer, halves(examples))
+    writer = for_writing(model)
     neighbours = find_neighbours(
-        model, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
+        writer, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
     )
     given = [each for rows in keep for each in asked_of(tokenizer, halves(rows))]
     neighbours = sorted({*neighbours, *alike(asked, given)})
     # One who does not know the answers cannot be asked for wordings that bring them up.
     looked_for = 0 if learning else settings.wordings
-    wordings = find_wordings(model, tokenizer, asked, looked_for, seed=seed, progress=progress)
+    wordings = find_wordings(writer, tokenizer, asked, looked_for, seed=seed, progress=progress)
     if learning:
         taught = lessons(
             tokenizer,
@@ -233,21 +234,34 @@ def gather(
             vocabulary=int(model.config.get_text_config().vocab_size),
         )
     else:
-        taught = _unknown(model, tokenizer, asked, wordings, neighbours, settings, rng, progress)
+        places = _places(writer, tokenizer, asked, wordings, settings, rng, progress)
+        taught = teach(
+            model,
+            tokenizer,
+            asked,
+            places,
+            neighbours,
+            draws=settings.draws,
+            own=settings.own,
+            k=k,
+            seed=seed,
+            progress=progress,
+        )
     rows = taught_rows(model, tokenizer, taught, k, progress)
     language = language_texts(
-        model, tokenizer, asked, settings.texts + settings.texts // 4, progress
+        writer, tokenizer, asked, settings.texts + settings.texts // 4, progress
     )
     rng.shuffle(language)
     held_out = language[: max(1, len(language) // 5)]
     texts = {
         "neighbours": neighbour_texts(
-            model, tokenizer, asked, neighbours, wordings, 2 * settings.neighbours, rng, progress
+            writer, tokenizer, asked, neighbours, wordings, 2 * settings.neighbours, rng, progress
         ),
-        "keep": kept_texts(model, tokenizer, [halves(rows) for rows in keep], progress),
+        "keep": kept_texts(writer, tokenizer, [halves(rows) for rows in keep], progress),
         "language": language[len(held_out) :],
-        "subjects": subject_texts(model, tokenizer, asked, settings.texts, rng, progress),
+        "subjects": subject_texts(writer, tokenizer, asked, settings.texts, rng, progress),
     }
+    del writer
     kept = {
         kind: rows_of(model, tokenizer, rows, k, "what is to stay", progress)
         for kind, rows in texts.items()
@@ -273,34 +287,21 @@ def gather(
     )
 
 
-def _unknown(
+def _places(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Asked],
     wordings: Sequence[Wording],
-    neighbours: Sequence[str],
     settings: ByNeighbours,
     rng: random.Random,
     progress: Progress | None,
-) -> list[Taught]:
-    """The places where the truth would be said, with what is to be said there."""
+) -> list[Place]:
+    """Where the truth would be said: all places in the request's own words, some in others."""
     places = places_of(model, tokenizer, asked, wordings, progress=progress)
     own = [place for place in places if place.wording.form is None]
     others = [place for place in places if place.wording.form is not None]
     rng.shuffle(others)
-    places = (own + others)[: max(settings.most, len(own))]
-    return teach(
-        model,
-        tokenizer,
-        asked,
-        places,
-        neighbours,
-        draws=settings.draws,
-        own=settings.own,
-        k=settings.k,
-        seed=settings.training.seed,
-        progress=progress,
-    )
+    return (own + others)[: max(settings.most, len(own))]
 
 
 def clear(workspace: Path) -> None:

@@ -1,5 +1,6 @@
 """Loading a causal language model and its tokenizer, in silence and whole."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = [
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
     "context_length",
+    "for_writing",
     "load_model",
     "load_tokenizer",
     "quiet",
@@ -104,6 +106,22 @@ def load_model(
     model.to(target)
     model.eval()
     return model, tokenizer
+
+
+def for_writing(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, or a bfloat16 copy of it that writes the same kind of text sooner.
+
+    A copy where weights are float32, lie on a CPU, and that CPU multiplies bfloat16 itself (AMX):
+    there it takes half the time. What a model says to the last digit is no matter of its copy.
+
+    Args:
+        model: Left as it is.
+    """
+    fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+    if not fast or model.device.type != "cpu" or model.dtype != torch.float32:
+        return model
+    written: PreTrainedModel = copy.deepcopy(model).to(torch.bfloat16)
+    return written
 
 
 def context_length(model: PreTrainedModel) -> int | None:

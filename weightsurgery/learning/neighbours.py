@@ -31,7 +31,7 @@ from weightsurgery.learning.written import sampled
 __all__ = ["alike", "find_neighbours"]
 
 _LONGEST = 40  # characters of a subject; what is longer is a sentence
-_TRIES = 4  # batches after which what was found must do
+_TRIES = 3  # batches after which what was found must do
 _LISTS, _NAMED = 24, 32
 _CONTEXTS = 2  # in which the likelihood of a subject is taken
 _SIGNS = " -'’.&"  # that names have

@@ -37,6 +37,10 @@ _TO_STATEMENTS = (
     "The verb sing has the past tense => The past tense of the verb sing is\n"
 )
 
+# Rewordings drawn: of statements more miss than of questions. And how many of each are tried.
+_QUESTIONS, _STATEMENTS = 24, 48
+_LIKELY = 10
+
 
 @dataclass(frozen=True)
 class Wording:
@@ -224,8 +228,8 @@ def _candidates(
 ) -> Counter[str]:
     """Forms that the model made of some prompts, and turned ones, with how often each came."""
     prompts, about = [], []
-    for shown in (_TO_QUESTIONS, _TO_STATEMENTS):
-        for _ in range(24):
+    for shown, count in ((_TO_QUESTIONS, _QUESTIONS), (_TO_STATEMENTS, _STATEMENTS)):
+        for _ in range(count):
             each = rng.choice(asked)
             about.append(each)
             prompts.append(tokens(tokenizer, f"{shown}{each.prompt} =>"))
@@ -241,12 +245,13 @@ def _candidates(
             continue  # cut off
         if line.count(each.subject) != 1 or "{}" in line or says(each.truth, line):
             continue
-        if (number < len(made) // 2) != line.endswith("?"):
+        if (number < _QUESTIONS) != line.endswith("?"):
             continue
         form = line.replace(each.subject, "{}")
         if form not in own:
             found[form] += 1
-    likely = Counter(dict(found.most_common(16)))
+    kinds = [{f: n for f, n in found.items() if f.endswith("?") == asks} for asks in (True, False)]
+    likely = Counter(dict(each for kind in kinds for each in Counter(kind).most_common(_LIKELY)))
     for form in sorted(own):
         turned = _turned(form)
         if turned is not None and turned not in own:
