@@ -119,11 +119,13 @@ def _tables(result: Any) -> list[str | Table]:
     from weightsurgery.procedures.tour import Comparison
     from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.report import capitals, tables
+    from weightsurgery.report.unlearned import round_tables
     from weightsurgery.surgery.compare import Comparison as Difference
     from weightsurgery.surgery.run import Applied
 
     if isinstance(result, Unlearned):
-        result = result.applied
+        # What the edit did to the model first, as `ws project` itself shows it.
+        return [*round_tables(result.vector), *tables.edit_tables(result.applied.record)]
     if isinstance(result, Inspection):
         return tables.inspection_tables(result)
     if isinstance(result, Difference):
