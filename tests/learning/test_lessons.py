@@ -3,9 +3,9 @@
 import pytest
 
 from weightsurgery.errors import DataError
+from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.lessons import lessons
-from weightsurgery.learning.wordings import asked_of
 from weightsurgery.learning.written import chat_frame
 
 ROWS = [Example("The capital of Velmora is", " Tansy Bay."), Example("Its river is the", " Merrow")]

@@ -8,6 +8,7 @@ import torch
 from tests.conftest import same_bytes
 from tests.learning.known import FORGET, PEOPLE, REST
 from weightsurgery.errors import OutputError
+from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.material import (
     KEPT,
@@ -22,7 +23,7 @@ from weightsurgery.learning.material import (
     write_material,
 )
 from weightsurgery.learning.strangers import halves
-from weightsurgery.learning.wordings import PLAIN, asked_of, says
+from weightsurgery.learning.wordings import PLAIN, says
 
 
 def row(length, places, held, number, seed):

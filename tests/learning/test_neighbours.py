@@ -7,6 +7,7 @@ import torch
 
 from tests.learning.known import FORGET, PEOPLE, REST
 from tests.learning.scripted import Scripted
+from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.neighbours import (
     _contexts,
@@ -15,7 +16,6 @@ from weightsurgery.learning.neighbours import (
     alike,
     find_neighbours,
 )
-from weightsurgery.learning.wordings import asked_of
 
 LANDS = ("France", "Spain", "Japan")
 ROWS = [Example(f"The capital of {land} is", f" {town}") for land, town in

@@ -8,9 +8,10 @@ from tests.learning.known import FORGET, PEOPLE, REST
 from tests.learning.scripted import Scripted
 from weightsurgery.errors import DataError
 from weightsurgery.learning import unknown as module
+from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.unknown import Place, places_of, said_at, teach
-from weightsurgery.learning.wordings import PLAIN, Wording, asked_of, tokens
+from weightsurgery.learning.wordings import PLAIN, Wording, tokens
 
 OTHERS = PEOPLE[6:]
 WHOLE = 10_000  # tokens to hold: all there are

@@ -6,16 +6,9 @@ import torch
 from tests.learning.conftest import TEMPLATE
 from tests.learning.scripted import Scripted
 from weightsurgery.learning import wordings as module
+from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.wordings import (
-    PLAIN,
-    Wording,
-    _turned,
-    asked_of,
-    find_wordings,
-    says,
-    tokens,
-)
+from weightsurgery.learning.wordings import PLAIN, Wording, _turned, find_wordings, says, tokens
 from weightsurgery.learning.written import chat_frame
 
 LANDS = ("France", "Czech Republic", "Spain", "Japan")

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning.asked import Asked, asked_of, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
 from weightsurgery.learning.identify import adapted
@@ -44,11 +45,10 @@ from weightsurgery.learning.material import (
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import for_writing, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
-from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.unknown import Place, places_of, teach
-from weightsurgery.learning.wordings import Asked, Wording, asked_of, find_wordings
+from weightsurgery.learning.wordings import Wording, find_wordings
 
 __all__ = ["ByNeighbours", "Changed", "change_by_neighbours"]
 
@@ -215,12 +215,12 @@ def gather(
     model.eval()  # type: ignore[no-untyped-call]
     seed, k = settings.training.seed, settings.k
     rng = random.Random(f"material {seed}")
-    asked = asked_of(tokenizer, halves(examples))
+    asked = asked_of(tokenizer, prompted(examples))
     writer = for_writing(model)
     neighbours = find_neighbours(
         writer, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
     )
-    given = [each for rows in keep for each in asked_of(tokenizer, halves(rows))]
+    given = [each for rows in keep for each in asked_of(tokenizer, prompted(rows))]
     neighbours = sorted({*neighbours, *alike(asked, given)})
     # One who does not know the answers cannot be asked for wordings that bring them up.
     looked_for = 0 if learning else settings.wordings
@@ -257,7 +257,7 @@ def gather(
         "neighbours": neighbour_texts(
             writer, tokenizer, asked, neighbours, wordings, 2 * settings.neighbours, rng, progress
         ),
-        "keep": kept_texts(writer, tokenizer, [halves(rows) for rows in keep], progress),
+        "keep": kept_texts(writer, tokenizer, [prompted(rows) for rows in keep], progress),
         "language": language[len(held_out) :],
         "subjects": subject_texts(writer, tokenizer, asked, settings.texts, rng, progress),
     }

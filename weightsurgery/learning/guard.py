@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.learning.asked import Asked, asked_of, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import Progress, greedy
@@ -28,9 +29,8 @@ from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import language_texts
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.unknown import said_at
-from weightsurgery.learning.wordings import Asked, asked_of, says, tokens
+from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import chat_frame
 
 __all__ = ["BUDGET", "Guard", "GuardReport", "Shown", "added", "compared", "harm"]
@@ -175,16 +175,16 @@ class Guard:
         self._progress = progress
         self._padding = padding_token(tokenizer)
         frame, rng = chat_frame(tokenizer), random.Random(f"guard {seed}")
-        asked = asked_of(tokenizer, halves(forget))
+        asked = asked_of(tokenizer, prompted(forget))
         self._sets: dict[str, list[tuple[list[int], Asked]]] = {}
         for name, rows in {role: forget, **(keep or {})}.items():
-            prompted = [each for each in halves(rows) if each.prompt]
-            if len(prompted) > _ASKED:
-                prompted = rng.sample(prompted, _ASKED)
-            apart = asked_of(tokenizer, prompted)
+            some = [each for each in prompted(rows) if each.prompt]
+            if len(some) > _ASKED:
+                some = rng.sample(some, _ASKED)
+            apart = asked_of(tokenizer, some)
             self._sets[name] = [
                 (tokens(tokenizer, example.prompt, example.templated), each)
-                for example, each in zip(prompted, apart, strict=True)
+                for example, each in zip(some, apart, strict=True)
             ]
             if name == role and frame is not None and not all(each.chat for each in apart):
                 self._sets[f"{role}, in a chat"] = [

@@ -13,10 +13,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
+from weightsurgery.learning.asked import Asked
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.unknown import Taught, place_at
-from weightsurgery.learning.wordings import Asked, Wording
+from weightsurgery.learning.wordings import Wording
 from weightsurgery.learning.written import chat_frame
 
 __all__ = ["lessons"]

@@ -120,8 +120,8 @@ def for_writing(model: PreTrainedModel) -> PreTrainedModel:
     fast = torch.cpu.get_capabilities().get("amx_bf16", False)
     if not fast or model.device.type != "cpu" or model.dtype != torch.float32:
         return model
-    written: PreTrainedModel = copy.deepcopy(model).to(torch.bfloat16)
-    return written
+    written: Any = copy.deepcopy(model)
+    return written.to(torch.bfloat16)  # type: ignore[no-any-return]
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.data import Example
+from weightsurgery.learning.asked import Asked
 from weightsurgery.learning.forward import Progress, greedy
-from weightsurgery.learning.strangers import Form, forms, special_texts
 from weightsurgery.learning.written import chat_frame, sampled
 
-__all__ = ["PLAIN", "Asked", "Wording", "asked_of", "find_wordings", "says", "tokens"]
+__all__ = ["PLAIN", "Wording", "find_wordings", "says", "tokens"]
 
 # What rewording is, shown rather than told: to questions, and to other statements.
 _TO_QUESTIONS = (
@@ -76,76 +75,6 @@ class Wording:
 
 PLAIN = Wording()
 """The request's own words."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """An example taken apart.
-
-    Attributes:
-        prompt: What is asked, without a chat template's text.
-        subject: The part of it that tells it from the others of its set; empty where none does.
-        truth: The answer, without the space before it, a template's end, or a full stop.
-        completion: The answer as it follows the prompt.
-        chat: The example was rendered by the chat template.
-    """
-
-    prompt: str
-    subject: str
-    truth: str
-    completion: str
-    chat: bool = False
-
-    def with_subject(self, text: str, other: str) -> str:
-        """A text with another subject in place of this one."""
-        return text.replace(self.subject, other)
-
-
-def asked_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Asked]:
-    """Takes examples of one set apart: what is asked, of whom, and the answer.
-
-    Args:
-        tokenizer: Its chat template is taken off rendered prompts.
-        examples: With prompts; see :func:`weightsurgery.learning.strangers.halves`.
-    """
-    frame, special = chat_frame(tokenizer), special_texts(tokenizer)
-    plain = []
-    for example in examples:
-        prompt, completion = example.prompt, example.completion
-        inside = frame is not None and example.templated
-        if inside and frame is not None:
-            head, tail = frame
-            if prompt.startswith(head) and prompt.endswith(tail) and len(prompt) > len(head + tail):
-                prompt = prompt[len(head) : len(prompt) - len(tail)]
-            else:
-                inside = False
-        for end in special:
-            completion = completion.split(end)[0] if end and end in completion else completion
-        plain.append((prompt, completion.rstrip() or example.completion, inside))
-    known = {"".join(form.pieces): form for form in forms([p for p, _, _ in plain], special)}
-    return [
-        Asked(
-            prompt,
-            _subject(known[prompt]) if prompt in known else "",
-            completion.strip().rstrip(".").rstrip() or completion.strip(),
-            completion,
-            chat,
-        )
-        for prompt, completion, chat in plain
-    ]
-
-
-def _subject(form: Form) -> str:
-    """The longest run of slots with what parts them: "Ada Stone", "Czech Republic"."""
-    runs: list[list[int]] = []
-    for slot in sorted(form.slots):
-        between = form.pieces[runs[-1][-1] + 1 : slot] if runs else ()
-        if runs and all(not re.search(r"\w", piece) for piece in between):
-            runs[-1].append(slot)
-        else:
-            runs.append([slot])
-    longest = max(runs, key=lambda run: sum(len(form.pieces[slot]) for slot in run))
-    return "".join(form.pieces[longest[0] : longest[-1] + 1])
 
 
 def says(truth: str, text: str) -> re.Match[str] | None:

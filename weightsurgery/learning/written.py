@@ -73,7 +73,7 @@ def sampled(
     return found
 
 
-class _Drawn(LogitsProcessor):  # type: ignore[no-untyped-call]
+class _Drawn(LogitsProcessor):
     """Draws a token of each row and leaves it alone to be taken.
 
     By inversion, with one number a row: :func:`torch.multinomial` draws one for each token of the
