@@ -166,7 +166,8 @@ def test_greedy_fills_the_last_position(tokenizer):
     with pytest.raises(IndexError):
         slow_greedy(model, prompt, 8, ends=())
     (said,) = greedy(model, tokenizer, [prompt], [20])
-    assert said == slow_greedy(model, prompt, 7, ends=()) and len(said) == 7
+    assert said == slow_greedy(model, prompt, 7, ends=())
+    assert len(said) == 7
 
 
 def test_scores_equal_slow_generation(model, tokenizer):
