@@ -212,6 +212,9 @@ def greedy(
             half = len(indices) // 2
             waiting += [indices[:half], indices[half:]]
             continue
+        if limit is not None and longest <= limit < longest + steps:
+            # Some models have no further positions; the last token that they read fills the last.
+            steps = limit - longest + 1
         asked = [] if stop is None else [_Asked(tokenizer, indices, stop)]
         out = continued(
             model,
