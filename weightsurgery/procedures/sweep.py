@@ -37,6 +37,7 @@ from weightsurgery.procedures.choice import (
 from weightsurgery.procedures.grid import Changes, Grid, Setting
 from weightsurgery.procedures.in_memory import EditedInMemory
 from weightsurgery.procedures.splits import DataSet, DataSets
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.discriminating import Learn, Project
 from weightsurgery.surgery.plan import Storage, plan_edit, worker_count
 from weightsurgery.surgery.workers import in_order, torch_threads
@@ -45,7 +46,6 @@ from weightsurgery.vectors.lineage import check_lineage
 
 __all__ = ["DataSets", "Grid", "sweep"]
 
-Progress = Callable[[str, int, int], None]
 _Ladder = Mapping[Setting, dict[str, SumDelta]]
 
 
