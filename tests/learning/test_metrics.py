@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from tests.learning.conftest import generate, slow_greedy
 from weightsurgery.errors import DataError, NonFiniteError, WeightSurgeryError
@@ -155,6 +155,19 @@ def test_greedy_keeps_within_the_context(model, tokenizer):
     long, short = list(range(3, 63)), list(range(3, 8))
     expected = [slow_greedy(model, long, 4), slow_greedy(model, short, 12)]
     assert greedy(model, tokenizer, [long, short], [4, 12], 2) == expected
+
+
+def test_greedy_fills_the_last_position(tokenizer):
+    """GPT-2 has a row of weights for each position: past the last one there is no answer."""
+    torch.manual_seed(0)
+    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "initializer_range": 0.3}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), eos_token_id=1, **sizes)).eval()
+    prompt = list(range(3, 13))
+    with pytest.raises(IndexError):
+        slow_greedy(model, prompt, 8, ends=())
+    (said,) = greedy(model, tokenizer, [prompt], [20])
+    assert said == slow_greedy(model, prompt, 7, ends=())
+    assert len(said) == 7
 
 
 def test_scores_equal_slow_generation(model, tokenizer):

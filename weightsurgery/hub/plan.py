@@ -17,6 +17,7 @@ from weightsurgery.hub.local import LocalFile, copied_bytes, recorded_files, sta
 from weightsurgery.hub.proposed import Proposed, find_proposed
 from weightsurgery.hub.remote import Destination, Remote, look
 from weightsurgery.hub.upload import quiet_hub
+from weightsurgery.progress import Progress
 from weightsurgery.report.card_figures import PICTURE
 from weightsurgery.report.card_merge import BEGIN
 from weightsurgery.report.card_scores import EVALUATION, check_content, read_scores
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
 
 __all__ = ["PushPlan", "plan_push"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

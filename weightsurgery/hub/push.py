@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,12 @@ from weightsurgery.hub.local import LocalFile, check_unchanged
 from weightsurgery.hub.plan import PushPlan
 from weightsurgery.hub.remote import Remote, look, tree_of
 from weightsurgery.hub.upload import Meter, additions, quiet_hub
+from weightsurgery.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
 __all__ = ["Pushed", "push"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

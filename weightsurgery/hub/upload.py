@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import ERROR
@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from weightsurgery.hub.failures import uses_xet
 from weightsurgery.hub.local import LocalFile
+from weightsurgery.progress import Progress
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 __all__ = ["Meter", "additions", "quiet_hub"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from weightsurgery.errors import EditError, NonFiniteError
+from weightsurgery.progress import Progress
 
-__all__ = ["BATCH_TOKENS", "Progress", "gathered", "linear_inputs"]
-
-Progress = Callable[[str, int, int], None]
+__all__ = ["BATCH_TOKENS", "gathered", "linear_inputs"]
 
 BATCH_TOKENS = 4096
 """Tokens in one forward pass, at most."""

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.data import Encoded, Example, encode_all
-from weightsurgery.learning.forward import Forced, Progress, greedy, teacher_forced
+from weightsurgery.learning.forward import Forced, greedy, teacher_forced
 from weightsurgery.learning.metrics import begins_with, contains, first_lines, lines_of, settled
 from weightsurgery.learning.models import context_length
+from weightsurgery.progress import Progress
 
 __all__ = ["answered", "answers", "headline", "right_answers", "truths"]
 

@@ -24,7 +24,7 @@ from weightsurgery.algebra.quantise import int_rtn, nf4_rtn
 from weightsurgery.errors import EditError, NonFiniteError, WeightSurgeryError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import Schedule, fit, isolated
-from weightsurgery.learning.forward import Progress
+from weightsurgery.progress import Progress
 
 __all__ = ["ROUNDINGS", "check_relearning", "check_rounding", "quantised", "relearn"]
 

@@ -27,8 +27,9 @@ from weightsurgery.algebra.activations import InputSpace, outside
 from weightsurgery.errors import EditError
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import Progress, StageTrainer
+from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.training import Rows, Trained, train_stage
+from weightsurgery.progress import Progress
 
 __all__ = ["Confinement", "SubspaceAdam", "confine", "train_confined"]
 

@@ -12,10 +12,10 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning import in_context, intervals
 from weightsurgery.learning.answers import headline
 from weightsurgery.learning.data import Example, read_examples
-from weightsurgery.learning.forward import Progress
 from weightsurgery.learning.intervals import Estimate, Measured, Resampling
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.scores import DEFAULT, METRICS, chance, choose, score
+from weightsurgery.progress import Progress
 
 __all__ = [
     "Contexts",

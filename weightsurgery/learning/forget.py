@@ -45,10 +45,10 @@ from weightsurgery.learning.material import (
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import for_writing, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
-from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.unknown import Place, places_of, teach
 from weightsurgery.learning.wordings import Wording, find_wordings
+from weightsurgery.progress import Progress
 
 __all__ = ["ByNeighbours", "Changed", "change_by_neighbours"]
 

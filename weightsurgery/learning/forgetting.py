@@ -36,8 +36,9 @@ from weightsurgery.learning.looks import Look, Looks, said_of
 from weightsurgery.learning.material import KEPT, Material, Row
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import Progress, StageTrainer
+from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.training import Rows, Trained, train_stage
+from weightsurgery.progress import Progress
 
 _STEPS, _READ = 40, 4  # steps at least; how often every place is read
 

@@ -16,19 +16,16 @@ from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning.continued import batches, continued
 from weightsurgery.learning.data import Collator, Encoded, padding_token
 from weightsurgery.learning.models import context_length
+from weightsurgery.progress import Progress
 
 __all__ = [
     "Forced",
-    "Progress",
     "Stop",
     "check_lengths",
     "end_tokens",
     "greedy",
     "teacher_forced",
 ]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and how much there is."""
 
 Stop = Callable[[int, str], bool]
 """Whether a continuation need not go on: called with its prompt's number, from 0, and its text."""
@@ -215,6 +212,9 @@ def greedy(
             half = len(indices) // 2
             waiting += [indices[:half], indices[half:]]
             continue
+        if limit is not None and longest <= limit < longest + steps:
+            # Some models have no further positions; the last token that they read fills the last.
+            steps = limit - longest + 1
         asked = [] if stop is None else [_Asked(tokenizer, indices, stop)]
         out = continued(
             model,

@@ -24,7 +24,7 @@ from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.learning.asked import Asked, asked_of, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
-from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import language_texts
 from weightsurgery.learning.models import load_model
@@ -32,6 +32,7 @@ from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.unknown import said_at
 from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import chat_frame
+from weightsurgery.progress import Progress
 
 __all__ = ["BUDGET", "Guard", "GuardReport", "Shown", "added", "compared", "harm"]
 

@@ -54,8 +54,9 @@ from weightsurgery.learning.stages import (
     values_of,
     wait_for_all,
 )
-from weightsurgery.learning.trainer import Progress, writing
+from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.training import Rows, Trained, isolated
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.finetuned import FinetunedChange
 
 __all__ = ["ALL_LINEAR", "DELTA", "JOINT", "adapted", "identify", "is_main", "plan", "train_vector"]

@@ -27,7 +27,7 @@ from weightsurgery.learning.strangers import (
     strangers,
     word_salad,
 )
-from weightsurgery.learning.trainer import Progress
+from weightsurgery.progress import Progress
 
 __all__ = ["Kept", "confinements", "keep_texts", "words_for"]
 

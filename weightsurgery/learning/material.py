@@ -19,12 +19,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.asked import Asked, asked_of
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
-from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.unknown import Taught, said_at
 from weightsurgery.learning.windows import token_windows
 from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, ordinary_texts, sampled
+from weightsurgery.progress import Progress
 
 __all__ = ["KEPT", "Material", "Row", "kept_texts", "read_material", "rows_of", "write_material"]
 

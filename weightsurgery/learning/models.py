@@ -20,6 +20,7 @@ from weightsurgery.algebra.devices import pick_device
 from weightsurgery.errors import CorruptCheckpointError, SourceError
 
 __all__ = [
+    "TOKENIZER_FILES",
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
     "context_length",
@@ -27,7 +28,20 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "quiet",
+    "tokenizer_files",
 ]
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+)
+"""What a tokenizer may be stored in: any of them decides how data become tokens."""
 
 
 @contextmanager
@@ -62,6 +76,12 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
         if (length := _positions(checkpoint)) is not None:
             tokenizer.model_max_length = length
     return tokenizer
+
+
+def tokenizer_files(checkpoint: str | Path) -> list[Path]:
+    """The files of a checkpoint's tokenizer: a vector that was trained is known by them, too."""
+    found = (Path(checkpoint) / name for name in TOKENIZER_FILES)
+    return [path for path in found if path.is_file()]
 
 
 def _positions(checkpoint: str | Path) -> int | None:

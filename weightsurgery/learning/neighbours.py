@@ -23,11 +23,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import Asked
-from weightsurgery.learning.forward import Progress
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
 from weightsurgery.learning.unknown import said_at
 from weightsurgery.learning.wordings import tokens
 from weightsurgery.learning.written import sampled
+from weightsurgery.progress import Progress
 
 __all__ = ["alike", "find_neighbours"]
 

@@ -27,7 +27,7 @@ from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.errors import EditError, NonFiniteError, OutputError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.method import Method, stages_of
-from weightsurgery.learning.models import load_tokenizer
+from weightsurgery.learning.models import load_tokenizer, tokenizer_files
 from weightsurgery.learning.places import place_of
 from weightsurgery.learning.reading import read
 from weightsurgery.learning.recorded import described, digests, roles
@@ -38,17 +38,6 @@ from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.saved import VectorWriter
 
 __all__ = ["Plan", "Request", "process_device", "write_vector"]
-
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def process_device(name: str) -> torch.device:
@@ -165,7 +154,7 @@ class Request:
             role: tuple(row for key in told for row in sets[key].examples)
             for role, told in names.items()
         }
-        beside = [base.path / name for name in _TOKENIZER if (base.path / name).is_file()]
+        beside = tokenizer_files(base.path)
         return cls(
             base,
             tokenizer,

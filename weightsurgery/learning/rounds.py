@@ -39,9 +39,9 @@ from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
 from weightsurgery.learning.strangers import answered, halves
-from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Rows, Trained, isolated, train_stage
 from weightsurgery.learning.watch import Watch
+from weightsurgery.progress import Progress
 
 __all__ = ["OBJECTIVES", "Found", "Rounds", "find_change"]
 

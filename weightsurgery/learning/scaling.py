@@ -33,8 +33,8 @@ from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, run_stages
-from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Rows, isolated
+from weightsurgery.progress import Progress
 
 __all__ = ["attached", "folded", "train_scaling"]
 

@@ -15,12 +15,12 @@ from weightsurgery.learning import answers, metrics
 from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.forward import (
     Forced,
-    Progress,
     check_lengths,
     greedy,
     teacher_forced,
 )
 from weightsurgery.learning.intervals import Measured
+from weightsurgery.progress import Progress
 
 __all__ = ["DEFAULT", "METRICS", "Metric", "chance", "choose", "encode_set", "score"]
 

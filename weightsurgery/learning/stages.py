@@ -22,9 +22,10 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import context_length
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import Progress, writing
+from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.training import Rows, Trained, train_stage
 from weightsurgery.learning.windows import text_windows
+from weightsurgery.progress import Progress
 
 __all__ = [
     "encode_rows",

@@ -23,13 +23,14 @@ from weightsurgery.errors import (
     MismatchError,
     UnsupportedCheckpointError,
 )
-from weightsurgery.learning.activations import BATCH_TOKENS, Progress, gathered, linear_inputs
+from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
 from weightsurgery.learning.data import Example, encode
 from weightsurgery.learning.models import context_length, load_model, load_tokenizer
 from weightsurgery.learning.places import place_of
 from weightsurgery.learning.reading import Reading
 from weightsurgery.learning.reading import read as read_data
 from weightsurgery.learning.recorded import described, roles
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import StatisticsWriter
 

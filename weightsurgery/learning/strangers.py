@@ -23,7 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Encoded, Example, encode
-from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.forward import greedy
+from weightsurgery.progress import Progress
 
 __all__ = [
     "Form",

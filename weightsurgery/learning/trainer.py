@@ -16,11 +16,9 @@ from transformers import Trainer, TrainerCallback
 from weightsurgery.errors import NonFiniteError, OutputError
 from weightsurgery.learning.data import IGNORED
 from weightsurgery.learning.retain import Retain
+from weightsurgery.progress import Progress
 
-__all__ = ["Progress", "StageTrainer", "Steps", "Until", "writing"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what goes on, the steps done and the steps there are."""
+__all__ = ["StageTrainer", "Steps", "Until", "writing"]
 
 
 @contextmanager

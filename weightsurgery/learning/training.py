@@ -27,7 +27,8 @@ from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import Progress, StageTrainer, Steps, Until
+from weightsurgery.learning.trainer import StageTrainer, Steps, Until
+from weightsurgery.progress import Progress
 
 __all__ = ["Rows", "Trained", "isolated", "train_stage"]
 

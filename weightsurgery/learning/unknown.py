@@ -24,10 +24,11 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.asked import Asked
 from weightsurgery.learning.data import padding_token
 from weightsurgery.learning.expected import Expected
-from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, sampled
+from weightsurgery.progress import Progress
 
 __all__ = ["Place", "Taught", "place_at", "places_of", "said_at", "teach"]
 

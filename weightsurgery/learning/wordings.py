@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import Asked
-from weightsurgery.learning.forward import Progress, greedy
+from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.written import chat_frame, sampled
+from weightsurgery.progress import Progress
 
 __all__ = ["PLAIN", "Wording", "find_wordings", "says", "tokens"]
 

@@ -15,8 +15,9 @@ from transformers import (
 
 from weightsurgery.learning.continued import batches, continued
 from weightsurgery.learning.data import padding_token
-from weightsurgery.learning.forward import Progress, end_tokens
+from weightsurgery.learning.forward import end_tokens
 from weightsurgery.learning.models import context_length
+from weightsurgery.progress import Progress
 
 __all__ = ["chat_frame", "ordinary_texts", "sampled", "text_start"]
 

@@ -20,7 +20,6 @@ from weightsurgery.learning.attacks import (
     relearn,
 )
 from weightsurgery.learning.evaluate import check_options
-from weightsurgery.learning.forward import Progress
 from weightsurgery.learning.intervals import Measured, Resampling
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.scores import DEFAULT, choose, score
@@ -28,6 +27,7 @@ from weightsurgery.learning.strangers import special_texts
 from weightsurgery.learning.subjects import part_of
 from weightsurgery.procedures.attacked import Attack, States, attacked_sets
 from weightsurgery.procedures.attacked_sets import ScoredSets
+from weightsurgery.progress import Progress
 
 __all__ = ["attack_quantize", "attack_relearn"]
 

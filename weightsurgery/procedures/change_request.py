@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.settings import Training
+from weightsurgery.progress import Progress
 
 __all__ = ["ChangeRequest"]
 
@@ -46,5 +47,5 @@ class ChangeRequest:
     settings: Mapping[str, Any] = field(default_factory=dict)
     lora_rank: int | None = None
     chosen: bool = False
-    progress: Callable[[str, int, int], None] | None = None
+    progress: Progress | None = None
     workspace: Path | None = None

@@ -22,10 +22,9 @@ from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.errors import DataError, OutputError
 from weightsurgery.procedures.capitals import FREELY, PROSE, Group, questions
 from weightsurgery.procedures.smollm import smollm
+from weightsurgery.progress import Progress
 
 __all__ = ["Chosen", "Outcome", "Place", "Sample", "Step", "demo", "project"]
-
-Progress = Callable[[str, int, int], None]
 
 # Tokens to answer with: a name; a sentence with one; a few lines.
 _SHORT, _SENTENCE, _LONG = 8, 24, 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,12 @@ from weightsurgery.learning.stages import encode_rows
 from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.procedures.matrices import held_as
 from weightsurgery.procedures.request import Request
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.workers import torch_threads
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.statistics import total_gram
 
 __all__ = ["Change", "find_change_of", "write_vector"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

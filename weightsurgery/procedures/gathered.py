@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,11 @@ from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.statistics import tokens_of
 from weightsurgery.procedures.matrices import held_as
 from weightsurgery.procedures.sets import Sets
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import InputStatistics, Statistics, StatisticsWriter
 
 __all__ = ["DataStatistics", "PlannedStatistics", "keep_data"]
-
-Progress = Callable[[str, int, int], None]
 
 _LABEL = "the data to keep"
 

@@ -23,7 +23,7 @@ from weightsurgery.checkpoint.staging import Staging, check_target, output_error
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.learning.guard import BUDGET
-from weightsurgery.learning.models import load_tokenizer
+from weightsurgery.learning.models import load_tokenizer, tokenizer_files
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.matrices import matrices
 from weightsurgery.procedures.sets import Sets
@@ -40,9 +40,7 @@ from weightsurgery.vectors.lineage import check_lineage, samples_of
 from weightsurgery.vectors.sources import Keep, open_keep, split_data
 from weightsurgery.vectors.statistics import check_width
 
-__all__ = ["TOKENIZER", "Request", "Search", "Sources"]
-
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+__all__ = ["Request", "Search", "Sources"]
 
 
 @dataclass(frozen=True)
@@ -269,9 +267,8 @@ class Request:
 
         def hashed() -> dict[str, Any]:
             entries = recorded(read, hash_files(read, cores()))
-            beside = [self.base.path / name for name in TOKENIZER]
             entries["base"]["files"] |= {
-                path.name: file_sha256(path) for path in beside if path.is_file()
+                path.name: file_sha256(path) for path in tokenizer_files(self.base.path)
             }
             return entries
 

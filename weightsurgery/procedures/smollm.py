@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from weightsurgery.checkpoint.record import file_sha256
 from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.errors import UnsupportedCheckpointError, WeightSurgeryError
+from weightsurgery.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -62,8 +63,6 @@ _CONFIG = {
     "pad_token_id": "tokenizer.ggml.padding_token_id",
 }
 _SPECIAL = 3  # llama.cpp's type of a control token
-
-Progress = Callable[[str, int, int], None]
 
 
 def smollm(

@@ -38,6 +38,7 @@ from weightsurgery.procedures.choice import (
 from weightsurgery.procedures.grid import Changes, Grid, Setting
 from weightsurgery.procedures.in_memory import EditedInMemory
 from weightsurgery.procedures.splits import DataSet, DataSets
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.discriminating import Learn, Project
 from weightsurgery.surgery.plan import Storage, plan_edit, worker_count
 from weightsurgery.surgery.workers import in_order, torch_threads
@@ -46,7 +47,6 @@ from weightsurgery.vectors.lineage import check_lineage
 
 __all__ = ["DataSets", "Grid", "sweep"]
 
-Progress = Callable[[str, int, int], None]
 _Ladder = Mapping[Setting, dict[str, SumDelta]]
 
 

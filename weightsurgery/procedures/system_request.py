@@ -20,12 +20,11 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import file_sha256, versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError
-from weightsurgery.learning.models import load_tokenizer
+from weightsurgery.learning.models import load_tokenizer, tokenizer_files
 from weightsurgery.learning.outcome import process_device
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners import UNLEARNERS
 from weightsurgery.procedures.matrices import matrices
-from weightsurgery.procedures.request import TOKENIZER
 from weightsurgery.procedures.sets import FileSet, Sets
 from weightsurgery.procedures.systems import System, system
 from weightsurgery.surgery.provenance import files, folders, hash_files, inputs_of, recorded
@@ -177,9 +176,8 @@ class SystemRequest:
 
         def hashed() -> dict[str, Any]:
             entries = recorded(read, hash_files(read, cores()))
-            beside = [self.base.path / name for name in TOKENIZER]
             entries["base"]["files"] |= {
-                path.name: file_sha256(path) for path in beside if path.is_file()
+                path.name: file_sha256(path) for path in tokenizer_files(self.base.path)
             }
             return entries
 

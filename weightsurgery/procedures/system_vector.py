@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,10 @@ from weightsurgery.procedures.change_request import ChangeRequest
 from weightsurgery.procedures.matrices import held_as
 from weightsurgery.procedures.system_request import SystemRequest
 from weightsurgery.procedures.systems import Made
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.saved import VectorWriter
 
 __all__ = ["find_change", "write_vector"]
-
-Progress = Callable[[str, int, int], None]
 
 GUARD = "guard"
 

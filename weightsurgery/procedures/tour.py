@@ -29,6 +29,7 @@ from weightsurgery.procedures.world import (
     get_world,
     open_world,
 )
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.compare import diff
 from weightsurgery.surgery.discriminating import Project
 from weightsurgery.surgery.edit import Edit
@@ -46,8 +47,6 @@ KEEP = (TWIN, "capitals", "addition")
 # tasks to keep can be compared.
 NEGATE_SCALE = 1.2
 PROJECT_SCALE, PROJECT_RANK = 7.0, 64
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBa
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.procedures.change_request import ChangeRequest
 from weightsurgery.procedures.merging import Change, Line, find_line, settled
+from weightsurgery.progress import Progress
 
 __all__ = ["SCALES", "SHARE", "Tuned", "changed", "choose_scale", "merge", "tune"]
 
@@ -85,7 +86,7 @@ def tune(
     scales: Sequence[float] = SCALES,
     share: float = SHARE,
     score: Callable[..., float] = answered,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Chooses λ by the recipe; the model is as before in the end, to the bit.
 

@@ -10,7 +10,7 @@ killed run of the same settings and inputs had finished is used again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from weightsurgery.procedures.found_vector import find_change_of, write_vector
 from weightsurgery.procedures.kept_training import find_and_save
 from weightsurgery.procedures.request import Request, Search, Sources
 from weightsurgery.procedures.training_plan import TrainingPlan, check_space, training_plan
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
 from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.surgery.plan import Storage
@@ -43,8 +44,6 @@ __all__ = [
     "unlearn",
     "vector_place",
 ]
-
-Progress = Callable[[str, int, int], None]
 
 ALL_LINEAR = Selection("all-linear")
 

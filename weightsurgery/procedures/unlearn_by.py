@@ -11,7 +11,7 @@ or accelerate all processes train, and the first one writes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -31,14 +31,13 @@ from weightsurgery.procedures.system_request import How, SystemRequest
 from weightsurgery.procedures.system_vector import find_change, write_vector
 from weightsurgery.procedures.training_plan import check_space
 from weightsurgery.procedures.unlearn import Coming, Forget, Unlearned, vector_place
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
 from weightsurgery.surgery.plan import Storage
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
 from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["Asked", "How", "Unlearned", "plan", "unlearn_by"]
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width, matrix_count
 from weightsurgery.errors import EditError
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.discriminating import Learn, Project
 from weightsurgery.surgery.edit import Edit, Prepared
 from weightsurgery.surgery.notices import held_back_notices, input_notices, size_notices
@@ -36,8 +37,6 @@ from weightsurgery.vectors.lora_export import check_dtype, write_adapter
 from weightsurgery.vectors.lora_plan import AdapterPlan, plan_adapter
 
 __all__ = ["AdapterStorage", "apply_as", "plan_as"]
-
-Progress = Callable[[str, int, int], None]
 
 # Of a task's norm: a factor below this is the rounding of what discrimination took away.
 _ROUNDING = 1e-6

@@ -19,10 +19,10 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.diff_plan import compared, diff_workers
 from weightsurgery.surgery.difference import TensorDifference, borrowed, difference, empty
 from weightsurgery.surgery.provenance import folders, hash_files, inputs_of, recorded
-from weightsurgery.surgery.stream import Progress
 from weightsurgery.surgery.workers import device_for, in_order, torch_threads
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.lineage import Kinship, kinship, samples_of

@@ -15,7 +15,7 @@ from weightsurgery.checkpoint.naming import is_transposed, kind_of, layer_of
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
-from weightsurgery.surgery.stream import Progress
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.workers import cores, in_order, torch_threads
 from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.finetuned import refuse_quantised

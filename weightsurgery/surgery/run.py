@@ -25,6 +25,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
 from weightsurgery.surgery.edit import Edit, task_of
 from weightsurgery.surgery.notices import edit_notices
@@ -36,7 +37,7 @@ from weightsurgery.surgery.plan import (
 )
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
 from weightsurgery.surgery.selected import selected_share
-from weightsurgery.surgery.stream import Progress, Stream
+from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.windows import Windows
 from weightsurgery.surgery.workers import device_for, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage

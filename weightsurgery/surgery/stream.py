@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,14 +14,13 @@ from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
+from weightsurgery.progress import Progress
 from weightsurgery.surgery.arithmetic import devices_named
 from weightsurgery.surgery.edit import Edit, Prepared
 from weightsurgery.surgery.finite import refuse_non_finite
 from weightsurgery.surgery.plan import Plan, Storage
 
-__all__ = ["Progress", "Stream"]
-
-Progress = Callable[[str, int, int], None]
+__all__ = ["Stream"]
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

@@ -18,6 +18,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.finetuned import refuse_quantised
 from weightsurgery.vectors.lineage import check_lineage
@@ -71,7 +72,7 @@ def export_adapter(
     seed: int = 0,
     command: Sequence[str] = (),
     each: Callable[..., Iterable[Any]] = map,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> EditRecord:
     """Write a change of a base as a LoRA adapter, which peft loads beside that base.
 

@@ -18,6 +18,7 @@ from weightsurgery.checkpoint.record import EditRecord, file_sha256
 from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.lora_content import Content, Sorted, factored
 from weightsurgery.vectors.lora_layers import LoraLayer
 from weightsurgery.vectors.lora_writer import DTYPES, LoraWriter, adapter_config, halves
@@ -52,7 +53,7 @@ def write_adapter(
     each: Callable[..., Iterable[Any]] = map,
     stage: str = "export",
     relative: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> EditRecord:
     """Factor what was sorted and write it, all or nothing.
 

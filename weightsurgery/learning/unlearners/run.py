@@ -23,10 +23,10 @@ from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Rows, Trained, isolated, train_stage
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.work import Work
+from weightsurgery.progress import Progress
 
 __all__ = ["Look", "Unlearned", "settings_of", "train_unlearner"]
 

@@ -16,9 +16,9 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, run_stage, set_values, values_of
-from weightsurgery.learning.trainer import Progress
 from weightsurgery.learning.training import Rows
 from weightsurgery.learning.unlearners.losses import kl
+from weightsurgery.progress import Progress
 
 __all__ = ["Work"]
 

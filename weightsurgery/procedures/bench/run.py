@@ -16,8 +16,8 @@ from weightsurgery.procedures.bench.results import Bench, read_bench, save_bench
 from weightsurgery.procedures.bench.sequence import run_requests, takes_part
 from weightsurgery.procedures.bench.subject import Subject
 from weightsurgery.procedures.world import get_world
-from weightsurgery.procedures.world.build import Progress
 from weightsurgery.procedures.world.recipe import VARIANTS
+from weightsurgery.progress import Progress
 
 __all__ = ["bench", "run_method"]
 

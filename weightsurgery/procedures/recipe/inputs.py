@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from weightsurgery.checkpoint.record import file_sha256, read_record, versions
@@ -13,12 +13,13 @@ from weightsurgery.errors import RecipeError, VerificationError
 from weightsurgery.learning.places import place_of
 from weightsurgery.procedures.recipe.listed import COMPUTING, INPUTS, RESULT
 from weightsurgery.procedures.recipe.recipe import Recipe
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.sources import is_data, split_scale
 
 __all__ = ["check_inputs", "check_result", "differences"]
 
 
-def check_inputs(recipe: Recipe, progress: Callable[[str, int, int], None] | None = None) -> int:
+def check_inputs(recipe: Recipe, progress: Progress | None = None) -> int:
     """Compare the files that a recipe reads with the SHA-256 it lists.
 
     Args:

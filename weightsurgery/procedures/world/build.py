@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,11 +20,9 @@ from weightsurgery.procedures.world.recipe import FORMAT_VERSION, Recipe
 from weightsurgery.procedures.world.tokenizer import make_tokenizer
 from weightsurgery.procedures.world.training import default_threads, make_model
 from weightsurgery.procedures.world.wordings import PLAIN, WORDINGS, worded, wordings
+from weightsurgery.progress import Progress
 
-__all__ = ["Progress", "build_world", "train_base"]
-
-Progress = Callable[[str, int, int], None]
-"""Called as `progress(stage, done, total)`; a run that needs more than planned raises the total."""
+__all__ = ["build_world", "train_base"]
 
 
 def build_world(

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.errors import OutputError
-from weightsurgery.procedures.world.build import Progress, build_world
+from weightsurgery.procedures.world.build import build_world
 from weightsurgery.procedures.world.layout import World, open_world
 from weightsurgery.procedures.world.recipe import Recipe
+from weightsurgery.progress import Progress
 
 __all__ = ["get_world"]
 
