@@ -17,6 +17,7 @@ from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, layer_of
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import DataError, EditError, HarmError, NonFiniteError
 from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours
 from weightsurgery.learning.guard import Guard, GuardReport, added, harm
@@ -28,7 +29,6 @@ from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.procedures.matrices import held_as
 from weightsurgery.procedures.request import Request
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.workers import torch_threads
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.statistics import total_gram

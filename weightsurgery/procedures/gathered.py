@@ -18,6 +18,7 @@ import torch
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import Source, resolve_source
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.checkpoint.staging import Staging, check_target
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
@@ -27,7 +28,6 @@ from weightsurgery.learning.statistics import tokens_of
 from weightsurgery.procedures.matrices import held_as
 from weightsurgery.procedures.sets import Sets
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import InputStatistics, Statistics, StatisticsWriter
 

@@ -18,6 +18,7 @@ from weightsurgery.algebra.lowrank import Rank, RankRule
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import file_sha256, versions
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.forget import ByNeighbours
@@ -26,7 +27,6 @@ from weightsurgery.learning.models import load_tokenizer, tokenizer_files
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.matrices import matrices
 from weightsurgery.procedures.sets import Sets
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.provenance import (
     Input,
     files,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import OutputError
 from weightsurgery.procedures.request import Request
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.vectors.lora_plan import AdapterPlan
 
