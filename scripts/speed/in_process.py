@@ -24,10 +24,10 @@ from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.surgery import turns
+from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.discriminating import Project
 from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.plan import worker_count
-from weightsurgery.surgery.run import apply
 from weightsurgery.surgery.workers import results, torch_threads
 from weightsurgery.vectors.sources import open_vector
 

@@ -24,7 +24,7 @@ from tests.learning.conftest import byte_tokenizer, tiny_model, write
 from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.cli.main import app
 from weightsurgery.cli.recipe import runnable
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as
+from weightsurgery.surgery.apply import AdapterStorage, apply
 from weightsurgery.vectors.sources import open_keep
 from weightsurgery.vectors.statistics import MappedStatistics
 
@@ -372,7 +372,7 @@ def test_an_adapter_called_from_python_is_made_again(ws, here):
     with library.Checkpoint.open("base") as base:
         edit = library.Negate(library.open_vector(base, ["forget"]), 2.0)
         storage = AdapterStorage("float32", rule=library.Rank(3))
-        apply_as(edit, base, "first", selection=library.Selection("all-linear"), storage=storage)
+        apply(edit, base, "first", selection=library.Selection("all-linear"), storage=storage)
     recipe, _ = ws.done("run", "--from", "first")
     assert yaml.safe_load(recipe)["as"] == "adapter"
     Path("r.yaml").write_text(recipe)

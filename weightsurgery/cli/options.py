@@ -13,8 +13,7 @@ import typer
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.selection import Selection
     from weightsurgery.cli.factors import Truncate
-    from weightsurgery.surgery.adapter import AdapterStorage
-    from weightsurgery.surgery.plan import Storage
+    from weightsurgery.surgery.apply import AdapterStorage, Storage
 
 __all__ = [
     "Fit",
@@ -233,7 +232,7 @@ class Store:
         from weightsurgery.errors import EditError
 
         if self.as_ == "checkpoint":
-            from weightsurgery.surgery.plan import Storage
+            from weightsurgery.surgery.apply import Storage
 
             return Storage(self.dtype, self.rounding, self.seed, self.with_code)
         if self.as_ != "adapter":
@@ -243,7 +242,7 @@ class Store:
                 f"--rounding {self.rounding} with --as adapter: factors are rounded to the nearest",
                 "Leave it out; --dtype float32 stores them as they are.",
             )
-        from weightsurgery.surgery.adapter import AdapterStorage
+        from weightsurgery.surgery.apply import AdapterStorage
 
         return AdapterStorage(self.dtype or "bfloat16", seed=self.seed)
 
@@ -256,7 +255,7 @@ class Store:
         from dataclasses import replace
 
         from weightsurgery.errors import EditError
-        from weightsurgery.surgery.plan import Storage
+        from weightsurgery.surgery.apply import Storage
 
         storage, rule = self.storage(), truncate.rule()
         if not isinstance(storage, Storage):
