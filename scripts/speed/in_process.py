@@ -23,7 +23,7 @@ import torch
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.surgery import turns
+from weightsurgery.surgery import ordering
 from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.discriminating import Project
 from weightsurgery.surgery.edits import Negate
@@ -44,7 +44,7 @@ def negate(base: Checkpoint, finetuned: str, out: str) -> None:
 
 
 def unhashed(base: Checkpoint, finetuned: str, out: str) -> None:
-    turns.update_each = lambda pairs: None
+    ordering.update_each = lambda pairs: None
     negate(base, finetuned, out)
 
 

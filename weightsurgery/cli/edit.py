@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
@@ -254,7 +253,7 @@ def _apply(
                 workers=work.workers,
                 overwrite=store.overwrite,
                 allow_unrelated=store.allow_unrelated,
-                command=typed_command(),
+                command=show.command,
                 progress=progress,
             )
     except KeyboardInterrupt:

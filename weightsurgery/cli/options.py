@@ -291,8 +291,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Show:
-    """What is printed."""
+    """What is printed, and the command line that it is the answer to."""
 
+    context: typer.Context
     json: Annotated[
         bool,
         typer.Option(
@@ -316,3 +317,21 @@ class Show:
     def __post_init__(self) -> None:
         level = logging.WARNING if self.quiet else logging.INFO
         logging.getLogger("weightsurgery").setLevel(level)
+
+    @property
+    def command(self) -> list[str]:
+        """The command line, for the record: as typed, or as the recipe that runs stands for it.
+
+        Raises:
+            SourceError: The record could not hold it.
+        """
+        from weightsurgery.errors import SourceError
+
+        words: list[str] = self.context.obj
+        for text in words:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise SourceError(
+                    f"{text!r}: this name is not UTF-8, so no record can hold it",
+                    "Rename the directory, or link to it under another name.",
+                )
+        return list(words)
