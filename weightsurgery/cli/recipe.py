@@ -197,9 +197,7 @@ def writing(group: Any) -> dict[str, Command]:
             continue
         hints = get_type_hints(each.callback, include_extras=True)
         fields = tuple(
-            _field(option, hints[option.name])
-            for option in each.params
-            if option.name in hints
+            _field(option, hints[option.name]) for option in each.params if option.name in hints
         )
         found[name] = Command(name, fields, functools.partial(_given, each))
     return found
