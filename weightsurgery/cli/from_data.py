@@ -45,16 +45,9 @@ def installed(*more: str) -> None:
     Raises:
         WeightSurgeryError: With the command that installs it.
     """
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    lacking = [name for name in ("transformers", "accelerate", *more) if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"the model is to be run, and {' and '.join(lacking)} is not installed",
-            f"Install it with:  pip install {' '.join(lacking)}",
-        )
+    need("the model is to be run", "transformers", "accelerate", *more, extra="demo")
 
 
 def edit_from_data(

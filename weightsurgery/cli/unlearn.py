@@ -44,17 +44,9 @@ def _show_list(show: Show) -> None:
 
 
 def _installed(*further: str) -> None:
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    needed = ("transformers", "accelerate", *further)
-    lacking = [name for name in needed if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"unlearn trains the model, and {' and '.join(lacking)} is not installed",
-            f"Install it with:  pip install {' '.join(lacking)}",
-        )
+    need("unlearn trains the model", "transformers", "accelerate", *further, extra="demo")
 
 
 @dataclass(frozen=True)
