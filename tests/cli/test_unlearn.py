@@ -62,7 +62,7 @@ def weights(directory):
 
 
 def test_the_help_names_what_there_is(done):
-    from weightsurgery.procedures.systems import SYSTEMS
+    from weightsurgery.unlearning.systems import SYSTEMS
 
     assert set(METHODS) == set(SYSTEMS)
     out, _ = done("unlearn", "--help")
@@ -81,7 +81,7 @@ def test_the_list_tells_sources_and_defaults(done):
 
 
 def test_the_list_as_a_document(done):
-    from weightsurgery.procedures.systems import SYSTEMS
+    from weightsurgery.unlearning.systems import SYSTEMS
 
     for words in (("--list", "--json"), ("--json", "--list")):
         rows = {row["method"]: row for row in json.loads(done("unlearn", *words)[0])}

@@ -15,7 +15,7 @@ from weightsurgery.learning.stages import encode_rows, set_values, values_of
 from weightsurgery.learning.unlearners import UNLEARNERS, settings_of, train_unlearner
 from weightsurgery.learning.unlearners import ascent as ascent_module
 from weightsurgery.learning.unlearners.said import Said
-from weightsurgery.procedures.tuned import changed
+from weightsurgery.unlearning.tuned import changed
 
 LOG2, LOG15 = np.log(2), np.log(1.5)
 SILENT = [9.0, -9.0, 5.0]  # what is said where no loss falls

@@ -18,9 +18,9 @@ from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.scaling import attached, folded, train_scaling
 from weightsurgery.learning.settings import Training
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.merging import MERGERS, Line, find_line, settled
-from weightsurgery.procedures.tuned import changed
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import MERGERS, Line, find_line, settled
+from weightsurgery.unlearning.tuned import changed
 
 TRAINING = Training(steps=6, learning_rate=2e-3, batch_size=4)
 
@@ -261,7 +261,7 @@ def test_an_adapter_is_of_the_rank_that_is_asked_for(llama):
 
 
 def test_negmerge_agrees_with_every_one_of_its_vectors(model, monkeypatch):
-    import weightsurgery.procedures.merging as merging
+    import weightsurgery.unlearning.merging as merging
 
     inner, found = merging.train_vector, []
 

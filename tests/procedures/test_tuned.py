@@ -17,10 +17,10 @@ from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.found_vector import _KnownBefore
-from weightsurgery.procedures.merging import Line, find_line
-from weightsurgery.procedures.tuned import SCALES, SHARE, changed, choose_scale, merge, tune
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import Line, find_line
+from weightsurgery.unlearning.methods.rounds import _KnownBefore
+from weightsurgery.unlearning.tuned import SCALES, SHARE, changed, choose_scale, merge, tune
 
 
 @pytest.fixture(scope="module")

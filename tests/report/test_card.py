@@ -16,7 +16,6 @@ from tests.hub.cards import check_card
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import DataError, HubError
 from weightsurgery.procedures.bench.results import read_bench
-from weightsurgery.procedures.systems import SYSTEMS
 from weightsurgery.report import card_text
 from weightsurgery.report.bench_figures import figure, worst_drift
 from weightsurgery.report.card import Base, Place, card_section, front_matter
@@ -26,6 +25,7 @@ from weightsurgery.report.card_merge import BEGIN, END, merge_card, split_card
 from weightsurgery.report.card_method import tell
 from weightsurgery.report.card_scores import read_scores, score_tables, scores_file
 from weightsurgery.report.card_yardstick import YARDSTICK, measured
+from weightsurgery.unlearning.systems import SYSTEMS
 
 HOSTILE = (
     "a|b", "`tick`", "``", "[link](http://evil.example)", "<script>alert(1)</script>", "a\nb",

@@ -292,8 +292,9 @@ def identify(
             f"identify trains the model, and {' and '.join(lacking)} is not installed",
             f"Install it with:  pip install {' '.join(lacking)}",
         )
-    from weightsurgery.learning import identify as library
+    from weightsurgery.learning.stages import is_main
     from weightsurgery.report.identified import identified_tables, training_plan_lines
+    from weightsurgery.unlearning.methods import identify as library
 
     what: dict[str, Any] = {
         "training": train.training(hold.patience),
@@ -319,7 +320,7 @@ def identify(
     except KeyboardInterrupt:
         console.notice("Interrupted; the same command goes on where this one stopped.", show)
         raise
-    if not library.is_main():
+    if not is_main():
         return
     if show.json:
         console.document({"out": out, **asdict(record)})

@@ -117,11 +117,11 @@ def _tables(result: Any) -> list[str | Table]:
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.procedures.demo import Chosen, Outcome, Place
     from weightsurgery.procedures.tour import Comparison
-    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.report import capitals, tables
     from weightsurgery.report.unlearned import round_tables
     from weightsurgery.surgery.compare import Comparison as Difference
     from weightsurgery.surgery.run import Applied
+    from weightsurgery.unlearning.run import Unlearned
 
     if isinstance(result, Unlearned):
         # What the edit did to the model first, as `ws project` itself shows it.
@@ -149,8 +149,8 @@ def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
     from weightsurgery.procedures.demo import Place
     from weightsurgery.procedures.tour import Comparison
-    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.surgery.run import Applied
+    from weightsurgery.unlearning.run import Unlearned
 
     if isinstance(result, Unlearned):
         result = result.applied

@@ -29,8 +29,8 @@ _TRAINING = "Training"
 def _list(wanted: bool) -> None:
     if wanted:
         _installed()
-        from weightsurgery.procedures.systems import SYSTEMS
         from weightsurgery.report.systems import system_tables, systems_document
+        from weightsurgery.unlearning.systems import SYSTEMS
 
         if "--json" in typed_command():  # an option that ends all comes before the others
             console.document(systems_document(SYSTEMS))
@@ -243,7 +243,7 @@ def unlearn(
     adapter = tune.lora_rank is not None or method in ("eul", "cpem-lora", "cpem-ia3")
     _installed(*(["peft"] if adapter else []))
     from weightsurgery.checkpoint.reader import Checkpoint
-    from weightsurgery.learning.identify import is_main
+    from weightsurgery.learning.stages import is_main
     from weightsurgery.procedures import unlearn_by as library
     from weightsurgery.report.systems import system_plan_lines, trained_tables
 

@@ -12,8 +12,8 @@ from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.procedures.system_plan import SystemPlan
-    from weightsurgery.procedures.systems import System
+    from weightsurgery.unlearning.by_system import SystemPlan
+    from weightsurgery.unlearning.systems import System
 
 __all__ = ["system_plan_lines", "system_tables", "systems_document", "trained_tables"]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from weightsurgery.procedures.bench.row import Candidate, Method
 from weightsurgery.procedures.bench.subject import Subject
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.merging import MERGERS, find_line
-from weightsurgery.procedures.tuned import SCALES
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import MERGERS, find_line
+from weightsurgery.unlearning.tuned import SCALES
 
 __all__ = ["MERGING"]
 

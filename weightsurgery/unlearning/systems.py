@@ -2,8 +2,8 @@
 
 A row is either an unlearner, which trains on a loss of its own
 (:mod:`weightsurgery.learning.unlearners`), or a function that finds the change in another way
-(:mod:`weightsurgery.procedures.merging`). Both take a
-:class:`~weightsurgery.procedures.change_request.ChangeRequest` and leave the model as it was.
+(:mod:`weightsurgery.unlearning.merging`). Both take a
+:class:`~weightsurgery.unlearning.change_request.ChangeRequest` and leave the model as it was.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners import UNLEARNERS, Unlearner, settings_of, train_unlearner
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.merging import MERGERS, settled
-from weightsurgery.procedures.tuned import merge
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import MERGERS, settled
+from weightsurgery.unlearning.tuned import merge
 
 __all__ = ["SYSTEMS", "Made", "System", "system"]
 
@@ -55,6 +55,7 @@ class System:
         adapter_rank: Rank of the adapter, for a system that is one.
         models: How many copies of the trained parameters it holds for models that stand still.
         takes_rank: Whether it can train a LoRA adapter where the request names a rank.
+        goes_on: Whether a killed training of it goes on where it was.
     """
 
     about: str
@@ -67,6 +68,7 @@ class System:
     adapter_rank: int | None = None
     models: int = 0
     takes_rank: bool = True
+    goes_on: bool = False
 
 
 def _trained(name: str, about: str) -> System:
@@ -82,6 +84,7 @@ def _trained(name: str, about: str) -> System:
         kind.needs_unseen,
         kind.adapter_rank,
         kind.models,
+        goes_on=True,
     )
 
 

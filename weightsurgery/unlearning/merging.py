@@ -1,7 +1,7 @@
 """Unlearning by merging: the survey's systems that train vectors and negate what is left of them.
 
 Each finds a :class:`Line` of changes, ``start − λ · direction``, from what is to be forgotten and
-what is to be kept; how far to go along it is :func:`weightsurgery.procedures.tuned.tune`'s to say,
+what is to be kept; how far to go along it is :func:`weightsurgery.unlearning.tuned.tune`'s to say,
 or the caller's.
 
 ================  ==========================================================  ===================
@@ -34,7 +34,7 @@ from weightsurgery.learning.data import Example
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.method import Method
 from weightsurgery.learning.settings import Training
-from weightsurgery.procedures.change_request import ChangeRequest
+from weightsurgery.unlearning.change_request import ChangeRequest
 
 __all__ = ["MERGERS", "Change", "Line", "Merger", "find_line", "settled"]
 
@@ -235,7 +235,7 @@ def settled(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         name: One of :data:`MERGERS`.
         given: Some of them by name; ``scale`` is λ, or None to have it found by the recipe of
-            :mod:`weightsurgery.procedures.tuned`.
+            :mod:`weightsurgery.unlearning.tuned`.
 
     Raises:
         EditError: An unknown name, or a value of another kind or that makes no sense.

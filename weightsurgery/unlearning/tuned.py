@@ -19,9 +19,9 @@ from weightsurgery.learning.answers import answered
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.merging import Change, Line, find_line, settled
 from weightsurgery.progress import Progress
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import Change, Line, find_line, settled
 
 __all__ = ["SCALES", "SHARE", "Tuned", "changed", "choose_scale", "merge", "tune"]
 
@@ -136,7 +136,7 @@ def merge(name: str, request: ChangeRequest) -> tuple[Change, dict[str, Any]]:
     """The change of a merging system, ``W' − W`` by parameter, and what to say of it.
 
     Args:
-        name: One of :data:`weightsurgery.procedures.merging.MERGERS`.
+        name: One of :data:`weightsurgery.unlearning.merging.MERGERS`.
         request: What to forget and to keep. Its setting ``scale`` is λ; where that is None or
             missing, the recipe finds it, with the examples to keep as the control.
 
@@ -144,7 +144,7 @@ def merge(name: str, request: ChangeRequest) -> tuple[Change, dict[str, Any]]:
         The change, and ``{"scale": λ}``, with the scores that λ was chosen by where it was.
 
     Raises:
-        EditError: See :func:`~weightsurgery.procedures.merging.find_line` and :func:`tune`; or no
+        EditError: See :func:`~weightsurgery.unlearning.merging.find_line` and :func:`tune`; or no
             scale of the recipe forgets anything.
     """
     scale = settled(name, request.settings)["scale"]

@@ -1,0 +1,3 @@
+"""The methods, one file each."""
+
+__all__: list[str] = []
