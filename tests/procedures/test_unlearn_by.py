@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import read_tensors, same_bytes, snapshot
+from tests.learning.losses import UNLEARNERS
 from tests.learning.test_unlearners import UNSEEN
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, save, tiny, write
 from weightsurgery.algebra.lowrank import Rank
@@ -33,7 +34,6 @@ from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.unlearners import UNLEARNERS, unlearn
 from weightsurgery.procedures.unlearn_by import Asked, How, plan, unlearn_by
 from weightsurgery.report import card_method
 from weightsurgery.report.card_limits import limits
@@ -43,8 +43,10 @@ from weightsurgery.surgery.plan import Storage
 from weightsurgery.surgery.run import apply
 from weightsurgery.unlearning import run as road
 from weightsurgery.unlearning import saving
+from weightsurgery.unlearning.by_loss import unlearn
 from weightsurgery.unlearning.by_system import BySystem
-from weightsurgery.unlearning.systems import SYSTEMS, Made
+from weightsurgery.unlearning.methods import SYSTEMS
+from weightsurgery.unlearning.system import Made
 from weightsurgery.vectors.sources import open_vector
 
 BRIEF = {"steps": 4, "learning_rate": 3e-3}
@@ -284,8 +286,8 @@ def test_a_row_may_be_a_function(base, data, tmp_path, monkeypatch):
         (name, *_) = request.names
         return Made({name: torch.ones_like(request.model.get_parameter(name))}, {"why": "a test"})
 
-    row = replace(SYSTEMS["npo"], change=change, source="nowhere")
-    monkeypatch.setattr("weightsurgery.unlearning.systems.SYSTEMS", {**SYSTEMS, "ones": row})
+    row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change), "paper": "nowhere"})
+    monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})
     done = run(base, data, tmp_path / "out", How("ones", {"beta": 0.3}))
     (request,) = asked
     assert [each.prompt for each in request.forget] == [each.prompt for each in FACTS]
@@ -302,8 +304,8 @@ def test_a_row_that_changes_what_it_was_not_asked_to_is_named(base, data, tmp_pa
         names = [request.names[0], "model.norm.weight"]
         return Made({name: torch.ones_like(request.model.get_parameter(name)) for name in names})
 
-    row = replace(SYSTEMS["npo"], change=change)
-    monkeypatch.setattr("weightsurgery.unlearning.systems.SYSTEMS", {**SYSTEMS, "ones": row})
+    row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change)})
+    monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})
     kind, what = refused(base, data, tmp_path / "out", How("ones"))
     assert kind is EditError
     assert "ones changed 'model.norm.weight'" in what
@@ -351,7 +353,7 @@ def test_a_merging_system_goes_the_same_road(base, data, tmp_path):
     verify(tmp_path / "out")
     model, tokenizer = load_model(base.path)
     vector = train_vector(
-        model, tokenizer, FACTS, replace(SYSTEMS["task-vector"].training, **BRIEF)
+        model, tokenizer, FACTS, replace(SYSTEMS["task-vector"].published, **BRIEF)
     )
     saved = read_tensors(done.place)
     for name, t in vector.items():

@@ -14,23 +14,17 @@ from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.found import finding, show_found
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.spread import options
+from weightsurgery.unlearning.methods import METHODS
 
-__all__ = ["METHODS", "unlearn"]
-
-METHODS = (
-    "gradient-ascent", "gradient-difference", "kul", "npo", "simnpo", "kga", "eul", "au", "rmu",
-    "task-vector", "cpem-lora", "cpem-ia3", "negmerge", "ethos", "ext-sub",
-)  # fmt: skip
-"""The names, which the help must know without loading what they do."""
+__all__ = ["unlearn"]
 
 _TRAINING = "Training"
 
 
 def _list(wanted: bool) -> None:
     if wanted:
-        _installed()
         from weightsurgery.report.systems import system_tables, systems_document
-        from weightsurgery.unlearning.systems import SYSTEMS
+        from weightsurgery.unlearning.methods import SYSTEMS
 
         if "--json" in typed_command():  # an option that ends all comes before the others
             console.document(systems_document(SYSTEMS))
@@ -191,7 +185,7 @@ def unlearn(
     ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
     method: Annotated[
         str,
-        typer.Option(metavar="NAME", help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}."),
+        typer.Option(metavar="NAME", help=f"{', '.join([*METHODS][:-1])} or {[*METHODS][-1]}."),
     ],
     data: Data,
     tune: Tune,

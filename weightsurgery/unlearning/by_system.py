@@ -15,12 +15,14 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.guard import harm
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.job import Job, Run
 from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
+from weightsurgery.unlearning.methods import system
 from weightsurgery.unlearning.saving import Change
-from weightsurgery.unlearning.systems import System, system
+from weightsurgery.unlearning.system import System
 from weightsurgery.vectors.lora_plan import AdapterPlan
 
 __all__ = ["BySystem", "How", "SystemPlan"]
@@ -31,7 +33,7 @@ class How:
     """How to forget.
 
     Attributes:
-        method: A name of :data:`weightsurgery.unlearning.systems.SYSTEMS`.
+        method: A name of :data:`weightsurgery.unlearning.methods.METHODS`.
         settings: The method's own, by name; the others are as published.
         training: Fields of :class:`~weightsurgery.learning.settings.Training`, likewise.
         lora_rank: Train a LoRA adapter of this rank; None for the method's way.
@@ -44,12 +46,12 @@ class How:
     lora_rank: int | None = None
     rank: RankRule | None = None
 
-    def trained(self, row: System) -> Training:
+    def trained(self, row: type[System]) -> Training:
         """The training: as published but for what is given; epochs give way to steps and back."""
         given = dict(self.training)
         if given.get("epochs") is not None and given.get("steps") is None:
             given["steps"] = None
-        return replace(row.training, **given)
+        return replace(row.published, **given)
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,14 @@ class BySystem(OnModel):
     Attributes:
         name: The system's.
         row: The system.
-        settings: All of its settings.
+        settings: Its settings, of the class that it says.
         training: How it trains.
         lora_rank: Of the adapter that is trained, if one is.
     """
 
     name: str
-    row: System
-    settings: Mapping[str, Any]
+    row: type[System]
+    settings: Any
     training: Training
     lora_rank: int | None
     distributed = True
@@ -80,7 +82,7 @@ class BySystem(OnModel):
             EditError: There is none of this name, or settings that make no sense.
         """
         row = system(how.method)
-        settings, training = row.settled(how.settings), how.trained(row)
+        settings, training = settings_of(row, how.settings), how.trained(row)
         if how.lora_rank is not None and how.lora_rank < 1:
             raise EditError(f"LoRA rank {how.lora_rank}", "Give a whole number from 1.")
         if how.lora_rank is not None and not row.takes_rank:
@@ -107,8 +109,8 @@ class BySystem(OnModel):
         """See :class:`Method`."""
         return {
             "method": self.name,
-            "source": self.row.source,
-            "settings": dict(self.settings),
+            "source": self.row.paper,
+            "settings": asdict(self.settings),
             "training": asdict(self.training),
             "lora_rank": self.lora_rank,
             "rank": None if job.rank is None else str(job.rank),
@@ -125,7 +127,7 @@ class BySystem(OnModel):
         row, settings = self.row, self.settings
         if row.keeps(settings) and not keep:
             instead = ", or a λ of your own with --set scale=0.5" * (
-                "scale" in settings and not row.keeps({**settings, "scale": 1.0})
+                hasattr(settings, "scale") and not row.keeps(replace(settings, scale=1.0))
             )
             raise EditError(
                 f"{self.name} without data to keep, which it works on",
@@ -156,8 +158,8 @@ class BySystem(OnModel):
         return SystemPlan(
             edit,
             self.name,
-            self.row.source,
-            self.settings,
+            self.row.paper,
+            asdict(self.settings),
             how.steps,
             how.epochs,
             how.learning_rate,
@@ -197,7 +199,7 @@ class BySystem(OnModel):
             return super().find(job, run, workspace)
         except NonFiniteError as error:
             # Trainings are shared with commands whose options have other names.
-            rate = "--lr or --set helper_rate" if "helper_rate" in self.settings else "--lr"
+            rate = "--lr or --set helper_rate" if hasattr(self.settings, "helper_rate") else "--lr"
             raise NonFiniteError(
                 f"{self.name}: {error.what}",
                 f"Lower {rate}, take fewer --steps, raise --warmup, or train with --precision"
@@ -221,7 +223,7 @@ class BySystem(OnModel):
                 [each for rows in job.sets.keep for each in rows.examples],
                 [each for rows in job.sets.unseen for each in rows.examples],
                 self.training,
-                self.settings,
+                asdict(self.settings),
                 self.lora_rank,
                 job.chosen,
                 at.run.progress,
