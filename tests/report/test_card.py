@@ -386,12 +386,8 @@ def test_every_system_s_card_says_what_the_yardstick_measured(method):
     given = {"edit": "unlearn", "method": method, "settings": {}}
     row = measured(record(parameters=given))
     assert row == YARDSTICK.get(method)
-    if row is None:  # newer than the yardstick's figures: no card has any
-        assert "left " not in "".join(
-            line for line in limits(record(parameters=given)) if method in line
-        )
-        return
-    assert f"{row.label} left {row.left} %" in limits(record(parameters=given))
+    if row is not None:
+        assert f"{row.label} left {row.left} %" in limits(record(parameters=given))
     assert measured(record(parameters={**given, "method": "another"})) is None
 
 
