@@ -626,11 +626,11 @@ def test_the_plan_counts_what_statistics_take(tmp_path: Path) -> None:
 
 
 def test_more_than_a_matrix_is_refused(tmp_path: Path) -> None:
-    name = "model.layers.0.mlp.experts.gate_up_proj"
+    name = "model.layers.0.mixer.conv1d.weight"
     base = Checkpoint.open(write_checkpoint(tmp_path / "base", {name: torch.randn(2, 4, 4)}))
     vector = TaskVector.of(MappedChange({name: torch.randn(2, 4, 4)}))
     with pytest.raises(EditError, match=rf"{name}.*\[2, 4, 4\]"):
-        apply(Project(vector, (vector,)), base, tmp_path / "out")
+        apply(Project(vector, (vector,)), base, tmp_path / "out", selection=Selection())
     assert not (tmp_path / "out").exists()
 
 

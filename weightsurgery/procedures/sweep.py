@@ -18,6 +18,7 @@ from typing import Any
 from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import is_matrix, is_stack
 from weightsurgery.errors import DataError, EditError, NonFiniteError, SelectionError
 from weightsurgery.learning import intervals
 from weightsurgery.learning.answers import headline
@@ -226,12 +227,19 @@ def _factors(
     with TemporaryDirectory(prefix="ws-sweep-") as nowhere:
         # Refuses whatever the edit would refuse; nothing is written.
         plan = plan_edit(edit, base, Path(nowhere) / "edited", selection, Storage(), workers)
+    for name in plan.edited:
+        if is_stack(base.entry(name)) and edit.task.at(name) is not None:
+            raise EditError(
+                f"tensor {name!r} is a stack of experts, which a sweep does not set in memory",
+                f"Leave it out with --exclude '{name}' or --targets attention, or write edits with"
+                " ws project and score them with ws evaluate.",
+            )
     return {
         name: factor
         for name, factor in plan.edited.items()
         if name not in plan.copies
         and base.entry(name).numel
-        and len(base.entry(name).shape) == 2
+        and is_matrix(base.entry(name))
         and edit.task.at(name) is not None
     }
 

@@ -18,10 +18,11 @@ from weightsurgery.algebra.lowrank import Rank, RankRule
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import input_width, matrix_count
 from weightsurgery.errors import EditError
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.discriminating import Learn, Project
-from weightsurgery.surgery.edit import Edit, Prepared, input_width
+from weightsurgery.surgery.edit import Edit, Prepared
 from weightsurgery.surgery.notices import held_back_notices, input_notices, size_notices
 from weightsurgery.surgery.plan import Plan, Storage, check_matrices, plan_edit, worker_count
 from weightsurgery.surgery.provenance import files, inputs_of
@@ -208,7 +209,7 @@ def _content(
             "Give the edit's rank alone: what is left of it is what the adapter holds.",
         )
     check_matrices(base, chosen)
-    matrices = {name: by for name, by in chosen.items() if len(base.entry(name).shape) == 2}
+    matrices = {name: by for name, by in chosen.items() if matrix_count(base.entry(name))}
     edit.check_statistics(base, matrices)
 
     def change(name: str) -> tuple[SumDelta, Mapping[str, Any]] | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import LARGEST_SCALE
 from weightsurgery.deferred import torch
@@ -15,7 +14,7 @@ from weightsurgery.vectors.deltas import Delta
 from weightsurgery.vectors.statistics import InputStatistics
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Edit", "Prepared", "check_scales", "input_width", "task_of"]
+__all__ = ["Edit", "Prepared", "check_scales", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,6 @@ class Edit(Protocol):
 def task_of(edit: Edit) -> TaskVector:
     """What an edit takes away or adds: the first of its vectors, before those to keep."""
     return next(iter(edit.vectors().values()))
-
-
-def input_width(base: Checkpoint, name: str) -> int:
-    """Inputs ``n`` of a matrix, which is stored (out, in) or, in some models, (in, out)."""
-    return base.entry(name).shape[0 if is_transposed(name, base.config) else 1]
 
 
 def check_scales(scale: float, *vectors: TaskVector) -> None:

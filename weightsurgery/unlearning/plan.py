@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import OutputError
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.search import Search
