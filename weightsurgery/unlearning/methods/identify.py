@@ -1,7 +1,7 @@
 """Subspace identification: the task vector of a data set, layer by layer, saved.
 
-How the change is found is in :mod:`weightsurgery.learning.identify`; here the data is read, the
-model loaded, and what came of it told by the names that the checkpoint has for its tensors.
+:mod:`weightsurgery.learning.identify` trains; here the data is read, and the change told by the
+names that the checkpoint has for its tensors.
 """
 
 from __future__ import annotations
