@@ -120,8 +120,8 @@ def _tables(result: Any) -> list[str | Table]:
     from weightsurgery.lab.demo.tour import Comparison
     from weightsurgery.report import tables
     from weightsurgery.report.unlearned import round_tables
+    from weightsurgery.surgery.apply import Applied
     from weightsurgery.surgery.compare import Comparison as Difference
-    from weightsurgery.surgery.run import Applied
     from weightsurgery.unlearning.run import Unlearned
 
     if isinstance(result, Unlearned):
@@ -150,7 +150,7 @@ def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
     from weightsurgery.lab.demo.capitals import Place
     from weightsurgery.lab.demo.tour import Comparison
-    from weightsurgery.surgery.run import Applied
+    from weightsurgery.surgery.apply import Applied
     from weightsurgery.unlearning.run import Unlearned
 
     if isinstance(result, Unlearned):
