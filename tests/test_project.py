@@ -21,8 +21,9 @@ BELOW = {
     "vectors": {"algebra", "checkpoint"},
     "surgery": {"vectors", "algebra", "checkpoint"},
     "learning": {"vectors", "algebra", "checkpoint"},
-    "procedures": {"learning", "surgery", "vectors", "algebra", "checkpoint"},
+    "unlearning": {"learning", "surgery", "vectors", "algebra", "checkpoint"},
 }
+BELOW["procedures"] = BELOW["unlearning"] | {"unlearning"}
 BELOW["report"] = BELOW["procedures"] | {"procedures"}
 BELOW["hub"] = {"report", "checkpoint"}
 BELOW["lab"] = BELOW["report"] | {"report"}

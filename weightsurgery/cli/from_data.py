@@ -151,7 +151,7 @@ def kept_data(
         return
     installed()
     from weightsurgery.procedures.gathered import keep_data
-    from weightsurgery.procedures.matrices import matrices
+    from weightsurgery.unlearning.matrices import matrices
 
     selection = which.selection("all-linear", store.layer_scale)
     names = [name for name in matrices(base, selection) if task.at(name) is not None]

@@ -285,8 +285,9 @@ def identify(
         raise EditError(f"--max-memory with mode {how.mode}", "Use it with --mode activations.")
     adapter = () if how.lora_rank is None else ("peft",)
     need("identify trains the model", "transformers", "accelerate", *adapter, extra="demo")
-    from weightsurgery.learning import identify as library
+    from weightsurgery.learning.stages import is_main
     from weightsurgery.report.identified import identified_tables, training_plan_lines
+    from weightsurgery.unlearning.methods import identify as library
 
     what: dict[str, Any] = {
         "training": train.training(hold.patience),
@@ -312,7 +313,7 @@ def identify(
     except KeyboardInterrupt:
         console.notice("Interrupted; the same command goes on where this one stopped.", show)
         raise
-    if not library.is_main():
+    if not is_main():
         return
     if show.json:
         console.document({"out": out, **asdict(record)})
