@@ -71,7 +71,8 @@ def edit_from_data(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.procedures import unlearn as library
-    from weightsurgery.report.unlearned import data_plan_lines, round_tables
+    from weightsurgery.report.plans import data_plan_lines
+    from weightsurgery.report.unlearned import round_tables
     from weightsurgery.vectors.sources import split_data
 
     if (share.side, share.basis) != ("right", "joint"):

@@ -286,7 +286,8 @@ def identify(
     adapter = () if how.lora_rank is None else ("peft",)
     need("identify trains the model", "transformers", "accelerate", *adapter, extra="demo")
     from weightsurgery.learning.stages import is_main
-    from weightsurgery.report.identified import identified_tables, training_plan_lines
+    from weightsurgery.report.identified import identified_tables
+    from weightsurgery.report.plans import training_plan_lines
     from weightsurgery.unlearning.methods import identify as library
 
     what: dict[str, Any] = {

@@ -237,7 +237,8 @@ def unlearn(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
     from weightsurgery.procedures import unlearn_by as library
-    from weightsurgery.report.systems import system_plan_lines, trained_tables
+    from weightsurgery.report.plans import system_plan_lines
+    from weightsurgery.report.systems import trained_tables
 
     how = library.How(
         method, tune.settings(), tune.training(store.seed), tune.lora_rank, truncate.rule()
