@@ -15,6 +15,7 @@ from weightsurgery.cli import (
     bench,
     compare,
     completions,
+    demo,
     edit,
     export,
     identify,
@@ -23,7 +24,6 @@ from weightsurgery.cli import (
     recipe,
     score,
     sweep,
-    tour,
     unlearn,
 )
 from weightsurgery.cli.console import error, listen
@@ -56,7 +56,7 @@ for panel, commands in {
         recipe.run,
     ),
     "Share": (export.export, push.push),
-    "Check": (completions.try_, score.evaluate, look.verify, bench.bench, tour.demo),
+    "Check": (completions.try_, score.evaluate, look.verify, bench.bench, demo.demo),
 }.items():
     for command in commands:
         app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)

@@ -45,7 +45,6 @@ __all__ = [
     "vector_place",
 ]
 
-ALL_LINEAR = Selection("all-linear")
 
 # A loss that is still above this share of the first is worth a word.
 _LITTLE = 0.5
@@ -129,7 +128,7 @@ def plan(
     search: Search,
     *,
     vector: str | os.PathLike[str] | None = None,
-    selection: Selection = ALL_LINEAR,
+    selection: Selection | None = None,
     storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -141,6 +140,7 @@ def plan(
     Raises:
         WeightSurgeryError: What :func:`unlearn` would raise before it loads the model.
     """
+    selection = selection or Selection(search.targets)
     request = Request.read(base, sources, search, selection, device, allow_unrelated)
     place = vector_place(out, vector)
     return _planned(request, out, place, selection, storage, workers, overwrite)[0]
@@ -154,7 +154,7 @@ def unlearn(
     *,
     scale: float = 1.0,
     vector: str | os.PathLike[str] | None = None,
-    selection: Selection = ALL_LINEAR,
+    selection: Selection | None = None,
     storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -172,7 +172,7 @@ def unlearn(
         search: How the change is found; its objective tells forgetting from learning.
         scale: λ of the edit; the saved vector is as it was found.
         vector: Where the vector is saved; by default ``OUT.vector``.
-        selection: Which matrices; by default all linear layers. Its scales are the edit's alone.
+        selection: Which matrices; None for :attr:`Search.targets`. Its scales are the edit's alone.
         storage: dtype and rounding of the result; or an adapter's, which takes a search with a
             rank.
         device: Where to train.
@@ -194,6 +194,7 @@ def unlearn(
         OutputError: The outputs may not or cannot be written.
         WeightSurgeryError: See :mod:`weightsurgery.errors`. A vector that was finished stays.
     """
+    selection = selection or Selection(search.targets)
     request = Request.read(base, sources, search, selection, device, allow_unrelated)
     place = vector_place(out, vector)
     planned, found = _planned(request, out, place, selection, storage, workers, overwrite)
