@@ -67,9 +67,7 @@ def complete(
         model, tokenizer = load_model(checkpoint, device)
         with quiet():  # a tokenizer warns of what is refused here
             rows = _rows(model, tokenizer, prompts, chat, str(checkpoint))
-        said = greedy(
-            model, tokenizer, rows, [length] * len(rows), batch_size, "prompts", progress
-        )
+        said = greedy(model, tokenizer, rows, [length] * len(rows), batch_size, "prompts", progress)
         most = context_length(model)
         for own, row, answer in zip(found, rows, said, strict=True):
             room = length if most is None else min(length, most - len(row) + 1)

@@ -31,7 +31,9 @@ def completion_tables(
         cells = [_shown(each["prompt"])]
         if data:
             cells.append(_shown(each["completion"] or ""))
-        cells += [_shown(text) + _end(each["said"][name]) for name, text in zip(names, texts)]
+        cells += [
+            _shown(text) + _end(each["said"][name]) for name, text in zip(names, texts, strict=True)
+        ]
         if against is not None:
             other += texts[0] != texts[1]
             cells.append("" if texts[0] == texts[1] else "≠")
