@@ -38,9 +38,8 @@ from weightsurgery.learning.outcome import Request
 from weightsurgery.learning.parameters import load_float32, random_model
 from weightsurgery.learning.retain import divergence
 from weightsurgery.learning.settings import Training
+from weightsurgery.surgery.apply import Storage, apply
 from weightsurgery.surgery.edits import Add
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector
 
 SHORT = Training(steps=4, learning_rate=3e-3, batch_size=4)

@@ -31,8 +31,8 @@ from weightsurgery.learning.statistics import gather_to
 from weightsurgery.procedures import found_vector
 from weightsurgery.procedures import unlearn as module
 from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
+from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector
 
 TRAINED = Rounds(steps=60, batch_size=16, prompts=400)
@@ -212,7 +212,7 @@ def test_a_failed_edit_leaves_the_vector_to_the_next_run(world, base, tmp_path, 
         raise OutputError("full", "")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "apply_as", full)
+        patch.setattr(module, "apply", full)
         with pytest.raises(OutputError, match="full"):
             unlearn(base, given, tmp_path / "out", search(BRIEF))
     assert [path.name for path in tmp_path.iterdir()] == ["out.vector"]

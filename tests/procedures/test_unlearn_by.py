@@ -39,10 +39,8 @@ from weightsurgery.procedures.systems import SYSTEMS, Made
 from weightsurgery.procedures.unlearn_by import Asked, How, plan, unlearn_by
 from weightsurgery.report import card_method
 from weightsurgery.report.card_limits import limits
-from weightsurgery.surgery.adapter import AdapterStorage
+from weightsurgery.surgery.apply import AdapterStorage, Storage, apply
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector
 
 BRIEF = {"steps": 4, "learning_rate": 3e-3}

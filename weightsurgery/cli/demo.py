@@ -121,8 +121,8 @@ def _tables(result: Any) -> list[str | Table]:
     from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.report import tables
     from weightsurgery.report.unlearned import round_tables
+    from weightsurgery.surgery.apply import Applied
     from weightsurgery.surgery.compare import Comparison as Difference
-    from weightsurgery.surgery.run import Applied
 
     if isinstance(result, Unlearned):
         # What the edit did to the model first, as `ws project` itself shows it.
@@ -151,7 +151,7 @@ def _data(result: Any) -> Any:
     from weightsurgery.lab.demo.capitals import Place
     from weightsurgery.lab.demo.tour import Comparison
     from weightsurgery.procedures.unlearn import Unlearned
-    from weightsurgery.surgery.run import Applied
+    from weightsurgery.surgery.apply import Applied
 
     if isinstance(result, Unlearned):
         result = result.applied

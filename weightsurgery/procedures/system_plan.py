@@ -9,7 +9,7 @@ from typing import Any
 
 from weightsurgery.procedures.system_request import SystemRequest
 from weightsurgery.surgery.plan import Plan
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["SystemPlan"]
 

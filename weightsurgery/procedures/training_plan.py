@@ -13,7 +13,7 @@ from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import OutputError
 from weightsurgery.procedures.request import Request
 from weightsurgery.surgery.plan import Plan
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 # Texts of a pass, their usual length in tokens, and the places of each that count.
 PASS, LENGTH, PLACES = 16, 40, 14

@@ -26,10 +26,8 @@ from weightsurgery.procedures.kept_training import find_and_save
 from weightsurgery.procedures.request import Request, Search, Sources
 from weightsurgery.procedures.training_plan import TrainingPlan, check_space, training_plan
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
+from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import Applied
 from weightsurgery.vectors.deltas import DenseDelta
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
 from weightsurgery.vectors.task_vector import TaskVector
@@ -215,7 +213,7 @@ def unlearn(
         for role, each in found.inputs.items()
         if each["kind"] == "data"
     }
-    applied = apply_as(
+    applied = apply(
         (_Learn if search.learning else Forget)(saved, scale, how),
         base,
         out,
@@ -287,7 +285,7 @@ def _planned(
             )
         storage = replace(storage, rule=rule)
         vector = TaskVector.of(Coming(request.names))
-    planned = plan_as(kind(vector), request.base, out, selection, storage, workers, overwrite)
+    planned = plan_edit(kind(vector), request.base, out, selection, storage, workers, overwrite)
     found = _finished(request, place)
     request.check_places(Path(os.path.realpath(out)), place, found is not None, overwrite)
     return training_plan(request, planned, place, found is not None), found

@@ -32,8 +32,7 @@ from weightsurgery.procedures.system_vector import find_change, write_vector
 from weightsurgery.procedures.training_plan import check_space
 from weightsurgery.procedures.unlearn import Coming, Forget, Unlearned, vector_place
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
-from weightsurgery.surgery.plan import Storage
+from weightsurgery.surgery.apply import AdapterStorage, Storage, apply, plan_edit
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector
 from weightsurgery.vectors.task_vector import TaskVector
 
@@ -154,7 +153,7 @@ def unlearn_by(
         for role, each in found.inputs.items()
         if each["kind"] == "data"
     }
-    applied = apply_as(
+    applied = apply(
         _Unlearn(TaskVector.of(SavedChange(base, resolve_source(place))), asked.scale, told),
         base,
         out,
@@ -202,7 +201,7 @@ def _planned(asked: Asked, request: SystemRequest) -> tuple[SystemPlan, EditReco
     coming = isinstance(stored, AdapterStorage)
     vector = TaskVector.of(Coming(request.names)) if coming else TaskVector(())
     edit, selection = _Unlearn(vector, asked.scale), replace(request.selection, scales=asked.scales)
-    writing = plan_as(edit, asked.base, asked.out, selection, stored, asked.workers, overwrite)
+    writing = plan_edit(edit, asked.base, asked.out, selection, stored, asked.workers, overwrite)
     found = _finished(request, place)
     target = Path(os.path.realpath(asked.out))
     with output_errors(target):

@@ -1,27 +1,120 @@
-"""The part of a tensor that lies in a window of its shard's file: a change, added where it stands.
+"""What an edit does to each tensor, and doing it to the piece of one that lies in a window.
 
-A window begins and ends anywhere in a tensor, so elements are counted from the tensor's first. Of
-files that have the base's layout the same window was read; of others, what is needed is read here.
+Plain numbers on disk are added as they are; others are worked out before. A window begins and ends
+anywhere in a tensor, so elements are counted from the tensor's first. Of files that have the base's
+layout the same window was read; of others, what is needed is read here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from weightsurgery.algebra.elementwise import Term, combine, finite
+from weightsurgery.algebra.elementwise import DTYPES, Term, combine, finite
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
-from weightsurgery.surgery.arithmetic import Arithmetic
-from weightsurgery.surgery.buffers import Buffers
-from weightsurgery.surgery.dense import DenseChange, OtherChange, Part
-from weightsurgery.surgery.edit import Prepared
-from weightsurgery.surgery.finite import refuse_non_finite
+from weightsurgery.surgery.arithmetic import Arithmetic, Buffers
+from weightsurgery.surgery.edit import Edit, Prepared, refuse_non_finite
+from weightsurgery.surgery.plan import Plan
 from weightsurgery.surgery.stream import Stream
-from weightsurgery.vectors.deltas import needs_base
+from weightsurgery.vectors.deltas import DenseDelta, Stored, SumDelta, needs_base
 
-__all__ = ["Pieces"]
+__all__ = ["DenseChange", "OtherChange", "Part", "Pieces", "changes_of"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A term of one tensor's change.
+
+    Attributes:
+        stored: Where its numbers lie.
+        factor: What they are multiplied with, sign and scale of the edit included.
+        relative: Whether they are weights, from which the base's are to be taken away.
+        elements: From here on nothing changes (a longer vocabulary).
+    """
+
+    stored: Stored
+    factor: float
+    relative: bool
+    elements: int
+
+
+@dataclass(frozen=True)
+class DenseChange:
+    """What is done to one tensor.
+
+    Attributes:
+        entry: The base's tensor.
+        parts: What is added to it, in this order.
+    """
+
+    entry: TensorEntry
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class OtherChange:
+    """What has to be worked out for one tensor, and is added as float32 numbers.
+
+    Attributes:
+        entry: The base's tensor.
+        original: The tensor whose change it gets: itself, or the one it is tied to.
+        scale: What the change is multiplied with, sign and scale of the edit included.
+    """
+
+    entry: TensorEntry
+    original: str
+    scale: float
+
+
+def changes_of(
+    edit: Edit, base: Checkpoint, plan: Plan
+) -> dict[str, DenseChange | OtherChange] | None:
+    """What an edit does, by tensor.
+
+    Returns:
+        None if it changes a tensor whose numbers :mod:`weightsurgery.algebra.elementwise` does not
+        know, or that does not begin at a whole number of the file.
+    """
+    changes: dict[str, DenseChange | OtherChange] = {}
+    for name, factor in plan.edited.items():
+        entry = base.entry(name)
+        if not entry.numel:
+            continue
+        if entry.dtype not in DTYPES or entry.start % (entry.nbytes // entry.numel):
+            if any(vector.at(name) is not None for vector in edit.vectors().values()):
+                return None
+            continue
+        original = plan.copies.get(name, name)
+        scale = edit.sign * edit.scale * factor
+        parts = None
+        if not edit.factors:
+            (vector,) = edit.vectors().values()
+            delta = vector.at(original)
+            if delta is None:
+                continue
+            parts = _parts(delta, entry, scale)
+        if parts is None:
+            changes[name] = OtherChange(entry, original, scale)
+        else:
+            changes[name] = DenseChange(entry, parts)
+    return changes
+
+
+def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[Part, ...] | None:
+    found = []
+    for factor, term in delta.terms:
+        if not isinstance(term, DenseDelta) or term.stored is None:
+            return None
+        if term.stored.entry.dtype not in DTYPES:
+            return None
+        row = entry.numel // entry.rows
+        elements = entry.numel if term.limit is None else min(term.limit * row, entry.numel)
+        found.append(Part(term.stored, scale * factor, term.relative, elements))
+    return tuple(found)
 
 
 class Pieces:

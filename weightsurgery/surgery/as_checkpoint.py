@@ -1,4 +1,4 @@
-"""Applying an edit to a checkpoint: check, plan, stream, record.
+"""An edit written as a checkpoint: check, plan, stream, record.
 
 Each tensor is one task: it is copied as bytes, or its change is worked out and added in row
 blocks of a few megabytes. Threads take the largest tensors first. Nothing is kept of a tensor
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.header import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
@@ -25,16 +26,10 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError, OutputError
-from weightsurgery.progress import Progress
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
-from weightsurgery.surgery.edit import Edit, task_of
+from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
 from weightsurgery.surgery.notices import edit_notices
-from weightsurgery.surgery.plan import (
-    Plan,
-    Storage,
-    plan_edit,
-    worker_count,
-)
+from weightsurgery.surgery.plan import Plan, plan_checkpoint, worker_count
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
 from weightsurgery.surgery.selected import selected_share
 from weightsurgery.surgery.stream import Stream
@@ -42,75 +37,83 @@ from weightsurgery.surgery.windows import Windows
 from weightsurgery.surgery.workers import device_for, results, torch_threads
 from weightsurgery.vectors.lineage import check_lineage
 
-__all__ = ["Applied", "apply", "parent_of"]
+__all__ = ["Storage", "parent_of"]
+
+
+_STORED_AS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
-class Applied:
-    """The result of an edit.
+class Storage:
+    """How results are stored.
 
     Attributes:
-        record: What was written beside the weights.
-        notices: Things the user should know, a line each.
-        resumed: Number of tensors an interrupted run had finished.
+        dtype: ``float64``, ``float32``, ``float16`` or ``bfloat16`` for all floating tensors;
+            None keeps each tensor's own.
+        rounding: ``"nearest"`` or ``"stochastic"``.
+        seed: Of stochastic rounding.
+        code: Whether Python files that the base's config names come along: whoever loads the
+            output may run them.
     """
 
-    record: EditRecord
-    notices: tuple[str, ...]
-    resumed: int = 0
+    dtype: str | None = None
+    rounding: str = "nearest"
+    seed: int = 0
+    code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in _STORED_AS:
+            raise EditError(f"dtype {self.dtype!r}", f"Choose one of: {', '.join(_STORED_AS)}.")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise EditError(f"rounding {self.rounding!r}", "Choose nearest or stochastic.")
+
+    def stored(self, entry: TensorEntry) -> str:
+        """The safetensors dtype a tensor gets."""
+        if self.dtype is None or entry.dtype not in ARITHMETIC_DTYPES:
+            return entry.dtype
+        return _STORED_AS[self.dtype]
+
+    def plan(
+        self,
+        edit: Edit,
+        base: Checkpoint,
+        out: str | os.PathLike[str],
+        selection: Selection,
+        workers: int | None = None,
+        overwrite: bool = False,
+    ) -> Plan:
+        """What writing the edited checkpoint reads, writes and holds.
+
+        Raises:
+            WeightSurgeryError: See :func:`weightsurgery.surgery.plan.plan_checkpoint`.
+        """
+        return plan_checkpoint(edit, base, out, selection, self, workers, overwrite)
+
+    def write(self, edit: Edit, base: Checkpoint, out: str | os.PathLike[str], run: Run) -> Applied:
+        """Write the edited checkpoint, all or nothing.
+
+        Output shards mirror the base's: same files, names, order, dtypes, metadata and index;
+        tensors that do not change are byte-identical. A killed run continues when it is called
+        again with the same arguments, and writes the same bytes as an uninterrupted one.
+
+        Raises:
+            WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left of the output then.
+        """
+        return _write(edit, base, out, self, run)
 
 
-def apply(
-    edit: Edit,
-    base: Checkpoint,
-    out: str | os.PathLike[str],
-    *,
-    selection: Selection | None = None,
-    storage: Storage | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-    overwrite: bool = False,
-    allow_unrelated: bool = False,
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
+def _write(
+    edit: Edit, base: Checkpoint, out: str | os.PathLike[str], storage: Storage, run: Run
 ) -> Applied:
-    """Edit a checkpoint: read ``base``, write ``out``, all or nothing.
-
-    Output shards mirror the base's: same files, names, order, dtypes, metadata and index;
-    tensors that do not change are byte-identical. A killed run continues when it is called again
-    with the same arguments, and writes the same bytes as an uninterrupted one.
-
-    Args:
-        edit: What to do.
-        base: The checkpoint to edit.
-        out: Directory to write.
-        selection: Which tensors; by default all for plain edits and all linear layers for
-            discriminating ones.
-        storage: dtype and rounding of the result.
-        device: Where matrices are decomposed: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
-        workers: Threads; by default the number of cores, with bounds.
-        overwrite: Replace an existing output of this tool.
-        allow_unrelated: Edit although a vector does not derive from the base.
-        command: The command line, for the record.
-        progress: Called as ``progress(stage, done, total)`` in bytes, from worker threads.
-
-    Returns:
-        The record and notices.
-
-    Raises:
-        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left of the output then.
-    """
-    selection = selection or Selection("all-linear" if edit.factors else "all")
-    storage = storage or Storage()
-    where = device_for(device, decomposes=edit.factors)
-    plan = plan_edit(edit, base, out, selection, storage, workers, overwrite)
+    where = device_for(run.device, decomposes=edit.factors)
+    plan = storage.plan(edit, base, out, run.selection, run.workers, run.overwrite)
     companions_of(base, storage)  # what is wrong there is said before the work, not after
     target = Path(os.path.realpath(out))
     inputs = inputs_of(base, edit.vectors(), edit.statistics())
     changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
-    lineage = check_lineage(base, [*changes, *edit.statistics().values()], allow_unrelated)
-    identity = _identity(edit, selection, storage, where, inputs)
-    staging = Staging(target, identity, folders(inputs), overwrite)
+    lineage = check_lineage(base, [*changes, *edit.statistics().values()], run.allow_unrelated)
+    identity = _identity(edit, run.selection, storage, where, inputs)
+    staging = Staging(target, identity, folders(inputs), run.overwrite)
     if staging.complete:
         return Applied(read_record(target), ("An earlier run had finished this output.",))
     writer = None
@@ -118,22 +121,22 @@ def apply(
         _check_space(plan, staging)
         writer = CheckpointWriter(staging, plan.shards)
         resumed = len(writer.done)
-        stream = Stream(edit, base, plan, storage, where, writer, progress, total=0)
+        stream = Stream(edit, base, plan, storage, where, writer, run.progress, total=0)
         record = EditRecord(
             "checkpoint",
-            command=list(command),
+            command=list(run.command),
             parameters={
                 "edit": edit.name,
                 **edit.parameters(),
-                "selection": asdict(selection),
+                "selection": asdict(run.selection),
                 "storage": asdict(storage),
                 "device": where.split(":")[0],
-                "allow_unrelated": allow_unrelated,
+                "allow_unrelated": run.allow_unrelated,
             },
             lineage=[kin.to_dict() for kin in lineage],
             parent=parent_of(base),
         )
-        _run(stream, inputs, record, worker_count(edit, workers))
+        _run(stream, inputs, record, worker_count(edit, run.workers))
         selected = selected_share(base, task_of(edit), plan.edited, plan.copies)
         record.summary = {**record.summary, "selected": selected}
         _finish(staging, base, storage, record)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from weightsurgery.surgery.ahead import Ahead
+from weightsurgery.surgery.ordering import Prefetch
 
 NAMES = [f"t{number}" for number in range(12)]
 
@@ -19,7 +19,7 @@ def test_in_order_and_bounded(workers):
             begun.append(name)
         return name
 
-    ahead = Ahead(prepare, NAMES, workers)
+    ahead = Prefetch(prepare, NAMES, workers)
     for number, name in enumerate(NAMES):
         assert ahead.get(name) == ahead.get(name) == name
         assert set(begun) <= set(NAMES[: number + workers + 1])
@@ -38,7 +38,7 @@ def test_an_error_comes_to_who_asks_and_nothing_more_begins():
             raise ValueError("bad tensor")
         return name
 
-    ahead = Ahead(prepare, NAMES, 1)
+    ahead = Prefetch(prepare, NAMES, 1)
     assert ahead.get("t0") == "t0"
     with pytest.raises(ValueError, match="bad tensor"):
         ahead.get("t1")
