@@ -36,7 +36,7 @@ of the subjects."""
 # Places before the truth at which a text to forget is to be read as before.
 _HELD = 4
 
-# Of a keep set: texts as they are given, and prompts that the model answers in its own words, and as
+# Of a keep set: texts as they are given; prompts that the model answers in its own words, and as
 # many in a chat.
 _GIVEN, _ANSWERED = 128, 32
 
