@@ -45,16 +45,9 @@ def installed(*more: str) -> None:
     Raises:
         WeightSurgeryError: With the command that installs it.
     """
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    lacking = [name for name in ("transformers", "accelerate", *more) if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"the model is to be run, and {' and '.join(lacking)} is not installed",
-            f"Install it with:  pip install {' '.join(lacking)}",
-        )
+    need("the model is to be run", "transformers", "accelerate", *more, extra="demo")
 
 
 def edit_from_data(
@@ -158,7 +151,7 @@ def kept_data(
         return
     installed()
     from weightsurgery.procedures.gathered import keep_data
-    from weightsurgery.procedures.matrices import matrices
+    from weightsurgery.unlearning.matrices import matrices
 
     selection = which.selection("all-linear", store.layer_scale)
     names = [name for name in matrices(base, selection) if task.at(name) is not None]

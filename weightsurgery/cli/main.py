@@ -71,6 +71,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -78,7 +79,8 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    # What records name; a recipe puts the line that it stands for in its place.
+    context.obj = ["ws", *sys.argv[1:]]
 
 
 def main() -> None:
@@ -89,7 +91,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     listen()
     try:
-        app(prog_name="ws", obj=["ws", *sys.argv[1:]])
+        app(prog_name="ws")
     except WeightSurgeryError as problem:
         error(problem.what, problem.remedy)
         sys.exit(1)

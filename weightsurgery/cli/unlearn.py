@@ -13,14 +13,9 @@ from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.found import finding, show_found
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.spread import options
+from weightsurgery.unlearning.methods import METHODS, SYSTEMS
 
-__all__ = ["METHODS", "unlearn"]
-
-METHODS = (
-    "gradient-ascent", "gradient-difference", "kul", "npo", "simnpo", "kga", "eul", "au", "rmu",
-    "task-vector", "cpem-lora", "cpem-ia3", "negmerge", "ethos", "ext-sub",
-)  # fmt: skip
-"""The names, which the help must know without loading what they do."""
+__all__ = ["unlearn"]
 
 _TRAINING = "Training"
 
@@ -33,8 +28,6 @@ def _list(context: typer.Context, wanted: bool) -> bool:
 
 
 def _show_list(show: Show) -> None:
-    _installed()
-    from weightsurgery.procedures.systems import SYSTEMS
     from weightsurgery.report.systems import system_tables, systems_document
 
     if show.json:
@@ -44,17 +37,9 @@ def _show_list(show: Show) -> None:
 
 
 def _installed(*further: str) -> None:
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    needed = ("transformers", "accelerate", *further)
-    lacking = [name for name in needed if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"unlearn trains the model, and {' and '.join(lacking)} is not installed",
-            f"Install it with:  pip install {' '.join(lacking)}",
-        )
+    need("unlearn trains the model", "transformers", "accelerate", *further, extra="demo")
 
 
 @dataclass(frozen=True)
@@ -195,7 +180,7 @@ def unlearn(
     ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
     method: Annotated[
         str,
-        typer.Option(metavar="NAME", help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}."),
+        typer.Option(metavar="NAME", help=f"{', '.join([*METHODS][:-1])} or {[*METHODS][-1]}."),
     ],
     data: Data,
     tune: Tune,
@@ -250,7 +235,7 @@ def unlearn(
     adapter = tune.lora_rank is not None or method in ("eul", "cpem-lora", "cpem-ia3")
     _installed(*(["peft"] if adapter else []))
     from weightsurgery.checkpoint.reader import Checkpoint
-    from weightsurgery.learning.identify import is_main
+    from weightsurgery.learning.stages import is_main
     from weightsurgery.procedures import unlearn_by as library
     from weightsurgery.report.systems import system_plan_lines, trained_tables
 

@@ -19,9 +19,10 @@ from weightsurgery.learning.answers import answered
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.merging import Change, Line, find_line, settled
+from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.progress import Progress
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import ByMerging, Change, Line, find_line
 
 __all__ = ["SCALES", "SHARE", "Tuned", "changed", "choose_scale", "merge", "tune"]
 
@@ -132,11 +133,11 @@ def tune(
     return Tuned(chosen, scores[chosen][0], scores[chosen][1:], before, tuple(scales))
 
 
-def merge(name: str, request: ChangeRequest) -> tuple[Change, dict[str, Any]]:
+def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[str, Any]]:
     """The change of a merging system, ``W' − W`` by parameter, and what to say of it.
 
     Args:
-        name: One of :data:`weightsurgery.procedures.merging.MERGERS`.
+        kind: The method.
         request: What to forget and to keep. Its setting ``scale`` is λ; where that is None or
             missing, the recipe finds it, with the examples to keep as the control.
 
@@ -144,13 +145,13 @@ def merge(name: str, request: ChangeRequest) -> tuple[Change, dict[str, Any]]:
         The change, and ``{"scale": λ}``, with the scores that λ was chosen by where it was.
 
     Raises:
-        EditError: See :func:`~weightsurgery.procedures.merging.find_line` and :func:`tune`; or no
+        EditError: See :func:`~weightsurgery.unlearning.merging.find_line` and :func:`tune`; or no
             scale of the recipe forgets anything.
     """
-    scale = settled(name, request.settings)["scale"]
+    name, scale = kind.name, settings_of(kind, request.settings).scale
     if scale is None and not request.keep:
         raise EditError(f"{name} without a scale", "Give one, or examples to keep to find it by.")
-    line = find_line(name, request)
+    line = find_line(kind, request)
     if scale is not None:
         return line.at(scale), {"scale": scale}
     found = tune(

@@ -1,37 +1,22 @@
-"""Gradient ascent on what to forget: alone, with its stop rule, and against what to keep."""
+"""KUL: gradient ascent until the request is as strange as unseen data."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.errors import EditError
-from weightsurgery.learning.data import Example
-from weightsurgery.learning.scores import score
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.base import Unlearner
-from weightsurgery.learning.unlearners.said import Said
-from weightsurgery.learning.unlearners.work import Work
+from weightsurgery.unlearning.by_loss import Grid
+from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 
-__all__ = ["GradientAscent", "GradientDifference", "KnowledgeUnlearning"]
+if TYPE_CHECKING:
+    from weightsurgery.learning.data import Example
+    from weightsurgery.learning.unlearners.work import Work
 
 
-class GradientAscent(Unlearner):
-    """``L = −CE(D_f)`` (Jang et al. 2023, arXiv 2210.01504), without their stop rule.
-
-    Published: learning rate 5e-5, batches of at most 32. The five epochs are ours.
-    """
-
-    paper = "Jang et al. 2023, arXiv 2210.01504, without the stop rule"
-    published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
-
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
-        return -forget.cross_entropy
+__all__ = ["KnowledgeUnlearning"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +50,19 @@ class KnowledgeUnlearning(GradientAscent):
     mean of 0 is reached by 0.
     """
 
+    name = "kul"
+    about = "gradient ascent until the request is as strange as unseen data"
     paper = "Jang et al. 2023, arXiv 2210.01504 (KUL)"
     published = Training(epochs=20, learning_rate=5e-5, batch_size=32, max_length=200)
     Settings = StopRule
     needs_unseen = True
+    bench = (
+        Grid(
+            "gradient ascent until MA is under that of facts of another world",
+            rates=(2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4),
+            ends_itself=True,
+        ),
+    )
 
     @classmethod
     def prepare(cls, work: Work) -> dict[str, Any]:
@@ -101,42 +95,7 @@ def _memorised(
     work: Work, examples: Sequence[Example], names: tuple[str, ...]
 ) -> dict[str, float | None]:
     """The mean MA and EL_n of examples; EL is None where none of them has it."""
+    from weightsurgery.learning.scores import score  # which loads models
+
     found = score(work.plain, work.tokenizer, examples, names, n=work.settings.n)
     return {name: each.mean() for name, each in found.items()}
-
-
-@dataclass(frozen=True)
-class KeepWeight:
-    """How much what to keep counts.
-
-    Attributes:
-        keep_weight: Factor of the loss on what to keep.
-
-    Raises:
-        EditError: A negative or infinite factor.
-    """
-
-    keep_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.keep_weight < math.inf:
-            raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
-
-
-class GradientDifference(Unlearner):
-    """``L = −CE(D_f) + w CE(D_r)`` (Liu et al. 2022, arXiv 2203.12817).
-
-    The control of TOFU (arXiv 2401.06121). Published: ``w`` = 1. Rate, batches and epochs are
-    gradient ascent's.
-    """
-
-    paper = "Liu et al. 2022, arXiv 2203.12817"
-    published = GradientAscent.published
-    Settings = KeepWeight
-    needs_keep = True
-
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
-        assert keep is not None
-        weight: float = self.settings.keep_weight
-        return weight * keep.cross_entropy - forget.cross_entropy

@@ -12,7 +12,7 @@ from typing import Any
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.reading import read
-from weightsurgery.learning.recorded import described
+from weightsurgery.learning.recorded import described, roles
 
 __all__ = ["FileSet", "Sets"]
 
@@ -80,12 +80,14 @@ class Sets:
         keep: What to keep.
         validation_target: Of what to forget or to learn, what is looked at; at most one.
         validation_keep: What should stay, and the edit does not see.
+        unseen: What the model never saw.
     """
 
     target: tuple[FileSet, ...] = ()
     keep: tuple[FileSet, ...] = ()
     validation_target: tuple[FileSet, ...] = ()
     validation_keep: tuple[FileSet, ...] = ()
+    unseen: tuple[FileSet, ...] = ()
 
     @classmethod
     def read(
@@ -96,17 +98,30 @@ class Sets:
         keep: Sequence[str] = (),
         validation_target: Sequence[str] = (),
         validation_keep: Sequence[str] = (),
+        unseen: Sequence[str] = (),
+        apart: bool = True,
     ) -> Sets:
         """Read all of them, and hold them against each other.
 
+        Args:
+            tokenizer: Its chat template renders conversations.
+            target: See above, by name; so are the others.
+            keep: See above.
+            validation_target: See above.
+            validation_keep: See above.
+            unseen: See above.
+            apart: What goes, stays and is looked at must be apart.
+
         Raises:
-            DataError: One cannot be read or is named twice; an example is both to go and to
-                stay; or validation data is what the edit sees.
+            DataError: One cannot be read; or, to be apart, is named twice, an example is both to
+                go and to stay, validation data is what the edit sees, or unseen data is not.
         """
-        roles = (target, keep, validation_target, validation_keep)
-        found = cls(*(tuple(FileSet.read(name, tokenizer) for name in role) for role in roles))
-        found._check_files()
-        found._check_examples()
+        given = (target, keep, validation_target, validation_keep, unseen)
+        found = cls(*(tuple(FileSet.read(name, tokenizer) for name in role) for role in given))
+        if apart:
+            found._check_files()
+            found._check_examples()
+            found._check_unseen()
         return found
 
     @property
@@ -115,23 +130,40 @@ class Sets:
         return tuple(each for rows in self.target for each in rows.examples)
 
     @property
+    def watching(self) -> bool:
+        """Whether there is validation data."""
+        return bool(self.validation_keep or self.validation_target)
+
+    @property
     def every(self) -> Iterator[FileSet]:
         """All of them."""
-        yield from (*self.target, *self.keep, *self.validation_target, *self.validation_keep)
+        yield from (*self.target, *self.keep)
+        yield from (*self.validation_target, *self.validation_keep, *self.unseen)
 
-    def described(self, role: str) -> dict[str, dict[str, Any]]:
+    def described(self, edit: str) -> dict[str, dict[str, Any]]:
         """The record's entry for each.
 
         Args:
-            role: ``"forget"`` or ``"task"``.
+            edit: What is made of them: ``project``, ``learn``, ``unlearn`` or ``identify``.
         """
-        found = {}
+        if edit == "identify":
+            return {
+                key: each.described
+                for role, sets in (
+                    ("data", self.target),
+                    ("keep", self.keep),
+                    ("validation", self.validation_target),
+                )
+                for key, each in zip(roles(role, [s.name for s in sets]), sets, strict=True)
+            }
+        role, found = "task" if edit == "learn" else "forget", {}
         for number, each in enumerate(self.target, 1):
             found[role if len(self.target) == 1 else f"{role}.{number}"] = each.described
         for key, sets in (
             ("keep_data", self.keep),
             (f"validation_{role}", self.validation_target),
             ("validation_keep", self.validation_keep),
+            ("unseen", self.unseen),
         ):
             for number, each in enumerate(sets, 1):
                 found[f"{key}{number}"] = each.described
@@ -159,6 +191,15 @@ class Sets:
                 if each.same_as(other):
                     raise DataError(
                         f"{each.name}: the same data as {other.name}", "Name each data set once."
+                    )
+
+    def _check_unseen(self) -> None:
+        for each in self.unseen:
+            for other in (*self.target, *self.keep):
+                if each.same_as(other):
+                    raise DataError(
+                        f"{each.name}: named as unseen, but it is {other.name}",
+                        "Give data that the model never saw.",
                     )
 
     def _check_examples(self) -> None:

@@ -6,21 +6,24 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.checkpoint.naming import kind_of, layer_of
+from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
-from weightsurgery.learning.models import PreTrainedModel
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.base import Unlearner
-from weightsurgery.learning.unlearners.losses import distance
-from weightsurgery.learning.unlearners.said import Said
-from weightsurgery.learning.unlearners.work import Work
+from weightsurgery.learning.unlearners.losses import exact
+from weightsurgery.unlearning.by_loss import ByLoss, Grid
 
-__all__ = ["RMU"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightsurgery.learning.models import PreTrainedModel
+    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.work import Work
+
+
+__all__ = ["RMU", "distance"]
 
 # What a feed-forward network ends with, as the model families name it.
 _LAST = re.compile(r"\.(down_proj|c_proj|fc_out|fc2|w2|wo|dense_4h_to_h|lin2)\.weight$")
@@ -79,7 +82,18 @@ class Steering:
         return self.layer
 
 
-class RMU(Unlearner):
+def distance(states: Tensor, wanted: Tensor, count: Tensor | int) -> Tensor:
+    """``‖h − h'‖²``, the mean over ``count`` positions and over hidden units.
+
+    Args:
+        states: Hidden states, shape (positions, hidden).
+        wanted: What they should be, of the same shape or (hidden,).
+        count: Positions that the mean is over.
+    """
+    return (exact(states) - exact(wanted)).square().sum() / (count * states.shape[-1])
+
+
+class RMU(ByLoss):
     """``L = ‖h(D_f) − c u‖² + α ‖h(D_r) − h₀(D_r)‖²``, h the output of one layer at every token.
 
     Li et al. 2024, arXiv 2403.03218. ``u`` is ``r / |r|``, with every entry of ``r`` drawn from 0
@@ -90,12 +104,21 @@ class RMU(Unlearner):
     above all. In a model of few layers the layer is ours.
     """
 
+    name = "rmu"
+    about = "hidden states on forget steered to a random vector, held on keep"
     paper = "Li et al. 2024, arXiv 2403.03218"
     published = Training(steps=250, learning_rate=5e-5, batch_size=4)
     Settings = Steering
     models = 1
     needs_keep = True
     asks_hidden = True
+    bench = (
+        Grid(
+            "RMU: states of the middle layer steered to c = 300, five times their size",
+            rates=(3e-3,),
+            settings=tuple({"coefficient": 300.0, "alpha": a} for a in (10.0, 100.0)),
+        ),
+    )
 
     @classmethod
     def parameters(

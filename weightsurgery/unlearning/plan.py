@@ -11,14 +11,15 @@ from typing import Any, Protocol
 
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import OutputError
-from weightsurgery.procedures.request import Request
 from weightsurgery.surgery.plan import Plan
+from weightsurgery.unlearning.job import Job
+from weightsurgery.unlearning.search import Search
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 # Texts of a pass, their usual length in tokens, and the places of each that count.
 PASS, LENGTH, PLACES = 16, 40, 14
 
-__all__ = ["TrainingPlan", "check_space", "training_plan"]
+__all__ = ["Planned", "TrainingPlan", "check_space", "training_plan"]
 
 
 @dataclass(frozen=True)
@@ -74,24 +75,25 @@ class TrainingPlan:
 
 
 def training_plan(
-    request: Request, edit: Plan | AdapterPlan, vector: Path, finished: bool
+    job: Job, search: Search, edit: Plan | AdapterPlan, vector: Path, finished: bool
 ) -> TrainingPlan:
-    """What a request will take.
+    """What an edit from data sets will take.
 
     Args:
-        request: What was asked for.
+        job: What was asked for.
+        search: How the change is found.
         edit: The plan of writing the output.
         vector: Where the vector goes.
         finished: Whether it is there already.
     """
-    search, entries = request.search, request.base.entries
-    shapes = [entries[name].shape for name in request.names]
+    entries = job.base.entries
+    shapes = [entries[name].shape for name in job.names]
     trained = sum(rows * columns for rows, columns in shapes)
     settings = {"edit": search.edit, **search.described()}
     common: dict[str, Any] = {
-        "examples": len(request.sets.examples),
-        "keep_examples": sum(len(each.examples) for each in request.sets.keep),
-        "matrices": len(request.names),
+        "examples": len(job.sets.examples),
+        "keep_examples": sum(len(each.examples) for each in job.sets.keep),
+        "matrices": len(job.names),
     }
     numel = sum(entry.numel for entry in entries.values())
     if search.neighbours is not None:
@@ -109,7 +111,7 @@ def training_plan(
             # Factors, gradients, two moments, and the copy of a look.
             training=4 * 5 * factors,
             statistics=0,
-            activations=_activations(request, shapes),
+            activations=_activations(job, shapes),
         )
     return TrainingPlan(
         edit,
@@ -121,26 +123,26 @@ def training_plan(
         trained=trained,
         weights=4 * numel,
         # Gradients, two moments, the weights before and after, and the watch's best.
-        training=4 * (6 if request.watching else 5) * trained,
-        statistics=sum(12 * input_width(request.base, name) ** 2 for name in request.names),
+        training=4 * (6 if job.sets.watching else 5) * trained,
+        statistics=sum(12 * input_width(job.base, name) ** 2 for name in job.names),
     )
 
 
-def _activations(request: Request, shapes: Sequence[tuple[int, ...]]) -> int:
+def _activations(job: Job, shapes: Sequence[tuple[int, ...]]) -> int:
     """What a backward pass over texts of usual length finds, float32.
 
     Each linear layer holds what it is given and what it says, and the norms, rotations and gates
     between them about as much again; logits count three times, with their softmax and gradient.
     """
     tokens, places = PASS * LENGTH, PASS * PLACES
-    config = request.base.config
+    config = job.base.config
     vocabulary = int(config.get("text_config", config).get("vocab_size", 0))
     layers = sum(sum(shape) for shape in shapes)
     return 4 * (tokens * int(1.5 * layers) + 3 * places * vocabulary)
 
 
-class Writes(Protocol):
-    """A plan, as far as disks are concerned."""
+class Planned(Protocol):
+    """A plan of finding a vector and writing an edit, as far as disks are concerned."""
 
     @property
     def edit(self) -> Plan | AdapterPlan:
@@ -154,16 +156,29 @@ class Writes(Protocol):
     def finished(self) -> bool:
         """Whether that is there already."""
 
+    @property
+    def trained(self) -> int:
+        """How many numbers are trained."""
 
-def check_space(plan: Writes, out: Path, vector: Path) -> None:
+    def summary(self) -> dict[str, Any]:
+        """Numbers and names, for ``--dry-run --json``."""
+
+
+def check_space(plan: Planned, out: Path, vector: Path, beside: int = 0) -> None:
     """Refuse what the disks cannot hold.
+
+    Args:
+        plan: Of the vector and the output.
+        out: Where the output goes.
+        vector: Where the vector goes.
+        beside: Bytes that the training will keep there meanwhile.
 
     Raises:
         OutputError: Too little is free.
     """
     needed: dict[int, tuple[Path, int]] = {}
     wanted = [(out, plan.edit.write_bytes)]
-    wanted += [] if plan.finished else [(vector, plan.vector_bytes)]
+    wanted += [] if plan.finished else [(vector, plan.vector_bytes + beside)]
     for path, size in wanted:
         above = next(each for each in path.parents if each.exists())
         disk = os.stat(above).st_dev
