@@ -134,7 +134,7 @@ def commands() -> dict[str, str]:
     """Name and docstring of each command."""
     from weightsurgery.cli.main import app
 
-    found = {each.callback.__name__: each.callback.__doc__ for each in app.registered_commands}
+    found = {each.name: each.callback.__doc__ for each in app.registered_commands}
     for group in app.registered_groups:
         for each in group.typer_instance.registered_commands:
             found[f"{group.name} {each.callback.__name__}"] = each.callback.__doc__

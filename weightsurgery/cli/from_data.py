@@ -105,7 +105,7 @@ def edit_from_data(
     )
     what: dict[str, Any] = {
         "vector": data.vector,
-        "selection": which.selection("all-linear", store.layer_scale),
+        "selection": which.selection(search.targets, store.layer_scale),
         "storage": store.storage(),
         "device": work.device,
         "workers": work.workers,

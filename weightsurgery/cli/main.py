@@ -14,6 +14,7 @@ from weightsurgery.cli import (
     attack,
     bench,
     compare,
+    completions,
     demo,
     edit,
     export,
@@ -55,10 +56,10 @@ for panel, commands in {
         recipe.run,
     ),
     "Share": (export.export, push.push),
-    "Check": (score.evaluate, look.verify, bench.bench, demo.demo),
+    "Check": (completions.try_, score.evaluate, look.verify, bench.bench, demo.demo),
 }.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
 app.add_typer(attack.app, name="attack", rich_help_panel="Check")
 
 
