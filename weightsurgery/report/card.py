@@ -143,7 +143,7 @@ def card_section(record: EditRecord, base: Base, place: Place, alone: bool) -> s
         command=block([shown_command(record.command, hub_names(record.inputs))], "sh")
         if record.command
         else "",
-        scores=score_tables(place.scores) if place.scores else "",
+        scores=score_tables(place.scores) if place.scores else None,
         evaluation=EVALUATION,
         figures=figures(record),
         kept_by_rounding=_kept_by_rounding(record),
