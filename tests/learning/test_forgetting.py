@@ -275,6 +275,26 @@ def test_a_look_reads_neighbours_of_all_parts_of_the_list(known, tmp_path, monke
     assert 0 < some.neighbours != every.neighbours
 
 
+def test_what_is_trained_towards_is_read_as_in_training(known, tmp_path, monkeypatch):
+    """Else a training in halves would learn to undo the rounding."""
+    brief = replace(SETTINGS, training=replace(TRAINING, steps=1))
+
+    def off(gathered, name):
+        """How far the model is from what it is to stay, before a step."""
+        able = {"avx512_bf16": gathered, "amx_bf16": False}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+        forget(known, brief, workspace=tmp_path / name)
+        material = read_material(tmp_path / name / "material.safetensors")
+        able["avx512_bf16"] = True
+        with torch.no_grad():
+            each = looks._divergences(known.model, material.kept["neighbours"], 0)
+        return float(torch.cat(each).mean())
+
+    whole, halves = off(False, "whole"), off(True, "halves")
+    assert whole > 1e-6
+    assert halves < 0.2 * whole
+
+
 # --- a step --------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ from weightsurgery.learning.material import (
     write_material,
 )
 from weightsurgery.learning.method import Stage
-from weightsurgery.learning.models import for_writing, quiet
+from weightsurgery.learning.models import for_writing, in_halves, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.unknown import Place, places_of, teach
@@ -225,29 +225,30 @@ def gather(
     # One who does not know the answers cannot be asked for wordings that bring them up.
     looked_for = 0 if learning else settings.wordings
     wordings = find_wordings(writer, tokenizer, asked, looked_for, seed=seed, progress=progress)
-    if learning:
-        taught = lessons(
-            tokenizer,
-            examples,
-            asked,
-            k=k,
-            vocabulary=int(model.config.get_text_config().vocab_size),
-        )
-    else:
-        places = _places(writer, tokenizer, asked, wordings, settings, rng, progress)
-        taught = teach(
-            model,
-            tokenizer,
-            asked,
-            places,
-            neighbours,
-            draws=settings.draws,
-            own=settings.own,
-            k=k,
-            seed=seed,
-            progress=progress,
-        )
-    rows = taught_rows(model, tokenizer, taught, k, progress)
+    with in_halves(model):
+        if learning:
+            taught = lessons(
+                tokenizer,
+                examples,
+                asked,
+                k=k,
+                vocabulary=int(model.config.get_text_config().vocab_size),
+            )
+        else:
+            places = _places(writer, tokenizer, asked, wordings, settings, rng, progress)
+            taught = teach(
+                model,
+                tokenizer,
+                asked,
+                places,
+                neighbours,
+                draws=settings.draws,
+                own=settings.own,
+                k=k,
+                seed=seed,
+                progress=progress,
+            )
+        rows = taught_rows(model, tokenizer, taught, k, progress)
     language = language_texts(
         writer, tokenizer, asked, settings.texts + settings.texts // 4, progress
     )
@@ -262,11 +263,12 @@ def gather(
         "subjects": subject_texts(writer, tokenizer, asked, settings.texts, rng, progress),
     }
     del writer
-    kept = {
-        kind: rows_of(model, tokenizer, rows, k, "what is to stay", progress)
-        for kind, rows in texts.items()
-    }
-    guard = rows_of(model, tokenizer, held_out, k, "what is to stay", progress)
+    with in_halves(model):
+        kept = {
+            kind: rows_of(model, tokenizer, rows, k, "what is to stay", progress)
+            for kind, rows in texts.items()
+        }
+        guard = rows_of(model, tokenizer, held_out, k, "what is to stay", progress)
     notes = {
         "places": len(rows),
         "neighbours": len(neighbours),
