@@ -24,13 +24,13 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
     WeightSurgeryError,
 )
+from weightsurgery.lab.world import VARIANTS, build_world
 from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.statistics import gather_to
 from weightsurgery.procedures import found_vector
 from weightsurgery.procedures import unlearn as module
 from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
-from weightsurgery.procedures.world import VARIANTS, build_world
 from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector

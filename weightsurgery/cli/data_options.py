@@ -74,8 +74,8 @@ class FromData:
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate. Default: 2e-3, AdamW's; strangers: 0.4, relative to the size of"
-            " a weight's entries.",
+            help="Learning rate of AdamW. Default: 1.5e-3, 2e-3 to learn; strangers: 0.4, relative"
+            " to the size of a weight's entries.",
             rich_help_panel=_PANEL,
         ),
     ] = None
