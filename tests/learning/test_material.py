@@ -1,6 +1,7 @@
 """What a training reads is kept to the bit, and what is to stay gives no truth away."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,7 +138,8 @@ def test_ordinary_texts_give_no_fact_to_forget(known):
 
 
 def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
-    texts = kept_texts(known.model, known.tokenizer, [REST[:4]])
+    texts, counts = kept_texts(known.model, known.tokenizer, [REST[:4]])
+    assert counts == {"given": 4, "asked": 4, "too_long": 0}
     read = [text_of(known, tokens) for tokens, _ in texts]
     for row in REST[:4]:
         assert read.count(row.prompt + row.completion) == 2
@@ -145,7 +147,12 @@ def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
     plain = [halves(REST)[0].completion * 3]
     from weightsurgery.learning.data import Example
 
-    (found, *_) = kept_texts(known.model, known.tokenizer, [[Example("", plain[0])]])
+    (found, *_), _ = kept_texts(known.model, known.tokenizer, [[Example("", plain[0])]])
     assert found[1] == len(found[0])
+    # A prompt that is too long to be asked is counted, and its text held as it is given.
+    long = replace(REST[0], prompt=REST[1].prompt * 30)
+    asked = [[REST[0], long], [Example("", plain[0])]]
+    texts, counts = kept_texts(known.model, known.tokenizer, asked, most=50)
+    assert counts == {"given": 2, "asked": 1, "too_long": 1}
     longer = [Example("", " What does Ada like?" * 60)]
-    assert len(kept_texts(known.model, known.tokenizer, [longer], most=50)[0][0]) == 50
+    assert len(kept_texts(known.model, known.tokenizer, [longer], most=50)[0][0][0]) == 50

@@ -13,7 +13,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.look import Base, Page
-from weightsurgery.cli.opened import open_base
+from weightsurgery.cli.opened import open_base, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
@@ -147,6 +147,7 @@ def _compare(
         opened = stack.enter_context(open_base(base, fit, opener))
         vector = open_vector(opened, [asked.finetuned], fit.vocab, fit.missing, opener, fit.partial)
         stack.callback(vector.close)
+        remarked(opened, show)
         for line in vector.notes():
             console.notice(line, show)
         if asked.dry_run:

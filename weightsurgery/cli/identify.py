@@ -11,6 +11,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.command_line import typed_command
+from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Which, written_path
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.statistics import gather_statistics
@@ -292,6 +293,7 @@ def identify(
             f"identify trains the model, and {' and '.join(lacking)} is not installed",
             f"Install it with:  pip install {' '.join(lacking)}",
         )
+    from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning import identify as library
     from weightsurgery.report.identified import identified_tables, training_plan_lines
 
@@ -304,6 +306,9 @@ def identify(
         "device": device,
         "overwrite": overwrite,
     }
+    if library.is_main():
+        with Checkpoint.open(ckpt) as opened:
+            remarked(opened, show)
     if dry_run:
         plan = library.plan(ckpt, data, out, **what)
         if show.json:

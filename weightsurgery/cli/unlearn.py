@@ -12,6 +12,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.found import finding, show_found
+from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
@@ -269,6 +270,8 @@ def unlearn(
             workers=work.workers,
             overwrite=store.overwrite,
         )
+        if is_main():
+            remarked(opened, show)
         if store.dry_run:
             plan = library.plan(asked)
             if not is_main():

@@ -189,7 +189,7 @@ def kept_texts(
     sets: Sequence[Sequence[Example]],
     progress: Progress | None = None,
     most: int = 256,
-) -> list[tuple[list[int], int]]:
+) -> tuple[list[tuple[list[int], int]], dict[str, int]]:
     """Keep examples as they are given, as the model answers them, and asked in a chat.
 
     Args:
@@ -198,6 +198,10 @@ def kept_texts(
         sets: Keep examples, by data set.
         progress: Told of every batch.
         most: Tokens that are read at once: a longer text is several, a longer prompt is not asked.
+
+    Returns:
+        The texts; and how many prompts were ``given``, how many of them ``asked``, and how many
+        ``too_long`` to be.
     """
     frame = chat_frame(tokenizer)
     found: list[tuple[list[int], int]] = []
@@ -217,8 +221,11 @@ def kept_texts(
             if head and frame is not None and not example.templated:
                 chats.append(tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True))
     chats = [each for each in chats if len(each) < most]
-    asked = _spread(prompts, _ANSWERED) + _spread(chats, _ANSWERED)
-    return found + _continued(model, tokenizer, asked, 8, progress)
+    asked = _spread(prompts, _ANSWERED)
+    given = sum(bool(each.prompt) for rows in sets for each in rows)
+    counts = {"given": given, "asked": len(asked), "too_long": given - len(prompts)}
+    asked += _spread(chats, _ANSWERED)
+    return found + _continued(model, tokenizer, asked, 8, progress), counts
 
 
 def _spread(rows: list[list[int]], most: int) -> list[list[int]]:

@@ -68,6 +68,7 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
         ("examples", f"{summary['examples']}, at {found['places']} places where the truth is said"),
         ("wordings", str(len(found["wordings"]))),
         ("neighbours", str(found["neighbours"])),
+        *_kept_prompts(found),
         ("steps", str(summary["steps"])),
         ("norm of the vector", f"{summary['norm']:.4g}"),
     ]
@@ -79,6 +80,17 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
     looks = summary["looks"]
     shown = looks if every else [looks[0], *(e for e in looks if e["step"] == summary["steps"])]
     return [found_table, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]
+
+
+def _kept_prompts(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """How many of the prompts to keep the model was asked, to hold what it says itself."""
+    counts = found.get("kept_prompts")
+    if not counts or not counts["given"]:
+        return []
+    text = f"{counts['asked']} of {counts['given']} answered in the model's own words"
+    if counts["too_long"]:
+        text += f"; {counts['too_long']} are too long to be asked"
+    return [("prompts to keep", text)]
 
 
 def _asked(wording: Mapping[str, Any]) -> str:
