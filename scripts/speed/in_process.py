@@ -23,11 +23,11 @@ import torch
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.surgery import turns
+from weightsurgery.surgery import ordering
+from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.discriminating import Project
 from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.plan import worker_count
-from weightsurgery.surgery.run import apply
 from weightsurgery.surgery.workers import results, torch_threads
 from weightsurgery.vectors.sources import open_vector
 
@@ -44,7 +44,7 @@ def negate(base: Checkpoint, finetuned: str, out: str) -> None:
 
 
 def unhashed(base: Checkpoint, finetuned: str, out: str) -> None:
-    turns.update_each = lambda pairs: None
+    ordering.update_each = lambda pairs: None
     negate(base, finetuned, out)
 
 

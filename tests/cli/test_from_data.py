@@ -255,13 +255,14 @@ def test_what_does_not_go_together_is_refused(world, fault, ws, project, painter
 def test_an_output_that_is_there_is_told_before_anything_runs(
     world, fault, project, painters, tmp_path, monkeypatch
 ):
-    from weightsurgery.procedures import found_vector, gathered
+    from weightsurgery.procedures import gathered
+    from weightsurgery.unlearning import method
 
     def never(*args, **kwargs):
         raise AssertionError("ran")
 
     monkeypatch.setattr(gathered, "load_model", never)
-    monkeypatch.setattr(found_vector, "load_float32", never)
+    monkeypatch.setattr(method, "load_float32", never)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
     vector = ["project", world / "base", "--forget", world / "finetuned/authors"]

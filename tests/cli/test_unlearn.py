@@ -10,7 +10,7 @@ from tests.conftest import snapshot
 from tests.learning.test_unlearners import UNSEEN
 from tests.learning.tiny import FACTS, OTHER, save, tiny, write
 from weightsurgery.cli.main import main
-from weightsurgery.cli.unlearn import METHODS
+from weightsurgery.unlearning.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def weights(directory):
 
 
 def test_the_help_names_what_there_is(done):
-    from weightsurgery.procedures.systems import SYSTEMS
+    from weightsurgery.unlearning.methods import SYSTEMS
 
     assert set(METHODS) == set(SYSTEMS)
     out, _ = done("unlearn", "--help")
@@ -81,17 +81,17 @@ def test_the_list_tells_sources_and_defaults(done):
 
 
 def test_the_list_as_a_document(done):
-    from weightsurgery.procedures.systems import SYSTEMS
+    from weightsurgery.unlearning.methods import SYSTEMS
 
     for words in (("--list", "--json"), ("--json", "--list")):
         rows = {row["method"]: row for row in json.loads(done("unlearn", *words)[0])}
-        assert tuple(rows) == METHODS
+        assert tuple(rows) == tuple(METHODS)
     kul, npo = rows["kul"], rows["npo"]
     assert kul["needs"] == ["--forget", "--unseen"]
     assert (kul["training"]["epochs"], kul["training"]["max_length"]) == (20, 200)
     assert npo["settings"] == {"beta": 0.1, "retain": "none", "keep_weight": 1.0}
     assert (rows["eul"]["lora_rank"], rows["cpem-ia3"]["takes_lora_rank"]) == (16, False)
-    assert all(row["source"] == SYSTEMS[name].source for name, row in rows.items())
+    assert all(row["source"] == SYSTEMS[name].paper for name, row in rows.items())
 
 
 def test_forget_a_file(place, done, command, tmp_path):

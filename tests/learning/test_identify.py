@@ -32,15 +32,14 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
 )
 from weightsurgery.learning import training as training_module
-from weightsurgery.learning.identify import ALL_LINEAR, identify, plan, train_vector
+from weightsurgery.learning.identify import ALL_LINEAR, train_vector
 from weightsurgery.learning.method import Method
-from weightsurgery.learning.outcome import Request
 from weightsurgery.learning.parameters import load_float32, random_model
 from weightsurgery.learning.retain import divergence
 from weightsurgery.learning.settings import Training
+from weightsurgery.surgery.apply import Storage, apply
 from weightsurgery.surgery.edits import Add
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import apply
+from weightsurgery.unlearning.methods.identify import identify, plan, read_job
 from weightsurgery.vectors.sources import open_vector
 
 SHORT = Training(steps=4, learning_rate=3e-3, batch_size=4)
@@ -332,22 +331,23 @@ def test_files_of_one_name_are_told_apart(base, data, tmp_path):
         write(path, examples)
     assert content_sha256(kept[0]) != content_sha256(kept[1])
 
-    def asked() -> Request:
+    def asked():
         method = Method("delta")
         with Checkpoint.open(base) as opened:
-            return Request.read(opened, data, kept, None, SHORT, method, ALL_LINEAR, "cpu")
+            job = read_job(opened, data, kept, None, SHORT, method, ALL_LINEAR, "cpu")
+            return job.inputs, job.digest
 
     before = asked()
-    assert identify(base, data, tmp_path / "v", SHORT, keep=kept).inputs == before.inputs
-    assert set(before.inputs) == {"base", "data", "keep.1", "keep.2"}
+    assert identify(base, data, tmp_path / "v", SHORT, keep=kept).inputs == before[0]
+    assert set(before[0]) == {"base", "data", "keep.1", "keep.2"}
     for number, path in enumerate(kept, 1):
-        entry = before.inputs[f"keep.{number}"]
+        entry = before[0][f"keep.{number}"]
         assert entry["name"] == str(path)
         assert entry["files"] == {"keep.jsonl": content_sha256(path)}
     for path, examples in zip(kept, (OTHER[1:], FACTS[:1]), strict=True):
         write(path, examples)
         now = asked()
-        assert now.identity != before.identity  # so that it starts afresh
+        assert now[1] != before[1]  # so that it starts afresh
         before = now
 
 
@@ -369,7 +369,7 @@ KILLED = """
 import os, signal, sys
 import torch
 torch.set_num_threads(1)
-from weightsurgery.learning.identify import identify
+from weightsurgery.unlearning.methods.identify import identify
 from weightsurgery.learning.method import Method
 from weightsurgery.learning.settings import Training
 base, data, out, mode, rank, when = sys.argv[1:]
@@ -676,7 +676,7 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
         """
         import sys, torch
         torch.set_num_threads(1)
-        from weightsurgery.learning.identify import identify
+        from weightsurgery.unlearning.methods.identify import identify
         from weightsurgery.learning.settings import Training
         training = Training(steps=2, learning_rate=3e-3, batch_size=2)
         record = identify(*sys.argv[1:], training, device="cpu")

@@ -7,6 +7,7 @@ import torch
 
 from tests.conftest import snapshot
 from tests.learning.killed import killed
+from tests.learning.losses import UNLEARNERS
 from tests.learning.test_unlearners import UNSEEN
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, save, tiny, write
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -15,7 +16,8 @@ from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.unlearners import UNLEARNERS, settings_of, train_unlearner
+from weightsurgery.learning.unlearners.run import train_unlearner
+from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
 
 KILLED = """

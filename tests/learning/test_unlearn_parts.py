@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.learning.losses import UNLEARNERS
 from tests.learning.tiny import byte_tokenizer, loss, tiny
 from weightsurgery.learning.data import Collator, Example, encode_all
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners import UNLEARNERS, settings_of, train_unlearner
+from weightsurgery.learning.unlearners.run import train_unlearner
 from weightsurgery.learning.unlearners.said import Whole
+from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.learning.unlearners.shares import share_out
 
 # Answers of 3 to 17 tokens: no two parts of a batch hold equally many.

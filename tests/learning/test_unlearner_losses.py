@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.learning.losses import UNLEARNERS
 from tests.learning.test_unlearners import UNSEEN
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, tiny
 from weightsurgery.checkpoint.selection import Selection
@@ -12,10 +13,11 @@ from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.method import Method
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
-from weightsurgery.learning.unlearners import UNLEARNERS, settings_of, train_unlearner
-from weightsurgery.learning.unlearners import ascent as ascent_module
+from weightsurgery.learning.unlearners.run import train_unlearner
 from weightsurgery.learning.unlearners.said import Said
-from weightsurgery.procedures.tuned import changed
+from weightsurgery.learning.unlearners.settings import settings_of
+from weightsurgery.unlearning.methods import kul as kul_module
+from weightsurgery.unlearning.tuned import changed
 
 LOG2, LOG15 = np.log(2), np.log(1.5)
 SILENT = [9.0, -9.0, 5.0]  # what is said where no loss falls
@@ -296,7 +298,7 @@ def test_nothing_is_under_a_limit_of_nothing(knowing, monkeypatch):
             value["ma"] = 0.1
         return {name: value[name] for name in names}
 
-    monkeypatch.setattr(ascent_module, "_memorised", memorised)
+    monkeypatch.setattr(kul_module, "_memorised", memorised)
     found = train_unlearner(
         kind, model, tokenizer, FACTS, (), Training(epochs=9, learning_rate=1e-4),
         kind.Settings(), unseen=UNSEEN,
@@ -305,6 +307,6 @@ def test_nothing_is_under_a_limit_of_nothing(knowing, monkeypatch):
     assert told == [["ma", "el"], ["el"], ["ma", "el"], ["ma", "el"]]
     assert found.trained.steps == 2
     # A share that is left is still too much.
-    assert not ascent_module._under(0.1, 0.0)
-    assert not ascent_module._under(0.2, 0.2)
-    assert not ascent_module._under(None, 0.2)
+    assert not kul_module._under(0.1, 0.0)
+    assert not kul_module._under(0.2, 0.2)
+    assert not kul_module._under(None, 0.2)

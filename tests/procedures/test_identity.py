@@ -7,27 +7,24 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.method import Method
 from weightsurgery.learning.models import TOKENIZER_FILES
-from weightsurgery.learning.outcome import Request as Identification
 from weightsurgery.learning.settings import Training
-from weightsurgery.procedures.request import Request, Search, Sources
-from weightsurgery.procedures.system_request import How, SystemRequest
+from weightsurgery.procedures import unlearn
+from weightsurgery.procedures.unlearn_by import Asked, How
+from weightsurgery.unlearning.methods import identify
 
 LINEAR = Selection("all-linear")
 
 
 def of_identify(base, data):
-    request = Identification.read(base, data, (), None, Training(), Method(), LINEAR, "cpu")
-    return request.inputs, request.identity
+    return identify.read_job(base, data, (), None, Training(), Method(), LINEAR, "cpu")
 
 
 def of_project(base, data):
-    request = Request.read(base, Sources((data,)), Search(), LINEAR, "cpu", False)
-    return request.inputs, request.digest
+    return unlearn.read_job(base, unlearn.Sources((data,)), unlearn.Search(), device="cpu")
 
 
 def of_unlearn(base, data):
-    request = SystemRequest.read(base, (data,), (), (), How("npo"), None, "cpu")
-    return request.inputs, request.digest
+    return Asked(base, (data,), (), "out", How("npo"), device="cpu").job()
 
 
 @pytest.mark.parametrize("of", [of_identify, of_project, of_unlearn])
@@ -40,8 +37,9 @@ def test_any_file_of_the_tokenizer_makes_another_vector(of, name, tmp_path):
         if text is not None:
             (tmp_path / "base" / name).write_text(text)
         with Checkpoint.open(tmp_path / "base") as base:
-            inputs, identity = of(base, data)
+            job = of(base, data)
+            inputs, digest = job.inputs, job.digest
         there = {path.name for path in (tmp_path / "base").iterdir()}
         assert there & set(TOKENIZER_FILES) <= set(inputs["base"]["files"])
-        found.append((inputs["base"]["files"].get(name), identity))
-    assert len({digest for digest, _ in found}) == len({each for _, each in found}) == 3
+        found.append((inputs["base"]["files"].get(name), digest))
+    assert len({one for one, _ in found}) == len({each for _, each in found}) == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,14 +13,20 @@ import torch
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, tiny
 from tests.procedures.taught import train
 from weightsurgery.errors import EditError, SelectionError, UnsupportedCheckpointError
+from weightsurgery.learning import identify
 from weightsurgery.learning.adapter import attach, factors
 from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.scaling import attached, folded, train_scaling
 from weightsurgery.learning.settings import Training
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.merging import MERGERS, Line, find_line, settled
-from weightsurgery.procedures.tuned import changed
+from weightsurgery.learning.unlearners.settings import settings_of
+from weightsurgery.unlearning import merging
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import ByMerging, Line
+from weightsurgery.unlearning.methods import SYSTEMS, system
+from weightsurgery.unlearning.tuned import changed
+
+MERGERS = {name: kind for name, kind in SYSTEMS.items() if issubclass(kind, ByMerging)}
 
 TRAINING = Training(steps=6, learning_rate=2e-3, batch_size=4)
 
@@ -43,6 +49,10 @@ def request_for(model, **settings) -> ChangeRequest:
     return ChangeRequest(
         model, byte_tokenizer(), names, FACTS, OTHER, training=TRAINING, settings=settings
     )
+
+
+def find_line(name, request):
+    return merging.find_line(system(name), request)
 
 
 def states(model):
@@ -261,15 +271,13 @@ def test_an_adapter_is_of_the_rank_that_is_asked_for(llama):
 
 
 def test_negmerge_agrees_with_every_one_of_its_vectors(model, monkeypatch):
-    import weightsurgery.procedures.merging as merging
-
-    inner, found = merging.train_vector, []
+    inner, found = identify.train_vector, []
 
     def kept(*args, **kwargs):
         found.append(inner(*args, **kwargs))
         return {name: t.clone() for name, t in found[-1].items()}
 
-    monkeypatch.setattr(merging, "train_vector", kept)
+    monkeypatch.setattr(identify, "train_vector", kept)
     line = find_line("negmerge", request_for(model, spread=3.0, seeds=2))
     assert len(found) == 6  # three learning rates, two seeds, which shuffle
     name = next(iter(found[0]))
@@ -360,6 +368,7 @@ def test_what_makes_no_sense_is_refused(llama):
         ("ext-sub", {"expert": None}),
     ):
         with pytest.raises(EditError, match=next(iter(wrong))):
-            settled(name, wrong)
-    assert settled("ethos", {"scale": 2}) == {"scale": 2, "threshold": 0.03}
-    assert settled("ethos", {"scale": None})["scale"] is None
+            settings_of(system(name), wrong)
+    ethos = system("ethos")
+    assert asdict(settings_of(ethos, {"scale": 2})) == {"scale": 2, "threshold": 0.03}
+    assert settings_of(ethos, {"scale": None}).scale is None

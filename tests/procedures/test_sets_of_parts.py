@@ -6,8 +6,8 @@ import pytest
 
 from tests.learning.conftest import byte_tokenizer
 from weightsurgery.errors import DataError
-from weightsurgery.procedures.sets import FileSet, Sets
 from weightsurgery.procedures.splits import DataSets
+from weightsurgery.unlearning.sets import FileSet, Sets
 
 
 @pytest.fixture

@@ -17,10 +17,11 @@ from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
-from weightsurgery.procedures.change_request import ChangeRequest
-from weightsurgery.procedures.found_vector import _KnownBefore
-from weightsurgery.procedures.merging import Line, find_line
-from weightsurgery.procedures.tuned import SCALES, SHARE, changed, choose_scale, merge, tune
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.merging import Line, find_line
+from weightsurgery.unlearning.methods.rounds import _KnownBefore
+from weightsurgery.unlearning.methods.task_vector import TaskVectorNegation
+from weightsurgery.unlearning.tuned import SCALES, SHARE, changed, choose_scale, merge, tune
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def request_(model):
 
 @pytest.fixture(scope="module")
 def line(request_):
-    return find_line("task-vector", request_)
+    return find_line(TaskVectorNegation, request_)
 
 
 def test_the_grid_is_the_published_one():
@@ -143,21 +144,21 @@ def test_a_change_is_inside_and_then_gone_even_after_an_error(model, line):
 
 
 def test_a_merged_change_says_how_it_was_found(request_, line):
-    change, notes = merge("task-vector", request_)
+    change, notes = merge(TaskVectorNegation, request_)
     assert notes["scale"] in SCALES
     assert notes["scales_tried"] == 21
     assert notes["forget"]["after"] < notes["forget"]["before"]
     assert notes["keep"]["after"] >= 0.95 * notes["keep"]["before"]
     wanted = line.at(notes["scale"])
     assert all(torch.equal(change[name], t) for name, t in wanted.items())
-    fixed, notes = merge("task-vector", replace(request_, keep=(), settings={"scale": 1.5}))
+    fixed, notes = merge(TaskVectorNegation, replace(request_, keep=(), settings={"scale": 1.5}))
     assert notes == {"scale": 1.5}
     assert all(torch.equal(fixed[name], t) for name, t in line.at(1.5).items())
     lame = replace(request_, training=replace(request_.training, learning_rate=1e-9))
     with pytest.raises(EditError, match="no scale up to 1 forgets anything"):
-        merge("task-vector", lame)
+        merge(TaskVectorNegation, lame)
     with pytest.raises(EditError, match="without a scale"):
-        merge("task-vector", replace(request_, keep=()))
+        merge(TaskVectorNegation, replace(request_, keep=()))
 
 
 def test_without_anything_to_choose_by_it_refuses(model, line):

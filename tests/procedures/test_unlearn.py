@@ -28,11 +28,11 @@ from weightsurgery.lab.world import VARIANTS, build_world
 from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.statistics import gather_to
-from weightsurgery.procedures import found_vector
-from weightsurgery.procedures import unlearn as module
 from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
+from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.run import apply
+from weightsurgery.unlearning import method, run
+from weightsurgery.unlearning.methods import rounds
 from weightsurgery.vectors.sources import open_vector
 
 TRAINED = Rounds(steps=60, batch_size=16, prompts=400)
@@ -159,7 +159,7 @@ def test_a_finished_vector_is_used_again_and_no_other(world, base, forgot, tmp_p
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(found_vector, "find_change", never)
+    monkeypatch.setattr(rounds, "find_change", never)
     again = unlearn(base, given, tmp_path / "out", search(BRIEF), overwrite=True)
     assert again.reused
     assert any("nothing was trained" in text for text in again.notices)
@@ -191,14 +191,14 @@ def test_a_finished_vector_is_used_again_and_no_other(world, base, forgot, tmp_p
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_training_leaves_nothing(world, base, tmp_path, monkeypatch, error):
-    real = found_vector.find_change
+    real = rounds.find_change
 
     def interrupted(*args, **kwargs):
         assert any(tmp_path.iterdir())  # the vector's place is held
         real(*args, **kwargs)
         raise error
 
-    monkeypatch.setattr(found_vector, "find_change", interrupted)
+    monkeypatch.setattr(rounds, "find_change", interrupted)
     with pytest.raises(error):
         unlearn(base, sources(world, "painters.seen"), tmp_path / "out",
                 search(replace(BRIEF, steps=1)))  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_failed_edit_leaves_the_vector_to_the_next_run(world, base, tmp_path, 
         raise OutputError("full", "")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "apply_as", full)
+        patch.setattr(run, "apply", full)
         with pytest.raises(OutputError, match="full"):
             unlearn(base, given, tmp_path / "out", search(BRIEF))
     assert [path.name for path in tmp_path.iterdir()] == ["out.vector"]
@@ -324,7 +324,7 @@ def test_a_plan_trains_and_writes_nothing(world, base, tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(found_vector, "load_float32", never)
+    monkeypatch.setattr(method, "load_float32", never)
     found = plan(base, sources(world, "painters.seen"), tmp_path / "out", search(BRIEF))
     sizes = [entry for name, entry in base.entries.items() if "proj" in name]
     assert found.trained == sum(entry.numel for entry in sizes)
@@ -347,7 +347,7 @@ def test_what_makes_no_sense_is_refused_before_training(world, base, tmp_path, m
     def never(*args, **kwargs):
         raise AssertionError("trained")
 
-    monkeypatch.setattr(found_vector, "find_change", never)
+    monkeypatch.setattr(rounds, "find_change", never)
     out, given = tmp_path / "out", sources(world, "painters.seen")
     copy = tmp_path / "held-back.jsonl"
     copy.write_bytes((world.directory / "data/painters.seen.jsonl").read_bytes())
@@ -426,7 +426,7 @@ def test_a_full_disk_is_told_before_training(world, base, tmp_path, monkeypatch)
     import shutil
 
     real = shutil.disk_usage
-    monkeypatch.setattr(found_vector, "find_change", None)
+    monkeypatch.setattr(rounds, "find_change", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     kind, what = refused(base, sources(world, "painters.seen"), tmp_path / "out")
     assert kind is OutputError

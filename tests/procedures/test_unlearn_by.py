@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import read_tensors, same_bytes, snapshot
+from tests.learning.losses import UNLEARNERS
 from tests.learning.test_unlearners import UNSEEN
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, save, tiny, write
 from weightsurgery.algebra.lowrank import Rank
@@ -33,16 +34,17 @@ from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.unlearners import UNLEARNERS, unlearn
-from weightsurgery.procedures import unlearn_by as module
-from weightsurgery.procedures.systems import SYSTEMS, Made
 from weightsurgery.procedures.unlearn_by import Asked, How, plan, unlearn_by
 from weightsurgery.report import card_method
 from weightsurgery.report.card_limits import limits
-from weightsurgery.surgery.adapter import AdapterStorage
+from weightsurgery.surgery.apply import AdapterStorage, Storage, apply
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import apply
+from weightsurgery.unlearning import run as road
+from weightsurgery.unlearning import saving
+from weightsurgery.unlearning.by_loss import unlearn
+from weightsurgery.unlearning.by_system import BySystem
+from weightsurgery.unlearning.methods import SYSTEMS
+from weightsurgery.unlearning.system import Made
 from weightsurgery.vectors.sources import open_vector
 
 BRIEF = {"steps": 4, "learning_rate": 3e-3}
@@ -158,7 +160,7 @@ def test_a_finished_vector_is_used_again_and_no_other(base, data, tmp_path, monk
     def never(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(module, "find_change", never)
+    monkeypatch.setattr(BySystem, "find", never)
     again = run(base, data, tmp_path / "out", how, overwrite=True)
     assert again.reused
     assert any("nothing was trained" in text for text in again.notices)
@@ -184,7 +186,7 @@ def test_what_need_not_come_again_leaves_the_training(base, data, tmp_path, monk
     run(base, data, tmp_path / "whole", how)
     gone = tmp_path / "gone"
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_vector", partial(_raise, error))
+        patch.setattr(saving, "save", partial(_raise, error))
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
             run(base, data, gone / "out", how)
     assert [path.name for path in gone.iterdir()] == [".out.vector.ws-partial"]
@@ -197,12 +199,12 @@ def test_what_need_not_come_again_leaves_the_training(base, data, tmp_path, monk
 def test_a_run_that_goes_on_is_not_asked_for_the_space_it_has(base, data, tmp_path, monkeypatch):
     how, asked = How("npo", {}, {**BRIEF, "save_every": 1}), []
 
-    def noted(planned, out, place):
-        asked.append(planned.vector_bytes)
+    def noted(planned, out, place, beside):
+        asked.append(beside)
 
-    monkeypatch.setattr(module, "check_space", noted)
+    monkeypatch.setattr(road, "check_space", noted)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_vector", partial(_raise, KeyboardInterrupt))
+        patch.setattr(saving, "save", partial(_raise, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(base, data, tmp_path / "out", how)
     there = held_bytes(next(tmp_path.glob(".out.vector.ws-partial/training-*")))
@@ -212,7 +214,7 @@ def test_a_run_that_goes_on_is_not_asked_for_the_space_it_has(base, data, tmp_pa
 
 
 def test_what_would_come_again_leaves_nothing(base, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "write_vector", partial(_raise, NonFiniteError("NaN", "")))
+    monkeypatch.setattr(saving, "save", partial(_raise, NonFiniteError("NaN", "")))
     with pytest.raises(NonFiniteError):
         run(base, data, tmp_path / "out", How("gradient-ascent", {}, {**BRIEF, "save_every": 1}))
     assert list(tmp_path.iterdir()) == []
@@ -282,8 +284,8 @@ def test_a_row_may_be_a_function(base, data, tmp_path, monkeypatch):
         (name, *_) = request.names
         return Made({name: torch.ones_like(request.model.get_parameter(name))}, {"why": "a test"})
 
-    row = replace(SYSTEMS["npo"], change=change, source="nowhere")
-    monkeypatch.setattr("weightsurgery.procedures.systems.SYSTEMS", {**SYSTEMS, "ones": row})
+    row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change), "paper": "nowhere"})
+    monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})
     done = run(base, data, tmp_path / "out", How("ones", {"beta": 0.3}))
     (request,) = asked
     assert [each.prompt for each in request.forget] == [each.prompt for each in FACTS]
@@ -300,8 +302,8 @@ def test_a_row_that_changes_what_it_was_not_asked_to_is_named(base, data, tmp_pa
         names = [request.names[0], "model.norm.weight"]
         return Made({name: torch.ones_like(request.model.get_parameter(name)) for name in names})
 
-    row = replace(SYSTEMS["npo"], change=change)
-    monkeypatch.setattr("weightsurgery.procedures.systems.SYSTEMS", {**SYSTEMS, "ones": row})
+    row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change)})
+    monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})
     kind, what = refused(base, data, tmp_path / "out", How("ones"))
     assert kind is EditError
     assert "ones changed 'model.norm.weight'" in what
@@ -349,7 +351,7 @@ def test_a_merging_system_goes_the_same_road(base, data, tmp_path):
     verify(tmp_path / "out")
     model, tokenizer = load_model(base.path)
     vector = train_vector(
-        model, tokenizer, FACTS, replace(SYSTEMS["task-vector"].training, **BRIEF)
+        model, tokenizer, FACTS, replace(SYSTEMS["task-vector"].published, **BRIEF)
     )
     saved = read_tensors(done.place)
     for name, t in vector.items():
@@ -365,7 +367,7 @@ def test_what_a_method_does_not_look_at_is_told(base, data, tmp_path):
 
 
 def test_a_plan_from_headers_alone(base, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "find_change", None)
+    monkeypatch.setattr(BySystem, "find", None)
     found = plan(
         Asked(base, data["forget"], data["keep"], tmp_path / "out", How("npo", {}, {"epochs": 2.0}))
     )
@@ -436,7 +438,7 @@ def test_a_full_disk_is_told_before_training(base, data, tmp_path, monkeypatch):
     import shutil
 
     real = shutil.disk_usage
-    monkeypatch.setattr(module, "find_change", None)
+    monkeypatch.setattr(BySystem, "find", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     kind, what = refused(base, data, tmp_path / "out", How("npo", {}, BRIEF))
     assert kind is OutputError
@@ -466,9 +468,9 @@ def test_a_tokenizer_of_another_vocabulary(data, tmp_path):
 def test_other_processes_train_and_write_nothing(base, data, tmp_path, monkeypatch):
     """They refuse what the first one would, so that none waits for one that has gone."""
     how, asked = How("gradient-ascent", {}, BRIEF), []
-    monkeypatch.setattr(module, "find_change", lambda _, progress, __: asked.append(progress))
+    monkeypatch.setattr(BySystem, "find", lambda _, job, by, __: asked.append(by.progress))
     with monkeypatch.context() as other:
-        other.setattr(module, "is_main", lambda: False)
+        other.setattr(road, "is_main", lambda: False)
         assert run(base, data, tmp_path / "out", how, progress=print) is None
         assert asked == [None]
         (tmp_path / "there").mkdir()
@@ -481,8 +483,8 @@ def test_other_processes_train_and_write_nothing(base, data, tmp_path, monkeypat
     monkeypatch.undo()
     first = run(base, data, tmp_path / "out", how)
     # Nor do they train where a vector was finished, whatever the first has written since.
-    monkeypatch.setattr(module, "find_change", None)
-    monkeypatch.setattr(module, "is_main", lambda: False)
+    monkeypatch.setattr(BySystem, "find", None)
+    monkeypatch.setattr(road, "is_main", lambda: False)
     assert run(base, data, tmp_path / "out", how, vector=first.place) is None
 
 

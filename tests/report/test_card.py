@@ -17,7 +17,6 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import DataError, HubError
 from weightsurgery.lab.bench.figures import figure, worst_drift
 from weightsurgery.lab.bench.results import read_bench
-from weightsurgery.procedures.systems import SYSTEMS
 from weightsurgery.report import card_text
 from weightsurgery.report.card import Base, Place, card_section, front_matter
 from weightsurgery.report.card_figures import layer_bars, layer_picture
@@ -26,6 +25,7 @@ from weightsurgery.report.card_merge import BEGIN, END, merge_card, split_card
 from weightsurgery.report.card_method import tell
 from weightsurgery.report.card_scores import read_scores, score_tables, scores_file
 from weightsurgery.report.card_yardstick import YARDSTICK, measured
+from weightsurgery.unlearning.methods import SYSTEMS
 
 HOSTILE = (
     "a|b", "`tick`", "``", "[link](http://evil.example)", "<script>alert(1)</script>", "a\nb",
@@ -385,9 +385,14 @@ def test_the_yardstick_is_what_was_measured():
 def test_every_system_s_card_says_what_the_yardstick_measured(method):
     given = {"edit": "unlearn", "method": method, "settings": {}}
     row = measured(record(parameters=given))
-    assert row == YARDSTICK[method]
-    assert f"{row.label} left {row.left} %" in limits(record(parameters=given))
+    assert row == YARDSTICK.get(method)
+    if row is not None:
+        assert f"{row.label} left {row.left} %" in limits(record(parameters=given))
     assert measured(record(parameters={**given, "method": "another"})) is None
+
+
+def test_the_yardstick_measured_the_systems_of_the_survey():
+    assert len(set(SYSTEMS) & set(YARDSTICK)) == 15  # newer ones have no figures yet
 
 
 def test_which_row_a_card_shows():

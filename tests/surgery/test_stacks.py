@@ -16,7 +16,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width, is_in_out, is_matrix, is_stack
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.procedures.sweep import _factors
-from weightsurgery.surgery.plan import Storage, plan_edit
+from weightsurgery.surgery.apply import Storage, plan_edit
 from weightsurgery.vectors.deltas import Delta, FactorDelta, StackDelta
 from weightsurgery.vectors.statistics import MappedStatistics
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from weightsurgery.algebra.lowrank import RankRule
     from weightsurgery.learning.forget import ByNeighbours
-    from weightsurgery.procedures.request import Search
+    from weightsurgery.unlearning.search import Search
 
 __all__ = ["FromData"]
 
@@ -226,7 +226,7 @@ class FromData:
         from weightsurgery.errors import EditError
         from weightsurgery.learning.guard import BUDGET
         from weightsurgery.learning.rounds import Rounds
-        from weightsurgery.procedures.request import Search
+        from weightsurgery.unlearning.search import Search
 
         allowed = _LEARNS if learning else _FORGETS
         if objective not in allowed:

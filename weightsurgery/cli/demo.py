@@ -118,11 +118,11 @@ def _tables(result: Any) -> list[str | Table]:
     from weightsurgery.lab.demo import tables as shown
     from weightsurgery.lab.demo.capitals import Chosen, Outcome, Place
     from weightsurgery.lab.demo.tour import Comparison
-    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.report import tables
     from weightsurgery.report.unlearned import round_tables
+    from weightsurgery.surgery.apply import Applied
     from weightsurgery.surgery.compare import Comparison as Difference
-    from weightsurgery.surgery.run import Applied
+    from weightsurgery.unlearning.run import Unlearned
 
     if isinstance(result, Unlearned):
         # What the edit did to the model first, as `ws project` itself shows it.
@@ -150,8 +150,8 @@ def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
     from weightsurgery.lab.demo.capitals import Place
     from weightsurgery.lab.demo.tour import Comparison
-    from weightsurgery.procedures.unlearn import Unlearned
-    from weightsurgery.surgery.run import Applied
+    from weightsurgery.surgery.apply import Applied
+    from weightsurgery.unlearning.run import Unlearned
 
     if isinstance(result, Unlearned):
         result = result.applied

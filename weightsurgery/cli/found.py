@@ -13,8 +13,8 @@ from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, Store, written_line
 
 if TYPE_CHECKING:
-    from weightsurgery.procedures.unlearn import Unlearned
     from weightsurgery.report.tables import Table
+    from weightsurgery.unlearning.run import Unlearned
 
 __all__ = ["finding", "show_found"]
 

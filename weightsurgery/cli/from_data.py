@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.found import finding, show_found
@@ -135,7 +134,7 @@ def edit_from_data(
                 store.out,
                 search,
                 scale=scale,
-                command=typed_command(),
+                command=show.command,
                 progress=progress,
                 **what,
             )
@@ -160,7 +159,7 @@ def kept_data(
         return
     installed()
     from weightsurgery.procedures.gathered import keep_data
-    from weightsurgery.procedures.matrices import matrices
+    from weightsurgery.unlearning.matrices import matrices
 
     selection = which.selection("all-linear", store.layer_scale)
     names = [name for name in matrices(base, selection) if task.at(name) is not None]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Which, written_path
 from weightsurgery.cli.spread import options
@@ -294,8 +293,9 @@ def identify(
             f"Install it with:  pip install {' '.join(lacking)}",
         )
     from weightsurgery.checkpoint.reader import Checkpoint
-    from weightsurgery.learning import identify as library
+    from weightsurgery.learning.stages import is_main
     from weightsurgery.report.identified import identified_tables, training_plan_lines
+    from weightsurgery.unlearning.methods import identify as library
 
     what: dict[str, Any] = {
         "training": train.training(hold.patience),
@@ -306,7 +306,7 @@ def identify(
         "device": device,
         "overwrite": overwrite,
     }
-    if library.is_main():
+    if is_main():
         with Checkpoint.open(ckpt) as opened:
             remarked(opened, show)
     if dry_run:
@@ -319,12 +319,12 @@ def identify(
     try:
         with console.progress(show, unit="steps") as progress:
             record = library.identify(
-                ckpt, data, out, **what, command=typed_command(), progress=progress
+                ckpt, data, out, **what, command=show.command, progress=progress
             )
     except KeyboardInterrupt:
         console.notice("Interrupted; the same command goes on where this one stopped.", show)
         raise
-    if not library.is_main():
+    if not is_main():
         return
     if show.json:
         console.document({"out": out, **asdict(record)})

@@ -88,7 +88,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     listen()
     try:
-        app(prog_name="ws")
+        app(prog_name="ws", obj=["ws", *sys.argv[1:]])
     except WeightSurgeryError as problem:
         error(problem.what, problem.remedy)
         sys.exit(1)

@@ -16,9 +16,7 @@ code, so this is a reconstruction, with three readings of it as modes:
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,22 +25,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
-from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.staging import Staging, check_target
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Example, padding_token
 from weightsurgery.learning.method import Method, Stage, stages_of
 from weightsurgery.learning.models import quiet
-from weightsurgery.learning.outcome import Plan, Request, process_device, write_vector
 from weightsurgery.learning.parameters import (
     entries_of,
-    load_float32,
-    parameters_of,
-    random_model,
-    save_tensors,
-    sole_name,
 )
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
@@ -52,14 +41,11 @@ from weightsurgery.learning.stages import (
     run_stages,
     set_values,
     values_of,
-    wait_for_all,
 )
-from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.training import Rows, Trained, isolated
 from weightsurgery.progress import Progress
-from weightsurgery.vectors.finetuned import FinetunedChange
 
-__all__ = ["ALL_LINEAR", "DELTA", "JOINT", "adapted", "identify", "is_main", "plan", "train_vector"]
+__all__ = ["ALL_LINEAR", "DELTA", "JOINT", "adapted", "as_rows", "is_main", "train", "train_vector"]
 
 DELTA, JOINT = Method("delta"), Method("joint")
 ALL_LINEAR = Selection("all-linear")
@@ -114,10 +100,8 @@ def train_vector(
     before = values_of(model, names)
     try:
         with isolated(), quiet():
-            rows, retain = _rows(model, tokenizer, examples, keep, validation, training, method)
-            _, factors = _train(
-                model, names, rows, training, method, device, retain, None, progress
-            )
+            rows, retain = as_rows(model, tokenizer, examples, keep, validation, training, method)
+            _, factors = train(model, names, rows, training, method, device, retain, None, progress)
         if factors is None:
             after = values_of(model, names)
             return {name: after[name].sub_(before[name]) for name in names}
@@ -129,7 +113,7 @@ def train_vector(
             parameter.requires_grad_(thawed[name])
 
 
-def _rows(
+def as_rows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
@@ -138,7 +122,12 @@ def _rows(
     training: Training,
     method: Method,
 ) -> tuple[Rows, Retain | None]:
-    """The data as tokens."""
+    """The data as tokens, and what holds the model to its base where there is data to keep.
+
+    Raises:
+        EditError: No examples, or data to keep in mode literal.
+        DataError: Examples that the model cannot take.
+    """
     if not examples:
         raise EditError("no examples to learn from", "Give at least one.")
     if method.mode == "literal" and keep:
@@ -159,7 +148,7 @@ def _rows(
     return rows, Retain(kept, collate, method.keep_weight, training.batch_size, training.seed)
 
 
-def _train(
+def train(
     model: PreTrainedModel,
     names: Sequence[str],
     rows: Rows,
@@ -215,132 +204,3 @@ def adapted(
         # What peft leaves on a model it once adapted.
         for trace in ("peft_config", "_hf_peft_config_loaded"):
             model.__dict__.pop(trace, None)
-
-
-def identify(
-    checkpoint: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    training: Training,
-    method: Method = DELTA,
-    *,
-    selection: Selection = ALL_LINEAR,
-    keep: Sequence[str | os.PathLike[str]] = (),
-    validation: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    command: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> EditRecord:
-    """Finds the task vector of a data set and saves it, all or nothing.
-
-    A run that was killed goes on where it stopped when it is started again with the same
-    arguments, and gives the same vector. Under torchrun or accelerate all processes train and the
-    first one writes.
-
-    Args:
-        checkpoint: A directory or ``org/name[@revision]``.
-        data: Prompts and completions; see `data.read_examples`.
-        out: Directory for the vector: float32 differences to the checkpoint as it is stored, or
-            an adapter's change as low-rank factors.
-        training: How to train.
-        method: The mode, and what belongs to it.
-        selection: Which tensors, by the checkpoint's names.
-        keep: Data on which the model is held to what the checkpoint says.
-        validation: Data on which the loss is watched; the best weights count.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        overwrite: Replace an existing output of this tool.
-        command: The command line, for the record.
-        progress: Called as ``progress(text, done, total)`` in steps.
-
-    Returns:
-        The vector's record.
-
-    Raises:
-        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then.
-    """
-    where = process_device(device)
-    with Checkpoint.open(checkpoint) as base:
-        request = Request.read(
-            base, data, keep, validation, training, method, selection, where.type
-        )
-        target = Path(out)
-        if not is_main():
-            _work(request, Staging.beside(Path(os.path.realpath(target))), where, None)
-            wait_for_all()
-            return read_record(target)
-        staging = Staging(target, request.identity, request.folders, overwrite)
-        if staging.complete:
-            return read_record(staging.target)
-        try:
-            request.check_space(staging)
-            found = _work(request, staging.root, where, progress)
-            record = write_vector(request, staging, *found, command)
-        except BaseException as error:
-            staging.give_up(error)
-            raise
-        wait_for_all()
-        return record
-
-
-def plan(
-    checkpoint: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    out: str | os.PathLike[str],
-    training: Training,
-    method: Method = DELTA,
-    *,
-    selection: Selection = ALL_LINEAR,
-    keep: Sequence[str | os.PathLike[str]] = (),
-    validation: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-) -> Plan:
-    """What `identify` with these arguments would train and hold; no weight is read.
-
-    Raises:
-        WeightSurgeryError: What `identify` would raise before it loads the model.
-    """
-    where = process_device(device).type
-    with Checkpoint.open(checkpoint) as base:
-        request = Request.read(base, data, keep, validation, training, method, selection, where)
-        check_target(Path(os.path.realpath(out)), request.folders, overwrite)
-        return request.plan()
-
-
-def _work(
-    request: Request, root: Path, device: torch.device, progress: Progress | None
-) -> tuple[list[Trained], Mapping[str, LowRank] | FinetunedChange]:
-    """Loads, trains, and tells the changes by the names they are stored under."""
-    base, method, training = request.base, request.method, request.training
-    workspace = root / f"training-{request.identity[:16]}"
-    if is_main():
-        for stale in set(root.glob("training-*")) - {workspace}:
-            shutil.rmtree(stale)
-    with isolated(), quiet():
-        literal = method.mode == "literal"
-        model = random_model(base, training.seed) if literal else load_float32(base)
-        stored = parameters_of(model, base, request.selected)
-        names = list(stored)
-        initial = values_of(model, names) if literal else {}
-        rows, retain = _rows(
-            model,
-            request.tokenizer,
-            request.examples,
-            request.keep,
-            request.validation,
-            training,
-            method,
-        )
-        trained, factors = _train(
-            model, names, rows, training, method, device, retain, workspace, progress
-        )
-        if factors is not None:
-            return trained, {sole_name(base, stored[n], each): each for n, each in factors.items()}
-        values = values_of(model, names)
-        if not is_main():
-            return trained, {}
-        with writing(root.parent):
-            before = save_tensors(model, initial, root / "initial") if literal else base
-            after = save_tensors(model, values, root / "tuned")
-        return trained, FinetunedChange(before, after, missing="base")

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from transformers import TrainingArguments
-
 from weightsurgery.errors import EditError
 
 __all__ = ["DTYPES", "Training"]
@@ -129,6 +127,10 @@ _OURS = frozenset(
 
 
 def _check_extra(extra: Mapping[str, Any]) -> None:
+    if not extra:
+        return
+    from transformers import TrainingArguments  # which takes seconds to import
+
     known = {each.name for each in fields(TrainingArguments)}
     for name in extra:
         if name not in known:

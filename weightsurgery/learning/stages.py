@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.errors import DataError
+from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import context_length
@@ -30,6 +30,7 @@ from weightsurgery.progress import Progress
 __all__ = [
     "encode_rows",
     "is_main",
+    "process_device",
     "run_stage",
     "run_stages",
     "set_values",
@@ -44,6 +45,23 @@ _log = logging.getLogger(__name__)
 def is_main() -> bool:
     """Whether this process is the one that writes."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def process_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` as this process's device.
+
+    Raises:
+        EditError: No such device here.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise EditError(f"device {name!r}", "Use auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise EditError(
+            "device 'cuda': torch sees none", "Use --device cpu, or install a CUDA build of torch."
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def wait_for_all() -> None:

@@ -25,9 +25,9 @@ from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_in
 from weightsurgery.learning.kept import Kept, keep_texts
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.statistics import tokens_of
-from weightsurgery.procedures.matrices import held_as
-from weightsurgery.procedures.sets import Sets
 from weightsurgery.progress import Progress
+from weightsurgery.unlearning.matrices import held_as
+from weightsurgery.unlearning.sets import Sets
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import InputStatistics, Statistics, StatisticsWriter
 

@@ -39,8 +39,9 @@ from weightsurgery.procedures.grid import Changes, Grid, Setting
 from weightsurgery.procedures.in_memory import EditedInMemory
 from weightsurgery.procedures.splits import DataSet, DataSets
 from weightsurgery.progress import Progress
+from weightsurgery.surgery.apply import Storage
 from weightsurgery.surgery.discriminating import Learn, Project
-from weightsurgery.surgery.plan import Storage, plan_edit, worker_count
+from weightsurgery.surgery.plan import worker_count
 from weightsurgery.surgery.workers import in_order, torch_threads
 from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.lineage import check_lineage
@@ -226,7 +227,7 @@ def _factors(
     """The matrices that change, and what the scale is multiplied with for each."""
     with TemporaryDirectory(prefix="ws-sweep-") as nowhere:
         # Refuses whatever the edit would refuse; nothing is written.
-        plan = plan_edit(edit, base, Path(nowhere) / "edited", selection, Storage(), workers)
+        plan = Storage().plan(edit, base, Path(nowhere) / "edited", selection, workers)
     for name in plan.edited:
         if is_stack(base.entry(name)) and edit.task.at(name) is not None:
             raise EditError(

@@ -1,125 +1,130 @@
-"""Forgetting and learning from data: find the change in rounds, save it, and write the edit.
-
-What :func:`weightsurgery.learning.rounds.find_change` finds on a model in memory is saved as one
-task vector beside the output, ``W' = W − T`` to forget and ``W + T`` to learn. Then one streaming
-edit writes the output, as ``ws negate`` and ``ws add`` would of that vector; or an adapter, if the
-vector is truncated. A vector that a
-killed run of the same settings and inputs had finished is used again.
-"""
+"""Forgetting and learning from data: ``ws project`` and ``ws learn`` of data sets."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from weightsurgery.algebra.lowrank import Rank
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, read_record, verify
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.errors import EditError, WeightSurgeryError
-from weightsurgery.procedures.found_vector import find_change_of, write_vector
-from weightsurgery.procedures.kept_training import find_and_save
-from weightsurgery.procedures.request import Request, Search, Sources
-from weightsurgery.procedures.training_plan import TrainingPlan, check_space, training_plan
+from weightsurgery.checkpoint.stacks import input_width
+from weightsurgery.errors import EditError, MismatchError
+from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
-from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import Applied
-from weightsurgery.vectors.deltas import DenseDelta
-from weightsurgery.vectors.saved import SavedChange, is_saved_vector
-from weightsurgery.vectors.task_vector import TaskVector
+from weightsurgery.surgery.apply import AdapterStorage, Storage
+from weightsurgery.unlearning import run as road
+from weightsurgery.unlearning.job import Job, Output, Run
+from weightsurgery.unlearning.matrices import matrices
+from weightsurgery.unlearning.methods.neighbours import Neighbours
+from weightsurgery.unlearning.methods.rounds import InRounds
+from weightsurgery.unlearning.plan import TrainingPlan
+from weightsurgery.unlearning.run import Unlearned
+from weightsurgery.unlearning.search import Search
+from weightsurgery.unlearning.sets import Sets
+from weightsurgery.vectors.lineage import check_lineage
+from weightsurgery.vectors.sources import open_keep, split_data
+from weightsurgery.vectors.statistics import check_width
 
-__all__ = [
-    "Coming",
-    "Forget",
-    "Search",
-    "Sources",
-    "Unlearned",
-    "plan",
-    "unlearn",
-    "vector_place",
-]
+__all__ = ["Search", "Sources", "Unlearned", "plan", "read_job", "unlearn"]
 
 ALL_LINEAR = Selection("all-linear")
 
-# A loss that is still above this share of the first is worth a word.
-_LITTLE = 0.5
-
 
 @dataclass(frozen=True)
-class Unlearned:
-    """What came of an edit from data.
+class Sources:
+    """What is read, by name as given.
 
     Attributes:
-        applied: The edit.
-        vector: Record of the saved vector.
-        place: Where that is.
-        reused: It was there already, finished by an earlier run.
-        notices: Things the user should know, a line each.
+        target: Data sets to forget or to learn; at least one.
+        keep: Data sets, vectors and activation statistics to keep; none for random texts to
+            stand for what is to stay.
+        validation_target: What is looked at while training; the target where it is None.
+        validation_keep: Data sets to look at that the edit does not see.
+        vocab: For keep vectors; see :func:`weightsurgery.vectors.sources.open_change`.
+        missing: Likewise.
+        partial: Likewise.
     """
 
-    applied: Applied
-    vector: EditRecord
-    place: Path
-    reused: bool
-    notices: tuple[str, ...]
+    target: tuple[str, ...]
+    keep: tuple[str, ...] = ()
+    validation_target: str | None = None
+    validation_keep: tuple[str, ...] = ()
+    vocab: str = "error"
+    missing: str = "error"
+    partial: bool = False
 
 
-@dataclass(frozen=True)
-class Forget(Negate):
-    """``W' = W − λ T``, with how ``T`` was found in the record."""
+def read_job(
+    base: Checkpoint,
+    sources: Sources,
+    search: Search,
+    selection: Selection = ALL_LINEAR,
+    device: str = "auto",
+    allow_unrelated: bool = False,
+) -> Job:
+    """Reads the data and checks what can be checked before a model is loaded.
 
-    how: Mapping[str, Any] = field(default_factory=dict)
-    name: ClassVar[str] = "project"
+    Args:
+        base: The checkpoint, of a causal language model; it is held in float32 to be trained.
+        sources: What is read.
+        search: How the change is found; its objective tells forgetting from learning.
+        selection: Which matrices; by default all linear layers.
+        device: Where to train.
+        allow_unrelated: Go on although a vector to keep does not derive from the base.
 
-    def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edit.Edit`."""
-        return {**self.how, **super().parameters()}
-
-
-@dataclass(frozen=True)
-class _Learn(Add):
-    """``W' = W + λ T``, with how ``T`` was found in the record."""
-
-    how: Mapping[str, Any] = field(default_factory=dict)
-    name: ClassVar[str] = "learn"
-
-    def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edit.Edit`."""
-        return {**self.how, **super().parameters()}
-
-
-@dataclass
-class Coming:
-    """A change that is still to be trained, for plans: which matrices, and nothing of what."""
-
-    names: Sequence[str]
-    label: str = "the change to be trained"
-
-    def at(self, name: str) -> DenseDelta | None:
-        """See :class:`weightsurgery.vectors.task_vector.Change`."""
-        return DenseDelta(self._rows) if name in self.names else None
-
-    def provenance(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.vectors.task_vector.Change`."""
-        return {"kind": "memory", "name": self.label, "paths": []}
-
-    @staticmethod
-    def _rows(start: int, stop: int) -> Any:
-        raise AssertionError("a change that is still to be trained was read")
-
-
-def vector_place(out: str | os.PathLike[str], vector: str | os.PathLike[str] | None) -> Path:
-    """Where the vector goes: as named, or beside the output under its name and ``.vector``."""
-    target = Path(os.path.realpath(out))
-    if vector is None:
-        return target.with_name(f"{target.name}.vector")
-    return Path(os.path.realpath(vector))
+    Raises:
+        DataError: Data that cannot be read, that is both to go and to stay, or that validates what
+            the edit sees.
+        EditError: Settings that make no sense, or not together.
+        WeightSurgeryError: See :mod:`weightsurgery.errors`.
+    """
+    where = pick_device(device)
+    names = matrices(base, selection)
+    _, strays = split_data(sources.target)
+    if strays or not sources.target:
+        raise EditError(
+            f"{strays[0] if strays else 'nothing'}: no data set",
+            "Give data sets alone, or vectors alone.",
+        )
+    data, others = split_data(sources.keep)
+    tokenizer = load_tokenizer(base.path)
+    watched = sources.validation_target
+    sets = Sets.read(
+        tokenizer,
+        target=sources.target,
+        keep=data,
+        validation_target=() if watched is None else (watched,),
+        validation_keep=sources.validation_keep,
+    )
+    keep = open_keep(base, others, sources.vocab, sources.missing, partial=sources.partial)
+    for vector in keep.vectors:
+        if all(vector.at(name) is None for name in names):
+            raise MismatchError(
+                f"{vector.label}: to be kept, but it changes none of the selected tensors",
+                "Widen --targets, --include, --exclude or --layers, or leave it out.",
+            )
+    for each in keep.inputs:
+        for name in names:
+            check_width(each, name, input_width(base, name))
+    method = InRounds(search) if search.neighbours is None else Neighbours(search)
+    job = Job(
+        base,
+        tokenizer,
+        search.edit,
+        method,
+        sets,
+        tuple(names),
+        replace(selection, scales=()),
+        where,
+        kept=keep,
+        rank=search.rank,
+    )
+    method.check(job)
+    changes = [change for vector in keep.vectors for _, change in vector.terms]
+    lineage = check_lineage(base, [*changes, *keep.inputs], allow_unrelated)
+    return replace(job, lineage=tuple(kin.to_dict() for kin in lineage))
 
 
 def plan(
@@ -141,9 +146,18 @@ def plan(
     Raises:
         WeightSurgeryError: What :func:`unlearn` would raise before it loads the model.
     """
-    request = Request.read(base, sources, search, selection, device, allow_unrelated)
-    place = vector_place(out, vector)
-    return _planned(request, out, place, selection, storage, workers, overwrite)[0]
+    job = read_job(base, sources, search, selection, device, allow_unrelated)
+    output = Output(
+        out,
+        vector,
+        scales=selection.scales,
+        storage=storage,
+        overwrite=overwrite,
+        allow_unrelated=allow_unrelated,
+    )
+    found = road.plan(job, output, Run(device=device, workers=workers))
+    assert isinstance(found, TrainingPlan)
+    return found
 
 
 def unlearn(
@@ -166,140 +180,28 @@ def unlearn(
     """Forget or learn data sets: find the vector, save it, and write the edited checkpoint.
 
     Args:
-        base: The checkpoint, of a causal language model; it is held in float32 to be trained.
-        sources: What is read.
+        base: See :func:`read_job`; so are sources, search and selection, whose scales are the
+            edit's.
+        sources: See there.
         out: Directory to write.
-        search: How the change is found; its objective tells forgetting from learning.
+        search: See there.
         scale: λ of the edit; the saved vector is as it was found.
         vector: Where the vector is saved; by default ``OUT.vector``.
-        selection: Which matrices; by default all linear layers. Its scales are the edit's alone.
+        selection: See there.
         storage: dtype and rounding of the result; or an adapter's, which takes a search with a
             rank.
         device: Where to train.
         workers: Threads of the edit.
         overwrite: Replace existing outputs of this tool, vector included.
-        allow_unrelated: Go on although a vector to keep does not derive from the base.
+        allow_unrelated: See there.
         command: The command line, for the records.
         progress: Called as ``progress(text, done, total)``, in units of what goes on.
 
-    Returns:
-        What came of it.
-
     Raises:
-        DataError: Data that cannot be read or that the model cannot take, that is both to go and
-            to stay, or that validates what the edit sees.
-        EditError: Settings that make no sense, or nothing was found.
-        UnsupportedCheckpointError: Quantised, no causal language model, or a matrix is no linear
-            layer of its own in memory.
-        OutputError: The outputs may not or cannot be written.
-        WeightSurgeryError: See :mod:`weightsurgery.errors`. A vector that was finished stays.
+        WeightSurgeryError: See :func:`read_job` and :func:`weightsurgery.unlearning.run.run`.
     """
-    request = Request.read(base, sources, search, selection, device, allow_unrelated)
-    place = vector_place(out, vector)
-    planned, found = _planned(request, out, place, selection, storage, workers, overwrite)
-    reused = found is not None
-    if found is None:
-        check_space(planned, Path(os.path.realpath(out)), place)
-        found = find_and_save(
-            request,
-            place,
-            overwrite,
-            lambda workspace: find_change_of(request, workspace, progress),
-            lambda writer, made: write_vector(request, writer, made, command),
-        )
-    saved = TaskVector.of(SavedChange(base, resolve_source(place)))
-    how = {key: value for key, value in found.parameters.items() if key != "base_samples"}
-    how["data"] = {
-        role: {"name": each["name"], "sha256": each["files"]}
-        for role, each in found.inputs.items()
-        if each["kind"] == "data"
-    }
-    applied = apply_as(
-        (_Learn if search.learning else Forget)(saved, scale, how),
-        base,
-        out,
-        selection=selection,
-        storage=storage,
-        device=device,
-        workers=workers,
-        overwrite=overwrite,
-        allow_unrelated=allow_unrelated,
-        command=command,
-        progress=progress,
-    )
-    notices = tuple(_notices(request, found, place, reused))
-    return Unlearned(applied, found, place, reused, notices)
-
-
-def _notices(request: Request, found: EditRecord, place: Path, reused: bool) -> list[str]:
-    notices = []
-    first = found.summary["rounds"][0]["first_loss"]
-    last = found.summary["rounds"][-1]["last_loss"]
-    if request.search.neighbours is not None:
-        steps = found.summary["steps"]
-        look = next(each for each in found.summary["looks"] if each["step"] == steps)
-        if request.search.learning and look["known"] < 0.99:
-            notices.append(
-                f"At {1 - look['known']:.0%} of the places where it was to be learned the truth is"
-                " not yet what is said: take more --steps, or a larger --budget."
-            )
-        elif not request.search.learning and look["known"] > 0.01:
-            notices.append(
-                f"At {look['known']:.0%} of the places where the truth would be said it is still"
-                " the likeliest answer: take more --steps, or a larger --budget."
-            )
-    elif request.search.objective != "negate" and last > _LITTLE * first:
-        notices.append(
-            f"The loss hardly fell ({first:.3g} to {last:.3g}): take more --steps, or leave more"
-            " room with a larger --epsilon or, keeping vectors, a smaller --keep-rank."
-        )
-    if reused:
-        notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
-    if request.nothing_kept and request.search.neighbours is None:
-        notices.append(
-            "Nothing was named to keep: texts of random words stood for it. What must stay is safer"
-            " named with --keep."
-        )
-    return notices
-
-
-def _planned(
-    request: Request,
-    out: str | os.PathLike[str],
-    place: Path,
-    selection: Selection,
-    storage: Storage | AdapterStorage | None,
-    workers: int | None,
-    overwrite: bool,
-) -> tuple[TrainingPlan, EditRecord | None]:
-    """The plan, and the vector's record where an earlier run had finished it."""
-    kind, vector = _Learn if request.search.learning else Forget, TaskVector(())  # none yet
-    storage = storage or Storage()
-    if isinstance(storage, AdapterStorage):
-        rule = request.search.rank
-        if rule is None and request.search.neighbours is not None:
-            rule = Rank(request.search.neighbours.rank)
-        if rule is None:
-            raise EditError(
-                "--as adapter with data: the change that is trained is of full rank",
-                "Pass --rank K (or --energy E) to truncate it; what that loses is reported.",
-            )
-        storage = replace(storage, rule=rule)
-        vector = TaskVector.of(Coming(request.names))
-    planned = plan_as(kind(vector), request.base, out, selection, storage, workers, overwrite)
-    found = _finished(request, place)
-    request.check_places(Path(os.path.realpath(out)), place, found is not None, overwrite)
-    return training_plan(request, planned, place, found is not None), found
-
-
-def _finished(request: Request, place: Path) -> EditRecord | None:
-    """The record of a whole vector that these settings and inputs made."""
-    try:
-        if not is_saved_vector(place):
-            return None
-        record = read_record(place)
-        if [record.parameters, record.inputs, record.versions] != request.identity():
-            return None
-        return verify(place)
-    except WeightSurgeryError:
-        return None  # damaged: it is in the way like any other
+    job = read_job(base, sources, search, selection, device, allow_unrelated)
+    output = Output(out, vector, scale, selection.scales, storage, overwrite, allow_unrelated)
+    done = road.run(job, output, Run(progress, device, workers, command))
+    assert done is not None  # one process alone
+    return done

@@ -14,7 +14,7 @@ from weightsurgery.report.tables import (
     survived_rows,
     used_rows,
 )
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord

@@ -8,7 +8,7 @@ from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.learning.outcome import Plan
+    from weightsurgery.unlearning.methods.identify import Plan
 
 __all__ = ["identified_tables", "training_plan_lines"]
 

@@ -6,25 +6,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.report.exported import planned_lines
 from weightsurgery.report.guarded import guard_tables
 from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.procedures.system_plan import SystemPlan
-    from weightsurgery.procedures.systems import System
+    from weightsurgery.unlearning.by_system import SystemPlan
+    from weightsurgery.unlearning.system import System
 
 __all__ = ["system_plan_lines", "system_tables", "systems_document", "trained_tables"]
 
 
-def system_tables(systems: Mapping[str, System]) -> list[str | Table]:
+def system_tables(systems: Mapping[str, type[System]]) -> list[str | Table]:
     """Every system: what it does, its source, and what it is run with unless told otherwise."""
     needs, sources = [], []
     for name, row in systems.items():
         needs.append((name, row.about, " ".join(_needs(row))))
-        defaults = filter(None, (_settings(row.settled({})), _training(row)))
-        sources.append((name, row.source, "\n".join(defaults)))
+        defaults = filter(None, (_settings(asdict(settings_of(row))), _training(row)))
+        sources.append((name, row.paper, "\n".join(defaults)))
     note = (
         "Defaults are the source's where it was found to give them; the library's documentation"
         " says which are. Change settings with --set NAME=VALUE, trainings with --lr and its like."
@@ -38,16 +39,16 @@ def system_tables(systems: Mapping[str, System]) -> list[str | Table]:
     ]
 
 
-def systems_document(systems: Mapping[str, System]) -> list[dict[str, Any]]:
+def systems_document(systems: Mapping[str, type[System]]) -> list[dict[str, Any]]:
     """The same as data: every default, ``needs`` as options of ``ws unlearn``."""
     return [
         {
             "method": name,
             "about": row.about,
-            "source": row.source,
+            "source": row.paper,
             "needs": _needs(row),
-            "settings": row.settled({}),
-            "training": asdict(row.training),
+            "settings": asdict(settings_of(row)),
+            "training": asdict(row.published),
             "lora_rank": row.adapter_rank,
             "takes_lora_rank": row.takes_rank,
         }
@@ -55,8 +56,8 @@ def systems_document(systems: Mapping[str, System]) -> list[dict[str, Any]]:
     ]
 
 
-def _needs(row: System) -> list[str]:
-    needs = ["--forget"] + (["--keep"] if row.keeps(row.settled({})) else [])
+def _needs(row: type[System]) -> list[str]:
+    needs = ["--forget"] + (["--keep"] if row.keeps(settings_of(row)) else [])
     return needs + (["--unseen"] if row.needs_unseen else [])
 
 
@@ -71,8 +72,8 @@ def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _training(row: System) -> str:
-    how = row.training
+def _training(row: type[System]) -> str:
+    how = row.published
     length = f"{how.steps} steps" if how.steps is not None else f"{how.epochs:g} epochs"
     adapter = f", LoRA of rank {row.adapter_rank}" if row.adapter_rank is not None else ""
     return f"lr {how.learning_rate:g}, {length}, batch {how.batch_size}{adapter}"

@@ -12,7 +12,7 @@ from weightsurgery.report.tables import Table, percent, size
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.procedures.training_plan import TrainingPlan
+    from weightsurgery.unlearning.plan import TrainingPlan
 
 __all__ = ["data_plan_lines", "round_tables"]
 

@@ -182,6 +182,17 @@ class _Discriminating:
             **ridge,
         }
 
+    def most_factors(self) -> int | None:
+        """See :class:`~weightsurgery.surgery.edit.Edit`."""
+        if not isinstance(self.rank, Rank):
+            return None
+        rule = self.keep_rank or self.rank
+        if self.side in ("right", "left", "both", "soft") or not self.keep:
+            return self.rank.k
+        if not isinstance(rule, Rank):
+            return None
+        return self.rank.k + max(self.rank.k, rule.k * len(self.keep))
+
     def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
         """See :class:`~weightsurgery.surgery.edit.Edit`.
 

@@ -8,12 +8,11 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.algebra.activations import work_bytes
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.header import (
-    ARITHMETIC_DTYPES,
     BLOCK_ELEMENTS,
     ShardHeader,
     TensorEntry,
@@ -31,46 +30,15 @@ from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.task_vector import TaskVector
 
+if TYPE_CHECKING:
+    from weightsurgery.surgery.as_checkpoint import Storage
+
 __all__ = [
     "Plan",
-    "Storage",
     "check_matrices",
-    "plan_edit",
+    "plan_checkpoint",
     "worker_count",
 ]
-
-_STORED_AS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How results are stored.
-
-    Attributes:
-        dtype: ``float64``, ``float32``, ``float16`` or ``bfloat16`` for all floating tensors;
-            None keeps each tensor's own.
-        rounding: ``"nearest"`` or ``"stochastic"``.
-        seed: Of stochastic rounding.
-        code: Whether Python files that the base's config names come along: whoever loads the
-            output may run them.
-    """
-
-    dtype: str | None = None
-    rounding: str = "nearest"
-    seed: int = 0
-    code: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in _STORED_AS:
-            raise EditError(f"dtype {self.dtype!r}", f"Choose one of: {', '.join(_STORED_AS)}.")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise EditError(f"rounding {self.rounding!r}", "Choose nearest or stochastic.")
-
-    def stored(self, entry: TensorEntry) -> str:
-        """The safetensors dtype a tensor gets."""
-        if self.dtype is None or entry.dtype not in ARITHMETIC_DTYPES:
-            return entry.dtype
-        return _STORED_AS[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -153,7 +121,7 @@ def check_matrices(base: Checkpoint, chosen: Mapping[str, float]) -> None:
             )
 
 
-def plan_edit(
+def plan_checkpoint(
     edit: Edit,
     base: Checkpoint,
     out: str | os.PathLike[str],

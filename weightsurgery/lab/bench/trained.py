@@ -1,15 +1,10 @@
-"""The rows of the bench for systems that train on a loss of their own.
-
-Settings of the loss are the published ones, but for RMU's, which go by the size of a model's hidden
-states; the learning rates are not, since a model of a few million parameters needs others than one
-of billions: each row has several, and the steps at which its training is looked at are shared out
-among them. Every look is a candidate.
-"""
+"""The rows of the bench for systems that train on a loss of their own, of the grids they name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from itertools import product
 from typing import Any
 
@@ -18,36 +13,26 @@ from weightsurgery.errors import NonFiniteError
 from weightsurgery.lab.bench.row import BUDGET, Candidate, Method
 from weightsurgery.lab.bench.subject import Change, Subject
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners import UNLEARNERS, settings_of, train_unlearner
+from weightsurgery.learning.unlearners.run import train_unlearner
+from weightsurgery.learning.unlearners.settings import settings_of
+from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
+from weightsurgery.unlearning.methods import SYSTEMS
 
 __all__ = ["TRAINED"]
 
-_EVERY, _EVERY_LONG = 10, 40
 
-
-def _candidates(
-    name: str,
-    rates: Sequence[float],
-    variants: Sequence[Mapping[str, Any]] = ({},),
-    helpers: bool = False,
-    every: int = _EVERY,
-) -> Callable[[Subject], Iterator[Candidate]]:
+def _looked_at(kind: type[ByLoss], grid: Grid) -> Callable[[Subject], Iterator[Candidate]]:
     """An unlearner, looked at after several steps for each of several learning rates.
 
-    Args:
-        name: One of :data:`UNLEARNERS`.
-        rates: Learning rates.
-        variants: Settings of its own that are not as published, with each rate; the budget is
-            shared out among all of them.
-        helpers: Whether it trains helper models, as the world's own fine-tunes are trained.
-        every: Steps from one look to the next.
+    Helper models are trained as the world's own fine-tunes are.
     """
 
     def candidates(subject: Subject) -> Iterator[Candidate]:
-        stops = BUDGET // (len(rates) * len(variants))
-        kind, tuning = UNLEARNERS[name], subject.tuning()
+        stops = BUDGET // (len(grid.rates) * len(grid.settings))
+        tuning = subject.tuning()
         helped = {"helper_steps": tuning.steps, "helper_rate": tuning.learning_rate}
-        for settings, rate in product(variants, rates):
+        helpers = "helper_steps" in {each.name for each in fields(kind.Settings)}
+        for settings, rate in product(grid.settings, grid.rates):
             own = {**settings, **helped} if helpers else settings
             snapshots: dict[int, Change] = {}
 
@@ -56,7 +41,7 @@ def _candidates(
                 change: Callable[[], Mapping[str, Any]],
                 kept: dict[int, Change] = snapshots,
             ) -> bool:
-                if step % every == 0:
+                if step % grid.every == 0:
                     kept[step] = _dense(change())
                 return False
 
@@ -65,7 +50,7 @@ def _candidates(
                 found = train_unlearner(
                     kind, subject.model, subject.tokenizer, subject.forget, subject.seen_facts,
                     Training(
-                        steps=every * stops,
+                        steps=grid.every * stops,
                         learning_rate=rate,
                         batch_size=subject.recipe.tuning_batch,
                     ),
@@ -79,12 +64,11 @@ def _candidates(
     return candidates
 
 
-def _until_strange(rates: Sequence[float]) -> Callable[[Subject], Iterator[Candidate]]:
-    """KUL by its own rule: one candidate for each learning rate, where the rule ends it."""
+def _ended(kind: type[ByLoss], grid: Grid) -> Callable[[Subject], Iterator[Candidate]]:
+    """An unlearner by its own rule: a candidate for each learning rate, where the rule ends it."""
 
     def candidates(subject: Subject) -> Iterator[Candidate]:
-        kind = UNLEARNERS["kul"]
-        for rate in rates:
+        for rate in grid.rates:
             training = Training(
                 epochs=kind.published.epochs,
                 learning_rate=rate,
@@ -105,54 +89,18 @@ def _dense(change: Mapping[str, Any]) -> Change:
     return {n: t.matrix() if isinstance(t, LowRank) else t for n, t in change.items()}
 
 
-# The first is what gradient ascent was always measured with; most others end there at its edge.
-_ASCENT, _RATES = (1e-4, 3e-4), (3e-5, 1e-4)
+def _row(kind: type[ByLoss], grid: Grid) -> Method:
+    keeps = kind.keeps(settings_of(kind, grid.settings[0]))
+    candidates = (_ended if grid.ends_itself else _looked_at)(kind, grid)
+    return Method(grid.about, candidates, "facts" if keeps else "nothing")
 
+
+_GRIDS = [
+    (kind, grid) for kind in SYSTEMS.values() if issubclass(kind, ByLoss) for grid in kind.bench
+]
+
+# Those that are trained longer come last.
 TRAINED: Mapping[str, Method] = {
-    "gradient-ascent": Method("trained on −CE(forget)", _candidates("gradient-ascent", _ASCENT)),
-    "gradient-difference": Method(
-        "trained on −CE(forget) + CE(keep)", _candidates("gradient-difference", _ASCENT), "facts"
-    ),
-    "kul": Method(
-        "gradient ascent until MA is under that of facts of another world",
-        _until_strange((2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4)),
-    ),
-    "npo": Method("NPO, β=0.1", _candidates("npo", _RATES)),
-    "npo-gdr": Method(
-        "NPO, β=0.1, + CE(keep)", _candidates("npo", _RATES, [{"retain": "gdr"}]), "facts"
-    ),
-    "npo-klr": Method(
-        "NPO, β=0.1, + KL(base‖model) on keep",
-        _candidates("npo", _RATES, [{"retain": "klr"}]),
-        "facts",
-    ),
-    "simnpo": Method("SimNPO, β=4.5, δ=0, + CE(keep)", _candidates("simnpo", _ASCENT), "facts"),
-    "kga": Method(
-        "knowledge-gap alignment, unseen data of another world",
-        _candidates("kga", _RATES, helpers=True),
-        "facts",
-    ),
-    "eul": Method(
-        "EUL (reconstruction): LoRA of rank 16 beside all linear layers",
-        _candidates("eul", (3e-4, 1e-3)),
-        "facts",
-    ),
-    "au": Method(
-        "generic labels of a reinforced model (AU), no dictionary",
-        _candidates("au", (3e-4, 1e-3), helpers=True),
-    ),
-    "rmu": Method(
-        "RMU: states of the middle layer steered to c = 300, five times their size",
-        _candidates("rmu", (3e-3,), [{"coefficient": 300.0, "alpha": a} for a in (10.0, 100.0)]),
-        "facts",
-    ),
-    # The same rates and as many looks, four times as far apart.
-    "npo-gdr-long": Method(
-        "npo-gdr, up to 160 steps",
-        _candidates("npo", _RATES, [{"retain": "gdr"}], every=_EVERY_LONG),
-        "facts",
-    ),
-    "eul-long": Method(
-        "eul, up to 160 steps", _candidates("eul", (3e-4, 1e-3), every=_EVERY_LONG), "facts"
-    ),
+    grid.label or kind.name: _row(kind, grid)
+    for kind, grid in sorted(_GRIDS, key=lambda each: each[1].every == LONG)
 }

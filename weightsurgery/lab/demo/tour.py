@@ -30,12 +30,12 @@ from weightsurgery.lab.world import (
     open_world,
 )
 from weightsurgery.progress import Progress
+from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.compare import diff
 from weightsurgery.surgery.discriminating import Project
 from weightsurgery.surgery.edit import Edit
 from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.overlap import overlaps
-from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector
 
 __all__ = ["Comparison", "tour"]

@@ -1,42 +1,33 @@
-"""What all unlearners share: a step and its parts, models held still, when to stop."""
+"""What an unlearner is: a loss of what is said to what goes and to what stays, and when to end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-from torch.func import functional_call
-from transformers import PreTrainedModel, TrainerCallback
-
-from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import StageTrainer
-from weightsurgery.learning.unlearners.said import Said, Whole
-from weightsurgery.learning.unlearners.shares import Share, share_out, silent
-from weightsurgery.learning.unlearners.work import Work
+from weightsurgery.learning.unlearners.settings import NoSettings
 
-__all__ = ["NoSettings", "Unlearner"]
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from weightsurgery.learning.unlearners.said import Said, Whole
+    from weightsurgery.learning.unlearners.work import Work
+
+__all__ = ["Unlearner"]
 
 
-@dataclass(frozen=True)
-class NoSettings:
-    """For methods without a setting of their own."""
-
-
-class Unlearner(StageTrainer):
-    """A Trainer whose loss is of a batch to forget and, where there is one, a batch to keep.
-
-    A step is one batch of each, over all its micro-steps and processes; means are over all of it.
-    So gradients accumulated, or averaged over processes, are those of the whole batch at once, but
-    for rounding and dropout.
+class Unlearner:
+    """A loss of a batch to forget and, where there is one, a batch to keep.
 
     Models that stand still (the one before, and helpers) are held as their values of the trained
     parameters alone, on the device: one copy of these per model, and the rest is shared with the
     model that is trained. Each costs a forward pass per step.
+
+    Args:
+        settings: The method's own; None for its defaults.
+        prepared: What :meth:`prepare` gave.
 
     Attributes:
         paper: Where the method comes from.
@@ -48,6 +39,8 @@ class Unlearner(StageTrainer):
         adapter_rank: Rank of the adapter, for a method that is one.
         asks_hidden: Whether the loss is of hidden states.
         models: How many models stand still at most.
+        trainer: The :class:`~weightsurgery.learning.unlearners.trainer.UnlearningTrainer` that it
+            is trained by.
     """
 
     paper: ClassVar[str] = ""
@@ -58,21 +51,11 @@ class Unlearner(StageTrainer):
     adapter_rank: ClassVar[int | None] = None
     asks_hidden: ClassVar[bool] = False
     models: ClassVar[int] = 0
+    trainer: Any = None
 
-    def __init__(  # type: ignore[no-untyped-def]
-        self, *args, settings: Any = None, prepared: Mapping[str, Any] | None = None, **kwargs
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        if self.is_fsdp_enabled:
-            raise EditError(
-                "unlearning under FSDP: sharded weights cannot stand in for those before",
-                "Use plain torchrun or accelerate launch, with --lora-rank if memory is short.",
-            )
-        # Losses here are shares of a step's: nothing is left to divide by.
-        self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, True
+    def __init__(self, settings: Any = None, prepared: Mapping[str, Any] | None = None) -> None:
         self.settings = self.Settings() if settings is None else settings
         self.prepared = dict(prepared or {})
-        self.add_callback(_Stop(self))
 
     @classmethod
     def keeps(cls, settings: Any) -> bool:
@@ -115,111 +98,21 @@ class Unlearner(StageTrainer):
             whole: What they are parts of, the other processes' included.
         """
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
-        """See Trainer; a step's batches, each with its share of what to keep."""
-        own = islice(self.own_rows(epoch_iterator), num_batches)
-        batches = [self._prepare_inputs(batch) for batch in own]
-        if not batches:
-            return batches, None
-        counts = torch.stack([Whole.of(batch).counts for batch in batches]).sum(0)
-        whole = Whole(*self.summed(counts))
-        shares: list[list[Share]] | list[list[None]] = [[None]] * len(batches)
-        if self.retain is not None:
-            keep = self._prepare_inputs(self.retain.batch((self.state.global_step, 0, 0)))
-            place = self.accelerator.process_index, self.accelerator.num_processes
-            shares = share_out(keep, self.args.gradient_accumulation_steps, len(batches), place)
-        self.before_step(batches, whole)
-        return [
-            {**batch, "whole": whole, "shares": own}
-            for batch, own in zip(batches, shares, strict=True)
-        ], None
-
-    def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """See Trainer; a share of what to keep that is more than one comes in several passes."""
-        *more, last = inputs.pop("shares")
-        total: Any = 0
-        for share in more:
-            with self.accelerator.no_sync(model):
-                total += super().training_step(model, {**inputs, **silent(inputs), "share": share})
-        return total + super().training_step(model, {**inputs, "share": last})
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """See Trainer."""
-        share: Share | None = inputs["share"]
-        # One pass for both: data-parallel training allows no more than one before a backward pass.
-        batch = inputs if share is None else self._joined(inputs, share.batch)
-        said = self._ask(model, batch)
-        count = inputs["input_ids"].shape[0]
-        forgotten = _part(said, inputs, slice(0, count), inputs["whole"])
-        kept = None
-        if share is not None:
-            kept = _part(said, share.batch, slice(count, None), share.whole)
-        # The mean over processes, which data-parallel training takes, is then the sum.
-        loss = self.loss(forgotten, kept) * self.accelerator.num_processes
-        return (loss, {"logits": said.logits}) if return_outputs else loss
-
-    def _joined(self, inputs: Mapping[str, Any], keep: Mapping[str, Tensor]) -> dict[str, Any]:
-        assert self.retain is not None
-        return self.retain.join(inputs, keep)
-
-    def _ask(self, model: Any, batch: Mapping[str, Tensor]) -> Said:
-        out = model(**_asked(batch, self.asks_hidden))
-        return Said(batch, out.logits, tuple(out.hidden_states or ()) if self.asks_hidden else ())
-
-    @torch.no_grad()
     def said_by(self, which: str, batch: Mapping[str, Tensor]) -> Said:
-        """What a model that stands still says to a batch, in evaluation mode."""
-        model: Any = self.model
-        model.eval()
-        try:
-            out = functional_call(model, self.prepared[which], (), _asked(batch, self.asks_hidden))
-        finally:
-            model.train()
-        return Said(batch, out.logits, tuple(out.hidden_states or ()) if self.asks_hidden else ())
+        """What one of the prepared models says to a batch, in evaluation mode."""
+        found: Said = self.trainer.said_by(self.prepared[which], batch)
+        return found
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
-        found: Tensor = self.accelerator.reduce(value.detach(), "sum")
+        found: Tensor = self.trainer.summed(value)
         return found
 
     def agreed(self, value: float) -> float:
         """The mean of a number over all processes, so that they end together."""
-        mine = torch.tensor(value, dtype=torch.float64, device=self.args.device)
-        return float(self.accelerator.reduce(mine, "mean"))
+        return float(self.trainer.agreed(value))
 
-
-def _asked(batch: Mapping[str, Tensor], hidden: bool) -> dict[str, Any]:
-    """A batch as a model takes it: without labels, or it would work out a loss of its own."""
-    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return {**inputs, "use_cache": False, "output_hidden_states": hidden}
-
-
-def _part(said: Said, inputs: Mapping[str, Tensor], rows: slice, whole: Whole) -> Said:
-    """Of what was said to a joined batch, what belongs to one of the two, padded as that was."""
-    width = inputs["input_ids"].shape[1]
-    hidden = tuple(each[rows, :width] for each in said.hidden)
-    return Said(inputs, said.logits[rows, :width], hidden, whole)
-
-
-class _Stop(TrainerCallback):
-    """Ends training when a method says so; nothing is saved before it was asked.
-
-    A run that goes on from a saved point would not ask again.
-    """
-
-    def __init__(self, trainer: Unlearner) -> None:
-        self.trainer = trainer
-        self.due = False
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Called by Trainer after each step."""
-        if self.trainer.after_step():
-            control.should_training_stop = True
-        self.due = control.should_save and float(state.epoch).is_integer()
-        control.should_save &= not (self.due or control.should_training_stop)
-
-    def on_epoch_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Called by Trainer after each pass over the data."""
-        if self.trainer.after_epoch():
-            control.should_training_stop = True
-        control.should_save = self.due and not control.should_training_stop
+    def leave(self) -> None:
+        """Let go of the models and the trainer."""
+        self.prepared.clear()
+        self.trainer = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,11 @@ from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.training import Rows, Trained, isolated, train_stage
 from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.trainer import UnlearningTrainer
 from weightsurgery.learning.unlearners.work import Work
 from weightsurgery.progress import Progress
 
-__all__ = ["Look", "Unlearned", "settings_of", "train_unlearner"]
+__all__ = ["Look", "Unlearned", "train_unlearner"]
 
 Change = dict[str, Tensor | LowRank]
 
@@ -49,39 +50,6 @@ class Unlearned:
     change: Change
     trained: Trained
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-def settings_of(kind: type[Unlearner], given: Mapping[str, Any] | None = None) -> Any:
-    """A method's settings, some of them given by name; numbers may be whole where they need not.
-
-    Raises:
-        EditError: An unknown name, or a value of another type or that makes no sense.
-    """
-    known = {each.name: each for each in fields(kind.Settings)}
-    values = {}
-    for name, value in (given or {}).items():
-        if name not in known:
-            listed = ", ".join(known) or "none"
-            raise EditError(f"setting {name!r}", f"This method's settings: {listed}.")
-        values[name] = _typed(name, value, str(known[name].type))
-    return kind.Settings(**values)
-
-
-def _typed(name: str, value: Any, wanted: str) -> Any:
-    if value is None and "None" in wanted:
-        return None
-    plain = wanted.removesuffix(" | None")
-    if isinstance(value, bool):
-        fits = plain == "bool"
-    elif plain == "float":
-        fits = isinstance(value, int | float)
-        value = float(value) if fits else value
-    else:
-        fits = isinstance(value, {"int": int, "str": str}[plain])
-    if not fits:
-        kinds = {"float": "a number", "int": "a whole number", "str": "a word"}
-        raise EditError(f"{name} = {value!r}", f"Give {kinds[plain]}.")
-    return value
 
 
 def train_unlearner(
@@ -114,7 +82,7 @@ def train_unlearner(
         forget: What to forget; at least one.
         keep: What to keep.
         training: How to train.
-        settings: Of the method; see :func:`settings_of`.
+        settings: Of the method; see :func:`weightsurgery.learning.unlearners.settings.settings_of`.
         selection: Which parameters, by their names in memory; by default all linear layers.
         unseen: What the model never saw.
         lora_rank: Train an adapter of this rank instead of the weights.
@@ -201,11 +169,7 @@ def _train(
         how, processes = work.training, int(os.environ.get("WORLD_SIZE", "1"))
         step = how.batch_size * how.accumulation * processes
         retain = Retain(work.rows(work.keep), work.collate, 1.0, step, how.seed)
-    made: list[Unlearner] = []
-
-    def trainer(**arguments: Any) -> Unlearner:
-        made.append(kind(settings=work.settings, prepared=prepared, **arguments))
-        return made[0]
+    unlearner = kind(work.settings, prepared)
 
     trained = train_stage(
         work.model,
@@ -218,10 +182,10 @@ def _train(
         place=(work.helpers, work.helpers + 1),
         progress=work.progress,
         enough=None if look is None else partial(_looked, look, change),
-        kind=trainer,
+        kind=partial(UnlearningTrainer, unlearner),
     )
-    notes = {**work.notes, **made[0].outcome(), **asdict(trained)}
-    made[0].prepared.clear()  # models that stand still, before the next garbage collection
+    notes = {**work.notes, **unlearner.outcome(), **asdict(trained)}
+    unlearner.leave()  # models that stand still, before the next garbage collection
     return trained, notes
 
 

@@ -77,6 +77,12 @@ class Said:
         return self.logits[:, :-1][self.inputs["labels"][:, 1:] != IGNORED]
 
     @property
+    def wanted(self) -> Tensor:
+        """The tokens of the completions, which those logits are for, int64, shape (positions,)."""
+        labels = self.inputs["labels"][:, 1:]
+        return labels[labels != IGNORED]
+
+    @property
     def nll(self) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each completion and its number of tokens, each (rows,)."""
         nll, tokens = completion_nll(self.logits, self.inputs["labels"])

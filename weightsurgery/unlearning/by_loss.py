@@ -1,0 +1,161 @@
+"""Methods that train on a loss of their own, and what the bench tries of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.errors import EditError
+from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.settings import settings_of
+from weightsurgery.unlearning.system import Made, System
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightsurgery.learning.data import Example
+    from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
+    from weightsurgery.learning.settings import Training
+    from weightsurgery.learning.unlearners.run import Look
+    from weightsurgery.unlearning.change_request import ChangeRequest
+
+__all__ = ["LONG", "ByLoss", "Grid", "check_helpers", "unlearn"]
+
+LONG = 40
+"""Steps from one look to the next where a row of the bench trains four times as long."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A row of the bench: what is tried of a method.
+
+    Settings of the loss are the published ones unless they go by the size of a model's hidden
+    states; the learning rates are not, since a model of a few million parameters needs others than
+    one of billions: a row has several, and the steps at which its training is looked at are shared
+    out among them. Every look is a candidate.
+
+    Attributes:
+        about: What it does, in a line.
+        rates: Learning rates.
+        settings: Settings that are not as published, each tried with each rate.
+        every: Steps from one look to the next.
+        ends_itself: One look for each learning rate, where the method's own rule ends it.
+        label: The row's name; None for the method's.
+    """
+
+    about: str
+    rates: Sequence[float]
+    settings: Sequence[Mapping[str, Any]] = ({},)
+    every: int = 10
+    ends_itself: bool = False
+    label: str | None = None
+
+
+class ByLoss(Unlearner, System):
+    """A system that is a loss; see :class:`weightsurgery.learning.unlearners.base.Unlearner`."""
+
+    goes_on = True
+    bench: ClassVar[Sequence[Grid]] = ()
+
+    @classmethod
+    def change(cls, request: ChangeRequest) -> Made:
+        """See :class:`System`: trains on the loss."""
+        from weightsurgery.learning.unlearners.run import train_unlearner
+
+        found = train_unlearner(
+            cls,
+            request.model,
+            request.tokenizer,
+            request.forget,
+            request.keep,
+            request.training,
+            settings_of(cls, request.settings),
+            selection=Selection(include=request.names),
+            unseen=request.unseen,
+            lora_rank=request.lora_rank,
+            chosen=request.chosen,
+            progress=request.progress,
+            workspace=request.workspace,
+        )
+        return Made(found.change, found.notes)
+
+
+def check_helpers(steps: int, rate: float) -> None:
+    """Refuse helpers that would learn nothing.
+
+    Raises:
+        EditError: No steps, or no learning rate.
+    """
+    if steps < 1:
+        raise EditError(f"helper_steps = {steps}", "Give a whole number from 1.")
+    if not 0 < rate < math.inf:
+        raise EditError(f"helper_rate = {rate}", "Give a number above 0.")
+
+
+def unlearn(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Example],
+    keep: Sequence[Example],
+    training: Training | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    selection: Selection | None = None,
+    unseen: Sequence[Example] = (),
+    lora_rank: int | None = None,
+    look: Look | None = None,
+) -> dict[str, Tensor]:
+    """Trains a model in memory with a method that is a loss; it is as before in the end.
+
+    Args:
+        name: Of a method of :mod:`weightsurgery.unlearning.methods`.
+        model: Float32.
+        tokenizer: Its tokenizer.
+        forget: What to forget.
+        keep: What to keep; not used by all.
+        training: How; by default as published.
+        settings: The method's own, by name; the others are as published.
+        selection: Which parameters to train; by default all linear layers, of which a method may
+            take fewer.
+        unseen: What the model never saw; not used by all.
+        lora_rank: Train an adapter of this rank instead.
+        look: Called after each step with the steps taken and what tells the change so far; true
+            ends the training.
+
+    Returns:
+        Parameter → its change, float32 on the CPU.
+
+    Raises:
+        EditError: An unknown name or setting, or no examples where they are needed.
+        NonFiniteError: The loss or a weight is NaN or infinite, as gradient ascent ends if it
+            goes on long enough.
+    """
+    from weightsurgery.algebra.lowrank import LowRank
+    from weightsurgery.learning.unlearners.run import train_unlearner
+    from weightsurgery.unlearning.methods import system
+
+    kind = system(name)
+    if not issubclass(kind, ByLoss):
+        raise EditError(f"method {name!r}: no loss of its own", "Choose one that trains on one.")
+    found = train_unlearner(
+        kind,
+        model,
+        tokenizer,
+        forget,
+        keep,
+        training or kind.published,
+        settings_of(kind, settings),
+        selection=selection,
+        unseen=unseen,
+        lora_rank=lora_rank,
+        chosen=selection is not None,
+        look=look,
+    )
+    return {
+        name: each.matrix() if isinstance(each, LowRank) else each
+        for name, each in found.change.items()
+    }

@@ -1,0 +1,309 @@
+"""A system that forgets from data, as a method of the road."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.errors import EditError, NonFiniteError
+from weightsurgery.learning.guard import harm
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners.settings import settings_of
+from weightsurgery.surgery.plan import Plan
+from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.unlearning.job import Job, Run
+from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
+from weightsurgery.unlearning.methods import system
+from weightsurgery.unlearning.saving import Change
+from weightsurgery.unlearning.system import System
+from weightsurgery.vectors.lora_files import AdapterPlan
+
+__all__ = ["BySystem", "How", "SystemPlan"]
+
+
+@dataclass(frozen=True)
+class How:
+    """How to forget.
+
+    Attributes:
+        method: A name of :data:`weightsurgery.unlearning.methods.METHODS`.
+        settings: The method's own, by name; the others are as published.
+        training: Fields of :class:`~weightsurgery.learning.settings.Training`, likewise.
+        lora_rank: Train a LoRA adapter of this rank; None for the method's way.
+        rank: Truncate what was found; None for as it is.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    lora_rank: int | None = None
+    rank: RankRule | None = None
+
+    def trained(self, row: type[System]) -> Training:
+        """The training: as published but for what is given; epochs give way to steps and back."""
+        given = dict(self.training)
+        if given.get("epochs") is not None and given.get("steps") is None:
+            given["steps"] = None
+        return replace(row.published, **given)
+
+
+@dataclass(frozen=True)
+class BySystem(OnModel):
+    """Forget by a system.
+
+    Attributes:
+        name: The system's.
+        row: The system.
+        settings: Its settings, of the class that it says.
+        training: How it trains.
+        lora_rank: Of the adapter that is trained, if one is.
+    """
+
+    name: str
+    row: type[System]
+    settings: Any
+    training: Training
+    lora_rank: int | None
+    distributed = True
+    allow_harm = True  # it is told: these are for comparison
+
+    @classmethod
+    def of(cls, how: How) -> BySystem:
+        """A system with its settings.
+
+        Raises:
+            EditError: There is none of this name, or settings that make no sense.
+        """
+        row = system(how.method)
+        settings, training = settings_of(row, how.settings), how.trained(row)
+        if how.lora_rank is not None and how.lora_rank < 1:
+            raise EditError(f"LoRA rank {how.lora_rank}", "Give a whole number from 1.")
+        if how.lora_rank is not None and not row.takes_rank:
+            raise EditError(f"{how.method} as a LoRA adapter", "Leave out --lora-rank.")
+        rank = how.lora_rank if how.lora_rank is not None else row.adapter_rank
+        return cls(how.method, row, settings, training, rank)
+
+    @property
+    def seed(self) -> int:  # type: ignore[override]
+        """See :class:`Method`."""
+        return self.training.seed
+
+    @property
+    def max_length(self) -> int | None:  # type: ignore[override]
+        """See :class:`OnModel`."""
+        return self.training.max_length
+
+    @property
+    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See :class:`Method`."""
+        return () if self.lora_rank is None else ("peft",)
+
+    def described(self, job: Job) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {
+            "method": self.name,
+            "source": self.row.paper,
+            "settings": asdict(self.settings),
+            "training": asdict(self.training),
+            "lora_rank": self.lora_rank,
+            "rank": None if job.rank is None else str(job.rank),
+            "selection": asdict(job.selection),
+            "chosen": job.chosen,
+        }
+
+    def check(self, keep: bool, unseen: bool) -> None:
+        """Refuse to work without the data that it works on.
+
+        Raises:
+            EditError: It lacks some.
+        """
+        row, settings = self.row, self.settings
+        if row.keeps(settings) and not keep:
+            instead = ", or a λ of your own with --set scale=0.5" * (
+                hasattr(settings, "scale") and not row.keeps(replace(settings, scale=1.0))
+            )
+            raise EditError(
+                f"{self.name} without data to keep, which it works on",
+                f"Give --keep FILE{instead}.",
+            )
+        if row.needs_unseen and not unseen:
+            raise EditError(
+                f"{self.name} without data the model never saw, which it measures by",
+                "Give --unseen FILE: texts of the same form as those to forget.",
+            )
+
+    def factors(self, job: Job) -> RankRule:
+        """See :class:`Method`."""
+        rule = job.rank or (None if self.lora_rank is None else Rank(self.lora_rank))
+        if rule is None:
+            raise EditError(
+                f"--as adapter with {self.name} in full: the change is of full rank",
+                "Train an adapter with --lora-rank R, or pass --rank K to truncate what is found.",
+            )
+        return rule
+
+    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> SystemPlan:
+        """See :class:`Method`."""
+        entries, rank, how = job.base.entries, self.lora_rank, self.training
+        sizes = [entries[name].numel for name in job.names]
+        if rank is not None:
+            sizes = [rank * sum(entries[name].shape) for name in job.names]
+        return SystemPlan(
+            edit,
+            self.name,
+            self.row.paper,
+            asdict(self.settings),
+            how.steps,
+            how.epochs,
+            how.learning_rate,
+            how.batch_size,
+            rank,
+            str(vector),
+            4 * sum(sizes),
+            finished,
+            len(job.sets.examples),
+            sum(len(each.examples) for each in job.sets.keep),
+            sum(len(each.examples) for each in job.sets.unseen),
+            len(job.names),
+            sum(sizes),
+            weights=4 * sum(entry.numel for entry in entries.values()),
+            # Gradients, two moments, the values before and after, and models that stand still.
+            training=4 * (5 + self.row.models) * sum(sizes),
+        )
+
+    def kept_bytes(self, job: Job, trained: int) -> int:
+        """See :class:`Method`."""
+        if not self.row.goes_on:
+            return 0
+        how, passes = self.training, len(job.sets.examples) / self.training.batch_size
+        steps = math.ceil(how.epochs * math.ceil(passes)) if how.steps is None else how.steps
+        # Helpers; weights and two moments, of a point and the one before it, or of the one that
+        # a helper's training ends with.
+        points = 6 if steps > how.save_every else 3 * bool(self.row.models)
+        return 4 * trained * (self.row.models + points)
+
+    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+        """See :class:`OnModel`.
+
+        Raises:
+            NonFiniteError: A loss or weight is NaN or infinite.
+        """
+        try:
+            return super().find(job, run, workspace)
+        except NonFiniteError as error:
+            # Trainings are shared with commands whose options have other names.
+            rate = "--lr or --set helper_rate" if hasattr(self.settings, "helper_rate") else "--lr"
+            raise NonFiniteError(
+                f"{self.name}: {error.what}",
+                f"Lower {rate}, take fewer --steps, raise --warmup, or train with --precision"
+                " float32 or bfloat16; at step 1, look for NaN in the checkpoint.",
+            ) from None
+
+    def change(
+        self, job: Job, at: Loaded
+    ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
+        """See :class:`OnModel`.
+
+        Raises:
+            EditError: Nothing changed, or what was not to change.
+        """
+        made = self.row.change(
+            ChangeRequest(
+                at.model,
+                job.tokenizer,
+                tuple(at.held),
+                job.sets.examples,
+                [each for rows in job.sets.keep for each in rows.examples],
+                [each for rows in job.sets.unseen for each in rows.examples],
+                self.training,
+                asdict(self.settings),
+                self.lora_rank,
+                job.chosen,
+                at.run.progress,
+                at.workspace,
+            )
+        )
+        strays = [name for name in made.change if name not in at.held]
+        if strays:
+            raise EditError(
+                f"{self.name} changed {strays[0]!r}, which is not among what may change",
+                "Return changes of the request's names alone.",
+            )
+        if not any(_any(each) for each in made.change.values()):
+            raise EditError(f"{self.name} changed nothing", "Raise --lr, or take more --steps.")
+        return made.change, {"training": dict(made.notes)}
+
+    def notices(self, job: Job, found: EditRecord) -> list[str]:
+        """See :class:`Method`."""
+        notices = []
+        if not found.summary[GUARD]["inside"]:
+            notices.append(harm(found.summary[GUARD]))
+        if job.sets.keep and not self.row.keeps(self.settings):
+            notices.append(f"{self.name} does not look at --keep.")
+        if job.sets.unseen and not self.row.needs_unseen:
+            notices.append(f"{self.name} does not look at --unseen.")
+        return notices
+
+
+def _any(change: torch.Tensor | LowRank) -> bool:
+    """Whether a change is one; NaN is, and is refused when it is saved."""
+    return bool((change.S if isinstance(change, LowRank) else change).any())
+
+
+@dataclass(frozen=True)
+class SystemPlan:
+    """What ``ws unlearn`` would train, hold and write, from headers alone.
+
+    Attributes:
+        edit: What it would write.
+        method: The system.
+        source: Where that comes from.
+        settings: All of its settings.
+        steps: Of the training; None where epochs count.
+        epochs: Of the training, where no steps are given.
+        learning_rate: Of the training.
+        batch_size: Of the training.
+        lora_rank: Of the adapter that is trained, if one is.
+        vector: Where the vector would be saved.
+        vector_bytes: Its size, at most.
+        finished: Whether that vector is there already, of the same settings and inputs.
+        examples: To forget, in all.
+        keep_examples: To keep, in all.
+        unseen_examples: That the model never saw, in all.
+        matrices: How many are selected; a method may train fewer.
+        trained: How many numbers are trained, at most.
+        weights: Bytes of the model in float32.
+        training: Bytes of gradients, moments and copies, at most.
+    """
+
+    edit: Plan | AdapterPlan
+    method: str
+    source: str
+    settings: Mapping[str, Any]
+    steps: int | None
+    epochs: float
+    learning_rate: float
+    batch_size: int
+    lora_rank: int | None
+    vector: str
+    vector_bytes: int
+    finished: bool
+    examples: int
+    keep_examples: int
+    unseen_examples: int
+    matrices: int
+    trained: int
+    weights: int
+    training: int
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers and names, for ``--dry-run --json``."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**own, "edit": self.edit.summary()}

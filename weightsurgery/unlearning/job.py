@@ -1,0 +1,188 @@
+"""What a vector is made from: everything that decides it, read and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from weightsurgery.algebra.lowrank import RankRule
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import file_sha256, versions
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.learning.models import tokenizer_files
+from weightsurgery.progress import Progress
+from weightsurgery.surgery.apply import AdapterStorage, Storage
+from weightsurgery.surgery.provenance import (
+    Input,
+    files,
+    folders,
+    hash_files,
+    inputs_of,
+    recorded,
+)
+from weightsurgery.surgery.workers import cores
+from weightsurgery.unlearning.sets import Sets
+from weightsurgery.vectors.lineage import samples_of
+from weightsurgery.vectors.sources import Keep
+
+if TYPE_CHECKING:
+    from weightsurgery.unlearning.method import Method
+
+__all__ = ["Job", "Output", "Run", "distributed"]
+
+
+def distributed() -> bool:
+    """Whether this process is one of several that torchrun or accelerate launched."""
+    return "WORLD_SIZE" in os.environ
+
+
+@dataclass(frozen=True)
+class Run:
+    """Who does the work, and who is told of it.
+
+    Attributes:
+        progress: Called as ``progress(text, done, total)``, in units of what goes on.
+        device: Where models run and matrices are decomposed, as it was named.
+        workers: Threads of the edit; None for as many as suit.
+        command: The command line, for the records.
+    """
+
+    progress: Progress | None = None
+    device: str = "auto"
+    workers: int | None = None
+    command: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written, and where.
+
+    Attributes:
+        out: Directory of the edited checkpoint, or of the adapter.
+        vector: Directory of the vector; None for ``OUT.vector``.
+        scale: λ of the edit; the saved vector is as it was found.
+        scales: Of the edit, as in a selection.
+        storage: dtype and rounding of the result; or an adapter's, which takes a change in factors.
+        overwrite: Replace existing outputs of this tool, vector included.
+        allow_unrelated: Go on although a vector does not derive from the base.
+    """
+
+    out: str | os.PathLike[str]
+    vector: str | os.PathLike[str] | None = None
+    scale: float = 1.0
+    scales: tuple[tuple[str, float], ...] = ()
+    storage: Storage | AdapterStorage | None = None
+    overwrite: bool = False
+    allow_unrelated: bool = False
+
+    @property
+    def target(self) -> Path:
+        """Where the output goes, links resolved."""
+        return Path(os.path.realpath(self.out))
+
+    @property
+    def place(self) -> Path:
+        """Where the vector goes: as named, or beside the output under its name and ``.vector``."""
+        if self.vector is None:
+            return self.target.with_name(f"{self.target.name}.vector")
+        return Path(os.path.realpath(self.vector))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides a vector, read and checked.
+
+    Attributes:
+        base: The checkpoint.
+        tokenizer: Its tokenizer.
+        edit: What is made with the vector: ``project``, ``learn``, ``unlearn`` or ``identify``.
+        method: Finds the change.
+        sets: The data.
+        names: The tensors that may change.
+        selection: That chose them; scales are the edit's alone.
+        device: Where to train.
+        chosen: Whether the selection was made by hand.
+        kept: Vectors and statistics to keep.
+        rank: Truncate what is found; None for as it is.
+        lineage: What the check of the vectors' and statistics' kinship found.
+    """
+
+    base: Checkpoint
+    tokenizer: Any
+    edit: str
+    method: Method
+    sets: Sets
+    names: tuple[str, ...]
+    selection: Selection
+    device: torch.device
+    chosen: bool = True
+    kept: Keep = field(default_factory=Keep)
+    rank: RankRule | None = None
+    lineage: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def learning(self) -> bool:
+        """Whether the data is learned: the vector is then ``W' − W``, and else ``W − W'``."""
+        return self.edit in ("learn", "identify")
+
+    @property
+    def read_places(self) -> list[Path]:
+        """What is read, which no output may touch."""
+        return [*folders(self._read()), *(each.path for each in self.sets.every)]
+
+    def _read(self) -> dict[str, Input]:
+        """The base, and the vectors and statistics to keep."""
+        vectors = {f"keep{n}": vector for n, vector in enumerate(self.kept.vectors, 1)}
+        statistics = {f"keep_inputs{n}": each for n, each in enumerate(self.kept.inputs, 1)}
+        return inputs_of(self.base, vectors, statistics)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The record's entry for each input, with SHA-256; of the base its tokenizer too."""
+        read = self._read()
+
+        def hashed() -> dict[str, Any]:
+            entries = recorded(read, hash_files(read, cores()))
+            entries["base"]["files"] |= {
+                path.name: file_sha256(path) for path in tokenizer_files(self.base.path)
+            }
+            return entries
+
+        entries = self.base.remember(f"inputs {sorted(map(str, files(read)))}", hashed)
+        return {**entries, **self.sets.described(self.edit)}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The vector's parameters, for its record."""
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        return {
+            "edit": self.edit,
+            **self.method.described(self),
+            "selection": asdict(self.selection),
+            "device": self.device.type,
+            **({"processes": processes} if self.method.distributed else {}),
+            "base_samples": samples_of(self.base),
+        }
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what trains, besides what every record names."""
+        packages = ("transformers", "accelerate", "tokenizers", *self.method.packages)
+        return versions() | {name: importlib.metadata.version(name) for name in packages}
+
+    def identity(self) -> Any:
+        """All that decides the vector, as a record of it would hold it."""
+        return json.loads(json.dumps([self.parameters, self.inputs, self.versions]))
+
+    @property
+    def digest(self) -> str:
+        """The same as SHA-256: what a run must share with a killed one."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

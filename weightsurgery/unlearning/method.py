@@ -1,0 +1,177 @@
+"""What a method is to the road: it finds a change, and says what that takes and how it was made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from weightsurgery.algebra.lowrank import LowRank, RankRule
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.errors import DataError, HarmError
+from weightsurgery.learning.guard import BUDGET, Guard, added, harm
+from weightsurgery.learning.parameters import load_float32
+from weightsurgery.learning.stages import encode_rows, is_main
+from weightsurgery.surgery.plan import Plan
+from weightsurgery.unlearning.job import Job, Run
+from weightsurgery.unlearning.matrices import held_as
+from weightsurgery.unlearning.saving import Change
+from weightsurgery.vectors.lora_files import AdapterPlan
+
+if TYPE_CHECKING:
+    from weightsurgery.unlearning.plan import Planned
+
+__all__ = ["GUARD", "Loaded", "Method", "OnModel"]
+
+GUARD = "guard"
+"""Where a record's summary tells what the model is like with the change."""
+
+
+class Method(ABC):
+    """Finds a change, with settings of its own.
+
+    Attributes:
+        seed: Of every draw.
+        packages: What it imports beyond what every training does, by the names of distributions.
+        distributed: Whether several processes may train together.
+    """
+
+    seed: int = 0
+    packages: tuple[str, ...] = ()
+    distributed: ClassVar[bool] = False
+
+    @abstractmethod
+    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+        """Find the change.
+
+        Args:
+            job: What was asked for.
+            run: Who is told of it.
+            workspace: Where a killed run finds what it had.
+
+        Raises:
+            WeightSurgeryError: See :mod:`weightsurgery.errors`.
+        """
+
+    @abstractmethod
+    def described(self, job: Job) -> dict[str, Any]:
+        """Its name and every setting, for the record."""
+
+    @abstractmethod
+    def factors(self, job: Job) -> RankRule:
+        """How many factors the change has, for an adapter.
+
+        Raises:
+            EditError: It is of full rank.
+        """
+
+    @abstractmethod
+    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> Planned:
+        """What it will take, from headers alone.
+
+        Args:
+            job: What was asked for.
+            edit: The plan of writing the output.
+            vector: Where the vector goes.
+            finished: Whether it is there already.
+        """
+
+    def kept_bytes(self, job: Job, trained: int) -> int:
+        """What the training keeps on disk meanwhile, at most, to go on from after a kill.
+
+        Args:
+            job: What was asked for.
+            trained: How many numbers are trained.
+        """
+        return 0
+
+    def notices(self, job: Job, found: EditRecord) -> list[str]:
+        """What the user should know of the vector, a line each."""
+        return []
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A job's model in memory.
+
+    Attributes:
+        model: Float32, on the device to work on.
+        held: The parameters that may change → the matrices they are stored as, in the model's
+            order.
+        run: Who is told of the work.
+        workspace: See :meth:`Method.find`.
+    """
+
+    model: Any
+    held: Mapping[str, str]
+    run: Run
+    workspace: Path
+
+
+class OnModel(Method):
+    """A method that works on the model in memory, which a guard looks at before and after.
+
+    Attributes:
+        max_length: Tokens beyond which examples are split; None for what the model reads.
+        budget: Divergence that ordinary language may suffer, in nats a token.
+        allow_harm: Write what goes beyond it all the same.
+    """
+
+    max_length: int | None = None
+    budget: float = BUDGET
+    allow_harm: bool = False
+
+    @abstractmethod
+    def change(
+        self, job: Job, at: Loaded
+    ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
+        """Find the change; the model is as before in the end, to the bit.
+
+        Returns:
+            ``W' − W`` by parameter, on the CPU, and how it came about, for the record.
+        """
+
+    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+        """See :class:`Method`.
+
+        Raises:
+            DataError: Data that the model cannot take.
+            HarmError: The change goes beyond the budget, and may not.
+            UnsupportedCheckpointError: See :func:`weightsurgery.unlearning.matrices.held_as`.
+        """
+        model: Any = load_float32(job.base)
+        held = held_as(model, job.base, job.names)
+        for each in job.sets.every:
+            try:
+                encode_rows(model, job.tokenizer, each.examples, self.max_length)
+            except DataError as error:
+                raise DataError(f"{each.name}: {error.what}", error.remedy) from None
+        model.to(job.device)
+        guard = None
+        if is_main():
+            guard = Guard(
+                model,
+                job.tokenizer,
+                job.sets.examples,
+                {each.name: each.examples for each in job.sets.keep},
+                role="task" if job.learning else "forget",
+                budget=self.budget,
+                seed=self.seed,
+                progress=run.progress,
+            )
+        change, summary = self.change(job, Loaded(model, held, run, workspace))
+        if guard is not None:
+            with added(model, change):
+                report = guard.report(model).to_dict()
+            if not report["inside"] and not self.allow_harm:
+                raise HarmError(
+                    f"{harm(report)} Nothing was written.",
+                    "Take fewer --steps or a smaller --lr, keep more data, raise --budget if that"
+                    " much is bearable, or pass --allow-harm to write it all the same.",
+                )
+            summary[GUARD] = report
+        return Change({held[name]: each for name, each in change.items()}, summary)

@@ -1,0 +1,89 @@
+"""AU, Who's Harry Potter: what a reinforced model says more strongly is taken away."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.deferred import torch
+from weightsurgery.errors import EditError
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners.losses import soft_cross_entropy
+from weightsurgery.unlearning.by_loss import ByLoss, Grid, check_helpers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.work import Work
+
+
+__all__ = ["GenericLabels", "generic_labels"]
+
+
+@dataclass(frozen=True)
+class Generic:
+    """The settings of AU.
+
+    Attributes:
+        alpha: How much of what the reinforced model says more strongly is taken away.
+        helper_steps: Steps for which that model is trained on what to forget.
+        helper_rate: Its learning rate.
+
+    Raises:
+        EditError: Values that make no sense.
+    """
+
+    alpha: float = 5.0
+    helper_steps: int = 30
+    helper_rate: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise EditError(f"alpha = {self.alpha}", "Give a number above 0.")
+        check_helpers(self.helper_steps, self.helper_rate)
+
+
+def generic_labels(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
+    """``v_base − α ReLU(v_reinforced − v_base)`` (Eldan and Russinovich 2023, arXiv 2310.02238).
+
+    Args:
+        base: Logits of the model before.
+        reinforced: Those of one trained further on what to forget.
+        alpha: How much of what rose is taken away.
+    """
+    return base - alpha * torch.nn.functional.relu(reinforced - base)
+
+
+class GenericLabels(ByLoss):
+    """AU, Who's Harry Potter: labels ``softmax(v_base − α ReLU(v_reinforced − v_base))``.
+
+    Eldan and Russinovich 2023, arXiv 2310.02238. A model trained further on what to forget says
+    which words belong to it; the model is then trained on what it said itself, less these. Their
+    second half, which replaces names by those of a dictionary that a larger model writes, is left
+    out: it needs such a model. α, rates and epochs are ours.
+    """
+
+    name = "au"
+    about = "the model's own labels less what a reinforced one says more strongly"
+    paper = "Eldan and Russinovich 2023, arXiv 2310.02238, without the dictionary of names"
+    published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
+    Settings = Generic
+    models = 2
+    bench = (Grid("generic labels of a reinforced model (AU), no dictionary", rates=(3e-4, 1e-3)),)
+
+    @classmethod
+    def prepare(cls, work: Work) -> dict[str, Any]:
+        """The model before, and the reinforced one."""
+        work.helpers = 1
+        how = work.settings.helper_steps, work.settings.helper_rate
+        return {"base": work.values(), "reinforced": work.tuned("reinforced", work.forget, *how)}
+
+    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+        """See :class:`Unlearner`."""
+        base, reinforced = (
+            self.said_by(which, forget.inputs).counted for which in ("base", "reinforced")
+        )
+        target = generic_labels(base.float(), reinforced.float(), self.settings.alpha)
+        return soft_cross_entropy(target, forget.counted, forget.whole.tokens)

@@ -1,0 +1,39 @@
+"""CPEM with a LoRA adapter, one factor of which is negated.
+
+CPEM negates an adapter inside: the factor ``A`` or the factor ``B`` of LoRA, never both (which
+would change nothing), and ``l → (1 + s) − s·l`` of (IA)³. On the weights both are plain negation,
+``−s · (B A)`` and ``−s · (l − 1) ∘ W``, so that what distinguishes them is what was trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightsurgery.learning.settings import Training
+from weightsurgery.unlearning.merging import ByMerging, Line, Points, vector
+
+if TYPE_CHECKING:
+    from weightsurgery.unlearning.change_request import ChangeRequest
+
+
+__all__ = ["NegatedLora"]
+
+
+class NegatedLora(ByMerging):
+    """``W − s·BA`` of a trained LoRA adapter (Zhang et al. 2023, arXiv 2306.14870)."""
+
+    name = "cpem-lora"
+    about = "W − s·BA, a LoRA adapter with one factor negated"
+    paper = "CPEM, Zhang et al., arXiv 2306.14870"
+    published = Training(learning_rate=1e-3, batch_size=32)  # the rate is ours
+    adapter_rank = 16
+    bench = (
+        Points((0.75, 1.0, 1.25, 1.5), rate=10),
+        Points((0.25, 0.375, 0.5, 0.75), rate=20),
+    )
+
+    @classmethod
+    def line(cls, request: ChangeRequest) -> Line:
+        """See :class:`ByMerging`."""
+        rank = request.lora_rank or cls.adapter_rank
+        return Line(vector(request, request.forget, lora_rank=rank))

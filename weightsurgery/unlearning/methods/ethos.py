@@ -1,0 +1,61 @@
+"""Ethos: the task vector's large entries in the singular basis of tuned weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from weightsurgery.learning.settings import Training
+from weightsurgery.unlearning.merging import ByMerging, Line, Points, Scale, check_setting, vector
+
+if TYPE_CHECKING:
+    from weightsurgery.unlearning.change_request import ChangeRequest
+
+
+__all__ = ["Ethos"]
+
+
+@dataclass(frozen=True)
+class Threshold(Scale):
+    """The settings of Ethos.
+
+    Attributes:
+        threshold: Entries below this share of the largest are dropped; the published one.
+
+    Raises:
+        EditError: Values that make no sense.
+    """
+
+    threshold: float = 0.03
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_setting("threshold", self.threshold, "a share from 0 to 1", 0, 1)
+
+
+class Ethos(ByMerging):
+    """``W − λT'``, T' the large entries of ``Uᵀ T V`` (Gao et al. 2024, arXiv 2403.08994).
+
+    U and V are of W tuned to what is to be kept.
+    """
+
+    name = "ethos"
+    about = "W − λT, T without its small entries in the singular basis of W tuned to keep data"
+    paper = "Ethos, Gao et al., arXiv 2403.08994"
+    published = Training(learning_rate=1e-4, batch_size=32)  # the rate is ours
+    Settings = Threshold
+    needs_keep = True
+    bench = (Points((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
+
+    @classmethod
+    def line(cls, request: ChangeRequest) -> Line:
+        """See :class:`ByMerging`."""
+        from weightsurgery.algebra.negations import specific
+
+        threshold = request.settings["threshold"]
+        task, auxiliary = vector(request, request.forget), vector(request, request.keep)
+        for name, t in task.items():
+            if t.ndim == 2:  # biases and norms have no singular basis
+                weights = request.model.get_parameter(name).detach().cpu() + auxiliary[name]
+                task[name] = specific(t, weights, threshold)
+        return Line(task)

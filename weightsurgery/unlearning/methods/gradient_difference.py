@@ -1,0 +1,59 @@
+"""Gradient ascent on what to forget against descent on what to keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from weightsurgery.errors import EditError
+from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weightsurgery.learning.unlearners.said import Said
+
+
+__all__ = ["GradientDifference"]
+
+
+@dataclass(frozen=True)
+class KeepWeight:
+    """How much what to keep counts.
+
+    Attributes:
+        keep_weight: Factor of the loss on what to keep.
+
+    Raises:
+        EditError: A negative or infinite factor.
+    """
+
+    keep_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_weight < math.inf:
+            raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
+
+
+class GradientDifference(ByLoss):
+    """``L = −CE(D_f) + w CE(D_r)`` (Liu et al. 2022, arXiv 2203.12817).
+
+    The control of TOFU (arXiv 2401.06121). Published: ``w`` = 1. Rate, batches and epochs are
+    gradient ascent's.
+    """
+
+    name = "gradient-difference"
+    about = "−CE(forget) + CE(keep)"
+    paper = "Liu et al. 2022, arXiv 2203.12817"
+    published = GradientAscent.published
+    Settings = KeepWeight
+    needs_keep = True
+    bench = (Grid("trained on −CE(forget) + CE(keep)", rates=(1e-4, 3e-4)),)
+
+    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+        """See :class:`Unlearner`."""
+        assert keep is not None
+        weight: float = self.settings.keep_weight
+        return weight * keep.cross_entropy - forget.cross_entropy

@@ -1,0 +1,350 @@
+"""Subspace identification: the task vector of a data set, layer by layer, saved.
+
+:mod:`weightsurgery.learning.identify` trains; here the data is read, and the change told by the
+names that the checkpoint has for its tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from weightsurgery.algebra.lowrank import RankRule
+from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, read_record
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.staging import check_target, held_bytes
+from weightsurgery.checkpoint.tied import tied_copies
+from weightsurgery.errors import EditError, OutputError
+from weightsurgery.learning.identify import ALL_LINEAR, DELTA, as_rows, is_main, train
+from weightsurgery.learning.method import Method as Modes
+from weightsurgery.learning.method import stages_of
+from weightsurgery.learning.models import load_tokenizer, quiet
+from weightsurgery.learning.parameters import (
+    load_float32,
+    parameters_of,
+    random_model,
+    save_tensors,
+    sole_name,
+)
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.stages import process_device, values_of, wait_for_all
+from weightsurgery.learning.trainer import writing
+from weightsurgery.learning.training import isolated
+from weightsurgery.progress import Progress
+from weightsurgery.unlearning.job import Job, Run
+from weightsurgery.unlearning.method import Method
+from weightsurgery.unlearning.saving import Change, find_and_save, workspace_of
+from weightsurgery.unlearning.sets import Sets
+from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
+
+__all__ = ["Identify", "Plan", "identify", "plan", "read_job"]
+
+Name = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an identification would train and hold, from headers alone.
+
+    Attributes:
+        mode: The method's.
+        stages: Name, tensors and trained numbers of each stage, in order.
+        weights: Bytes of the model in float32.
+        gradients: Bytes of the gradients of the largest stage.
+        optimiser: Bytes of AdamW's two moments for the largest stage.
+        originals: Bytes of the base's values that keep data need.
+        disk: Bytes beside the output while work goes on, output included.
+    """
+
+    mode: str
+    stages: tuple[tuple[str, int, int], ...]
+    weights: int
+    gradients: int
+    optimiser: int
+    originals: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Identify(Method):
+    """Find the task vector of a data set.
+
+    Attributes:
+        modes: The mode, and what belongs to it.
+        training: How to train.
+    """
+
+    modes: Modes
+    training: Training
+    distributed = True
+
+    @property
+    def seed(self) -> int:  # type: ignore[override]
+        """See :class:`Method`."""
+        return self.training.seed
+
+    @property
+    def packages(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See :class:`Method`."""
+        return () if self.modes.lora_rank is None else ("peft",)
+
+    def described(self, job: Job) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {"method": asdict(self.modes), "training": asdict(self.training)}
+
+    def factors(self, job: Job) -> RankRule:
+        """See :class:`Method`; identification writes a vector alone."""
+        self._no_edit()
+
+    def plan(self, job: Job, edit: Any, vector: Path, finished: bool) -> NoReturn:
+        """See :class:`Method`; identification writes a vector alone: see :meth:`planned`."""
+        self._no_edit()
+
+    def _no_edit(self) -> NoReturn:
+        raise EditError(
+            "identify applies no edit", "Apply its vector with 'ws negate' or 'ws add'."
+        )
+
+    def planned(self, job: Job) -> Plan:
+        """What it will take."""
+        entries, rank = job.base.entries, self.modes.lora_rank
+
+        def numbers(entry: TensorEntry) -> int:
+            if rank is None:
+                return entry.numel
+            return rank * sum(entry.shape) if len(entry.shape) == 2 else 0
+
+        stages = tuple(
+            (stage.name, len(stage.parameters), sum(numbers(entries[n]) for n in stage.parameters))
+            for stage in stages_of(list(job.names), self.modes)
+        )
+        largest = max(count for _, _, count in stages)
+        total = sum(count for _, _, count in stages)
+        originals = total if job.sets.keep and rank is None else 0
+        # Finished stages, the tuned tensors, the vector; a point to go on from, and the one
+        # before it; in mode literal the first values too.
+        copies = 4 if self.modes.mode == "literal" else 3
+        return Plan(
+            self.modes.mode,
+            stages,
+            weights=4 * sum(entry.numel for entry in entries.values()),
+            gradients=4 * largest,
+            optimiser=8 * largest,
+            originals=4 * originals,
+            disk=4 * (copies * total + 6 * largest),
+        )
+
+    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+        """See :class:`Method`: loads, trains, and tells the changes by their stored names.
+
+        Raises:
+            OutputError: Too little space, or what is trained cannot be written.
+        """
+        base, modes, training, root = job.base, self.modes, self.training, workspace.parent
+        if is_main():
+            self._check_space(job, root)
+        with isolated(), quiet():
+            literal = modes.mode == "literal"
+            model = random_model(base, training.seed) if literal else load_float32(base)
+            stored = parameters_of(model, base, job.names)
+            names = list(stored)
+            initial = values_of(model, names) if literal else {}
+            rows, retain = as_rows(
+                model,
+                job.tokenizer,
+                job.sets.examples,
+                [each for rows in job.sets.keep for each in rows.examples],
+                [each for rows in job.sets.validation_target for each in rows.examples],
+                training,
+                modes,
+            )
+            trained, factors = train(
+                model, names, rows, training, modes, job.device, retain, workspace, run.progress
+            )
+            summary = {"stages": [asdict(each) for each in trained]}
+            if factors is not None:
+                by_name = {sole_name(base, stored[n], each): each for n, each in factors.items()}
+                return Change(by_name, summary)
+            values = values_of(model, names)
+            if not is_main():
+                return Change({}, summary)
+            with writing(root.parent):
+                before = save_tensors(model, initial, root / "initial") if literal else base
+                after = save_tensors(model, values, root / "tuned")
+            found = FinetunedChange(before, after, missing="base")
+            return Change(_Differences(job, found), summary)
+
+    def _check_space(self, job: Job, root: Path) -> None:
+        needed = self.planned(job).disk - held_bytes(root)
+        free = shutil.disk_usage(root).free
+        if needed > free:
+            raise OutputError(
+                f"{root.parent}: {needed / 1e6:.0f} MB needed while training, {free / 1e6:.0f}"
+                " MB free",
+                "Free some space, or write to another disk with -o.",
+            )
+
+
+class _Differences(Mapping[str, torch.Tensor]):
+    """What changed, read tensor by tensor: float32 differences of the tensors' shapes."""
+
+    def __init__(self, job: Job, found: FinetunedChange) -> None:
+        # A head tied to its embedding changes with it, stored apart or not.
+        copies = {copy for copy, name in tied_copies(job.base).items() if name in job.names}
+        self._base, self._found, among = job.base, found, {*job.names, *copies}
+        self._names = [n for n in job.base.entries if n in among and found.at(n) is not None]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        entry, delta = self._base.entry(name), self._found.at(name)
+        if delta is None:
+            raise KeyError(name)
+        change = torch.zeros(entry.rows, *entry.columns)
+        for start, stop in entry.blocks():
+            before = self._found.base.rows(name, start, stop).float()
+            delta.add_rows(change[start:stop], start, stop, 1.0, before)
+        return change.reshape(entry.shape)
+
+
+def read_job(
+    base: Checkpoint,
+    data: Name,
+    keep: Sequence[Name],
+    validation: Name | None,
+    training: Training,
+    method: Modes,
+    selection: Selection,
+    device: str,
+) -> Job:
+    """Reads the data and checks what can be checked before a model is loaded.
+
+    Args:
+        base: The checkpoint.
+        data: What to learn.
+        keep: What to hold on to.
+        validation: What to watch.
+        training: How to train.
+        method: The mode and what belongs to it.
+        selection: Which tensors.
+        device: Where.
+
+    Raises:
+        WeightSurgeryError: See :mod:`weightsurgery.errors`.
+    """
+    where = process_device(device)
+    refuse_quantised(base)
+    if training.patience is not None and validation is None:
+        raise EditError("patience without validation data", "Give --validation FILE.")
+    if keep and method.mode == "literal":
+        raise EditError(
+            "keep data in mode literal: a model of random weights has nothing to keep",
+            "Use --mode delta or joint.",
+        )
+    names = tuple(selection.resolve(base.entries))
+    stages_of(list(names), method)
+    tokenizer = load_tokenizer(base.path)
+    sets = Sets.read(
+        tokenizer,
+        target=[os.fspath(data)],
+        keep=[os.fspath(each) for each in keep],
+        validation_target=[] if validation is None else [os.fspath(validation)],
+        apart=False,
+    )
+    found = Identify(method, training)
+    return Job(base, tokenizer, "identify", found, sets, names, selection, where)
+
+
+def identify(
+    checkpoint: Name,
+    data: Name,
+    out: Name,
+    training: Training,
+    method: Modes = DELTA,
+    *,
+    selection: Selection = ALL_LINEAR,
+    keep: Sequence[Name] = (),
+    validation: Name | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> EditRecord:
+    """Finds the task vector of a data set and saves it, all or nothing.
+
+    A run that was killed goes on where it stopped when it is started again with the same
+    arguments, and gives the same vector. Under torchrun or accelerate all processes train and the
+    first one writes.
+
+    Args:
+        checkpoint: A directory or ``org/name[@revision]``.
+        data: Prompts and completions; see `data.read_examples`.
+        out: Directory for the vector: float32 differences to the checkpoint as it is stored, or
+            an adapter's change as low-rank factors.
+        training: How to train.
+        method: The mode, and what belongs to it.
+        selection: Which tensors, by the checkpoint's names.
+        keep: Data on which the model is held to what the checkpoint says.
+        validation: Data on which the loss is watched; the best weights count.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        overwrite: Replace an existing output of this tool.
+        command: The command line, for the record.
+        progress: Called as ``progress(text, done, total)`` in steps.
+
+    Returns:
+        The vector's record.
+
+    Raises:
+        WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left behind then.
+    """
+    with Checkpoint.open(checkpoint) as base:
+        job = read_job(base, data, keep, validation, training, method, selection, device)
+        place, by = Path(os.path.realpath(out)), Run(progress, device, command=command)
+        if not is_main():
+            job.method.find(job, Run(device=device), workspace_of(job, place))
+            wait_for_all()
+            return read_record(place)
+        record = find_and_save(
+            job, place, overwrite, lambda workspace: job.method.find(job, by, workspace), command
+        )
+        wait_for_all()
+        return record
+
+
+def plan(
+    checkpoint: Name,
+    data: Name,
+    out: Name,
+    training: Training,
+    method: Modes = DELTA,
+    *,
+    selection: Selection = ALL_LINEAR,
+    keep: Sequence[Name] = (),
+    validation: Name | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> Plan:
+    """What `identify` with these arguments would train and hold; no weight is read.
+
+    Raises:
+        WeightSurgeryError: What `identify` would raise before it loads the model.
+    """
+    with Checkpoint.open(checkpoint) as base:
+        job = read_job(base, data, keep, validation, training, method, selection, device)
+        check_target(Path(os.path.realpath(out)), job.read_places, overwrite)
+        return Identify(method, training).planned(job)

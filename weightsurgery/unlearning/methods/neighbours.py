@@ -1,0 +1,151 @@
+"""By neighbours: answer as one who never knew, and stay as one is about everything alike.
+
+The default of ``ws project`` and ``ws learn`` for data sets; see
+:mod:`weightsurgery.learning.forget`, which does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.errors import EditError, HarmError
+from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours
+from weightsurgery.surgery.plan import Plan
+from weightsurgery.unlearning.job import Job
+from weightsurgery.unlearning.method import Loaded, OnModel
+from weightsurgery.unlearning.plan import Planned, training_plan
+from weightsurgery.unlearning.search import Search
+from weightsurgery.vectors.lora_files import AdapterPlan
+
+__all__ = ["Neighbours"]
+
+
+@dataclass(frozen=True)
+class Neighbours(OnModel):
+    """Forget or learn by neighbours.
+
+    Attributes:
+        search: With settings for neighbours.
+    """
+
+    search: Search
+    packages = ("peft",)
+
+    @property
+    def settings(self) -> ByNeighbours:
+        """The settings for neighbours."""
+        assert self.search.neighbours is not None
+        return self.search.neighbours
+
+    @property
+    def seed(self) -> int:  # type: ignore[override]
+        """See :class:`Method`."""
+        return self.search.seed
+
+    @property
+    def budget(self) -> float:  # type: ignore[override]
+        """See :class:`OnModel`."""
+        return self.search.budget
+
+    @property
+    def allow_harm(self) -> bool:  # type: ignore[override]
+        """See :class:`OnModel`."""
+        return self.search.allow_harm
+
+    def described(self, job: Job) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {"method": "neighbours", **self.search.described()}
+
+    def factors(self, job: Job) -> RankRule:
+        """See :class:`Method`: the change is trained in factors."""
+        return job.rank or Rank(self.settings.rank)
+
+    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> Planned:
+        """See :class:`Method`."""
+        return training_plan(job, self.search, edit, vector, finished)
+
+    def check(self, job: Job) -> None:
+        """Refuse what it cannot keep or watch.
+
+        Raises:
+            EditError: Vectors or statistics to keep, or validation data.
+        """
+        other, kept = "learn" if job.learning else "strangers", job.kept
+        if kept.vectors or kept.inputs:
+            label = kept.vectors[0].label if kept.vectors else kept.inputs[0].label
+            raise EditError(
+                f"--keep {label}: --objective neighbours keeps data sets, by what the model says of"
+                " them",
+                f"Keep a data set, or pass --objective {other}, which trains outside the span of"
+                " vectors and statistics.",
+            )
+        if job.sets.watching:
+            raise EditError(
+                "validation data with --objective neighbours, which ends by what it sees itself",
+                f"Leave it out, or pass --objective {other}.",
+            )
+
+    def change(
+        self, job: Job, at: Loaded
+    ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
+        """See :class:`OnModel`.
+
+        Raises:
+            HarmError: No change inside the budget forgets, or learns, anything.
+        """
+        search, learning = self.search, job.learning
+        found = change_by_neighbours(
+            at.model,
+            job.tokenizer,
+            job.sets.examples,
+            [each.examples for each in job.sets.keep],
+            list(at.held),
+            replace(self.settings, training=replace(self.settings.training, budget=search.budget)),
+            learning=learning,
+            workspace=at.workspace,
+            progress=at.run.progress,
+        )
+        first, last = found.looks[0], found.chosen or found.looks[-1]
+        gained = last.known - first.known if learning else first.known - last.known
+        if not search.allow_harm and (found.chosen is None or gained <= 0):
+            raise HarmError(
+                f"nothing was {'learned' if learning else 'forgotten'} inside the budget of"
+                f" {search.budget:g} nats a token: after"
+                f" {found.looks[-1].step} steps the truth is the likeliest answer at"
+                f" {found.looks[-1].known:.0%} of its places ({first.known:.0%} before), and"
+                f" ordinary language has moved by {found.looks[-1].language:.3g}",
+                "Take more --steps, raise --budget if that much is bearable, or pass --allow-harm"
+                " to write it all the same.",
+            )
+        trained = {"first_loss": found.trained.first_loss, "last_loss": found.trained.last_loss}
+        looks = [{k: v for k, v in asdict(each).items() if k != "left"} for each in found.looks]
+        return found.change, {
+            "rounds": [trained],
+            "watched": [],
+            "looks": looks,
+            "steps": last.step,
+            "gathered": found.notes,
+        }
+
+    def notices(self, job: Job, found: EditRecord) -> list[str]:
+        """See :class:`Method`."""
+        steps = found.summary["steps"]
+        look = next(each for each in found.summary["looks"] if each["step"] == steps)
+        if job.learning and look["known"] < 0.99:
+            return [
+                f"At {1 - look['known']:.0%} of the places where it was to be learned the truth is"
+                " not yet what is said: take more --steps, or a larger --budget."
+            ]
+        if not job.learning and look["known"] > 0.01:
+            return [
+                f"At {look['known']:.0%} of the places where the truth would be said it is still"
+                " the likeliest answer: take more --steps, or a larger --budget."
+            ]
+        return []

@@ -1,0 +1,220 @@
+"""In rounds: change weights where what is to stay hardly feels it, and look, again and again.
+
+What ``ws project`` and ``ws learn`` do for data sets with objective ``strangers``, ``negate`` or
+``learn``; see :mod:`weightsurgery.learning.rounds`, which does it.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weightsurgery.algebra.discriminate import KeepSpace
+from weightsurgery.algebra.lowrank import LowRank, RankRule
+from weightsurgery.checkpoint.naming import is_transposed
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import input_width
+from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning.kept import Kept
+from weightsurgery.learning.rounds import find_change
+from weightsurgery.learning.watch import Rule, Watch
+from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.workers import torch_threads
+from weightsurgery.unlearning.job import Job
+from weightsurgery.unlearning.method import Loaded, OnModel
+from weightsurgery.unlearning.plan import Planned, training_plan
+from weightsurgery.unlearning.search import Search
+from weightsurgery.vectors.lora_files import AdapterPlan
+from weightsurgery.vectors.statistics import total_gram
+
+__all__ = ["InRounds"]
+
+# A loss that is still above this share of the first is worth a word.
+_LITTLE = 0.5
+
+
+@dataclass(frozen=True)
+class InRounds(OnModel):
+    """Forget or learn in rounds.
+
+    Attributes:
+        search: With settings for rounds.
+    """
+
+    search: Search
+
+    @property
+    def seed(self) -> int:  # type: ignore[override]
+        """See :class:`Method`."""
+        return self.search.seed
+
+    @property
+    def budget(self) -> float:  # type: ignore[override]
+        """See :class:`OnModel`."""
+        return self.search.budget
+
+    @property
+    def allow_harm(self) -> bool:  # type: ignore[override]
+        """See :class:`OnModel`."""
+        return self.search.allow_harm
+
+    def described(self, job: Job) -> dict[str, Any]:
+        """See :class:`Method`."""
+        return {"method": "rounds from data", **self.search.described()}
+
+    def factors(self, job: Job) -> RankRule:
+        """See :class:`Method`."""
+        if job.rank is None:
+            raise EditError(
+                "--as adapter with data: the change that is trained is of full rank",
+                "Pass --rank K (or --energy E) to truncate it; what that loses is reported.",
+            )
+        return job.rank
+
+    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> Planned:
+        """See :class:`Method`."""
+        return training_plan(job, self.search, edit, vector, finished)
+
+    def check(self, job: Job) -> None:
+        """Refuse what says nothing of inputs.
+
+        Raises:
+            EditError: No data to keep and no prompts.
+        """
+        if not job.sets.keep and not self.search.rounds.prompts:
+            raise EditError(
+                "no data to keep and no prompts: nothing says what inputs look like",
+                "Give data with --keep, or leave out --prompts 0.",
+            )
+
+    def change(
+        self, job: Job, at: Loaded
+    ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
+        """See :class:`OnModel`.
+
+        Raises:
+            EditError: Nothing was found.
+        """
+        found = find_change(
+            at.model,
+            job.tokenizer,
+            job.sets.examples,
+            _kept(job, at.held, self.search),
+            self.search.rounds,
+            selection=Selection("all", tuple(glob.escape(name) for name in at.held)),
+            watch=_watch(job, self.search),
+            progress=at.run.progress,
+        )
+        if not any(bool(each.any()) for each in found.change.values()):
+            done = "taught" if job.learning else "forgot"
+            raise EditError(
+                f"nothing was found: no look {done} anything and left every validation set at"
+                f" {self.search.threshold:.1%} of its accuracy",
+                "If a set suffered, lower --lr or --epsilon or keep more data; if nothing moved,"
+                " take more --steps or --rounds.",
+            )
+        return found.change, {
+            "rounds": [{"first_loss": first, "last_loss": last} for first, last in found.losses],
+            "watched": [_look(each) for each in found.watched],
+        }
+
+    def notices(self, job: Job, found: EditRecord) -> list[str]:
+        """See :class:`Method`."""
+        notices, rounds = [], found.summary["rounds"]
+        first, last = rounds[0]["first_loss"], rounds[-1]["last_loss"]
+        if self.search.objective != "negate" and last > _LITTLE * first:
+            notices.append(
+                f"The loss hardly fell ({first:.3g} to {last:.3g}): take more --steps, or leave"
+                " more room with a larger --epsilon or, keeping vectors, a smaller --keep-rank."
+            )
+        if not (job.sets.keep or job.kept.vectors or job.kept.inputs):
+            notices.append(
+                "Nothing was named to keep: texts of random words stood for it. What must stay is"
+                " safer named with --keep."
+            )
+        return notices
+
+
+def _kept(job: Job, held: Mapping[str, str], search: Search) -> Kept:
+    base, statistics = job.base, job.kept.inputs
+
+    def gram(parameter: str) -> torch.Tensor | None:
+        name = held[parameter]
+        return total_gram(statistics, name, input_width(base, name)) if statistics else None
+
+    directions = {}
+    with torch_threads(1):
+        for parameter, name in held.items():
+            found = _directions(job, name, search)
+            if found is not None:
+                directions[parameter] = found
+    return Kept([each.examples for each in job.sets.keep], directions, gram)
+
+
+def _directions(job: Job, name: str, search: Search) -> torch.Tensor | None:
+    """Input directions of the vectors to keep, ``(n, q)``; None where none changes the matrix."""
+    base, entry = job.base, job.base.entry(name)
+    factors = []
+    for vector in job.kept.vectors:
+        delta = vector.at(name)
+        if delta is None:
+            continue
+        truncation = delta.truncated(
+            lambda start, stop: base.rows(name, start, stop),
+            (entry.shape[0], entry.shape[1]),
+            search.keep_rank,
+            transposed=is_transposed(name, base.config),
+            device=job.device,
+            seed=search.seed,
+        )
+        factors.append(truncation.factors)
+    return KeepSpace.of(factors).V if factors else None
+
+
+class _KnownBefore(Watch):
+    """A watch that refuses to look at what the model does not know in the first place."""
+
+    def begin(self, model: Any, tokenizer: Any, names: Sequence[str]) -> None:
+        """See :class:`Watch`.
+
+        Raises:
+            DataError: The base knows nothing of a validation set, or all of what to learn.
+        """
+        super().begin(model, tokenizer, names)
+        for name, known in self.seen[0].items():
+            if known == 0 and (name or not self.learning):
+                what = name or "the data to forget"
+                raise DataError(
+                    f"{what}: the base answers none of it, so there is nothing to watch",
+                    "Watch what the base knows; a completion may lack the space before it.",
+                )
+        if self.learning and self.seen[0][""] == 1:
+            raise DataError("the data to learn: the base knows all of it", "Learn something new.")
+
+
+def _watch(job: Job, search: Search) -> Watch | None:
+    if not job.sets.watching:
+        return None
+    sets, rounds = job.sets, search.rounds
+    target = sets.validation_target[0].examples if sets.validation_target else sets.examples
+    # So that the last step of a round is looked at, and not every one.
+    every = next((n for n in (10, 9, 8, 7, 6, 5) if rounds.steps % n == 0), min(10, rounds.steps))
+    return _KnownBefore(
+        target,
+        {each.name: each.examples for each in sets.validation_keep},
+        Rule(search.threshold),
+        rounds.steps if rounds.objective == "negate" else every,
+        search.learning,
+    )
+
+
+def _look(scores: Mapping[str, float]) -> dict[str, Any]:
+    """What the watch saw at a step; 0 is before any."""
+    kept = {name: value for name, value in scores.items() if name not in ("", "step")}
+    return {"step": int(scores.get("step", 0)), "target": scores[""], "keep": kept}

@@ -1,0 +1,217 @@
+"""The road: a job's vector is found and saved, and one streaming edit applies it.
+
+What a method found on the model in memory is saved as one task vector beside the output,
+``W' = W − T`` to forget and ``W + T`` to learn. Then one edit writes the output, as ``ws negate``
+and ``ws add`` would of that vector; or an adapter, if the vector is in factors. A vector that a
+killed run of the same settings and inputs had finished is used again; a training that was killed
+goes on where its method saves points of it. Under torchrun or accelerate all processes train, and
+the first one writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
+from weightsurgery.learning.stages import is_main
+from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
+from weightsurgery.surgery.edits import Add, Negate
+from weightsurgery.unlearning.job import Job, Output, Run
+from weightsurgery.unlearning.plan import Planned, check_space
+from weightsurgery.unlearning.saving import find_and_save, finished, workspace_of
+from weightsurgery.vectors.deltas import DenseDelta
+from weightsurgery.vectors.saved import SavedChange
+from weightsurgery.vectors.task_vector import TaskVector
+
+__all__ = ["Coming", "Forget", "Unlearned", "plan", "run"]
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """What came of an edit from data.
+
+    Attributes:
+        applied: The edit.
+        vector: Record of the saved vector.
+        place: Where that is.
+        reused: It was there already, finished by an earlier run.
+        notices: Things the user should know, a line each.
+    """
+
+    applied: Applied
+    vector: EditRecord
+    place: Path
+    reused: bool
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Forget(Negate):
+    """``W' = W − λ T``, with how ``T`` was found in the record."""
+
+    how: Mapping[str, Any] = field(default_factory=dict)
+    name: ClassVar[str] = "project"
+
+    def parameters(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.surgery.edit.Edit`."""
+        return {**self.how, **super().parameters()}
+
+
+@dataclass(frozen=True)
+class _Unlearn(Forget):
+    """The same by a system of the survey."""
+
+    name: ClassVar[str] = "unlearn"
+
+
+@dataclass(frozen=True)
+class _Learn(Add):
+    """``W' = W + λ T``, with how ``T`` was found in the record."""
+
+    how: Mapping[str, Any] = field(default_factory=dict)
+    name: ClassVar[str] = "learn"
+
+    def parameters(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.surgery.edit.Edit`."""
+        return {**self.how, **super().parameters()}
+
+
+_EDITS: Mapping[str, type[Forget] | type[_Learn]] = {
+    "project": Forget,
+    "unlearn": _Unlearn,
+    "learn": _Learn,
+}
+
+
+@dataclass
+class Coming:
+    """A change that is still to be trained, for plans: which matrices, and nothing of what."""
+
+    names: Sequence[str]
+    label: str = "the change to be trained"
+
+    def at(self, name: str) -> DenseDelta | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return DenseDelta(self._rows) if name in self.names else None
+
+    def provenance(self) -> Mapping[str, Any]:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return {"kind": "memory", "name": self.label, "paths": []}
+
+    @staticmethod
+    def _rows(start: int, stop: int) -> Any:
+        raise AssertionError("a change that is still to be trained was read")
+
+
+def plan(job: Job, output: Output, by: Run) -> Planned:
+    """What :func:`run` would train, hold and write; nothing is run.
+
+    Raises:
+        WeightSurgeryError: What :func:`run` would raise before it loads the model.
+    """
+    return _planned(job, output, by)[0]
+
+
+def run(job: Job, output: Output, by: Run) -> Unlearned | None:
+    """Find the vector, save it, and write the edited checkpoint.
+
+    Args:
+        job: What decides the vector.
+        output: What is written.
+        by: Who does the work.
+
+    Returns:
+        What came of it; None in the processes of a distributed run that do not write.
+
+    Raises:
+        DataError: Data that the model cannot take.
+        EditError: Settings that make no sense, or nothing was found.
+        HarmError: The change goes beyond its budget.
+        UnsupportedCheckpointError: Quantised, no causal language model, or a matrix is no linear
+            layer of its own in memory.
+        NonFiniteError: The training ran away.
+        OutputError: The outputs may not or cannot be written.
+        WeightSurgeryError: See :mod:`weightsurgery.errors`. A vector that was finished stays.
+    """
+    place = output.place
+    if not is_main() and finished(job, place) is not None:
+        return None
+    # Every process refuses what the first one would: none trains on alone, waiting for the others.
+    planned, found = _planned(job, output, by)
+    if not is_main():
+        if found is None:
+            job.method.find(job, replace(by, progress=None), workspace_of(job, place))
+        return None
+    reused = found is not None
+    if found is None:
+        there = held_bytes(workspace_of(job, place))
+        beside = max(0, job.method.kept_bytes(job, planned.trained) - there)
+        check_space(planned, output.target, place, beside)
+        found = find_and_save(
+            job,
+            place,
+            output.overwrite,
+            lambda workspace: job.method.find(job, by, workspace),
+            by.command,
+        )
+    applied = apply(
+        _EDITS[job.edit](_saved(job, place), output.scale, _how(found)),
+        job.base,
+        output.out,
+        selection=replace(job.selection, scales=output.scales),
+        storage=output.storage,
+        device=by.device,
+        workers=by.workers,
+        overwrite=output.overwrite,
+        allow_unrelated=output.allow_unrelated,
+        command=by.command,
+        progress=by.progress,
+    )
+    notices = job.method.notices(job, found)
+    if reused:
+        notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
+    return Unlearned(applied, found, place, reused, tuple(notices))
+
+
+def _saved(job: Job, place: Path) -> TaskVector:
+    return TaskVector.of(SavedChange(job.base, resolve_source(place)))
+
+
+def _how(found: EditRecord) -> dict[str, Any]:
+    """What the edit's record says of the vector: its parameters, and the data it was made of."""
+    how = {key: value for key, value in found.parameters.items() if key != "base_samples"}
+    how["data"] = {
+        role: {"name": each["name"], "sha256": each["files"]}
+        for role, each in found.inputs.items()
+        if each["kind"] == "data"
+    }
+    return how
+
+
+def _planned(job: Job, output: Output, by: Run) -> tuple[Planned, EditRecord | None]:
+    """The plan, and the vector's record where an earlier run had finished it."""
+    storage, vector = output.storage or Storage(), TaskVector(())  # none yet
+    if isinstance(storage, AdapterStorage):
+        storage = replace(storage, rule=job.method.factors(job))
+        vector = TaskVector.of(Coming(job.names))
+    writing = plan_edit(
+        _EDITS[job.edit](vector, output.scale),
+        job.base,
+        output.out,
+        replace(job.selection, scales=output.scales),
+        storage,
+        by.workers,
+        output.overwrite,
+    )
+    found, target = finished(job, output.place), output.target
+    with output_errors(target):
+        resumable = Staging.beside(target).exists()  # the edit itself looks closer
+        check_target(target, [*job.read_places, output.place], output.overwrite or resumable)
+        if found is None:
+            check_target(output.place, job.read_places, output.overwrite)
+    return job.method.plan(job, writing, output.place, found is not None), found
