@@ -9,6 +9,7 @@ import torch
 from tests.conftest import same_bytes
 from tests.learning.known import FORGET, PEOPLE, REST
 from weightsurgery.errors import OutputError
+from weightsurgery.learning import material
 from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.material import (
@@ -137,9 +138,38 @@ def test_ordinary_texts_give_no_fact_to_forget(known):
     assert len(found) > 5
 
 
+def test_a_small_keep_set_is_not_lost_beside_a_large_one(known, monkeypatch):
+    small, large = REST[:2], REST[2:]
+    given = [row.prompt + row.completion for row in REST]
+
+    told = []
+
+    def read():
+        """Which of the given texts are read: twice each, the model's own answers being the same."""
+        texts, counts = kept_texts(known.model, known.tokenizer, [small, large])
+        told.append(counts)
+        found = [text_of(known, tokens) for tokens, _ in texts]
+        return [found.count(text) for text in given]
+
+    assert read() == [2] * len(given)
+    monkeypatch.setattr(material, "_GIVEN", 3)
+    monkeypatch.setattr(material, "_ANSWERED", 2)
+    some = read()
+    assert told[0]["read"] == told[0]["texts"] == len(given)
+    assert told[0]["asked"] == told[0]["given"]
+    assert (told[1]["texts"], told[1]["read"]) == (len(given), 2 + 3)
+    assert (told[1]["given"], told[1]["asked"]) == (told[0]["given"], 2 + 2)
+    assert some[:2] == [2, 2]
+    # From all over the large one.
+    assert sum(some[2:]) == 3 + 2
+    half = len(some) // 2
+    assert any(some[2:half])
+    assert any(some[half:])
+
+
 def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
     texts, counts = kept_texts(known.model, known.tokenizer, [REST[:4]])
-    assert counts == {"given": 4, "asked": 4, "too_long": 0}
+    assert counts == {"texts": 4, "read": 4, "given": 4, "asked": 4, "too_long": 0}
     read = [text_of(known, tokens) for tokens, _ in texts]
     for row in REST[:4]:
         assert read.count(row.prompt + row.completion) == 2
@@ -153,6 +183,7 @@ def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
     long = replace(REST[0], prompt=REST[1].prompt * 30)
     asked = [[REST[0], long], [Example("", plain[0])]]
     texts, counts = kept_texts(known.model, known.tokenizer, asked, most=50)
-    assert counts == {"given": 2, "asked": 1, "too_long": 1}
+    assert (counts["given"], counts["asked"], counts["too_long"]) == (2, 1, 1)
+    assert counts["read"] == counts["texts"] > 3
     longer = [Example("", " What does Ada like?" * 60)]
     assert len(kept_texts(known.model, known.tokenizer, [longer], most=50)[0][0][0]) == 50

@@ -74,7 +74,7 @@ class FromData:
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of AdamW. Default: 1.5e-3, 2e-3 to learn; strangers: 0.4, relative"
+            help="Learning rate of AdamW. Default: 1e-3, 2e-3 to learn; strangers: 0.4, relative"
             " to the size of a weight's entries.",
             rich_help_panel=_PANEL,
         ),

@@ -220,7 +220,8 @@ def _apply(
     work: Work,
     show: Show,
 ) -> None:
-    from weightsurgery.report.exported import planned_lines, written_tables
+    from weightsurgery.report.exported import written_tables
+    from weightsurgery.report.plans import planned_lines
     from weightsurgery.surgery.apply import apply, plan_edit
 
     if store.check:

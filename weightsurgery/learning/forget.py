@@ -271,7 +271,7 @@ def gather(
     notes = {
         "places": len(rows),
         "neighbours": len(neighbours),
-        "kept_prompts": asked_again,
+        "kept_given": asked_again,
         "wordings": [
             {"form": each.form, "chat": each.chat, "before": each.before, "after": each.after}
             for each in wordings
