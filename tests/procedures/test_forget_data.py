@@ -155,7 +155,10 @@ def test_an_adapter_of_the_rank_that_was_trained(given, done, tmp_path):
     made, out = done
     options = {"storage": AdapterStorage(dtype="float32"), "vector": made.place}
     with Checkpoint.open(given[0]) as base:
-        planned = plan(base, Sources((str(given[1]),)), tmp_path / "a", SEARCH, device="cpu", **options)  # fmt: skip  # noqa: E501
+        planned = plan(
+            base, Sources((str(given[1]),)), tmp_path / "a", SEARCH,
+            selection=ALL, device="cpu", **options,
+        )  # fmt: skip
         assert planned.finished
         assert set(planned.edit.summary()["ranks"].values()) == {8}
     adapter = edit(*given, tmp_path / "a", SEARCH, **options)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,8 @@ from weightsurgery.report.card_text import (
 )
 
 if TYPE_CHECKING:
+    from jinja2 import Template
+
     from weightsurgery.checkpoint.record import EditRecord
 
 __all__ = ["CARRIED", "Base", "Place", "card_section", "front_matter"]
@@ -101,7 +105,7 @@ def front_matter(record: EditRecord, base: Base) -> dict[str, Any]:
 
 
 def card_section(record: EditRecord, base: Base, place: Place, alone: bool) -> str:
-    """Our part of the card, Markdown.
+    """Our part of the card, Markdown, by the template ``card.md.jinja`` beside this file.
 
     Args:
         record: The output's.
@@ -109,33 +113,67 @@ def card_section(record: EditRecord, base: Base, place: Place, alone: bool) -> s
         place: Where it goes.
         alone: Whether the card holds nothing else; a user's own text has a title already.
     """
-    title = literal(place.repo_id.rpartition("/")[2])
-    heading = f"# {title}" if alone else "## How this was made"
-    level = "##" if alone else "###"
-    model = record.kind in ("checkpoint", "adapter")
-    parts: list[tuple[str, str]] = [
-        ("", _opening(record, base)),
-        ("What went in", _went_in(record)),
-        ("How to use it", _use(record, base, place)),
-        ("Method", "\n\n".join(method(record))),
-        ("The command", _command(record)),
-        ("Before and after", _scores(record, place)),
-        ("What changed" if model else "In figures", _changed(record, place)),
-        ("Limits and warnings", limits(record)),
-        ("Check it, make it again", _again(record, place)),
-    ]
-    texts = [heading]
-    texts += [f"{level} {name}\n\n{text}" if name else text for name, text in parts if text]
-    return "\n\n".join(texts)
-
-
-def _opening(record: EditRecord, base: Base) -> str:
     told = tell(record)
-    origin = code(base.hub_id) if base.hub_id else code(_base_name(record))
-    if record.kind == "activation-statistics":
-        return f"Statistics of what goes into the linear layers of {origin}, on given data."
-    if record.kind == "task-vector":
-        return f"A task vector of {origin}: a change of its weights, to be added or taken away."
+    repo, branch, kind = place.repo_id, place.branch, record.kind
+    folder = repo.rpartition("/")[2]
+    causal = (place.architecture or "").endswith(("ForCausalLM", "LMHeadModel"))
+    parent = PurePath(str(record.parent.get("name", ""))).name if record.parent else None
+    return _template().render(
+        heading=f"# {literal(folder)}" if alone else "## How this was made",
+        level="##" if alone else "###",
+        kind=kind,
+        is_model=kind in ("checkpoint", "adapter"),
+        origin=code(base.hub_id) if base.hub_id else code(_base_name(record)),
+        tool=told.edit and f"`ws {told.edit}`",
+        done=_done(record),
+        inputs="\n\n".join([inputs(record, told), *unrelated(record)]),
+        local_inputs=any(not each.get("revision") for each in _listed(record).values()),
+        parent=None if parent is None else code(parent),
+        base=base.hub_id or "path/to/the/base",
+        base_revision=base.revision if base.hub_id else None,
+        repo=repo,
+        branch=branch,
+        revision="" if branch == "main" else f', revision="{branch}"',
+        at=repo if branch == "main" else f"{repo}@{branch}",
+        folder=folder,
+        model_class="AutoModelForCausalLM" if causal or kind == "adapter" else "AutoModel",
+        has_config="config.json" in record.files,
+        has_words=any(name.startswith(("tokenizer", "vocab")) for name in record.files),
+        method="\n\n".join(method(record)),
+        command=block([shown_command(record.command, hub_names(record.inputs))], "sh")
+        if record.command
+        else "",
+        scores=score_tables(place.scores) if place.scores else None,
+        evaluation=EVALUATION,
+        figures=figures(record),
+        kept_by_rounding=_kept_by_rounding(record),
+        layers=f"![Size of the change by layer]({PICTURE})"
+        if place.picture
+        else layer_bars(record),
+        limits=limits(record),
+        versions=", ".join(
+            f"{literal(name)} {literal(str(each))}" for name, each in record.versions.items()
+        ),
+        checksums=checksums(record),
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    # Markdown is made safe where it is made: see card_text.
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, autoescape=False
+    )
+    environment.filters["block"] = lambda text, language: block(
+        text.strip("\n").split("\n"), language
+    )
+    return environment.from_string((files(__package__) / "card.md.jinja").read_text("utf-8"))
+
+
+def _done(record: EditRecord) -> str:
+    """What was taken away, added and kept, in words."""
     removed, added = _named(record)
     words = []
     if removed:
@@ -145,13 +183,14 @@ def _opening(record: EditRecord, base: Base) -> str:
     kept = [code(shown_name(each)) for role, each in _listed(record).items() if is_kept(role)]
     if kept:
         words.append(f"keeping {_listing(kept)}")
-    by = "" if not told.edit else f" by `ws {told.edit}`"
-    done = ", ".join(words) or "see below"
-    if record.kind == "adapter":
-        return (
-            f"An adapter for {origin}, made{by or ' by WeightSurgery'}. The base with it: {done}."
-        )
-    return f"This is {origin}, edited in its weights{by}: {done}."
+    return ", ".join(words) or "see below"
+
+
+def _kept_by_rounding(record: EditRecord) -> str | None:
+    check = record.summary.get("edit_check")
+    if isinstance(check, int | float) and not 0.9 <= check <= 1.1:
+        return f"{100 * check:.0f} %"
+    return None
 
 
 def _listed(record: EditRecord) -> dict[str, Mapping[str, Any]]:
@@ -184,92 +223,3 @@ def _listing(names: Sequence[str]) -> str:
 
 def _base_name(record: EditRecord) -> str:
     return shown_name(record.inputs.get("base", {"name": "a base"}))
-
-
-def _went_in(record: EditRecord) -> str:
-    told = tell(record)
-    drawn = inputs(record, told)
-    local = [each for each in _listed(record).values() if not each.get("revision")]
-    notes = [*unrelated(record)]
-    if local:
-        notes.append("Local files are named by the last part of their path alone.")
-    if record.parent:
-        name = code(PurePath(str(record.parent.get("name", ""))).name)
-        notes.append(f"The base {name} was itself written by WeightSurgery.")
-    return "\n\n".join([drawn, *notes])
-
-
-def _use(record: EditRecord, base: Base, place: Place) -> str:
-    repo = place.repo_id
-    revision = "" if place.branch == "main" else f', revision="{place.branch}"'
-    at = repo if place.branch == "main" else f"{repo}@{place.branch}"
-    named = base.hub_id or "path/to/the/base"
-    if record.kind == "task-vector":
-        lines = [f"ws add {named} {at} -o changed          # or: ws negate, with --scale"]
-        return block(lines, "sh")
-    if record.kind == "activation-statistics":
-        return block([f"ws project {named} --forget VECTOR --keep {at} -o edited"], "sh")
-    causal = (place.architecture or "").endswith(("ForCausalLM", "LMHeadModel"))
-    auto = "AutoModelForCausalLM" if causal or record.kind == "adapter" else "AutoModel"
-    if record.kind == "adapter":
-        pinned = f', revision="{base.revision}"' if base.hub_id and base.revision else ""
-        lines = [
-            "from peft import PeftModel",
-            f"from transformers import {auto}",
-            "",
-            f'base = {auto}.from_pretrained("{named}"{pinned})',
-            f'model = PeftModel.from_pretrained(base, "{repo}"{revision})',
-        ]
-        note = "\n\n`model.merge_and_unload()` puts it into the weights."
-        return block(lines, "python") + note
-    if "config.json" not in record.files:
-        return block([f"hf download {repo} --revision {place.branch} --local-dir model"], "sh")
-    has_words = any(name.startswith(("tokenizer", "vocab")) for name in record.files)
-    lines = [
-        f"from transformers import {auto}{', AutoTokenizer' if has_words else ''}",
-        "",
-        f'model = {auto}.from_pretrained("{repo}"{revision}, dtype="auto")',
-    ]
-    if has_words:
-        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{repo}"{revision})')
-    return block(lines, "python")
-
-
-def _command(record: EditRecord) -> str:
-    if not record.command:
-        return "Made from Python; `weightsurgery.json` holds every parameter."
-    return block([shown_command(record.command, hub_names(record.inputs))], "sh")
-
-
-def _scores(record: EditRecord, place: Place) -> str:
-    if not place.scores and record.kind in ("task-vector", "activation-statistics"):
-        return ""
-    if not place.scores:
-        return "Not scored yet. `ws evaluate` measures what is gone and what stayed."
-    return f"{score_tables(place.scores)}\n\nThe whole of it is in `{EVALUATION}`."
-
-
-def _changed(record: EditRecord, place: Place) -> str:
-    drawn = f"![Size of the change by layer]({PICTURE})" if place.picture else layer_bars(record)
-    notes = []
-    check = record.summary.get("edit_check")
-    if isinstance(check, int | float) and not 0.9 <= check <= 1.1:
-        notes.append(f"Rounding kept {100 * check:.0f} % of the intended change.")
-    return "\n\n".join(part for part in (figures(record), *notes, drawn) if part)
-
-
-def _again(record: EditRecord, place: Place) -> str:
-    folder = place.repo_id.rpartition("/")[2]
-    revision = "" if place.branch == "main" else f" --revision {place.branch}"
-    lines = [f"hf download {place.repo_id}{revision} --local-dir {folder}", f"ws verify {folder}"]
-    if record.command:
-        lines.append(f"ws run --from {folder} > recipe.yaml")
-        lines.append("ws run recipe.yaml -o again          # the same inputs give the same bytes")
-    versions = ", ".join(
-        f"{literal(name)} {literal(str(v))}" for name, v in record.versions.items()
-    )
-    return (
-        "`weightsurgery.json` holds the command, every parameter, and the SHA-256 of all inputs and"
-        f" outputs.\n\n{block(lines, 'sh')}\n\nMade with {versions}.\n\n"
-        f"<details><summary>Checksums</summary>\n\n{checksums(record)}\n\n</details>"
-    )
