@@ -52,7 +52,18 @@ def files(directory):
 
 def test_harm_is_refused_and_allowed(ws, here):
     """Two steps forget nothing: that is said, nothing is written, and the exit status tells."""
-    command = [*PROJECT, "--keep", "rest.jsonl", *BRIEF, "-o", "out", "--budget", "1e-9", "--lr", "0.02"]
+    command = [
+        *PROJECT,
+        "--keep",
+        "rest.jsonl",
+        *BRIEF,
+        "-o",
+        "out",
+        "--budget",
+        "1e-9",
+        "--lr",
+        "0.02",
+    ]
     what, remedy = ws.refused(*command)
     assert "budget of 1e-09" in what
     assert "--allow-harm" in remedy
