@@ -184,6 +184,6 @@ def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
     asked = [[REST[0], long], [Example("", plain[0])]]
     texts, counts = kept_texts(known.model, known.tokenizer, asked, most=50)
     assert (counts["given"], counts["asked"], counts["too_long"]) == (2, 1, 1)
-    assert counts["read"] == counts["texts"] > 3
+    assert counts["read"] == counts["texts"] >= 3
     longer = [Example("", " What does Ada like?" * 60)]
     assert len(kept_texts(known.model, known.tokenizer, [longer], most=50)[0][0][0]) == 50
