@@ -1,6 +1,7 @@
 """What a training reads is kept to the bit, and what is to stay gives no truth away."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -141,9 +142,12 @@ def test_a_small_keep_set_is_not_lost_beside_a_large_one(known, monkeypatch):
     small, large = REST[:2], REST[2:]
     given = [row.prompt + row.completion for row in REST]
 
+    told = []
+
     def read():
         """Which of the given texts are read: twice each, the model's own answers being the same."""
-        texts = kept_texts(known.model, known.tokenizer, [small, large])
+        texts, counts = kept_texts(known.model, known.tokenizer, [small, large])
+        told.append(counts)
         found = [text_of(known, tokens) for tokens, _ in texts]
         return [found.count(text) for text in given]
 
@@ -151,6 +155,10 @@ def test_a_small_keep_set_is_not_lost_beside_a_large_one(known, monkeypatch):
     monkeypatch.setattr(material, "_GIVEN", 3)
     monkeypatch.setattr(material, "_ANSWERED", 2)
     some = read()
+    assert told[0]["read"] == told[0]["texts"] == len(given)
+    assert told[0]["asked"] == told[0]["given"]
+    assert (told[1]["texts"], told[1]["read"]) == (len(given), 2 + 3)
+    assert (told[1]["given"], told[1]["asked"]) == (told[0]["given"], 2 + 2)
     assert some[:2] == [2, 2]
     # From all over the large one.
     assert sum(some[2:]) == 3 + 2
@@ -160,7 +168,8 @@ def test_a_small_keep_set_is_not_lost_beside_a_large_one(known, monkeypatch):
 
 
 def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
-    texts = kept_texts(known.model, known.tokenizer, [REST[:4]])
+    texts, counts = kept_texts(known.model, known.tokenizer, [REST[:4]])
+    assert counts == {"texts": 4, "read": 4, "given": 4, "asked": 4, "too_long": 0}
     read = [text_of(known, tokens) for tokens, _ in texts]
     for row in REST[:4]:
         assert read.count(row.prompt + row.completion) == 2
@@ -168,7 +177,13 @@ def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
     plain = [halves(REST)[0].completion * 3]
     from weightsurgery.learning.data import Example
 
-    (found, *_) = kept_texts(known.model, known.tokenizer, [[Example("", plain[0])]])
+    (found, *_), _ = kept_texts(known.model, known.tokenizer, [[Example("", plain[0])]])
     assert found[1] == len(found[0])
+    # A prompt that is too long to be asked is counted, and its text held as it is given.
+    long = replace(REST[0], prompt=REST[1].prompt * 30)
+    asked = [[REST[0], long], [Example("", plain[0])]]
+    texts, counts = kept_texts(known.model, known.tokenizer, asked, most=50)
+    assert (counts["given"], counts["asked"], counts["too_long"]) == (2, 1, 1)
+    assert counts["read"] == counts["texts"] >= 3
     longer = [Example("", " What does Ada like?" * 60)]
-    assert len(kept_texts(known.model, known.tokenizer, [longer], most=50)[0][0]) == 50
+    assert len(kept_texts(known.model, known.tokenizer, [longer], most=50)[0][0][0]) == 50

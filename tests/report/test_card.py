@@ -20,11 +20,10 @@ from weightsurgery.lab.bench.results import read_bench
 from weightsurgery.report import card_text
 from weightsurgery.report.card import Base, Place, card_section, front_matter
 from weightsurgery.report.card_figures import layer_bars, layer_picture
-from weightsurgery.report.card_limits import limits
+from weightsurgery.report.card_limits import YARDSTICK, limits, measured
 from weightsurgery.report.card_merge import BEGIN, END, merge_card, split_card
 from weightsurgery.report.card_method import tell
 from weightsurgery.report.card_scores import read_scores, score_tables, scores_file
-from weightsurgery.report.card_yardstick import YARDSTICK, measured
 from weightsurgery.unlearning.methods import SYSTEMS
 
 HOSTILE = (

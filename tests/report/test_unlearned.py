@@ -90,6 +90,13 @@ def test_forgetting_by_neighbours_tells_what_it_found_and_saw():
         "(the request's own words)", "Who is {}?  [chat]", "Question: Who is {}? ⏎ Answer:",
     ]  # fmt: skip
     assert [row[0] for row in training.rows] == ["0", "4 *", "8"]
+    kept = {"texts": 300, "read": 128, "given": 200, "asked": 32, "too_long": 3}
+    record.summary["gathered"]["kept_given"] = kept
+    assert (
+        "to keep",
+        "128 of 300 texts are read, 32 of 200 prompts answered in the model's own words;"
+        " 3 are too long to be asked",
+    ) in round_tables(record)[0].rows
     record.parameters = {**record.parameters, "edit": "learn"}
     assert round_tables(record)[0].title == "Learned by neighbours"
     over = guard_tables({**GUARD, "inside": False})[0]

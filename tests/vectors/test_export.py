@@ -473,10 +473,10 @@ MIXER = "backbone.layers.0.mixer"
 REFUSED = {
     "norm": ("model.layers.0.input_layernorm.weight", (8,), "no matrix", "all-linear"),
     "bias": ("model.layers.0.self_attn.q_proj.bias", (8,), "no matrix", "all-linear"),
-    "fused experts": (f"{EXPERT}.gate_up_proj", (4, 8, 8), "mixture of experts", "attention"),
-    "an expert": (f"{EXPERT}.0.up_proj.weight", (8, 8), "mixture of experts", "attention"),
+    "fused experts": (f"{EXPERT}.gate_up_proj", (4, 8, 8), "mixture of experts", "attn"),
+    "an expert": (f"{EXPERT}.0.up_proj.weight", (8, 8), "mixture of experts", "attn"),
     "granite experts": ("model.layers.0.block_sparse_moe.input_linear.weight", (4, 8, 8),
-                        "mixture of experts", "attention"),
+                        "mixture of experts", "attn"),
     "a kernel": ("model.layers.0.short_conv.weight", (8, 1, 4), "neither a linear", "exclude"),
     "a loose matrix": ("model.layers.0.self_attn.memory", (8, 8), "neither a linear", "exclude"),
     "positions": ("transformer.wpe.weight", (8, 8), "neither a linear", "all-linear"),

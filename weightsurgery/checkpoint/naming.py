@@ -49,6 +49,8 @@ _LAYER = re.compile(r"(^|\.)(layers|layer|h|blocks|block)\.([0-9]{1,6})(\.|$)")
 # Models whose linear layers are stored (in, out): transformers' Conv1D.
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc|q_attn)\.weight$")
+# Gemma's projection of images is no layer but a parameter, multiplied from the right.
+_FROM_THE_RIGHT = re.compile(r"(^|\.)mm_input_projection_weight$")
 
 
 @lru_cache(1 << 16)
@@ -81,6 +83,8 @@ def layer_of(name: str) -> int | None:
 
 def is_transposed(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a matrix is stored (in, out) instead of (out, in), as GPT-2's Conv1D is."""
+    if _FROM_THE_RIGHT.search(name):
+        return True
     return str(config.get("model_type")) in _CONV1D_MODELS and bool(_CONV1D.search(name))
 
 

@@ -12,7 +12,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.look import Base, Page
-from weightsurgery.cli.opened import open_base
+from weightsurgery.cli.opened import open_base, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
@@ -146,6 +146,7 @@ def _compare(
         opened = stack.enter_context(open_base(base, fit, opener))
         vector = open_vector(opened, [asked.finetuned], fit.vocab, fit.missing, opener, fit.partial)
         stack.callback(vector.close)
+        remarked(opened, show)
         for line in vector.notes():
             console.notice(line, show)
         if asked.dry_run:

@@ -11,7 +11,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
-from weightsurgery.cli.opened import open_base, refuse_running
+from weightsurgery.cli.opened import open_base, refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work, written_line
 from weightsurgery.cli.spread import options
 
@@ -220,15 +220,13 @@ def _apply(
     work: Work,
     show: Show,
 ) -> None:
-    from weightsurgery.checkpoint.remarks import remarks
     from weightsurgery.report.exported import written_tables
     from weightsurgery.report.plans import planned_lines
     from weightsurgery.surgery.apply import apply, plan_edit
 
     if store.check:
         _checkable(store)
-    for text in remarks(base):
-        console.notice(f"{base.source.name}: {text}.", show)
+    remarked(base, show)
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
     if store.dry_run:

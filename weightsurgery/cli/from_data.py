@@ -10,7 +10,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.found import finding, show_found
-from weightsurgery.cli.opened import refuse_running
+from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def edit_from_data(
         "allow_unrelated": store.allow_unrelated,
     }
     with Checkpoint.open(base) as opened:
+        remarked(opened, show)
         if store.dry_run:
             plan = library.plan(opened, sources, store.out, search, **what)
             if show.json:

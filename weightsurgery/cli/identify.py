@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Which, written_path
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.statistics import gather_statistics
@@ -285,6 +286,7 @@ def identify(
         raise EditError(f"--max-memory with mode {how.mode}", "Use it with --mode activations.")
     adapter = () if how.lora_rank is None else ("peft",)
     need("identify trains the model", "transformers", "accelerate", *adapter, extra="demo")
+    from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
     from weightsurgery.report.identified import identified_tables
     from weightsurgery.report.plans import training_plan_lines
@@ -299,6 +301,9 @@ def identify(
         "device": device,
         "overwrite": overwrite,
     }
+    if is_main():
+        with Checkpoint.open(ckpt) as opened:
+            remarked(opened, show)
     if dry_run:
         plan = library.plan(ckpt, data, out, **what)
         if show.json:

@@ -9,7 +9,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
-from weightsurgery.cli.opened import open_base
+from weightsurgery.cli.opened import open_base, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
@@ -80,6 +80,7 @@ def overlap(
     from weightsurgery.vectors.sources import open_vector
 
     with open_base(base, fit, Checkpoint.open) as opened:
+        remarked(opened, show)
         opened_vectors = {}
         for text in vectors:
             vector = open_vector(opened, [text], fit.vocab, fit.missing, partial=fit.partial)

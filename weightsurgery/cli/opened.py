@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from weightsurgery.cli.options import Fit
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Fit, Show
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
 
-__all__ = ["open_base", "refuse_running"]
+__all__ = ["open_base", "refuse_running", "remarked"]
 
 
 def open_base(base: str, fit: Fit, opener: Callable[[str], Checkpoint]) -> Checkpoint:
@@ -27,6 +28,15 @@ def open_base(base: str, fit: Fit, opener: Callable[[str], Checkpoint]) -> Check
     from weightsurgery.checkpoint.dequantised import dequantised
 
     return dequantised(checkpoint)
+
+
+def remarked(base: Checkpoint, show: Show) -> Checkpoint:
+    """Say what is odd about a checkpoint that is looked at or edited; the checkpoint."""
+    from weightsurgery.checkpoint.remarks import remarks
+
+    for text in remarks(base):
+        console.notice(f"{base.source.name}: {text}.", show)
+    return base
 
 
 def refuse_running(fit: Fit, why: str) -> None:

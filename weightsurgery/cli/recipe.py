@@ -128,8 +128,12 @@ def run(
 
 def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:
     from weightsurgery.errors import RecipeError
-    from weightsurgery.procedures.recipe.inputs import check_inputs, check_result, differences
-    from weightsurgery.procedures.recipe.places import check_places
+    from weightsurgery.procedures.recipe.checks import (
+        check_inputs,
+        check_places,
+        check_result,
+        differences,
+    )
 
     command = recipe.command
     check_places(recipe, changed)
@@ -163,8 +167,8 @@ def _print_recipe(directory: str, out: str | None, show: Show) -> None:
     from pathlib import Path
 
     from weightsurgery.checkpoint.record import read_record
+    from weightsurgery.procedures.recipe.checks import differences
     from weightsurgery.procedures.recipe.from_record import recipe_of
-    from weightsurgery.procedures.recipe.inputs import differences
     from weightsurgery.procedures.recipe.text import recipe_data, recipe_text
 
     record = read_record(Path(os.path.expanduser(directory)))

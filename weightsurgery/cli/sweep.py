@@ -11,7 +11,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import rank_rule
-from weightsurgery.cli.opened import refuse_running
+from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.spread import options
 
@@ -183,6 +183,7 @@ def sweep(
             seed=seed,
             keep_inputs=kept.inputs,
         )
+        remarked(opened, show)
         for line in dict.fromkeys(n for each in edit.vectors().values() for n in each.notes()):
             console.notice(line, show)
         with console.progress(show, unit="cells") as progress:

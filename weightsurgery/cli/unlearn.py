@@ -11,6 +11,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.found import finding, show_found
+from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.spread import options
 from weightsurgery.unlearning.methods import METHODS, SYSTEMS
@@ -262,6 +263,8 @@ def unlearn(
             workers=work.workers,
             overwrite=store.overwrite,
         )
+        if is_main():
+            remarked(opened, show)
         if store.dry_run:
             plan = library.plan(asked)
             if not is_main():

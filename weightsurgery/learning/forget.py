@@ -254,11 +254,12 @@ def gather(
     )
     rng.shuffle(language)
     held_out = language[: max(1, len(language) // 5)]
+    said_again, asked_again = kept_texts(writer, tokenizer, [prompted(r) for r in keep], progress)
     texts = {
         "neighbours": neighbour_texts(
             writer, tokenizer, asked, neighbours, wordings, 2 * settings.neighbours, rng, progress
         ),
-        "keep": kept_texts(writer, tokenizer, [prompted(rows) for rows in keep], progress),
+        "keep": said_again,
         "language": language[len(held_out) :],
         "subjects": subject_texts(writer, tokenizer, asked, settings.texts, rng, progress),
     }
@@ -272,6 +273,7 @@ def gather(
     notes = {
         "places": len(rows),
         "neighbours": len(neighbours),
+        "kept_given": asked_again,
         "wordings": [
             {"form": each.form, "chat": each.chat, "before": each.before, "after": each.after}
             for each in wordings

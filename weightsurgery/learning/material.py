@@ -193,7 +193,7 @@ def kept_texts(
     sets: Sequence[Sequence[Example]],
     progress: Progress | None = None,
     most: int = 256,
-) -> list[tuple[list[int], int]]:
+) -> tuple[list[tuple[list[int], int]], dict[str, int]]:
     """Keep examples as they are given, as the model answers them, and asked in a chat.
 
     Args:
@@ -202,10 +202,15 @@ def kept_texts(
         sets: Keep examples, by data set.
         progress: Told of every batch.
         most: Tokens that are read at once: a longer text is several, a longer prompt is not asked.
+
+    Returns:
+        The texts; and how many ``texts`` were given and how many of them are ``read``, how many
+        prompts were ``given``, ``asked``, and ``too_long`` to be.
     """
     frame = chat_frame(tokenizer)
     found: list[tuple[list[int], int]] = []
     questions: list[list[int]] = []
+    counts: Counter[str] = Counter()
     for rows in sets:
         texts: list[tuple[list[int], int]] = []
         prompts: list[list[int]] = []
@@ -223,10 +228,14 @@ def kept_texts(
             if head and frame is not None and not example.templated:
                 chats.append(tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True))
         # Of a large set as much as a training comes to read: a small one is not lost beside it.
-        found += _spread(texts, _GIVEN)
-        questions += _spread(prompts, _ANSWERED)
+        some, own = _spread(texts, _GIVEN), _spread(prompts, _ANSWERED)
+        given = sum(bool(each.prompt) for each in rows)
+        counts.update(texts=len(texts), read=len(some), given=given, asked=len(own))
+        counts["too_long"] += given - len(prompts)
+        found += some
+        questions += own
         questions += _spread([each for each in chats if len(each) < most], _ANSWERED)
-    return found + _continued(model, tokenizer, questions, 8, progress)
+    return found + _continued(model, tokenizer, questions, 8, progress), dict(counts)
 
 
 def _spread(rows: list[_T], most: int) -> list[_T]:

@@ -17,7 +17,14 @@ from transformers import (
 from transformers.utils import logging
 
 from weightsurgery.algebra.devices import pick_device
-from weightsurgery.errors import CorruptCheckpointError, SourceError
+from weightsurgery.checkpoint.quantised import FP8, quantisation
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    SourceError,
+    UnsupportedCheckpointError,
+)
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -29,6 +36,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "quiet",
+    "refuse_codes",
     "sooner_in_halves",
     "tokenizer_files",
 ]
@@ -111,8 +119,11 @@ def load_model(
         SourceError: There is no such directory or device, or no causal language model in it that
             transformers can load.
         CorruptCheckpointError: Weights of the model are missing.
+        UnsupportedCheckpointError: They are float8 codes, and its config does not say so.
     """
     target = pick_device(device)
+    _check_directory(checkpoint)
+    refuse_codes(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     with quiet(), _named(checkpoint, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -150,6 +161,28 @@ def in_halves(model: PreTrainedModel) -> Iterator[None]:
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=sooner_in_halves(model)):
         yield
+
+
+def refuse_codes(checkpoint: str | Path) -> None:
+    """Refuse float8 weights that transformers would take for numbers, as their config is silent.
+
+    Raises:
+        UnsupportedCheckpointError: There are such.
+    """
+    try:
+        with Checkpoint.open(str(checkpoint)) as opened:
+            declared = opened.text_config.get("quantization_config")
+            codes = [entry for entry in opened.entries.values() if entry.dtype in FP8]
+            found = quantisation(opened) if codes and not declared else None
+    except CheckpointError:
+        return  # weights of another format, or none: whoever loads them says so
+    if found is not None:
+        raise UnsupportedCheckpointError(
+            f"{checkpoint}: {found}, and its config does not say so: the model that is loaded would"
+            " take codes for weights",
+            f"Write the numbers first ('ws add {checkpoint} VECTOR --scale 0 --dequantize -o DIR'),"
+            " and use DIR.",
+        )
 
 
 def for_writing(model: PreTrainedModel) -> PreTrainedModel:

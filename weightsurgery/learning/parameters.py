@@ -28,7 +28,7 @@ from weightsurgery.errors import (
     SelectionError,
     UnsupportedCheckpointError,
 )
-from weightsurgery.learning.models import quiet
+from weightsurgery.learning.models import quiet, refuse_codes
 
 __all__ = [
     "entries_of",
@@ -46,9 +46,11 @@ def load_float32(checkpoint: Checkpoint) -> PreTrainedModel:
     """The causal language model of a checkpoint, in float32 so that small changes survive.
 
     Raises:
-        UnsupportedCheckpointError: transformers makes no causal language model of it.
+        UnsupportedCheckpointError: transformers makes no causal language model of it, or would
+            take float8 codes for its weights.
         CheckpointError: It lacks weights of that model.
     """
+    refuse_codes(checkpoint.path)
     with quiet():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -66,6 +66,7 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
         ("examples", f"{summary['examples']}, at {found['places']} places where the truth is said"),
         ("wordings", str(len(found["wordings"]))),
         ("neighbours", str(found["neighbours"])),
+        *_kept_given(found),
         ("steps", str(summary["steps"])),
         ("norm of the vector", f"{summary['norm']:.4g}"),
     ]
@@ -77,6 +78,21 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
     looks = summary["looks"]
     shown = looks if every else [looks[0], *(e for e in looks if e["step"] == summary["steps"])]
     return [found_table, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]
+
+
+def _kept_given(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """How much of the data to keep is held, and how much of it the model was asked itself."""
+    counts = found.get("kept_given")
+    if not counts:
+        return []
+    text = f"{counts['read']} of {counts['texts']} texts are read"
+    if counts["given"]:
+        text += (
+            f", {counts['asked']} of {counts['given']} prompts answered in the model's own words"
+        )
+    if counts["too_long"]:
+        text += f"; {counts['too_long']} are too long to be asked"
+    return [("to keep", text)]
 
 
 def _asked(wording: Mapping[str, Any]) -> str:

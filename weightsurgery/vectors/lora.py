@@ -87,12 +87,17 @@ _TIED = Refusal(
     _LEAVE,
 )
 _RENAMED = Refusal("a head not called lm_head on disk, as it may be in memory", _LEAVE)
+_VISION = Refusal("of a vision transformer, whose layers have other names in memory", _LEAVE)
 _STATES = Refusal("in a state-space mixer, which reads weights past their layers", _LEAVE)
 _EXPERTS = Refusal(
     "of a mixture of experts, stacked or renamed in memory, where no LoRA finds it",
-    "Leave such tensors as in the base with --targets attention, or write a checkpoint: 'ws add',"
-    " or an edit without --as adapter.",
+    "Leave such tensors as in the base with --targets all-linear --include '*attn*', or write a"
+    " checkpoint: 'ws add', or an edit without --as adapter.",
 )
+
+# Vision transformers as they are published: transformers 5 calls ``encoder.layer.0.attention.
+# attention.query`` ``layers.0.attention.q_proj``, and so on.
+_VISION_IN = re.compile(r"(.*)encoder\.layer\.\d+\.attention\.attention\.query\.")
 
 _EXPERTS_IN = re.compile(r"(.*\bmoe\.|.*_moe\.|.*\.(?=experts\.))")
 
@@ -119,6 +124,9 @@ class LoraLayers:
             match[1] for match in map(_EXPERTS_IN.match, base.entries) if match is not None
         }
 
+        found = [match[1] for match in map(_VISION_IN.match, base.entries) if match is not None]
+        self._vision = {f"{stem}encoder.layer." for stem in found}
+
     def find(self, name: str) -> LoraLayer | Refusal:
         """The layer a tensor is the weight of, or why there is none."""
         entry, kind = self._base.entry(name), kind_of(name)
@@ -128,6 +136,8 @@ class LoraLayers:
             return _NO_MATRIX
         if len(entry.shape) > 2 or not name.endswith(".weight"):
             return _LOOSE
+        if any(name.startswith(stem) for stem in self._vision):
+            return _VISION
         if f"{name.rpartition('.')[0].rpartition('.')[0]}.A_log" in self._base.entries:
             return _STATES
         if kind == "head" and name != "lm_head.weight":

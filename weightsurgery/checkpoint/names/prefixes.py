@@ -4,7 +4,8 @@ Names are compared as patterns, with the numbers of layers and experts taken out
 the beginning of a pattern, and the numbers are carried over, so that one renaming holds for every
 layer and no layer can pass for another. A renaming counts for as many tensors as it leads to one
 of the base of the same shape. The one that explains most comes first; what it leaves is looked at
-again, since parts of a model (text, vision, head) may be renamed each in its own way.
+again, since parts of a model (text, vision, head) may be renamed each in its own way. A head whose
+whole name is another (``embed_out``, ``lm_head``) is known by being the only one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weightsurgery.checkpoint.naming import kind_of
 from weightsurgery.errors import MismatchError
 
 __all__ = ["Renaming", "Shape", "find_renamings", "renamed"]
@@ -69,9 +71,25 @@ def find_renamings(
         for (pattern, numbers), (goal, same) in pairs.items():
             del theirs[pattern][numbers], ours[goal][same]
         theirs, ours = ({p: each for p, each in g.items() if each} for g in (theirs, ours))
+    found += _head(theirs, ours)
     if 2 * sum(each.count for each in found) < fewer:
         return []  # a few that look alike, of two models that do not
     return found
+
+
+def _head(theirs: _Groups, ours: _Groups) -> list[Renaming]:
+    """A head that has another name: the only one that is left on both sides, of one shape."""
+    left = [
+        [(p, s) for p, e in g.items() for n, s in e.items() if kind_of(_joined(p, n)) == "head"]
+        for g in (theirs, ours)
+    ]
+    left = [[each for each in side if each[0][-1] == "weight"] for side in left]
+    if [len(side) for side in left] != [1, 1]:
+        return []
+    ((old, shape),), ((new, same),) = left
+    if shape != same or old.count(NUMBER) != new.count(NUMBER):
+        return []
+    return [Renaming(_text(old[:-1]), _text(new[:-1]), 1)]
 
 
 def renamed(name: str, renamings: list[Renaming]) -> str:

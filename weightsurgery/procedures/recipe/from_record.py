@@ -10,7 +10,7 @@ from typing import Any
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import RecipeError
 from weightsurgery.procedures.recipe.command import Command
-from weightsurgery.procedures.recipe.listed import MAKERS
+from weightsurgery.procedures.recipe.recipe import MAKERS
 from weightsurgery.procedures.recipe.settings import called_from_python, settings
 from weightsurgery.vectors.sources import split_scale
 

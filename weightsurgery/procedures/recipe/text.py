@@ -8,8 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightsurgery.procedures.recipe.from_record import Written
-from weightsurgery.procedures.recipe.listed import INPUTS, MADE_WITH, RESULT
-from weightsurgery.procedures.recipe.recipe import COMMAND, FORMAT, VERSION
+from weightsurgery.procedures.recipe.recipe import (
+    COMMAND,
+    FORMAT,
+    INPUTS,
+    MADE_WITH,
+    RESULT,
+    VERSION,
+)
 
 __all__ = ["recipe_data", "recipe_text"]
 
