@@ -116,6 +116,12 @@ def test_sums_and_copies_beside_the_weights(tmp_path: Path) -> None:
         assert told(root) == ""
     path.write_text(json.dumps({**index, "metadata": {"total_size": 7}}))
     assert "says total_size 7" in told(root)
+    write_checkpoint(tmp_path / "ft", {n: t + 0.01 for n, t in model().items()}, 1, config())
+    base = Checkpoint.open(root)
+    apply(Negate(open_vector(base, [str(tmp_path / "ft")])), base, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert told(tmp_path / "out") == ""
+    assert json.loads((tmp_path / "out" / path.name).read_text()) == index
     path.write_text(json.dumps(index))
     (root / "consolidated.safetensors").write_bytes(b"")
     (root / "original").mkdir()
@@ -193,6 +199,9 @@ def test_weights_that_were_partitioned_are_named_so(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", model(), 1, config())
     lost = {name: tensor[:0, 0] for name, tensor in model().items()}
     write_checkpoint(tmp_path / "ft", lost, 1, config())
+    assert told(tmp_path / "base") == ""
+    (said,) = told(tmp_path / "ft").splitlines()  # and not that head and embedding are equal
+    assert f"4 matrices are empty, such as {HEAD}: the weights were partitioned" in said
     base = Checkpoint.open(tmp_path / "base")
     with pytest.raises(UnsupportedCheckpointError, match=r"partitioned .*ZeRO-3"):
         open_vector(base, [str(tmp_path / "ft")])

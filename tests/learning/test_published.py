@@ -142,7 +142,10 @@ def test_the_choice_is_the_answer_and_never_its_number(tmp_path, right):
         "question": "How many?", "answerKey": "3",
         "choices": {"text": row["choices"], "label": ["1", "2", "3"]},
     }  # fmt: skip
-    assert read_examples(lines(tmp_path / "b.jsonl", [labelled])) == [example]
+    prompted = {"prompt": labelled["question"], **labelled}
+    del prompted["question"]
+    for each in (labelled, prompted):
+        assert read_examples(lines(tmp_path / "b.jsonl", [each])) == [example]
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,12 @@ def test_the_choice_is_the_answer_and_never_its_number(tmp_path, right):
         ({"question": "a", "answer": "b", "context": "c"}, "'context' beside"),
         ({"question": "a", "answer": "b", "output": "c"}, "which of answer and output is meant"),
         ({"label": 1, "sentence": "a"}, "has the columns label, sentence: no prompt"),
+        ({"question": "a", "answer": None}, "has the columns question, answer (null): no prompt"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            "has the columns prompt, chosen, rejected: no prompt with a completion",
+        ),
+        ({"prompt": "a", "text": "b"}, '"completion" is missing'),
     ],
 )
 def test_what_cannot_be_told_is_refused_by_name(tmp_path, row, fault):

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.naming import kind_of, layer_of, twin_candidates
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.tied import same_bytes
 
-__all__ = ["remarks"]
+__all__ = ["declared_total", "partitioned", "remarks"]
 
 _VISION = re.compile(r"(^|\.)(visual|vision\w*|vit|image_encoder|multi_modal_projector)\.")
 _VISION_CONFIGS = ("vision_config", "visual", "vision_tower", "mm_vision_tower", "vit_config")
 _MTP = re.compile(r"(^|\.)(mtp\w*|nextn\w*)\.")
+_MATRICES = ("attention", "mlp", "embeddings", "head")
 _LARGEST = 64 << 20  # bytes of a tokenizer or an index worth reading for a remark
 
 
@@ -28,8 +30,30 @@ def remarks(checkpoint: Checkpoint) -> tuple[str, ...]:
     return checkpoint.remember("remarks", lambda: tuple(_all(checkpoint)))
 
 
+def partitioned(entries: Mapping[str, TensorEntry]) -> list[str]:
+    """Matrices of shape (0,): what ZeRO-3 and FSDP save where no process gathered them."""
+    return [
+        name
+        for name, entry in entries.items()
+        if entry.shape == (0,) and name.endswith(".weight") and kind_of(name) in _MATRICES
+    ]
+
+
+def declared_total(checkpoint: Checkpoint) -> float | None:
+    """The sum of bytes that an index gives, right or wrong; None where it gives none."""
+    name = checkpoint.layout.index_name
+    metadata = ((_json(checkpoint, name) if name else None) or {}).get("metadata")
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return total if isinstance(total, int | float) else None
+
+
 def _all(checkpoint: Checkpoint) -> Iterator[str]:
     yield from _files(checkpoint)
+    if lost := partitioned(checkpoint.entries):
+        yield (
+            f"{len(lost)} matrices are empty, such as {lost[0]}: the weights were partitioned over"
+            " processes (DeepSpeed ZeRO-3, FSDP) when it was saved, and are not here"
+        )
     yield from _ties(checkpoint)
     yield from _vocabulary(checkpoint)
     yield from _layers(checkpoint)
@@ -42,10 +66,8 @@ def _files(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{len(layout.shards)} shards and no index: they were read by their numbers"
     if checkpoint.remote or not checkpoint.as_stored:
         return
-    index = _json(checkpoint, layout.index_name) if layout.index_name else None
-    metadata = index.get("metadata") if index is not None else None
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if isinstance(total, int | float) and total != layout.nbytes:
+    total = declared_total(checkpoint)
+    if total is not None and total != layout.nbytes:
         yield (
             f"{layout.index_name} says total_size {total:,.0f}; its tensors hold {layout.nbytes:,}"
             " bytes"
@@ -70,7 +92,7 @@ def _ties(checkpoint: Checkpoint) -> Iterator[str]:
     for head in heads:
         for other in twin_candidates(head, names):
             ours, theirs = checkpoint.entry(head), checkpoint.entry(other)
-            if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            if ours.shape != theirs.shape or ours.dtype != theirs.dtype or not ours.numel:
                 continue
             same = same_bytes(checkpoint, head, other)
             if declared is True and not same:

@@ -142,7 +142,8 @@ def layout_of(where: str, row: Mapping[str, Any]) -> Layout:
     conversation = next((name for name in CONVERSATIONS if name in present), None)
     if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
         return Layout("messages", "prompt", "completion")
-    if "completion" in present or (prompts == ["prompt"] and not completions and not conversation):
+    alone = present == ["prompt"] or (prompts == ["prompt"] and "text" in present)
+    if "completion" in present or (alone and not completions and not conversation):
         return Layout("pair", "prompt", "completion")
     known = {*_PROMPTS, *_COMPLETIONS, *_CONTEXTS, "choices"}
     if conversation is not None:
@@ -159,7 +160,9 @@ def layout_of(where: str, row: Mapping[str, Any]) -> Layout:
         return _checked(
             where, row, Layout("pair", prompts[0], completions[0], None, False), present
         )
-    columns = ", ".join(name[:40] for name in list(row)[:12]) + (", ..." if len(row) > 12 else "")
+    columns = ", ".join(
+        name[:40] + " (null)" * (value is None) for name, value in list(row.items())[:12]
+    ) + (", ..." if len(row) > 12 else "")
     several = [names for names in (prompts, completions) if len(names) > 1]
     if several:
         raise DataError(

@@ -13,6 +13,7 @@ from weightsurgery.checkpoint.header import BITS
 from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256
+from weightsurgery.checkpoint.remarks import declared_total
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.weight_files import shard_stem
 from weightsurgery.errors import OutputError
@@ -83,7 +84,8 @@ def copy_companions(
         OutputError: One has the name of a shard, or the disk failed.
     """
     converts = any(storage.stored(entry) != entry.dtype for entry in base.entries.values())
-    converts |= not base.as_stored
+    # A wrong sum is written right: the output would otherwise be as odd as its base.
+    converts |= not base.as_stored or declared_total(base) not in (None, base.layout.nbytes)
     copied = {}
     for name in companions_of(base, storage):
         source, target = base.path / name, staging.files / name

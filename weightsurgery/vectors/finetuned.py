@@ -12,6 +12,7 @@ from weightsurgery.checkpoint.names.restated import Restated
 from weightsurgery.checkpoint.naming import kind_of, twin_candidates
 from weightsurgery.checkpoint.quantised import matrices, quantisation
 from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.remarks import partitioned
 from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
 from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
 from weightsurgery.vectors.deltas import Delta, DenseDelta, Stored
@@ -22,8 +23,6 @@ __all__ = ["FinetunedChange", "refuse_quantised"]
 VOCABULARY_POLICIES = ("error", "common-rows", "base")
 MISSING_POLICIES = ("error", "base")
 
-_MATRICES = ("attention", "mlp", "embeddings", "head")
-
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:
     """Refuse checkpoints whose stored numbers are codes, or were elsewhere when it was saved.
@@ -31,14 +30,13 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
     Raises:
         UnsupportedCheckpointError: Adding or scaling codes gives noise, not weights.
     """
-    for name, entry in checkpoint.entries.items():
-        if entry.shape == (0,) and name.endswith(".weight") and kind_of(name) in _MATRICES:
-            raise UnsupportedCheckpointError(
-                f"{checkpoint.source.name}: tensor {name!r} is [0]: its weights were partitioned"
-                " over processes (DeepSpeed ZeRO-3, FSDP) when it was saved, and are not here",
-                "Gather them: run zero_to_fp32.py on the training's checkpoint, or save again with"
-                " stage3_gather_16bit_weights_on_model_save (FSDP: a full state dict).",
-            )
+    for name in partitioned(checkpoint.entries):
+        raise UnsupportedCheckpointError(
+            f"{checkpoint.source.name}: tensor {name!r} is [0]: its weights were partitioned over"
+            " processes (DeepSpeed ZeRO-3, FSDP) when it was saved, and are not here",
+            "Gather them: run zero_to_fp32.py on the training's checkpoint, or save again with"
+            " stage3_gather_16bit_weights_on_model_save (FSDP: a full state dict).",
+        )
     scheme = quantisation(checkpoint)
     if scheme is not None:
         raise UnsupportedCheckpointError(
