@@ -280,7 +280,7 @@ class FromData:
             others = [each for each in allowed if name in _KNOWN[each]]
             more = f", or pass --objective {' or '.join(others)}" if others else ""
             raise EditError(
-                f"{option_of(FromData, name)} with objective {objective}, which knows no such thing",
+                f"{option_of(FromData, name)} with objective {objective}, which has none",
                 f"Leave it out{more}.",
             )
         if self.threshold is not None and not self.validation_keep:
