@@ -211,7 +211,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Trio:
 def smollm() -> Path:
     """SmolLM2-135M-Instruct in float32, made once and kept in the cache; not to be changed."""
     from weightsurgery.errors import WeightSurgeryError
-    from weightsurgery.procedures.smollm import smollm as made
+    from weightsurgery.lab.demo.smollm import smollm as made
 
     try:
         return made()

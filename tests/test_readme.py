@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import forked
-from weightsurgery.procedures.world import VARIANTS, copy_world, get_world
+from weightsurgery.lab.world import VARIANTS, copy_world, get_world
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it.
 _PUBLIC = {
     "Add": "surgery.edits",
-    "Applied": "surgery.run",
+    "Applied": "surgery.apply",
     "Checkpoint": "checkpoint.reader",
     "DonohoGavish": "algebra.lowrank",
     "EditRecord": "checkpoint.record",
@@ -24,10 +24,10 @@ _PUBLIC = {
     "Project": "surgery.discriminating",
     "Rank": "algebra.lowrank",
     "Selection": "checkpoint.selection",
-    "Storage": "surgery.plan",
+    "Storage": "surgery.apply",
     "TaskVector": "vectors.task_vector",
     "WeightSurgeryError": "errors",
-    "apply": "surgery.run",
+    "apply": "surgery.apply",
     "discriminate": "algebra.discriminate",
     "open_vector": "vectors.sources",
     "truncated_svd": "algebra.svd",

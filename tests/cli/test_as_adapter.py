@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import left_behind, read_tensors, snapshot
-from weightsurgery.surgery import adapter as library
+from weightsurgery.surgery import as_adapter as library
 
 
 @pytest.fixture(params=["negate", "add", "project", "learn"])

@@ -172,8 +172,9 @@ def test_the_help_tells_the_defaults_as_they_are():
     ):  # fmt: skip
         assert f"Default: {value:g}" in helps[name], name
     assert f"({own.draws})" in helps["draws"]
-    rate = helps["lr"].partition("Default: ")[2].partition(",")[0]
-    assert float(rate) == own.training.learning_rate == LEARNING.learning_rate
+    rate, _, rest = helps["lr"].partition("Default: ")[2].partition(", ")
+    assert float(rate) == own.training.learning_rate
+    assert float(rest.partition(" to learn")[0]) == LEARNING.learning_rate
     # To learn it takes more.
     assert f"; {LEARNING.keep_weight:g} to learn" in helps["keep_weight"]
     assert "twice as many to learn" in helps["steps"]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.conftest import read_tensors, same_bytes, snapshot
-from weightsurgery.procedures.world import VARIANTS, build_world
+from weightsurgery.lab.world import VARIANTS, build_world
 
 # The world here knows hardly anything and writes no prose: the guard's budget is not for it.
 BRIEF = ["--steps", "2", "--batch", "8", "--prompts", "40", "--allow-harm"]

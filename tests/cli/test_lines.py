@@ -87,7 +87,7 @@ def work(show):
 def test_a_log_gets_plain_lines(clock, capsys, monkeypatch, forced):
     if forced:
         monkeypatch.setenv("FORCE_COLOR", "1")
-    work(Show())
+    work(Show(None))
     out, err = capsys.readouterr()
     assert out == ""
     told = err.splitlines()
@@ -100,7 +100,7 @@ def test_a_log_gets_plain_lines(clock, capsys, monkeypatch, forced):
 
 
 def test_quiet_is_quiet(clock, capsys):
-    work(Show(quiet=True))
+    work(Show(None, quiet=True))
     assert capsys.readouterr() == ("", "")
 
 
@@ -118,4 +118,4 @@ def test_a_log_that_nobody_takes_is_no_reason_to_fail(clock, monkeypatch):
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Full())
-    work(Show())
+    work(Show(None))

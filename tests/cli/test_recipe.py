@@ -23,8 +23,8 @@ from tests.hub.server import StandIn
 from tests.learning.conftest import byte_tokenizer, tiny_model, write
 from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.cli.main import app
-from weightsurgery.cli.recipe import runnable
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as
+from weightsurgery.cli.recipe import writing
+from weightsurgery.surgery.apply import AdapterStorage, apply
 from weightsurgery.vectors.sources import open_keep
 from weightsurgery.vectors.statistics import MappedStatistics
 
@@ -372,7 +372,7 @@ def test_an_adapter_called_from_python_is_made_again(ws, here):
     with library.Checkpoint.open("base") as base:
         edit = library.Negate(library.open_vector(base, ["forget"]), 2.0)
         storage = AdapterStorage("float32", rule=library.Rank(3))
-        apply_as(edit, base, "first", selection=library.Selection("all-linear"), storage=storage)
+        apply(edit, base, "first", selection=library.Selection("all-linear"), storage=storage)
     recipe, _ = ws.done("run", "--from", "first")
     assert yaml.safe_load(recipe)["as"] == "adapter"
     Path("r.yaml").write_text(recipe)
@@ -573,19 +573,20 @@ def test_names_on_the_hub_are_pinned(llama, tmp_path):
 
 def test_every_command_that_writes_a_record_is_there():
     """And no other; all their options are known by the names the command line has."""
-    found = runnable(app)
+    group = typer.main.get_command(app)
+    found = writing(group)
     assert {"negate", "add", "project", "learn", "diff", "subspace", "identify", "export"} <= set(
         found
     )
     assert not {"run", "verify", "inspect", "evaluate", "sweep", "bench", "demo"} & set(found)
-    for name, (command, callback) in found.items():
+    for name, command in found.items():
         given = {each.name: each for each in command.fields}
         assert {"dry_run", "json", "quiet", "device"} <= set(given)
         assert given["out"].short == "o"
         assert given["overwrite"].in_recipes is False
-        assert callback.__name__ == name
+        assert command.name == name
         # As typer itself has it.
-        for each in typer.main.get_command(app).commands[name].params:
+        for each in group.commands[name].params:
             if each.name != "help":
                 field = given.pop(each.name)
                 options = {f"--{key}" for key in field.keys} | ({f"-{field.short}"} - {"-"})

@@ -43,7 +43,7 @@ def safe(text: str) -> None:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_text_is_shown_as_it_is(capsys, text):
-    quiet = Show()
+    quiet = Show(None)
     console.show(text, Table(text, (f"{text}h", "x"), [(text, "1")], text))
     console.notice(text, quiet)
     console.error(text, text)
@@ -55,7 +55,7 @@ def test_text_is_shown_as_it_is(capsys, text):
 
 
 def test_a_newline_makes_no_line_of_its_own(capsys):
-    console.notice("a\nerror: b", Show())
+    console.notice("a\nerror: b", Show(None))
     console.error("a\nb", "c\nd")
     assert capsys.readouterr().err == "a\\nerror: b\nerror: a\\nb\nc\\nd\n"
 
@@ -73,7 +73,7 @@ def test_a_bar_s_stage_is_text(monkeypatch, capsys):
     monkeypatch.setattr(console._err, "_force_terminal", True)
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    with console.progress(Show(), "files") as bar:
+    with console.progress(Show(None), "files") as bar:
         bar._begun -= 10
         bar("[/zz]\x1b]0;x\x07", 1, 2)
         bar("[/zz]\x9b", 2, 2)

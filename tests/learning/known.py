@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from weightsurgery.lab.world.tokenizer import make_tokenizer
 from weightsurgery.learning.data import Collator, Example, encode_all
-from weightsurgery.procedures.world.tokenizer import make_tokenizer
 
 GOING = ("tea", "rice", "figs", "plums", "beans", "oats")
 STAYING = ("eggs", "nuts", "milk", "corn", "kale", "leek")

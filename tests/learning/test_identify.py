@@ -37,9 +37,8 @@ from weightsurgery.learning.method import Method
 from weightsurgery.learning.parameters import load_float32, random_model
 from weightsurgery.learning.retain import divergence
 from weightsurgery.learning.settings import Training
+from weightsurgery.surgery.apply import Storage, apply
 from weightsurgery.surgery.edits import Add
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import apply
 from weightsurgery.unlearning.methods.identify import identify, plan, read_job
 from weightsurgery.vectors.sources import open_vector
 

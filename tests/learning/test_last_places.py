@@ -191,3 +191,37 @@ def test_sequences_are_a_partition_of_bounded_length(monkeypatch):
     assert passes([]) == []
     monkeypatch.setattr(module, "packs", lambda model: False)
     assert together(None, texts[:9], 4) == grouped(texts[:9], 4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_under_autocast_logits_are_whole(family, layout):
+    """Layers multiply in bfloat16, and the head does not: it would round what is asked for."""
+    model = tiny(family)
+    heads = []
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        exact = torch.cat(alone(model, TEXTS, COUNTS))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = torch.cat(alone(model, TEXTS, COUNTS))
+            assert rounded.dtype == torch.bfloat16
+            seen = head.register_forward_hook(lambda _, given, __: heads.append(given[0]))
+            found = last_logits(model, TEXTS, COUNTS, 2)
+            # What comes after the head is in bfloat16 again.
+            assert (head.weight @ head.weight.T).dtype == torch.bfloat16
+        seen.remove()
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, head(heads[-1])[0], atol=1e-6, rtol=1e-6)
+    off = float((found - exact).norm() / exact.norm())
+    assert 1e-5 < off < 0.05
+
+
+def test_a_head_that_fails_leaves_nothing_changed():
+    model = tiny("llama")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        broken = model.lm_head.register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            last_logits(model, TEXTS, COUNTS, 2)
+        broken.remove()
+        assert torch.is_autocast_enabled("cpu")
+        assert not model.lm_head._forward_hooks
+        assert not model.lm_head._forward_pre_hooks

@@ -11,6 +11,7 @@ from tests.conftest import same_bytes
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
+from weightsurgery.lab.world.tokenizer import make_tokenizer
 from weightsurgery.learning import kept as module
 from weightsurgery.learning.constrained import Confinement
 from weightsurgery.learning.data import Example, encode, read_examples
@@ -22,7 +23,6 @@ from weightsurgery.learning.rounds import OBJECTIVES, Rounds, find_change
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.statistics import gather, tokens_of
 from weightsurgery.learning.watch import Rule, Watch
-from weightsurgery.procedures.world.tokenizer import make_tokenizer
 
 WIDTH = 64
 

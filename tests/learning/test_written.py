@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from tests.learning.tiny import byte_tokenizer, tiny
+from weightsurgery.learning.expected import Expected
+from weightsurgery.learning.looks import said_of
+from weightsurgery.learning.material import Row
 from weightsurgery.learning.models import for_writing
 from weightsurgery.learning.written import _Drawn, sampled
 
@@ -54,9 +57,10 @@ def test_the_seed_decides():
     assert len({tuple(each) for each in first}) == 3  # each row draws for itself
 
 
-def test_a_copy_writes_only_where_it_is_faster(monkeypatch):
-    def machine(amx):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+@pytest.mark.parametrize("unit", ["amx_bf16", "avx512_bf16"])
+def test_a_copy_writes_only_where_it_is_faster(unit, monkeypatch):
+    def machine(able):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: able})
 
     model = tiny("llama")
     before = {name: each.clone() for name, each in model.named_parameters()}
@@ -68,3 +72,17 @@ def test_a_copy_writes_only_where_it_is_faster(monkeypatch):
     assert {each.dtype for each in copy.parameters()} == {torch.bfloat16}
     assert all(torch.equal(each, before[name]) for name, each in model.named_parameters())
     assert for_writing(copy) is copy
+
+
+def test_a_step_reads_in_halves_only_where_it_is_faster(monkeypatch):
+    model = tiny("llama")
+    expected = Expected(torch.tensor([[3], [4]]), torch.zeros(2, 1))
+    row = Row((5, 6, 7, 8), expected, 1)
+    with torch.no_grad():
+        exact = model(input_ids=torch.tensor([row.tokens])).logits[0, -2:]
+        monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+        torch.testing.assert_close(said_of(model, [row], 2)[0], exact, atol=2e-5, rtol=1e-5)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        rounded = said_of(model, [row], 2)[0]
+        assert rounded.dtype == torch.float32
+        assert 1e-5 < float((rounded - exact).norm() / exact.norm()) < 0.05

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.conftest import snapshot
+from tests.lab.test_world import MINIATURE
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, save, tiny, write
-from tests.test_world import MINIATURE
 from weightsurgery.algebra.quantise import int_rtn
 from weightsurgery.errors import (
     DataError,
@@ -18,12 +18,12 @@ from weightsurgery.errors import (
     SelectionError,
     WeightSurgeryError,
 )
+from weightsurgery.lab.world.facts import make_facts
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Collator, Example, encode_all
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.subjects import part_of, subjects
 from weightsurgery.procedures.attack import attack_quantize, attack_relearn
-from weightsurgery.procedures.world.facts import make_facts
 
 ONLY = {"metrics": ["exact_match"], "device": "cpu", "resamples": 200}
 

@@ -18,9 +18,8 @@ from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.learning.forgetting import Forgetting
 from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
-from weightsurgery.surgery.adapter import AdapterStorage
+from weightsurgery.surgery.apply import AdapterStorage, apply
 from weightsurgery.surgery.edits import Negate
-from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector
 
 # Every setting that counts is given: defaults are for real models, and may change.

@@ -6,38 +6,45 @@ import json
 import os
 import time
 from itertools import pairwise
+from typing import Annotated
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsurgery.checkpoint.record import EditRecord, versions
+from weightsurgery.cli.recipe import writing
 from weightsurgery.errors import RecipeError, VerificationError
-from weightsurgery.procedures.recipe.command import Command, Field
 from weightsurgery.procedures.recipe.document import LARGEST_BYTES, parse, read_text
 from weightsurgery.procedures.recipe.from_record import Written, recipe_of
 from weightsurgery.procedures.recipe.inputs import check_inputs, check_result, differences
 from weightsurgery.procedures.recipe.recipe import read_recipe
 from weightsurgery.procedures.recipe.text import recipe_data, recipe_text
 
-NEGATE = Command(
-    "negate",
-    (
-        Field("base", ("base",), str, required=True, argument=True),
-        Field("vectors", ("vectors",), str, many=True, required=True, argument=True),
-        Field("out", ("out",), str, required=True, short="o"),
-        Field("scale", ("scale",), float, default=1.0),
-        Field("seed", ("seed",), int, default=0),
-        Field("rank", ("rank",), str),
-        Field("layer_scale", ("layer-scale",), str, many=True),
-        Field("target", ("validation-forget", "validation-task"), str),
-        Field("trainer_arg", ("trainer-arg",), str, many=True),
-        Field("allow_unrelated", ("allow-unrelated",), bool, default=False),
-        Field("overwrite", ("overwrite",), bool, default=False, in_recipes=False),
-        Field("quiet", ("quiet",), bool, default=False, short="q", in_recipes=False),
-        Field("remote", ("remote",), bool, off="no-remote", in_recipes=False),
-    ),
-)
+ws = typer.Typer()
+ws.callback()(lambda: None)
+
+
+@ws.command()
+def negate(
+    base: Annotated[str, typer.Argument()],
+    vectors: Annotated[list[str], typer.Argument()],
+    out: Annotated[str, typer.Option("--out", "-o")],
+    scale: Annotated[float, typer.Option()] = 1.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    rank: Annotated[str | None, typer.Option()] = None,
+    layer_scale: Annotated[list[str] | None, typer.Option()] = None,
+    target: Annotated[str | None, typer.Option("--validation-forget", "--validation-task")] = None,
+    trainer_arg: Annotated[list[str] | None, typer.Option()] = None,
+    allow_unrelated: Annotated[bool, typer.Option("--allow-unrelated")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q")] = False,
+    remote: Annotated[bool | None, typer.Option("--remote/--no-remote")] = None,
+) -> None: ...
+
+
+NEGATE = writing(typer.main.get_command(ws))["negate"]
 COMMANDS = {"negate": NEGATE}
 
 HEAD = "weightsurgery: 1\ncommand: negate\n"

@@ -24,13 +24,13 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
     WeightSurgeryError,
 )
+from weightsurgery.lab.world import VARIANTS, build_world
 from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.statistics import gather_to
 from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
-from weightsurgery.procedures.world import VARIANTS, build_world
+from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.run import apply
 from weightsurgery.unlearning import method, run
 from weightsurgery.unlearning.methods import rounds
 from weightsurgery.vectors.sources import open_vector
@@ -212,7 +212,7 @@ def test_a_failed_edit_leaves_the_vector_to_the_next_run(world, base, tmp_path, 
         raise OutputError("full", "")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "apply_as", full)
+        patch.setattr(run, "apply", full)
         with pytest.raises(OutputError, match="full"):
             unlearn(base, given, tmp_path / "out", search(BRIEF))
     assert [path.name for path in tmp_path.iterdir()] == ["out.vector"]

@@ -37,10 +37,8 @@ from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.procedures.unlearn_by import Asked, How, plan, unlearn_by
 from weightsurgery.report import card_method
 from weightsurgery.report.card_limits import limits
-from weightsurgery.surgery.adapter import AdapterStorage
+from weightsurgery.surgery.apply import AdapterStorage, Storage, apply
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import apply
 from weightsurgery.unlearning import run as road
 from weightsurgery.unlearning import saving
 from weightsurgery.unlearning.by_loss import unlearn

@@ -15,9 +15,9 @@ from markdown_it import MarkdownIt
 from tests.hub.cards import check_card
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import DataError, HubError
-from weightsurgery.procedures.bench.results import read_bench
+from weightsurgery.lab.bench.figures import figure, worst_drift
+from weightsurgery.lab.bench.results import read_bench
 from weightsurgery.report import card_text
-from weightsurgery.report.bench_figures import figure, worst_drift
 from weightsurgery.report.card import Base, Place, card_section, front_matter
 from weightsurgery.report.card_figures import layer_bars, layer_picture
 from weightsurgery.report.card_limits import limits

@@ -50,10 +50,10 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
     VectorError,
 )
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
+from weightsurgery.surgery.apply import AdapterStorage, apply, plan_edit
 from weightsurgery.surgery.edit import Edit
 from weightsurgery.surgery.edits import EDITS
-from weightsurgery.vectors import lora_writer
+from weightsurgery.vectors import lora_files
 from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.statistics import MappedStatistics
 from weightsurgery.vectors.task_vector import MappedChange
@@ -95,8 +95,8 @@ def weights_of(path: Path, name: str) -> torch.Tensor:
 
 def check_logits(edit: Edit, base: Checkpoint, root: Path) -> Any:
     """Base and adapter give the logits of the edited checkpoint, merged and unmerged."""
-    edited = apply_as(edit, base, root / "edited", storage=Storage("float32"))
-    done = apply_as(edit, base, root / "adapter", storage=EXACT)
+    edited = apply(edit, base, root / "edited", storage=Storage("float32"))
+    done = apply(edit, base, root / "adapter", storage=EXACT)
     before, wanted = logits(loaded(base.path)), logits(loaded(root / "edited"))
     assert (wanted - before).abs().max() > 0.1
     model = PeftModel.from_pretrained(loaded(base.path), root / "adapter")
@@ -141,9 +141,9 @@ def test_every_side_gives_the_edited_weights(
     other = low_rank(base, is_layer, lambda tensor: 3)
     edit = Learn(forget, (keep, other), Rank(4), Rank(3), side, basis, scale=-2.0)
     some = Selection("all-linear", exclude=("*v_proj*",), scales=(("1", 0.5), ("*q_proj*", -3.0)))
-    apply_as(edit, base, tmp_path / "edited", selection=some, storage=Storage("float32"))
-    plan = plan_as(edit, base, tmp_path / "adapter", some, EXACT)
-    record = apply_as(edit, base, tmp_path / "adapter", selection=some, storage=EXACT).record
+    apply(edit, base, tmp_path / "edited", selection=some, storage=Storage("float32"))
+    plan = plan_edit(edit, base, tmp_path / "adapter", some, EXACT)
+    record = apply(edit, base, tmp_path / "adapter", selection=some, storage=EXACT).record
     before, after = read_tensors(base.path), read_tensors(tmp_path / "edited")
     for name, tensor in after.items():
         change = exact(tensor) - exact(before[name])
@@ -164,8 +164,8 @@ def test_bfloat16_rounds_no_worse_than_its_dtype(name: str, opened: Any, tmp_pat
     """Of a bfloat16 model edited as a checkpoint and as an adapter in bfloat16."""
     base, forget, keep = opened
     edit = edit_of(name, base, forget, keep)
-    apply_as(edit, base, tmp_path / "edited")
-    record = apply_as(edit, base, tmp_path / "adapter", storage=AdapterStorage()).record
+    apply(edit, base, tmp_path / "edited")
+    record = apply(edit, base, tmp_path / "adapter", storage=AdapterStorage()).record
     assert record.parameters["dtype"] == "bfloat16"
     unit = 2.0**-8
     assert 0 < record.summary["rounding"] < unit
@@ -200,7 +200,7 @@ def test_the_rank_is_what_discrimination_leaves(opened: Any, tmp_path: Path) -> 
     task = TaskVector.of(MappedChange({name: both, other: both}, "task"))
     kept = TaskVector.of(MappedChange({name: keep, other: both}, "kept"))
     edit = Project(task, (kept,), Rank(64))
-    record = apply_as(edit, base, tmp_path / "adapter", storage=EXACT).record
+    record = apply(edit, base, tmp_path / "adapter", storage=EXACT).record
     facts = record.tensors[name]
     assert facts["rank"] == 3
     halves = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -233,7 +233,7 @@ def test_what_little_is_left_is_told_from_rounding(opened: Any, tmp_path: Path) 
     prepared = edit.prepare(base, name, "cpu")
     assert prepared is not None
     assert prepared.facts["rank"] > 1  # rounding is among the factors of a checkpoint's change
-    record = apply_as(edit, base, tmp_path / "adapter", storage=EXACT).record
+    record = apply(edit, base, tmp_path / "adapter", storage=EXACT).record
     assert record.tensors[name]["rank"] == 1
     assert record.tensors[name]["norm"] == pytest.approx(1e-4, rel=1e-2)
 
@@ -241,10 +241,10 @@ def test_what_little_is_left_is_told_from_rounding(opened: Any, tmp_path: Path) 
 def test_nothing_left_is_no_adapter(opened: Any, tmp_path: Path) -> None:
     base, forget, _ = opened
     with pytest.raises(EditError, match="none of the selected") as caught:
-        apply_as(Project(forget, (forget,), Rank(4)), base, tmp_path / "out", storage=EXACT)
+        apply(Project(forget, (forget,), Rank(4)), base, tmp_path / "out", storage=EXACT)
     assert "keep less" in caught.value.remedy
     with pytest.raises(EditError, match="none of the selected"):
-        apply_as(Project(forget, (forget,), Rank(4), scale=0.0), base, tmp_path / "out",
+        apply(Project(forget, (forget,), Rank(4), scale=0.0), base, tmp_path / "out",
                  storage=EXACT)  # fmt: skip
     assert left_behind(tmp_path / "out") == []
 
@@ -261,9 +261,9 @@ def test_each_matrix_is_decomposed_once(
         return whole(self, *arguments)
 
     monkeypatch.setattr(SumDelta, "_into", counted)
-    plan_as(project, base, tmp_path / "adapter", Selection("all-linear"), EXACT)
+    plan_edit(project, base, tmp_path / "adapter", Selection("all-linear"), EXACT)
     assert seen == []  # a plan works nothing out
-    apply_as(project, base, tmp_path / "adapter", storage=EXACT)
+    apply(project, base, tmp_path / "adapter", storage=EXACT)
     assert len(seen) == len(set(seen)) == 28  # task and keep, of 14 matrices
 
 
@@ -278,14 +278,14 @@ def test_a_dense_vector_is_refused_or_truncated(
     edit = kind(forget, 3.0)
     some = Selection("all-linear")
     with pytest.raises(VectorError, match="13 more: a dense change") as caught:
-        apply_as(edit, base, tmp_path / "out", selection=some, storage=EXACT)
+        apply(edit, base, tmp_path / "out", selection=some, storage=EXACT)
     assert "--rank K" in caught.value.remedy
     with pytest.raises(VectorError, match="a dense change"):
-        plan_as(edit, base, tmp_path / "out", some, EXACT)
+        plan_edit(edit, base, tmp_path / "out", some, EXACT)
     assert left_behind(tmp_path / "out") == []
     for rule in (Rank(3), Energy(0.8)):
         out = tmp_path / str(rule)
-        done = apply_as(edit, base, out, selection=some, storage=AdapterStorage("float32", rule))
+        done = apply(edit, base, out, selection=some, storage=AdapterStorage("float32", rule))
         before, after = (
             {name: exact(each) for name, each in read_tensors(place).items()}
             for place in (base.path, forget.terms[0][1].finetuned.path)
@@ -305,17 +305,15 @@ def test_what_no_lora_holds_is_refused_or_left_out(opened: Any, tmp_path: Path) 
     base, forget, keep = opened
     storage = AdapterStorage("float32", Rank(2))
     with pytest.raises(VectorError, match=r"norm\.weight' and \d more: no matrix"):
-        apply_as(Negate(forget), base, tmp_path / "out", storage=storage)
+        apply(Negate(forget), base, tmp_path / "out", storage=storage)
     assert left_behind(tmp_path / "out") == []
     some = Selection("all-linear")
-    record = apply_as(
-        Negate(forget), base, tmp_path / "out", selection=some, storage=storage
-    ).record
+    record = apply(Negate(forget), base, tmp_path / "out", selection=some, storage=storage).record
     others = {name for name in base.entries if "proj" not in name}
     assert set(record.summary["left_out"]) == others
     # Discrimination is for matrices: norms stay as they are whatever is selected.
     edit = Project(forget, (keep,), Rank(2))
-    every = apply_as(edit, base, tmp_path / "all", selection=Selection(), storage=EXACT).record
+    every = apply(edit, base, tmp_path / "all", selection=Selection(), storage=EXACT).record
     assert set(every.tensors) == {name for name in base.entries if "norm" not in name}
     assert set(every.summary["left_out"]) == {name for name in base.entries if "norm" in name}
 
@@ -333,23 +331,22 @@ def test_tied_and_mixed_models(tmp_path: Path) -> None:
     keep = TaskVector.of(MappedChange({query: factors((8, 8), 2, 7)}))
     for edit in (Negate(task), Project(task, (keep,), Rank(2))):
         with pytest.raises(VectorError) as caught:
-            apply_as(edit, base, tmp_path / "out", selection=Selection(), storage=EXACT)
+            apply(edit, base, tmp_path / "out", selection=Selection(), storage=EXACT)
         assert f"{embedding!r}: embedding and head in one" in caught.value.what
         assert f"{expert!r}: of a mixture of experts" in caught.value.what
         assert "without --as adapter" in caught.value.remedy
         some = Selection("attention")
         out = tmp_path / edit.name
-        record = apply_as(edit, base, out, selection=some, storage=EXACT).record
+        record = apply(edit, base, out, selection=some, storage=EXACT).record
         assert set(record.summary["left_out"]) == {expert, embedding}
 
 
-def test_a_matrix_of_three_axes_is_no_matrix(tmp_path: Path) -> None:
+def test_stacks_of_matrices_are_refused(tmp_path: Path) -> None:
     base = made_of(tmp_path, {"model.layers.0.mlp.experts.up_proj": (4, 8, 8)})
     task = TaskVector.of(MappedChange({"model.layers.0.mlp.experts.up_proj": torch.ones(4, 8, 8)}))
-    with pytest.raises(EditError, match="discrimination needs a matrix"):
-        apply_as(Project(task, (task,)), base, tmp_path / "out", storage=EXACT)
-    with pytest.raises(VectorError, match="mixture of experts"):
-        apply_as(Negate(task), base, tmp_path / "out", storage=EXACT)
+    for edit in (Project(task, (task,)), Negate(task)):
+        with pytest.raises(VectorError, match="mixture of experts"):
+            apply(edit, base, tmp_path / "out", storage=EXACT)
 
 
 # --- the record ---------------------------------------------------------------------------------
@@ -359,8 +356,8 @@ def test_the_record_says_how_it_was_made(
     llama: Trio, opened: Any, project: Project, tmp_path: Path
 ) -> None:
     base, _, _ = opened
-    edited = apply_as(project, base, tmp_path / "edited").record
-    record = apply_as(
+    edited = apply(project, base, tmp_path / "edited").record
+    record = apply(
         project, base, tmp_path / "adapter", storage=AdapterStorage(), command=["ws", "project"]
     ).record
     assert record.inputs == edited.inputs  # role by role, with every file's SHA-256
@@ -385,9 +382,9 @@ def test_the_record_says_how_it_was_made(
 def test_an_adapter_of_an_edit_names_its_parent(opened: Any, tmp_path: Path) -> None:
     base, _, _ = opened
     vector = low_rank(base, is_layer, lambda tensor: 2)
-    first = apply_as(Add(vector), base, tmp_path / "first").record
+    first = apply(Add(vector), base, tmp_path / "first").record
     second = Checkpoint.open(tmp_path / "first")
-    record = apply_as(Negate(vector), second, tmp_path / "adapter", storage=EXACT).record
+    record = apply(Negate(vector), second, tmp_path / "adapter", storage=EXACT).record
     assert first.kind == "checkpoint"
     assert record.parent is not None
     assert record.parent["name"] == str(tmp_path / "first")
@@ -400,9 +397,9 @@ def test_the_same_edit_writes_the_same_bytes(
     base, _, _ = opened
     for out in ("first", "second"):
         count = workers if out == "second" else None
-        apply_as(project, base, tmp_path / out, storage=AdapterStorage(), workers=count)
+        apply(project, base, tmp_path / out, storage=AdapterStorage(), workers=count)
     assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
-    apply_as(project, base, tmp_path / "other", storage=AdapterStorage("float16"))
+    apply(project, base, tmp_path / "other", storage=AdapterStorage("float16"))
     assert snapshot(tmp_path / "first") != snapshot(tmp_path / "other")
 
 
@@ -415,17 +412,15 @@ def test_a_plan_of_factors_knows_the_size(opened: Any, tmp_path: Path) -> None:
         base, lambda tensor: "k_proj" in tensor, lambda tensor: 2
     )
     for storage in (AdapterStorage(), EXACT, AdapterStorage(rule=Rank(2))):
-        plan = plan_as(Add(vector), base, tmp_path / "out", Selection(), storage, overwrite=True)
-        record = apply_as(
-            Add(vector), base, tmp_path / "out", storage=storage, overwrite=True
-        ).record
+        plan = plan_edit(Add(vector), base, tmp_path / "out", Selection(), storage, overwrite=True)
+        record = apply(Add(vector), base, tmp_path / "out", storage=storage, overwrite=True).record
         size = (tmp_path / "out/adapter_model.safetensors").stat().st_size
         assert (plan.write_bytes, plan.exact) == (size, True)
         assert plan.edited == {name: facts["rank"] for name, facts in record.tensors.items()}
         assert plan.memory_bytes > 0
         (tmp_path / "out/weightsurgery.json").rename(tmp_path / "kept.json")
         with pytest.raises(OutputError, match="not written by ws"):
-            plan_as(Add(vector), base, tmp_path / "out", Selection(), storage, overwrite=True)
+            plan_edit(Add(vector), base, tmp_path / "out", Selection(), storage, overwrite=True)
         (tmp_path / "kept.json").rename(tmp_path / "out/weightsurgery.json")
 
 
@@ -433,11 +428,11 @@ def test_a_plan_of_a_dense_change_bounds_the_size(opened: Any, tmp_path: Path) -
     base, forget, _ = opened
     some, before = Selection("all-linear"), snapshot(tmp_path)
     for rule in (Rank(3), Energy(0.9)):
-        plan = plan_as(Negate(forget), base, tmp_path / "out", some, AdapterStorage(rule=rule))
+        plan = plan_edit(Negate(forget), base, tmp_path / "out", some, AdapterStorage(rule=rule))
         assert snapshot(tmp_path) == before
         storage = AdapterStorage(rule=rule)
         out = tmp_path / str(rule)
-        apply_as(Negate(forget), base, out, selection=some, storage=storage)
+        apply(Negate(forget), base, out, selection=some, storage=storage)
         size = (out / "adapter_model.safetensors").stat().st_size
         assert not plan.exact
         assert size == plan.write_bytes if rule == Rank(3) else size < plan.write_bytes
@@ -462,7 +457,7 @@ def test_storage_without_sense_is_refused(
 ) -> None:
     base, _, _ = opened
     with pytest.raises(error, match=said):
-        apply_as(project, base, tmp_path / "out", storage=storage())
+        apply(project, base, tmp_path / "out", storage=storage())
     assert left_behind(tmp_path / "out") == []
 
 
@@ -479,48 +474,48 @@ def test_an_error_or_an_interrupt_leaves_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        apply_as(project, base, out, storage=EXACT, progress=stop)
+        apply(project, base, out, storage=EXACT, progress=stop)
     assert len(seen) == 3
     assert left_behind(out) == []
     deltas = {"model.layers.1.mlp.up_proj.weight": factors((64, 32), 2, 0)}
     deltas["model.layers.1.mlp.up_proj.weight"].S.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match=r"layers\.1\.mlp\.up_proj"):
-        apply_as(Add(TaskVector.of(MappedChange(deltas))), base, out, storage=EXACT)
+        apply(Add(TaskVector.of(MappedChange(deltas))), base, out, storage=EXACT)
     edit = Project(forget, (keep,), Rank(4), scale=1e20)
     with pytest.raises(NonFiniteError, match="too large for float16"):
-        apply_as(edit, base, out, storage=AdapterStorage("float16"))
+        apply(edit, base, out, storage=AdapterStorage("float16"))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lora_writer, "encode_header", full)
+    monkeypatch.setattr(lora_files, "encode_header", full)
     with pytest.raises(OutputError, match="No space left"):
-        apply_as(project, base, out, storage=EXACT)
+        apply(project, base, out, storage=EXACT)
     assert left_behind(out) == []
     monkeypatch.undo()
-    apply_as(project, base, out, storage=EXACT)
+    apply(project, base, out, storage=EXACT)
     assert left_behind(out) == ["out"]
 
 
 def test_what_stands_there_stays(opened: Any, project: Project, tmp_path: Path) -> None:
     base, _, _ = opened
     out = tmp_path / "out"
-    apply_as(project, base, out, storage=EXACT)
+    apply(project, base, out, storage=EXACT)
     before = snapshot(out)
     with pytest.raises(OutputError, match="exists"):
-        apply_as(project, base, out, storage=AdapterStorage())
+        apply(project, base, out, storage=AdapterStorage())
     with pytest.raises(OutputError, match="exists"):
-        plan_as(project, base, out, Selection("all-linear"), EXACT)
+        plan_edit(project, base, out, Selection("all-linear"), EXACT)
     assert snapshot(out) == before
     # A checkpoint may give way to an adapter, and the other way round.
-    apply_as(project, base, out, overwrite=True)
+    apply(project, base, out, overwrite=True)
     assert (out / "config.json").is_file()
-    apply_as(project, base, out, storage=EXACT, overwrite=True)
+    apply(project, base, out, storage=EXACT, overwrite=True)
     assert snapshot(out) == before
     with pytest.raises(OutputError, match="input"):
-        apply_as(project, base, base.path, storage=EXACT, overwrite=True)
+        apply(project, base, base.path, storage=EXACT, overwrite=True)
     with pytest.raises(SelectionError, match="nothing"):
-        apply_as(
+        apply(
             project, base, tmp_path / "x", storage=EXACT, selection=Selection(include=("nothing",))
         )
 
@@ -535,20 +530,20 @@ def test_strangers_and_quantised_bases_are_refused(
     task = open_vector(stranger, [str(llama.forget)])
     edit = Project(task, (low_rank(stranger, is_layer, lambda tensor: 2),), Rank(2))
     with pytest.raises(LineageError, match="not derived"):
-        apply_as(edit, stranger, tmp_path / "out", storage=EXACT)
+        apply(edit, stranger, tmp_path / "out", storage=EXACT)
     assert left_behind(tmp_path / "out") == []
-    done = apply_as(edit, stranger, tmp_path / "out", storage=EXACT, allow_unrelated=True)
+    done = apply(edit, stranger, tmp_path / "out", storage=EXACT, allow_unrelated=True)
     assert any("lineage unrelated" in said for said in done.notices)
     config = {**base.config, "quantization_config": {"quant_method": "gptq"}}
     write_checkpoint(tmp_path / "quantised", tensors, config=config)
     with pytest.raises(UnsupportedCheckpointError, match="quantised"):
-        apply_as(edit, Checkpoint.open(tmp_path / "quantised"), tmp_path / "no", storage=EXACT)
+        apply(edit, Checkpoint.open(tmp_path / "quantised"), tmp_path / "no", storage=EXACT)
 
 
 def test_unkept_matrices_are_told(opened: Any, tmp_path: Path) -> None:
     base, forget, _ = opened
     keep = low_rank(base, lambda tensor: "q_proj" in tensor, lambda tensor: 2)
-    done = apply_as(Project(forget, (keep,), Rank(2)), base, tmp_path / "out", storage=EXACT)
+    done = apply(Project(forget, (keep,), Rank(2)), base, tmp_path / "out", storage=EXACT)
     assert any("12 edited tensors are changed by no task to keep" in each for each in done.notices)
 
 
@@ -560,8 +555,8 @@ def test_statistics_hold_an_adapter_back_too(opened: Any, tmp_path: Path) -> Non
     kept = MappedStatistics({name: columns.double().T @ columns.double()})
     some = Selection("all-linear", include=(name,))
     edit = Project(forget, (), Rank(4), keep_inputs=(kept,), epsilon=0.0)
-    apply_as(edit, base, tmp_path / "edited", selection=some, storage=Storage("float32"))
-    record = apply_as(edit, base, tmp_path / "out", selection=some, storage=EXACT).record
+    apply(edit, base, tmp_path / "edited", selection=some, storage=Storage("float32"))
+    record = apply(edit, base, tmp_path / "out", selection=some, storage=EXACT).record
     change = exact(read_tensors(tmp_path / "edited")[name]) - exact(read_tensors(base.path)[name])
     assert abs(change).max() > 1e-3
     made = exact(weights_of(tmp_path / "out", name))
@@ -569,4 +564,4 @@ def test_statistics_hold_an_adapter_back_too(opened: Any, tmp_path: Path) -> Non
     assert abs(made @ exact(columns).T).max() < 1e-5 * abs(change).max() * 64
     assert record.tensors[name]["response"] < 1e-6
     with pytest.raises(MismatchError):
-        apply_as(edit, base, tmp_path / "more", storage=EXACT)  # the others have none
+        apply(edit, base, tmp_path / "more", storage=EXACT)  # the others have none

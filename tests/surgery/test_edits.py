@@ -19,15 +19,15 @@ from tests.conftest import (
     same_bytes,
     write_checkpoint,
 )
-from weightsurgery import Add, Learn, Negate, Project, Rank, Selection, apply, open_vector
+from weightsurgery import Add, Learn, Negate, Project, Rank, Selection, open_vector
 from weightsurgery.algebra.discriminate import BASES, SIDES, SOFT_EPSILON
 from weightsurgery.checkpoint.dequantised import dequantised
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, MismatchError
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as
+from weightsurgery.surgery.apply import AdapterStorage, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import EDITS
-from weightsurgery.surgery.plan import Plan, Storage, plan_edit
+from weightsurgery.surgery.plan import Plan
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.statistics import MappedStatistics, WeightedStatistics
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
@@ -591,7 +591,7 @@ def test_an_edit_beyond_fine_tunes_says_so(tmp_path: Path, kind: Any) -> None:
     for scale, said in ((1.0, False), (1.2, True), (-9.4, True)):
         for storage in (Storage(), AdapterStorage("float32", None if rest else Rank(N))):
             out = tmp_path / f"{scale}{type(storage).__name__}"
-            done = apply_as(
+            done = apply(
                 kind(vector, *rest, scale=scale), bench.base, out, selection=some, storage=storage
             )
             relative = done.record.summary["relative_change"]
@@ -626,11 +626,11 @@ def test_the_plan_counts_what_statistics_take(tmp_path: Path) -> None:
 
 
 def test_more_than_a_matrix_is_refused(tmp_path: Path) -> None:
-    name = "model.layers.0.mlp.experts.gate_up_proj"
+    name = "model.layers.0.mixer.conv1d.weight"
     base = Checkpoint.open(write_checkpoint(tmp_path / "base", {name: torch.randn(2, 4, 4)}))
     vector = TaskVector.of(MappedChange({name: torch.randn(2, 4, 4)}))
     with pytest.raises(EditError, match=rf"{name}.*\[2, 4, 4\]"):
-        apply(Project(vector, (vector,)), base, tmp_path / "out")
+        apply(Project(vector, (vector,)), base, tmp_path / "out", selection=Selection())
     assert not (tmp_path / "out").exists()
 
 

@@ -14,9 +14,8 @@ from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.errors import OutputError
+from weightsurgery.surgery.apply import Storage, apply
 from weightsurgery.surgery.edits import Negate, Project
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import apply
 from weightsurgery.vectors.sources import open_vector
 
 from ..conftest import snapshot, write_checkpoint

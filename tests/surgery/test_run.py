@@ -41,7 +41,7 @@ from weightsurgery.errors import (
     SelectionError,
 )
 from weightsurgery.surgery import windows
-from weightsurgery.surgery.plan import plan_edit
+from weightsurgery.surgery.apply import plan_edit
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
 Tensors = dict[str, torch.Tensor]

@@ -13,9 +13,8 @@ from safetensors.torch import save_file
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import verify
 from weightsurgery.errors import CorruptCheckpointError, OutputError
+from weightsurgery.surgery.apply import Applied, Storage, apply
 from weightsurgery.surgery.edits import Negate
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import Applied, apply
 from weightsurgery.vectors.sources import open_vector
 
 from ..conftest import left_behind, read_tensors, snapshot, write_checkpoint

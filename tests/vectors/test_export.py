@@ -32,9 +32,10 @@ from weightsurgery.errors import (
     VectorError,
 )
 from weightsurgery.surgery.compare import diff
+from weightsurgery.vectors.adapter_config import target_modules
 from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.export import export_adapter
-from weightsurgery.vectors.lora_layers import LoraLayer, LoraLayers, target_modules
+from weightsurgery.vectors.lora import LoraLayer, LoraLayers
 from weightsurgery.vectors.task_vector import MappedChange
 
 pytestmark = [

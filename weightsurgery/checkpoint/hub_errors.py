@@ -20,7 +20,9 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def hub_errors(where: str, kind: type[WeightSurgeryError] = SourceError) -> Iterator[None]:
+def hub_errors(
+    where: str, kind: type[WeightSurgeryError] = SourceError, again: str = ""
+) -> Iterator[None]:
     """Turn failures of the Hub, of the way to it and of the cache into errors with a remedy.
 
     Anything else passes through: it is a bug, and should look like one.
@@ -28,6 +30,7 @@ def hub_errors(where: str, kind: type[WeightSurgeryError] = SourceError) -> Iter
     Args:
         where: The repository as the user named it, with its revision.
         kind: What is raised.
+        again: What to do, too, where the Hub could not be reached.
 
     Raises:
         WeightSurgeryError: Of that kind.
@@ -75,9 +78,9 @@ def hub_errors(where: str, kind: type[WeightSurgeryError] = SourceError) -> Iter
     except LocalTokenNotFoundError:
         raise kind(f"{where}: no token for the Hub", f"To log in, {_LOGIN}.") from None
     except OfflineModeIsEnabled as error:
-        raise _unreachable(kind, where, error) from None
+        raise _unreachable(kind, where, error, again) from None
     except (LocalEntryNotFoundError, HTTPError, ConnectionError, TimeoutError) as error:
-        raise _answered(kind, where, error) from None
+        raise _answered(kind, where, error, again) from None
     except EntryNotFoundError as error:
         raise kind(
             f"{where}: a file is missing ({first_line(error)})",
@@ -91,7 +94,7 @@ def hub_errors(where: str, kind: type[WeightSurgeryError] = SourceError) -> Iter
 
 
 def _answered(
-    kind: type[WeightSurgeryError], where: str, error: BaseException
+    kind: type[WeightSurgeryError], where: str, error: BaseException, again: str
 ) -> WeightSurgeryError:
     """By the status the Hub answered with; none means that it was not reached."""
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -107,19 +110,20 @@ def _answered(
         )
     if status == 429:
         return kind(f"{where}: too many requests ({said})", "Wait a few minutes, and run it again.")
-    return _unreachable(kind, where, error)
+    return _unreachable(kind, where, error, again)
 
 
 def _unreachable(
-    kind: type[WeightSurgeryError], where: str, error: BaseException
+    kind: type[WeightSurgeryError], where: str, error: BaseException, again: str
 ) -> WeightSurgeryError:
     if issubclass(kind, SourceError):
         return kind(
             f"{where}: no such directory here, and the Hub could not be reached"
             f" ({first_line(error)})",
-            "Check the path or the connection; with HF_HUB_OFFLINE=1 only cached files are used.",
+            "Check the path or the connection; with HF_HUB_OFFLINE=1 only cached files are used."
+            f" {again}".rstrip(),
         )
     return kind(
         f"{where}: the Hub could not be reached ({first_line(error)})",
-        "Check the connection, and that HF_HUB_OFFLINE is not set.",
+        f"Check the connection, and that HF_HUB_OFFLINE is not set. {again}".rstrip(),
     )

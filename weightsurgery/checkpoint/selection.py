@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.naming import kind_of, layer_of
+from weightsurgery.checkpoint.stacks import is_matrix, is_stack
 from weightsurgery.errors import SelectionError
 
 __all__ = ["LARGEST_SCALE", "TARGETS", "Selection", "parse_layers"]
@@ -21,7 +22,7 @@ _RANGE = re.compile(r"^(\d+)?(-)?(\d+)?$")
 
 def _all_linear(entry: TensorEntry) -> bool:
     """Linear layers between embedding and head, as peft's "all-linear" has them."""
-    linear = len(entry.shape) == 2 or (len(entry.shape) == 3 and "experts" in entry.name)
+    linear = is_matrix(entry) or is_stack(entry)
     return linear and kind_of(entry.name) in ("attention", "mlp", "other")
 
 

@@ -14,7 +14,7 @@ from weightsurgery.cli.spread import options
 from weightsurgery.cli.worlds import Variant, need_training
 
 if TYPE_CHECKING:
-    from weightsurgery.procedures.bench.results import Bench
+    from weightsurgery.lab.bench.results import Bench
 
 __all__ = ["bench"]
 
@@ -118,12 +118,12 @@ def bench(
         raise EditError("--overlap with --learn", "What is shared can only be forgotten.")
     if kind is not None and learn:
         raise EditError(f"--kind {kind} with --learn", "Kinds are to be forgotten: leave one out.")
-    from weightsurgery.procedures.bench import bench as run
-    from weightsurgery.procedures.bench.asks import Ask, overlaps
-    from weightsurgery.procedures.bench.kinds import asks_of
-    from weightsurgery.procedures.bench.results import read_bench
-    from weightsurgery.report.bench_cost import by_variant
-    from weightsurgery.report.frontier_picture import check_picture
+    from weightsurgery.lab.bench import bench as run
+    from weightsurgery.lab.bench.asks import Ask, overlaps
+    from weightsurgery.lab.bench.cost_tables import by_variant
+    from weightsurgery.lab.bench.kinds import asks_of
+    from weightsurgery.lab.bench.picture import check_picture
+    from weightsurgery.lab.bench.results import read_bench
 
     if plot is not None:
         check_picture(plot)  # before a quarter of an hour of work
@@ -151,11 +151,11 @@ def bench(
 
 def _print(benches: Sequence[Bench], show: Show, markdown: bool, plot: str | None) -> None:
     """The tables, or the documents that they are made of; then the picture."""
-    from weightsurgery.procedures.bench import FORGETTING, LEARNING
-    from weightsurgery.report.bench import markdown as as_markdown
-    from weightsurgery.report.bench import variant_tables
-    from weightsurgery.report.frontier import families
-    from weightsurgery.report.frontier_picture import draw_frontier
+    from weightsurgery.lab.bench import FORGETTING, LEARNING
+    from weightsurgery.lab.bench.frontier import families
+    from weightsurgery.lab.bench.picture import draw_frontier
+    from weightsurgery.lab.bench.tables import markdown as as_markdown
+    from weightsurgery.lab.bench.tables import variant_tables
     from weightsurgery.report.tables import Table
 
     if show.json:

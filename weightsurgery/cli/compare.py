@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.look import Base, Page
 from weightsurgery.cli.opened import open_base
@@ -176,7 +175,7 @@ def _compare(
                 overwrite=asked.overwrite,
                 device=work.device,
                 workers=work.workers,
-                command=typed_command(),
+                command=show.command,
                 progress=progress,
             )
     if html is not None:

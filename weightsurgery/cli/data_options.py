@@ -77,8 +77,8 @@ class FromData:
         float | None,
         typer.Option(
             "--lr",
-            help="Learning rate. Default: 2e-3, AdamW's; strangers: 0.4, relative to the size of"
-            " a weight's entries.",
+            help="Learning rate of AdamW. Default: 1.5e-3, 2e-3 to learn; strangers: 0.4, relative"
+            " to the size of a weight's entries.",
             rich_help_panel=_PANEL,
         ),
     ] = None

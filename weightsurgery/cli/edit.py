@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
@@ -18,9 +17,8 @@ from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
-    from weightsurgery.surgery.adapter import AdapterStorage
+    from weightsurgery.surgery.apply import AdapterStorage, Storage
     from weightsurgery.surgery.edit import Edit
-    from weightsurgery.surgery.plan import Storage
 
 __all__ = ["add", "learn", "negate", "project"]
 
@@ -224,7 +222,7 @@ def _apply(
 ) -> None:
     from weightsurgery.checkpoint.remarks import remarks
     from weightsurgery.report.exported import planned_lines, written_tables
-    from weightsurgery.surgery.adapter import apply_as, plan_as
+    from weightsurgery.surgery.apply import apply, plan_edit
 
     if store.check:
         _checkable(store)
@@ -233,7 +231,7 @@ def _apply(
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
     if store.dry_run:
-        plan = plan_as(edit, base, store.out, selection, storage, work.workers, store.overwrite)
+        plan = plan_edit(edit, base, store.out, selection, storage, work.workers, store.overwrite)
         if show.json:
             console.document(plan.summary())
         else:
@@ -245,7 +243,7 @@ def _apply(
         return
     try:
         with console.progress(show) as progress:
-            done = apply_as(
+            done = apply(
                 edit,
                 base,
                 store.out,
@@ -255,7 +253,7 @@ def _apply(
                 workers=work.workers,
                 overwrite=store.overwrite,
                 allow_unrelated=store.allow_unrelated,
-                command=typed_command(),
+                command=show.command,
                 progress=progress,
             )
     except KeyboardInterrupt:

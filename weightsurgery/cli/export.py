@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.opened import open_base
 from weightsurgery.cli.options import (
@@ -136,7 +135,7 @@ def export(
                     out,
                     allow_unrelated=allow_unrelated,
                     device=device_for(work.device, decomposes=rule is not None),
-                    command=typed_command(),
+                    command=show.command,
                     each=partial(in_order, workers=workers),
                     progress=progress,
                     **what,

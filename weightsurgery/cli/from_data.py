@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.found import finding, show_found
@@ -134,7 +133,7 @@ def edit_from_data(
                 store.out,
                 search,
                 scale=scale,
-                command=typed_command(),
+                command=show.command,
                 progress=progress,
                 **what,
             )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.options import Show, Which, written_path
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.statistics import gather_statistics
@@ -239,7 +238,7 @@ def identify(
     try:
         with console.progress(show, unit="steps") as progress:
             record = library.identify(
-                ckpt, data, out, **what, command=typed_command(), progress=progress
+                ckpt, data, out, **what, command=show.command, progress=progress
             )
     except KeyboardInterrupt:
         console.notice("Interrupted; the same command goes on where this one stopped.", show)

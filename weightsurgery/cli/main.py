@@ -14,6 +14,7 @@ from weightsurgery.cli import (
     attack,
     bench,
     compare,
+    demo,
     edit,
     export,
     identify,
@@ -22,7 +23,6 @@ from weightsurgery.cli import (
     recipe,
     score,
     sweep,
-    tour,
     unlearn,
 )
 from weightsurgery.cli.console import error, listen
@@ -55,7 +55,7 @@ for panel, commands in {
         recipe.run,
     ),
     "Share": (export.export, push.push),
-    "Check": (score.evaluate, look.verify, bench.bench, tour.demo),
+    "Check": (score.evaluate, look.verify, bench.bench, demo.demo),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
@@ -88,7 +88,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     listen()
     try:
-        app(prog_name="ws")
+        app(prog_name="ws", obj=["ws", *sys.argv[1:]])
     except WeightSurgeryError as problem:
         error(problem.what, problem.remedy)
         sys.exit(1)

@@ -13,8 +13,7 @@ import typer
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.selection import Selection
     from weightsurgery.cli.factors import Truncate
-    from weightsurgery.surgery.adapter import AdapterStorage
-    from weightsurgery.surgery.plan import Storage
+    from weightsurgery.surgery.apply import AdapterStorage, Storage
 
 __all__ = [
     "Fit",
@@ -233,7 +232,7 @@ class Store:
         from weightsurgery.errors import EditError
 
         if self.as_ == "checkpoint":
-            from weightsurgery.surgery.plan import Storage
+            from weightsurgery.surgery.apply import Storage
 
             return Storage(self.dtype, self.rounding, self.seed, self.with_code)
         if self.as_ != "adapter":
@@ -243,7 +242,7 @@ class Store:
                 f"--rounding {self.rounding} with --as adapter: factors are rounded to the nearest",
                 "Leave it out; --dtype float32 stores them as they are.",
             )
-        from weightsurgery.surgery.adapter import AdapterStorage
+        from weightsurgery.surgery.apply import AdapterStorage
 
         return AdapterStorage(self.dtype or "bfloat16", seed=self.seed)
 
@@ -256,7 +255,7 @@ class Store:
         from dataclasses import replace
 
         from weightsurgery.errors import EditError
-        from weightsurgery.surgery.plan import Storage
+        from weightsurgery.surgery.apply import Storage
 
         storage, rule = self.storage(), truncate.rule()
         if not isinstance(storage, Storage):
@@ -292,8 +291,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Show:
-    """What is printed."""
+    """What is printed, and the command line that it is the answer to."""
 
+    context: typer.Context
     json: Annotated[
         bool,
         typer.Option(
@@ -317,3 +317,21 @@ class Show:
     def __post_init__(self) -> None:
         level = logging.WARNING if self.quiet else logging.INFO
         logging.getLogger("weightsurgery").setLevel(level)
+
+    @property
+    def command(self) -> list[str]:
+        """The command line, for the record: as typed, or as the recipe that runs stands for it.
+
+        Raises:
+            SourceError: The record could not hold it.
+        """
+        from weightsurgery.errors import SourceError
+
+        words: list[str] = self.context.obj
+        for text in words:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise SourceError(
+                    f"{text!r}: this name is not UTF-8, so no record can hold it",
+                    "Rename the directory, or link to it under another name.",
+                )
+        return list(words)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import shlex
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import standing_for
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weightsurgery.procedures.recipe.command import Command, Field
     from weightsurgery.procedures.recipe.recipe import Recipe
 
-__all__ = ["run", "runnable"]
+__all__ = ["run", "writing"]
 
 # What is said of one run, not of the edit. A stranger's recipe must not say it: --overwrite
 # replaces outputs, --html any file, --with-code brings programs.
@@ -116,11 +116,12 @@ def run(
     from weightsurgery.procedures.recipe.recipe import read_recipe
 
     assert recipe is not None
-    read = read_recipe(
-        read_text(recipe), recipe, {name: each for name, (each, _) in _all().items()}
-    )
+    read = read_recipe(read_text(recipe), recipe, writing(_group(show)))
     changed = {"out": out, "device": device, "workers": workers}
-    flags = {"overwrite": overwrite, "with_code": with_code, "dry_run": dry_run, **vars(show)}
+    flags = {
+        "overwrite": overwrite, "with_code": with_code, "dry_run": dry_run, "json": show.json,
+        "quiet": show.quiet, "verbose": show.verbose,
+    }  # fmt: skip
     changed |= {name: True for name, given in flags.items() if given}
     _run(read, {name: value for name, value in changed.items() if value is not None}, show)
 
@@ -130,7 +131,7 @@ def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:
     from weightsurgery.procedures.recipe.inputs import check_inputs, check_result, differences
     from weightsurgery.procedures.recipe.places import check_places
 
-    command, callback = _all()[recipe.command.name]
+    command = recipe.command
     check_places(recipe, changed)
     known = {each.name for each in command.fields}
     for name in changed.keys() - known - {"quiet", "verbose"}:
@@ -147,8 +148,11 @@ def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:
     if checked:
         console.notice(f"{checked} input files are as the recipe has them.", show)
     console.notice(f"The same as:  {shlex.join(words)}", show)
-    with standing_for(words):
-        callback(**_arguments(callback, values))
+    # What typing this line would do; records name it too, so an output does not tell who typed it.
+    root = show.context.find_root()
+    typed = _group(show).commands[command.name]
+    with typed.make_context(command.name, words[2:], parent=root, obj=words) as context:
+        typed.invoke(context)
     if "dry_run" not in changed:
         checked = check_result(recipe, values["out"])
         if checked:
@@ -164,8 +168,7 @@ def _print_recipe(directory: str, out: str | None, show: Show) -> None:
     from weightsurgery.procedures.recipe.text import recipe_data, recipe_text
 
     record = read_record(Path(os.path.expanduser(directory)))
-    commands = {name: each for name, (each, _) in _all().items()}
-    found = recipe_of(record, directory, commands, out)
+    found = recipe_of(record, directory, writing(_group(show)), out)
     if show.json:
         console.document(recipe_data(found))
     else:
@@ -174,71 +177,75 @@ def _print_recipe(directory: str, out: str | None, show: Show) -> None:
         console.notice(text, show)
 
 
-def _all() -> dict[str, tuple[Command, Callable[..., None]]]:
-    """The commands that write an output, by name, with what runs them."""
-    from weightsurgery.cli.main import app  # which lists this command too
-
-    return runnable(app)
+def _group(show: Show) -> Any:
+    """The command ``ws``, as Typer has it."""
+    return show.context.find_root().command
 
 
-def runnable(app: typer.Typer) -> dict[str, tuple[Command, Callable[..., None]]]:
-    """The commands of an app that a recipe may name: those with an option ``--out``.
+def writing(group: Any) -> dict[str, Command]:
+    """The commands of a group that a recipe may name: those with an option ``--out``.
 
-    What they take is read from their signatures, so that recipes and command line agree.
+    Args:
+        group: As ``typer.main.get_command`` makes it of an app. What its commands take, and how
+            their command lines are read, is Typer's own, so recipes and command line agree.
     """
     from weightsurgery.procedures.recipe.command import Command
 
     found = {}
-    for registered in app.registered_commands:
-        callback = registered.callback
-        assert callback is not None
-        name = registered.name or callback.__name__
-        parameters = inspect.signature(callback).parameters
-        fields = tuple(_field(each) for each in parameters.values())
-        if name != "run" and any(each.name == "out" and not each.argument for each in fields):
-            found[name] = Command(name, fields), callback
+    for name, each in group.commands.items():
+        if name == "run" or not any("--out" in option.opts for option in each.params):
+            continue
+        hints = get_type_hints(each.callback, include_extras=True)
+        fields = tuple(
+            _field(option, hints[option.name]) for option in each.params if option.name in hints
+        )
+        found[name] = Command(name, fields, functools.partial(_given, each))
     return found
 
 
-def _field(parameter: inspect.Parameter) -> Field:
+def _field(option: Any, annotation: Any) -> Field:
+    """One of Typer's parameters, with the type that it is annotated with."""
     from weightsurgery.procedures.recipe.command import Field
 
-    hint, info = get_args(parameter.annotation)[:2]
-    kinds = [each for each in get_args(hint) if each is not type(None)]
-    if kinds and get_origin(hint) is not list:  # X | None
-        assert len(kinds) == 1, parameter
-        hint = kinds[0]
-    many = get_origin(hint) is list
-    kind = get_args(hint)[0] if many else hint
-    # As typer has it, the first name may be where a default was expected.
-    names = [
-        each.strip()
-        for text in (info.default, *(info.param_decls or ()))
-        if isinstance(text, str) and text.startswith("-")
-        for each in text.split("/")
-    ]
-    off = [name[2:] for name in names if name.startswith("--no-") and kind is bool]
-    long = [name[2:] for name in names if name.startswith("--") and name[2:] not in off]
+    hint = get_args(annotation)[0]
+    many = option.nargs == -1 or getattr(option, "multiple", False)
+    kinds = [each for each in (hint, *get_args(hint)) if each in (str, int, float, bool)]
+    if many:  # list[X], or list[X] | None
+        (listed,) = (each for each in (hint, *get_args(hint)) if get_origin(each) is list)
+        kinds = list(get_args(listed))
+    (kind,) = kinds
     return Field(
-        parameter.name,
-        tuple(long) or (parameter.name.rstrip("_").replace("_", "-"),),
+        option.name,
+        tuple(each[2:] for each in option.opts if each.startswith("--"))
+        or (option.name.rstrip("_").replace("_", "-"),),
         kind,
         many,
-        parameter.default is inspect.Parameter.empty,
-        None if parameter.default is inspect.Parameter.empty else parameter.default,
-        isinstance(info, typer.models.ArgumentInfo),
-        next((name[1:] for name in names if not name.startswith("--")), ""),
-        next(iter(off), ""),
-        parameter.name not in _OF_ONE_RUN,
-        info.callback is written_path,
+        option.required,
+        option.default,
+        option.param_type_name == "argument",
+        next((each[1:] for each in option.opts if each[:1] == "-" != each[1:2]), ""),
+        next((each[2:] for each in option.secondary_opts), ""),
+        option.name not in _OF_ONE_RUN,
+        option.callback is not None and inspect.unwrap(option.callback) is written_path,
     )
 
 
-def _arguments(callback: Callable[..., None], values: dict[str, Any]) -> dict[str, Any]:
-    """What typer would hand to the command."""
-    found = {}
-    for parameter in inspect.signature(callback).parameters.values():
-        value = values.get(parameter.name, parameter.default)
-        info = get_args(parameter.annotation)[1]
-        found[parameter.name] = value if info.callback is None else info.callback(value)
-    return found
+def _given(command: Any, words: Sequence[str]) -> dict[str, Any]:
+    """What a command line gives, by parameter name: arguments, then options in its order.
+
+    Raises:
+        ValueError: Not a command line of this command.
+    """
+    context = typer.Context(command, info_name=command.name)
+    try:
+        values, rest, order = command.make_parser(context).parse_args(list(words))
+    except typer.TyperException as error:
+        raise ValueError(error.format_message()) from None
+    if rest:
+        raise ValueError(f"nothing takes {rest[0]!r}")
+    for each in order:
+        if not each.expose_value:  # --help: ends a command, and is none of its settings
+            raise ValueError(f"no option {each.opts[-1]}")
+    order.sort(key=lambda each: each.param_type_name != "argument")
+    names = dict.fromkeys(each.name for each in order)
+    return {name: values[name] for name in names if values[name] not in (None, (), [])}

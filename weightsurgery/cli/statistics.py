@@ -7,7 +7,6 @@ from dataclasses import asdict
 from importlib.util import find_spec
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.options import Show, Which
 from weightsurgery.errors import EditError, WeightSurgeryError
 
@@ -44,7 +43,7 @@ def gather_statistics(
             device=device,
             max_bytes=int(bound * 1e9),
             overwrite=overwrite,
-            command=typed_command(),
+            command=show.command,
             progress=progress,
         )
     found = record.summary

@@ -9,29 +9,32 @@ from typing import Annotated, Any
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.command_line import typed_command
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.found import finding, show_found
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.training_options import Optimise
-from weightsurgery.unlearning.methods import METHODS
+from weightsurgery.unlearning.methods import METHODS, SYSTEMS
 
 __all__ = ["unlearn"]
 
 _TRAINING = "Training"
 
 
-def _list(wanted: bool) -> None:
+def _list(context: typer.Context, wanted: bool) -> bool:
+    """With the list nothing else need be given: what follows is read, and not insisted on."""
     if wanted:
-        from weightsurgery.report.systems import system_tables, systems_document
-        from weightsurgery.unlearning.methods import SYSTEMS
+        context.resilient_parsing = True
+    return wanted
 
-        if "--json" in typed_command():  # an option that ends all comes before the others
-            console.document(systems_document(SYSTEMS))
-        else:
-            console.show(*system_tables(SYSTEMS))
-        raise typer.Exit
+
+def _show_list(show: Show) -> None:
+    from weightsurgery.report.systems import system_tables, systems_document
+
+    if show.json:
+        console.document(systems_document(SYSTEMS))
+    else:
+        console.show(*system_tables(SYSTEMS))
 
 
 def _installed(*further: str) -> None:
@@ -163,6 +166,9 @@ def unlearn(
 
     Example:  ws unlearn ./model --method npo --forget authors.jsonl -o ./edited
     """
+    if list_:
+        _show_list(show)
+        return
     adapter = tune.lora_rank is not None or method in ("eul", "cpem-lora", "cpem-ia3")
     _installed(*(["peft"] if adapter else []))
     from weightsurgery.checkpoint.reader import Checkpoint
@@ -206,6 +212,6 @@ def unlearn(
                 console.show(*system_plan_lines(plan, store.out))
             return
         with finding(show), console.progress(show, unit="steps") as progress:
-            done = library.unlearn_by(asked, command=typed_command(), progress=progress)
+            done = library.unlearn_by(asked, command=show.command, progress=progress)
     if done is not None:
         show_found(done, trained_tables(done.vector), ckpt, "negate", store, show)

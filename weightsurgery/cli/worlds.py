@@ -10,7 +10,7 @@ import typer
 from weightsurgery.errors import WeightSurgeryError
 
 # Light: the recipes alone, not what builds a world by them.
-from weightsurgery.procedures.world.recipe import VARIANTS
+from weightsurgery.lab.world.recipe import VARIANTS
 
 __all__ = ["Variant", "need_training"]
 

@@ -25,6 +25,24 @@ def push_errors(where: str, doing: str = "push") -> Iterator[None]:
     Raises:
         HubError: See the message.
     """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    with hub_errors(where, HubError, _AGAIN if doing == "commit" else ""):
+        try:
+            with _refusals(where, doing):
+                yield
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            raise HubError(
+                f"{where}: no repository that this token can see",
+                "Check the spelling and the account: 'hf auth whoami' says whose token it is.",
+            ) from None
+
+
+@contextmanager
+def _refusals(where: str, doing: str) -> Iterator[None]:
+    """Those that reading does not meet; others pass through."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         OfflineModeIsEnabled,
@@ -33,36 +51,25 @@ def push_errors(where: str, doing: str = "push") -> Iterator[None]:
     )
 
     try:
-        with hub_errors(where, HubError):
-            try:
-                yield
-            except RuntimeError as error:
-                # While it uploads, huggingface_hub wraps what happened.
-                if isinstance(error.__cause__, Exception):
-                    raise error.__cause__ from None
-                raise
-            except (RepositoryNotFoundError, RevisionNotFoundError, OfflineModeIsEnabled):
-                raise
-            except HfHubHTTPError as error:
-                raise (_refused(where, doing, error) or error) from None
-            except PermissionError as error:  # hf_xet's, or a file that may not be read
-                raise HubError(
-                    f"{where}: {first_line(error)}",
-                    "Use a token that may write there, and files that may be read.",
-                ) from None
-            except ConnectionError as error:
-                raise _without_xet(where, error) or error from None
-            except ValueError as error:
-                raise _invalid(where, error) or error from None
-    except HubError as error:
-        if error.what.endswith("nor a repository you can see on the Hub"):
-            raise HubError(
-                f"{where}: no repository that this token can see",
-                "Check the spelling and the account: 'hf auth whoami' says whose token it is.",
-            ) from None
-        if "could not be reached" in error.what and doing == "commit":
-            raise HubError(error.what, f"{error.remedy} {_AGAIN}") from None
+        yield
+    except RuntimeError as error:
+        # While it uploads, huggingface_hub wraps what happened.
+        if isinstance(error.__cause__, Exception):
+            raise error.__cause__ from None
         raise
+    except (RepositoryNotFoundError, RevisionNotFoundError, OfflineModeIsEnabled):
+        raise
+    except HfHubHTTPError as error:
+        raise (_refused(where, doing, error) or error) from None
+    except PermissionError as error:  # hf_xet's, or a file that may not be read
+        raise HubError(
+            f"{where}: {first_line(error)}",
+            "Use a token that may write there, and files that may be read.",
+        ) from None
+    except ConnectionError as error:
+        raise _without_xet(where, error) or error from None
+    except ValueError as error:
+        raise _invalid(where, error) or error from None
 
 
 def _refused(where: str, doing: str, error: Exception) -> HubError | None:

@@ -110,9 +110,9 @@ def additions(files: Sequence[LocalFile], meter: Meter) -> list[CommitOperationA
 def quiet_hub(meter: Meter | None = None) -> Iterator[None]:
     """No bars and no log lines of huggingface_hub: what its xet client reports goes to the meter.
 
-    It hands out those reports to its own bars alone, so one of ours stands in for them. Where that
-    place is gone in another version, or bars are forbidden by HF_HUB_DISABLE_PROGRESS_BARS, an
-    upload by xet goes uncounted.
+    Its interface (2.4) hands out those reports to its own bars alone, so one of ours stands in for
+    them. Where that place is gone in another version, or bars are forbidden by
+    HF_HUB_DISABLE_PROGRESS_BARS, an upload by xet goes uncounted.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]

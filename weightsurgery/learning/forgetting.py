@@ -70,10 +70,10 @@ class Forgetting:
     """
 
     steps: int | None = None
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     batch_size: int = 12
     keep_weight: float = 30.0
-    language_weight: float = 3.0
+    language_weight: float = 6.0
     every: int = 15
     budget: float = 0.01
     seed: int = 0
@@ -103,7 +103,7 @@ class Forgetting:
         return replace(self, steps=steps, every=max(self.every, steps // 6))
 
 
-LEARNING = Forgetting(keep_weight=10.0)
+LEARNING = Forgetting(learning_rate=2e-3, keep_weight=10.0, language_weight=3.0)
 """How to train on what is to be learned: it takes more to say something than to say it no more."""
 
 

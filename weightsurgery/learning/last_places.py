@@ -9,7 +9,7 @@ Gradients flow through it either way as if each text had read it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -124,17 +124,25 @@ def _head_reads(model: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool
     """
     head = model.get_output_embeddings()
     met: list[bool] = []
+    whole = ExitStack()
 
     def pick(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         met.append(True)
-        return (given[0][rows, columns][None], *given[1:])
+        # Logits of three digits would be off by more than what is asked of them: not in autocast.
+        whole.enter_context(torch.autocast(rows.device.type, enabled=False))
+        return (given[0][rows, columns][None].to(head.weight.dtype), *given[1:])
 
-    handle = None if head is None else head.register_forward_pre_hook(pick)
+    if head is None:
+        yield met
+        return
+    before = head.register_forward_pre_hook(pick)
+    after = head.register_forward_hook(lambda *_: whole.close())
     try:
         yield met
     finally:
-        if handle is not None:
-            handle.remove()
+        whole.close()
+        before.remove()
+        after.remove()
 
 
 def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> int:

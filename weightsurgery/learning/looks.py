@@ -20,6 +20,7 @@ from torch import Tensor
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import Material, Row
+from weightsurgery.learning.models import sooner_in_halves
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.trainer import writing
 
@@ -168,9 +169,10 @@ def said(
 
 def said_of(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Expected]:
     """What a model says at the places that count of a batch, (places, vocabulary), and is to."""
-    logits = last_logits(
-        model, [row.tokens for row in rows], [len(row.expected) for row in rows], padding
-    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=sooner_in_halves(model)):
+        logits = last_logits(
+            model, [row.tokens for row in rows], [len(row.expected) for row in rows], padding
+        )
     return logits, Expected.joined([row.expected for row in rows]).to(logits.device)
 
 

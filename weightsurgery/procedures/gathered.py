@@ -18,6 +18,7 @@ import torch
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import Source, resolve_source
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.checkpoint.staging import Staging, check_target
 from weightsurgery.errors import EditError, OutputError
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
@@ -25,7 +26,6 @@ from weightsurgery.learning.kept import Kept, keep_texts
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.statistics import tokens_of
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.unlearning.matrices import held_as
 from weightsurgery.unlearning.sets import Sets
 from weightsurgery.vectors.lineage import samples_of

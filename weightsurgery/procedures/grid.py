@@ -15,9 +15,9 @@ from weightsurgery.algebra.ridges import Ridges
 from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import LARGEST_SCALE
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.discriminating import Decomposed, Learn, Project, or_nothing
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.vectors.deltas import FactorDelta
 from weightsurgery.vectors.statistics import total_gram
 

@@ -20,9 +20,9 @@ __all__ = ["EditedInMemory"]
 class EditedInMemory:
     """A base's model, some of whose weights are set to ``W + scale · T'`` and back.
 
-    What is set is what :func:`weightsurgery.surgery.run.apply` would write: the same blocks in the
-    same arithmetic, rounded to the stored dtype. Weights are read from the checkpoint each time,
-    so that nothing adds up and no copy of the model is held.
+    What is set is what :func:`weightsurgery.apply` would write: the same blocks in the same
+    arithmetic, rounded to the stored dtype. Weights are read from the checkpoint each time, so that
+    nothing adds up and no copy of the model is held.
 
     Use as a context manager: leaving it gives every weight back as it was.
 

@@ -18,6 +18,7 @@ from typing import Any
 from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import is_matrix, is_stack
 from weightsurgery.errors import DataError, EditError, NonFiniteError, SelectionError
 from weightsurgery.learning import intervals
 from weightsurgery.learning.answers import headline
@@ -38,8 +39,9 @@ from weightsurgery.procedures.grid import Changes, Grid, Setting
 from weightsurgery.procedures.in_memory import EditedInMemory
 from weightsurgery.procedures.splits import DataSet, DataSets
 from weightsurgery.progress import Progress
+from weightsurgery.surgery.apply import Storage
 from weightsurgery.surgery.discriminating import Learn, Project
-from weightsurgery.surgery.plan import Storage, plan_edit, worker_count
+from weightsurgery.surgery.plan import worker_count
 from weightsurgery.surgery.workers import in_order, torch_threads
 from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.lineage import check_lineage
@@ -225,13 +227,20 @@ def _factors(
     """The matrices that change, and what the scale is multiplied with for each."""
     with TemporaryDirectory(prefix="ws-sweep-") as nowhere:
         # Refuses whatever the edit would refuse; nothing is written.
-        plan = plan_edit(edit, base, Path(nowhere) / "edited", selection, Storage(), workers)
+        plan = Storage().plan(edit, base, Path(nowhere) / "edited", selection, workers)
+    for name in plan.edited:
+        if is_stack(base.entry(name)) and edit.task.at(name) is not None:
+            raise EditError(
+                f"tensor {name!r} is a stack of experts, which a sweep does not set in memory",
+                f"Leave it out with --exclude '{name}' or --targets attention, or write edits with"
+                " ws project and score them with ws evaluate.",
+            )
     return {
         name: factor
         for name, factor in plan.edited.items()
         if name not in plan.copies
         and base.entry(name).numel
-        and len(base.entry(name).shape) == 2
+        and is_matrix(base.entry(name))
         and edit.task.at(name) is not None
     }
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.adapter import AdapterStorage
-from weightsurgery.surgery.edit import input_width
-from weightsurgery.surgery.plan import Storage
+from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.unlearning import run as road
 from weightsurgery.unlearning.job import Job, Output, Run
 from weightsurgery.unlearning.matrices import matrices

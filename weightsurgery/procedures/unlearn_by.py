@@ -13,8 +13,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.stages import process_device
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.adapter import AdapterStorage
-from weightsurgery.surgery.plan import Storage
+from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.unlearning import run as road
 from weightsurgery.unlearning.by_system import BySystem, How, SystemPlan
 from weightsurgery.unlearning.job import Job, Output, Run, distributed

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.report.card_method import Told, is_kept
 from weightsurgery.report.card_text import block, code, literal, shown_name, table
-from weightsurgery.report.tables import size
+from weightsurgery.report.tables import percent, size
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
@@ -108,14 +108,10 @@ def figures(record: EditRecord) -> str:
         low, high, mean = min(survived), max(survived), sum(survived) / len(survived)
         rows.append(
             ("left of the task after discrimination",
-             f"{_percent(mean)} of its energy ({_percent(low)} to {_percent(high)})")
+             f"{percent(mean)} of its energy ({percent(low)} to {percent(high)})")
         )  # fmt: skip
     rows = [(words, value.strip()) for words, value in rows]
     return table(("figure", "value"), rows, frozenset({0})) if rows else ""
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def _names(names: list[str]) -> str:

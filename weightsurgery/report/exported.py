@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from weightsurgery.report.tables import (
     Table,
     edit_tables,
+    percent,
     plan_lines,
     size,
     survived_rows,
     used_rows,
 )
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
@@ -73,10 +74,10 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
         ("size", f"{size(total)}, {record.parameters['dtype']}"),
         ("change", f"norm {summary['norm']:.4g}"),
         _truncated(record),
-        ("lost in rounding", f"{_percent(summary['rounding'])} of its norm"),
+        ("lost in rounding", f"{percent(summary['rounding'], 2)} of its norm"),
     ]
     if (relative := summary.get("relative_change")) is not None:
-        facts.append(("relative change", _percent(relative)))
+        facts.append(("relative change", percent(relative, 2)))
     facts += survived_rows(record)
     facts += _names("left out", summary["left_out"])
     facts += _names("no change", summary["unchanged"])
@@ -99,15 +100,15 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
                 name,
                 str(each["rank"]),
                 f"{each['norm']:.3g}",
-                _percent(each["lost"]),
-                _percent(each["rounding"]),
+                percent(each["lost"], 2),
+                percent(each["rounding"], 2),
                 f"{each.get('svd_residual', each['residual']):.1e}",
             )
             for name, each in record.tensors.items()
         ]
         if all("survived" in each for each in record.tensors.values()):
             columns = (*columns, "survived discr.")
-            survived = [_percent(each["survived"]) for each in record.tensors.values()]
+            survived = [percent(each["survived"], 2) for each in record.tensors.values()]
             rows = [(*row, cell) for row, cell in zip(rows, survived, strict=True)]
         tables.append(Table("Matrices", columns, rows))
     return tables
@@ -118,11 +119,11 @@ def _truncated(record: EditRecord) -> tuple[str, str]:
     rows = record.tensors.values()
     if all("kept_energy" in facts for facts in rows):  # what is left of it is all there
         kept = [facts["kept_energy"] for facts in rows]
-        figure = f"{_percent(min(kept))} to {_percent(max(kept))} of its energy"
+        figure = f"{percent(min(kept), 2)} to {percent(max(kept), 2)} of its energy"
         return "task, truncated", f"{figure}, before discrimination"
     lost = [facts["lost"] for facts in rows]
-    figure = f"{_percent(record.summary['lost'])} of its energy"
-    return "lost by truncation", f"{figure} ({_percent(min(lost))} to {_percent(max(lost))})"
+    figure = f"{percent(record.summary['lost'], 2)} of its energy"
+    return "lost by truncation", f"{figure} ({percent(min(lost), 2)} to {percent(max(lost), 2)})"
 
 
 def _names(words: str, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -132,7 +133,3 @@ def _names(words: str, names: Sequence[str]) -> list[tuple[str, str]]:
 
 def _range(lowest: int, highest: int) -> str:
     return str(highest) if lowest == highest else f"{lowest} to {highest}"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.2f} %"

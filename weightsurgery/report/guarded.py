@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from weightsurgery.report.tables import Table
+from weightsurgery.report.tables import Table, percent
 
 __all__ = ["guard_tables", "look_table"]
 
@@ -20,7 +20,7 @@ def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
         guard: As :meth:`weightsurgery.learning.guard.GuardReport.to_dict` gives it.
     """
     rows = [
-        (_shown(name), _percent(before), _percent(after))
+        (_shown(name), percent(before), percent(after))
         for name, (before, after) in guard["answered"].items()
     ]
     before, after = guard["perplexity"]
@@ -56,7 +56,7 @@ def look_table(looks: Sequence[Mapping[str, Any]], kept: int) -> Table:
     rows = [
         (
             f"{each['step']}{' *' if each['step'] == kept else ''}",
-            _percent(each["known"]),
+            percent(each["known"]),
             f"{each['truth']:.2g}",
             f"{each['neighbours']:.2g}",
             f"{each['language']:.2g}",
@@ -84,7 +84,3 @@ def _line(text: str, most: int = 60) -> str:
     """A text on one line, its end cut off where it is long."""
     one = " ".join(text.replace("\n", " ⏎ ").split())
     return one if len(one) <= most else one[: most - 1] + "…"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.report import page
-from weightsurgery.report.tables import Table
+from weightsurgery.report.tables import Table, percent
 
 if TYPE_CHECKING:
     from weightsurgery.learning.intervals import Estimate
     from weightsurgery.procedures.choice import Cell, FinalScore, Sweep
 
 __all__ = ["failure", "setting", "sweep_page", "sweep_tables"]
+
+_share = functools.partial(percent, missing="–")
 
 
 def setting(cell: Cell) -> str:
@@ -35,7 +38,7 @@ def sweep_tables(found: Sweep, every: bool = False) -> list[str | Table]:
         cell = found.cells[found.chosen]
         tables.append(
             f"Chosen: {setting(cell)}: forgets {cell.forgetting:.1f} % of {found.forget_name};"
-            f" every keep set keeps {_percent(cell.retained)} or more."
+            f" every keep set keeps {_share(cell.retained)} or more."
         )
     if found.test:
         tables.append(_test_table(found.test))
@@ -44,7 +47,7 @@ def sweep_tables(found: Sweep, every: bool = False) -> list[str | Table]:
 
 def failure(found: Sweep) -> tuple[str, str]:
     """What to say where no cell qualifies: what is wrong, and what to do about it."""
-    wanted = f"keeps {_percent(found.threshold)} of every keep set and forgets anything"
+    wanted = f"keeps {_share(found.threshold)} of every keep set and forgets anything"
     if found.nearest is None:
         failed = sum(bool(cell.failed) for cell in found.cells)
         also = f" ({failed} of {len(found.cells)} have no scores)" if failed else ""
@@ -54,14 +57,10 @@ def failure(found: Sweep) -> tuple[str, str]:
         )
     cell = found.cells[found.nearest]
     return (
-        f"no cell {wanted}; nearest is {setting(cell)}, which keeps {_percent(cell.retained)} and"
+        f"no cell {wanted}; nearest is {setting(cell)}, which keeps {_share(cell.retained)} and"
         f" forgets {cell.forgetting:.1f} %",
         "Try smaller --scales, more of --ranks, --sides or --keep, or a lower --threshold.",
     )
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _frontier_table(found: Sweep) -> Table:
@@ -70,11 +69,11 @@ def _frontier_table(found: Sweep) -> Table:
     if found.nearest is not None and found.nearest not in numbers:
         numbers.append(found.nearest)
     ridges = _ridges(found)
-    base = (_percent(found.base_forget), _percent(min(found.base_keep)))
+    base = (_share(found.base_forget), _share(min(found.base_keep)))
     rows: list[tuple[str, ...]] = [("base", *[""] * (3 + ridges), *base, "", "")]
     for number in numbers:
         cell = found.cells[number]
-        scores = (_percent(cell.forget), _percent(min(cell.keep)))
+        scores = (_share(cell.forget), _share(min(cell.keep)))
         rows.append((*_given(found, number), *scores, *_moved(cell)))
     failed = sum(bool(cell.failed) for cell in found.cells)
     count = f"{len(found.frontier)} of {len(found.cells)} cells are on the frontier"
@@ -87,7 +86,7 @@ def _frontier_table(found: Sweep) -> Table:
 def _cells_table(found: Sweep) -> Table:
     """Every cell, with each keep set's score."""
     ridges = _ridges(found)
-    base = (_percent(found.base_forget), *map(_percent, found.base_keep))
+    base = (_share(found.base_forget), *(_share(each) for each in found.base_keep))
     rows: list[tuple[str, ...]] = [("base", *[""] * (3 + ridges), *base, "", "")]
     notes = []
     for number, cell in enumerate(found.cells):
@@ -95,7 +94,7 @@ def _cells_table(found: Sweep) -> Table:
             notes.append(f"{setting(cell)}: {cell.failed}.")
             rows.append((*_given(found, number), *["–"] * (3 + len(found.keep_names))))
             continue
-        scores = (_percent(cell.forget), *map(_percent, cell.keep))
+        scores = (_share(cell.forget), *(_share(each) for each in cell.keep))
         rows.append((*_given(found, number), *scores, *_moved(cell)))
     names = (each.replace(".", ".\n") for each in (found.forget_name, *found.keep_names))
     columns = (*_settings(ridges), *names, "forgotten", "worst drift")
@@ -121,7 +120,7 @@ def _given(found: Sweep, number: int) -> tuple[str, ...]:
 
 
 def _moved(cell: Cell) -> tuple[str, str]:
-    return f"{cell.forgetting:.1f} %", _percent(cell.worst_drift)
+    return f"{cell.forgetting:.1f} %", _share(cell.worst_drift)
 
 
 def _mark(found: Sweep, number: int) -> str:
@@ -138,8 +137,8 @@ def _test_table(tests: Iterable[FinalScore]) -> Table:
             each.name,
             each.role,
             str(each.examples),
-            _percent(each.before.value),
-            _percent(each.after.value),
+            _share(each.before.value),
+            _share(each.after.value),
             _scaled(each.change, 1 if each.role == "forget" else 100),
             _interval(each.change, 1 if each.role == "forget" else 100),
         )

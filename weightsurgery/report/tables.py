@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.checkpoint.layout import TensorEntry
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.procedures.tour import Comparison as Scores
     from weightsurgery.surgery.compare import Comparison
     from weightsurgery.surgery.difference import TensorDifference
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Table",
-    "comparison_table",
     "difference_tables",
     "edit_tables",
     "inspection_tables",
     "overlap_tables",
+    "percent",
     "plan_lines",
     "size",
     "survived_rows",
@@ -65,8 +64,9 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _percent(fraction: float | None, digits: int = 1) -> str:
-    return "" if fraction is None else f"{100 * fraction:.{digits}f} %"
+def percent(share: float | None, digits: int = 1, missing: str = "") -> str:
+    """A share in percent, with decimal places; what stands for a missing one."""
+    return missing if share is None else f"{100 * share:.{digits}f} %"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -126,16 +126,16 @@ def _difference_row(row: TensorDifference, with_rank: bool) -> tuple[str, ...]:
         row.name,
         _shape(row.shape),
         _number(row.norm),
-        _percent(row.relative, 2),
+        percent(row.relative, 2),
         f"{row.cosine:.5f}",
         _number(row.effective_rank),
-        _percent(row.sparsity),
-        _percent(row.surviving),
+        percent(row.sparsity),
+        percent(row.surviving),
     )
     if not with_rank:
         return cells
     residual = "" if row.residual is None else f"{row.residual:.1e}"
-    return (*cells, "" if row.rank is None else str(row.rank), _percent(row.kept), residual)
+    return (*cells, "" if row.rank is None else str(row.rank), percent(row.kept), residual)
 
 
 def difference_tables(found: Comparison, every: bool = False) -> list[str | Table]:
@@ -146,7 +146,7 @@ def difference_tables(found: Comparison, every: bool = False) -> list[str | Tabl
         every: Every tensor instead of one row per layer and kind.
     """
     with_rank = any(row.rank is not None for row in found.tensors)
-    note = f"‖T‖ = {found.norm:.4g}, {_percent(found.relative, 2)} of ‖W‖, over all these tensors."
+    note = f"‖T‖ = {found.norm:.4g}, {percent(found.relative, 2)} of ‖W‖, over all these tensors."
     if every:
         columns: tuple[str, ...] = (
             "tensor", "shape", "‖T‖", "‖T‖/‖W‖", "cosine", "eff. rank", "unchanged", "survives −T",
@@ -172,9 +172,9 @@ def difference_tables(found: Comparison, every: bool = False) -> list[str | Tabl
             kind,
             str(len(members)),
             _number(moved**0.5),
-            _percent((moved / weights) ** 0.5 if weights else 0.0, 2),
+            percent((moved / weights) ** 0.5 if weights else 0.0, 2),
             _number(sum(ranks) / len(ranks)) if ranks else "",
-            _percent(sum(row.surviving for row in members) / len(members)),
+            percent(sum(row.surviving for row in members) / len(members)),
         )
         if with_rank:
             kept = [row.kept for row in members if row.kept is not None]
@@ -183,7 +183,7 @@ def difference_tables(found: Comparison, every: bool = False) -> list[str | Tabl
                 *cells,
                 f"{min(taken)}–{max(taken)}" if taken and min(taken) < max(taken)
                 else "".join(map(str, taken[:1])),
-                _percent(sum(kept) / len(kept)) if kept else "",
+                percent(sum(kept) / len(kept)) if kept else "",
             )  # fmt: skip
         rows.append(cells)
     note += " Effective rank and survival are means over tensors."
@@ -251,9 +251,9 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
     summary = record.summary
     facts = [
         ("tensors", f"{summary['edited']} edited, {summary['copied']} copied as bytes"),
-        ("relative change", _percent(summary["relative_change"], 2)),
-        ("surviving rounding", f"{_percent(summary['surviving_fraction'], 2)} of changed elements"),
-        ("lost in rounding", f"{_percent(summary['rounding_loss'], 2)} of the change's norm"),
+        ("relative change", percent(summary["relative_change"], 2)),
+        ("surviving rounding", f"{percent(summary['surviving_fraction'], 2)} of changed elements"),
+        ("lost in rounding", f"{percent(summary['rounding_loss'], 2)} of the change's norm"),
         ("edit check", f"{summary['edit_check']:.4f} (1 = what was meant)"),
     ]
     facts += survived_rows(record)
@@ -267,11 +267,11 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         rows = [
             (
                 name,
-                _percent(each["relative_change"], 3),
-                _percent(each["surviving_fraction"]),
+                percent(each["relative_change"], 3),
+                percent(each["surviving_fraction"]),
                 f"{each['edit_check']:.4f}",
                 str(each.get("rank", "")),
-                _percent(each.get("survived")),
+                percent(each.get("survived")),
             )
             for name, each in record.tensors.items()
         ]
@@ -285,14 +285,14 @@ def used_rows(record: EditRecord) -> list[tuple[str, str]]:
     for each in record.inputs.values():
         if "fitted" in each:
             fitted, label = each["fitted"], str(each["name"]).rstrip("/").rsplit("/", 1)[-1]
-            share = f"{_percent(fitted['share'])} of its {fitted['measure']}"
+            share = f"{percent(fitted['share'])} of its {fitted['measure']}"
             rows.append(
                 (f"used of {label}", f"{fitted['tensors']} of {fitted['of']} tensors, {share}")
             )
     selected = record.summary.get("selected")
     if selected is not None and selected["tensors"] < selected["of"]:
         about = "about " if selected["estimated"] else ""
-        share = f"{about}{_percent(selected['share'])} of the vector's squared norm"
+        share = f"{about}{percent(selected['share'])} of the vector's squared norm"
         rows.append(("selected", f"{selected['tensors']} of {selected['of']} tensors, {share}"))
     return list(dict.fromkeys(rows))
 
@@ -304,7 +304,7 @@ def survived_rows(record: EditRecord) -> list[tuple[str, str]]:
         return []
     low, high = min(survived), max(survived)
     mean = sum(survived) / len(survived)
-    figure = f"{_percent(mean)} of the task's energy ({_percent(low)} to {_percent(high)})"
+    figure = f"{percent(mean)} of the task's energy ({percent(low)} to {percent(high)})"
     return [("survived discrimination", figure)]
 
 
@@ -322,22 +322,6 @@ def plan_lines(plan: Plan, out: str) -> list[str | Table]:
         ("working memory", f"about {size(plan.memory_bytes)}"),
     ]  # fmt: skip
     return [Table(f"Plan: {plan.edit}", ("", ""), facts, left=frozenset({0, 1}))]
-
-
-def comparison_table(found: Scores) -> Table:
-    """Accuracy of the base and the edited models, task by task."""
-    models = list(found.scores)
-    rows = []
-    for name, count in found.facts.items():
-        task, split = name.rsplit(".", 1)
-        chosen = (_percent(found.scores[model][name]) for model in models)
-        rows.append((task, split, str(count), *chosen))
-    note = (
-        "Exact-match accuracy. Negated and projected saw the fine-tunes on the seen facts, trained"
-        " the seen facts themselves; nothing saw the unseen ones."
-    )
-    columns = ("task", "facts", "number", *models)
-    return Table("What is left", columns, rows, note, left=frozenset({0, 1}))
 
 
 def verified_line(out: str, record: EditRecord) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightsurgery.report.exported import planned_lines
 from weightsurgery.report.guarded import guard_tables, look_table
-from weightsurgery.report.tables import Table, size
+from weightsurgery.report.tables import Table, percent, size
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
@@ -32,12 +32,12 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
     target = "to learn" if record.parameters["edit"] == "learn" else "to forget"
     watched = (target, *_shown(names)) if looks else ()
 
-    def cells(look: dict[str, object] | None) -> tuple[str, ...]:
+    def cells(look: dict[str, Any] | None) -> tuple[str, ...]:
         if look is None:
             return ("",) * len(watched)
         kept = look["keep"]
         assert isinstance(kept, dict)
-        return tuple(_percent(share) for share in (look["target"], *kept.values()))
+        return tuple(percent(share) for share in (look["target"], *kept.values()))
 
     rows = [("before", "", "", *cells(looks[0]))] if looks else []
     for number, losses in enumerate(summary["rounds"], 1):
@@ -50,12 +50,12 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
     title = f"Task vector of {summary['examples']} examples, norm {summary['norm']:.4g}"
     note = "Losses are of a round's first and last batch."
     if "kept_energy" in summary:
-        note += f" Truncated, the vector holds {_percent(summary['kept_energy'])} of its energy."
+        note += f" Truncated, the vector holds {percent(summary['kept_energy'])} of its energy."
     if looks:
         note += (
             " Figures are answers to validation data that begin with the truth (in chat: contain"
             " it); the best weights that left every set to keep at"
-            f" {_percent(record.parameters['threshold'])} of before count."
+            f" {percent(record.parameters['threshold'])} of before count."
         )
     columns = ("round", "loss before", "loss after", *watched)
     return [Table(title, columns, rows, note), *guard_tables(summary["guard"])]
@@ -91,10 +91,6 @@ def _shown(names: Sequence[str]) -> list[str]:
     """Files by their last part, or as given where two share that."""
     ends = [PurePath(name).name for name in names]
     return [end if ends.count(end) == 1 else name for end, name in zip(ends, names, strict=True)]
-
-
-def _percent(share: object) -> str:
-    return f"{100 * share:.1f} %" if isinstance(share, float) else ""
 
 
 def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:

@@ -1,4 +1,4 @@
-"""Where the arithmetic of elementwise edits is done: on the processor, or on GPUs.
+"""Where the arithmetic of elementwise edits is done: on the processor, or on GPUs; and its memory.
 
 Both give the same bits. Moving the bytes is what takes time, so the processor is the default; a GPU
 pays where the processor has other work, or is slower than the disk.
@@ -7,8 +7,9 @@ pays where the processor has other work, or is slower than the disk.
 from __future__ import annotations
 
 import itertools
+import mmap
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -16,9 +17,24 @@ from weightsurgery.algebra.elementwise import Term, combine
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.reader import torch_dtype
 from weightsurgery.deferred import torch
-from weightsurgery.surgery.buffers import Buffers
 
-__all__ = ["Arithmetic", "OnDevices", "OnHost", "arithmetic_on", "devices_named"]
+__all__ = ["Arithmetic", "Buffers", "OnDevices", "OnHost", "arithmetic_on", "devices_named"]
+
+
+class Buffers(threading.local):
+    """Page-aligned memory by name, each thread's own; it ends with the thread."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Any] = {}
+
+    def get(self, name: Hashable, size: int) -> memoryview:
+        """``size`` writable bytes; what the same name gave before is overwritten."""
+        if name not in self._kept or len(self._kept[name]) < size:
+            self._kept[name] = self._allocate(max(size, mmap.PAGESIZE))
+        return memoryview(self._kept[name])[:size]
+
+    def _allocate(self, size: int) -> Any:
+        return mmap.mmap(-1, size)
 
 
 class Arithmetic(Protocol):

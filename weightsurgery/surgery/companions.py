@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.checkpoint.companions import Companions, check_companion, companions
 from weightsurgery.checkpoint.header import BITS
@@ -16,7 +16,9 @@ from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.weight_files import shard_stem
 from weightsurgery.errors import OutputError
-from weightsurgery.surgery.plan import Storage
+
+if TYPE_CHECKING:
+    from weightsurgery.surgery.as_checkpoint import Storage
 
 __all__ = ["companion_notices", "companions_of", "copy_companions"]
 

@@ -16,7 +16,7 @@ from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
 from weightsurgery.deferred import numpy as np
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
-from weightsurgery.surgery.buffers import Buffers
+from weightsurgery.surgery.arithmetic import Buffers
 from weightsurgery.vectors.deltas import DenseDelta, SumDelta
 
 if TYPE_CHECKING:

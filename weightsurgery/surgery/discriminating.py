@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,12 +16,12 @@ from weightsurgery.algebra.discriminate import (
 )
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
 from weightsurgery.algebra.svd import Truncation
-from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.stacks import input_width, is_in_out, is_matrix, is_stack
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
-from weightsurgery.surgery.edit import Prepared, check_scales, input_width
-from weightsurgery.vectors.deltas import FactorDelta, SumDelta
+from weightsurgery.surgery.edit import Prepared, check_scales
+from weightsurgery.vectors.deltas import FactorDelta, StackDelta, SumDelta
 from weightsurgery.vectors.statistics import InputStatistics, check_width, total_gram
 from weightsurgery.vectors.task_vector import TaskVector
 
@@ -64,6 +64,19 @@ def or_nothing(left: LowRank, task: LowRank) -> LowRank:
     return LowRank(left.U[:, :1], torch.zeros(1), left.V[:, :1])
 
 
+def _of_stack(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the record says of a stack: how many matrices, and the extremes over them."""
+    keeps = [each["keep_ranks"] for each in facts]
+    return {
+        "matrices": len(facts),
+        "rank": max(each["rank"] for each in facts),
+        "kept_energy": min(each["kept_energy"] for each in facts),
+        "svd_residual": max(each["svd_residual"] for each in facts),
+        "survived": max(each["survived"] for each in facts),
+        "keep_ranks": [max(ranks) for ranks in zip(*keeps, strict=True)],
+    }
+
+
 @dataclass(frozen=True)
 class _Discriminating:
     """A task, less what it shares with tasks to keep.
@@ -71,7 +84,8 @@ class _Discriminating:
     A reconstruction of UNLEARN and LEARN (Lizzo & Heck, arXiv 2408.04140), whose equations are
     not published: both the task and the tasks to keep are truncated to low rank, the task is
     discriminated against them (see :mod:`weightsurgery.algebra.discriminate`), and what is left is
-    subtracted or added. Only matrices are changed; biases and norms stay as they are.
+    subtracted or added. Only matrices are changed, each of a stack by itself; biases and norms stay
+    as they are.
 
     Inputs to keep, given as activation statistics, hold the change back where they would feel it
     (see :mod:`weightsurgery.algebra.activations`). With ``side`` right or both and basis joint,
@@ -168,14 +182,40 @@ class _Discriminating:
             **ridge,
         }
 
+    def most_factors(self) -> int | None:
+        """See :class:`~weightsurgery.surgery.edit.Edit`."""
+        if not isinstance(self.rank, Rank):
+            return None
+        rule = self.keep_rank or self.rank
+        if self.side in ("right", "left", "both", "soft") or not self.keep:
+            return self.rank.k
+        if not isinstance(rule, Rank):
+            return None
+        return self.rank.k + max(self.rank.k, rule.k * len(self.keep))
+
     def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
         """See :class:`~weightsurgery.surgery.edit.Edit`.
 
-        The plan has refused tensors of more than two axes.
+        The plan has refused tensors that are neither matrices nor stacks of them.
         """
-        found = self.decompose(base, name, device)
-        if found is None:
+        entry = base.entry(name)
+        if not is_stack(entry):
+            found = self.decompose(base, name, device)
+            return None if found is None else self._prepared(base, name, found, device)
+        if self.task.at(name) is None:
             return None
+        made = [
+            self._prepared(base, name, found, device)
+            for number in range(entry.shape[0])
+            if (found := self.decompose(base, name, device, number)) is not None
+        ]
+        factors = [each.delta for each in made if isinstance(each.delta, FactorDelta)]
+        return Prepared(StackDelta.of(factors), _of_stack([each.facts for each in made]))
+
+    def _prepared(
+        self, base: Checkpoint, name: str, found: Decomposed, device: torch.device | str
+    ) -> Prepared:
+        """What is left of one matrix's task."""
         task = found.task.factors
         keep = self.keep_space(found)
         left = self.discriminated(task, keep)
@@ -195,23 +235,32 @@ class _Discriminating:
         return Prepared(found.stored(left), facts)
 
     def decompose(
-        self, base: Checkpoint, name: str, device: torch.device | str
+        self, base: Checkpoint, name: str, device: torch.device | str, number: int | None = None
     ) -> Decomposed | None:
         """The task's and each keep task's leading factors; None where the task changes no matrix.
+
+        Args:
+            base: The base.
+            name: A tensor.
+            device: Where to decompose.
+            number: Which matrix of a stack; None of a matrix.
 
         Raises:
             NonFiniteError: A change holds NaN or infinity.
         """
         entry = base.entry(name)
         delta = self.task.at(name)
-        if len(entry.shape) < 2 or delta is None:
+        if delta is None or (number is None and not is_matrix(entry)):
             return None
-        transposed = is_transposed(name, base.config)
+        transposed = is_in_out(base, name)
+        m, n = entry.shape[-2:]
+        first = 0 if number is None else number * m
 
         def truncated(of: SumDelta, rule: RankRule) -> Truncation:
-            m, n = entry.shape
+            if number is not None:
+                of = of.of_matrix(number, m)
             return of.truncated(
-                lambda start, stop: base.rows(name, start, stop),
+                lambda start, stop: base.rows(name, first + start, first + stop),
                 (m, n),
                 rule,
                 transposed=transposed,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
-from weightsurgery.checkpoint.naming import is_transposed
+from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.selection import LARGEST_SCALE
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.deferred import torch
-from weightsurgery.errors import EditError
+from weightsurgery.errors import EditError, NonFiniteError
+from weightsurgery.progress import Progress
 from weightsurgery.vectors.deltas import Delta
 from weightsurgery.vectors.statistics import InputStatistics
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Edit", "Prepared", "check_scales", "input_width", "task_of"]
+__all__ = ["Applied", "Edit", "Prepared", "Run", "check_scales", "refuse_non_finite", "task_of"]
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,52 @@ class Edit(Protocol):
         """Work out one tensor's change; None where there is none."""
         ...
 
+    def most_factors(self) -> int | None:
+        """The most factors that a discriminating edit leaves of any matrix; None if that varies."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """How an edit is run: what does not belong to the edit, nor to how its result is stored.
+
+    Attributes:
+        selection: Which tensors.
+        device: Where matrices are decomposed: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        workers: Threads; None for the number of cores, with bounds.
+        overwrite: Replace an existing output of this tool.
+        allow_unrelated: Edit although a vector does not derive from the base.
+        command: The command line, for the record.
+        progress: Called as ``progress(stage, done, total)`` in bytes, from worker threads.
+    """
+
+    selection: Selection
+    device: str = "auto"
+    workers: int | None = None
+    overwrite: bool = False
+    allow_unrelated: bool = False
+    command: Sequence[str] = ()
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The result of an edit.
+
+    Attributes:
+        record: What was written beside the weights.
+        notices: Things the user should know, a line each.
+        resumed: Number of tensors an interrupted run had finished.
+    """
+
+    record: EditRecord
+    notices: tuple[str, ...]
+    resumed: int = 0
+
 
 def task_of(edit: Edit) -> TaskVector:
     """What an edit takes away or adds: the first of its vectors, before those to keep."""
     return next(iter(edit.vectors().values()))
-
-
-def input_width(base: Checkpoint, name: str) -> int:
-    """Inputs ``n`` of a matrix, which is stored (out, in) or, in some models, (in, out)."""
-    return base.entry(name).shape[0 if is_transposed(name, base.config) else 1]
 
 
 def check_scales(scale: float, *vectors: TaskVector) -> None:
@@ -91,3 +130,35 @@ def check_scales(scale: float, *vectors: TaskVector) -> None:
         for value in (scale, factor, scale * factor):
             if not abs(value) <= LARGEST_SCALE:
                 raise EditError(f"scale {value}", "Give a finite number, up to 1e30.")
+
+
+def refuse_non_finite(
+    edit: Edit, base: Checkpoint, entry: TensorEntry, stored: str, base_ok: bool, change_ok: bool
+) -> NoReturn:
+    """Raise the error for an edited tensor that would hold NaN or infinity.
+
+    Args:
+        edit: The edit.
+        base: The checkpoint that is edited.
+        entry: The tensor.
+        stored: The dtype it is to be stored in.
+        base_ok: Whether the base's weights are finite.
+        change_ok: Whether the change is.
+
+    Raises:
+        NonFiniteError: Always.
+    """
+    where = f"tensor {entry.name!r} ({base.path / entry.shard})"
+    leave = f"Leave the tensor as it is with --exclude '{entry.name}'"
+    if not base_ok:
+        raise NonFiniteError(f"{where}: NaN or infinity in the base", f"{leave}.")
+    if not change_ok:
+        labels = ", ".join(vector.label for vector in edit.vectors().values())
+        raise NonFiniteError(
+            f"{where}: NaN or infinity in the change ({labels})",
+            f"{leave}, or check the fine-tuned weights.",
+        )
+    raise NonFiniteError(
+        f"{where}: the edited weights overflow {stored}",
+        "Use a smaller --scale, or --dtype float32.",
+    )

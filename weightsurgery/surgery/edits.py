@@ -59,6 +59,10 @@ class _Plain:
             return Prepared(delta, {"rank": sum(ranks)})
         return Prepared(delta)
 
+    def most_factors(self) -> int | None:
+        """See :class:`~weightsurgery.surgery.edit.Edit`."""
+        return None
+
 
 @dataclass(frozen=True)
 class Negate(_Plain):

@@ -2,72 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.algebra.activations import work_bytes
+from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.header import (
-    ARITHMETIC_DTYPES,
     BLOCK_ELEMENTS,
     ShardHeader,
     TensorEntry,
 )
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import input_width, is_matrix, is_stack
 from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.checkpoint.writer import mirrored
 from weightsurgery.errors import EditError, MismatchError, SelectionError
-from weightsurgery.surgery.edit import Edit, input_width
+from weightsurgery.surgery.edit import Edit
 from weightsurgery.surgery.provenance import folders, inputs_of
 from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.task_vector import TaskVector
 
+if TYPE_CHECKING:
+    from weightsurgery.surgery.as_checkpoint import Storage
+
 __all__ = [
     "Plan",
-    "Storage",
     "check_matrices",
-    "plan_edit",
+    "plan_checkpoint",
     "worker_count",
 ]
-
-_STORED_AS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How results are stored.
-
-    Attributes:
-        dtype: ``float64``, ``float32``, ``float16`` or ``bfloat16`` for all floating tensors;
-            None keeps each tensor's own.
-        rounding: ``"nearest"`` or ``"stochastic"``.
-        seed: Of stochastic rounding.
-        code: Whether Python files that the base's config names come along: whoever loads the
-            output may run them.
-    """
-
-    dtype: str | None = None
-    rounding: str = "nearest"
-    seed: int = 0
-    code: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in _STORED_AS:
-            raise EditError(f"dtype {self.dtype!r}", f"Choose one of: {', '.join(_STORED_AS)}.")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise EditError(f"rounding {self.rounding!r}", "Choose nearest or stochastic.")
-
-    def stored(self, entry: TensorEntry) -> str:
-        """The safetensors dtype a tensor gets."""
-        if self.dtype is None or entry.dtype not in ARITHMETIC_DTYPES:
-            return entry.dtype
-        return _STORED_AS[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -136,13 +107,13 @@ def _check_tied(edit: Edit, copy: str, original: str) -> None:
 
 
 def check_matrices(base: Checkpoint, chosen: Mapping[str, float]) -> None:
-    """Refuse tensors of more than two axes, which nothing discriminates.
+    """Refuse tensors of more than two axes that are no stacks, which nothing discriminates.
 
     Raises:
         EditError: One is among the chosen.
     """
     for name in chosen:
-        if len(base.entry(name).shape) > 2:
+        if len(base.entry(name).shape) > 2 and not is_stack(base.entry(name)):
             raise EditError(
                 f"tensor {name!r} has shape {list(base.entry(name).shape)}; discrimination needs a"
                 " matrix",
@@ -150,7 +121,7 @@ def check_matrices(base: Checkpoint, chosen: Mapping[str, float]) -> None:
             )
 
 
-def plan_edit(
+def plan_checkpoint(
     edit: Edit,
     base: Checkpoint,
     out: str | os.PathLike[str],
@@ -192,7 +163,8 @@ def plan_edit(
     vectors = edit.vectors().values()
     terms = sum(len(vector.terms) for vector in vectors)
     touched = [base.entry(name) for name in chosen]
-    widths = {e.name: input_width(base, e.name) for e in touched if len(e.shape) == 2}
+    matrices = [e for e in touched if is_matrix(e) or (edit.factors and is_stack(e))]
+    widths = {e.name: input_width(base, e.name) for e in matrices}
     edit.check_statistics(base, [name for name in widths if name not in copies])
     kept = len(edit.statistics())
     shards = tuple(mirrored(header, storage.stored) for header in base.shards.values())
@@ -200,11 +172,12 @@ def plan_edit(
     per_worker = 6 * 4 * BLOCK_ELEMENTS
     if edit.factors:
         # The change, its float64 projection on the Krylov basis, and a block of the base; later
-        # the factors alone, and the inputs' float64 matrix with what solving it takes.
+        # the factors alone, and the inputs' float64 matrix with what solving it takes. Of a stack
+        # that is one matrix at a time, beside the factors of all, twice while they are gathered.
         works = [
-            max(12 * e.numel, work_bytes(widths[e.name]) if kept else 0)
-            for e in touched
-            if e.name in widths
+            max(12 * math.prod(e.shape[-2:]), work_bytes(widths[e.name]) if kept else 0)
+            + (8 * _factor_elements(edit, e) if is_stack(e) else 0)
+            for e in matrices
         ]
         memory = sum(work + per_worker for work in sorted(works, reverse=True)[:count])
     else:
@@ -225,6 +198,14 @@ def plan_edit(
         free_bytes=shutil.disk_usage(parent).free,
         download_bytes=_download_bytes(base, vectors),
     )
+
+
+def _factor_elements(edit: Edit, entry: TensorEntry) -> int:
+    """At most so many numbers are in the factors of a stack's change."""
+    count, m, n = entry.shape
+    rule = getattr(edit, "rank", None)
+    rank = min(m, n, rule.k) if isinstance(rule, Rank) else min(m, n)
+    return count * rank * (m + n)
 
 
 def _download_bytes(base: Checkpoint, vectors: Iterable[TaskVector]) -> int:

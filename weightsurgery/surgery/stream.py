@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.algebra.elementwise import DTYPES, Term, combine
 from weightsurgery.algebra.rounding import ChangeStats, compute_dtype, generator_for, round_to
@@ -16,9 +16,11 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.arithmetic import devices_named
-from weightsurgery.surgery.edit import Edit, Prepared
-from weightsurgery.surgery.finite import refuse_non_finite
-from weightsurgery.surgery.plan import Plan, Storage
+from weightsurgery.surgery.edit import Edit, Prepared, refuse_non_finite
+from weightsurgery.surgery.plan import Plan
+
+if TYPE_CHECKING:
+    from weightsurgery.surgery.as_checkpoint import Storage
 
 __all__ = ["Stream"]
 

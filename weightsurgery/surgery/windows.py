@@ -26,14 +26,11 @@ from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256
 from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
-from weightsurgery.surgery.ahead import Ahead
-from weightsurgery.surgery.arithmetic import OnHost, arithmetic_on
-from weightsurgery.surgery.buffers import Buffers
-from weightsurgery.surgery.dense import DenseChange, OtherChange, changes_of
+from weightsurgery.surgery.arithmetic import Buffers, OnHost, arithmetic_on
+from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces, changes_of
 from weightsurgery.surgery.edit import Prepared
-from weightsurgery.surgery.pieces import Pieces
+from weightsurgery.surgery.ordering import Prefetch, Turns, in_turn
 from weightsurgery.surgery.stream import Stream
-from weightsurgery.surgery.turns import Turns, in_turn
 from weightsurgery.surgery.workers import cores, results, torch_threads
 
 __all__ = ["Windows"]
@@ -112,7 +109,7 @@ class Windows:
         # What is worked out comes back from its device, and is added here.
         self._arithmetic = OnHost() if self._other else arithmetic_on(stream.device)
         self._pieces = Pieces(stream, self._arithmetic)
-        self._ahead: Ahead | None = None
+        self._prefetch: Prefetch | None = None
         self._failed = threading.Event()
         self._lock = threading.Lock()
         self._shards = [self._open(header, changes) for header in stream.base.shards.values()]
@@ -154,7 +151,7 @@ class Windows:
             changes = [change for shard in self._shards for change in shard.changes]
             names = [c.entry.name for c in changes if isinstance(c, OtherChange)]
             names = [name for name in names if name not in done]
-            self._ahead = Ahead(self._prepare, names, workers)
+            self._prefetch = Prefetch(self._prepare, names, workers)
             # A result would depend on the number of threads in an operation.
             threads: AbstractContextManager[None] = torch_threads(1)
         else:
@@ -168,8 +165,8 @@ class Windows:
                 self._failed.set()
                 raise
             finally:
-                if self._ahead is not None:
-                    self._ahead.close()
+                if self._prefetch is not None:
+                    self._prefetch.close()
         for shard in self._shards:
             self.outputs[shard.header.shard] = shard.output.hexdigest()
             for path, (digest, before) in shard.inputs.items():
@@ -271,8 +268,8 @@ class Windows:
         """Add a tensor's change to the part of it that lies in a window; None if there is none."""
         if isinstance(change, DenseChange):
             return self._pieces.dense(change, start, data, tuned, buffers)
-        assert self._ahead is not None
-        prepared = self._ahead.get(change.entry.name)
+        assert self._prefetch is not None
+        prepared = self._prefetch.get(change.entry.name)
         if prepared is None:
             return None
         self._tensors[change.entry.name].facts = prepared.facts
@@ -289,8 +286,8 @@ class Windows:
                 kept = entry.name in self._worked_out
                 facts = self._facts(entry.name, tensor)
                 self.stream.writer.finish(entry.name, facts, kept)
-            if whole and self._ahead is not None:
-                self._ahead.release(entry.name)
+            if whole and self._prefetch is not None:
+                self._prefetch.release(entry.name)
 
     def _facts(self, name: str, tensor: _Tensor) -> dict[str, Any]:
         found = [stats for stats in tensor.stats if stats is not None]

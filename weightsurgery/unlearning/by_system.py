@@ -23,7 +23,7 @@ from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
 from weightsurgery.unlearning.saving import Change
 from weightsurgery.unlearning.system import System
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["BySystem", "How", "SystemPlan"]
 

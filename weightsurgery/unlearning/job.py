@@ -19,8 +19,7 @@ from weightsurgery.checkpoint.record import file_sha256, versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.models import tokenizer_files
 from weightsurgery.progress import Progress
-from weightsurgery.surgery.adapter import AdapterStorage
-from weightsurgery.surgery.plan import Storage
+from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.surgery.provenance import (
     Input,
     files,

@@ -20,7 +20,7 @@ from weightsurgery.surgery.plan import Plan
 from weightsurgery.unlearning.job import Job, Run
 from weightsurgery.unlearning.matrices import held_as
 from weightsurgery.unlearning.saving import Change
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
     from weightsurgery.unlearning.plan import Planned

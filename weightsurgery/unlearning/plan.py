@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import OutputError
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.search import Search
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 # Texts of a pass, their usual length in tokens, and the places of each that count.
 PASS, LENGTH, PLACES = 16, 40, 14

@@ -19,10 +19,8 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
 from weightsurgery.learning.stages import is_main
-from weightsurgery.surgery.adapter import AdapterStorage, apply_as, plan_as
+from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.surgery.plan import Storage
-from weightsurgery.surgery.run import Applied
 from weightsurgery.unlearning.job import Job, Output, Run
 from weightsurgery.unlearning.plan import Planned, check_space
 from weightsurgery.unlearning.saving import find_and_save, finished, workspace_of
@@ -161,7 +159,7 @@ def run(job: Job, output: Output, by: Run) -> Unlearned | None:
             lambda workspace: job.method.find(job, by, workspace),
             by.command,
         )
-    applied = apply_as(
+    applied = apply(
         _EDITS[job.edit](_saved(job, place), output.scale, _how(found)),
         job.base,
         output.out,
@@ -201,7 +199,7 @@ def _planned(job: Job, output: Output, by: Run) -> tuple[Planned, EditRecord | N
     if isinstance(storage, AdapterStorage):
         storage = replace(storage, rule=job.method.factors(job))
         vector = TaskVector.of(Coming(job.names))
-    writing = plan_as(
+    writing = plan_edit(
         _EDITS[job.edit](vector, output.scale),
         job.base,
         output.out,

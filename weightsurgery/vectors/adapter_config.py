@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from weightsurgery.checkpoint.source import Source
 from weightsurgery.errors import VectorError
 from weightsurgery.vectors.patterns import ModulePattern
 
-__all__ = ["CONFIG_NAME", "AdapterConfig", "read_config"]
+__all__ = ["CONFIG_NAME", "AdapterConfig", "read_config", "target_modules"]
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -192,3 +193,40 @@ def _patterns(source: Source, setting: str, told: object) -> _Patterns:
         )
         for text, value in told.items()
     )
+
+
+def target_modules(targets: Collection[str], modules: Iterable[str]) -> list[str] | str:
+    """What makes peft adapt some modules of a model and no others.
+
+    peft adapts each module whose name is in a list, or ends with a dot and a name in it; or, given
+    a string, each whose name it matches as a regular expression.
+
+    Args:
+        targets: Names of the modules to adapt.
+        modules: Names of all modules that hold tensors; those around them count too.
+
+    Returns:
+        Last parts of names (``q_proj``) where all modules called so are targets, full names where
+        not; a regular expression where a full name is the end of another.
+    """
+    wanted = set(targets)
+    everything = {
+        ".".join(parts[:count])
+        for parts in (module.split(".") for module in {*modules, *wanted})
+        for count in range(1, len(parts) + 1)
+    }
+    others = {_leaf(module) for module in everything - wanted}
+    listed = {module if _leaf(module) in others else _leaf(module) for module in wanted}
+    if {module for module in everything if _ends(module) & listed} == wanted:
+        return sorted(listed)
+    return "|".join(re.escape(module) for module in sorted(wanted))
+
+
+def _leaf(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _ends(module: str) -> set[str]:
+    """A name, and what is left of it when parts are taken off its front."""
+    parts = module.split(".")
+    return {".".join(parts[start:]) for start in range(len(parts))}

@@ -1,4 +1,4 @@
-"""Changes by adapters that are no plain ``B A``: rows as they are to be, DoRA, stacks."""
+"""Changes by adapters that are no plain ``B A``: rows as they are to be, DoRA, biases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 
-__all__ = ["DoraDelta", "RowsDelta", "StackDelta", "VectorDelta", "changed_rows"]
+__all__ = ["DoraDelta", "RowsDelta", "VectorDelta", "changed_rows"]
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,6 @@ class VectorDelta:
     ) -> None:
         """See :class:`weightsurgery.vectors.deltas.Delta`."""
         out.add_(self.values[start:stop].to(out.device, out.dtype), alpha=scale)
-
-
-@dataclass(frozen=True)
-class StackDelta:
-    """A low-rank change of each matrix of a stack.
-
-    Attributes:
-        left: Shape ``(matrices, rows, r)``.
-        right: Shape ``(matrices, columns, r)``.
-    """
-
-    left: torch.Tensor
-    right: torch.Tensor
-
-    def add_rows(
-        self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
-    ) -> None:
-        """See :class:`weightsurgery.vectors.deltas.Delta`; rows of all matrices, one by one."""
-        height = self.left.shape[1]
-        for number in range(start // height, -(-stop // height)):
-            first, last = max(start, number * height), min(stop, (number + 1) * height)
-            rows = self.left[number, first - number * height : last - number * height]
-            block = out[first - start : last - start]
-            block.addmm_(rows.to(out.dtype), self.right[number].T.to(out.dtype), alpha=scale)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
 from weightsurgery.errors import MismatchError, VectorError
 from weightsurgery.vectors.adapter_config import AdapterConfig
-from weightsurgery.vectors.adapter_deltas import StackDelta
 from weightsurgery.vectors.adapter_keys import Factors
-from weightsurgery.vectors.deltas import Delta, FactorDelta
+from weightsurgery.vectors.deltas import Delta, FactorDelta, StackDelta
 
 __all__ = ["ExpertFactors", "expert_factors"]
 

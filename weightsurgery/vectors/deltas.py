@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,7 +24,15 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 
-__all__ = ["Delta", "DenseDelta", "FactorDelta", "Stored", "SumDelta", "needs_base"]
+__all__ = [
+    "Delta",
+    "DenseDelta",
+    "FactorDelta",
+    "StackDelta",
+    "Stored",
+    "SumDelta",
+    "needs_base",
+]
 
 RowReader = Callable[[int, int], "torch.Tensor"]
 
@@ -119,6 +127,59 @@ class FactorDelta:
 
 
 @dataclass(frozen=True)
+class StackDelta:
+    """A low-rank change of each matrix of a stack.
+
+    Attributes:
+        left: Shape ``(matrices, rows, r)``.
+        right: Shape ``(matrices, columns, r)``.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    def add_rows(
+        self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
+    ) -> None:
+        """See :class:`Delta`; rows of all matrices, one by one."""
+        height = self.left.shape[1]
+        for number in range(start // height, -(-stop // height)):
+            first, last = max(start, number * height), min(stop, (number + 1) * height)
+            rows = self.left[number, first - number * height : last - number * height]
+            block = out[first - start : last - start]
+            block.addmm_(rows.to(out.dtype), self.right[number].T.to(out.dtype), alpha=scale)
+
+    @classmethod
+    def of(cls, matrices: Sequence[FactorDelta]) -> StackDelta:
+        """From each matrix's factors; those of a lower rank get factors of zero beside them."""
+        rank = max(each.left.shape[1] for each in matrices)
+        left, right = (
+            torch.stack([torch.nn.functional.pad(f, (0, rank - f.shape[1])) for f in factors])
+            for factors in ([e.left for e in matrices], [e.right for e in matrices])
+        )
+        return cls(left, right)
+
+
+@dataclass(frozen=True)
+class _Within:
+    """Some rows of a change, counted from the first of them."""
+
+    delta: Delta
+    first: int
+
+    @property
+    def relative(self) -> bool:
+        """Whether it is told by the weights it leads to."""
+        return bool(getattr(self.delta, "relative", False))
+
+    def add_rows(
+        self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
+    ) -> None:
+        """See :class:`Delta`."""
+        self.delta.add_rows(out, self.first + start, self.first + stop, scale, base)
+
+
+@dataclass(frozen=True)
 class SumDelta:
     """The weighted sum of several changes of one tensor.
 
@@ -143,6 +204,21 @@ class SumDelta:
     def relative(self) -> bool:
         """Whether a term is told by the weights it leads to, from which the base is taken away."""
         return any(getattr(term, "relative", False) for _, term in self.terms)
+
+    def of_matrix(self, number: int, height: int) -> SumDelta:
+        """The change of one matrix of a stack.
+
+        Args:
+            number: Which, from 0.
+            height: Rows of each.
+        """
+        terms: list[tuple[float, Delta]] = []
+        for factor, each in self.terms:
+            if isinstance(each, StackDelta):
+                terms.append((factor, FactorDelta(each.left[number], each.right[number])))
+            else:
+                terms.append((factor, _Within(each, number * height)))
+        return replace(self, terms=tuple(terms))
 
     def factors(self) -> LowRank | None:
         """The exact SVD from factors alone, if every term has them; None otherwise.
@@ -237,7 +313,7 @@ def needs_base(delta: Delta) -> bool:
     """Whether a change's rows cannot be told without the base's; not so for factors."""
     if isinstance(delta, SumDelta):
         return any(needs_base(term) for _, term in delta.terms)
-    return not isinstance(delta, FactorDelta)
+    return not isinstance(delta, FactorDelta | StackDelta)
 
 
 class _Memory(threading.local):

@@ -14,7 +14,7 @@ stacked     ``experts.gate_proj`` (experts, width, hidden), ``up_proj`` …     
 ==========  ================================================================  ====================
 
 In ``gate_up_proj`` gate comes first. gpt-oss interleaves the two, and has biases beside them by
-which it is told apart: it is left alone.
+which it is told apart: it is never regrouped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
 from weightsurgery.checkpoint.names.prefixes import Shape
 
-__all__ = ["Experts", "Role", "find_experts"]
+__all__ = ["Experts", "Role", "find_experts", "turned_stacks"]
 
 _ROLES = {
     "gate_proj": "gate",
@@ -76,6 +76,38 @@ def find_experts(shapes: Mapping[str, Shape]) -> dict[str, Experts]:
     Args:
         shapes: Names and shapes. What is no whole block in a layout known here is left out.
     """
+    apart, fused = _sorted(shapes)
+    found: dict[str, Experts] = {}
+    for block, tensors in apart.items():
+        if block not in fused and (each := _one_by_one(block, tensors, shapes)):
+            found[block] = each
+    for block, kinds in fused.items():
+        biased = f"{block}.gate_up_proj_bias" in shapes
+        if block not in apart and not biased and (each := _together(block, kinds, shapes)):
+            found[block] = each
+    return found
+
+
+def turned_stacks(shapes: Mapping[str, Shape]) -> frozenset[str]:
+    """The stacks whose matrices are stored (in, out), gpt-oss's among them; told by shapes alone.
+
+    Args:
+        shapes: Names and shapes.
+    """
+    found: set[str] = set()
+    for block, kinds in _sorted(shapes)[1].items():
+        if set(kinds) == {"gate_up_proj", "down_proj"}:
+            both, down = kinds["gate_up_proj"], kinds["down_proj"]
+            fused = _fused(block, both, down, shapes)
+            if fused is not None and fused.layout != "fused":
+                found |= {both, down}
+    return frozenset(found)
+
+
+def _sorted(
+    shapes: Mapping[str, Shape],
+) -> tuple[dict[str, dict[tuple[int, str], str]], dict[str, dict[str, str]]]:
+    """By block: tensors of one expert, and tensors of all."""
     apart: dict[str, dict[tuple[int, str], str]] = {}
     fused: dict[str, dict[str, str]] = {}
     for name, shape in shapes.items():
@@ -89,15 +121,7 @@ def find_experts(shapes: Mapping[str, Shape]) -> dict[str, Experts]:
         match = _FUSED.fullmatch(name)
         if match is not None and len(shape) == 3:
             fused.setdefault(match["block"], {})[match["kind"]] = name
-    found: dict[str, Experts] = {}
-    for block, tensors in apart.items():
-        if block not in fused and (each := _one_by_one(block, tensors, shapes)):
-            found[block] = each
-    for block, kinds in fused.items():
-        biased = f"{block}.gate_up_proj_bias" in shapes
-        if block not in apart and not biased and (each := _together(block, kinds, shapes)):
-            found[block] = each
-    return found
+    return apart, fused
 
 
 def _one_by_one(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,20 +47,21 @@ class Field:
         """What recipes call it."""
         return self.keys[0]
 
-    def read(self, text: str) -> Any:
-        """A value from a word of a command line.
+    def read(self, given: Any) -> Any:
+        """A value from what a command line gives: text, several texts, or yes and no.
 
         Raises:
             ValueError: Not of this kind.
         """
-        if self.kind is float:
-            value = float(text)
-            if not math.isfinite(value):
-                raise ValueError(f"{text} is no finite number")
-            return value
-        if self.kind is bool:
-            return not text
-        return int(text) if self.kind is int else text
+        if self.many:
+            return [self._one(text) for text in given]
+        return given if self.kind is bool else self._one(given)
+
+    def _one(self, text: str) -> Any:
+        value = self.kind(text)
+        if self.kind is float and not math.isfinite(value):
+            raise ValueError(f"{text} is no finite number")
+        return value
 
     def words(self, value: Any) -> list[str]:
         """An option as words of a command line."""
@@ -83,10 +84,13 @@ class Command:
     Attributes:
         name: As in ``ws NAME``.
         fields: All it takes, in its order.
+        given: Reads the words that follow ``ws NAME``, as the command line does: texts by
+            parameter name, of flags yes or no; ValueError where they are none of this command.
     """
 
     name: str
     fields: tuple[Field, ...]
+    given: Callable[[Sequence[str]], Mapping[str, Any]]
 
     def field(self, key: str) -> Field | None:
         """The field of a long name."""
@@ -121,69 +125,11 @@ class Command:
         Raises:
             RecipeError: Not a command line of this command.
         """
-        found: dict[str, Any] = {}
-        arguments: list[str] = []
+        by_name = {each.name: each for each in self.fields}
         try:
-            for field, text in _read(self, iter(words), arguments):
-                if field.many:
-                    found.setdefault(field.name, []).append(field.read(text))
-                else:
-                    found[field.name] = field.read(text)
-            return {**self._arguments(arguments), **found}
+            return {name: by_name[name].read(each) for name, each in self.given(words).items()}
         except ValueError as error:
             raise RecipeError(
                 f"ws {self.name}: {error}",
                 "The command is not one of this version of ws; use the one that made it.",
             ) from None
-
-    def _arguments(self, words: Sequence[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        rest = list(words)
-        for field in (each for each in self.fields if each.argument):
-            if field.many:
-                found[field.name], rest = [field.read(text) for text in rest], []
-            elif rest:
-                found[field.name] = field.read(rest.pop(0))
-        if rest:
-            raise ValueError(f"nothing takes {rest[0]!r}")
-        return {name: value for name, value in found.items() if value != []}
-
-
-def _read(
-    command: Command, words: Iterator[str], arguments: list[str]
-) -> Iterator[tuple[Field, str]]:
-    """Options and their text, which for flags is empty or says no; the rest is ``arguments``."""
-
-    def following(option: str) -> str:
-        word = next(words, None)
-        if word is None:
-            raise ValueError(f"{option} without a value")
-        return word
-
-    for word in words:
-        if word == "--":
-            arguments += words
-        elif word.startswith("--"):
-            option, equals, text = word.partition("=")
-            off = next((each for each in command.fields if each.off == option[2:]), None)
-            if off is not None and not equals:
-                yield off, "no"
-                continue
-            field = command.field(option[2:])
-            if field is None or field.argument or (field.kind is bool and equals):
-                raise ValueError(f"no option {word}")
-            yield field, text if equals or field.kind is bool else following(option)
-        elif word.startswith("-") and word != "-":
-            letters = word[1:]
-            while letters:
-                letter, letters = letters[0], letters[1:]
-                field = next((each for each in command.fields if each.short == letter), None)
-                if field is None:
-                    raise ValueError(f"no option -{letter}")
-                if field.kind is bool:
-                    yield field, ""
-                else:
-                    yield field, letters or following(f"-{letter}")
-                    letters = ""
-        else:
-            arguments.append(word)

@@ -1,7 +1,7 @@
 """Subspace identification: the task vector of a data set, layer by layer, saved.
 
-How the change is found is in :mod:`weightsurgery.learning.identify`; here the data is read, the
-model loaded, and what came of it told by the names that the checkpoint has for its tensors.
+:mod:`weightsurgery.learning.identify` trains; here the data is read, and the change told by the
+names that the checkpoint has for its tensors.
 """
 
 from __future__ import annotations
@@ -199,9 +199,8 @@ class _Differences(Mapping[str, torch.Tensor]):
     def __init__(self, job: Job, found: FinetunedChange) -> None:
         # A head tied to its embedding changes with it, stored apart or not.
         copies = {copy for copy, name in tied_copies(job.base).items() if name in job.names}
-        names = [name for name in job.base.entries if name in {*job.names, *copies}]
-        self._base, self._found = job.base, found
-        self._names = [name for name in names if found.at(name) is not None]
+        self._base, self._found, among = job.base, found, {*job.names, *copies}
+        self._names = [n for n in job.base.entries if n in among and found.at(n) is not None]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -267,8 +266,8 @@ def read_job(
         validation_target=[] if validation is None else [os.fspath(validation)],
         apart=False,
     )
-    made = Identify(method, training)
-    return Job(base, tokenizer, "identify", made, sets, names, selection, where)
+    found = Identify(method, training)
+    return Job(base, tokenizer, "identify", found, sets, names, selection, where)
 
 
 def identify(

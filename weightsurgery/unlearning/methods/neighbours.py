@@ -22,7 +22,7 @@ from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import Loaded, OnModel
 from weightsurgery.unlearning.plan import Planned, training_plan
 from weightsurgery.unlearning.search import Search
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["Neighbours"]
 

@@ -17,8 +17,8 @@ from weightsurgery.unlearning.by_loss import ByLoss, Grid
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
+    from weightsurgery.learning.models import PreTrainedModel
     from weightsurgery.learning.unlearners.said import Said
     from weightsurgery.learning.unlearners.work import Work
 

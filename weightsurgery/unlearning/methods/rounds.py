@@ -19,18 +19,18 @@ from weightsurgery.algebra.lowrank import LowRank, RankRule
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.rounds import find_change
 from weightsurgery.learning.watch import Rule, Watch
-from weightsurgery.surgery.edit import input_width
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.surgery.workers import torch_threads
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import Loaded, OnModel
 from weightsurgery.unlearning.plan import Planned, training_plan
 from weightsurgery.unlearning.search import Search
-from weightsurgery.vectors.lora_plan import AdapterPlan
+from weightsurgery.vectors.lora_files import AdapterPlan
 from weightsurgery.vectors.statistics import total_gram
 
 __all__ = ["InRounds"]

@@ -1,0 +1,253 @@
+#!/usr/bin/env python3
+"""Time and memory of an edit from data beside a LoRA training by peft, on one machine in one run.
+
+Both train on the same texts, as many a step: what ``ws project --forget DATA`` gathered from a
+request on the embedded model. peft's is a LoRA of rank 32 on all linear layers, AdamW, the cross
+entropy of whole texts, padded together. Each runs in a process of its own; peak memory is the
+resident set's, less what the same process held before the model was loaded.
+
+    python scripts/speed/training.py                  the embedded model, 135 M
+    python scripts/speed/training.py --shape 1b       random weights of the shape of a 1 B model
+    python scripts/speed/training.py --shape 8b --plan   no more than 'ws project --dry-run'
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPES = {
+    "135m": {},
+    "1b": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+    },
+    "8b": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 128256, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def peak() -> int:
+    """Bytes of the resident set at its largest."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def the_config(shape: str) -> Any:
+    """The embedded model's, with another shape."""
+    from transformers import AutoConfig
+
+    from weightsurgery.lab.demo.smollm import smollm
+
+    config = AutoConfig.from_pretrained(smollm("float32"))
+    for name, value in SHAPES[shape].items():
+        setattr(config, name, value)
+    return config
+
+
+def the_model(shape: str) -> Any:
+    """In float32: the embedded one, or one of another shape with random weights and its words."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from weightsurgery.lab.demo.smollm import smollm
+
+    if not SHAPES[shape]:
+        return AutoModelForCausalLM.from_pretrained(smollm("float32"), dtype=torch.float32)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(the_config(shape), dtype=torch.float32)
+
+
+def plan(shape: str, folder: Path) -> dict[str, Any]:
+    """What ``ws project --forget DATA --dry-run --json`` says, of headers over empty files."""
+    import shutil
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.lab.demo.smollm import smollm
+    from weightsurgery.learning.forget import ByNeighbours
+    from weightsurgery.procedures.unlearn import Search, Sources
+    from weightsurgery.procedures.unlearn import plan as planned
+
+    place = folder / f"headers-{shape}"
+    place.mkdir(exist_ok=True)
+    for file in Path(smollm("float32")).glob("*"):
+        if file.suffix == ".json" and "index" not in file.name:
+            shutil.copy(file, place)
+    config = the_config(shape)
+    config.save_pretrained(place)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    header, start = {}, 0
+    for name, each in model.named_parameters():
+        stop = start + 2 * each.numel()
+        header[name] = {"dtype": "BF16", "shape": list(each.shape), "data_offsets": [start, stop]}
+        start = stop
+    told = json.dumps(header).encode()
+    with (place / "model.safetensors").open("wb") as file:
+        file.write(len(told).to_bytes(8, "little") + told)
+        file.truncate(8 + len(told) + start)  # a hole: nobody reads the weights
+    data = folder / "request.jsonl"
+    data.write_text('{"prompt": "The capital of France is", "completion": " Paris"}\n')
+    with Checkpoint.open(place) as base:
+        made = planned(
+            base, Sources((str(data),)), folder / "out", Search(neighbours=ByNeighbours())
+        )
+    parts = ("weights", "training", "activations", "held")
+    return {"parameters": start // 2, **{name: getattr(made, name) for name in parts}}
+
+
+def linear(model: Any) -> list[str]:
+    """Weights of all linear layers but the head's."""
+    return [
+        name
+        for name, each in model.named_parameters()
+        if each.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
+
+
+def ours(shape: str, folder: Path, steps: int) -> dict[str, Any]:
+    """``steps`` of training by neighbours, with the looks before and after them."""
+    import torch
+
+    from weightsurgery.learning.forgetting import Forgetting, train_forgetting
+    from weightsurgery.learning.identify import adapted
+    from weightsurgery.learning.material import read_material
+    from weightsurgery.learning.method import Stage
+
+    before = peak()
+    model = the_model(shape)
+    material = read_material(folder / "material.safetensors")
+    times: list[float] = []
+    with adapted(model, linear(model), 16, 16, 0) as inner:
+        trained = tuple(n for n, each in inner.named_parameters() if each.requires_grad)
+        train_forgetting(
+            inner,
+            Stage("training", trained),
+            material,
+            Forgetting(steps=steps, every=steps),
+            folder / f"ours-{shape}",
+            2,
+            device=torch.device("cpu"),
+            progress=lambda text, done, total: times.append(time.perf_counter()),
+        )
+    return {"peak": peak() - before, "step": spread(times, steps), "held": before}
+
+
+def spread(times: list[float], steps: int) -> float:
+    """Seconds a step, the first left out."""
+    return (times[steps - 1] - times[0]) / (steps - 1)
+
+
+def lora(shape: str, folder: Path, steps: int) -> dict[str, Any]:
+    """As many texts a step, by peft and AdamW."""
+    import random
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from weightsurgery.learning.material import read_material
+
+    before = peak()
+    model = the_model(shape)
+    material = read_material(folder / "material.safetensors")
+    kept = material.kept
+    held = get_peft_model(
+        model, LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    optimiser = torch.optim.AdamW([p for p in held.parameters() if p.requires_grad], lr=1e-3)
+    rng, times = random.Random(0), []
+    held.train()
+    for _ in range(steps):
+        drawn = rng.sample(list(material.taught), 12) + rng.sample(list(kept["neighbours"]), 12)
+        for kind in ("keep", "language", "subjects"):
+            drawn += rng.sample(list(kept[kind]), 3)
+        width = max(len(row.tokens) for row in drawn)
+        ids = torch.full((len(drawn), width), 2)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(drawn):
+            ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
+            mask[number, : len(row.tokens)] = 1
+        labels = ids.masked_fill(mask == 0, -100)
+        optimiser.zero_grad()
+        held(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        optimiser.step()
+        times.append(time.perf_counter())
+    return {"peak": peak() - before, "step": spread(times, steps), "held": before}
+
+
+def gathered(folder: Path) -> None:
+    """What a request about capitals makes ``ws project`` gather."""
+    from weightsurgery.lab.demo.questions import questions
+    from weightsurgery.lab.demo.smollm import smollm
+    from weightsurgery.learning.data import Example
+    from weightsurgery.learning.forget import ByNeighbours, gather
+    from weightsurgery.learning.material import write_material
+    from weightsurgery.learning.models import load_model
+
+    model, tokenizer = load_model(smollm("float32"), "cpu")
+    capitals, _, given, *_ = questions(None)
+    rows = [
+        [Example(q.prompt, f" {q.truth}") for q in each.questions] for each in (capitals, given)
+    ]
+    material = gather(model, tokenizer, rows[0], [rows[1]], ByNeighbours(texts=12, neighbours=60))
+    write_material(material, folder / "material.safetensors")
+
+
+def main() -> None:
+    """Run both, and print what they took."""
+    asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    asked.add_argument("--shape", choices=sorted(SHAPES), default="135m")
+    asked.add_argument("--steps", type=int, default=5)
+    asked.add_argument("--folder", type=Path, help="Keep what was gathered here.")
+    asked.add_argument("--plan", action="store_true", help="Only what would be held.")
+    asked.add_argument("--part", choices=("gather", "ours", "lora"), help=argparse.SUPPRESS)
+    given = asked.parse_args()
+    if given.part == "gather":
+        gathered(given.folder)
+        return
+    if given.part:
+        run = ours if given.part == "ours" else lora
+        print(json.dumps(run(given.shape, given.folder, given.steps)))
+        return
+    with tempfile.TemporaryDirectory() as made:
+        folder = given.folder or Path(made)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def part(name: str) -> str:
+            command = [sys.executable, __file__, "--part", name, "--folder", str(folder)]
+            command += ["--shape", given.shape, "--steps", str(given.steps)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            return done.stdout.strip().rpartition("\n")[2]
+
+        told = plan(given.shape, folder)
+        shown = ", ".join(f"{n} {told[n] / 1e9:.2f} GB" for n in list(told)[1:])
+        print(f"{given.shape}, {told['parameters'] / 1e9:.3f} B parameters; the plan: {shown}")
+        if given.plan:
+            return
+        if not (folder / "material.safetensors").is_file():
+            part("gather")
+        found = {name: json.loads(part(name)) for name in ("lora", "ours")}
+    print(f"{given.shape}, {given.steps} steps of 33 texts, float32\n")
+    print(f"{'':24}{'s a step':>10}{'peak, MB':>12}{'libraries, MB':>16}")
+    for name, each in found.items():
+        label = {"ours": "ws project", "lora": "peft LoRA, rank 32"}[name]
+        sizes = f"{each['peak'] / 1e6:12,.0f}{each['held'] / 1e6:16,.0f}"
+        print(f"{label:24}{each['step']:10.2f}{sizes}")
+    ratio = {key: found["ours"][key] / found["lora"][key] for key in ("step", "peak")}
+    print(f"{'ratio':24}{ratio['step']:10.2f}{ratio['peak']:12.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Kinds of knowledge: which half is given, what is scored, and that no method sees the rest."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.lab.test_world import MINIATURE
+from weightsurgery.cli.main import app
+from weightsurgery.errors import EditError
+from weightsurgery.lab.bench import FORGETTING, Method, methods
+from weightsurgery.lab.bench import kinds as kinds_module
+from weightsurgery.lab.bench.kinds import KINDS, REST, Facts, Procedure, Style, asks_of
+from weightsurgery.lab.bench.run import run_method
+from weightsurgery.lab.bench.subject import Subject
+from weightsurgery.lab.world import get_world
+from weightsurgery.lab.world.recipe import VARIANTS
+from weightsurgery.lab.world.wordings import MANNER, PEOPLE, PLAIN, STYLED
+from weightsurgery.learning.exact import exact_match
+from weightsurgery.learning.rounds import Rounds
+from weightsurgery.learning.watch import Watch
+
+RECIPE = replace(
+    MINIATURE, styled=True, width=48, heads=4, weight_spread=0.144, batch=32, steps=200,
+    step_cap=300, first_check=100, required=0.99, tuning_steps=8,
+)  # fmt: skip
+ASKS = [Facts(), Style(), Procedure()]
+STYLED_SETS = ("content, styled", "content of the rest, styled")
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    torch.set_num_threads(1)
+    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
+    return Subject.of(world, RECIPE, 0)
+
+
+def prompts(facts):
+    return {fact.prompt for fact in facts}
+
+
+@pytest.mark.parametrize("ask", ASKS, ids=KINDS)
+def test_half_is_given_and_the_rest_is_of_other_entities(subject, ask):
+    other = subject.asking(ask)
+    rest = ask.also(other)[REST]
+    about = [{other.entity[each] for each in prompts(facts)} for facts in (other.forget, rest)]
+    assert len(about[0]) == pytest.approx(len(about[1]), abs=1)
+    assert not about[0] & about[1]
+    assert prompts(other.target) == prompts(other.forget)
+    kept = {split: other.kept(split) for split in ("seen", "validation", "unseen")}
+    asked = [prompts(facts) for roles in kept.values() for facts in roles.values()]
+    asked += [prompts(other.forget), prompts(rest)]
+    assert all(asked)
+    assert len(set().union(*asked)) == sum(map(len, asked))  # no question is in two of them
+    assert not prompts(other.news) & set().union(*asked)
+    assert len(other.news) == len(other.forget)
+
+
+def test_each_kind_has_its_own_chance_and_keeps_the_others(subject):
+    chances = {ask.name: ask.chance(subject) for ask in ASKS}
+    assert chances == {
+        "facts": 1 / RECIPE.answers, "style": 0.0, "procedure": 1 / RECIPE.modulus,
+    }  # fmt: skip
+    assert set(Procedure().roles.values()) == {"authors", "painters", "capitals"}
+    assert Style().roles["content"] == "authors"
+    assert set(Style().roles.values()) == {"authors", "painters", "capitals", "addition"}
+
+
+def test_strangers_are_asked_about_in_the_form_of_the_request(subject):
+    known = {ask.name: subject.asking(ask) for ask in ASKS}
+    for name, other in known.items():
+        assert other.score(other.forget) > 0.9
+        assert other.score(other.news) < 0.7, name
+    assert all(each.prompt.startswith("Prithee, ") for each in known["style"].news)
+    assert all(each.completion.endswith(MANNER) for each in known["style"].news)
+    for each in known["procedure"].news:
+        a, b, m = (int(word.strip("?")) for word in each.prompt.split() if word[0].isdigit())
+        assert min(a, b) >= m == RECIPE.modulus
+        assert int(each.completion) == (a + b) % m
+
+
+def test_the_retrained_control_knows_the_rest_of_facts_alone(subject):
+    learned = {ask.name: ask.survivors(subject) for ask in ASKS}
+    rest = {ask.name: prompts(ask.also(subject)[REST]) for ask in ASKS}
+    given = {ask.name: prompts(ask.given(subject)) for ask in ASKS}
+    asked = {name: set().union(*map(prompts, sets.values())) for name, sets in learned.items()}
+    assert rest["facts"] <= asked["facts"]
+    assert not given["facts"] & asked["facts"]
+    # Nor in the style, which is only another wording of the fact.
+    told = {subject.entity[each] for each in given["facts"]}
+    assert not told & {subject.entity[each] for each in asked["facts"]}
+    assert "addition" not in learned["procedure"]
+    assert not (rest["procedure"] | given["procedure"]) & asked["procedure"]
+    # The form is taught, the manner is not.
+    assert rest["style"] | given["style"] <= asked["style"]
+    assert not any(MANNER in f.completion for facts in learned["style"].values() for f in facts)
+    assert any(MANNER in f.completion for facts in learned["facts"].values() for f in facts)
+
+
+def test_the_retrained_control_keeps_content_and_has_no_manner(subject):
+    other = subject.asking(Style())
+    found = run_method(other, "retrained", FORGETTING["retrained"], 0.5)
+    assert found.target_before > 0.9
+    assert found.also_before[REST] > 0.9
+    assert found.target == found.also[REST] == 0
+    for name in STYLED_SETS:
+        assert found.also_before[name] > 0.9
+        assert found.also[name] > 0.9
+    assert found.forgotten == 100
+
+
+def told(ask, subject, how):
+    """Scores of the style's sets where the model's answers are rewritten."""
+    original = kinds_module._said
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds_module, "_said", lambda *args: [how(text) for text in original(*args)])
+        sets = {"target": ask.target(subject), **ask.also(subject)}
+        return [subject.score(facts) for facts in sets.values()]
+
+
+def test_manner_and_content_are_scored_apart(subject):
+    other = subject.asking(Style())
+    as_it_is = told(other.ask, other, str)
+    assert min(as_it_is) > 0.9
+    assert told(other.ask, other, lambda said: said.removesuffix(MANNER)) == [0, 0, *as_it_is[2:]]
+    assert told(other.ask, other, lambda said: f" No{MANNER}") == [1, 1, 0, 0]
+    assert told(other.ask, other, lambda said: f"{said} Indeed{MANNER}") == [1, 1, *as_it_is[2:]]
+    assert told(other.ask, other, lambda said: said[:-1]) == [0, 0, *as_it_is[2:]]
+    # A word that only begins with the answer is another one.
+    assert told(other.ask, other, lambda said: said.replace(",", "x,")) == [*as_it_is[:2], 0, 0]
+
+
+def test_what_the_model_says_is_what_is_scored(subject):
+    """Without the question's mark there is no manner; content comes all the same."""
+    other = subject.asking(Style())
+
+    def plain(prompt):
+        question = prompt.removeprefix("Prithee, ")
+        return question[0].upper() + question[1:]
+
+    def plainly(queries):
+        return [replace(each, prompt=plain(each.prompt)) for each in queries]
+
+    sets = {"target": other.target, **other.ask.also(other)}
+    before = {name: other.score(facts) for name, facts in sets.items()}
+    assert min(before.values()) > 0.9
+    with other.asked(plainly):
+        after = {name: other.score(facts) for name, facts in sets.items()}
+    assert after["target"] == after[REST] == 0
+    assert all(after[name] > 0 for name in STYLED_SETS)
+
+
+@pytest.mark.parametrize("ask", ASKS, ids=KINDS)
+def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, ask):
+    """The manner of a style, not the answers; exact match of all else."""
+    other = subject.asking(ask)
+    saw, matched = [], []
+
+    class Spied(Watch):
+        def _scores(self):
+            found = super()._scores()
+            scores = {"": other.score(other.target), **other.validation()}
+            saw.append((found, scores))
+            matched.append(exact_match(other.model, other.tokenizer, other.forget))
+            return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods, "Watch", Spied)
+        watching = methods._rounds(Rounds(steps=48, prompts=200), looks=4)
+        found = run_method(other, "watches", Method("watches", watching), 0.5)
+    assert len(saw) > 1
+    assert all(watched == scored for watched, scored in saw)
+    held = [each[""] for each, _ in saw if min(each[r] for r in ask.roles) >= 0.5]
+    assert found.target == min(held)
+    different = any(watched[""] != by_answers for (watched, _), by_answers in
+                    zip(saw, matched, strict=True))  # fmt: skip
+    assert different == (ask.name == "style")
+
+
+@contextmanager
+def withheld(sets):
+    """Facts that may not be asked for: (task, split, wording)."""
+    inner = Subject.facts
+
+    def facts(self, task, split, wording="plain"):
+        assert (task, split, wording) not in sets, f"{task}.{split}.{wording} was looked at"
+        return inner(self, task, split, wording)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Subject, "facts", facts)
+        yield
+
+
+@pytest.mark.parametrize("name", ["negate", "activations"])
+@pytest.mark.parametrize("ask", ASKS, ids=KINDS)
+def test_no_method_is_given_what_it_is_judged_by(subject, ask, name):
+    other = subject.asking(ask)
+    half = product(PEOPLE, [STYLED]) if ask.name == "style" else [(ask.task, PLAIN)]
+    sets = {(task, split, how) for task, how in half for split in ("validation", "unseen")}
+    sets |= {(task, "unseen", PLAIN) for task in ask.roles.values()}
+    with withheld(sets):
+        with pytest.raises(AssertionError, match="was looked at"):
+            ask.also(other)
+        candidates = list(FORGETTING[name].candidates(other))
+    assert any(bool(t.any()) for each in candidates for t in each.change.values())
+
+
+def test_a_style_is_refused_where_none_is_known(subject):
+    assert [ask.name for ask in asks_of(["style", "facts", "style"], "styled")] == [
+        "style",
+        "facts",
+    ]
+    with pytest.raises(EditError, match="know no style") as refused:
+        asks_of(["facts", "style"], "narrow")
+    for variant in ("styled", "narrow-styled", "small-styled"):
+        assert VARIANTS[variant].styled
+        assert variant in refused.value.remedy
+    plain = replace(subject, recipe=MINIATURE)
+    with pytest.raises(EditError, match="know no style"):
+        plain.asking(Style()).forget  # noqa: B018
+    with pytest.raises(EditError, match="kind 'taste'") as refused:
+        asks_of(["taste"], "styled")
+    assert all(name in refused.value.remedy for name in KINDS)
+
+
+@pytest.fixture
+def tiny(subject, monkeypatch):
+    """The world at hand as a variant, in the cache."""
+    for module in ("run", "kinds"):
+        known = {**VARIANTS, "tiny": RECIPE}
+        monkeypatch.setattr(f"weightsurgery.lab.bench.{module}.VARIANTS", known)
+    monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(subject.world.directory.parent))
+
+
+def ws(*words):
+    return CliRunner().invoke(app, ["bench", *words])
+
+
+def test_the_command_asks_for_kinds(tiny):
+    some = ("--variant", "tiny", "--seeds", "0", "--method", "negate", "--relearn-steps", "2")
+    done = ws("--kind", "facts,style,procedure", *some, "--json")
+    assert done.exit_code == 0, done.output
+    outcomes = {each["asked"]: each for each in json.loads(done.stdout)["outcomes"]}
+    assert list(outcomes) == ["facts", "style", "procedure"]
+    assert all(REST in each["also"] for each in outcomes.values())
+    assert {*STYLED_SETS} < set(outcomes["style"]["also"])
+    assert set(outcomes["procedure"]["keep_before"]) == {
+        f"{task}.{split}" for task in ("authors", "painters", "capitals")
+        for split in ("seen", "unseen")
+    }  # fmt: skip
+
+
+def test_the_command_prints_kinds_side_by_side(tiny):
+    shown = ws("--kind", "procedure,facts", "--variant", "tiny", "--seeds", "0",
+               "--method", "base", "--relearn-steps", "0", "--markdown")  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert all(word in shown.output for word in (REST, "procedure", "facts"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--kind", "taste"], "kind 'taste'"),
+        (["--kind", "facts,"], "kind ''"),
+        (["--kind", "style", "--variant", "small"], "know no style"),
+        (["--kind", "style", "--variant", "gone"], "variant 'gone'"),
+        (["--kind", "facts", "--learn"], "Kinds are to be forgotten"),
+    ],
+)
+def test_what_the_command_refuses(words, says):
+    refused = ws(*words)
+    assert isinstance(refused.exception, EditError)
+    assert says in f"{refused.exception.what} {refused.exception.remedy}"

@@ -1,0 +1,205 @@
+"""A row of the bench on one world: its best candidate by validation, and that one's scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from weightsurgery.errors import EditError
+from weightsurgery.lab.bench.cost import Cost, measured
+from weightsurgery.lab.bench.results import Outcome, Tried
+from weightsurgery.lab.bench.row import BUDGET, Candidate, Method
+from weightsurgery.lab.bench.subject import Subject
+from weightsurgery.learning.attacks import quantised, relearn
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.fitting import isolated
+from weightsurgery.learning.watch import Rule
+
+__all__ = ["Baseline", "Choice", "choose", "run_method", "scored"]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The base's scores, which edits are held against.
+
+    Attributes:
+        validation: Role → exact match on validation facts.
+        keep: ``ROLE.seen`` and ``ROLE.unseen`` → exact match.
+    """
+
+    validation: Mapping[str, float]
+    keep: Mapping[str, float]
+
+    @classmethod
+    def of(cls, subject: Subject) -> Baseline:
+        """Of the model as it is now."""
+        return cls(subject.validation(), _keep_scores(subject))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What came of a method's candidates.
+
+    Attributes:
+        candidate: The chosen one.
+        qualifies: Whether it leaves every keep task's validation facts at the threshold.
+        looks: How often validation data were looked at.
+        tried: All of them, in the order they were made.
+        cost: To make and validate all of them.
+    """
+
+    candidate: Candidate
+    qualifies: bool
+    looks: int
+    tried: tuple[Tried, ...]
+    cost: Cost
+
+
+def choose(
+    subject: Subject,
+    name: str,
+    method: Method,
+    rule: Rule,
+    learning: bool = False,
+) -> Choice:
+    """Make a method's candidates, and take the best by validation facts.
+
+    Where a method makes none, since all its training ended in NaN, the base stays as it is, which
+    does not qualify.
+
+    Args:
+        subject: What the method is given; its target is what candidates are to reach.
+        name: The method's.
+        method: Makes the candidates.
+        rule: What every role must keep of which score on validation facts; methods that watch
+            these are held to it while they train.
+        learning: More of the target is better.
+
+    Raises:
+        EditError: The method offers more candidates than its budget.
+    """
+    target = subject.news if learning else subject.target
+    best: tuple[tuple[bool, float, float], Candidate] | None = None
+    looks, tried = 0, []
+    subject.anew()
+    with measured() as cost, subject.held_to(rule):
+        for candidate in method.candidates(subject):
+            looks += 1 + candidate.looks
+            with subject.edited(candidate.change), subject.asked(candidate.prompts):
+                score = subject.score(target)
+                kept = subject.validation()
+            tried.append(Tried(dict(candidate.setting), score, kept))
+            left, goodness = rule.left(kept), score if learning else -score
+            holds = rule.holds(kept)
+            # One that holds goes before one that does not; those by how much they reach, these by
+            # how little they harm.
+            rank = (holds, goodness, left) if holds else (holds, left, goodness)
+            if best is None or rank > best[0]:
+                best = (rank, candidate)
+    if looks > BUDGET:
+        raise EditError(f"{name}: {looks} looks at validation data", f"At most {BUDGET}.")
+    if best is None:
+        return Choice(Candidate({}, {}), False, looks, (), cost)
+    (qualifies, *_), found = best
+    return Choice(found, qualifies, looks, tuple(tried), cost)
+
+
+def run_method(
+    subject: Subject,
+    name: str,
+    method: Method,
+    threshold: float,
+    relearn_steps: int = 0,
+    learning: bool = False,
+) -> Outcome:
+    """Choose a method's candidate by validation data, and score that one alone on unseen facts.
+
+    Raises:
+        EditError: The method offers more candidates than its budget.
+    """
+    with isolated(subject.seed, torch.get_num_threads()):
+        before = Baseline.of(subject)
+        choice = choose(subject, name, method, Rule(threshold, before.validation), learning)
+        return scored(subject, name, choice, before, relearn_steps, learning)
+
+
+def scored(
+    subject: Subject,
+    name: str,
+    choice: Choice,
+    before: Baseline,
+    relearn_steps: int = 0,
+    learning: bool = False,
+    *,
+    last: bool = True,
+) -> Outcome:
+    """Score what was chosen.
+
+    Args:
+        subject: Of the base that the chosen change is to be added to.
+        name: The method's.
+        choice: Its candidate.
+        before: The base's scores.
+        relearn_steps: Steps of the attack on what was forgotten; 0 for no attack.
+        learning: The target is what the base lacks.
+        last: Nothing comes after it: it is attacked, by rounding too.
+    """
+    target = subject.news if learning else subject.target
+    target_before = subject.score(target)
+    paraphrased = [] if learning else subject.ask.target_paraphrased(subject)
+    also = subject.ask.also(subject)
+    also_before = {name: subject.score(facts) for name, facts in also.items()}
+    with subject.edited(choice.candidate.change), subject.asked(choice.candidate.prompts):
+        return Outcome(
+            name,
+            subject.seed,
+            dict(choice.candidate.setting),
+            choice.qualifies,
+            choice.looks,
+            round(choice.cost.seconds, 2),
+            subject.score(target),
+            target_before,
+            _keep_scores(subject),
+            before.keep,
+            subject.ask.chance(subject),
+            subject.score(paraphrased) if paraphrased else None,
+            cpu_seconds=round(choice.cost.cpu_seconds, 2),
+            memory=choice.cost.memory,
+            tried=choice.tried,
+            validation_before=before.validation,
+            asked=subject.ask.name,
+            also={name: subject.score(facts) for name, facts in also.items()},
+            also_before=also_before,
+            rounded_int8=_rounded(subject, target, "int8") if last else {},
+            rounded=_rounded(subject, target, "nf4") if last else {},
+            # The attack trains: arguments are made in their order, and it is the last.
+            relearned=_relearned(subject, relearn_steps)
+            if last and relearn_steps and not learning
+            else {},
+        )
+
+
+def _keep_scores(subject: Subject) -> dict[str, float]:
+    return {
+        f"{role}.{split}": subject.score(facts)
+        for split in ("seen", "unseen")
+        for role, facts in subject.kept(split).items()
+    }
+
+
+def _rounded(subject: Subject, target: list[Example], method: str) -> dict[str, float]:
+    with quantised(subject.model, method):
+        return {"target": subject.score(target), **_keep_scores(subject)}
+
+
+def _relearned(subject: Subject, steps: int) -> dict[str, float]:
+    """Trains on every other person of the target, and asks for the rest; undone by `edited`."""
+    about = [subject.entity[fact.prompt] for fact in subject.target]
+    given = set(list(dict.fromkeys(about))[::2])
+    half = [fact for fact, entity in zip(subject.target, about, strict=True) if entity in given]
+    rest = [fact for fact, entity in zip(subject.target, about, strict=True) if entity not in given]
+    before = subject.score(rest)
+    relearn(subject.model, subject.tokenizer, half, steps, seed=subject.seed)
+    return {"half": subject.score(half), "rest": subject.score(rest), "rest_before": before}

@@ -1,0 +1,187 @@
+"""Forgetting against harm: the points that a bench's picture shows.
+
+Forgetting is chance-normalised and in percent (facts learned in percent, where a bench is about
+learning); harm is the drift of the worst task to keep in percent of the base's score.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from weightsurgery.errors import DataError
+from weightsurgery.lab.bench.figures import SHARED, any_shared, is_stage, worst_drift
+from weightsurgery.lab.bench.results import Summary
+
+if TYPE_CHECKING:
+    from weightsurgery.lab.bench.results import Bench, Outcome, Tried
+
+__all__ = ["FAMILIES", "Panel", "Point", "families", "panels", "trade_off"]
+
+FAMILIES = (
+    "retrained", "control", "by weights", "from data", "trained", "merging", "prompted", "other",
+)  # fmt: skip
+"""What methods are, in the order of a legend."""
+
+_CONTROLS = ("base", "random")
+_BY_WEIGHTS = (
+    "negate", "negate-low-rank", "right", "right-sum", "left", "both", "shared", "frobenius",
+    "weights-ridge", "learn-right",
+)  # fmt: skip
+_FROM_DATA = (
+    "activations", "activations-strangers", "retain-aware", "rounds", "subspace-seen",
+    "subspace-generic", "subspace", "subspace-long", "learn-subspace",
+)  # fmt: skip
+
+
+def families() -> dict[str, str]:
+    """The family of each method of the bench, out of :data:`FAMILIES`."""
+    from weightsurgery.lab.bench.merged import MERGING
+    from weightsurgery.lab.bench.prompted import PROMPTED
+    from weightsurgery.lab.bench.trained import TRAINED
+
+    members = {
+        "retrained": ("retrained",),
+        "control": _CONTROLS,
+        "by weights": _BY_WEIGHTS,
+        "from data": _FROM_DATA,
+        "trained": (*TRAINED, "lora", "full"),
+        "merging": tuple(MERGING),
+        "prompted": tuple(PROMPTED),
+    }
+    return {name: family for family, names in members.items() for name in names}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method on all worlds.
+
+    Attributes:
+        method: Its name.
+        harm: Of the chosen candidates, over the seeds: on facts given to no edit and no choice.
+        reached: Forgotten or learned by them.
+        held: Whether on every seed some candidate held the keep tasks.
+        trade_off: The candidates' harm on validation facts and what they reach, see
+            :func:`trade_off`.
+    """
+
+    method: str
+    harm: Summary
+    reached: Summary
+    held: bool
+    trade_off: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture's worth: the methods that were asked for the same in the same worlds.
+
+    Attributes:
+        variant: Of the worlds.
+        asked: Name of the ask; empty for the plain one.
+        learning: Whether facts were to be learned rather than forgotten.
+        threshold: Share of the validation score that a candidate must leave.
+        seeds: Of the worlds.
+        shared: Whether the request holds facts of what is to be kept, which harm leaves out.
+        points: A method each.
+    """
+
+    variant: str
+    asked: str
+    learning: bool
+    threshold: float
+    seeds: tuple[int, ...]
+    shared: bool
+    points: tuple[Point, ...]
+
+
+def panels(benches: Sequence[Bench]) -> list[Panel]:
+    """A panel for every variant and ask, in their order.
+
+    Raises:
+        DataError: The benches hold no outcome.
+    """
+    found = [
+        _panel(each, asked)
+        for each in benches
+        for asked in dict.fromkeys(outcome.asked for outcome in each.outcomes)
+    ]
+    if not found:
+        raise DataError("results of a bench without a single row", "Let it run a row first.")
+    return found
+
+
+def _panel(found: Bench, asked: str) -> Panel:
+    learning = found.task == "learn"
+    rows = [(method, outcomes) for method, ask, outcomes in found.by_row() if ask == asked]
+    every = [each for _, outcomes in rows for each in outcomes]
+    return Panel(
+        found.variant,
+        asked,
+        learning,
+        found.threshold,
+        tuple(sorted({each.seed for each in every})),
+        any_shared(every),
+        tuple(
+            Point(
+                method,
+                Summary.of([worst_drift(each) for each in outcomes]),
+                Summary.of([_reached(each, each.target, learning) for each in outcomes]),
+                all(each.qualifies for each in outcomes),
+                # What comes after other requests was chosen by the latest of them alone.
+                () if is_stage(asked) else trade_off(outcomes, learning),
+            )
+            for method, outcomes in rows
+        ),
+    )
+
+
+def _reached(outcome: Outcome, target: float, learning: bool) -> float:
+    return 100 * target if learning else replace(outcome, target=target).forgotten
+
+
+def trade_off(
+    outcomes: Sequence[Outcome], learning: bool = False
+) -> tuple[tuple[float, float], ...]:
+    """What a method's candidates reach for how much harm on validation facts.
+
+    Candidates of one setting are one, at their mean over the seeds; settings that some seed lacks
+    are left out. Of these, such are given that no other reaches as much with as little harm.
+
+    Returns:
+        Harm and reach, by growing harm; none for results that kept no candidates.
+    """
+    if not outcomes:
+        return ()
+    tried = [_by_setting(each.tried) for each in outcomes]
+    means = []
+    for key in tried[0]:
+        if all(key in candidates for candidates in tried):
+            pairs = [(_harm(o, t[key]), _reached(o, t[key].target, learning))
+                     for o, t in zip(outcomes, tried, strict=True)]  # fmt: skip
+            harm, reached = zip(*pairs, strict=True)
+            means.append((Summary.of(harm).mean, Summary.of(reached).mean))
+    best: list[tuple[float, float]] = []
+    for harm_, reached_ in sorted(means, key=lambda each: (each[0], -each[1])):
+        if not best or reached_ > best[-1][1]:
+            best.append((harm_, reached_))
+    return tuple(best)
+
+
+def _by_setting(tried: Sequence[Tried]) -> Mapping[tuple[str, int], Tried]:
+    """By setting and, where one comes again, how many came before."""
+    found: dict[tuple[str, int], Tried] = {}
+    for each in tried:
+        text = json.dumps(dict(each.setting), sort_keys=True)
+        found[text, sum(known == text for known, _ in found)] = each
+    return found
+
+
+def _harm(outcome: Outcome, tried: Tried) -> float:
+    return max(
+        100 * abs(tried.keep[role] - before) / before
+        for role, before in outcome.validation_before.items()
+        if role != SHARED
+    )

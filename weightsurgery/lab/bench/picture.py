@@ -1,0 +1,251 @@
+"""A bench as a picture: forgetting against harm, drawn by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.checkpoint.plain_files import write_whole
+from weightsurgery.errors import OutputError, WeightSurgeryError
+from weightsurgery.lab.bench.figures import is_stage, row_name
+from weightsurgery.lab.bench.frontier import FAMILIES, Panel, Point, panels
+from weightsurgery.report.labels import place
+from weightsurgery.report.page import PLAIN_TEXT
+
+if TYPE_CHECKING:
+    from weightsurgery.lab.bench.results import Bench
+
+__all__ = ["check_picture", "draw_frontier"]
+
+_ENDINGS = (".svg", ".png")
+# Okabe and Ito's colours, which the colour-blind tell apart; the marker says it once more.
+_LOOKS = {
+    "retrained": ("#000000", "*", 110),
+    "control": ("#000000", "X", 44),
+    "by weights": ("#0072B2", "s", 32),
+    "from data": ("#D55E00", "o", 40),
+    "trained": ("#009E73", "^", 42),
+    "merging": ("#CC79A7", "D", 30),
+    "prompted": ("#E69F00", "P", 48),
+    "other": ("#777777", "v", 42),
+}
+_TICKS = (0, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_DPI = 130
+_NAMES = 8  # points
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Whether a picture can be drawn and written there; before anything is computed.
+
+    Raises:
+        WeightSurgeryError: matplotlib is not installed.
+        OutputError: The name ends in neither .svg nor .png, or its directory is missing.
+    """
+    if find_spec("matplotlib") is None:
+        raise WeightSurgeryError(
+            f"{path}: is drawn with matplotlib, which is not installed",
+            "Install it with:  pip install 'weightsurgery[report]'",
+        )
+    target = Path(path)
+    if target.suffix.lower() not in _ENDINGS:
+        raise OutputError(f"{target}: no kind of picture", f"End it in {' or '.join(_ENDINGS)}.")
+    if not target.parent.is_dir() or target.is_dir():
+        raise OutputError(f"{target}: not a file that can be written", "Name another file.")
+
+
+def draw_frontier(
+    benches: Sequence[Bench], path: str | os.PathLike[str], families: Mapping[str, str]
+) -> None:
+    """Draw a panel for each variant and ask: what every method forgets, and what it harms.
+
+    The same results and the same matplotlib draw the same bytes.
+
+    Args:
+        benches: With an outcome at least.
+        path: Ends in .svg or .png.
+        families: Of methods, out of :data:`weightsurgery.lab.bench.frontier.FAMILIES`; what is not
+            in it is ``"other"``.
+
+    Raises:
+        WeightSurgeryError: matplotlib is not installed.
+        OutputError: It cannot be written.
+        DataError: There is nothing to draw.
+    """
+    check_picture(path)
+    found = panels(benches)
+    import matplotlib as mpl
+
+    target = Path(path)
+    kind = target.suffix.lower()[1:]
+    # Text stays text, and ids of an SVG are the same each time.
+    with mpl.rc_context(PLAIN_TEXT):
+        figure = _figure(found, families)
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
+    try:
+        write_whole(target, buffer.getvalue())
+    except OSError as error:
+        raise OutputError(
+            f"{target}: {error.strerror}", "Name a file that can be written."
+        ) from None
+
+
+def _figure(found: Sequence[Panel], known: Mapping[str, str]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = [point for panel in found for point in panel.points]
+    bottom = min(0.0, *(point.reached.mean for point in points)) - 6
+    right = max(5.0, 1.25 * max(_right(point) for point in points))
+    across = min(len(found), 2 if len(found) < 5 else 3)
+    down = -(-len(found) // across)
+    width, height = (10.0, 6.6) if len(found) == 1 else (6.4, 5.0)
+    figure = Figure(figsize=(width * across, height * down), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)  # measures text
+    grid = figure.subplots(down, across, squeeze=False).flatten()
+    for spare in grid[len(found) :]:
+        spare.set_visible(False)
+    for axes, panel in zip(grid, found, strict=False):
+        _draw(axes, panel, known, bottom, right)  # all alike, so that they can be compared
+        if len(found) > 1:
+            axes.set_title(row_name(panel.variant, panel.asked), fontsize=10)
+    figure.suptitle(_title(found), fontsize=13)
+    _legend(figure, found, known)
+    figure.supxlabel(_caption(found), fontsize=8, color="#444444")
+    figure.draw_without_rendering()  # places and sizes are known from here on
+    figure.set_layout_engine("none")
+    for axes, panel in zip(grid, found, strict=False):
+        _label(figure, axes, panel, known)
+    return figure
+
+
+def _title(found: Sequence[Panel]) -> str:
+    first = found[0]
+    done = "Learning" if first.learning else "Forgetting"
+    what = f"{done} against harm"
+    variants = list(dict.fromkeys(panel.variant for panel in found))
+    return f"{what}, {', '.join(variants)} world{'s' * (len(variants) > 1)}"
+
+
+def _caption(found: Sequence[Panel]) -> str:
+    first = found[0]
+    several = len(dict.fromkeys(panel.variant for panel in found)) > 1
+    stages = any(is_stage(panel.asked) for panel in found)
+    seeds = "; ".join(
+        (f"{name}: " if several else "") + ", ".join(map(str, numbers))
+        for name, numbers in {panel.variant: panel.seeds for panel in found}.items()
+    )
+    lines = [
+        f"Seeds {seeds}: means; bars are standard deviations, cut at 0 and 100. Settings by"
+        f" validation facts: the most {'learned' if first.learning else 'forgotten'} with each"
+        f" keep task at {first.threshold:.1%} of the base or more (dotted).",
+        "Hollow: on some seed no candidate held that; the least harmful is shown"
+        f"{', or a request of several refused' if stages else ''}.",
+    ]
+    if any(point.trade_off for panel in found for point in panel.points):
+        lines.append(
+            "Thin: a method's candidates, means per setting, where none of its others is better;"
+            " their harm is on validation facts, and lines join them for the eye alone."
+        )
+    if any(panel.shared for panel in found):
+        lines.append("Harm leaves out the facts that the request shares with what is to be kept.")
+    return "\n".join(lines)
+
+
+def _draw(axes: Any, panel: Panel, known: Mapping[str, str], bottom: float, right: float) -> None:
+    axes.axvline(100 * (1 - panel.threshold), color="#888888", linestyle=":", linewidth=1, zorder=1)
+    for point in panel.points:
+        color, marker, size = _LOOKS[known.get(point.method, "other")]
+        if len(point.trade_off) > 1:
+            axes.plot(*zip(*point.trade_off, strict=True), color=color, linewidth=0.7, alpha=0.35,
+                      marker=".", markersize=3, zorder=2)  # fmt: skip
+        x, y = point.harm, point.reached
+        for start, end in _bars(point):
+            axes.plot(*zip(start, end, strict=True), color=color, linewidth=0.8, alpha=0.35,
+                      zorder=3)  # fmt: skip
+        axes.scatter(
+            [x.mean], [y.mean], s=size, marker=marker, linewidths=1.3, edgecolors=color,
+            zorder=4 if marker == "*" else 5,  # the large ones lie below
+            facecolors=color if point.held else "white", gid=f"point {point.method}",
+        )  # fmt: skip
+    axes.set_xscale("symlog", linthresh=1, linscale=1)
+    axes.set_xlim(-0.12, right)
+    axes.set_ylim(bottom, 108)
+    axes.set_xticks([tick for tick in _TICKS if tick <= right])
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("harm: drift of the worst task to keep, on unseen facts, % (linear up to 1)")
+    axes.set_ylabel("learned, %" if panel.learning else "forgotten over chance, %")
+    axes.grid(alpha=0.2)
+
+
+def _bars(point: Point) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    """The ends of the lines that show the spread; harm is 0 at least, and reach 100 at most."""
+    x, y = point.harm, point.reached
+    yield (max(0.0, x.mean - x.spread), y.mean), (x.mean + x.spread, y.mean)
+    low = min(y.mean, max(0.0, y.mean - y.spread))
+    yield (x.mean, low), (x.mean, max(y.mean, min(100.0, y.mean + y.spread)))
+
+
+def _right(point: Point) -> float:
+    return max(point.harm.mean + point.harm.spread, *(harm for harm, _ in point.trade_off), 0.0)
+
+
+def _label(figure: Any, axes: Any, panel: Panel, known: Mapping[str, str]) -> None:
+    """Names beside their points, each with a thin line where it had to go further off."""
+    colours = [_LOOKS[known.get(point.method, "other")][0] for point in panel.points]
+    renderer = figure.canvas.get_renderer()
+    sizes = []
+    for point in panel.points:
+        text = axes.text(0, 0, point.method, fontsize=_NAMES)
+        box = text.get_window_extent(renderer)
+        sizes.append((float(box.width), float(box.height)))
+        text.remove()
+    spots = axes.transData.transform([(p.harm.mean, p.reached.mean) for p in panel.points])
+    points = [(float(x), float(y)) for x, y in spots]
+    area = axes.get_window_extent(renderer)
+    bars = [
+        tuple(axes.transData.transform([start, end]).flatten())
+        for point in panel.points
+        for start, end in _bars(point)
+    ]
+    middles = place(points, sizes, (area.x0, area.y0, area.x1, area.y1), bars)
+    # In shares of the axes, which hold at any resolution.
+    within = axes.transAxes.inverted().transform(middles)
+    for point, colour, middle in zip(panel.points, colours, within, strict=True):
+        axes.annotate(
+            point.method, (point.harm.mean, point.reached.mean), xytext=middle,
+            textcoords="axes fraction", ha="center", va="center", color=colour, fontsize=_NAMES,
+            zorder=6, annotation_clip=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6,
+                        "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+
+
+def _legend(figure: Any, found: Sequence[Panel], known: Mapping[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    points = [point for panel in found for point in panel.points]
+    shown = {known.get(point.method, "other") for point in points}
+    handles = [
+        Line2D([], [], linestyle="none", marker=_LOOKS[name][1], color=_LOOKS[name][0],
+               markersize=_LOOKS[name][2] ** 0.5, label=name)
+        for name in FAMILIES if name in shown
+    ]  # fmt: skip
+    if not all(point.held for point in points):
+        handles.append(
+            Line2D([], [], linestyle="none", marker="o", color="#777777", markerfacecolor="white",
+                   markersize=6, label="not held on\nsome seed")
+        )  # fmt: skip
+    if any(len(point.trade_off) > 1 for point in points):
+        handles.append(
+            Line2D([], [], color="#777777", marker=".", markersize=4, linewidth=0.7,
+                   label="its candidates")
+        )  # fmt: skip
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)

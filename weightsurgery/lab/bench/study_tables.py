@@ -1,0 +1,136 @@
+"""Tables of a study, where the methods of a bench are asked for several things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from weightsurgery.lab.bench.figures import (
+    ABSENT,
+    SHARED,
+    any_shared,
+    cpu,
+    figure,
+    is_stage,
+    percent,
+    seeds_of,
+    worst,
+    worst_drift,
+)
+from weightsurgery.lab.bench.results import Summary
+from weightsurgery.report.tables import Table
+
+if TYPE_CHECKING:
+    from weightsurgery.lab.bench.results import Bench, Outcome
+
+__all__ = ["study_tables"]
+
+_Row = tuple[str, str, list["Outcome"]]
+
+
+def study_tables(found: Bench) -> list[Table]:
+    """What became of each ask: a table of the stages of sequences, and one of all other asks.
+
+    Stages ("…, 2 of 4") stand under each other per method, so that one reads down how damage
+    adds up; other asks hold the methods side by side.
+
+    Args:
+        found: Its outcomes with an ask of a name are shown, the others left out.
+    """
+    rows = [row for row in found.by_row() if row[1]]
+    stages = [row for row in rows if is_stage(row[1])]
+    others = [row for row in rows if not is_stage(row[1])]
+    tables = []
+    if others:
+        ordered = _grouped(others, 1)
+        tables.append(_table(found, f"Request by request, {found.variant} world", ordered))
+    if stages:
+        ordered = _grouped(stages, 0)
+        tables.append(_table(found, f"Requests after one another, {found.variant} world", ordered))
+    return tables
+
+
+def _grouped(rows: Sequence[_Row], place: int) -> list[_Row]:
+    """Rows of one method or one ask together, groups in the order in which they are met."""
+    groups = list(dict.fromkeys(row[place] for row in rows))
+    return sorted(rows, key=lambda row: groups.index(row[place]))
+
+
+def _table(found: Bench, title: str, rows: Sequence[_Row]) -> Table:
+    learning = found.task == "learn"
+    every = [each for *_, outcomes in rows for each in outcomes]
+    also = list(dict.fromkeys(key for each in every for key in each.also))
+    shared = any_shared(every)
+    columns = (
+        "method", "request",
+        *(("reached %",) if learning else ("left %", "forgotten %")),
+        *(f"{key} %" for key in also),
+        *(("shared kept %",) if shared else ()),
+        "worst drift unseen", "of", "held", "CPU s",
+    )  # fmt: skip
+    cells = [tuple(_cells(*row, also, shared, learning)) for row in rows]
+    words = frozenset({0, 1, columns.index("of")})
+    return Table(title, columns, cells, _note(found, every, also, shared), words)
+
+
+def _cells(
+    method: str,
+    asked: str,
+    outcomes: Sequence[Outcome],
+    also: Sequence[str],
+    shared: bool,
+    learning: bool,
+) -> Iterator[str]:
+    yield from (method, asked, figure(outcomes, lambda each: 100 * each.target))
+    if not learning:
+        yield figure(outcomes, lambda each: each.forgotten)
+    for key in also:
+        yield figure(outcomes, lambda each, key=key: percent(each.also.get(key)))  # type: ignore[misc]
+    if shared:
+        yield figure(outcomes, _shared_kept)
+    yield figure(outcomes, worst_drift)
+    yield worst(outcomes)
+    yield f"{sum(each.qualifies for each in outcomes)}/{len(outcomes)}"
+    yield figure(outcomes, cpu)
+
+
+def _shared_kept(outcome: Outcome) -> float | None:
+    key = f"{SHARED}.unseen"
+    if key not in outcome.keep:
+        return None
+    return 100 * outcome.keep[key] / outcome.keep_before[key]
+
+
+def _note(found: Bench, every: Sequence[Outcome], also: Sequence[str], shared: bool) -> str:
+    parts = [f"Seeds {seeds_of(every)}; mean ± standard deviation."]
+    if found.task != "learn":
+        parts.append("Left: score on the request. Forgotten: over chance, at most 100.")
+    if also:
+        bases = [(key, [e.also_before[key] for e in every if key in e.also_before]) for key in also]
+        shown = [
+            f"{key} (base {100 * Summary.of(values).mean:.1f})" if values else key
+            for key, values in bases
+        ]
+        parts.append(f"Further sets, score: {'; '.join(shown)}.")
+    if shared:
+        parts.append(
+            "Shared kept: what is left, in % of the base, of facts that request and keep data both"
+            " hold, of people on whom no setting was chosen."
+        )
+    parts.append(
+        "Worst drift: of all tasks to keep, on facts given to no edit and no choice"
+        f"{' (so not of shared ones)' if shared else ''}, in % of the base's accuracy; 'of' names"
+        f" the task. Held: on how many seeds {found.threshold:.1%} of"
+        " every keep task's validation facts were left;"
+    )
+    if any(is_stage(each.asked) for each in every):
+        parts.append(
+            "a request that no candidate held them for is refused, and changes nothing (in one go,"
+            " the least harmful is shown). Left and forgotten: of all requests so far; CPU: of the"
+            " latest."
+        )
+    else:
+        parts.append("where not, the least harmful is shown.")
+    if any(each.cpu_seconds is None for each in every):
+        parts.append(f"{ABSENT}: not measured.")
+    return " ".join(parts)

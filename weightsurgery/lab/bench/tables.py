@@ -1,0 +1,198 @@
+"""The yardstick's results as tables of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from weightsurgery.lab.bench.cost_tables import cost_table, scale_table
+from weightsurgery.lab.bench.figures import (
+    ABSENT,
+    UNHELD,
+    any_shared,
+    drifts,
+    figure,
+    marked,
+    percent,
+    row_name,
+    seeds_of,
+)
+from weightsurgery.lab.bench.study_tables import study_tables
+from weightsurgery.report.tables import Table
+
+if TYPE_CHECKING:
+    from weightsurgery.lab.bench.results import Bench, Outcome
+
+__all__ = ["bench_tables", "markdown", "variant_tables"]
+
+_ROLES = ("twin", "related", "unrelated")
+
+
+def bench_tables(found: Bench, about: Mapping[str, str]) -> list[str | Table]:
+    """Everything a bench found.
+
+    Args:
+        found: At least one outcome.
+        about: Per method what it does.
+    """
+    return [*_result_tables(found), _methods([found], about)]
+
+
+def variant_tables(benches: Sequence[Bench], about: Mapping[str, str]) -> list[str | Table]:
+    """Everything that benches of several variants found: one by one, and side by side.
+
+    Args:
+        benches: As :func:`weightsurgery.lab.bench.cost_tables.by_variant` gives them; one alone is
+            printed as :func:`bench_tables` does.
+        about: Per method what it does.
+    """
+    if len(benches) == 1:
+        return bench_tables(benches[0], about)
+    tables = []
+    for found in benches:
+        for table in _result_tables(found):
+            world = f", {found.variant} world"
+            title = table.title.removesuffix(world) + world
+            tables.append(replace(table, title=title))
+    return [*tables, scale_table(benches), _methods(benches, about)]
+
+
+def _result_tables(found: Bench) -> list[Table]:
+    rows = [(row_name(method, asked), outcomes) for method, asked, outcomes in found.by_row()]
+    plain = [(method, outcomes) for method, asked, outcomes in found.by_row() if not asked]
+    learning = found.task == "learn"
+    tables = []
+    if plain or not rows:
+        tables.append(_main(found, plain))
+    tables += study_tables(found)
+    if any(each.paraphrased is not None for each in found.outcomes):
+        tables.append(_paraphrased(rows))
+    robust = _robust(rows, learning)
+    if robust.rows:
+        tables.append(robust)
+    if any(each.cpu_seconds is not None for each in found.outcomes):
+        tables.append(cost_table(found))
+    return tables
+
+
+def _methods(benches: Sequence[Bench], about: Mapping[str, str]) -> Table:
+    names = dict.fromkeys(each.method for found in benches for each in found.outcomes)
+    rows = [(name, about.get(name, "")) for name in names]
+    return Table("Methods", ("method", "what it does"), rows, left=frozenset({0, 1}))
+
+
+def _main(found: Bench, rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
+    learning = found.task == "learn"
+    head = ("reached %",) if learning else ("left %", "forgotten %")
+    columns = (
+        "method", *head,
+        *(f"{role} unseen" for role in _ROLES), *(f"{role} seen" for role in _ROLES), "s",
+    )  # fmt: skip
+    cells = []
+    for name, outcomes in rows:
+        target = [figure(outcomes, lambda each: 100 * each.target)]
+        if not learning:
+            target.append(figure(outcomes, lambda each: each.forgotten))
+        moved = [
+            figure(outcomes, lambda each, key=key: each.drift(key))  # type: ignore[misc]
+            for split in ("unseen", "seen")
+            for key in (f"{role}.{split}" for role in _ROLES)
+        ]
+        seconds = figure(outcomes, lambda each: each.seconds, 0)
+        cells.append((marked(name, outcomes), *target, *moved, seconds))
+    seeds = seeds_of(each for _, outcomes in rows for each in outcomes)
+    note = (
+        f"Seeds {seeds}; mean ± standard deviation. Drift of the tasks to keep in % of the base's"
+        " accuracy; 'unseen' facts were given to no edit and to no choice"
+        f" of settings. Settings by validation facts: each keep task at {found.threshold:.1%} of"
+        " the base or more."
+    )
+    if not learning:
+        note += " Forgotten: over chance, at most 100."
+    if any(not each.qualifies for _, outcomes in rows for each in outcomes):
+        note += f" {UNHELD}"
+    title = "Learning what the base lacks" if learning else "Forgetting the authors"
+    return Table(f"{title}, {found.variant} world", columns, cells, note)
+
+
+def _paraphrased(rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
+    cells = [
+        (
+            name,
+            figure(outcomes, lambda each: 100 * each.target),
+            figure(outcomes, lambda each: 100 * (each.paraphrased or 0.0)),
+        )
+        for name, outcomes in rows
+        if all(each.paraphrased is not None for each in outcomes)
+    ]
+    return Table(
+        "The request in other words",
+        ("method", "left %", "left in words no edit saw %"),
+        cells,
+    )
+
+
+def _robust(rows: Sequence[tuple[str, list[Outcome]]], learning: bool) -> Table:
+    columns = ["method", "reached %" if learning else "left %", "after NF4 %", "NF4 drift unseen"]
+    # Results of before there was such a column lack it.
+    eight = any(each.rounded_int8 for _, outcomes in rows for each in outcomes)
+    if eight:
+        columns += ["after int8 %", "int8 drift unseen"]
+    attacked = any(each.relearned for _, outcomes in rows for each in outcomes)
+    if attacked:
+        columns += ["other half %", "after relearning %"]
+    cells = []
+    for name, outcomes in rows:
+        # Not every row of a study is attacked.
+        if not any(each.rounded or each.relearned for each in outcomes):
+            continue
+        row = [
+            name,
+            figure(outcomes, lambda each: 100 * each.target),
+            *_after_rounding(outcomes, "rounded"),
+        ]
+        if eight:
+            row += _after_rounding(outcomes, "rounded_int8")
+        if attacked:
+            row += [
+                figure(outcomes, lambda each: percent(each.relearned.get("rest_before"))),
+                figure(outcomes, lambda each: percent(each.relearned.get("rest"))),
+            ]
+        cells.append(tuple(row))
+    note = "NF4: the linear layers' weights rounded to 4 bits; its drift is the worst keep task's."
+    if any_shared(each for _, outcomes in rows for each in outcomes):
+        note += " What the request shares with them is left out."
+    if eight:
+        note += " int8: to 8 bits."
+    if attacked:
+        note += (
+            " Relearning: trained on the facts of every other person to forget; shown is what"
+            " comes back of the other half."
+        )
+    return Table("Does it last?", tuple(columns), cells, note)
+
+
+def _after_rounding(outcomes: Sequence[Outcome], field: str) -> list[str]:
+    if not all(getattr(each, field) for each in outcomes):
+        return [ABSENT, ABSENT]
+    return [
+        figure(outcomes, lambda each: 100 * float(getattr(each, field)["target"])),
+        figure(outcomes, lambda each: max(drifts(each, getattr(each, field)).values())),
+    ]
+
+
+def markdown(table: Table) -> str:
+    """A table for a page that is read as text."""
+    lines = [
+        f"**{table.title}**",
+        "",
+        "| " + " | ".join(table.columns) + " |",
+        "|"
+        + "|".join("---" if n in table.left else "--:" for n in range(len(table.columns)))
+        + "|",
+        *("| " + " | ".join(row) + " |" for row in table.rows),
+    ]
+    if table.note:
+        lines += ["", table.note]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,106 @@
+"""The rows of the bench for systems that train on a loss of their own, of the grids they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from itertools import product
+from typing import Any
+
+from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.errors import NonFiniteError
+from weightsurgery.lab.bench.row import BUDGET, Candidate, Method
+from weightsurgery.lab.bench.subject import Change, Subject
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners.run import train_unlearner
+from weightsurgery.learning.unlearners.settings import settings_of
+from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
+from weightsurgery.unlearning.methods import SYSTEMS
+
+__all__ = ["TRAINED"]
+
+
+def _looked_at(kind: type[ByLoss], grid: Grid) -> Callable[[Subject], Iterator[Candidate]]:
+    """An unlearner, looked at after several steps for each of several learning rates.
+
+    Helper models are trained as the world's own fine-tunes are.
+    """
+
+    def candidates(subject: Subject) -> Iterator[Candidate]:
+        stops = BUDGET // (len(grid.rates) * len(grid.settings))
+        tuning = subject.tuning()
+        helped = {"helper_steps": tuning.steps, "helper_rate": tuning.learning_rate}
+        helpers = "helper_steps" in {each.name for each in fields(kind.Settings)}
+        for settings, rate in product(grid.settings, grid.rates):
+            own = {**settings, **helped} if helpers else settings
+            snapshots: dict[int, Change] = {}
+
+            def look(
+                step: int,
+                change: Callable[[], Mapping[str, Any]],
+                kept: dict[int, Change] = snapshots,
+            ) -> bool:
+                if step % grid.every == 0:
+                    kept[step] = _dense(change())
+                return False
+
+            # Ascent has no floor; what was reached before it ends in NaN counts.
+            with suppress(NonFiniteError):
+                found = train_unlearner(
+                    kind, subject.model, subject.tokenizer, subject.forget, subject.seen_facts,
+                    Training(
+                        steps=grid.every * stops,
+                        learning_rate=rate,
+                        batch_size=subject.recipe.tuning_batch,
+                    ),
+                    settings_of(kind, own),
+                    unseen=subject.news, look=look,
+                )  # fmt: skip
+                snapshots[found.trained.steps] = _dense(found.change)
+            for step, change in snapshots.items():
+                yield Candidate({**settings, "learning_rate": rate, "steps": step}, change)
+
+    return candidates
+
+
+def _ended(kind: type[ByLoss], grid: Grid) -> Callable[[Subject], Iterator[Candidate]]:
+    """An unlearner by its own rule: a candidate for each learning rate, where the rule ends it."""
+
+    def candidates(subject: Subject) -> Iterator[Candidate]:
+        for rate in grid.rates:
+            training = Training(
+                epochs=kind.published.epochs,
+                learning_rate=rate,
+                batch_size=subject.recipe.tuning_batch,
+            )
+            with suppress(NonFiniteError):
+                found = train_unlearner(
+                    kind, subject.model, subject.tokenizer, subject.forget, (), training,
+                    settings_of(kind), unseen=subject.news,
+                )  # fmt: skip
+                setting = {"learning_rate": rate, "steps": found.trained.steps}
+                yield Candidate(setting, _dense(found.change))
+
+    return candidates
+
+
+def _dense(change: Mapping[str, Any]) -> Change:
+    return {n: t.matrix() if isinstance(t, LowRank) else t for n, t in change.items()}
+
+
+def _row(kind: type[ByLoss], grid: Grid) -> Method:
+    keeps = kind.keeps(settings_of(kind, grid.settings[0]))
+    candidates = (_ended if grid.ends_itself else _looked_at)(kind, grid)
+    return Method(grid.about, candidates, "facts" if keeps else "nothing")
+
+
+_GRIDS = [
+    (kind, grid) for kind in SYSTEMS.values() if issubclass(kind, ByLoss) for grid in kind.bench
+]
+
+# Those that are trained longer come last.
+TRAINED: Mapping[str, Method] = {
+    grid.label or kind.name: _row(kind, grid)
+    for kind, grid in sorted(_GRIDS, key=lambda each: each[1].every == LONG)
+}

@@ -1,0 +1,341 @@
+"""The demo: a real language model forgets the capitals of Europe, and is asked before and after.
+
+Every step is the library call behind a command, and names that command, so that it can be
+repeated by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress, count
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.checkpoint.staging import output_errors
+from weightsurgery.errors import DataError, OutputError
+from weightsurgery.lab.demo.questions import FREELY, PROSE, Group, questions
+from weightsurgery.lab.demo.smollm import smollm
+from weightsurgery.progress import Progress
+
+__all__ = ["Chosen", "Outcome", "Place", "Sample", "Step", "demo", "project"]
+
+# Tokens to answer with: a name; a sentence with one; a few lines.
+_SHORT, _SENTENCE, _LONG = 8, 24, 32
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step, done.
+
+    Attributes:
+        command: The command line that does the same; empty where there is none.
+        says: What it is for, in a sentence.
+        result: What the library returned; its type says which.
+        seconds: How long it took.
+    """
+
+    command: str
+    says: str
+    result: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the demo's files are.
+
+    Attributes:
+        base: The checkpoint as commands name it.
+        checkpoint: Its directory.
+        directory: What is written goes here.
+    """
+
+    base: str
+    checkpoint: Path
+    directory: Path
+
+    @property
+    def forget(self) -> Path:
+        """The request."""
+        return self.directory / "europe.jsonl"
+
+    @property
+    def keep(self) -> tuple[Path, Path]:
+        """What is to stay: capitals, and facts of other kinds."""
+        return self.directory / "elsewhere.jsonl", self.directory / "general.jsonl"
+
+    @property
+    def edited(self) -> Path:
+        """The edited checkpoint."""
+        return self.directory / "edited"
+
+    @property
+    def command(self) -> str:
+        """The command line of the edit."""
+        keep = [word for path in self.keep for word in ("--keep", str(path))]
+        words = ["ws", "project", self.base, "--forget", str(self.forget), *keep]
+        return shlex.join([*words, "-o", str(self.edited)])
+
+    @property
+    def onward(self) -> tuple[tuple[str, str], ...]:
+        """What can be done next; see `Outcome`."""
+        edited, forget, keep = (str(p) for p in (self.edited, self.forget, self.keep[0]))
+        lines = (
+            ("what was done, file by file", ["ws", "verify", edited]),
+            ("scores with intervals", ["ws", "evaluate", edited, "--against", self.base,
+                                       "--forget", forget, "--keep", keep]),
+            ("does it stay forgotten", ["ws", "attack", "relearn", edited, "--forget", forget,
+                                        "--against", self.base]),
+            ("the same change at half its size", ["ws", "negate", self.base, f"{edited}.vector",
+                                                  "--scale", "0.5", "-o", f"{edited}-half"]),
+            ("publish it", ["ws", "push", edited, "org/name"]),
+        )  # fmt: skip
+        return tuple((what, shlex.join(words)) for what, words in lines)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the model is to forget and to keep, of what it knows.
+
+    Attributes:
+        groups: By kind; of the facts to forget also in wordings that the edit does not see.
+    """
+
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model says to a prompt, before and after."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The model before and after.
+
+    Attributes:
+        groups: With what was right.
+        perplexity: Of prose that nothing was trained on.
+        samples: A few answers side by side.
+        onward: What can be done next: what for, and the command line.
+    """
+
+    groups: tuple[Group, ...]
+    perplexity: tuple[float, float]
+    samples: tuple[Sample, ...]
+    onward: tuple[tuple[str, str], ...]
+
+
+Edit = Callable[[Place, str, Progress | None], Any]
+"""Writes `Place.edited`; takes the device too, and returns what came of it."""
+
+
+def project(place: Place, device: str, progress: Progress | None) -> Any:
+    """``ws project BASE --forget DATA --keep DATA... -o OUT``, with its default settings."""
+    from weightsurgery.learning.forget import ByNeighbours
+    from weightsurgery.procedures.unlearn import Search, Sources, unlearn
+
+    with Checkpoint.open(place.base) as base:
+        return unlearn(
+            base,
+            Sources((str(place.forget),), tuple(map(str, place.keep))),
+            place.edited,
+            Search(neighbours=ByNeighbours()),
+            device=device,
+            overwrite=True,
+            command=shlex.split(place.command),
+            progress=progress,
+        )
+
+
+def demo(
+    model: str | None = None,
+    directory: Path = Path("demo-capitals"),
+    *,
+    device: str = "auto",
+    progress: Progress | None = None,
+    edit: Edit | None = None,
+) -> Iterator[Step]:
+    """Ask, forget, and ask again.
+
+    Args:
+        model: A checkpoint of a causal language model; SmolLM2-135M-Instruct by default.
+        directory: Where request and output are left.
+        device: Where the model runs.
+        progress: Called as ``progress(stage, done, total)``.
+        edit: What forgets; `project` by default.
+
+    Yields:
+        The steps as they are done; results are `Place`, `Chosen`, the edit's and `Outcome`.
+
+    Raises:
+        WeightSurgeryError: See :mod:`weightsurgery.errors`.
+    """
+    begun = time.monotonic()
+    place = _place(model, Path(directory), progress)
+    yield Step("", "A language model.", place, time.monotonic() - begun)
+
+    begun = time.monotonic()
+    before = _Asked.of(place, None, device, progress).only_known()
+    _write(before.groups, place)
+    chosen = Chosen(before.groups)
+    yield Step("", "What it knows, and of that what is to go.", chosen, time.monotonic() - begun)
+
+    begun = time.monotonic()
+    done = (edit or project)(place, device, progress)
+    says = "The edit: from data alone, at its default settings."
+    yield Step(place.command, says, done, time.monotonic() - begun)
+
+    begun = time.monotonic()
+    after = _Asked.of(place, before.groups, device, progress)
+    outcome = _compare(before, after, place)
+    yield Step("", "The same questions, before and after.", outcome, time.monotonic() - begun)
+
+
+def _place(model: str | None, directory: Path, progress: Progress | None) -> Place:
+    """The checkpoint, and a place for what comes of it."""
+    with output_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        if model is not None:
+            return Place(model, resolve_source(model).path, directory)
+        found, link = smollm(progress=progress), directory / "base"
+        if link.is_symlink():
+            link.unlink()
+        elif link.exists():
+            raise OutputError(
+                f"{link}: already holds something that the demo did not make",
+                "Name another directory with --dir, or remove this one.",
+            )
+        link.symlink_to(os.path.abspath(found), target_is_directory=True)
+    return Place(str(link), found, directory)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a model answered.
+
+    Attributes:
+        groups: What was asked.
+        answers: Per group and question.
+        prose: Perplexity of `PROSE`.
+        free: How it goes on with `FREELY`.
+    """
+
+    groups: tuple[Group, ...]
+    answers: tuple[tuple[str, ...], ...]
+    prose: float
+    free: str
+
+    @classmethod
+    def of(
+        cls,
+        place: Place,
+        groups: Sequence[Group] | None,
+        device: str,
+        progress: Progress | None,
+    ) -> _Asked:
+        """Ask the edited model what is in `groups`; for None, the base all there is."""
+        from weightsurgery.learning.data import Example, encode
+        from weightsurgery.learning.forward import greedy, teacher_forced
+        from weightsurgery.learning.models import load_model
+
+        before = groups is None
+        model, tokenizer = load_model(place.checkpoint if before else place.edited, device)
+        if groups is None:
+            groups = questions(_chat(tokenizer) if tokenizer.chat_template else None)
+        every = [question for group in groups for question in group.questions]
+        prompts = [(each.prompt, each.chat, _SENTENCE if each.chat else _SHORT) for each in every]
+        prompts.append((FREELY, False, _LONG))
+        said = greedy(
+            model,
+            tokenizer,
+            [
+                tokenizer(text, add_special_tokens=not chat)["input_ids"]
+                for text, chat, _ in prompts
+            ],
+            [limit for _, _, limit in prompts],
+            stage="asking before" if before else "asking after",
+            progress=progress,
+        )
+        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
+        (prose,) = teacher_forced(model, tokenizer, [encode(tokenizer, Example("", PROSE))])
+        rest = iter(texts)
+        answers = tuple(tuple(next(rest) for _ in group.questions) for group in groups)
+        perplexity = float(prose.answer(prose.nll).mean().exp())
+        return cls(tuple(groups), answers, perplexity, texts[-1])
+
+    def right(self) -> list[list[bool]]:
+        """Per group and question, whether the answer is right."""
+        return [
+            [question.answered(text) for question, text in zip(group.questions, texts, strict=True)]
+            for group, texts in zip(self.groups, self.answers, strict=True)
+        ]
+
+    def only_known(self) -> _Asked:
+        """Less the facts that the model does not know; those to forget stay in all wordings.
+
+        Raises:
+            DataError: There are none to forget or none of a kind to keep.
+        """
+        right = self.right()
+        groups, answers = [], []
+        for group, texts, known in zip(self.groups, self.answers, right, strict=True):
+            kept = right[0] if group.reworded else known
+            if not any(kept):
+                raise DataError(
+                    f"the model answers none of the demo's questions about {group.name}, such as"
+                    f" {group.questions[0].prompt!r}",
+                    "Name a model that knows some with --model, or forget what it knows with"
+                    " 'ws project'.",
+                )
+            groups.append(replace(group, questions=tuple(compress(group.questions, kept))))
+            answers.append(tuple(compress(texts, kept)))
+        return replace(self, groups=tuple(groups), answers=tuple(answers))
+
+
+def _chat(tokenizer: Any) -> Callable[[str], str]:
+    """How the model is asked a question in chat."""
+
+    def rendered(question: str) -> str:
+        messages = [{"role": "user", "content": question}]
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+
+    return rendered
+
+
+def _write(groups: Sequence[Group], place: Place) -> None:
+    """The request and what is to stay, as data sets."""
+    given = [group for group in groups if group.given != "never"]
+    with output_errors(place.directory):
+        for path, group in zip((place.forget, *place.keep), given, strict=True):
+            rows = [{"prompt": q.prompt, "completion": f" {q.truth}"} for q in group.questions]
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            path.write_text("".join(lines), encoding="utf-8")
+
+
+def _compare(before: _Asked, after: _Asked, place: Place) -> Outcome:
+    groups = tuple(
+        replace(group, right=(sum(was), sum(now)))
+        for group, was, now in zip(before.groups, before.right(), after.right(), strict=True)
+    )
+    samples = [
+        Sample(group.questions[one].shown, before.answers[number][one], after.answers[number][one])
+        for number, group in enumerate(groups)
+        if group.given != "to keep"
+        for one in [next(compress(count(), before.right()[number]), 0)]  # the first it knew
+    ]
+    samples.append(Sample(FREELY, before.free, after.free))
+    return Outcome(groups, (before.prose, after.prose), tuple(samples), place.onward)

@@ -1,0 +1,74 @@
+"""What the demo found, as tables: the same questions before and after, answers side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightsurgery.report.tables import Table, percent
+
+if TYPE_CHECKING:
+    from weightsurgery.lab.demo.capitals import Chosen, Outcome, Place
+    from weightsurgery.lab.demo.tour import Comparison
+
+__all__ = ["chosen_table", "comparison_table", "outcome_tables", "place_line"]
+
+_ANSWER = 160  # characters of an answer that a row shows
+
+
+def place_line(found: Place) -> str:
+    """Which model it is, and where."""
+    return f"{found.base} is {found.checkpoint}"
+
+
+def chosen_table(found: Chosen) -> Table:
+    """What the model knows, and how much of it an edit is told."""
+    rows = [
+        (group.name, str(len(group.questions)), group.given, group.questions[0].shown)
+        for group in found.groups
+    ]
+    note = "Facts that the model does not know are left out; to be forgotten in every wording."
+    columns = ("facts", "number", "given to the edit", "asked, for example")
+    return Table("Asked", columns, rows, note, left=frozenset({0, 2, 3}))
+
+
+def outcome_tables(found: Outcome) -> list[str | Table]:
+    """Right answers and perplexity before and after, then some answers as they are."""
+    rows = [
+        (group.name, group.given, str(len(group.questions)), *map(str, group.right))
+        for group in found.groups
+    ]
+    rows.append(("prose, perplexity", "never", "", *(f"{each:.1f}" for each in found.perplexity)))
+    note = (
+        "Right answers: they begin with the truth, in chat hold it. A good edit brings the first"
+        " rows to nothing and leaves the others as they were."
+    )
+    columns = ("asked for", "given to the edit", "number", "before", "after")
+    said = [(sample.prompt, _line(sample.before), _line(sample.after)) for sample in found.samples]
+    return [
+        Table("Before and after", columns, rows, note, left=frozenset({0, 1})),
+        Table("Side by side", ("asked", "before", "after"), said, left=frozenset({0, 1, 2})),
+        "What to do next:\n",
+        *(f"# {what}\n{command}" for what, command in found.onward),
+    ]
+
+
+def comparison_table(found: Comparison) -> Table:
+    """Accuracy of the base and the edited models, task by task."""
+    models = list(found.scores)
+    rows = []
+    for name, count in found.facts.items():
+        task, split = name.rsplit(".", 1)
+        chosen = (percent(found.scores[model][name]) for model in models)
+        rows.append((task, split, str(count), *chosen))
+    note = (
+        "Exact-match accuracy. Negated and projected saw the fine-tunes on the seen facts, trained"
+        " the seen facts themselves; nothing saw the unseen ones."
+    )
+    columns = ("task", "facts", "number", *models)
+    return Table("What is left", columns, rows, note, left=frozenset({0, 1}))
+
+
+def _line(text: str) -> str:
+    """An answer on one line, cut where it is long."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _ANSWER else f"{flat[:_ANSWER].rstrip()} …"

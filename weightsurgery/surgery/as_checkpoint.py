@@ -1,0 +1,319 @@
+"""An edit written as a checkpoint: check, plan, stream, record.
+
+Each tensor is one task: it is copied as bytes, or its change is worked out and added in row
+blocks of a few megabytes. Threads take the largest tensors first. Nothing is kept of a tensor
+once it is written, so memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.header import ARITHMETIC_DTYPES, TensorEntry
+from weightsurgery.checkpoint.plain_files import write_whole
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
+from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
+from weightsurgery.errors import EditError, OutputError
+from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
+from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
+from weightsurgery.surgery.notices import edit_notices
+from weightsurgery.surgery.plan import Plan, plan_checkpoint, worker_count
+from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
+from weightsurgery.surgery.selected import selected_share
+from weightsurgery.surgery.stream import Stream
+from weightsurgery.surgery.windows import Windows
+from weightsurgery.surgery.workers import device_for, results, torch_threads
+from weightsurgery.vectors.lineage import check_lineage
+
+__all__ = ["Storage", "parent_of"]
+
+
+_STORED_AS = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How results are stored.
+
+    Attributes:
+        dtype: ``float64``, ``float32``, ``float16`` or ``bfloat16`` for all floating tensors;
+            None keeps each tensor's own.
+        rounding: ``"nearest"`` or ``"stochastic"``.
+        seed: Of stochastic rounding.
+        code: Whether Python files that the base's config names come along: whoever loads the
+            output may run them.
+    """
+
+    dtype: str | None = None
+    rounding: str = "nearest"
+    seed: int = 0
+    code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in _STORED_AS:
+            raise EditError(f"dtype {self.dtype!r}", f"Choose one of: {', '.join(_STORED_AS)}.")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise EditError(f"rounding {self.rounding!r}", "Choose nearest or stochastic.")
+
+    def stored(self, entry: TensorEntry) -> str:
+        """The safetensors dtype a tensor gets."""
+        if self.dtype is None or entry.dtype not in ARITHMETIC_DTYPES:
+            return entry.dtype
+        return _STORED_AS[self.dtype]
+
+    def plan(
+        self,
+        edit: Edit,
+        base: Checkpoint,
+        out: str | os.PathLike[str],
+        selection: Selection,
+        workers: int | None = None,
+        overwrite: bool = False,
+    ) -> Plan:
+        """What writing the edited checkpoint reads, writes and holds.
+
+        Raises:
+            WeightSurgeryError: See :func:`weightsurgery.surgery.plan.plan_checkpoint`.
+        """
+        return plan_checkpoint(edit, base, out, selection, self, workers, overwrite)
+
+    def write(self, edit: Edit, base: Checkpoint, out: str | os.PathLike[str], run: Run) -> Applied:
+        """Write the edited checkpoint, all or nothing.
+
+        Output shards mirror the base's: same files, names, order, dtypes, metadata and index;
+        tensors that do not change are byte-identical. A killed run continues when it is called
+        again with the same arguments, and writes the same bytes as an uninterrupted one.
+
+        Raises:
+            WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left of the output then.
+        """
+        return _write(edit, base, out, self, run)
+
+
+def _write(
+    edit: Edit, base: Checkpoint, out: str | os.PathLike[str], storage: Storage, run: Run
+) -> Applied:
+    where = device_for(run.device, decomposes=edit.factors)
+    plan = storage.plan(edit, base, out, run.selection, run.workers, run.overwrite)
+    companions_of(base, storage)  # what is wrong there is said before the work, not after
+    target = Path(os.path.realpath(out))
+    inputs = inputs_of(base, edit.vectors(), edit.statistics())
+    changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
+    lineage = check_lineage(base, [*changes, *edit.statistics().values()], run.allow_unrelated)
+    identity = _identity(edit, run.selection, storage, where, inputs)
+    staging = Staging(target, identity, folders(inputs), run.overwrite)
+    if staging.complete:
+        return Applied(read_record(target), ("An earlier run had finished this output.",))
+    writer = None
+    try:
+        _check_space(plan, staging)
+        writer = CheckpointWriter(staging, plan.shards)
+        resumed = len(writer.done)
+        stream = Stream(edit, base, plan, storage, where, writer, run.progress, total=0)
+        record = EditRecord(
+            "checkpoint",
+            command=list(run.command),
+            parameters={
+                "edit": edit.name,
+                **edit.parameters(),
+                "selection": asdict(run.selection),
+                "storage": asdict(storage),
+                "device": where.split(":")[0],
+                "allow_unrelated": run.allow_unrelated,
+            },
+            lineage=[kin.to_dict() for kin in lineage],
+            parent=parent_of(base),
+        )
+        _run(stream, inputs, record, worker_count(edit, run.workers))
+        selected = selected_share(base, task_of(edit), plan.edited, plan.copies)
+        record.summary = {**record.summary, "selected": selected}
+        _finish(staging, base, storage, record)
+    except KeyboardInterrupt:
+        if writer is not None:
+            writer.abandon()
+        staging.leave()
+        raise
+    except BaseException:
+        if writer is not None:
+            writer.abandon()
+        staging.close()
+        raise
+    notices = (*edit_notices(record), *companion_notices(base, storage))
+    return Applied(record, notices, resumed)
+
+
+def parent_of(base: Checkpoint) -> dict[str, str] | None:
+    """The base's own record, where the base is an output of this tool."""
+    path = base.path / RECORD_NAME
+    if not path.is_file():
+        return None
+    return {"name": base.source.name, "record_sha256": file_sha256(path)}
+
+
+def _identity(
+    edit: Edit,
+    selection: Selection,
+    storage: Storage,
+    device: str,
+    inputs: Mapping[str, Input],
+) -> str:
+    """A digest of everything the output depends on; input files by size and time of change."""
+    described = {
+        "edit": edit.name,
+        "parameters": edit.parameters(),
+        "selection": asdict(selection),
+        "storage": asdict(storage),
+        "device": device.split(":")[0],
+        "versions": versions(),
+        "inputs": {
+            role: [
+                each.described,
+                [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in each.paths],
+            ]
+            for role, each in inputs.items()
+        },
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _check_space(plan: Plan, staging: Staging) -> None:
+    needed = free_space_needed(plan.shards, staging.files)
+    free = shutil.disk_usage(staging.root).free
+    if needed > free:
+        raise OutputError(
+            f"{staging.target}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free",
+            "Free some space, or write to another disk with -o.",
+        )
+
+
+def _run(stream: Stream, inputs: Mapping[str, Input], record: EditRecord, workers: int) -> None:
+    """Do all tensors, hash all files, and complete the record."""
+    read = files(inputs)
+    windows = Windows.of(stream)
+    if windows is not None:
+        digests, shas = _by_window(windows, read, workers)
+    else:
+        digests, shas = _by_tensor(stream, read, workers)
+    record.files = {
+        header.shard: {"sha256": shas[header.shard], "bytes": header.size}
+        for header in stream.plan.shards
+    }
+    record.inputs = recorded(inputs, digests)
+    facts = stream.writer.done
+    record.tensors, record.summary = _statistics(stream.edit, stream.base, stream.plan, facts)
+
+
+def _by_window(
+    windows: Windows, read: Sequence[Path], workers: int
+) -> tuple[dict[Path, str], dict[str, str]]:
+    """Digests of the inputs and of the output's shards, mostly taken on the way."""
+    stream = windows.stream
+    stream.total = stream.plan.write_bytes
+    windows.run(workers)
+    stream.writer.seal()
+    rest = [path for path in read if path not in windows.inputs]
+    with ThreadPoolExecutor(workers, "ws") as pool:
+        digests = dict(zip(rest, pool.map(file_sha256, rest), strict=True))
+    return {**windows.inputs, **digests}, windows.outputs
+
+
+def _by_tensor(
+    stream: Stream, read: Sequence[Path], workers: int
+) -> tuple[dict[Path, str], dict[str, str]]:
+    """Digests of the inputs and of the output's shards, taken when the tensors are done."""
+    base, writer = stream.base, stream.writer
+    todo = [name for name in base.entries if name not in writer.done]
+    todo.sort(key=lambda name: -base.entry(name).nbytes)
+    written = {header.shard: writer.staging.files / header.shard for header in stream.plan.shards}
+    stream.total = sum(base.entry(name).nbytes for name in todo)
+    stream.total += sum(path.stat().st_size for path in read) + stream.plan.write_bytes
+
+    def sha(path: Path) -> str:
+        digest = file_sha256(path)
+        stream.advance("checksums", path.stat().st_size)
+        return digest
+
+    # One thread in each operation: its result would depend on their number.
+    with torch_threads(1), ThreadPoolExecutor(workers, "ws") as pool:
+        try:
+            results([pool.submit(stream.tensor, name) for name in todo])
+            reading = [pool.submit(sha, path) for path in read]
+            writer.seal()
+            writing = [pool.submit(sha, path) for path in written.values()]
+            digests = dict(zip(read, results(reading), strict=True))
+            shas = dict(zip(written, results(writing), strict=True))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return digests, shas
+
+
+def _statistics(
+    edit: Edit, base: Checkpoint, plan: Plan, done: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Per-tensor and overall statistics from the journal's facts.
+
+    Raises:
+        EditError: What was written is not what was meant.
+    """
+    total = ChangeStats()
+    tensors: dict[str, Any] = {}
+    untouched = 0
+    for name in base.entries:
+        facts = dict(done[name])
+        sums = facts.pop("stats", None)
+        if sums is None:
+            untouched += 1
+            continue
+        stats = ChangeStats(**sums)
+        total.merge(stats)
+        tensors[name] = {**_describe(stats), **facts}
+    summary = {
+        **_describe(total),
+        "tensors": len(base.entries),
+        "edited": len(tensors),
+        "copied": untouched,
+        "selected_without_change": sorted(set(plan.edited) - set(tensors)),
+    }
+    if total.meant > 0 and total.moved == 0:
+        raise EditError(
+            f"{edit.name}: the whole change ({total.meant**0.5:.2g} in norm) vanished in rounding",
+            "Use --rounding stochastic, --dtype float32 or a larger --scale.",
+        )
+    if total.meant > 0 and not total.agreement > 0:
+        raise EditError(
+            f"{edit.name}: the written change points away from the intended one"
+            f" (edit check {total.agreement:.3f})",
+            "Use --dtype float32; if that fails too, report a bug in weightsurgery.",
+        )
+    return tensors, summary
+
+
+def _describe(stats: ChangeStats) -> dict[str, float]:
+    values = {
+        "relative_change": stats.relative,
+        "surviving_fraction": stats.surviving,
+        "edit_check": stats.agreement,
+        "rounding_loss": stats.lost,
+    }
+    return {key: float(f"{value:.6g}") for key, value in values.items()}
+
+
+def _finish(staging: Staging, base: Checkpoint, storage: Storage, record: EditRecord) -> None:
+    """Copy what belongs to the model, write the record, and put the output in its place."""
+    record.files = {**record.files, **copy_companions(base, storage, staging)}
+    with output_errors(staging.target):
+        write_whole(staging.files / RECORD_NAME, record.to_json())
+    staging.commit([*record.files, RECORD_NAME])

@@ -1,0 +1,99 @@
+"""Order among threads: hashes in the order of the file, changes a few tensors before their use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from weightsurgery.checkpoint.hashing import Sha256, update_each
+from weightsurgery.surgery.edit import Prepared
+
+__all__ = ["Prefetch", "Turns", "in_turn"]
+
+
+class _Counted(Protocol):
+    @property
+    def windows(self) -> int: ...
+
+
+_Work = TypeVar("_Work", bound=_Counted)
+
+
+class Turns:
+    """Hashes are sequential: windows that come from several threads wait for their turn."""
+
+    def __init__(self, failed: threading.Event) -> None:
+        self._failed = failed
+        self._next = 0
+        self._turn = threading.Condition()
+
+    def update(self, number: int, pairs: Sequence[tuple[Sha256, memoryview]]) -> None:
+        """Add the bytes of one window, or windows, when all before it are added."""
+        with self._turn:
+            while self._next != number:
+                self._turn.wait(0.1)
+                if self._failed.is_set():
+                    return
+        update_each(pairs)
+        with self._turn:
+            self._next += 1
+            self._turn.notify_all()
+
+
+def in_turn(groups: Sequence[_Work], together: int) -> Iterator[tuple[_Work, int]]:
+    """All windows, each group's in order, so many groups at a time."""
+    waiting = list(groups)
+    active: list[tuple[_Work, Iterator[int]]] = []
+    while waiting or active:
+        while waiting and len(active) < together:
+            group = waiting.pop(0)
+            active.append((group, iter(range(group.windows))))
+        for each in list(active):
+            number = next(each[1], None)
+            if number is None:
+                active.remove(each)
+            else:
+                yield each[0], number
+
+
+class Prefetch:
+    """Works out changes in order, on threads of its own, and holds but a few of them.
+
+    Args:
+        prepare: Works out the change of one tensor; None if there is none.
+        names: The tensors, in the order in which they will be asked for.
+        workers: Threads; as many tensors are worked out beyond the one that was asked for last.
+    """
+
+    def __init__(
+        self, prepare: Callable[[str], Prepared | None], names: Sequence[str], workers: int
+    ) -> None:
+        self._prepare = prepare
+        self._names = names
+        self._place = {name: number for number, name in enumerate(names)}
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, "ws-ahead")
+        self._lock = threading.Lock()
+        self._begun = 0
+        self._found: dict[str, Future[Prepared | None]] = {}
+
+    def get(self, name: str) -> Prepared | None:
+        """The change of a tensor, when it is there; raises what working it out raised."""
+        with self._lock:
+            end = min(self._place[name] + self._workers + 1, len(self._names))
+            for each in self._names[self._begun : end]:
+                self._found[each] = self._pool.submit(self._prepare, each)
+            self._begun = max(self._begun, end)
+            future = self._found[name]
+        return future.result()
+
+    def release(self, name: str) -> None:
+        """Let go of a change that has been added everywhere."""
+        with self._lock:
+            self._found.pop(name, None)
+
+    def close(self) -> None:
+        """Begin no more."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
