@@ -293,7 +293,9 @@ class Watch:
         for word, other in self.scrub.items():
             text = text.replace(word, other)
         # Times, and the lines of progress that a slow machine adds.
-        text = re.sub(r"^(?=.*\d(?: %| of )).*(?: left|/s\b).*\n", "", text, flags=re.M)
+        text = re.sub(r"^[a-z][^:\n]*: [\d.,]+(?: \w+)?/\d.*\n", "", text, flags=re.M)
+        # And how full the disk is.
+        text = re.sub(r'("free_bytes": |free where it goes +)[\d.]+', r"\1SPACE", text)
         text = re.sub(r'("[a-z_]*seconds[a-z_]*": )[\d.e-]+', r"\1SECONDS", text)
         return re.sub(r"\b\d+(?:\.\d+)? (?:s|ms|min)\b", "SECONDS", text)
 

@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand."""
+"""The examples of the README and of the pages under docs/, run as they stand."""
 
 import os
 import re
@@ -11,11 +11,32 @@ import pytest
 from tests.cli import forked
 from weightsurgery.lab.world import VARIANTS, copy_world, get_world
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+# In the order in which a reader meets them: later examples go on from what earlier ones wrote.
+FIRST = [README, *(ROOT / "docs" / f"{name}.md" for name in ("manual", "formats"))]
+PAGES = [*FIRST, *sorted(set((ROOT / "docs").glob("*.md")) - set(FIRST))]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
+    return [
+        block for page in PAGES
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [each for each in links if not (page.parent / each).exists()] == []
+    assert links or page.name in ("method.md", "formats.md", "design.md", "CONTRIBUTING.md")
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = README.read_text()
+    assert len(text.encode()) <= 12_000
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in text
 
 
 @pytest.fixture(scope="module")

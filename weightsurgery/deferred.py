@@ -1,4 +1,4 @@
-"""torch and NumPy, imported when they are first used: many commands need neither.
+"""Libraries that not every command needs: torch and NumPy when first used, others if installed.
 
 torch takes a second to load, NumPy a tenth. ``from weightsurgery.deferred import torch`` reads like
 ``import torch``; only names that are looked up while a module is imported (constants, default
@@ -8,9 +8,12 @@ values, aliases of types) would load it too early.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["numpy", "torch"]
+from weightsurgery.errors import WeightSurgeryError
+
+__all__ = ["need", "numpy", "torch"]
 
 if TYPE_CHECKING:
     import numpy as numpy
@@ -30,3 +33,33 @@ else:
 
     numpy = _Deferred("numpy")
     torch = _Deferred("torch")
+
+
+def need(
+    what: str,
+    *libraries: str,
+    extra: str,
+    instead: str = "",
+    kind: type[WeightSurgeryError] = WeightSurgeryError,
+) -> None:
+    """Refuse to begin what a library is missing for.
+
+    Args:
+        what: Needs them, as in ``"identify trains the model"``.
+        libraries: As they are imported.
+        extra: Of this package, which installs them.
+        instead: What may be done without them, as in ``"save the data as JSONL"``.
+        kind: What is raised.
+
+    Raises:
+        WeightSurgeryError: One is not installed.
+    """
+    lacking = [name for name in libraries if find_spec(name) is None]
+    if not lacking:
+        return
+    is_not, it = ("is not", "it") if len(lacking) == 1 else ("are not", "them")
+    remedy = f"Install {it} with:  pip install 'weightsurgery[{extra}]'"
+    raise kind(
+        f"{what}, and {' and '.join(lacking)} {is_not} installed",
+        f"{remedy}; or {instead}." if instead else remedy,
+    )

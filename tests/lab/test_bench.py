@@ -13,7 +13,6 @@ import torch
 from typer.testing import CliRunner
 
 from tests.lab.test_world import MINIATURE
-from weightsurgery.cli import worlds
 from weightsurgery.cli.main import app
 from weightsurgery.errors import DataError, EditError, OutputError, WeightSurgeryError
 from weightsurgery.lab.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
@@ -346,10 +345,10 @@ def test_the_help_names_every_variant(command):
 def test_what_cannot_train_a_world_says_what_to_install(command, monkeypatch, tmp_path):
     path = tmp_path / "found.json"
     path.write_text(json.dumps(Bench("small", "forget", 0.975, (outcome(0),)).document()))
-    monkeypatch.setattr(worlds, "find_spec", lambda name: None)
+    monkeypatch.setattr("weightsurgery.deferred.find_spec", lambda name: None)
     refused = CliRunner().invoke(app, [command])
     assert isinstance(refused.exception, WeightSurgeryError)
-    assert "transformers and accelerate is not installed" in refused.exception.what
+    assert "transformers and accelerate are not installed" in refused.exception.what
     assert "weightsurgery[demo]" in refused.exception.remedy
     # Tables of what was found elsewhere need no world.
     assert CliRunner().invoke(app, ["bench", "--load", str(path)]).exit_code == 0

@@ -176,9 +176,10 @@ def test_what_cannot_be_drawn(tmp_path, monkeypatch):
         draw_frontier([bench()], tmp_path / "a.svg", {})
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        frontier_picture, "find_spec", lambda name: None if name == "matplotlib" else real(name)
+        "weightsurgery.deferred.find_spec",
+        lambda name: None if name == "matplotlib" else real(name),
     )
-    with pytest.raises(WeightSurgeryError, match="matplotlib, which is not") as missing:
+    with pytest.raises(WeightSurgeryError, match="matplotlib is not installed") as missing:
         draw_frontier(found, tmp_path / "a.svg", {})
     assert missing.value.remedy == "Install it with:  pip install 'weightsurgery[report]'"
     assert [path.name for path in tmp_path.iterdir()] == ["folder.svg"]

@@ -10,7 +10,6 @@ from datasets import Dataset, DatasetDict
 
 from tests.learning.conftest import byte_tokenizer, write
 from weightsurgery.errors import DataError
-from weightsurgery.learning import files, saved_sets
 from weightsurgery.learning.data import (
     IGNORED,
     Collator,
@@ -149,8 +148,7 @@ def test_jsonl_needs_no_further_library(tmp_path, monkeypatch):
     parquet = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
     Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-    for module in (files, saved_sets):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr("weightsurgery.deferred.find_spec", lambda name: None)
     for path in (parquet, tmp_path / "saved"):
         with pytest.raises(DataError) as caught:
             read_examples(path)

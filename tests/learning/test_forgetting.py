@@ -10,6 +10,7 @@ import torch
 from tests.conftest import same_bytes
 from tests.learning.known import FORGET, LIKES, REST
 from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning import looks
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours, clear
@@ -246,6 +247,34 @@ def test_looks_are_recalled_and_damaged_ones_are_not(tmp_path):
         assert again.seen == []
 
 
+def test_a_look_reads_neighbours_of_all_parts_of_the_list(known, tmp_path, monkeypatch):
+    """Those that moved most are of those that were read, and the list is not read from its head."""
+    forget(known, replace(SETTINGS, training=replace(TRAINING, steps=1)), workspace=tmp_path)
+    material = read_material(tmp_path / "material.safetensors")
+    model, parameter = known.model, known.model.get_parameter("model.layers.1.mlp.down_proj.weight")
+    count = len(material.kept["neighbours"])
+    assert count > 7
+
+    def look(most, folder):
+        monkeypatch.setattr(looks, "_NEIGHBOURS", most)
+        found = Looks(tmp_path / folder, material, 1.0, 0)
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+            try:
+                return found.look(model, [], 1)
+            finally:
+                parameter.copy_(before)
+
+    every, some = look(count, "every"), look(7, "some")
+    assert len(every.moved) == -(-count // 4)
+    read = {each * count // 7 for each in range(7)}
+    assert len(some.moved) == 2
+    assert set(some.moved) < read
+    assert max(read) > count // 2
+    assert 0 < some.neighbours != every.neighbours
+
+
 # --- a step --------------------------------------------------------------------------------------
 
 
@@ -275,7 +304,7 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
                 totals[kind] += float(weight.sum())
                 counted[kind] += 1
     # Language and texts about the subjects take turns.
-    assert counted == {"forget": 8, "neighbours": 8, "keep": 2, "language": 1, "subjects": 1}
+    assert counted == {"forget": 8, "neighbours": 8, "keep": 4, "language": 1, "subjects": 1}
     once = ("language", "subjects")
     totals = {kind: total / (1 if kind in once else 2) for kind, total in totals.items()}
     assert totals["forget"] == pytest.approx(1)

@@ -6,7 +6,6 @@ import pytest
 
 from tests.learning.conftest import slow_greedy, write
 from weightsurgery.errors import DataError, SourceError, WeightSurgeryError
-from weightsurgery.learning import harness
 from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.harness import find_tasks, run_tasks
 
@@ -79,7 +78,7 @@ def test_bad_names_are_named(tmp_path, monkeypatch):
         find_tasks(["lm-eval:x"], tmp_path / "nowhere")
     with pytest.raises(DataError, match="knows no task 'no_such_task'"):
         find_tasks(["lm-eval:hellaswag", "lm-eval:no_such_task"])
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr("weightsurgery.deferred.find_spec", lambda name: None)
     with pytest.raises(WeightSurgeryError) as caught:
         find_tasks(["lm-eval:hellaswag"])
     assert "weightsurgery[eval]" in caught.value.remedy

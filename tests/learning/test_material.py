@@ -8,6 +8,7 @@ import torch
 from tests.conftest import same_bytes
 from tests.learning.known import FORGET, PEOPLE, REST
 from weightsurgery.errors import OutputError
+from weightsurgery.learning import material
 from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.material import (
@@ -134,6 +135,28 @@ def test_ordinary_texts_give_no_fact_to_forget(known):
     assert any(gives(tokens) for tokens, _ in everything)
     assert found == [pair for pair in everything if not gives(pair[0])]
     assert len(found) > 5
+
+
+def test_a_small_keep_set_is_not_lost_beside_a_large_one(known, monkeypatch):
+    small, large = REST[:2], REST[2:]
+    given = [row.prompt + row.completion for row in REST]
+
+    def read():
+        """Which of the given texts are read: twice each, the model's own answers being the same."""
+        texts = kept_texts(known.model, known.tokenizer, [small, large])
+        found = [text_of(known, tokens) for tokens, _ in texts]
+        return [found.count(text) for text in given]
+
+    assert read() == [2] * len(given)
+    monkeypatch.setattr(material, "_GIVEN", 3)
+    monkeypatch.setattr(material, "_ANSWERED", 2)
+    some = read()
+    assert some[:2] == [2, 2]
+    # From all over the large one.
+    assert sum(some[2:]) == 3 + 2
+    half = len(some) // 2
+    assert any(some[2:half])
+    assert any(some[half:])
 
 
 def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):

@@ -81,7 +81,7 @@ def test_rouge_by_hand():
 
 def test_rouge_names_the_extra(monkeypatch):
     metrics._scorer.cache_clear()
-    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr("weightsurgery.deferred.find_spec", lambda name: None)
     with pytest.raises(WeightSurgeryError) as caught:
         metrics.rouge_l("a", "a")
     assert "weightsurgery[eval]" in caught.value.remedy

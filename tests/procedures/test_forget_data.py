@@ -13,10 +13,12 @@ from tests.learning.tiny import write
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import verify
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError, HarmError
 from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.learning.forgetting import Forgetting
+from weightsurgery.learning.rounds import Rounds
 from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
 from weightsurgery.surgery.apply import AdapterStorage, apply
 from weightsurgery.surgery.edits import Negate
@@ -43,9 +45,29 @@ edit(*sys.argv[1:], SEARCH, progress=strike)
 """
 
 
-def edit(base, forget, out, search, **options):
+ALL = Selection("all-linear")
+
+
+def edit(base, forget, out, search, selection=ALL, **options):
     with Checkpoint.open(base) as opened:
-        return unlearn(opened, Sources((str(forget),)), out, search, device="cpu", **options)
+        return unlearn(
+            opened, Sources((str(forget),)), out, search,
+            selection=selection, device="cpu", **options,
+        )  # fmt: skip
+
+
+def test_to_forget_the_mlps_are_changed_alone(given, tmp_path):
+    base, forget = given
+    before = read_tensors(base)
+    changed = {}
+    for name, selection in (("all", ALL), ("default", None)):
+        edit(base, forget, tmp_path / name, BRIEF, selection)
+        after = read_tensors(tmp_path / name)
+        changed[name] = {each for each in before if not same_bytes(before[each], after[each])}
+    assert any(".self_attn." in each for each in changed["all"])
+    assert changed["default"] == {each for each in changed["all"] if ".mlp." in each} != set()
+    # To learn takes all linear layers.
+    assert Search(Rounds(objective="learn"), BRIEF.neighbours).targets == "all-linear"
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import IO, Any
 
 from weightsurgery.errors import OutputError
 
-__all__ = ["check_own", "create", "is_plain_within", "new_file", "open_own", "write_whole"]
+__all__ = [
+    "check_own",
+    "create",
+    "is_plain_within",
+    "need_space",
+    "new_file",
+    "open_own",
+    "write_whole",
+]
 
 _REMEDY = "Look at who put it there, and remove it; or write elsewhere."
 
@@ -126,3 +135,24 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def new_file(path: Path) -> IO[Any]:
     """As :func:`create`, as a file to write bytes to."""
     return os.fdopen(create(path), "w+b")
+
+
+def need_space(where: Path, needed: int, on: Path, why: str = "", options: str = "-o") -> None:
+    """Refuse work whose output has no room.
+
+    Args:
+        where: What is named in the message.
+        needed: Bytes.
+        on: A place on the disk.
+        why: What needs them, as in ``" for the output and its vector"``.
+        options: Those that name the place.
+
+    Raises:
+        OutputError: Too little is free.
+    """
+    free = shutil.disk_usage(on).free
+    if needed > free:
+        raise OutputError(
+            f"{where}: {needed / 1e6:,.1f} MB needed{why}, {free / 1e6:,.1f} MB free",
+            f"Free some space, or write to another disk with {options}.",
+        )

@@ -134,7 +134,7 @@ def _compare(
     show: Show,
     html: str | None,
 ) -> None:
-    from weightsurgery.report.compared import comparison_lines
+    from weightsurgery.report.plans import comparison_lines
     from weightsurgery.report.tables import difference_tables
     from weightsurgery.surgery import compare
     from weightsurgery.surgery.diff_plan import plan_diff

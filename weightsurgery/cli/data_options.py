@@ -77,7 +77,7 @@ class FromData:
         float | None,
         typer.Option(
             "--lr",
-            help="Learning rate of AdamW. Default: 1.5e-3, 2e-3 to learn; strangers: 0.4, relative"
+            help="Learning rate of AdamW. Default: 1e-3, 2e-3 to learn; strangers: 0.4, relative"
             " to the size of a weight's entries.",
             rich_help_panel=_PANEL,
         ),

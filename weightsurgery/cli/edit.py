@@ -221,7 +221,8 @@ def _apply(
     show: Show,
 ) -> None:
     from weightsurgery.checkpoint.remarks import remarks
-    from weightsurgery.report.exported import planned_lines, written_tables
+    from weightsurgery.report.exported import written_tables
+    from weightsurgery.report.plans import planned_lines
     from weightsurgery.surgery.apply import apply, plan_edit
 
     if store.check:

@@ -101,7 +101,8 @@ def export(
     """
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
-    from weightsurgery.report.exported import adapter_plan_lines, exported_tables
+    from weightsurgery.report.exported import exported_tables
+    from weightsurgery.report.plans import adapter_plan_lines
     from weightsurgery.surgery.notices import input_notices
     from weightsurgery.surgery.workers import cores, device_for, in_order, torch_threads
     from weightsurgery.vectors.export import export_adapter, plan_export

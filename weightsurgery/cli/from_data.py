@@ -45,16 +45,9 @@ def installed(*more: str) -> None:
     Raises:
         WeightSurgeryError: With the command that installs it.
     """
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    lacking = [name for name in ("transformers", "accelerate", *more) if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"the model is to be run, and {' and '.join(lacking)} is not installed",
-            f"Install it with:  pip install {' '.join(lacking)}",
-        )
+    need("the model is to be run", "transformers", "accelerate", *more, extra="demo")
 
 
 def edit_from_data(
@@ -78,7 +71,8 @@ def edit_from_data(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.procedures import unlearn as library
-    from weightsurgery.report.unlearned import data_plan_lines, round_tables
+    from weightsurgery.report.plans import data_plan_lines
+    from weightsurgery.report.unlearned import round_tables
     from weightsurgery.vectors.sources import split_data
 
     if (share.side, share.basis) != ("right", "joint"):
@@ -111,7 +105,7 @@ def edit_from_data(
     )
     what: dict[str, Any] = {
         "vector": data.vector,
-        "selection": which.selection("all-linear", store.layer_scale),
+        "selection": which.selection(search.targets, store.layer_scale),
         "storage": store.storage(),
         "device": work.device,
         "workers": work.workers,

@@ -192,9 +192,8 @@ def identify(
 
     Example:  ws identify ./model data.jsonl -o ./vector --steps 30 --lr 5e-4
     """
-    from importlib.util import find_spec
-
-    from weightsurgery.errors import EditError, WeightSurgeryError
+    from weightsurgery.deferred import need
+    from weightsurgery.errors import EditError
 
     if how.mode == "activations":
         nothing = How("activations", max_memory=how.max_memory), Optimise(), Further(), Hold()
@@ -207,16 +206,12 @@ def identify(
         return
     if how.max_memory is not None:
         raise EditError(f"--max-memory with mode {how.mode}", "Use it with --mode activations.")
-    needed = ["transformers", "accelerate"] + (["peft"] if how.lora_rank is not None else [])
-    lacking = [name for name in needed if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"identify trains the model, and {' and '.join(lacking)} is not installed",
-            f"Install it with:  pip install {' '.join(lacking)}",
-        )
+    adapter = () if how.lora_rank is None else ("peft",)
+    need("identify trains the model", "transformers", "accelerate", *adapter, extra="demo")
     from weightsurgery.learning.settings import Training
     from weightsurgery.learning.stages import is_main
-    from weightsurgery.report.identified import identified_tables, training_plan_lines
+    from weightsurgery.report.identified import identified_tables
+    from weightsurgery.report.plans import training_plan_lines
     from weightsurgery.unlearning.methods import identify as library
 
     what: dict[str, Any] = {

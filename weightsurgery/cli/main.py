@@ -14,6 +14,7 @@ from weightsurgery.cli import (
     attack,
     bench,
     compare,
+    completions,
     demo,
     edit,
     export,
@@ -55,10 +56,10 @@ for panel, commands in {
         recipe.run,
     ),
     "Share": (export.export, push.push),
-    "Check": (score.evaluate, look.verify, bench.bench, demo.demo),
+    "Check": (completions.try_, score.evaluate, look.verify, bench.bench, demo.demo),
 }.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
 app.add_typer(attack.app, name="attack", rich_help_panel="Check")
 
 
@@ -70,6 +71,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -77,7 +79,8 @@ def _root(
         ),
     ] = False,
 ) -> None:
-    pass
+    # What records name; a recipe puts the line that it stands for in its place.
+    context.obj = ["ws", *sys.argv[1:]]
 
 
 def main() -> None:
@@ -88,7 +91,7 @@ def main() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     listen()
     try:
-        app(prog_name="ws", obj=["ws", *sys.argv[1:]])
+        app(prog_name="ws")
     except WeightSurgeryError as problem:
         error(problem.what, problem.remedy)
         sys.exit(1)

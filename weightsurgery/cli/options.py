@@ -51,7 +51,7 @@ class Which:
         str | None,
         typer.Option(
             help="all, all-linear (without embeddings and head), attention, mlp or embeddings."
-            " Default: all for negate, add and diff, all-linear otherwise.",
+            " Default: all for negate, add and diff; mlp to forget data; all-linear otherwise.",
             rich_help_panel="Which tensors",
         ),
     ] = None

@@ -217,13 +217,6 @@ def check_installed(*also: str) -> None:
     Raises:
         WeightSurgeryError: One is.
     """
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    for name in ("transformers", *also):
-        if find_spec(name) is None:
-            raise WeightSurgeryError(
-                f"scoring runs the model, and {name} is not installed",
-                "Install it with:  pip install 'weightsurgery[eval]'",
-            )
+    need("scoring runs the model", "transformers", *also, extra="eval")

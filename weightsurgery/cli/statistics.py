@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from importlib.util import find_spec
 
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, Which
-from weightsurgery.errors import EditError, WeightSurgeryError
+from weightsurgery.deferred import need
+from weightsurgery.errors import EditError
 
 __all__ = ["gather_statistics"]
 
@@ -24,11 +24,7 @@ def gather_statistics(
     overwrite: bool,
 ) -> None:
     """Gather, save, and say what was gathered."""
-    if find_spec("transformers") is None:
-        raise WeightSurgeryError(
-            "identify runs the model, and transformers is not installed",
-            "Install it with:  pip install transformers",
-        )
+    need("identify runs the model", "transformers", extra="demo")
     bound = 2.0 if max_memory is None else max_memory
     if not 0 < bound < 1e9:
         raise EditError(f"--max-memory {bound:g}", "Give a positive number of GB.")

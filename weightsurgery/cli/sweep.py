@@ -288,16 +288,8 @@ def _command(
 
 def _check_installed(html: str | None) -> None:
     """Before anything is computed."""
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    for needed, library, extra in (
-        (True, "transformers", "eval"),
-        (html is not None, "matplotlib", "report"),
-    ):
-        if needed and find_spec(library) is None:
-            raise WeightSurgeryError(
-                f"a sweep needs {library}, which is not installed",
-                f"Install it with:  pip install 'weightsurgery[{extra}]'",
-            )
+    need("a sweep runs the model", "transformers", extra="eval")
+    if html is not None:
+        need("--html draws with matplotlib", "matplotlib", extra="report")

@@ -38,17 +38,9 @@ def _show_list(show: Show) -> None:
 
 
 def _installed(*further: str) -> None:
-    from importlib.util import find_spec
+    from weightsurgery.deferred import need
 
-    from weightsurgery.errors import WeightSurgeryError
-
-    needed = ("transformers", "accelerate", *further)
-    lacking = [name for name in needed if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"unlearn trains the model, and {' and '.join(lacking)} is not installed",
-            f"Install it with:  pip install {' '.join(lacking)}",
-        )
+    need("unlearn trains the model", "transformers", "accelerate", *further, extra="demo")
 
 
 @dataclass(frozen=True)
@@ -174,7 +166,8 @@ def unlearn(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
     from weightsurgery.procedures import unlearn_by as library
-    from weightsurgery.report.systems import system_plan_lines, trained_tables
+    from weightsurgery.report.plans import system_plan_lines
+    from weightsurgery.report.systems import trained_tables
 
     how = library.How(
         method,

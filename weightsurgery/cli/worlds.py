@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from weightsurgery.errors import WeightSurgeryError
+from weightsurgery.deferred import need
 
 # Light: the recipes alone, not what builds a world by them.
 from weightsurgery.lab.world.recipe import VARIANTS
@@ -35,9 +34,4 @@ def need_training(what: str) -> None:
     Raises:
         WeightSurgeryError: A library is not installed.
     """
-    lacking = [name for name in ("transformers", "accelerate") if find_spec(name) is None]
-    if lacking:
-        raise WeightSurgeryError(
-            f"{what}, and {' and '.join(lacking)} is not installed",
-            "Install it with:  pip install 'weightsurgery[demo]'",
-        )
+    need(what, "transformers", "accelerate", extra="demo")

@@ -7,18 +7,18 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.deferred import need
 from weightsurgery.errors import DataError
 
-__all__ = ["INSTALL", "Row", "check_part", "first_line", "parsed", "read_rows", "text_of"]
+__all__ = ["INSTEAD", "Row", "check_part", "first_line", "parsed", "read_rows", "text_of"]
 
 Row = tuple[str, dict[str, Any]]
 """Where it stands, for messages, and its fields."""
 
-INSTALL = "Install it with:  pip install 'weightsurgery[eval]'; or save the data as JSONL."
+INSTEAD = "save the data as JSONL"
 
 # What a file may unpack to: gzip makes a thousandfold of nothing.
 _UNPACKED = 4 << 30
@@ -284,8 +284,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     if not path.exists():
         raise DataError(f"{path}: cannot be read: No such file or directory", "Check the path.")
     _refuse_pipe(path)
-    if find_spec("pyarrow") is None:
-        raise DataError(f"{path}: reading Parquet needs pyarrow", INSTALL)
+    need(f"{path}: is Parquet", "pyarrow", extra="eval", instead=INSTEAD, kind=DataError)
     from pyarrow import ArrowException
     from pyarrow.parquet import read_table
 

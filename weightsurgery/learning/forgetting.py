@@ -56,8 +56,8 @@ class Forgetting:
         steps: Optimiser steps; None for 40, or as many as read every place to forget four times,
             and for twice that to learn.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
-        batch_size: Texts to forget or learn per step; as many about neighbours, and a quarter of
-            that of the keep data and, in turn, of the subjects and of ordinary language.
+        batch_size: Texts to forget or learn per step; as many about neighbours, half of that of the
+            keep data, and a quarter, in turn, of the subjects and of ordinary language.
         keep_weight: ``w_k``.
         language_weight: ``w_l``.
         every: Steps between looks, and between points from which a killed run goes on; more of
@@ -70,7 +70,7 @@ class Forgetting:
     """
 
     steps: int | None = None
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1e-3
     batch_size: int = 12
     keep_weight: float = 30.0
     language_weight: float = 6.0
@@ -166,7 +166,8 @@ class _ByNeighbours(StageTrainer):
         how = self.settings
         rng = random.Random(f"step {how.seed} {step}")
         some = max(1, how.batch_size // 4)
-        sizes = dict.fromkeys(KEPT, some) | {"neighbours": how.batch_size}
+        sizes = dict.fromkeys(KEPT, some)
+        sizes |= {"neighbours": how.batch_size, "keep": how.batch_size // 2}
         # Texts are long, and easily held: each kind of them at every second step.
         sizes["subjects" if step % 2 == 0 else "language"] = 0
         drawn = [("forget", row) for row in self._to_forget(step, rng)]

@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.errors import DataError, WeightSurgeryError
+from weightsurgery.deferred import need
+from weightsurgery.errors import DataError
 from weightsurgery.learning.models import load_tokenizer, quiet
 
 __all__ = ["PREFIX", "TaskScore", "Tasks", "find_tasks", "run_tasks"]
@@ -73,11 +73,7 @@ def find_tasks(texts: Sequence[str], include_path: str | Path | None = None) -> 
         if not text.startswith(PREFIX) or text == PREFIX:
             raise DataError(f"task {text!r}", f"Write {PREFIX}NAME, as in {PREFIX}hellaswag.")
     names = tuple(dict.fromkeys(text.removeprefix(PREFIX) for text in texts))
-    if find_spec("lm_eval") is None:
-        raise WeightSurgeryError(
-            "tasks run through lm-evaluation-harness (lm_eval), which is not installed",
-            "Install it with:  pip install 'weightsurgery[eval]'",
-        )
+    need("tasks run through lm-evaluation-harness", "lm_eval", extra="eval")
     if include_path is not None and not Path(include_path).expanduser().is_dir():
         raise DataError(f"{include_path}: no such directory", "Name one with task files (YAML).")
     with _silence():

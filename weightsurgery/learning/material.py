@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -36,11 +36,15 @@ of the subjects."""
 # Places before the truth at which a text to forget is to be read as before.
 _HELD = 4
 
-# Keep prompts that the model answers in its own words, and as many in a chat.
-_ANSWERED = 64
+# Of a keep set: texts as they are given; prompts that the model answers in its own words, and as
+# many in a chat.
+_GIVEN, _ANSWERED = 128, 32
 
 # Tokens of an ordinary text, BOS included, that are read and not held.
 _BEGUN = 4
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -201,9 +205,11 @@ def kept_texts(
     """
     frame = chat_frame(tokenizer)
     found: list[tuple[list[int], int]] = []
-    prompts: list[list[int]] = []
-    chats: list[list[int]] = []
+    questions: list[list[int]] = []
     for rows in sets:
+        texts: list[tuple[list[int], int]] = []
+        prompts: list[list[int]] = []
+        chats: list[list[int]] = []
         for example, each in zip(rows, asked_of(tokenizer, rows), strict=True):
             head = tokens(tokenizer, example.prompt, example.templated) if example.prompt else []
             rest = tokens(
@@ -211,17 +217,19 @@ def kept_texts(
             )
             whole = [*head, *rest]
             if len(whole) > 1:
-                found += token_windows(whole, len(rest) + (1 if head else 0), most)
+                texts += token_windows(whole, len(rest) + (1 if head else 0), most)
             if head and len(head) < most:
                 prompts.append(head)
             if head and frame is not None and not example.templated:
                 chats.append(tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True))
-    chats = [each for each in chats if len(each) < most]
-    asked = _spread(prompts, _ANSWERED) + _spread(chats, _ANSWERED)
-    return found + _continued(model, tokenizer, asked, 8, progress)
+        # Of a large set as much as a training comes to read: a small one is not lost beside it.
+        found += _spread(texts, _GIVEN)
+        questions += _spread(prompts, _ANSWERED)
+        questions += _spread([each for each in chats if len(each) < most], _ANSWERED)
+    return found + _continued(model, tokenizer, questions, 8, progress)
 
 
-def _spread(rows: list[list[int]], most: int) -> list[list[int]]:
+def _spread(rows: list[_T], most: int) -> list[_T]:
     """At most so many, from all over."""
     return rows if len(rows) <= most else [rows[n * len(rows) // most] for n in range(most)]
 

@@ -14,12 +14,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor
 
-from weightsurgery.errors import WeightSurgeryError
+from weightsurgery.deferred import need
 
 __all__ = [
     "begins_with",
@@ -151,11 +150,8 @@ def rouge_l(reference: str, generated: str) -> tuple[float, float] | None:
 
 @cache
 def _scorer() -> tuple[Any, Any]:
-    if find_spec("rouge_score") is None:
-        raise WeightSurgeryError(
-            "ROUGE-L needs the library rouge-score, which is not installed",
-            "Install it with:  pip install 'weightsurgery[eval]'; or choose others by --metric.",
-        )
+    others = "choose others by --metric"
+    need("ROUGE-L is asked for", "rouge_score", extra="eval", instead=others)
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 

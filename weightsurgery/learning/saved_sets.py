@@ -1,12 +1,12 @@
 """Rows of a directory that `datasets.Dataset.save_to_disk` wrote."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from weightsurgery.checkpoint.plain_files import is_plain_within
+from weightsurgery.deferred import need
 from weightsurgery.errors import DataError
-from weightsurgery.learning.files import INSTALL, Row, check_part, first_line, parsed, text_of
+from weightsurgery.learning.files import INSTEAD, Row, check_part, first_line, parsed, text_of
 
 __all__ = ["is_saved", "saved_rows"]
 
@@ -47,8 +47,7 @@ def _saved(path: Path) -> Iterator[Row]:
             "Name a file, or a saved data set.",
         )
     _check_saved(path)
-    if find_spec("datasets") is None:
-        raise DataError(f"{path}: reading it needs the library datasets", INSTALL)
+    need(f"{path}: saved by datasets", "datasets", extra="eval", instead=INSTEAD, kind=DataError)
     from datasets import load_from_disk
 
     try:

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
+from weightsurgery.checkpoint.plain_files import need_space
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import Source, resolve_source
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.checkpoint.staging import Staging, check_target
-from weightsurgery.errors import EditError, OutputError
+from weightsurgery.errors import EditError
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
 from weightsurgery.learning.kept import Kept, keep_texts
 from weightsurgery.learning.models import load_model, load_tokenizer
@@ -149,13 +150,8 @@ def keep_data(
     place = target.with_name(f"{target.name}.keep-statistics")
     staging = Staging(place, f"statistics {os.getpid()}", [base.path], overwrite=True)
     try:
-        free = shutil.disk_usage(staging.root).free
-        if planned.nbytes > free:
-            raise OutputError(
-                f"{target}: up to {planned.nbytes / 1e6:,.1f} MB of activation statistics beside"
-                f" it, {free / 1e6:,.1f} MB are free",
-                "Free some space, or write to another disk with -o.",
-            )
+        why = " for activation statistics beside it"
+        need_space(target, planned.nbytes, staging.root, why)
         model, _ = load_model(base.path, device)
         held = held_as(model, base, names)
         layers = {name: each for name, each in linear_inputs(model).items() if name in held}

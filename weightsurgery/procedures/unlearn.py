@@ -29,8 +29,6 @@ from weightsurgery.vectors.statistics import check_width
 
 __all__ = ["Search", "Sources", "Unlearned", "plan", "read_job", "unlearn"]
 
-ALL_LINEAR = Selection("all-linear")
-
 
 @dataclass(frozen=True)
 class Sources:
@@ -60,7 +58,7 @@ def read_job(
     base: Checkpoint,
     sources: Sources,
     search: Search,
-    selection: Selection = ALL_LINEAR,
+    selection: Selection | None = None,
     device: str = "auto",
     allow_unrelated: bool = False,
 ) -> Job:
@@ -70,7 +68,7 @@ def read_job(
         base: The checkpoint, of a causal language model; it is held in float32 to be trained.
         sources: What is read.
         search: How the change is found; its objective tells forgetting from learning.
-        selection: Which matrices; by default all linear layers.
+        selection: Which matrices; None for :attr:`Search.targets`.
         device: Where to train.
         allow_unrelated: Go on although a vector to keep does not derive from the base.
 
@@ -81,6 +79,7 @@ def read_job(
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
     where = pick_device(device)
+    selection = selection or Selection(search.targets)
     names = matrices(base, selection)
     _, strays = split_data(sources.target)
     if strays or not sources.target:
@@ -134,7 +133,7 @@ def plan(
     search: Search,
     *,
     vector: str | os.PathLike[str] | None = None,
-    selection: Selection = ALL_LINEAR,
+    selection: Selection | None = None,
     storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -146,6 +145,7 @@ def plan(
     Raises:
         WeightSurgeryError: What :func:`unlearn` would raise before it loads the model.
     """
+    selection = selection or Selection(search.targets)
     job = read_job(base, sources, search, selection, device, allow_unrelated)
     output = Output(
         out,
@@ -168,7 +168,7 @@ def unlearn(
     *,
     scale: float = 1.0,
     vector: str | os.PathLike[str] | None = None,
-    selection: Selection = ALL_LINEAR,
+    selection: Selection | None = None,
     storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -200,6 +200,7 @@ def unlearn(
     Raises:
         WeightSurgeryError: See :func:`read_job` and :func:`weightsurgery.unlearning.run.run`.
     """
+    selection = selection or Selection(search.targets)
     job = read_job(base, sources, search, selection, device, allow_unrelated)
     output = Output(out, vector, scale, selection.scales, storage, overwrite, allow_unrelated)
     done = road.run(job, output, Machine(progress, device, workers, command))

@@ -9,18 +9,15 @@ from weightsurgery.report.tables import (
     Table,
     edit_tables,
     percent,
-    plan_lines,
     size,
     survived_rows,
     used_rows,
 )
-from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.surgery.plan import Plan
 
-__all__ = ["adapter_plan_lines", "exported_tables", "planned_lines", "written_tables"]
+__all__ = ["exported_tables", "left_out_rows", "ranks_shown", "written_tables"]
 
 
 def written_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
@@ -32,30 +29,6 @@ def written_tables(record: EditRecord, every: bool = False) -> list[str | Table]
     """
     tables = exported_tables if record.kind == "adapter" else edit_tables
     return tables(record, every)
-
-
-def planned_lines(plan: Plan | AdapterPlan, out: str) -> list[str | Table]:
-    """What an edit would do, whichever it would write."""
-    if isinstance(plan, AdapterPlan):
-        return adapter_plan_lines(plan, out)
-    return plan_lines(plan, out)
-
-
-def adapter_plan_lines(plan: AdapterPlan, out: str) -> list[str | Table]:
-    """What writing an adapter would do."""
-    ranks = list(plan.edited.values())
-    bound = "" if plan.exact else "up to "
-    ranked = f", of rank {bound}{_range(min(ranks), max(ranks))}" if ranks else ""
-    facts = [
-        ("output", out),
-        ("matrices", f"{len(ranks)}{ranked}"),
-        *_names("left out", plan.left_out),
-        ("read", size(plan.read_bytes)),
-        ("written", f"{bound}{size(plan.write_bytes)}"),
-        ("free where it goes", size(plan.free_bytes)),
-        ("working memory", f"about {size(plan.memory_bytes)}"),
-    ]
-    return [Table(f"Plan: {plan.edit} as an adapter", ("", ""), facts, left=frozenset({0, 1}))]
 
 
 def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
@@ -70,7 +43,7 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
     lowest, highest = min(ranks), max(ranks)
     total = sum(facts["bytes"] for facts in record.files.values())
     facts = [
-        ("matrices", f"{summary['tensors']}, of rank {_range(lowest, highest)}"),
+        ("matrices", f"{summary['tensors']}, of rank {ranks_shown(lowest, highest)}"),
         ("size", f"{size(total)}, {record.parameters['dtype']}"),
         ("change", f"norm {summary['norm']:.4g}"),
         _truncated(record),
@@ -79,8 +52,8 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
     if (relative := summary.get("relative_change")) is not None:
         facts.append(("relative change", percent(relative, 2)))
     facts += survived_rows(record)
-    facts += _names("left out", summary["left_out"])
-    facts += _names("no change", summary["unchanged"])
+    facts += left_out_rows("left out", summary["left_out"])
+    facts += left_out_rows("no change", summary["unchanged"])
     for kin in record.lineage:
         figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
         facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
@@ -126,10 +99,12 @@ def _truncated(record: EditRecord) -> tuple[str, str]:
     return "lost by truncation", f"{figure} ({percent(min(lost), 2)} to {percent(max(lost), 2)})"
 
 
-def _names(words: str, names: Sequence[str]) -> list[tuple[str, str]]:
+def left_out_rows(words: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """A row for names, the first of them shown; none for none."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [(words, f"{names[0]}{more}")] if names else []
 
 
-def _range(lowest: int, highest: int) -> str:
+def ranks_shown(lowest: int, highest: int) -> str:
+    """A range of ranks."""
     return str(highest) if lowest == highest else f"{lowest} to {highest}"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from weightsurgery.report.tables import Table, size
+from weightsurgery.report.tables import Table
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.unlearning.methods.identify import Plan
 
-__all__ = ["identified_tables", "training_plan_lines"]
+__all__ = ["identified_tables"]
 
 
 def identified_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
@@ -47,18 +46,3 @@ def identified_tables(record: EditRecord, every: bool = False) -> list[str | Tab
         columns = ("tensor", "kind", "norm", "relative")
         tables.append(Table("Tensors", columns, cells, left=frozenset({0, 1})))
     return tables
-
-
-def training_plan_lines(plan: Plan, out: str) -> list[str | Table]:
-    """What an identification would train, hold and write."""
-    rows = [(name, str(tensors), f"{count:,}") for name, tensors, count in plan.stages]
-    lines: list[str | Table] = [
-        Table(f"Would train, one after another (mode {plan.mode})",
-              ("stage", "tensors", "numbers"), rows),
-        f"would hold    {size(plan.weights)} of weights (float32), {size(plan.gradients)} of"
-        f" gradients, {size(plan.optimiser)} of optimiser state; activations come on top",
-    ]  # fmt: skip
-    if plan.originals:
-        lines.append(f"              {size(plan.originals)} of the base's values, for --keep")
-    lines.append(f"would write   {out}, with up to {size(plan.disk)} beside it while training")
-    return lines

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.checkpoint.plain_files import write_whole
-from weightsurgery.errors import OutputError, WeightSurgeryError
+from weightsurgery.deferred import need
+from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table, difference_tables, overlap_tables
 from weightsurgery.report.visible import visible
 
@@ -53,13 +54,9 @@ PLAIN_TEXT: Any = {
 
 def load_pyplot() -> Any:
     """Matplotlib's pyplot, set to draw without a screen and the same bytes each time."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise WeightSurgeryError(
-            "--html draws with matplotlib, which is not installed",
-            "Install it with:  pip install 'weightsurgery[report]'",
-        ) from None
+    need("--html draws with matplotlib", "matplotlib", extra="report")
+    import matplotlib as mpl
+
     mpl.use("Agg")
     # Text stays text, dollars in it too, and the same picture has the same bytes.
     mpl.rcParams.update(PLAIN_TEXT)

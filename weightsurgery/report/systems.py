@@ -7,16 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.report.exported import planned_lines
 from weightsurgery.report.guarded import guard_tables
-from weightsurgery.report.tables import Table, size
+from weightsurgery.report.tables import Table
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.unlearning.by_system import SystemPlan
     from weightsurgery.unlearning.system import System
 
-__all__ = ["system_plan_lines", "system_tables", "systems_document", "trained_tables"]
+__all__ = ["settings_line", "system_tables", "systems_document", "trained_tables"]
 
 
 def system_tables(systems: Mapping[str, type[System]]) -> list[str | Table]:
@@ -24,7 +22,7 @@ def system_tables(systems: Mapping[str, type[System]]) -> list[str | Table]:
     needs, sources = [], []
     for name, row in systems.items():
         needs.append((name, row.about, " ".join(_needs(row))))
-        defaults = filter(None, (_settings(asdict(settings_of(row))), _training(row)))
+        defaults = filter(None, (settings_line(asdict(settings_of(row))), _training(row)))
         sources.append((name, row.paper, "\n".join(defaults)))
     note = (
         "Defaults are the source's where it was found to give them; the library's documentation"
@@ -61,7 +59,8 @@ def _needs(row: type[System]) -> list[str]:
     return needs + (["--unseen"] if row.needs_unseen else [])
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """Settings as ``name=value``."""
     shown = (f"{name}={_short(value)}" for name, value in settings.items())
     return ", ".join(shown)
 
@@ -79,36 +78,12 @@ def _training(row: type[System]) -> str:
     return f"lr {how.learning_rate:g}, {length}, batch {how.batch_size}{adapter}"
 
 
-def system_plan_lines(plan: SystemPlan, out: str) -> list[str | Table]:
-    """What a system would train, hold and write."""
-    facts: list[tuple[str, ...]] = [("method", f"{plan.method} ({plan.source})")]
-    if plan.finished:
-        facts.append(("vector", f"{plan.vector}, there already: nothing would be trained"))
-    else:
-        steps = f"{plan.steps} steps" if plan.steps is not None else f"{plan.epochs:g} epochs"
-        unseen = f", {plan.unseen_examples} unseen" if plan.unseen_examples else ""
-        adapter = "" if plan.lora_rank is None else f", as LoRA of rank {plan.lora_rank}"
-        facts += [
-            ("settings", _settings(plan.settings) or "none of its own"),
-            ("examples", f"{plan.examples} to forget, {plan.keep_examples} to keep{unseen}"),
-            ("trained", f"up to {plan.matrices} matrices, {plan.trained:,} numbers{adapter}"),
-            ("length", f"{steps} of {plan.batch_size} examples, lr {plan.learning_rate:g}"),
-            ("model", f"{size(plan.weights)} (float32)"),
-            ("training", f"up to {size(plan.training)} of gradients, moments and copies"),
-            ("vector", f"{plan.vector}, up to {size(plan.vector_bytes)}"),
-        ]
-    (table,) = (each for each in planned_lines(plan.edit, out) if isinstance(each, Table))
-    shown = ("output", "files", "left out", "written", "free where it goes")
-    facts += [row for row in table.rows if row[0] in shown]
-    return [Table(f"{table.title} from data", ("", ""), facts, left=frozenset({0, 1}))]
-
-
 def trained_tables(record: EditRecord) -> list[str | Table]:
     """What a system did, as the saved vector's record tells."""
     notes = dict(record.summary["training"])
     given = record.parameters
     rows = [("method", f"{given['method']} ({given['source']})")]
-    rows.append(("settings", _settings(given["settings"]) or "none of its own"))
+    rows.append(("settings", settings_line(given["settings"]) or "none of its own"))
     if "steps" in notes:
         first, last = notes.pop("first_loss"), notes.pop("last_loss")
         rows.append(("training", f"{notes.pop('steps')} steps, loss {first:.4f} to {last:.4f}"))

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from weightsurgery.surgery.compare import Comparison
     from weightsurgery.surgery.difference import TensorDifference
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
-    from weightsurgery.surgery.plan import Plan
 
 __all__ = [
     "Table",
@@ -22,7 +21,6 @@ __all__ = [
     "inspection_tables",
     "overlap_tables",
     "percent",
-    "plan_lines",
     "size",
     "survived_rows",
     "verified_line",
@@ -306,22 +304,6 @@ def survived_rows(record: EditRecord) -> list[tuple[str, str]]:
     mean = sum(survived) / len(survived)
     figure = f"{percent(mean)} of the task's energy ({percent(low)} to {percent(high)})"
     return [("survived discrimination", figure)]
-
-
-def plan_lines(plan: Plan, out: str) -> list[str | Table]:
-    """What an edit would do."""
-    facts = [
-        ("output", out),
-        ("tensors", f"{len(plan.edited)} edited, "
-         f"{sum(len(h.entries) for h in plan.shards) - len(plan.edited)} copied as bytes"),
-        ("files", str(len(plan.shards))),
-        *([("downloaded", size(plan.download_bytes))] if plan.download_bytes else []),
-        ("read", size(plan.read_bytes)),
-        ("written", size(plan.write_bytes)),
-        ("free where it goes", size(plan.free_bytes)),
-        ("working memory", f"about {size(plan.memory_bytes)}"),
-    ]  # fmt: skip
-    return [Table(f"Plan: {plan.edit}", ("", ""), facts, left=frozenset({0, 1}))]
 
 
 def verified_line(out: str, record: EditRecord) -> str:

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from weightsurgery.report.exported import planned_lines
 from weightsurgery.report.guarded import guard_tables, look_table
-from weightsurgery.report.tables import Table, percent, size
+from weightsurgery.report.tables import Table, percent
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
-    from weightsurgery.unlearning.plan import TrainingPlan
 
-__all__ = ["data_plan_lines", "round_tables"]
+__all__ = ["round_tables"]
 
 
 def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
@@ -91,49 +89,3 @@ def _shown(names: Sequence[str]) -> list[str]:
     """Files by their last part, or as given where two share that."""
     ends = [PurePath(name).name for name in names]
     return [end if ends.count(end) == 1 else name for end, name in zip(ends, names, strict=True)]
-
-
-def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
-    """What an edit from data sets would train, hold and write."""
-    own = plan.settings
-    facts: list[tuple[str, ...]]
-    if plan.finished:
-        facts = [("vector", f"{plan.vector}, there already: nothing would be trained")]
-    else:
-        facts = [
-            ("objective", own["objective"]),
-            ("examples", f"{plan.examples} to {_verb(plan)}, {plan.keep_examples} to keep"),
-            ("trained", f"{plan.matrices} matrices, {plan.trained:,} numbers"),
-        ]
-        if own["objective"] == "neighbours":
-            facts += [
-                ("steps", f"{own['steps'] or '40 or more'}, each of {own['batch_size']} texts"),
-                ("found by the model", f"{own['wordings']} wordings, {own['neighbours']}"
-                 " neighbours, at most"),
-                ("budget", f"{own['budget']:g} nats a token of ordinary language"),
-            ]  # fmt: skip
-        else:
-            facts += [
-                ("steps", f"{own['rounds']} x {own['steps']} of {own['batch_size']} examples"),
-                ("strangers' prompts", str(own["prompts"])),
-            ]
-        facts += [
-            ("model", f"{size(plan.weights)} (float32)"),
-            ("training", f"{size(plan.training)} of gradients, moments and copies"),
-        ]
-        if plan.statistics:
-            text = f"up to {size(plan.statistics)}, n x n for every distinct input"
-            facts.append(("statistics", text))
-        if plan.activations:
-            facts.append(("activations", f"about {size(plan.activations)}"))
-        facts.append(("vector", f"{plan.vector}, {size(plan.vector_bytes)}"))
-    edit = plan.edit
-    (table,) = (each for each in planned_lines(edit, out) if isinstance(each, Table))
-    shown = ("output", "files", "left out", "written", "free where it goes")
-    facts += [row for row in table.rows if row[0] in shown]
-    title = f"{table.title} from data"
-    return [Table(title, ("", ""), facts, left=frozenset({0, 1}))]
-
-
-def _verb(plan: TrainingPlan) -> str:
-    return "learn" if plan.edit.edit == "learn" else "forget"

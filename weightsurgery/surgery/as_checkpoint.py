@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,13 +18,13 @@ from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.header import ARITHMETIC_DTYPES, TensorEntry
-from weightsurgery.checkpoint.plain_files import write_whole
+from weightsurgery.checkpoint.plain_files import need_space, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
-from weightsurgery.errors import EditError, OutputError
+from weightsurgery.errors import EditError
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
 from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
 from weightsurgery.surgery.notices import edit_notices
@@ -118,7 +117,7 @@ def _write(
         return Applied(read_record(target), ("An earlier run had finished this output.",))
     writer = None
     try:
-        _check_space(plan, staging)
+        need_space(target, free_space_needed(plan.shards, staging.files), staging.root)
         writer = CheckpointWriter(staging, plan.shards)
         resumed = len(writer.done)
         stream = Stream(edit, base, plan, storage, where, writer, run.progress, total=0)
@@ -186,16 +185,6 @@ def _identity(
         },
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _check_space(plan: Plan, staging: Staging) -> None:
-    needed = free_space_needed(plan.shards, staging.files)
-    free = shutil.disk_usage(staging.root).free
-    if needed > free:
-        raise OutputError(
-            f"{staging.target}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free",
-            "Free some space, or write to another disk with -o.",
-        )
 
 
 def _run(stream: Stream, inputs: Mapping[str, Input], record: EditRecord, workers: int) -> None:

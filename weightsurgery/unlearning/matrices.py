@@ -64,8 +64,14 @@ def held_as(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str
             raise UnsupportedCheckpointError(
                 f"{base.source.name}: {first!r} is another matrix in memory than on disk,"
                 f" {parameter!r}",
-                "Leave it out with --exclude"
-                f" '{'*experts*' if 'experts' in first else first}', or work with vectors.",
+                # Where a model's MLPs are experts, there is nothing else in the default.
+                "Leave it out with "
+                + (
+                    "--targets all-linear --exclude '*experts*'"
+                    if "experts" in first
+                    else f"--exclude '{first}'"
+                )
+                + ", or work with vectors.",
             )
         if parameter not in layers:
             raise UnsupportedCheckpointError(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from weightsurgery.checkpoint.plain_files import need_space
 from weightsurgery.checkpoint.stacks import input_width
-from weightsurgery.errors import OutputError
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.search import Search
@@ -184,10 +183,4 @@ def check_space(plan: Planned, out: Path, vector: Path, beside: int = 0) -> None
         disk = os.stat(above).st_dev
         needed[disk] = above, size + needed.get(disk, (above, 0))[1]
     for above, size in needed.values():
-        free = shutil.disk_usage(above).free
-        if size > free:
-            raise OutputError(
-                f"{above}: {size / 1e6:,.1f} MB needed for the output and its vector,"
-                f" {free / 1e6:,.1f} MB free",
-                "Free some space, or write to another disk with -o and --vector.",
-            )
+        need_space(above, size, above, " for the output and its vector", "-o and --vector")

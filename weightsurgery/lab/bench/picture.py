@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.checkpoint.plain_files import write_whole
-from weightsurgery.errors import OutputError, WeightSurgeryError
+from weightsurgery.deferred import need
+from weightsurgery.errors import OutputError
 from weightsurgery.lab.bench.figures import is_stage, row_name
 from weightsurgery.lab.bench.frontier import FAMILIES, Panel, Point, panels
 from weightsurgery.report.labels import place
@@ -45,11 +45,7 @@ def check_picture(path: str | os.PathLike[str]) -> None:
         WeightSurgeryError: matplotlib is not installed.
         OutputError: The name ends in neither .svg nor .png, or its directory is missing.
     """
-    if find_spec("matplotlib") is None:
-        raise WeightSurgeryError(
-            f"{path}: is drawn with matplotlib, which is not installed",
-            "Install it with:  pip install 'weightsurgery[report]'",
-        )
+    need(f"{path}: is drawn with matplotlib", "matplotlib", extra="report")
     target = Path(path)
     if target.suffix.lower() not in _ENDINGS:
         raise OutputError(f"{target}: no kind of picture", f"End it in {' or '.join(_ENDINGS)}.")

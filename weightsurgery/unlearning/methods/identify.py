@@ -7,7 +7,6 @@ names that the checkpoint has for its tensors.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ import torch
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.plain_files import need_space
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import check_target, held_bytes
 from weightsurgery.checkpoint.tied import tied_copies
-from weightsurgery.errors import EditError, OutputError
+from weightsurgery.errors import EditError
 from weightsurgery.learning.identify import ALL_LINEAR, DELTA, as_rows, is_main, train
 from weightsurgery.learning.method import Method as Modes
 from weightsurgery.learning.method import stages_of
@@ -184,13 +184,7 @@ class Identify(Method):
 
     def _check_space(self, job: Job, root: Path) -> None:
         needed = self.planned(job).disk - held_bytes(root)
-        free = shutil.disk_usage(root).free
-        if needed > free:
-            raise OutputError(
-                f"{root.parent}: {needed / 1e6:.0f} MB needed while training, {free / 1e6:.0f}"
-                " MB free",
-                "Free some space, or write to another disk with -o.",
-            )
+        need_space(root.parent, needed, root, " while training")
 
 
 class _Differences(Mapping[str, torch.Tensor]):

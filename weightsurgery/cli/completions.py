@@ -1,0 +1,97 @@
+"""The command that shows what models say: try."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Show
+from weightsurgery.cli.score import Device, Model, check_installed
+from weightsurgery.cli.spread import options
+
+__all__ = ["try_"]
+
+
+@options
+def try_(
+    ckpt: Model,
+    show: Show,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="To go on with; repeatable.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DATA",
+            help="Prompts of a data set; what it has for them is shown beside. Repeatable.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="BASE", help="Show what this checkpoint says, too."),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Ask as a user, in the model's own chat template."),
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to go on for at most.")] = 48,
+    most: Annotated[int, typer.Option(min=1, help="Prompts of each DATA at most.")] = 10,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts per forward pass.", rich_help_panel="The machine")
+    ] = 32,
+    device: Device = "auto",
+) -> None:
+    """Show how a checkpoint completes prompts, side by side with another.
+
+    Completions are greedy: the likeliest token, again and again. DATA is as for 'ws evaluate'.
+    Needs the extra named eval.
+
+    Example:  ws try ./edited --against ./base --prompt "The capital of France is" --chat
+    """
+    check_installed()
+    from weightsurgery.errors import DataError
+    from weightsurgery.learning.completions import complete
+    from weightsurgery.learning.data import Example, read_examples
+    from weightsurgery.learning.models import load_tokenizer
+    from weightsurgery.report.completions import completion_tables
+
+    asked = [Example(text, "") for text in prompt or ()]
+    if data:
+        tokenizer = load_tokenizer(ckpt)
+        for name in data:
+            asked += read_examples(name, tokenizer)[:most]
+    if not asked:
+        raise DataError(
+            "no prompt to go on with", 'Give --prompt "The capital of France is", or --data FILE.'
+        )
+    names = [ckpt] if against is None else [against, ckpt]
+    with console.progress(show, unit="prompts") as progress:
+        found = complete(
+            names,
+            asked,
+            chat=chat,
+            length=tokens,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+    said = [
+        {
+            "prompt": each.prompt,
+            "completion": each.completion or None,
+            "said": {
+                name: {"text": one.text, "ended": one.ended}
+                for name, one in zip(names, own, strict=True)
+            },
+        }
+        for each, own in zip(asked, found, strict=True)
+    ]
+    if show.json:
+        console.document(
+            {"checkpoint": ckpt, "against": against, "chat": chat, "tokens": tokens,
+             "prompts": said}
+        )  # fmt: skip
+    else:
+        console.show(*completion_tables(said, ckpt, against, tokens))
