@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
-__all__ = ["options"]
+__all__ = ["option_of", "options"]
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,6 +48,13 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     spread.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     spread.__annotations__ = {each.name: each.annotation for each in flat}
     return spread
+
+
+def option_of(group: type, name: str) -> str:
+    """How a field of a group is called on the command line, dashes included."""
+    option = get_type_hints(group, include_extras=True)[name].__metadata__[0]
+    named = (each for each in option.param_decls or () if each.startswith("--"))
+    return next(named, f"--{name.replace('_', '-')}")
 
 
 def _default(value: Any) -> Any:
