@@ -53,7 +53,9 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 def option_of(group: type, name: str) -> str:
     """How a field of a group is called on the command line, dashes included."""
     option = get_type_hints(group, include_extras=True)[name].__metadata__[0]
-    named = (each for each in option.param_decls or () if each.startswith("--"))
+    # Typer's first positional argument is the default, or in an annotation the first name.
+    words = (option.default, *(option.param_decls or ()))
+    named = (each for each in words if isinstance(each, str) and each.startswith("--"))
     return next(named, f"--{name.replace('_', '-')}")
 
 
