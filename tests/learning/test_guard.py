@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.conftest import same_bytes
 from tests.learning.conftest import byte_tokenizer, tiny_model
@@ -11,7 +13,7 @@ from tests.learning.known import FORGET, REST
 from tests.learning.tiny import FACTS, tiny
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.guard import Guard, added, compared, harm
+from weightsurgery.learning.guard import Guard, added, compared, decided, harm, right
 from weightsurgery.report.guarded import guard_tables
 
 
@@ -152,3 +154,47 @@ def test_two_checkpoints_are_compared_one_after_the_other(known, tmp_path):
     assert same.divergence == pytest.approx(0, abs=1e-6)
     assert same.inside
     assert not compared(base, edited, "cpu").inside
+
+
+@given(
+    st.sampled_from(["Rome", "Roma", "New York", "C", "Ægir", "1.5"]),
+    st.lists(st.sampled_from(["Rom", "e", "a", " ", "\n", "new", " york", "c", "é", ".", "Æ", "gir",
+                              "1.5", "9", "\ufffd", "The city is "]), max_size=9),
+    st.booleans(),
+)  # fmt: skip
+def test_what_is_decided_stays_so(truth, pieces, anywhere):
+    """A generation is stopped where the rest of it would change nothing."""
+    texts = ["".join(pieces[:count]) for count in range(len(pieces) + 1)]
+    whole = right(truth, texts[-1], anywhere)
+    for text in texts:
+        if decided(truth, text, anywhere):
+            assert right(truth, text, anywhere) == whole
+
+
+def test_most_is_decided_soon():
+    assert not decided("Rome", " Rom", False)
+    assert not right("Rome", " Roman", False)
+    assert not decided("Rome", " Rome", False)  # it might be Romeo
+    for text, found in ((" Rome, which", True), (" Romeo and", False), (" Paris.", False)):
+        assert decided("Rome", text, False)
+        assert right("Rome", text, False) is found
+    assert not decided("Rome", "The capital of Italy is", True)
+    assert decided("Rome", "The capital of Italy is Rome.", True)
+    assert decided("Rome", "I do not know\n", True)
+
+
+def test_answers_are_asked_for_until_they_are_decided(known, monkeypatch):
+    from weightsurgery.learning import guard as module
+
+    told = []
+
+    def whole(*arguments):
+        told.append(arguments)
+        return greedy(*arguments[:7])  # without the stop
+
+    stopped = Guard(known.model, known.tokenizer, FORGET, {"rest.jsonl": REST})._before["answered"]
+    greedy = module.greedy
+    monkeypatch.setattr(module, "greedy", whole)
+    same = Guard(known.model, known.tokenizer, FORGET, {"rest.jsonl": REST})._before["answered"]
+    assert stopped == same
+    assert len(told[0]) == 8

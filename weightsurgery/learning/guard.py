@@ -146,6 +146,26 @@ def added(model: PreTrainedModel, change: Mapping[str, Tensor | LowRank]) -> Ite
         set_values(model, before)
 
 
+def right(truth: str, answer: str, anywhere: bool) -> bool:
+    """Whether an answer begins with the truth, or its first line holds it anywhere."""
+    line = answer.strip().partition("\n")[0]
+    found = says(truth, line)
+    return found is not None and (anywhere or found.start() == 0)
+
+
+def decided(truth: str, answer: str, anywhere: bool) -> bool:
+    """Whether whatever an answer goes on with, :func:`right` says the same of it."""
+    line, over, _ = answer.lstrip().partition("\n")
+    if over:
+        return True
+    if line.endswith("\ufffd"):  # the rest of a character is to come
+        return False
+    if anywhere:
+        found = says(truth, line)
+        return found is not None and found.end() < len(line)
+    return len(line) > len(truth) + 1
+
+
 class Guard:
     """Looks at a model before it is changed, and again after.
 
@@ -239,18 +259,27 @@ class Guard:
                     count += len(expected)
         answered, every = {}, [pair for rows in self._sets.values() for pair in rows]
         limits = [len(self.tokenizer(each.truth)["input_ids"]) + 12 for _, each in every]
+        anywhere = [
+            name.endswith("in a chat") or each.chat
+            for name, rows in self._sets.items()
+            for _, each in rows
+        ]
+
+        def over(number: int, text: str) -> bool:
+            return decided(every[number][1].truth, text, anywhere[number])
+
         answers = greedy(
-            model, self.tokenizer, [read for read, _ in every], limits, 64, "guard", self._progress
-        )
+            model, self.tokenizer, [read for read, _ in every], limits, 64, "guard",
+            self._progress, over,
+        )  # fmt: skip
         start = 0
         for name, rows in self._sets.items():
-            own = answers[start : start + len(rows)]
+            own, loose = answers[start : start + len(rows)], anywhere[start : start + len(rows)]
             start += len(rows)
-            right = [
-                self._right(each, str(self.tokenizer.decode(answer)), name.endswith("in a chat"))
-                for (_, each), answer in zip(rows, own, strict=True)
-            ]
-            answered[name] = sum(right) / len(right)
+            answered[name] = sum(
+                right(each.truth, str(self.tokenizer.decode(answer)), free)
+                for (_, each), answer, free in zip(rows, own, loose, strict=True)
+            ) / len(rows)
         free = greedy(
             model, self.tokenizer, [read for _, _, read in self._free], [32] * len(self._free)
         )
@@ -269,13 +298,6 @@ class Guard:
         return float(
             torch.nn.functional.cross_entropy(logits[:-1].float(), wanted, reduction="sum")
         )
-
-    @staticmethod
-    def _right(each: Asked, answer: str, anywhere: bool) -> bool:
-        """Whether an answer begins with the truth; in a chat, whether its first line holds it."""
-        line = answer.strip().partition("\n")[0]
-        found = says(each.truth, line)
-        return found is not None and (anywhere or each.chat or found.start() == 0)
 
     def report(self, model: PreTrainedModel) -> GuardReport:
         """Compare a changed model with what it was."""

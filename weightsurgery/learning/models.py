@@ -174,7 +174,7 @@ def refuse_codes(checkpoint: str | Path) -> None:
             declared = opened.text_config.get("quantization_config")
             codes = [entry for entry in opened.entries.values() if entry.dtype in FP8]
             found = quantisation(opened) if codes and not declared else None
-    except CheckpointError:
+    except (CheckpointError, SourceError):
         return  # weights of another format, or none: whoever loads them says so
     if found is not None:
         raise UnsupportedCheckpointError(
