@@ -591,7 +591,7 @@ def test_a_watch_that_would_never_look_is_refused():
         ({"learning_rate": 0.0}, "learning rate 0"),
         ({"epsilon": -1e-3}, "epsilon -0.001"),
         ({"epsilon": float("nan")}, "epsilon nan"),
-        ({"scale": float("inf")}, "scale inf"),
+        ({"round_scale": float("inf")}, "round scale inf"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, match):
