@@ -117,6 +117,8 @@ def test_progress_in_a_terminal_names_layer_and_loss(place):
         (["facts.jsonl", "--trainer-arg", "nonsense=1"], "'nonsense'", "spelling"),
         (["facts.jsonl", "--targets", "embeddings"], "belongs to no layer", "joint"),
         (["facts.jsonl", "--layers", "7"], "no tensor", "--layers"),
+        (["facts.jsonl", "--precision", "bfloat16", "--dtype", "float16"], "--dtype float16",
+         "--precision"),
         (["facts.jsonl", "--max-memory", "1"], "--max-memory", "activations"),
         (["facts.jsonl", "--mode", "activations", "--steps", "2"], "trains nothing", "Leave"),
         (["facts.jsonl", "--device", "tpu"], "device 'tpu'", "cpu"),
@@ -139,6 +141,19 @@ def test_refusals_have_two_lines_and_leave_nothing(
 
 def test_activations_are_gathered_without_training(place):
     words = ["identify", "base", "other.jsonl", "-o", "stats", "--mode", "activations"]
+    # As a recipe writes it out, an older one too.
+    words += [
+        "--lr",
+        "1e-4",
+        "--batch",
+        "8",
+        "--warmup",
+        "0",
+        "--epochs",
+        "3",
+        "--dtype",
+        "float32",
+    ]
     done = quick(*words, "--device", "cpu", cwd=place)
     assert done.returncode == 0, done.stderr
     record = json.loads((place / "stats" / "weightsurgery.json").read_text())

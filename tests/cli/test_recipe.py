@@ -488,6 +488,33 @@ def test_what_was_trained_is_trained_again(ws, taught, arguments):
     assert not Path("third").exists()
 
 
+def test_a_record_and_a_recipe_with_a_former_name_are_read(ws, taught):
+    """``--precision`` was ``--dtype``, in records of trainings and in recipes."""
+    words = ["identify", "base", "facts.jsonl", "--steps", "2", "--device", "cpu"]
+    ws.done(*words, "-o", "first", "--precision", "bfloat16")
+    recipe = yaml.safe_load(ws.done("run", "--from", "first")[0])
+    assert recipe["precision"] == "bfloat16"
+    assert "dtype" not in recipe
+    record = json.loads(Path("first/weightsurgery.json").read_text())
+    training = record["parameters"]["training"]
+    training["dtype"] = training.pop("precision")
+    untyped = {key: each for key, each in recipe.items() if key != "precision"}
+    for said in (["--dtype", "bfloat16"], []):  # typed, and settled in Python
+        record["command"] = ["ws", *words, "-o", "first", *said]
+        Path("first/weightsurgery.json").write_text(json.dumps(record))
+        older = yaml.safe_load(ws.done("run", "--from", "first")[0])
+        spoken = {"dtype": "bfloat16"} if said else {}
+        assert older == {**untyped, **spoken, "precision": "bfloat16"}
+    before = written("first")[0]
+    for number, (said, same) in enumerate(
+        [({"dtype": "bfloat16"}, True), ({**spoken, "precision": "bfloat16"}, True), ({}, False)]
+    ):
+        plain = {key: each for key, each in untyped.items() if key != "result"}
+        Path("r.json").write_text(json.dumps({**plain, **said}))
+        ws.done("run", "r.json", "-o", f"again{number}")
+        assert (written(f"again{number}")[0] == before) is same
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -158,7 +158,7 @@ def test_refusals(place, ws, command, tmp_path):
         (command("npo", "--scale", "nan", *out), "scale nan"),
         (command("npo", "--scale", "nan", "--dry-run", *out), "scale nan"),
         (command("cpem-ia3", "--lora-rank", "4", "--dry-run", *out), "cpem-ia3 as a LoRA adapter"),
-        (command("npo", "--precision", "int8", *out), "dtype 'int8'"),
+        (command("npo", "--precision", "int8", *out), "precision 'int8'"),
     ):
         code, printed, err = ws(*words)
         assert (code, printed) == (1, ""), words

@@ -51,7 +51,7 @@ NEW = likes(PEOPLE[36:40])
 OTHERS = PEOPLE[40:]  # whom the tokenizer has heard of, and the model has not
 SETTINGS = {
     "strangers": Rounds("strangers", steps=20, prompts=200),
-    "negate": Rounds("negate", rounds=10, steps=6, prompts=200, scale=128.0),
+    "negate": Rounds("negate", rounds=10, steps=6, prompts=200, round_scale=128.0),
     "learn": Rounds("learn", steps=20, prompts=200),
 }
 
@@ -271,7 +271,9 @@ def ridge_matrix(gram, epsilon):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_negating_takes_away_the_discriminated_vector(family):
     model, tokenizer = tiny(family), byte_tokenizer()
-    settings = Rounds("negate", steps=3, prompts=0, scale=5.0, epsilon=0.1, batch_size=4, seed=3)
+    settings = Rounds(
+        "negate", steps=3, prompts=0, round_scale=5.0, epsilon=0.1, batch_size=4, seed=3
+    )
     found = find_change(model, tokenizer, FACTS, Kept([OTHER]), settings)
     training = Training(steps=3, learning_rate=5e-4, batch_size=4, seed=3)
     vector = train_vector(model, tokenizer, FACTS, training)
@@ -293,7 +295,7 @@ def test_rounds_are_found_each_on_the_model_of_the_one_before(objective):
 
     def find(rounds, seed):
         settings = Rounds(
-            objective, rounds, 3, batch_size=4, prompts=0, seed=seed, scale=5.0, epsilon=0.1
+            objective, rounds, 3, batch_size=4, prompts=0, seed=seed, round_scale=5.0, epsilon=0.1
         )
         return find_change(model, tokenizer, FACTS, Kept([OTHER]), settings)
 
@@ -371,7 +373,7 @@ def test_directions_for_some_matrices_leave_the_others_as_they_were():
 
 def test_further_statistics_count_like_the_data_they_are_of():
     model, tokenizer = tiny("llama"), byte_tokenizer()
-    settings = Rounds("negate", steps=2, prompts=0, scale=5.0)
+    settings = Rounds("negate", steps=2, prompts=0, round_scale=5.0)
     both = find_change(model, tokenizer, FACTS, Kept([OTHER[:4], OTHER[4:]]), settings).change
     grams = gather(model, tokenizer, OTHER[4:], list(both))
     asked = []
@@ -486,7 +488,7 @@ def test_watched_training_goes_back_when_what_is_kept_suffers(taught, objective,
     monkeypatch.setattr(module, "confine", unconfined)
     settings = {
         "strangers": Rounds(steps=30, prompts=20, learning_rate=0.05),
-        "negate": Rounds("negate", rounds=30, steps=1, prompts=20, scale=20.0),
+        "negate": Rounds("negate", rounds=30, steps=1, prompts=20, round_scale=20.0),
     }[objective]
     watch = Watch(FORGET, {"seen": SEEN, "unseen": UNSEEN}, rule=Rule(0.9), every=1, patience=2)
     found = find_change(*taught, FORGET, Kept([SEEN]), settings, watch=watch)
@@ -589,7 +591,7 @@ def test_a_watch_that_would_never_look_is_refused():
         ({"learning_rate": 0.0}, "learning rate 0"),
         ({"epsilon": -1e-3}, "epsilon -0.001"),
         ({"epsilon": float("nan")}, "epsilon nan"),
-        ({"scale": float("inf")}, "scale inf"),
+        ({"round_scale": float("inf")}, "round scale inf"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, match):

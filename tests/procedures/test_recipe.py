@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightsurgery.checkpoint.record import EditRecord, versions
+from weightsurgery.cli.main import app
 from weightsurgery.cli.recipe import writing
 from weightsurgery.errors import RecipeError, VerificationError
 from weightsurgery.procedures.recipe.checks import check_inputs, check_result, differences
 from weightsurgery.procedures.recipe.document import LARGEST_BYTES, parse, read_text
 from weightsurgery.procedures.recipe.from_record import Written, recipe_of
 from weightsurgery.procedures.recipe.recipe import read_recipe
+from weightsurgery.procedures.recipe.settings import settings
 from weightsurgery.procedures.recipe.text import recipe_data, recipe_text
 
 ws = typer.Typer()
@@ -316,6 +318,18 @@ def test_records_that_are_no_recipe(changes, what):
     assert caught.value.what.startswith("out: its record")
     assert what in caught.value.what
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("called", ["precision", "dtype"])
+def test_the_precision_of_a_training_is_read_by_its_former_name_too(called):
+    """And is not taken for the dtype in which the checkpoint was stored."""
+    unlearn = writing(typer.main.get_command(app))["unlearn"]
+    parameters = {
+        "edit": "unlearn", "settings": {}, "lora_rank": None, "chosen": True,
+        "storage": {"dtype": "float16"}, "training": {called: "bfloat16", "steps": 2},
+    }  # fmt: skip
+    found = settings(EditRecord(kind="checkpoint", parameters=parameters), unlearn, {})
+    assert (found["precision"], found["dtype"], found["steps"]) == ("bfloat16", "float16", 2)
 
 
 def test_differences_that_may_change_bits_come_first():

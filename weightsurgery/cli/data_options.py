@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli.options import written_path
+from weightsurgery.cli.spread import option_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,16 +65,18 @@ class FromData:
             rich_help_panel=_PANEL,
         ),
     ] = None
-    batch: Annotated[
+    batch_size: Annotated[
         int | None,
         typer.Option(
+            "--batch",
             help="Examples per step. Default: 12, and what is to stay beside them; others: 64.",
             rich_help_panel=_PANEL,
         ),
     ] = None
-    lr: Annotated[
+    learning_rate: Annotated[
         float | None,
         typer.Option(
+            "--lr",
             help="Learning rate of AdamW. Default: 1e-3, 2e-3 to learn; strangers: 0.4, relative"
             " to the size of a weight's entries.",
             rich_help_panel=_PANEL,
@@ -197,7 +200,7 @@ class FromData:
         foreign = self._foreign(default)
         if not foreign or self._foreign(other):
             return default, ""
-        names = " and ".join(f"--{_option(name)}" for name in foreign)
+        names = " and ".join(f"{option_of(FromData, name)}" for name in foreign)
         verb = "is an option" if len(foreign) == 1 else "are options"
         return other, f"--objective {other}: {names} {verb} of it, and not of {default}."
 
@@ -250,45 +253,24 @@ class FromData:
                 )
             rounds = Rounds("learn", seed=seed) if learning else Rounds(seed=seed)
             return Search(rounds, self._by_neighbours(seed, learning), **guarded)
-        given: dict[str, Any] = {
-            "rounds": self.rounds,
-            "steps": self.steps,
-            "batch_size": self.batch,
-            "learning_rate": self.lr,
-            "draws": self.draws,
-            "prompts": self.prompts,
-            "scale": self.round_scale,
-            "epsilon": epsilon,
-        }
-        chosen = _NEGATE if objective == "negate" else {}
-        chosen = chosen | {name: value for name, value in given.items() if value is not None}
-        rounds = Rounds(objective=objective, seed=seed, **chosen)
-        return Search(rounds, **guarded)
+        chosen: dict[str, Any] = dict(_NEGATE) if objective == "negate" else {}
+        chosen = chosen | self._given(Rounds) | ({} if epsilon is None else {"epsilon": epsilon})
+        return Search(Rounds(**{**chosen, "objective": objective, "seed": seed}), **guarded)
 
     def _by_neighbours(self, seed: int, learning: bool) -> ByNeighbours:
         from weightsurgery.learning.forget import ByNeighbours
         from weightsurgery.learning.forgetting import LEARNING, Forgetting
 
-        training: dict[str, Any] = {
-            "steps": self.steps,
-            "batch_size": self.batch,
-            "learning_rate": self.lr,
-            "keep_weight": self.keep_weight,
-        }
-        own: dict[str, Any] = {
-            "rank": self.lora_rank,
-            "wordings": self.wordings,
-            "neighbours": self.neighbours,
-            "draws": self.draws,
-        }
-        return ByNeighbours(
-            replace(
-                LEARNING if learning else Forgetting(),
-                **{n: v for n, v in training.items() if v is not None},
-                seed=seed,
-            ),
-            **{n: v for n, v in own.items() if v is not None},
-        )
+        training = LEARNING if learning else Forgetting()
+        training = replace(training, **{**self._given(Forgetting), "seed": seed})
+        rank = {} if self.lora_rank is None else {"rank": self.lora_rank}
+        return ByNeighbours(training, **{**self._given(ByNeighbours), **rank})
+
+    def _given(self, kind: type) -> dict[str, Any]:
+        """The options that were given and are fields of some settings, by name."""
+        names = {each.name for each in fields(kind)} & {each.name for each in fields(self)}
+        found = {name: getattr(self, name) for name in sorted(names)}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _check(self, objective: str, allowed: Sequence[str]) -> None:
         """Refuse options of other objectives."""
@@ -298,7 +280,7 @@ class FromData:
             others = [each for each in allowed if name in _KNOWN[each]]
             more = f", or pass --objective {' or '.join(others)}" if others else ""
             raise EditError(
-                f"--{_option(name)} with objective {objective}, which knows no such thing",
+                f"{option_of(FromData, name)} with objective {objective}, which has none",
                 f"Leave it out{more}.",
             )
         if self.threshold is not None and not self.validation_keep:
@@ -327,10 +309,6 @@ class FromData:
             ):
                 continue
             raise EditError(
-                f"--{_option(each.name)} with a vector: it says how to train on data",
+                f"{option_of(FromData, each.name)} with a vector: it says how to train on data",
                 "Leave it out, or give a data set instead of the vector.",
             )
-
-
-def _option(name: str) -> str:
-    return name.replace("_", "-").replace("target", "forget")

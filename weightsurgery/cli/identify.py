@@ -14,10 +14,10 @@ from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Which, written_path
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.statistics import gather_statistics
+from weightsurgery.cli.training_options import Optimise
 
 if TYPE_CHECKING:
     from weightsurgery.learning.method import Method
-    from weightsurgery.learning.settings import Training
 
 __all__ = ["identify"]
 
@@ -76,76 +76,17 @@ class How:
 
 
 @dataclass(frozen=True)
-class Train:
-    """How to train."""
+class Further:
+    """What identification alone is told of its training."""
 
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps per stage: per layer, or in all in mode joint.",
-            rich_help_panel="Training",
-        ),
-    ] = None
-    epochs: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead: passes over the data per stage. Default: 3.", rich_help_panel="Training"
-        ),
-    ] = None
-    lr: Annotated[
-        float, typer.Option(help="Learning rate of AdamW.", rich_help_panel="Training")
-    ] = 1e-4
-    batch: Annotated[
-        int,
-        typer.Option(help="Examples per process and micro-step.", rich_help_panel="Training"),
-    ] = 8
-    accumulate: Annotated[
-        int, typer.Option(help="Micro-steps per step.", rich_help_panel="Training")
-    ] = 1
-    warmup: Annotated[
-        int,
-        typer.Option(
-            help="Steps over which the learning rate rises; constant after.",
-            rich_help_panel="Training",
-        ),
-    ] = 0
-    weight_decay: Annotated[float, typer.Option(help="Of AdamW.", rich_help_panel="Training")] = 0.0
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Split longer examples into windows. Default: at what the model reads.",
-            rich_help_panel="Training",
-        ),
-    ] = None
     seed: Annotated[
         int,
-        typer.Option(help="Of order, dropout and first weights.", rich_help_panel="Training"),
+        typer.Option(help="Seed of order, dropout and first weights.", rich_help_panel="Training"),
     ] = 0
     dtype: Annotated[
-        str,
-        typer.Option(
-            help="Of the arithmetic: float32, bfloat16 or float16. Trained weights and the vector"
-            " are float32 always.",
-            rich_help_panel="Training",
-        ),
-    ] = "float32"
-    gradient_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-checkpointing",
-            help="Less memory for activations, a third more work.",
-            rich_help_panel="Training",
-        ),
-    ] = False
-    save_every: Annotated[
-        int,
-        typer.Option(
-            metavar="STEPS",
-            help="Between points a killed run goes on from, and looks at --validation.",
-            rich_help_panel="Training",
-        ),
-    ] = 500
+        str | None,
+        typer.Option(hidden=True, help="The former name of --precision."),
+    ] = None
     trainer_arg: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,29 +97,26 @@ class Train:
         ),
     ] = None
 
-    def training(self, patience: int | None) -> Training:
-        """As the library's settings."""
-        from weightsurgery.errors import EditError
-        from weightsurgery.learning.settings import Training
+    def given(self, precision: str | None) -> dict[str, Any]:
+        """As fields of the library's training, by name.
 
-        if self.steps is not None and self.epochs is not None:
-            raise EditError("both --steps and --epochs", "Give one of them.")
-        return Training(
-            steps=self.steps,
-            epochs=3.0 if self.epochs is None else self.epochs,
-            learning_rate=self.lr,
-            batch_size=self.batch,
-            accumulation=self.accumulate,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            max_length=self.max_length,
-            seed=self.seed,
-            dtype=self.dtype,
-            gradient_checkpointing=self.gradient_checkpointing,
-            save_every=self.save_every,
-            patience=patience,
-            extra=dict(_pair(text) for text in self.trainer_arg or ()),
-        )
+        Args:
+            precision: What ``--precision`` says.
+
+        Raises:
+            EditError: Its former name says something else.
+        """
+        from weightsurgery.errors import EditError
+
+        found = {"seed": self.seed, "extra": dict(_pair(text) for text in self.trainer_arg or ())}
+        if self.dtype is None:
+            return found
+        if precision not in (None, self.dtype):
+            raise EditError(
+                f"--precision {precision} and, by its former name, --dtype {self.dtype}",
+                "Give --precision alone.",
+            )
+        return {**found, "precision": self.dtype}
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -244,7 +182,8 @@ def identify(
     ],
     which: Which,
     how: How,
-    train: Train,
+    optimise: Optimise,
+    further: Further,
     hold: Hold,
     show: Show,
     out: Annotated[
@@ -266,16 +205,21 @@ def identify(
     """Find the task vector of a data set, layer by layer (UNLEARN's subspace identification).
 
     A reconstruction of arXiv 2408.04140. Trains the all-linear tensors unless --targets says
-    otherwise. A killed run goes on when started again; torchrun and accelerate launch work.
+    otherwise. Defaults: 3 epochs per stage, --lr 1e-4, --batch 8, float32. A killed run goes on
+    when started again; torchrun and accelerate launch work.
 
     Example:  ws identify ./model data.jsonl -o ./vector --steps 30 --lr 5e-4
     """
     from weightsurgery.deferred import need
     from weightsurgery.errors import EditError
+    from weightsurgery.learning.settings import Training
 
+    given = {**further.given(optimise.precision), **optimise.given()}
     if how.mode == "activations":
-        if dry_run or (how, train, hold) != (How("activations", max_memory=how.max_memory),
-                                             Train(), Hold()):  # fmt: skip
+        nothing, usual = (How("activations", max_memory=how.max_memory), Hold()), Training()
+        # Recipes write defaults out, too.
+        trains = any(value != getattr(usual, name) for name, value in given.items())
+        if dry_run or trains or (how, hold) != nothing:
             raise EditError(
                 "mode activations trains nothing, and takes no option of training, nor --dry-run",
                 "Leave out all but --max-memory, --device and what chooses tensors.",
@@ -293,7 +237,7 @@ def identify(
     from weightsurgery.unlearning.methods import identify as library
 
     what: dict[str, Any] = {
-        "training": train.training(hold.patience),
+        "training": Training(**given, patience=hold.patience),
         "method": how.method(hold.keep_weight),
         "selection": which.selection("all-linear"),
         "keep": hold.keep or (),

@@ -231,6 +231,7 @@ def _field(option: Any, annotation: Any) -> Field:
         next((each[2:] for each in option.secondary_opts), ""),
         option.name not in _OF_ONE_RUN,
         option.callback is not None and inspect.unwrap(option.callback) is written_path,
+        getattr(option, "hidden", False),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
-__all__ = ["options"]
+__all__ = ["option_of", "options"]
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,6 +48,15 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     spread.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     spread.__annotations__ = {each.name: each.annotation for each in flat}
     return spread
+
+
+def option_of(group: type, name: str) -> str:
+    """How a field of a group is called on the command line, dashes included."""
+    option = get_type_hints(group, include_extras=True)[name].__metadata__[0]
+    # Typer's first positional argument is the default, or in an annotation the first name.
+    words = (option.default, *(option.param_decls or ()))
+    named = (each for each in words if isinstance(each, str) and each.startswith("--"))
+    return next(named, f"--{name.replace('_', '-')}")
 
 
 def _default(value: Any) -> Any:

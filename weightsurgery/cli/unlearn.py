@@ -14,6 +14,7 @@ from weightsurgery.cli.found import finding, show_found
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.spread import options
+from weightsurgery.cli.training_options import Optimise
 from weightsurgery.unlearning.methods import METHODS, SYSTEMS
 
 __all__ = ["unlearn"]
@@ -67,7 +68,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Tune:
-    """How to train; what is not given is as the method was published."""
+    """What the method is told; what is not is as it was published."""
 
     set_: Annotated[
         list[str] | None,
@@ -75,57 +76,6 @@ class Tune:
             "--set",
             metavar="NAME=VALUE",
             help="A setting of the method, as in beta=0.5; repeatable. --list shows them.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
-    steps: Annotated[
-        int | None, typer.Option(help="Training steps.", rich_help_panel=_TRAINING)
-    ] = None
-    epochs: Annotated[
-        float | None,
-        typer.Option(help="Instead: passes over the data to forget.", rich_help_panel=_TRAINING),
-    ] = None
-    lr: Annotated[
-        float | None, typer.Option(help="Learning rate of AdamW.", rich_help_panel=_TRAINING)
-    ] = None
-    batch: Annotated[
-        int | None,
-        typer.Option(help="Examples per process and micro-step.", rich_help_panel=_TRAINING),
-    ] = None
-    accumulate: Annotated[
-        int | None, typer.Option(help="Micro-steps per step.", rich_help_panel=_TRAINING)
-    ] = None
-    warmup: Annotated[
-        int | None,
-        typer.Option(help="Steps over which the rate rises.", rich_help_panel=_TRAINING),
-    ] = None
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Of AdamW.", rich_help_panel=_TRAINING)
-    ] = None
-    max_length: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", help="Split longer examples.", rich_help_panel=_TRAINING),
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the training's arithmetic: float32, bfloat16 or float16.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None
-    gradient_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-checkpointing",
-            help="Less memory for activations, a third more work.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = False
-    save_every: Annotated[
-        int | None,
-        typer.Option(
-            metavar="STEPS",
-            help="Between points that a killed run goes on from. Default: 500.",
             rich_help_panel=_TRAINING,
         ),
     ] = None
@@ -137,28 +87,6 @@ class Tune:
             rich_help_panel=_TRAINING,
         ),
     ] = None
-
-    def training(self, seed: int) -> dict[str, Any]:
-        """As fields of the library's training, those that are given."""
-        from weightsurgery.errors import EditError
-
-        if self.steps is not None and self.epochs is not None:
-            raise EditError("both --steps and --epochs", "Give one of them.")
-        given = {
-            "steps": self.steps,
-            "epochs": self.epochs,
-            "learning_rate": self.lr,
-            "batch_size": self.batch,
-            "accumulation": self.accumulate,
-            "warmup": self.warmup,
-            "weight_decay": self.weight_decay,
-            "max_length": self.max_length,
-            "dtype": self.precision,
-            "gradient_checkpointing": self.gradient_checkpointing or None,
-            "save_every": self.save_every,
-            "seed": seed,
-        }
-        return {name: value for name, value in given.items() if value is not None}
 
     def settings(self) -> dict[str, Any]:
         """The method's own, values as JSON where they are that, else as words."""
@@ -185,6 +113,7 @@ def unlearn(
     ],
     data: Data,
     tune: Tune,
+    optimise: Optimise,
     which: Which,
     truncate: Truncate,
     store: Store,
@@ -242,7 +171,11 @@ def unlearn(
     from weightsurgery.report.systems import trained_tables
 
     how = library.How(
-        method, tune.settings(), tune.training(store.seed), tune.lora_rank, truncate.rule()
+        method,
+        tune.settings(),
+        {**optimise.given(), "seed": store.seed},
+        tune.lora_rank,
+        truncate.rule(),
     )
     selection = which.selection("all-linear", store.layer_scale)
     by_hand = any((which.targets, which.include, which.exclude, which.layers))

@@ -9,7 +9,7 @@ rounds is one task vector. Three objectives say what a change is after:
     trained inside the subspace (:mod:`weightsurgery.learning.constrained`). The default.
 ``negate``
     UNLEARN's three steps (Lizzo & Heck, arXiv 2408.04140; a reconstruction): train a
-    few steps on the data itself, discriminate that vector, take it away ``scale`` times.
+    few steps on the data itself, discriminate that vector, take it away ``round_scale`` times.
 ``learn``
     LEARN: give the completions of the data, trained inside the subspace.
 
@@ -65,7 +65,7 @@ class Rounds:
             :class:`~weightsurgery.learning.constrained.SubspaceAdam`); for ``negate``, AdamW's.
             None for 0.4 and 5e-4.
         epsilon: Ridge of the activation statistics.
-        scale: λ of each round's vector; for ``negate`` alone.
+        round_scale: λ of each round's vector; for ``negate`` alone.
         draws: Strangers asked for each example.
         prompts: Strangers' prompts in the statistics; 0 for the keep examples alone.
         seed: Of every draw.
@@ -80,7 +80,7 @@ class Rounds:
     batch_size: int = 64
     learning_rate: float | None = None
     epsilon: float = 1e-3
-    scale: float = 32.0
+    round_scale: float = 32.0
     draws: int = 2
     prompts: int = 2000
     seed: int = 0
@@ -99,7 +99,7 @@ class Rounds:
         for name in ("prompts", "seed"):
             if getattr(self, name) < 0:
                 raise EditError(f"{name} {getattr(self, name)}", "Give a whole number from 0.")
-        for name in ("learning_rate", "epsilon", "scale"):
+        for name in ("learning_rate", "epsilon", "round_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise EditError(f"{name.replace('_', ' ')} {value}", "Give a number above 0.")
@@ -191,7 +191,9 @@ def find_change(
                 )
                 taken = number * settings.steps
                 if settings.objective == "negate":
-                    trained = _take_away(model, rows, inside, training, settings.scale, progress)
+                    trained = _take_away(
+                        model, rows, inside, training, settings.round_scale, progress
+                    )
                     ended = watch is not None and watch.look(taken + settings.steps)
                 else:
                     ended, trained = _train(model, rows, inside, training, watch, taken, progress)

@@ -9,9 +9,9 @@ from typing import Any
 
 from weightsurgery.errors import EditError
 
-__all__ = ["DTYPES", "Training"]
+__all__ = ["PRECISIONS", "Training"]
 
-DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Training:
         max_length: Tokens beyond which an example is split into windows; None for what the model
             reads at once.
         seed: Of order, dropout, adapters and, in mode ``literal``, of the first weights.
-        dtype: Of the arithmetic: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (mixed precision).
-            The weights that are trained are float32 always.
+        precision: Of the arithmetic: ``"float32"``, ``"bfloat16"`` or ``"float16"``. The weights
+            that are trained are float32 always.
         gradient_checkpointing: Compute activations again instead of holding them.
         save_every: Steps between points from which a killed run goes on, and between looks at
             the validation data.
@@ -51,15 +51,17 @@ class Training:
     weight_decay: float = 0.0
     max_length: int | None = None
     seed: int = 0
-    dtype: str = "float32"
+    precision: str = "float32"
     gradient_checkpointing: bool = False
     save_every: int = 500
     patience: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise EditError(f"dtype {self.dtype!r}", f"Choose one of: {', '.join(DTYPES)}.")
+        if self.precision not in PRECISIONS:
+            raise EditError(
+                f"precision {self.precision!r}", f"Choose one of: {', '.join(PRECISIONS)}."
+            )
         for name in ("batch_size", "accumulation", "save_every", "steps", "max_length", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:

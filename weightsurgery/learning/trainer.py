@@ -124,8 +124,8 @@ class Steps(TrainerCallback):
         if not math.isfinite(loss):
             raise NonFiniteError(
                 f"{self.stage}: the loss is {loss} at step {state.global_step}",
-                "Lower --learning-rate, raise --warmup, or train with --dtype float32 or bfloat16;"
-                " at step 1, look for NaN in the checkpoint.",
+                "Lower the learning rate, raise --warmup, or train with --precision float32 or"
+                " bfloat16; at step 1, look for NaN in the checkpoint.",
             )
         if self.progress is not None:
             number, count = self.place

@@ -97,8 +97,8 @@ def arguments(
         weight_decay=training.weight_decay,
         seed=training.seed,
         data_seed=training.seed,
-        bf16=training.dtype == "bfloat16",
-        fp16=training.dtype == "float16",
+        bf16=training.precision == "bfloat16",
+        fp16=training.precision == "float16",
         use_cpu=device.type == "cpu",
         save_strategy="steps" if resumable or watched else "no",
         save_steps=training.save_every,
@@ -215,7 +215,7 @@ def train_stage(
         if name in wanted and not torch.isfinite(parameter).all():
             raise NonFiniteError(
                 f"{stage.name}: {name!r} holds NaN or infinity after step {trained.steps}",
-                "Lower --learning-rate or raise --warmup.",
+                "Lower the learning rate or raise --warmup.",
             )
     return trained
 

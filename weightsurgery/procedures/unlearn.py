@@ -15,7 +15,7 @@ from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.unlearning import run as road
-from weightsurgery.unlearning.job import Job, Output, Run
+from weightsurgery.unlearning.job import Job, Machine, Output
 from weightsurgery.unlearning.matrices import matrices
 from weightsurgery.unlearning.methods.neighbours import Neighbours
 from weightsurgery.unlearning.methods.rounds import InRounds
@@ -155,7 +155,7 @@ def plan(
         overwrite=overwrite,
         allow_unrelated=allow_unrelated,
     )
-    found = road.plan(job, output, Run(device=device, workers=workers))
+    found = road.plan(job, output, Machine(device=device, workers=workers))
     assert isinstance(found, TrainingPlan)
     return found
 
@@ -203,6 +203,6 @@ def unlearn(
     selection = selection or Selection(search.targets)
     job = read_job(base, sources, search, selection, device, allow_unrelated)
     output = Output(out, vector, scale, selection.scales, storage, overwrite, allow_unrelated)
-    done = road.run(job, output, Run(progress, device, workers, command))
+    done = road.run(job, output, Machine(progress, device, workers, command))
     assert done is not None  # one process alone
     return done

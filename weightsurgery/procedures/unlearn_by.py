@@ -16,7 +16,7 @@ from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.unlearning import run as road
 from weightsurgery.unlearning.by_system import BySystem, How, SystemPlan
-from weightsurgery.unlearning.job import Job, Output, Run, distributed
+from weightsurgery.unlearning.job import Job, Machine, Output, distributed
 from weightsurgery.unlearning.matrices import matrices
 from weightsurgery.unlearning.run import Unlearned
 from weightsurgery.unlearning.sets import Sets
@@ -109,7 +109,7 @@ def plan(asked: Asked) -> SystemPlan:
     Raises:
         WeightSurgeryError: What :func:`unlearn_by` would raise before it loads the model.
     """
-    by = Run(device=asked.device, workers=asked.workers)
+    by = Machine(device=asked.device, workers=asked.workers)
     found = road.plan(asked.job(), asked.output, by)
     assert isinstance(found, SystemPlan)
     return found
@@ -131,5 +131,5 @@ def unlearn_by(
     Raises:
         WeightSurgeryError: See :meth:`Asked.job` and :func:`weightsurgery.unlearning.run.run`.
     """
-    by = Run(progress, asked.device, asked.workers, command)
+    by = Machine(progress, asked.device, asked.workers, command)
     return road.run(asked.job(), asked.output, by)

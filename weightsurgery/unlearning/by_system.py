@@ -18,7 +18,7 @@ from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.surgery.plan import Plan
 from weightsurgery.unlearning.change_request import ChangeRequest
-from weightsurgery.unlearning.job import Job, Run
+from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
 from weightsurgery.unlearning.saving import Change
@@ -189,7 +189,7 @@ class BySystem(OnModel):
         points = 6 if steps > how.save_every else 3 * bool(self.row.models)
         return 4 * trained * (self.row.models + points)
 
-    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
         """See :class:`OnModel`.
 
         Raises:

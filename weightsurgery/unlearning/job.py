@@ -36,7 +36,7 @@ from weightsurgery.vectors.sources import Keep
 if TYPE_CHECKING:
     from weightsurgery.unlearning.method import Method
 
-__all__ = ["Job", "Output", "Run", "distributed"]
+__all__ = ["Job", "Machine", "Output", "distributed"]
 
 
 def distributed() -> bool:
@@ -45,7 +45,7 @@ def distributed() -> bool:
 
 
 @dataclass(frozen=True)
-class Run:
+class Machine:
     """Who does the work, and who is told of it.
 
     Attributes:

@@ -17,7 +17,7 @@ from weightsurgery.learning.guard import BUDGET, Guard, added, harm
 from weightsurgery.learning.parameters import load_float32
 from weightsurgery.learning.stages import encode_rows, is_main
 from weightsurgery.surgery.plan import Plan
-from weightsurgery.unlearning.job import Job, Run
+from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.matrices import held_as
 from weightsurgery.unlearning.saving import Change
 from weightsurgery.vectors.lora_files import AdapterPlan
@@ -45,7 +45,7 @@ class Method(ABC):
     distributed: ClassVar[bool] = False
 
     @abstractmethod
-    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
         """Find the change.
 
         Args:
@@ -108,7 +108,7 @@ class Loaded:
 
     model: Any
     held: Mapping[str, str]
-    run: Run
+    run: Machine
     workspace: Path
 
 
@@ -135,7 +135,7 @@ class OnModel(Method):
             ``W' − W`` by parameter, on the CPU, and how it came about, for the record.
         """
 
-    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
         """See :class:`Method`.
 
         Raises:

@@ -21,7 +21,7 @@ from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, 
 from weightsurgery.learning.stages import is_main
 from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
-from weightsurgery.unlearning.job import Job, Output, Run
+from weightsurgery.unlearning.job import Job, Machine, Output
 from weightsurgery.unlearning.plan import Planned, check_space
 from weightsurgery.unlearning.saving import find_and_save, finished, workspace_of
 from weightsurgery.vectors.deltas import DenseDelta
@@ -108,7 +108,7 @@ class Coming:
         raise AssertionError("a change that is still to be trained was read")
 
 
-def plan(job: Job, output: Output, by: Run) -> Planned:
+def plan(job: Job, output: Output, by: Machine) -> Planned:
     """What :func:`run` would train, hold and write; nothing is run.
 
     Raises:
@@ -117,7 +117,7 @@ def plan(job: Job, output: Output, by: Run) -> Planned:
     return _planned(job, output, by)[0]
 
 
-def run(job: Job, output: Output, by: Run) -> Unlearned | None:
+def run(job: Job, output: Output, by: Machine) -> Unlearned | None:
     """Find the vector, save it, and write the edited checkpoint.
 
     Args:
@@ -193,7 +193,7 @@ def _how(found: EditRecord) -> dict[str, Any]:
     return how
 
 
-def _planned(job: Job, output: Output, by: Run) -> tuple[Planned, EditRecord | None]:
+def _planned(job: Job, output: Output, by: Machine) -> tuple[Planned, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
     storage, vector = output.storage or Storage(), TaskVector(())  # none yet
     if isinstance(storage, AdapterStorage):

@@ -90,10 +90,8 @@ class Search:
             own = self.neighbours.described()
             own["lora_rank"] = own.pop("rank")
             return {"objective": self.objective, **own, "rank": rank, **guarded}
-        found = asdict(self.rounds)
-        found["round_scale"] = found.pop("scale")  # the edit has one of its own
         return {
-            **found,
+            **asdict(self.rounds),
             "learning_rate": self.rounds.rate,
             "rank": rank,
             "keep_rank": str(self.keep_rank),

@@ -28,6 +28,7 @@ class Field:
         off: The long name that says no; "" for none.
         in_recipes: Whether it is part of the edit; others belong to one run of it.
         writes: Whether it names a place that is written.
+        former: Whether it is the former name of another, read yet not written.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Field:
     off: str = ""
     in_recipes: bool = True
     writes: bool = False
+    former: bool = False
 
     @property
     def key(self) -> str:

@@ -90,7 +90,7 @@ def _recipe_of(
     settled = {
         field.name: known.get(field.name, field.default)
         for field in command.fields
-        if field.in_recipes and field.name not in given
+        if field.in_recipes and not field.former and field.name not in given
     }
     read = _Read.of(record)
     given = {name: read.pinned(value) for name, value in given.items()}

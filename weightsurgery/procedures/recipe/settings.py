@@ -12,21 +12,16 @@ from weightsurgery.procedures.recipe.command import Command
 
 __all__ = ["called_from_python", "settings"]
 
-# Options whose value a record holds under the same or another name.
-_PLAIN = {
-    "scale": "scale", "side": "side", "basis": "basis", "seed": "seed", "epsilon": "epsilon",
-    "dtype": "dtype", "allow_unrelated": "allow_unrelated", "objective": "objective",
-    "rounds": "rounds", "steps": "steps", "batch": "batch_size", "lr": "learning_rate",
-    "draws": "draws", "prompts": "prompts", "round_scale": "round_scale", "threshold": "threshold",
-    "wordings": "wordings", "neighbours": "neighbours", "keep_weight": "keep_weight",
-    "lora_rank": "lora_rank", "budget": "budget",
-}  # fmt: skip
-_TRAINED = {
-    "steps": "steps", "lr": "learning_rate", "batch": "batch_size", "accumulate": "accumulation",
-    "warmup": "warmup", "weight_decay": "weight_decay", "max_length": "max_length",
-    "seed": "seed", "dtype": "dtype", "gradient_checkpointing": "gradient_checkpointing",
-    "save_every": "save_every", "patience": "patience",
-}  # fmt: skip
+# Options whose value a record holds under their name.
+_PLAIN = (
+    "scale", "side", "basis", "seed", "epsilon", "dtype", "allow_unrelated", "objective", "rounds",
+    "steps", "batch_size", "learning_rate", "draws", "prompts", "round_scale", "threshold",
+    "wordings", "neighbours", "keep_weight", "lora_rank", "budget",
+)  # fmt: skip
+_TRAINED = (
+    "steps", "learning_rate", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
+    "seed", "precision", "gradient_checkpointing", "save_every", "patience",
+)  # fmt: skip
 
 
 def settings(record: EditRecord, command: Command, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +33,7 @@ def settings(record: EditRecord, command: Command, given: Mapping[str, Any]) -> 
         given: What was given, which may rule other options out.
     """
     parameters = record.parameters
-    found = {option: parameters[name] for option, name in _PLAIN.items() if name in parameters}
+    found = {name: parameters[name] for name in _PLAIN if name in parameters}
     found |= _selection(parameters.get("selection", {}))
     found |= _storage(parameters.get("storage", {}))
     found |= _ranks(parameters)
@@ -100,7 +95,9 @@ def _rule(text: str) -> dict[str, Any]:
 
 
 def _training(training: Mapping[str, Any]) -> dict[str, Any]:
-    found = {option: training[name] for option, name in _TRAINED.items() if name in training}
+    if "dtype" in training:  # as records of before called it
+        training = {"precision": training["dtype"], **training}
+    found = {name: training[name] for name in _TRAINED if name in training}
     if found.get("steps") is None:
         found["epochs"] = training["epochs"]
     return found
@@ -111,7 +108,6 @@ def _system(parameters: Mapping[str, Any]) -> dict[str, Any]:
     chosen = parameters["settings"].items()
     found = {
         "dtype": parameters.get("storage", {}).get("dtype"),
-        "precision": parameters["training"]["dtype"],
         "lora_rank": parameters["lora_rank"],
         "set_": [f"{name}={json.dumps(value)}" for name, value in chosen] or None,
     }

@@ -39,7 +39,7 @@ from weightsurgery.learning.stages import process_device, values_of, wait_for_al
 from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.training import isolated
 from weightsurgery.progress import Progress
-from weightsurgery.unlearning.job import Job, Run
+from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import Method
 from weightsurgery.unlearning.saving import Change, find_and_save, workspace_of
 from weightsurgery.unlearning.sets import Sets
@@ -142,7 +142,7 @@ class Identify(Method):
             disk=4 * (copies * total + 6 * largest),
         )
 
-    def find(self, job: Job, run: Run, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
         """See :class:`Method`: loads, trains, and tells the changes by their stored names.
 
         Raises:
@@ -308,9 +308,9 @@ def identify(
     """
     with Checkpoint.open(checkpoint) as base:
         job = read_job(base, data, keep, validation, training, method, selection, device)
-        place, by = Path(os.path.realpath(out)), Run(progress, device, command=command)
+        place, by = Path(os.path.realpath(out)), Machine(progress, device, command=command)
         if not is_main():
-            job.method.find(job, Run(device=device), workspace_of(job, place))
+            job.method.find(job, Machine(device=device), workspace_of(job, place))
             wait_for_all()
             return read_record(place)
         record = find_and_save(

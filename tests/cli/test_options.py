@@ -1,0 +1,62 @@
+"""Options are fields: what the command line takes is what the library takes, under its names."""
+
+from dataclasses import fields
+
+import pytest
+
+from weightsurgery.cli.data_options import FromData
+from weightsurgery.cli.spread import option_of
+from weightsurgery.cli.training_options import Optimise
+from weightsurgery.errors import EditError
+from weightsurgery.learning.forget import ByNeighbours
+from weightsurgery.learning.forgetting import Forgetting
+from weightsurgery.learning.rounds import Rounds
+from weightsurgery.learning.settings import Training
+from weightsurgery.unlearning.by_system import How
+from weightsurgery.unlearning.methods import system
+
+
+def names(kind):
+    return {each.name for each in fields(kind)}
+
+
+def test_every_option_of_training_is_a_field_of_it():
+    assert len(fields(Optimise)) == 11
+    assert names(Optimise) < names(Training)
+    # Nothing that was not given: the method's own defaults count.
+    assert Optimise().given() == {}
+    given = {"learning_rate": 0.5, "batch_size": 3, "precision": "bfloat16", "warmup": 0}
+    assert Optimise(**given).given() == given
+    trained = How("npo", training=Optimise(**given).given()).trained(system("npo"))
+    assert (trained.learning_rate, trained.epochs) == (0.5, system("npo").published.epochs)
+    with pytest.raises(EditError, match="both --steps and --epochs"):
+        Optimise(steps=1, epochs=1.0).given()
+
+
+def test_options_are_called_as_they_were():
+    called = {each.name: option_of(Optimise, each.name) for each in fields(Optimise)}
+    assert called["learning_rate"] == "--lr"
+    assert (called["batch_size"], called["accumulation"]) == ("--batch", "--accumulate")
+    assert called["weight_decay"] == "--weight-decay"
+    assert option_of(FromData, "validation_target") == "--validation-forget"
+    assert option_of(FromData, "round_scale") == "--round-scale"
+
+
+def test_options_from_data_reach_the_settings_that_have_them():
+    found = FromData(steps=3, learning_rate=0.5, batch_size=7, draws=2, neighbours=4, keep_weight=2)
+    search = found.search(False, "neighbours", None, 5, None, None)
+    training = search.neighbours.training
+    assert (training.steps, training.learning_rate, training.batch_size) == (3, 0.5, 7)
+    assert (training.keep_weight, training.seed, search.neighbours.draws) == (2, 5, 2)
+    assert training == Forgetting(**{n: getattr(training, n) for n in names(Forgetting)})
+    rounds = FromData(rounds=2, steps=3, round_scale=8.0, learning_rate=0.5, prompts=0)
+    found = rounds.search(False, "negate", 0.01, 5, None, None).rounds
+    assert found == Rounds(
+        "negate", rounds=2, steps=3, round_scale=8.0, learning_rate=0.5, prompts=0, epsilon=0.01,
+        seed=5,
+    )  # fmt: skip
+    # Where nothing is given, what was measured for the objective.
+    assert FromData().search(False, "negate", None, 0, None, None).rounds == Rounds(
+        "negate", rounds=12, steps=10
+    )
+    assert FromData().search(False, "neighbours", None, 0, None, None).neighbours == ByNeighbours()
