@@ -300,7 +300,13 @@ def test_directions_and_statistics_are_kept(world, base, tmp_path):
 
 def test_negation_in_rounds_forgets_too(world, base, tmp_path):
     rounds = Rounds(
-        "negate", rounds=2, steps=10, batch_size=16, prompts=60, scale=200.0, learning_rate=5e-3
+        "negate",
+        rounds=2,
+        steps=10,
+        batch_size=16,
+        prompts=60,
+        round_scale=200.0,
+        learning_rate=5e-3,
     )
     done = unlearn(
         base,
