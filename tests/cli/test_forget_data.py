@@ -178,12 +178,12 @@ def test_the_help_tells_the_defaults_as_they_are():
     helps = {name: hint.__metadata__[0].help for name, hint in hints.items()}
     for name, value in (
         ("wordings", own.wordings), ("neighbours", own.neighbours), ("lora_rank", own.rank),
-        ("steps", own.training.for_places(1).steps), ("batch", own.training.batch_size),
+        ("steps", own.training.for_places(1).steps), ("batch_size", own.training.batch_size),
         ("keep_weight", own.training.keep_weight), ("budget", BUDGET),
     ):  # fmt: skip
         assert f"Default: {value:g}" in helps[name], name
     assert f"({own.draws})" in helps["draws"]
-    rate, _, rest = helps["lr"].partition("Default: ")[2].partition(", ")
+    rate, _, rest = helps["learning_rate"].partition("Default: ")[2].partition(", ")
     assert float(rate) == own.training.learning_rate
     assert float(rest.partition(" to learn")[0]) == LEARNING.learning_rate
     # To learn it takes more.
