@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
-from weightsurgery.checkpoint.naming import kind_of, layer_of
+from weightsurgery.checkpoint.naming import is_mlp_output, kind_of, layer_of
 from weightsurgery.checkpoint.stacks import is_matrix, is_stack
 from weightsurgery.errors import SelectionError
 
@@ -31,6 +31,7 @@ TARGETS: Mapping[str, Callable[[TensorEntry], bool]] = {
     "all-linear": _all_linear,
     "attention": lambda entry: kind_of(entry.name) == "attention",
     "mlp": lambda entry: kind_of(entry.name) == "mlp",
+    "mlp-out": lambda entry: is_mlp_output(entry.name),
     "embeddings": lambda entry: kind_of(entry.name) in ("embeddings", "head"),
 }
 

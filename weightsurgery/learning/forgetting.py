@@ -13,8 +13,10 @@ finds more to do, more weight lies. What is to stay are its answers about neighb
 and the places before the truth; language is text that it wrote itself. What ``f₀`` says is looked
 up (:mod:`weightsurgery.learning.expected`), not run again.
 
-The learning rate falls to nothing: what is to stay settles once the request is forgotten. Of some
-looks on the way, the best inside a budget of divergence on text that is not trained on counts.
+How long to push follows from looks on the way: at the full rate until the truth has lost nine tenths
+of its probability at the places to forget (:attr:`~weightsurgery.learning.looks.Look.far`), and then
+with a rate that falls to nothing, in which what is to stay settles. Of the looks, the best inside a
+budget of divergence on text that is not trained on counts.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.training import Rows, Trained, train_stage
 from weightsurgery.progress import Progress
 
-_STEPS, _READ = 40, 4  # steps at least; how often every place is read
+_STEPS, _READ = 120, 12  # steps at most, or as many as read every place so often
+_SETTLE = 20  # steps in which the rate falls to nothing, or a third of all where there are few
+
+_RISE = 4  # steps in which the rate rises to what it is
 
 # Weight of a place where a look found more to do, of another one.
 _URGE = 4
@@ -53,8 +58,8 @@ class Forgetting:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps; None for 40, or as many as read every place to forget four times,
-            and for twice that to learn.
+        steps: Optimiser steps at most; None for 120, or as many as read every place to forget
+            twelve times. Fewer are taken where looks find it done.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget or learn per step; as many about neighbours, half of that of the
             keep data, and a quarter, in turn, of the subjects and of ordinary language.
@@ -70,7 +75,7 @@ class Forgetting:
     """
 
     steps: int | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     batch_size: int = 12
     keep_weight: float = 30.0
     language_weight: float = 6.0
@@ -95,12 +100,12 @@ class Forgetting:
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a number from 0."
                 )
 
-    def for_places(self, count: int, learning: bool = False) -> Forgetting:
-        """The same with as many steps as so many places to forget take, or twice that to learn."""
+    def for_places(self, count: int) -> Forgetting:
+        """The same with as many steps at most as so many places take."""
         if self.steps is not None:
             return self
-        steps = (1 + learning) * max(_STEPS, -(-_READ * count // self.batch_size))
-        return replace(self, steps=steps, every=max(self.every, steps // 6))
+        steps = max(_STEPS, -(-_READ * count // self.batch_size))
+        return replace(self, steps=steps, every=max(self.every, steps // 12))
 
 
 LEARNING = Forgetting(learning_rate=2e-3, keep_weight=10.0, language_weight=3.0)
@@ -115,9 +120,32 @@ class _ByNeighbours(StageTrainer):
     padding: int
     looks: Looks
 
+    def create_scheduler(self, num_training_steps, optimizer=None):  # type: ignore[no-untyped-def]
+        """See Trainer; the rate follows from the looks, so that a run that goes on has it too."""
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer, lambda step: self._rate(step)
+        )
+        return self.lr_scheduler
+
+    def _rate(self, step: int) -> float:
+        """Share of the full rate at a step: a rise, all of it, and from a turn on a fall."""
+        turn, last = self.schedule()
+        rise = min(1.0, (step + 1) / _RISE)
+        return rise if step < turn else rise * max(0.0, (last - step) / max(1, last - turn))
+
+    def schedule(self) -> tuple[int, int]:
+        """The step after which the rate falls, and the last one, as far as looks say by now."""
+        steps = self.settings.steps or 1
+        settle = min(_SETTLE, -(-steps // 3))
+        first, *later = self.looks.seen
+        done = [each.step for each in later if each.far(first, self.material.learning)]
+        turn = min([steps - settle, *done])
+        return turn, turn + settle
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
         """See Trainer; the step's number decides what is drawn, so that a run can go on."""
         next(epoch_iterator, None)
+        self.state.max_steps = self.schedule()[1]  # for those who are told how far it is
         return [{"step": torch.tensor(self.state.global_step)}], None
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
@@ -238,33 +266,35 @@ def train_forgetting(
         NonFiniteError: The loss or a weight is NaN or infinite.
         OutputError: A point cannot be written.
     """
-    settings = settings.for_places(len(material.taught), material.learning)
+    settings = settings.for_places(len(material.taught))
     steps = settings.steps or 1
     looks = Looks(folder / "looks", material, settings.budget, padding)
     looks.recall()
     if not looks.seen:
         looks.look(model, stage.parameters, 0)
 
+    made: list[_ByNeighbours] = []
+
     def trainer(**arguments: Any) -> _ByNeighbours:
         found = _ByNeighbours(**arguments)
         found.material, found.settings, found.padding = material, settings, padding
         found.looks = looks
+        made.append(found)
         return found
 
     def looked(step: int) -> bool:
-        if step % settings.every == 0 or step == steps:
+        turn, last = made[-1].schedule()
+        if step == last or (step % settings.every == 0 and step <= turn):
             looks.look(model, stage.parameters, step)
-        return False
+        return step >= made[-1].schedule()[1]
 
     training = Training(
         steps=steps,
         learning_rate=settings.learning_rate,
         batch_size=1,
-        warmup=4,
         seed=settings.seed,
         save_every=settings.every,
-        # Falling to nothing, so that what is to stay settles once the request is forgotten.
-        extra={"adam_beta2": 0.99, "lr_scheduler_type": "linear"},
+        extra={"adam_beta2": 0.99},
     )
     trained = train_stage(
         model,
