@@ -395,4 +395,4 @@ def test_large_requests_take_more_steps():
     assert large.steps is not None
     assert large.steps > small.steps
     assert large.steps * large.batch_size >= 4 * 300  # each place is read four times
-    assert Forgetting(steps=7).for_places(300).steps == 7
+    assert Forgetting(steps=7).for_places(300) == Forgetting(steps=7, cycles=1)

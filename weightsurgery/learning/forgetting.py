@@ -13,10 +13,11 @@ finds more to do, more weight lies. What is to stay are its answers about neighb
 and the places before the truth; language is text that it wrote itself. What ``f₀`` says is looked
 up (:mod:`weightsurgery.learning.expected`), not run again.
 
-How long to push follows from looks on the way: at the full rate until the truth has lost nine tenths
-of its probability at the places to forget (:attr:`~weightsurgery.learning.looks.Look.far`), and then
-with a rate that falls to nothing, in which what is to stay settles. Of the looks, the best inside a
-budget of divergence on text that is not trained on counts.
+The learning rate falls to nothing: what is to stay settles once the request is forgotten. Where the
+look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), the rate
+begins anew (warm restarts: Loshchilov & Hutter, arXiv 1608.03983): how long to push follows from
+what is seen. Of the looks, the best inside a budget of divergence on text that is not trained on
+counts.
 """
 
 from __future__ import annotations
@@ -42,10 +43,9 @@ from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.training import Rows, Trained, train_stage
 from weightsurgery.progress import Progress
 
-_STEPS, _READ = 120, 12  # steps at most, or as many as read every place so often
-_SETTLE = 20  # steps in which the rate falls to nothing, or a third of all where there are few
+_STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every place
 
-_RISE = 4  # steps in which the rate rises to what it is
+_RISE = 4  # steps in which the rate rises
 
 # Weight of a place where a look found more to do, of another one.
 _URGE = 4
@@ -58,8 +58,9 @@ class Forgetting:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps at most; None for 120, or as many as read every place to forget
-            twelve times. Fewer are taken where looks find it done.
+        steps: Optimiser steps; None for cycles of 40, or of as many as read every place to forget
+            four times, and of twice that to learn.
+        cycles: How often the rate may begin anew where ``steps`` are not given.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget or learn per step; as many about neighbours, half of that of the
             keep data, and a quarter, in turn, of the subjects and of ordinary language.
@@ -75,6 +76,7 @@ class Forgetting:
     """
 
     steps: int | None = None
+    cycles: int = 3
     learning_rate: float = 1.5e-3
     batch_size: int = 12
     keep_weight: float = 30.0
@@ -84,7 +86,7 @@ class Forgetting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "every"):
+        for name in ("steps", "cycles", "batch_size", "every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise EditError(
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a whole number from 1."
@@ -100,12 +102,12 @@ class Forgetting:
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a number from 0."
                 )
 
-    def for_places(self, count: int) -> Forgetting:
-        """The same with as many steps at most as so many places take."""
+    def for_places(self, count: int, learning: bool = False) -> Forgetting:
+        """The same with as many steps a cycle as so many places take, or twice that to learn."""
         if self.steps is not None:
-            return self
-        steps = max(_STEPS, -(-_READ * count // self.batch_size))
-        return replace(self, steps=steps, every=max(self.every, steps // 12))
+            return replace(self, cycles=1)
+        steps = (1 + learning) * max(_STEPS, -(-_READ * count // self.batch_size))
+        return replace(self, steps=steps, every=max(self.every, steps // 6))
 
 
 LEARNING = Forgetting(learning_rate=2e-3, keep_weight=10.0, language_weight=3.0)
@@ -128,24 +130,24 @@ class _ByNeighbours(StageTrainer):
         return self.lr_scheduler
 
     def _rate(self, step: int) -> float:
-        """Share of the full rate at a step: a rise, all of it, and from a turn on a fall."""
-        turn, last = self.schedule()
-        rise = min(1.0, (step + 1) / _RISE)
-        return rise if step < turn else rise * max(0.0, (last - step) / max(1, last - turn))
+        """Share of the full rate after so many steps: in each cycle a rise, and a fall."""
+        cycle = self.settings.steps or 1
+        own = step % cycle
+        return min(1.0, (own + 1) / _RISE, (cycle - own) / max(1, cycle - _RISE))
 
-    def schedule(self) -> tuple[int, int]:
-        """The step after which the rate falls, and the last one, as far as looks say by now."""
-        steps = self.settings.steps or 1
-        settle = min(_SETTLE, -(-steps // 3))
-        first, *later = self.looks.seen
-        done = [each.step for each in later if each.far(first, self.material.learning)]
-        turn = min([steps - settle, *done])
-        return turn, turn + settle
+    def last(self) -> int:
+        """The last step, as far as looks say by now."""
+        cycle, (first, *later) = self.settings.steps or 1, self.looks.seen
+        ends = [each for each in later if each.step % cycle == 0]
+        learning, budget = self.material.learning, self.settings.budget
+        # Beyond half of the budget another cycle would end outside of it.
+        over = any(each.far(first, learning) or each.language > budget / 2 for each in ends)
+        most = cycle * self.settings.cycles
+        return ends[-1].step if over else min(most, cycle * (len(ends) + 1))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
         """See Trainer; the step's number decides what is drawn, so that a run can go on."""
         next(epoch_iterator, None)
-        self.state.max_steps = self.schedule()[1]  # for those who are told how far it is
         return [{"step": torch.tensor(self.state.global_step)}], None
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
@@ -266,7 +268,7 @@ def train_forgetting(
         NonFiniteError: The loss or a weight is NaN or infinite.
         OutputError: A point cannot be written.
     """
-    settings = settings.for_places(len(material.taught))
+    settings = settings.for_places(len(material.taught), material.learning)
     steps = settings.steps or 1
     looks = Looks(folder / "looks", material, settings.budget, padding)
     looks.recall()
@@ -283,13 +285,17 @@ def train_forgetting(
         return found
 
     def looked(step: int) -> bool:
-        turn, last = made[-1].schedule()
-        if step == last or (step % settings.every == 0 and step <= turn):
+        own = step % steps
+        if own == 0 or own % settings.every == 0:
             looks.look(model, stage.parameters, step)
-        return step >= made[-1].schedule()[1]
+        return step >= made[-1].last()
+
+    def told(text: str, done: int, _: int) -> None:
+        if progress is not None:
+            progress(text, done, made[-1].last())
 
     training = Training(
-        steps=steps,
+        steps=steps * settings.cycles,
         learning_rate=settings.learning_rate,
         batch_size=1,
         seed=settings.seed,
@@ -299,11 +305,11 @@ def train_forgetting(
     trained = train_stage(
         model,
         stage,
-        Rows([Encoded([padding], 0)] * steps, Collator(padding)),
+        Rows([Encoded([padding], 0)] * steps * settings.cycles, Collator(padding)),
         training,
         directory=folder / "training",
         device=device,
-        progress=progress,
+        progress=told,
         enough=looked,
         kind=trainer,
     )
