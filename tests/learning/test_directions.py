@@ -68,13 +68,14 @@ def test_an_adapter_starts_there_and_changes_nothing(known, material):
         assert torch.equal(own[first][:2], found[first][:2])
         assert torch.equal(own[first][2:], before[first][2:])
         assert not any(float(each.S.abs().max()) for each in factors(with_adapter, found).values())
+    model.requires_grad_(True)  # peft froze it
 
 
 def test_texts_of_each_kind_count_alike(monkeypatch, known, material):
     """A set of thousands of tokens does not drown one of hundreds."""
     monkeypatch.setattr(module, "_TOKENS", 60)
     seen = []
-    monkeypatch.setattr(module, "gathered", lambda m, l, texts, *_: seen.append(texts) or [])
+    monkeypatch.setattr(module, "gathered", lambda _, every, texts, *more: seen.append(texts) or [])
     many = replace(material, kept={**material.kept, "keep": list(material.kept["keep"]) * 50})
     directions(known.model, names(known.model), many, 4)
     kept = seen[1]

@@ -76,4 +76,6 @@ def contrasting(
     rows = torch.linalg.solve_triangular(factor.T, found.U.double(), upper=True).T
     energy = torch.einsum("ri,ij,rj->r", rows, task, rows)
     least = 1e-12 * float(task.diagonal().sum()) * rows.square().sum(1)
-    return torch.where((energy > least)[:, None], rows * energy.clamp_min(1e-300).rsqrt()[:, None], 0)
+    return torch.where(
+        (energy > least)[:, None], rows * energy.clamp_min(1e-300).rsqrt()[:, None], 0
+    )

@@ -119,9 +119,11 @@ class Selection:
                     f"no tensor matches {pattern!r}, which has a scale of its own",
                     "List the names with 'ws inspect -v'.",
                 )
-        chosen = {}
+        chosen, wanted = {}, TARGETS[self.targets]
+        if self.targets == "mlp-out" and not any(map(wanted, entries.values())):
+            wanted = TARGETS["mlp"]  # a family that names them otherwise
         for name, entry in entries.items():
-            if entry.dtype not in ARITHMETIC_DTYPES or not TARGETS[self.targets](entry):
+            if entry.dtype not in ARITHMETIC_DTYPES or not wanted(entry):
                 continue
             if self.include and not any(fnmatchcase(name, p) for p in self.include):
                 continue
