@@ -289,4 +289,4 @@ def test_a_picture_from_the_command(ws, tmp_path):
     # Before anything is run or printed.
     done = ws("bench", "--figure", tmp_path / "a.gif")
     assert (done.returncode, done.stdout) == (1, "")
-    assert ".svg or .png" in done.stderr
+    assert ".svg, .pdf or .png" in done.stderr

@@ -168,4 +168,4 @@ def _print(benches: Sequence[Bench], show: Show, markdown: bool, pages: Pages) -
         replace(pages, figure=None).write("Forgetting against harm", sections, show)
     if pages.figure is not None:
         draw_frontier(benches, pages.figure, families())
-        console.notice(f"Wrote {pages.figure}.", show)
+        console.notice(f"Wrote {pages.figure}", show)
