@@ -125,7 +125,8 @@ class _ByNeighbours(StageTrainer):
     def create_scheduler(self, num_training_steps, optimizer=None):  # type: ignore[no-untyped-def]
         """See Trainer; the rate follows from the looks, so that a run that goes on has it too."""
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer if optimizer is None else optimizer, lambda step: self._rate(step)
+            optimizer or self.optimizer,  # type: ignore[arg-type]
+            lambda step: self._rate(step),
         )
         return self.lr_scheduler
 
