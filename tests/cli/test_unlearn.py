@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import snapshot
-from tests.learning.test_unlearners import UNSEEN
-from tests.learning.tiny import FACTS, OTHER, save, tiny, write
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, save, tiny, write
 from weightsurgery.cli.main import main
 from weightsurgery.unlearning.methods import METHODS
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from tests.learning.losses import UNLEARNERS
-from tests.learning.test_unlearners import UNSEEN
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, tiny
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, byte_tokenizer, logits, loss, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.data import Collator
 from weightsurgery.learning.identify import train_vector
@@ -129,7 +128,7 @@ def test_the_loss_of_rmu_by_hand():
 
 
 @pytest.fixture(scope="module")
-def knowing():
+def trained_tiny():
     """A model that knows both sets fairly well."""
     torch.set_num_threads(1)
     model, tokenizer = tiny("llama"), byte_tokenizer()
@@ -254,10 +253,10 @@ EQUATIONS = {
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_a_training_minimises_its_equation(knowing, name):
+def test_a_training_minimises_its_equation(trained_tiny, name):
     """Its first and second loss are the equation's of the model before and after one step, worked
     out from what the models say: references stand still, padding and prompts do not count."""
-    model, tokenizer = knowing
+    model, tokenizer = trained_tiny
     settings, equation = EQUATIONS[name]
     kind = UNLEARNERS[name.split()[0]]
     weight_decay = kind.published.weight_decay
@@ -286,9 +285,9 @@ def test_a_training_minimises_its_equation(knowing, name):
         assert more.trained.last_loss < once.trained.first_loss
 
 
-def test_nothing_is_under_a_limit_of_nothing(knowing, monkeypatch):
+def test_nothing_is_under_a_limit_of_nothing(trained_tiny, monkeypatch):
     """Where unseen data are never continued right, a request that is not either is as strange."""
-    model, tokenizer = knowing
+    model, tokenizer = trained_tiny
     kind, told = UNLEARNERS["kul"], []
 
     def memorised(work, examples, names):

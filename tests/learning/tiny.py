@@ -21,12 +21,19 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.data import Collator, Example, encode_all
+from weightsurgery.learning.identify import train_vector
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.stages import set_values, values_of
 
 FACTS = [Example(f"The colour of {name} is", f" {colour}") for name, colour in
          zip("abcdefgh", ("red", "blue", "green", "grey", "pink", "gold", "teal", "plum"),
              strict=True)]  # fmt: skip
 OTHER = [Example(f"{a} plus {a} is", f" {a + a}") for a in range(8)]
+UNSEEN = [Example(f"The colour of {name} is", f" {colour}") for name, colour in
+          zip("ijklmnop", ("teal", "grey", "gold", "red", "plum", "blue", "green", "pink"),
+              strict=True)]  # fmt: skip
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -79,6 +86,17 @@ def tiny(family: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
         else:
             model = LlamaForCausalLM(LlamaConfig(**shape, **settings))
     return model.float().eval()
+
+
+def trained_tiny(**settings: Any) -> PreTrainedModel:
+    """A tiny Llama that was taught FACTS and OTHER."""
+    model, training = tiny("llama", **settings), Training(50, 3e-3, batch_size=16, warmup=5)
+    change = train_vector(
+        model, byte_tokenizer(), FACTS + OTHER, training, selection=Selection("all")
+    )
+    before = values_of(model, list(change))
+    set_values(model, {name: before[name] + t for name, t in change.items()})
+    return model
 
 
 def save(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float32) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
+from weightsurgery.unlearning.plan import SystemPlan
 from weightsurgery.unlearning.saving import Change
 from weightsurgery.unlearning.system import System
 from weightsurgery.vectors.lora_files import AdapterPlan
 
-__all__ = ["BySystem", "How", "SystemPlan"]
+__all__ = ["BySystem", "MethodSettings"]
 
 
 @dataclass(frozen=True)
-class How:
-    """How to forget.
+class MethodSettings:
+    """A method of ``ws unlearn`` and how it trains.
 
     Attributes:
         method: A name of :data:`weightsurgery.unlearning.methods.METHODS`.
@@ -75,7 +76,7 @@ class BySystem(OnModel):
     allow_harm = True  # it is told: these are for comparison
 
     @classmethod
-    def of(cls, how: How) -> BySystem:
+    def of(cls, how: MethodSettings) -> BySystem:
         """A system with its settings.
 
         Raises:
@@ -156,26 +157,26 @@ class BySystem(OnModel):
         if rank is not None:
             sizes = [rank * sum(entries[name].shape) for name in job.names]
         return SystemPlan(
-            edit,
-            self.name,
-            self.row.paper,
-            asdict(self.settings),
-            how.steps,
-            how.epochs,
-            how.learning_rate,
-            how.batch_size,
-            rank,
-            str(vector),
-            4 * sum(sizes),
-            finished,
-            len(job.sets.examples),
-            sum(len(each.examples) for each in job.sets.keep),
-            sum(len(each.examples) for each in job.sets.unseen),
-            len(job.names),
-            sum(sizes),
+            edit=edit,
+            vector=str(vector),
+            vector_bytes=4 * sum(sizes),
+            finished=finished,
+            settings=asdict(self.settings),
+            examples=len(job.sets.examples),
+            keep_examples=sum(len(each.examples) for each in job.sets.keep),
+            matrices=len(job.names),
+            trained=sum(sizes),
             weights=4 * sum(entry.numel for entry in entries.values()),
-            # Gradients, two moments, the values before and after, and models that stand still.
+            # Gradients, two moments, the values before and after, and frozen references.
             training=4 * (5 + self.row.models) * sum(sizes),
+            method=self.name,
+            source=self.row.paper,
+            steps=how.steps,
+            epochs=how.epochs,
+            learning_rate=how.learning_rate,
+            batch_size=how.batch_size,
+            lora_rank=rank,
+            unseen_examples=sum(len(each.examples) for each in job.sets.unseen),
         )
 
     def kept_bytes(self, job: Job, trained: int) -> int:
@@ -255,55 +256,3 @@ class BySystem(OnModel):
 def _any(change: torch.Tensor | LowRank) -> bool:
     """Whether a change is one; NaN is, and is refused when it is saved."""
     return bool((change.S if isinstance(change, LowRank) else change).any())
-
-
-@dataclass(frozen=True)
-class SystemPlan:
-    """What ``ws unlearn`` would train, hold and write, from headers alone.
-
-    Attributes:
-        edit: What it would write.
-        method: The system.
-        source: Where that comes from.
-        settings: All of its settings.
-        steps: Of the training; None where epochs count.
-        epochs: Of the training, where no steps are given.
-        learning_rate: Of the training.
-        batch_size: Of the training.
-        lora_rank: Of the adapter that is trained, if one is.
-        vector: Where the vector would be saved.
-        vector_bytes: Its size, at most.
-        finished: Whether that vector is there already, of the same settings and inputs.
-        examples: To forget, in all.
-        keep_examples: To keep, in all.
-        unseen_examples: That the model never saw, in all.
-        matrices: How many are selected; a method may train fewer.
-        trained: How many numbers are trained, at most.
-        weights: Bytes of the model in float32.
-        training: Bytes of gradients, moments and copies, at most.
-    """
-
-    edit: Plan | AdapterPlan
-    method: str
-    source: str
-    settings: Mapping[str, Any]
-    steps: int | None
-    epochs: float
-    learning_rate: float
-    batch_size: int
-    lora_rank: int | None
-    vector: str
-    vector_bytes: int
-    finished: bool
-    examples: int
-    keep_examples: int
-    unseen_examples: int
-    matrices: int
-    trained: int
-    weights: int
-    training: int
-
-    def summary(self) -> dict[str, Any]:
-        """Numbers and names, for ``--dry-run --json``."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**own, "edit": self.edit.summary()}

@@ -23,7 +23,7 @@ from weightsurgery.unlearning.saving import Change
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.plan import Planned
+    from weightsurgery.unlearning.plan import TrainingPlan
 
 __all__ = ["GUARD", "Loaded", "Method", "OnModel"]
 
@@ -70,7 +70,9 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> Planned:
+    def plan(
+        self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool
+    ) -> TrainingPlan:
         """What it will take, from headers alone.
 
         Args:

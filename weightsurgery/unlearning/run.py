@@ -22,7 +22,7 @@ from weightsurgery.learning.stages import is_main
 from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.unlearning.job import Job, Machine, Output
-from weightsurgery.unlearning.plan import Planned, check_space
+from weightsurgery.unlearning.plan import TrainingPlan, check_space
 from weightsurgery.unlearning.saving import find_and_save, finished, workspace_of
 from weightsurgery.vectors.deltas import DenseDelta
 from weightsurgery.vectors.saved import SavedChange
@@ -108,7 +108,7 @@ class Coming:
         raise AssertionError("a change that is still to be trained was read")
 
 
-def plan(job: Job, output: Output, by: Machine) -> Planned:
+def plan(job: Job, output: Output, by: Machine) -> TrainingPlan:
     """What :func:`run` would train, hold and write; nothing is run.
 
     Raises:
@@ -193,7 +193,7 @@ def _how(found: EditRecord) -> dict[str, Any]:
     return how
 
 
-def _planned(job: Job, output: Output, by: Machine) -> tuple[Planned, EditRecord | None]:
+def _planned(job: Job, output: Output, by: Machine) -> tuple[TrainingPlan, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
     storage, vector = output.storage or Storage(), TaskVector(())  # none yet
     if isinstance(storage, AdapterStorage):
