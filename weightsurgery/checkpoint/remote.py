@@ -15,6 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.header import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.layout import Layout, layout_of, missing_shards, named_header
 from weightsurgery.checkpoint.mirror import Mirror
@@ -235,8 +237,8 @@ class RemoteCheckpoint(Checkpoint):
             raise
 
     @property
+    @override
     def remote(self) -> bool:
-        """See :attr:`Checkpoint.remote`."""
         return True
 
     @property
@@ -245,22 +247,22 @@ class RemoteCheckpoint(Checkpoint):
         return self._fetcher.fetched
 
     @property
+    @override
     def to_download(self) -> int:
-        """See :attr:`Checkpoint.to_download`."""
         files = self._repository.files
         missing = (name for name in self.shards if self._repository.cached(name) is None)
         return sum(files[name].size for name in missing)
 
+    @override
     def absent(self, names: Iterable[str]) -> int:
-        """See :meth:`Checkpoint.absent`."""
         gaps = 0
         for entry in map(self.entry, names):
             missing = self._fetcher.mirror(entry.shard).missing(entry.start, entry.stop)
             gaps += sum(stop - start for start, stop in missing)
         return gaps
 
+    @override
     def file(self, name: str) -> Path | None:
-        """See :meth:`Checkpoint.file`."""
         return self._repository.download(name) if name in self._repository.files else None
 
     def prefetch(self, names: Iterable[str]) -> None:

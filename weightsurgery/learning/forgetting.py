@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Encoded
@@ -127,8 +128,8 @@ class _ByNeighbours(StageTrainer):
             total += super().training_step(model, {"part": part})
         return total
 
+    @override
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """See Trainer."""
         rows, weights = inputs["part"]
         logits, expected = said_of(model, rows, self.padding)
         loss = (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()

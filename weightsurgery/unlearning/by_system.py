@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
 from weightsurgery.checkpoint.record import EditRecord
@@ -92,22 +93,22 @@ class BySystem(OnModel):
         return cls(how.method, row, settings, training, rank)
 
     @property
+    @override
     def seed(self) -> int:  # type: ignore[override]
-        """See :class:`Method`."""
         return self.training.seed
 
     @property
+    @override
     def max_length(self) -> int | None:  # type: ignore[override]
-        """See :class:`OnModel`."""
         return self.training.max_length
 
     @property
+    @override
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """See :class:`Method`."""
         return () if self.lora_rank is None else ("peft",)
 
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {
             "method": self.name,
             "source": self.row.paper,
@@ -140,8 +141,8 @@ class BySystem(OnModel):
                 "Give --unseen FILE: texts of the same form as those to forget.",
             )
 
+    @override
     def factors(self, job: Job) -> RankRule:
-        """See :class:`Method`."""
         rule = job.rank or (None if self.lora_rank is None else Rank(self.lora_rank))
         if rule is None:
             raise EditError(
@@ -150,8 +151,8 @@ class BySystem(OnModel):
             )
         return rule
 
+    @override
     def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> SystemPlan:
-        """See :class:`Method`."""
         entries, rank, how = job.base.entries, self.lora_rank, self.training
         sizes = [entries[name].numel for name in job.names]
         if rank is not None:
@@ -179,8 +180,8 @@ class BySystem(OnModel):
             unseen_examples=sum(len(each.examples) for each in job.sets.unseen),
         )
 
+    @override
     def kept_bytes(self, job: Job, trained: int) -> int:
-        """See :class:`Method`."""
         if not self.row.goes_on:
             return 0
         how, passes = self.training, len(job.sets.examples) / self.training.batch_size
@@ -241,8 +242,8 @@ class BySystem(OnModel):
             raise EditError(f"{self.name} changed nothing", "Raise --lr, or take more --steps.")
         return made.change, {"training": dict(made.notes)}
 
+    @override
     def notices(self, job: Job, found: EditRecord) -> list[str]:
-        """See :class:`Method`."""
         notices = []
         if not found.summary[GUARD]["inside"]:
             notices.append(harm(found.summary[GUARD]))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
@@ -57,8 +59,8 @@ class Forget(Negate):
     how: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "project"
 
+    @override
     def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edit.Edit`."""
         return {**self.how, **super().parameters()}
 
 
@@ -76,8 +78,8 @@ class _Learn(Add):
     how: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "learn"
 
+    @override
     def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edit.Edit`."""
         return {**self.how, **super().parameters()}
 
 

@@ -9,6 +9,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
 from weightsurgery.lab.world.facts import SPLITS, make_facts
 from weightsurgery.lab.world.wordings import PARAPHRASED, PLAIN, worded, wordings
@@ -112,12 +114,12 @@ class Overlap(Ask):
         self.name = f"{share:.0%} shared{', taken out' if apart else ''}"
 
     @property
+    @override
     def roles(self) -> Mapping[str, str]:
-        """See :attr:`Ask.roles`."""
         return {**KEEP, "shared": self.task} if self.share else KEEP
 
+    @override
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.given`."""
         return self.target(subject) if self.apart else super().given(subject)
 
     def _shared(self, subject: Subject) -> list[str]:
@@ -135,8 +137,8 @@ class Overlap(Ask):
         """See :meth:`Ask.target_paraphrased`: none."""
         return []
 
+    @override
     def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
-        """See :meth:`Ask.kept`."""
         if role != "shared":
             return super().kept(subject, role, split)
         people = self._shared(subject)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.asks import FORGET, KEEP, Ask, facts_of
 from weightsurgery.lab.world.facts import SPLITS, make_facts, templates
@@ -48,12 +50,12 @@ class Facts(Ask):
 
     name = "facts"
 
+    @override
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.given`."""
         return facts_of(subject, self.task, _GIVEN)
 
+    @override
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target_paraphrased`."""
         if not subject.recipe.paraphrases:
             return []
         return facts_of(subject, self.task, _GIVEN, PARAPHRASED)
@@ -82,8 +84,8 @@ class Procedure(Facts):
     task = "addition"
 
     @property
+    @override
     def roles(self) -> Mapping[str, str]:
-        """See :attr:`Ask.roles`."""
         return {"authors": "authors", "painters": "painters", "capitals": "capitals"}
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
@@ -122,8 +124,8 @@ class Style(Ask):
         """See :attr:`Ask.roles`: in the plain form, the people of the request too."""
         return {"content": FORGET, **KEEP}
 
+    @override
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.given`."""
         return _styled(subject, _GIVEN)
 
     def target(self, subject: Subject) -> list[Example]:

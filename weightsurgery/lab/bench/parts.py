@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.asks import Ask
 
@@ -37,8 +39,8 @@ class Part(Ask):
         """See :meth:`Ask.given`: what is told about these people."""
         return self._about(subject, super().given(subject), self.first, self.last)
 
+    @override
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target_paraphrased`."""
         facts = super().target_paraphrased(subject)
         return self._about(subject, facts, self.first, self.last)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.trainer import StageTrainer
@@ -72,8 +73,8 @@ class UnlearningTrainer(StageTrainer):
                 total += super().training_step(model, {**inputs, **silent(inputs), "share": share})
         return total + super().training_step(model, {**inputs, "share": last})
 
+    @override
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """See Trainer."""
         share: Share | None = inputs["share"]
         # One pass for both: data-parallel training allows no more than one before a backward pass.
         batch = inputs if share is None else self._joined(inputs, share.batch)

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
@@ -80,8 +82,8 @@ class GenericLabels(ByLoss):
         how = work.settings.helper_steps, work.settings.helper_rate
         return {"base": work.values(), "reinforced": work.tuned("reinforced", work.forget, *how)}
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         base, reinforced = (
             self.said_by(which, forget.inputs).counted for which in ("base", "reinforced")
         )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
 from weightsurgery.unlearning.merging import ByMerging, Line, Points, vector
 
@@ -33,7 +35,7 @@ class NegatedLora(ByMerging):
     )
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         rank = request.lora_rank or cls.adapter_rank
         return Line(vector(request, request.forget, lora_rank=rank))

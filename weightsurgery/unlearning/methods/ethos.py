@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
 from weightsurgery.unlearning.merging import ByMerging, Line, Points, Scale, check_setting, vector
 
@@ -48,8 +50,8 @@ class Ethos(ByMerging):
     bench = (Points((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         from weightsurgery.algebra.negations import specific
 
         threshold = request.settings["threshold"]

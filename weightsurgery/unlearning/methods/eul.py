@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
@@ -71,8 +73,8 @@ class EfficientUnlearning(ByLoss):
         """The model before, which is the one without its adapter."""
         return {"base": work.values()}
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         assert keep is not None
         own = self.settings
         stayed, left = (

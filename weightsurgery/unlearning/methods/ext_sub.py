@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.selection import LARGEST_SCALE
 from weightsurgery.learning.settings import Training
@@ -52,8 +54,8 @@ class ExtSub(ByMerging):
     )
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         from weightsurgery.algebra.negations import extracted
 
         bad, good = vector(request, request.forget), vector(request, request.keep)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
 from weightsurgery.unlearning.by_loss import ByLoss, Grid
 
@@ -28,6 +30,6 @@ class GradientAscent(ByLoss):
     published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
     bench = (Grid("trained on −CE(forget)", rates=(1e-4, 3e-4)),)
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         return -forget.cross_entropy

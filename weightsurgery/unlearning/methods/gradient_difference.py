@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
 from weightsurgery.unlearning.by_loss import ByLoss, Grid
 from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
@@ -52,8 +54,8 @@ class GradientDifference(ByLoss):
     needs_keep = True
     bench = (Grid("trained on −CE(forget) + CE(keep)", rates=(1e-4, 3e-4)),)
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         assert keep is not None
         weight: float = self.settings.keep_weight
         return weight * keep.cross_entropy - forget.cross_entropy

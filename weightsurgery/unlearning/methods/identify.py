@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.checkpoint.layout import TensorEntry
@@ -87,17 +88,17 @@ class Identify(Method):
     distributed = True
 
     @property
+    @override
     def seed(self) -> int:  # type: ignore[override]
-        """See :class:`Method`."""
         return self.training.seed
 
     @property
+    @override
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """See :class:`Method`."""
         return () if self.modes.lora_rank is None else ("peft",)
 
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {"method": asdict(self.modes), "training": asdict(self.training)}
 
     def factors(self, job: Job) -> RankRule:

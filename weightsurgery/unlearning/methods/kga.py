@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
@@ -87,8 +89,8 @@ class KnowledgeGapAlignment(ByLoss):
         helper = work.tuned("helper of what to forget", work.forget, *how)
         return {"base": base, "helper": helper, "gap": gap}
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         from weightsurgery.learning.unlearners.said import Whole
 
         assert keep is not None
@@ -125,8 +127,8 @@ class KnowledgeGapAlignment(ByLoss):
                 ]
             self._step = self.summed(torch.stack(parts).sum())
 
+    @override
     def after_step(self) -> bool:
-        """See :class:`Unlearner`."""
         apart, first = self.agreed(self._apart), self._first
         if first is None:
             # Beside the losses, where a run that goes on after a kill finds it.
@@ -142,7 +144,7 @@ class KnowledgeGapAlignment(ByLoss):
             (row["apart"] for row in self.trainer.state.log_history if "apart" in row), None
         )
 
+    @override
     def outcome(self) -> dict[str, Any]:
-        """See :class:`Unlearner`."""
         found = {"first": self._first, "last": getattr(self, "_apart", None)}
         return {"gap": self.prepared["gap"], "apart": found}

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.unlearning.by_loss import Grid
@@ -72,8 +74,8 @@ class KnowledgeUnlearning(GradientAscent):
             limits["el"] = None  # EL where both sets have it
         return {"limits": limits, "work": work}
 
+    @override
     def after_epoch(self) -> bool:
-        """See :class:`Unlearner`."""
         work: Work = self.prepared["work"]
         limits = {n: each for n, each in self.prepared["limits"].items() if each is not None}
         self._last = _memorised(work, work.forget, tuple(limits))
@@ -81,8 +83,8 @@ class KnowledgeUnlearning(GradientAscent):
         under = all(_under(self._last[name], limit) for name, limit in limits.items())
         return self.agreed(float(under)) >= 0.5
 
+    @override
     def outcome(self) -> dict[str, Any]:
-        """See :class:`Unlearner`."""
         return {"limits": self.prepared["limits"], "reached": getattr(self, "_last", {})}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
 from weightsurgery.unlearning.merging import ByMerging, Line, Points, Scale, check_setting, vector
 
@@ -47,8 +49,8 @@ class NegMerge(ByMerging):
     bench = (Points((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         from weightsurgery.algebra.negations import agreed
 
         spread, seeds = request.settings["spread"], range(request.settings["seeds"])

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
 from weightsurgery.checkpoint.record import EditRecord
@@ -35,8 +36,8 @@ class Neighbours(BySearch):
         assert self.search.neighbours is not None
         return self.search.neighbours
 
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {"method": "neighbours", **self.search.described()}
 
     def factors(self, job: Job) -> RankRule:
@@ -106,8 +107,8 @@ class Neighbours(BySearch):
             "gathered": found.notes,
         }
 
+    @override
     def notices(self, job: Job, found: EditRecord) -> list[str]:
-        """See :class:`Method`."""
         steps = found.summary["steps"]
         look = next(each for each in found.summary["looks"] if each["step"] == steps)
         if job.learning and look["known"] < 0.99:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
@@ -100,8 +102,8 @@ class NPO(ByLoss):
     )
 
     @classmethod
+    @override
     def keeps(cls, settings: Any) -> bool:
-        """See :class:`Unlearner`."""
         return bool(settings.retain != "none")
 
     @classmethod
@@ -109,8 +111,8 @@ class NPO(ByLoss):
         """The model before."""
         return {"base": work.values()}
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         reference, _ = self.said_by("base", forget.inputs).nll
         loss = npo(forget.nll[0], reference, self.settings.beta, forget.whole.rows)
         if keep is None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
@@ -152,8 +154,8 @@ class RMU(ByLoss):
         work.notes["layer"] = layer
         return {"base": work.values(), "control": control.to(work.device), "layer": layer}
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         assert keep is not None
         layer: int = self.prepared["layer"]
         before = self.said_by("base", keep.inputs).states(layer)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.discriminate import KeepSpace
 from weightsurgery.algebra.lowrank import LowRank, RankRule
@@ -40,12 +41,12 @@ _LITTLE = 0.5
 class InRounds(BySearch):
     """Forget or learn in rounds, with the search's settings for those."""
 
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {"method": "rounds from data", **self.search.described()}
 
+    @override
     def factors(self, job: Job) -> RankRule:
-        """See :class:`Method`."""
         if job.rank is None:
             raise EditError(
                 "--as adapter with data: the change that is trained is of full rank",
@@ -96,8 +97,8 @@ class InRounds(BySearch):
             "watched": [_look(each) for each in found.watched],
         }
 
+    @override
     def notices(self, job: Job, found: EditRecord) -> list[str]:
-        """See :class:`Method`."""
         notices, rounds = [], found.summary["rounds"]
         first, last = rounds[0]["first_loss"], rounds[-1]["last_loss"]
         if self.search.objective != "negate" and last > _LITTLE * first:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
@@ -80,12 +82,12 @@ class SimNPO(ByLoss):
     bench = (Grid("SimNPO, β=4.5, δ=0, + CE(keep)", rates=(1e-4, 3e-4)),)
 
     @classmethod
+    @override
     def keeps(cls, settings: Any) -> bool:
-        """See :class:`Unlearner`."""
         return bool(settings.keep_weight > 0)
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         own = self.settings
         nll, tokens = forget.nll
         forgotten = simnpo(nll, tokens, own.beta, own.delta, forget.whole.rows)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
 from weightsurgery.unlearning.merging import ByMerging, Line, Points, vector
 
@@ -25,6 +27,6 @@ class TaskVectorNegation(ByMerging):
     bench = (Points(tuple(k / 20 for k in range(6, 21, 2))),)
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         return Line(vector(request, request.forget))

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
@@ -74,8 +76,8 @@ class Undial(ByLoss):
         """The model before."""
         return {"base": work.values()}
 
+    @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
         before = self.said_by("base", forget.inputs).counted.float()
         target = adjusted(before, forget.wanted, self.settings.strength)
         return soft_cross_entropy(target, forget.counted, forget.whole.tokens)
