@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.lab.test_world import MINIATURE
 from weightsurgery.cli.main import app
 from weightsurgery.errors import DataError, EditError, OutputError, WeightSurgeryError
-from weightsurgery.lab.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
+from weightsurgery.lab.bench import FORGETTING, LEARNING, Bench, BenchMethod, Outcome, bench
 from weightsurgery.lab.bench import methods as methods_module
 from weightsurgery.lab.bench import run as running
 from weightsurgery.lab.bench.asks import FORGET, KEEP, Overlap, overlaps
@@ -146,7 +146,7 @@ def offering(*scales):
         for scale in scales:
             yield Candidate({"scale": scale}, {n: scale * t for n, t in noise.items()})
 
-    return Method("noise", candidates)
+    return BenchMethod("noise", candidates)
 
 
 def test_the_candidate_that_holds_the_keep_tasks_goes_first(subject):
@@ -174,7 +174,7 @@ def test_a_method_that_watches_is_held_to_the_threshold_of_the_bench(subject):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods_module, "Watch", Spied)
-        watching = Method("watches", methods_module._rounds(Rounds(steps=80, prompts=200)))
+        watching = BenchMethod("watches", methods_module._rounds(Rounds(steps=80, prompts=200)))
         strict, lenient = (run_method(subject, "watches", watching, t) for t in (0.975, 0.0))
     for found, threshold, seen in zip((strict, lenient), (0.975, 0.0), looked, strict=True):
         assert seen[0] == {"": 1.0, **found.validation_before}
@@ -211,7 +211,7 @@ def test_prompts_change_every_score_and_no_weight(subject):
         yield Candidate({}, {}, prompts=silenced)
 
     plain = run_method(subject, "base", FORGETTING["base"], 0.0)
-    found = run_method(subject, "silenced", Method("asks nothing", candidates), 0.0)
+    found = run_method(subject, "silenced", BenchMethod("asks nothing", candidates), 0.0)
     assert plain.target == found.target_before > found.target
     assert found.rounded["target"] < plain.rounded["target"]
     assert all(found.keep[key] < plain.keep[key] for key in found.keep)

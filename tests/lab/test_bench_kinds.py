@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tests.lab.test_world import MINIATURE
 from weightsurgery.cli.main import app
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench import FORGETTING, Method, methods
+from weightsurgery.lab.bench import FORGETTING, BenchMethod, methods
 from weightsurgery.lab.bench import kinds as kinds_module
 from weightsurgery.lab.bench.kinds import KINDS, REST, Facts, Procedure, Style, asks_of
 from weightsurgery.lab.bench.run import run_method
@@ -171,7 +171,7 @@ def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, ask):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "Watch", Spied)
         watching = methods._rounds(Rounds(steps=48, prompts=200), looks=4)
-        found = run_method(other, "watches", Method("watches", watching), 0.5)
+        found = run_method(other, "watches", BenchMethod("watches", watching), 0.5)
     assert len(saw) > 1
     assert all(watched == scored for watched, scored in saw)
     held = [each[""] for each, _ in saw if min(each[r] for r in ask.roles) >= 0.5]

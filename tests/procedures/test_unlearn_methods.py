@@ -40,7 +40,7 @@ from weightsurgery.unlearning import by_loss, saving
 from weightsurgery.unlearning import run as road
 from weightsurgery.unlearning.by_system import BySystem
 from weightsurgery.unlearning.methods import SYSTEMS
-from weightsurgery.unlearning.system import Made
+from weightsurgery.unlearning.system import SystemResult
 from weightsurgery.vectors.sources import open_vector
 
 BRIEF = {"steps": 4, "learning_rate": 3e-3}
@@ -276,7 +276,9 @@ def test_a_row_may_be_a_function(base, data, tmp_path, monkeypatch):
     def change(request):
         asked.append(request)
         (name, *_) = request.names
-        return Made({name: torch.ones_like(request.model.get_parameter(name))}, {"why": "a test"})
+        return SystemResult(
+            {name: torch.ones_like(request.model.get_parameter(name))}, {"why": "a test"}
+        )
 
     row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change), "paper": "nowhere"})
     monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})
@@ -294,7 +296,9 @@ def test_a_row_may_be_a_function(base, data, tmp_path, monkeypatch):
 def test_a_row_that_changes_what_it_was_not_asked_to_is_named(base, data, tmp_path, monkeypatch):
     def change(request):
         names = [request.names[0], "model.norm.weight"]
-        return Made({name: torch.ones_like(request.model.get_parameter(name)) for name in names})
+        return SystemResult(
+            {name: torch.ones_like(request.model.get_parameter(name)) for name in names}
+        )
 
     row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change)})
     monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})

@@ -116,8 +116,8 @@ def _tables(result: Any) -> list[str | Table]:
     """The tables for what a step returned."""
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.lab.demo import tables as shown
-    from weightsurgery.lab.demo.capitals import Chosen, Outcome, Place
-    from weightsurgery.lab.demo.tour import Comparison
+    from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome
+    from weightsurgery.lab.demo.tour import TourScores
     from weightsurgery.report import tables
     from weightsurgery.report.unlearned import round_tables
     from weightsurgery.surgery.apply import Applied
@@ -133,13 +133,13 @@ def _tables(result: Any) -> list[str | Table]:
         return tables.difference_tables(result)
     if isinstance(result, Applied):
         return tables.edit_tables(result.record)
-    if isinstance(result, Comparison):
+    if isinstance(result, TourScores):
         return [shown.comparison_table(result)]
-    if isinstance(result, Place):
+    if isinstance(result, DemoFiles):
         return [shown.place_line(result)]
     if isinstance(result, Chosen):
         return [shown.chosen_table(result)]
-    if isinstance(result, Outcome):
+    if isinstance(result, DemoOutcome):
         return shown.outcome_tables(result)
     if isinstance(result, tuple):
         return tables.overlap_tables(*result)[:1]
@@ -148,8 +148,8 @@ def _tables(result: Any) -> list[str | Table]:
 
 def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
-    from weightsurgery.lab.demo.capitals import Place
-    from weightsurgery.lab.demo.tour import Comparison
+    from weightsurgery.lab.demo.capitals import DemoFiles
+    from weightsurgery.lab.demo.tour import TourScores
     from weightsurgery.surgery.apply import Applied
     from weightsurgery.unlearning.run import Unlearned
 
@@ -157,9 +157,9 @@ def _data(result: Any) -> Any:
         result = result.applied
     if isinstance(result, Applied):
         return {"summary": result.record.summary, "files": result.record.files}
-    if isinstance(result, Place):
+    if isinstance(result, DemoFiles):
         return {"base": result.base, "checkpoint": str(result.checkpoint)}
-    if isinstance(result, Comparison):
+    if isinstance(result, TourScores):
         return asdict(result)
     if isinstance(result, tuple):
         return [asdict(pair) for pair in result[1]]

@@ -14,7 +14,7 @@ from weightsurgery.errors import HubError
 from weightsurgery.hub.carded import make_card
 from weightsurgery.hub.failures import push_errors
 from weightsurgery.hub.local import LocalFile, copied_bytes, recorded_files, stamps, warnings_of
-from weightsurgery.hub.proposed import Proposed, find_proposed
+from weightsurgery.hub.proposed import PullRequest, find_proposed
 from weightsurgery.hub.remote import Destination, Remote, look
 from weightsurgery.hub.upload import quiet_hub
 from weightsurgery.progress import Progress
@@ -64,7 +64,7 @@ class PushPlan:
     title: str
     card: str
     notices: tuple[str, ...]
-    proposed: Proposed | None
+    proposed: PullRequest | None
     seen: Mapping[Path, Stamp] = field(repr=False)
 
     @property

@@ -17,11 +17,11 @@ from weightsurgery.hub.remote import Destination, tree_of
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Proposed", "find_proposed"]
+__all__ = ["PullRequest", "find_proposed"]
 
 
 @dataclass(frozen=True)
-class Proposed:
+class PullRequest:
     """A pull request that is open.
 
     Attributes:
@@ -42,7 +42,7 @@ def find_proposed(
     parent: str,
     files: Sequence[LocalFile],
     deleted: Sequence[str],
-) -> Proposed | None:
+) -> PullRequest | None:
     """Find an open pull request of an account that is what a push would open now.
 
     It is to the same branch, begins at the same commit, holds all the files as they are here, and
@@ -86,5 +86,5 @@ def find_proposed(
             details = api.get_discussion_details(repo_id, number)
         target = (details.target_branch or "").removeprefix("refs/heads/")
         if target == destination.branch and any(each.commit_id == parent for each in history):
-            return Proposed(number, details.url, commit)
+            return PullRequest(number, details.url, commit)
     return None

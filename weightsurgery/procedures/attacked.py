@@ -9,7 +9,7 @@ from typing import Any
 from weightsurgery.learning.evaluate import estimates
 from weightsurgery.learning.intervals import Estimate, Measured, Resampling, estimate_combined
 from weightsurgery.learning.scores import METRICS
-from weightsurgery.procedures.attacked_sets import Part, ScoredSets
+from weightsurgery.procedures.attacked_sets import ScoredSets, SetPart
 
 __all__ = ["Attack", "AttackedModel", "AttackedSet", "States", "attacked_sets"]
 
@@ -107,7 +107,11 @@ def attacked_sets(
 
 
 def _compared_set(
-    part: Part, number: int, found: Mapping[str, States], attacks: Sequence[str], drawn: Resampling
+    part: SetPart,
+    number: int,
+    found: Mapping[str, States],
+    attacks: Sequence[str],
+    drawn: Resampling,
 ) -> AttackedSet:
     models = {
         name: {state: measured[number] for state, measured in states.items()}

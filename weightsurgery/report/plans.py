@@ -11,8 +11,8 @@ from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
     from weightsurgery.surgery.diff_plan import DiffPlan
-    from weightsurgery.surgery.plan import Plan
-    from weightsurgery.unlearning.methods.identify import Plan as IdentifyPlan
+    from weightsurgery.surgery.plan import EditPlan
+    from weightsurgery.unlearning.methods.identify import IdentifyPlan
     from weightsurgery.unlearning.plan import SearchPlan, SystemPlan, TrainingPlan
 
 __all__ = [
@@ -31,7 +31,7 @@ def _plan(what: str, facts: Sequence[tuple[str, ...]]) -> list[str | Table]:
 
 
 def _from_data(
-    edit: Plan | AdapterPlan, out: str, facts: Sequence[tuple[str, ...]]
+    edit: EditPlan | AdapterPlan, out: str, facts: Sequence[tuple[str, ...]]
 ) -> list[str | Table]:
     """What finding a change takes, then what applying it writes."""
     (table,) = (each for each in planned_lines(edit, out) if isinstance(each, Table))
@@ -39,14 +39,14 @@ def _from_data(
     return [Table(f"{table.title} from data", ("", ""), rows, left=frozenset({0, 1}))]
 
 
-def planned_lines(plan: Plan | AdapterPlan, out: str) -> list[str | Table]:
+def planned_lines(plan: EditPlan | AdapterPlan, out: str) -> list[str | Table]:
     """What an edit would do, whichever it would write."""
     if isinstance(plan, AdapterPlan):
         return adapter_plan_lines(plan, out)
     return _checkpoint_lines(plan, out)
 
 
-def _checkpoint_lines(plan: Plan, out: str) -> list[str | Table]:
+def _checkpoint_lines(plan: EditPlan, out: str) -> list[str | Table]:
     """What an edit would do."""
     facts = [
         ("output", out),

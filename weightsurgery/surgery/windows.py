@@ -29,7 +29,7 @@ from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
 from weightsurgery.surgery.arithmetic import Buffers, OnHost, arithmetic_on
 from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces, changes_of
 from weightsurgery.surgery.edit import Prepared
-from weightsurgery.surgery.ordering import Prefetch, Turns, in_turn
+from weightsurgery.surgery.ordering import HashOrder, Prefetch, in_turn
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.workers import cores, results, torch_threads
 
@@ -68,7 +68,7 @@ class _Shard:
     header: ShardHeader
     changes: list[DenseChange | OtherChange]
     beside: list[Checkpoint]
-    turns: Turns
+    turns: HashOrder
     output: Sha256 = field(default_factory=Sha256)
     inputs: dict[Path, tuple[Sha256, Stamp]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class _Group:
     """Shards that go side by side, so that their outputs are hashed together: one or two."""
 
     shards: Sequence[_Shard]
-    turns: Turns
+    turns: HashOrder
 
     @property
     def windows(self) -> int:
@@ -146,7 +146,7 @@ class Windows:
                 self.stream.writer.finish(name, {}, kept=False)
         if self._other:
             # One shard after another, so that few changes wait to be added.
-            groups, together = [_Group([s], Turns(self._failed)) for s in self._shards], 1
+            groups, together = [_Group([s], HashOrder(self._failed)) for s in self._shards], 1
             done = self._resumed
             changes = [change for shard in self._shards for change in shard.changes]
             names = [c.entry.name for c in changes if isinstance(c, OtherChange)]
@@ -181,7 +181,7 @@ class Windows:
         parts = [part for c in mine if isinstance(c, DenseChange) for part in c.parts]
         others = {id(part.stored.checkpoint): part.stored.checkpoint for part in parts}
         beside = [other for other in others.values() if _same_layout(header, other)]
-        shard = _Shard(header, mine, beside, Turns(self._failed))
+        shard = _Shard(header, mine, beside, HashOrder(self._failed))
         for checkpoint in (base, *beside):
             path = checkpoint.path / header.shard
             if known_sha256(path) is None:
@@ -318,4 +318,4 @@ def _groups(shards: Sequence[_Shard], failed: threading.Event) -> list[_Group]:
     """Shards in pairs where two are hashed at a time, the largest first."""
     rest = sorted(shards, key=lambda shard: -shard.header.size)
     step = 2 if PAIRED else 1
-    return [_Group(rest[at : at + step], Turns(failed)) for at in range(0, len(rest), step)]
+    return [_Group(rest[at : at + step], HashOrder(failed)) for at in range(0, len(rest), step)]

@@ -11,7 +11,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.unlearning.system import Made, System
+from weightsurgery.unlearning.system import System, SystemResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from weightsurgery.learning.unlearners.run import Look
     from weightsurgery.unlearning.change_request import ChangeRequest
 
-__all__ = ["LONG", "ByLoss", "Grid", "check_helpers", "unlearn"]
+__all__ = ["LONG", "BenchGrid", "ByLoss", "check_helpers", "unlearn"]
 
 LONG = 40
 """Steps from one look to the next where a row of the bench trains four times as long."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class BenchGrid:
     """A row of the bench: what is tried of a method.
 
     Settings of the loss are the published ones unless they go by the size of a model's hidden
@@ -58,10 +58,10 @@ class ByLoss(Unlearner, System):
     """A system that is a loss; see :class:`weightsurgery.learning.unlearners.base.Unlearner`."""
 
     goes_on = True
-    bench: ClassVar[Sequence[Grid]] = ()
+    bench: ClassVar[Sequence[BenchGrid]] = ()
 
     @classmethod
-    def change(cls, request: ChangeRequest) -> Made:
+    def change(cls, request: ChangeRequest) -> SystemResult:
         """See :class:`System`: trains on the loss."""
         from weightsurgery.learning.unlearners.run import train_unlearner
 
@@ -80,7 +80,7 @@ class ByLoss(Unlearner, System):
             progress=request.progress,
             workspace=request.workspace,
         )
-        return Made(found.change, found.notes)
+        return SystemResult(found.change, found.notes)
 
 
 def check_helpers(steps: int, rate: float) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from weightsurgery.checkpoint.stacks import input_width
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import OnModel
 from weightsurgery.unlearning.plan import SearchPlan
@@ -47,7 +47,9 @@ class BySearch(OnModel):
         return self.search.allow_harm
 
     @override
-    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> SearchPlan:
+    def plan(
+        self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
+    ) -> SearchPlan:
         search, entries = self.search, job.base.entries
         shapes = [entries[name].shape for name in job.names]
         if search.neighbours is None:

@@ -17,13 +17,13 @@ from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.guard import harm
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
 from weightsurgery.unlearning.plan import SystemPlan
-from weightsurgery.unlearning.saving import Change
+from weightsurgery.unlearning.saving import MethodResult
 from weightsurgery.unlearning.system import System
 from weightsurgery.vectors.lora_files import AdapterPlan
 
@@ -152,7 +152,9 @@ class BySystem(OnModel):
         return rule
 
     @override
-    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> SystemPlan:
+    def plan(
+        self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
+    ) -> SystemPlan:
         entries, rank, how = job.base.entries, self.lora_rank, self.training
         sizes = [entries[name].numel for name in job.names]
         if rank is not None:
@@ -191,7 +193,7 @@ class BySystem(OnModel):
         points = 6 if steps > how.save_every else 3 * bool(self.row.models)
         return 4 * trained * (self.row.models + points)
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
         """See :class:`OnModel`.
 
         Raises:

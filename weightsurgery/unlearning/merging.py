@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.errors import EditError
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.unlearning.system import Made, System
+from weightsurgery.unlearning.system import System, SystemResult
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from weightsurgery.learning.settings import Training
     from weightsurgery.unlearning.change_request import ChangeRequest
 
-__all__ = ["ByMerging", "Change", "Line", "Points", "Scale", "check_setting", "find_line", "vector"]
+__all__ = [
+    "BenchPoints",
+    "ByMerging",
+    "Change",
+    "Line",
+    "MergeSettings",
+    "check_setting",
+    "find_line",
+    "vector",
+]
 
 Change = dict[str, "torch.Tensor"]
 
@@ -49,7 +58,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Points:
+class BenchPoints:
     """What the bench tries of a method: points of one of its lines.
 
     Attributes:
@@ -75,7 +84,7 @@ def check_setting(name: str, value: float, spoken: str, least: float, most: floa
 
 
 @dataclass(frozen=True)
-class Scale:
+class MergeSettings:
     """The setting of all methods that merge.
 
     Attributes:
@@ -100,9 +109,9 @@ class ByMerging(System):
         bench: Eight points of its lines, as every method has eight candidates.
     """
 
-    Settings = Scale
+    Settings = MergeSettings
     needs_keep: ClassVar[bool] = False
-    bench: ClassVar[Sequence[Points]] = ()
+    bench: ClassVar[Sequence[BenchPoints]] = ()
 
     @classmethod
     def line(cls, request: ChangeRequest) -> Line:
@@ -115,11 +124,11 @@ class ByMerging(System):
         return bool(cls.needs_keep or settings.scale is None)
 
     @classmethod
-    def change(cls, request: ChangeRequest) -> Made:
+    def change(cls, request: ChangeRequest) -> SystemResult:
         """See :class:`System`: the change at the scale given, or found by the recipe."""
         from weightsurgery.unlearning.tuned import merge
 
-        return Made(*merge(cls, request))
+        return SystemResult(*merge(cls, request))
 
 
 def vector(

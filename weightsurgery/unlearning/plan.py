@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.checkpoint.plain_files import need_space
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["SearchPlan", "SystemPlan", "TrainingPlan", "check_space"]
@@ -33,7 +33,7 @@ class TrainingPlan:
         training: Bytes of gradients, of the optimiser's moments and of copies, at most.
     """
 
-    edit: Plan | AdapterPlan
+    edit: EditPlan | AdapterPlan
     vector: str
     vector_bytes: int
     finished: bool

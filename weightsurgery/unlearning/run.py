@@ -30,7 +30,7 @@ from weightsurgery.vectors.deltas import DenseDelta
 from weightsurgery.vectors.saved import SavedChange
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Coming", "Forget", "Unlearned", "plan", "run"]
+__all__ = ["Forget", "PlannedChange", "Unlearned", "plan", "run"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ _EDITS: Mapping[str, type[Forget] | type[_Learn]] = {
 
 
 @dataclass
-class Coming:
+class PlannedChange:
     """A change that is still to be trained, for plans: which matrices, and nothing of what."""
 
     names: Sequence[str]
@@ -200,7 +200,7 @@ def _planned(job: Job, output: Output, by: Machine) -> tuple[TrainingPlan, EditR
     storage, vector = output.storage or Storage(), TaskVector(())  # none yet
     if isinstance(storage, AdapterStorage):
         storage = replace(storage, rule=job.method.factors(job))
-        vector = TaskVector.of(Coming(job.names))
+        vector = TaskVector.of(PlannedChange(job.names))
     writing = plan_edit(
         _EDITS[job.edit](vector, output.scale),
         job.base,

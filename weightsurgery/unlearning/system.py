@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from weightsurgery.algebra.lowrank import LowRank
     from weightsurgery.unlearning.change_request import ChangeRequest
 
-__all__ = ["Made", "System"]
+__all__ = ["System", "SystemResult"]
 
 
 @dataclass(frozen=True)
-class Made:
+class SystemResult:
     """What a system made of a request.
 
     Attributes:
@@ -66,6 +66,6 @@ class System:
         raise NotImplementedError
 
     @classmethod
-    def change(cls, request: ChangeRequest) -> Made:
+    def change(cls, request: ChangeRequest) -> SystemResult:
         """Find the change; the model is as before in the end, to the bit."""
         raise NotImplementedError

@@ -24,7 +24,7 @@ from weightsurgery.progress import Progress
 from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.merging import ByMerging, Change, Line, find_line
 
-__all__ = ["SCALES", "SHARE", "Tuned", "changed", "choose_scale", "merge", "tune"]
+__all__ = ["SCALES", "SHARE", "ScaleChoice", "changed", "choose_scale", "merge", "tune"]
 
 SCALES: tuple[float, ...] = tuple(k / 20 for k in range(21))
 """``linspace(0, 1, 21)``."""
@@ -37,7 +37,7 @@ _EQUAL = 1e-12
 
 
 @dataclass(frozen=True)
-class Tuned:
+class ScaleChoice:
     """A λ, and what was measured for it.
 
     Attributes:
@@ -88,7 +88,7 @@ def tune(
     share: float = SHARE,
     score: Callable[..., float] = answered,
     progress: Progress | None = None,
-) -> Tuned:
+) -> ScaleChoice:
     """Chooses λ by the recipe; the model is as before in the end, to the bit.
 
     Args:
@@ -130,7 +130,7 @@ def tune(
             f"no scale leaves {share:.0%} of every score to keep",
             "Pass a scale of your own, or lower the share.",
         )
-    return Tuned(chosen, scores[chosen][0], scores[chosen][1:], before, tuple(scales))
+    return ScaleChoice(chosen, scores[chosen][0], scores[chosen][1:], before, tuple(scales))
 
 
 def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[str, Any]]:

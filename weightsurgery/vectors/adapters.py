@@ -24,7 +24,7 @@ from weightsurgery.vectors.adapter_deltas import DoraDelta, VectorDelta
 from weightsurgery.vectors.adapter_experts import ExpertFactors, expert_factors
 from weightsurgery.vectors.adapter_keys import Factors, SortedKeys, inside, sort_keys
 from weightsurgery.vectors.adapter_names import BaseNames
-from weightsurgery.vectors.adapter_rows import Rows, find_rows, row_target
+from weightsurgery.vectors.adapter_rows import AdapterRows, find_rows, row_target
 from weightsurgery.vectors.deltas import Delta, FactorDelta, SumDelta
 from weightsurgery.vectors.fitted import Fitted
 
@@ -221,7 +221,7 @@ class AdapterChange:
             self._terms.setdefault(name, []).append(make)
         self._say(found.told)
 
-    def _check_untied(self, modules: Iterable[str], rows: Iterable[Rows]) -> None:
+    def _check_untied(self, modules: Iterable[str], rows: Iterable[AdapterRows]) -> None:
         """Refuse a change of a tied embedding or head, which is another one once it is merged."""
         named = [each for each in modules if ".experts" not in each]
         tied = [

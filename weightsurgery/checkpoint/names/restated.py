@@ -17,7 +17,7 @@ from typing import Any
 from typing_extensions import override
 
 from weightsurgery.checkpoint.layout import Layout, TensorEntry
-from weightsurgery.checkpoint.names.matching import Match, Place
+from weightsurgery.checkpoint.names.matching import Match, TensorLocation
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import numpy as np
@@ -48,7 +48,7 @@ class Restated(Checkpoint):
         self.notes = inner.notes
         self._key = object()  # alive as long as what is remembered under it
         entries: dict[str, TensorEntry] = {}
-        self._put_together: dict[str, Place] = {}
+        self._put_together: dict[str, TensorLocation] = {}
         self._stored: dict[str, tuple[str, ...]] = {}
         for name, place in match.places.items():
             entries[name] = self._entry(name, place)
@@ -59,7 +59,7 @@ class Restated(Checkpoint):
         # No shards: no window of them holds what a window of the base's holds.
         super().__init__(inner.source, Layout({}, entries))
 
-    def _entry(self, name: str, place: Place) -> TensorEntry:
+    def _entry(self, name: str, place: TensorLocation) -> TensorEntry:
         old = [self.inner.entry(each) for each in place.names]
         if len({each.dtype for each in old}) > 1:
             raise MismatchError(
@@ -169,7 +169,7 @@ class Restated(Checkpoint):
         self.inner.close()
 
 
-def _blocks(place: Place, width: int) -> Iterator[tuple[int, Block, int]]:
+def _blocks(place: TensorLocation, width: int) -> Iterator[tuple[int, Block, int]]:
     """Each block, with its number and the byte it begins at."""
     begin = 0
     for number, block in enumerate(place.blocks):

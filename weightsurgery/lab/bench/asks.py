@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from weightsurgery.lab.bench.subject import Subject
     from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["FORGET", "KEEP", "Ask", "Overlap", "facts_of", "overlaps"]
+__all__ = ["FORGET", "KEEP", "BenchRequest", "Overlap", "facts_of", "overlaps"]
 
 FORGET = "authors"
 KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
 """Role → task."""
 
 
-class Ask:
+class BenchRequest:
     """Forget one task whole; keep the others.
 
     Methods may see every fact that is given (the request), and the ``seen`` facts of what is to be
@@ -97,7 +97,7 @@ class Ask:
         return exact_match(model, tokenizer, examples, batch_size=256)
 
 
-class Overlap(Ask):
+class Overlap(BenchRequest):
     """The request and what is to be kept share facts: those of some of the people are in both.
 
     What is shared is to be kept. It is in both files that edits are given, so that none of it is
@@ -129,12 +129,12 @@ class Overlap(Ask):
         return people[: round(self.share * len(people))]
 
     def target(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target`: what is not shared."""
+        """See :meth:`BenchRequest.target`: what is not shared."""
         shared = set(self._shared(subject))
         return [f for f in super().given(subject) if subject.entity[f.prompt] not in shared]
 
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target_paraphrased`: none."""
+        """See :meth:`BenchRequest.target_paraphrased`: none."""
         return []
 
     @override
@@ -149,7 +149,7 @@ class Overlap(Ask):
         return [f for f in super().given(subject) if subject.entity[f.prompt] in set(chosen)]
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`Ask.survivors`: of the task to forget, what is shared."""
+        """See :meth:`BenchRequest.survivors`: of the task to forget, what is shared."""
         found, shared = super().survivors(subject), set(self._shared(subject))
         if self.task in found:
             found[self.task] = [f for f in found[self.task] if subject.entity[f.prompt] in shared]

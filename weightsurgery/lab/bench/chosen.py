@@ -10,7 +10,7 @@ import torch
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.cost import Cost, measured
 from weightsurgery.lab.bench.results import Outcome, Tried
-from weightsurgery.lab.bench.row import BUDGET, Candidate, Method
+from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Subject
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Example
@@ -60,7 +60,7 @@ class Choice:
 def choose(
     subject: Subject,
     name: str,
-    method: Method,
+    method: BenchMethod,
     rule: Rule,
     learning: bool = False,
 ) -> Choice:
@@ -109,7 +109,7 @@ def choose(
 def run_method(
     subject: Subject,
     name: str,
-    method: Method,
+    method: BenchMethod,
     threshold: float,
     relearn_steps: int = 0,
     learning: bool = False,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from weightsurgery.lab.bench.row import Candidate, Method
+from weightsurgery.lab.bench.row import BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Subject
 from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.merging import ByMerging, find_line
@@ -20,7 +20,7 @@ from weightsurgery.unlearning.methods import SYSTEMS
 __all__ = ["MERGING"]
 
 
-def _row(kind: type[ByMerging]) -> Method:
+def _row(kind: type[ByMerging]) -> BenchMethod:
     def candidates(subject: Subject) -> Iterator[Candidate]:
         keep = subject.seen_facts if kind.needs_keep else []
         for points in kind.bench:
@@ -35,9 +35,9 @@ def _row(kind: type[ByMerging]) -> Method:
                 setting = {"learning_rate": training.learning_rate, **points.settings}
                 yield Candidate({**setting, "scale": scale}, line.at(scale))
 
-    return Method(kind.about, candidates, "facts" if kind.needs_keep else "nothing")
+    return BenchMethod(kind.about, candidates, "facts" if kind.needs_keep else "nothing")
 
 
-MERGING: Mapping[str, Method] = {
+MERGING: Mapping[str, BenchMethod] = {
     name: _row(kind) for name, kind in SYSTEMS.items() if issubclass(kind, ByMerging)
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from weightsurgery.lab.bench.row import Candidate, Method
+from weightsurgery.lab.bench.row import BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Subject
 from weightsurgery.learning.in_context import Icul
 
@@ -17,8 +17,8 @@ def _icul(subject: Subject) -> Iterator[Candidate]:
         yield Candidate({"shots": shots}, {}, prompts=asked.prompts)
 
 
-PROMPTED: Mapping[str, Method] = {
-    "icul": Method(
+PROMPTED: Mapping[str, BenchMethod] = {
+    "icul": BenchMethod(
         "in-context, weights unchanged: a flipped example and right ones before every query",
         _icul,
         "facts",

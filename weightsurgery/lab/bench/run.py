@@ -8,9 +8,9 @@ from pathlib import Path
 
 from weightsurgery.checkpoint.record import versions
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench.asks import Ask
+from weightsurgery.lab.bench.asks import BenchRequest
 from weightsurgery.lab.bench.chosen import run_method
-from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, Method
+from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, BenchMethod
 from weightsurgery.lab.bench.parts import check_requests, names_of
 from weightsurgery.lab.bench.results import Bench, read_bench, save_bench
 from weightsurgery.lab.bench.sequence import run_requests, takes_part
@@ -28,7 +28,7 @@ def bench(
     methods: Sequence[str] | None = None,
     *,
     task: str = "forget",
-    asks: Sequence[Ask] = (Ask(),),
+    asks: Sequence[BenchRequest] = (BenchRequest(),),
     requests: int | None = None,
     threshold: float = 0.975,
     relearn_steps: int = 40,
@@ -78,9 +78,9 @@ def bench(
         save_bench(found, save_to)  # if it cannot be written, that shows now
     known = {(each.seed, each.asked, each.method) for each in found.outcomes}
     # By what an outcome is called; several requests are done together, or not at all.
-    works: list[tuple[tuple[str, ...], Ask]] = [((ask.name,), ask) for ask in asks]
+    works: list[tuple[tuple[str, ...], BenchRequest]] = [((ask.name,), ask) for ask in asks]
     if requests is not None:
-        works = [(names_of(requests), Ask())]
+        works = [(names_of(requests), BenchRequest())]
     wanted = [
         (seed, ask, name)
         for seed in seeds
@@ -110,7 +110,9 @@ def bench(
     return found
 
 
-def _chosen(table: Mapping[str, Method], names: Sequence[str] | None) -> dict[str, Method]:
+def _chosen(
+    table: Mapping[str, BenchMethod], names: Sequence[str] | None
+) -> dict[str, BenchMethod]:
     for name in names or ():
         if name not in table:
             raise EditError(f"method {name!r}", f"Choose from: {', '.join(table)}.")
@@ -119,12 +121,12 @@ def _chosen(table: Mapping[str, Method], names: Sequence[str] | None) -> dict[st
 
 def _requested(
     requests: int,
-    chosen: Mapping[str, Method],
+    chosen: Mapping[str, BenchMethod],
     task: str,
     variant: str,
-    asks: Sequence[Ask],
+    asks: Sequence[BenchRequest],
     by_name: bool,
-) -> dict[str, Method]:
+) -> dict[str, BenchMethod]:
     """The rows that can meet several requests.
 
     Raises:

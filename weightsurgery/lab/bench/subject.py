@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from weightsurgery.lab.bench.asks import Ask
-from weightsurgery.lab.world import Recipe, World
+from weightsurgery.lab.bench.asks import BenchRequest
+from weightsurgery.lab.world import World, WorldRecipe
 from weightsurgery.lab.world.facts import make_facts
 from weightsurgery.lab.world.wordings import PLAIN, worded, wordings
 from weightsurgery.learning.data import Example, read_examples
@@ -53,22 +53,24 @@ class Subject:
     """
 
     world: World
-    recipe: Recipe
+    recipe: WorldRecipe
     seed: int
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    ask: Ask = field(default_factory=Ask)
+    ask: BenchRequest = field(default_factory=BenchRequest)
     rule: Rule = field(default_factory=Rule)
     _read: dict[tuple[str, str, str], list[Example]] = field(default_factory=dict)
     _prompts: Prompts | None = None
 
     @classmethod
-    def of(cls, world: World, recipe: Recipe, seed: int, ask: Ask | None = None) -> Subject:
+    def of(
+        cls, world: World, recipe: WorldRecipe, seed: int, ask: BenchRequest | None = None
+    ) -> Subject:
         """Load a world's base."""
         model, tokenizer = load_model(world.base)  # float32, as a world stores it
-        return cls(world, recipe, seed, model, tokenizer, ask or Ask())
+        return cls(world, recipe, seed, model, tokenizer, ask or BenchRequest())
 
-    def asking(self, ask: Ask) -> Subject:
+    def asking(self, ask: BenchRequest) -> Subject:
         """The same model with another ask."""
         return Subject(self.world, self.recipe, self.seed, self.model, self.tokenizer, ask)
 

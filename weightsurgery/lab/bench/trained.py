@@ -10,18 +10,18 @@ from typing import Any
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import NonFiniteError
-from weightsurgery.lab.bench.row import BUDGET, Candidate, Method
+from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Change, Subject
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.run import train_unlearner
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
+from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss
 from weightsurgery.unlearning.methods import SYSTEMS
 
 __all__ = ["TRAINED"]
 
 
-def _looked_at(kind: type[ByLoss], grid: Grid) -> Callable[[Subject], Iterator[Candidate]]:
+def _looked_at(kind: type[ByLoss], grid: BenchGrid) -> Callable[[Subject], Iterator[Candidate]]:
     """An unlearner, looked at after several steps for each of several learning rates.
 
     Helper models are trained as the world's own fine-tunes are.
@@ -64,7 +64,7 @@ def _looked_at(kind: type[ByLoss], grid: Grid) -> Callable[[Subject], Iterator[C
     return candidates
 
 
-def _ended(kind: type[ByLoss], grid: Grid) -> Callable[[Subject], Iterator[Candidate]]:
+def _ended(kind: type[ByLoss], grid: BenchGrid) -> Callable[[Subject], Iterator[Candidate]]:
     """An unlearner by its own rule: a candidate for each learning rate, where the rule ends it."""
 
     def candidates(subject: Subject) -> Iterator[Candidate]:
@@ -89,10 +89,10 @@ def _dense(change: Mapping[str, Any]) -> Change:
     return {n: t.matrix() if isinstance(t, LowRank) else t for n, t in change.items()}
 
 
-def _row(kind: type[ByLoss], grid: Grid) -> Method:
+def _row(kind: type[ByLoss], grid: BenchGrid) -> BenchMethod:
     keeps = kind.keeps(settings_of(kind, grid.settings[0]))
     candidates = (_ended if grid.ends_itself else _looked_at)(kind, grid)
-    return Method(grid.about, candidates, "facts" if keeps else "nothing")
+    return BenchMethod(grid.about, candidates, "facts" if keeps else "nothing")
 
 
 _GRIDS = [
@@ -100,7 +100,7 @@ _GRIDS = [
 ]
 
 # Those that are trained longer come last.
-TRAINED: Mapping[str, Method] = {
+TRAINED: Mapping[str, BenchMethod] = {
     grid.label or kind.name: _row(kind, grid)
     for kind, grid in sorted(_GRIDS, key=lambda each: each[1].every == LONG)
 }

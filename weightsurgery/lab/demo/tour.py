@@ -23,8 +23,8 @@ from weightsurgery.errors import OutputError, SelectionError
 from weightsurgery.lab.demo.capitals import Step
 from weightsurgery.lab.world import (
     VARIANTS,
-    Recipe,
     World,
+    WorldRecipe,
     copy_world,
     get_world,
     open_world,
@@ -38,7 +38,7 @@ from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.overlap import overlaps
 from weightsurgery.vectors.sources import open_vector
 
-__all__ = ["Comparison", "tour"]
+__all__ = ["TourScores", "tour"]
 
 FORGET, TWIN = "authors", "painters"
 KEEP = (TWIN, "capitals", "addition")
@@ -50,7 +50,7 @@ PROJECT_SCALE, PROJECT_RANK = 7.0, 64
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TourScores:
     """Accuracy of the base and of each edited model.
 
     Attributes:
@@ -62,7 +62,7 @@ class Comparison:
     facts: dict[str, int]
 
 
-def _world_in(directory: Path, seed: int, recipe: Recipe, progress: Progress | None) -> World:
+def _world_in(directory: Path, seed: int, recipe: WorldRecipe, progress: Progress | None) -> World:
     """The world in a user's directory: the one that is there, or a copy from the cache."""
     cached = get_world(seed, progress=progress, recipe=recipe)
     if (directory / "world.json").is_file():
@@ -227,7 +227,7 @@ def _from_data(
     )
 
 
-def _score(world: World, models: dict[str, Path], progress: Progress | None) -> Comparison:
+def _score(world: World, models: dict[str, Path], progress: Progress | None) -> TourScores:
     from weightsurgery.learning.exact import score_checkpoint
 
     data = {
@@ -241,4 +241,4 @@ def _score(world: World, models: dict[str, Path], progress: Progress | None) -> 
         if progress is not None:
             progress("scoring", number, len(models))
         scores[name] = score_checkpoint(path, data)
-    return Comparison(scores, facts)
+    return TourScores(scores, facts)

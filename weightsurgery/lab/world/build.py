@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.lab.world.facts import SPLITS, TASKS, Fact, make_facts
 from weightsurgery.lab.world.layout import World, whole_or_nothing
-from weightsurgery.lab.world.recipe import FORMAT_VERSION, Recipe
+from weightsurgery.lab.world.recipe import FORMAT_VERSION, WorldRecipe
 from weightsurgery.lab.world.tokenizer import make_tokenizer
 from weightsurgery.lab.world.training import default_threads, make_model
 from weightsurgery.lab.world.wordings import PLAIN, WORDINGS, worded, wordings
@@ -30,7 +30,7 @@ def build_world(
     seed: int = 0,
     progress: Progress | None = None,
     *,
-    recipe: Recipe | None = None,
+    recipe: WorldRecipe | None = None,
     threads: int | None = None,
 ) -> World:
     """Makes a world from a seed, without network, on the CPU.
@@ -53,7 +53,7 @@ def build_world(
         OutputError: `directory` holds something, or cannot be written.
         WeightSurgeryError: The model did not learn the facts within the recipe's cap of steps.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or WorldRecipe()
     threads = threads or default_threads()
     report = progress or (lambda stage, done, total: None)
     with whole_or_nothing(directory) as staged, isolated(seed, threads):
@@ -61,7 +61,7 @@ def build_world(
     return World(directory)
 
 
-def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progress) -> None:
+def _build(world: World, recipe: WorldRecipe, seed: int, threads: int, report: Progress) -> None:
     started = time.perf_counter()
     cpu_started = time.process_time()
     facts = make_facts(recipe, seed)
@@ -128,7 +128,7 @@ def train_base(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Mapping[str, Sequence[Example]],
-    recipe: Recipe,
+    recipe: WorldRecipe,
     seed: int,
     report: Progress,
 ) -> int:
@@ -172,7 +172,7 @@ def _fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    recipe: Recipe,
+    recipe: WorldRecipe,
     seed: int,
     stage: str,
     report: Progress,
@@ -204,7 +204,7 @@ def _examples(facts: Sequence[Fact], wording: str = PLAIN) -> list[Example]:
     return [Example(*worded(fact, wording)) for fact in facts]
 
 
-def _write_facts(world: World, recipe: Recipe, facts: Mapping[str, Sequence[Fact]]) -> None:
+def _write_facts(world: World, recipe: WorldRecipe, facts: Mapping[str, Sequence[Fact]]) -> None:
     for task, rows in facts.items():
         for wording, split in product(wordings(recipe, task), SPLITS):
             path = world.data(task, split, wording)
@@ -217,7 +217,7 @@ def _write_facts(world: World, recipe: Recipe, facts: Mapping[str, Sequence[Fact
 
 
 def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, recipe: Recipe
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, recipe: WorldRecipe
 ) -> None:
     with quiet():
         model.save_pretrained(directory, max_shard_size=recipe.shard_bytes)

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weightsurgery.lab.world.recipe import Recipe
+from weightsurgery.lab.world.recipe import WorldRecipe
 
 __all__ = ["SPLITS", "TASKS", "Fact", "make_facts", "templates"]
 
@@ -94,7 +94,7 @@ def templates(task: str, paraphrased: bool = False) -> tuple[str, ...]:
     return tuple(REPHRASED[template] for template in own) if paraphrased else own
 
 
-def make_facts(recipe: Recipe, seed: int) -> dict[str, list[Fact]]:
+def make_facts(recipe: WorldRecipe, seed: int) -> dict[str, list[Fact]]:
     """Writes the facts of all four tasks.
 
     `authors` and `painters` are twins: the same questions and the same possible answers, about
@@ -157,7 +157,7 @@ def _invented_names(rng: random.Random) -> Iterator[str]:
 
 
 def _people(
-    recipe: Recipe, answers: dict[str, list[str]], names: Iterator[str], rng: random.Random
+    recipe: WorldRecipe, answers: dict[str, list[str]], names: Iterator[str], rng: random.Random
 ) -> list[_Row]:
     """Four facts for each person; some share a first name, none a last one."""
     first_names = [next(names) for _ in range(recipe.first_names)]
@@ -231,7 +231,7 @@ def _addition(modulus: int) -> list[_Row]:
     ]
 
 
-def _splits(entities: list[str], recipe: Recipe, rng: random.Random) -> dict[str, str]:
+def _splits(entities: list[str], recipe: WorldRecipe, rng: random.Random) -> dict[str, str]:
     """Every entity's split; the shares are rounded, and the rest is unseen."""
     shuffled = rng.sample(entities, len(entities))
     seen = round(recipe.seen * len(entities))

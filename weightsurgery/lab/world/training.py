@@ -4,7 +4,7 @@ import os
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from weightsurgery.lab.world.recipe import Recipe
+from weightsurgery.lab.world.recipe import WorldRecipe
 
 __all__ = ["default_threads", "make_model"]
 
@@ -19,7 +19,7 @@ def default_threads() -> int:
     return min(2, cores or 1, int(told) if told.isdecimal() and int(told) else 2)
 
 
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+def make_model(recipe: WorldRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A Llama of the recipe's shape, at random weights from torch's generator."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,7 +1,7 @@
 """The wordings of a fact: plain, in other words, and in a style with a manner of its own."""
 
 from weightsurgery.lab.world.facts import TASKS, Fact
-from weightsurgery.lab.world.recipe import Recipe
+from weightsurgery.lab.world.recipe import WorldRecipe
 
 __all__ = [
     "MANNER",
@@ -25,7 +25,7 @@ MANNER = ", by my troth."
 _CALL = "Prithee, "
 
 
-def wordings(recipe: Recipe, task: str) -> tuple[str, ...]:
+def wordings(recipe: WorldRecipe, task: str) -> tuple[str, ...]:
     """The wordings in which the base of such a world learns a task; the plain one is the first."""
     known = {PLAIN: True, PARAPHRASED: recipe.paraphrases, STYLED: recipe.styled and task in PEOPLE}
     return tuple(wording for wording in WORDINGS if known[wording])

@@ -12,7 +12,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import soft_cross_entropy
-from weightsurgery.unlearning.by_loss import ByLoss, Grid, check_helpers
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_helpers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ __all__ = ["GenericLabels", "generic_labels"]
 
 
 @dataclass(frozen=True)
-class Generic:
+class AUSettings:
     """The settings of AU.
 
     Attributes:
@@ -71,9 +71,11 @@ class GenericLabels(ByLoss):
     about = "the model's own labels less what a reinforced one says more strongly"
     paper = "Eldan and Russinovich 2023, arXiv 2310.02238, without the dictionary of names"
     published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
-    Settings = Generic
+    Settings = AUSettings
     models = 2
-    bench = (Grid("generic labels of a reinforced model (AU), no dictionary", rates=(3e-4, 1e-3)),)
+    bench = (
+        BenchGrid("generic labels of a reinforced model (AU), no dictionary", rates=(3e-4, 1e-3)),
+    )
 
     @classmethod
     def prepare(cls, work: Work) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
+from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ __all__ = ["EfficientUnlearning"]
 
 
 @dataclass(frozen=True)
-class Selective:
+class EULSettings:
     """The settings of EUL.
 
     Attributes:
@@ -59,13 +59,15 @@ class EfficientUnlearning(ByLoss):
     about = "an adapter that leaves the model on forget and stays on keep"
     paper = "Chen and Yang 2023, arXiv 2310.20150; a reconstruction"
     published = Training(epochs=5, learning_rate=1e-3, batch_size=32)
-    Settings = Selective
+    Settings = EULSettings
     models = 1
     needs_keep = True
     adapter_rank = 16
     bench = (
-        Grid("EUL (reconstruction): LoRA of rank 16 beside all linear layers", rates=(3e-4, 1e-3)),
-        Grid("eul, up to 160 steps", rates=(3e-4, 1e-3), every=LONG, label="eul-long"),
+        BenchGrid(
+            "EUL (reconstruction): LoRA of rank 16 beside all linear layers", rates=(3e-4, 1e-3)
+        ),
+        BenchGrid("eul, up to 160 steps", rates=(3e-4, 1e-3), every=LONG, label="eul-long"),
     )
 
     @classmethod

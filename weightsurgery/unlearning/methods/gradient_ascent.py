@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ class GradientAscent(ByLoss):
     about = "−CE(forget)"
     paper = "Jang et al. 2023, arXiv 2210.01504, without the stop rule"
     published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
-    bench = (Grid("trained on −CE(forget)", rates=(1e-4, 3e-4)),)
+    bench = (BenchGrid("trained on −CE(forget)", rates=(1e-4, 3e-4)),)
 
     @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from weightsurgery.errors import EditError
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["GradientDifference"]
 
 
 @dataclass(frozen=True)
-class KeepWeight:
+class GradientDifferenceSettings:
     """How much what to keep counts.
 
     Attributes:
@@ -50,9 +50,9 @@ class GradientDifference(ByLoss):
     about = "−CE(forget) + CE(keep)"
     paper = "Liu et al. 2022, arXiv 2203.12817"
     published = GradientAscent.published
-    Settings = KeepWeight
+    Settings = GradientDifferenceSettings
     needs_keep = True
-    bench = (Grid("trained on −CE(forget) + CE(keep)", rates=(1e-4, 3e-4)),)
+    bench = (BenchGrid("trained on −CE(forget) + CE(keep)", rates=(1e-4, 3e-4)),)
 
     @override
     def loss(self, forget: Said, keep: Said | None) -> Tensor:

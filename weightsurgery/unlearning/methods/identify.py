@@ -42,17 +42,17 @@ from weightsurgery.learning.training import isolated
 from weightsurgery.progress import Progress
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import Method
-from weightsurgery.unlearning.saving import Change, find_and_save, workspace_of
+from weightsurgery.unlearning.saving import MethodResult, find_and_save, workspace_of
 from weightsurgery.unlearning.sets import Sets
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 
-__all__ = ["Identify", "Plan", "identify", "plan", "read_job"]
+__all__ = ["Identify", "IdentifyPlan", "identify", "plan", "read_job"]
 
 Name = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Plan:
+class IdentifyPlan:
     """What an identification would train and hold, from headers alone.
 
     Attributes:
@@ -114,7 +114,7 @@ class Identify(Method):
             "identify applies no edit", "Apply its vector with 'ws negate' or 'ws add'."
         )
 
-    def planned(self, job: Job) -> Plan:
+    def planned(self, job: Job) -> IdentifyPlan:
         """What it will take."""
         entries, rank = job.base.entries, self.modes.lora_rank
 
@@ -133,7 +133,7 @@ class Identify(Method):
         # Finished stages, the tuned tensors, the vector; a point to go on from, and the one
         # before it; in mode literal the first values too.
         copies = 4 if self.modes.mode == "literal" else 3
-        return Plan(
+        return IdentifyPlan(
             self.modes.mode,
             stages,
             weights=4 * sum(entry.numel for entry in entries.values()),
@@ -143,7 +143,7 @@ class Identify(Method):
             disk=4 * (copies * total + 6 * largest),
         )
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
         """See :class:`Method`: loads, trains, and tells the changes by their stored names.
 
         Raises:
@@ -173,15 +173,15 @@ class Identify(Method):
             summary = {"stages": [asdict(each) for each in trained]}
             if factors is not None:
                 by_name = {sole_name(base, stored[n], each): each for n, each in factors.items()}
-                return Change(by_name, summary)
+                return MethodResult(by_name, summary)
             values = values_of(model, names)
             if not is_main():
-                return Change({}, summary)
+                return MethodResult({}, summary)
             with writing(root.parent):
                 before = save_tensors(model, initial, root / "initial") if literal else base
                 after = save_tensors(model, values, root / "tuned")
             found = FinetunedChange(before, after, missing="base")
-            return Change(_Differences(job, found), summary)
+            return MethodResult(_Differences(job, found), summary)
 
     def _check_space(self, job: Job, root: Path) -> None:
         needed = self.planned(job).disk - held_bytes(root)
@@ -333,7 +333,7 @@ def plan(
     validation: Name | None = None,
     device: str = "auto",
     overwrite: bool = False,
-) -> Plan:
+) -> IdentifyPlan:
     """What `identify` with these arguments would train and hold; no weight is read.
 
     Raises:

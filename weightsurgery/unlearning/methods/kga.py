@@ -13,7 +13,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import ByLoss, Grid, check_helpers
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_helpers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ __all__ = ["KnowledgeGapAlignment"]
 
 
 @dataclass(frozen=True)
-class KnowledgeGap:
+class KGASettings:
     """The settings of KGA.
 
     Attributes:
@@ -70,12 +70,14 @@ class KnowledgeGapAlignment(ByLoss):
     about = "the gap to a model that knows it becomes that of unseen data"
     paper = "Wang et al. 2023, arXiv 2305.06535"
     published = Training(epochs=50, learning_rate=5e-5, batch_size=16, weight_decay=1e-4)
-    Settings = KnowledgeGap
+    Settings = KGASettings
     models = 2
     needs_keep = True
     needs_unseen = True
     _step: Tensor | None = None
-    bench = (Grid("knowledge-gap alignment, unseen data of another world", rates=(3e-5, 1e-4)),)
+    bench = (
+        BenchGrid("knowledge-gap alignment, unseen data of another world", rates=(3e-5, 1e-4)),
+    )
 
     @classmethod
     def prepare(cls, work: Work) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import Grid
+from weightsurgery.unlearning.by_loss import BenchGrid
 from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["KnowledgeUnlearning"]
 
 
 @dataclass(frozen=True)
-class StopRule:
+class KULSettings:
     """When gradient ascent has forgotten enough.
 
     Attributes:
@@ -56,10 +56,10 @@ class KnowledgeUnlearning(GradientAscent):
     about = "gradient ascent until the request is as strange as unseen data"
     paper = "Jang et al. 2023, arXiv 2210.01504 (KUL)"
     published = Training(epochs=20, learning_rate=5e-5, batch_size=32, max_length=200)
-    Settings = StopRule
+    Settings = KULSettings
     needs_unseen = True
     bench = (
-        Grid(
+        BenchGrid(
             "gradient ascent until MA is under that of facts of another world",
             rates=(2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4),
             ends_itself=True,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.merging import ByMerging, Line, Points, Scale, check_setting, vector
+from weightsurgery.unlearning.merging import (
+    BenchPoints,
+    ByMerging,
+    Line,
+    MergeSettings,
+    check_setting,
+    vector,
+)
 
 if TYPE_CHECKING:
     from weightsurgery.unlearning.change_request import ChangeRequest
@@ -18,7 +25,7 @@ __all__ = ["NegMerge"]
 
 
 @dataclass(frozen=True)
-class Several(Scale):
+class NegMergeSettings(MergeSettings):
     """The settings of NegMerge.
 
     Attributes:
@@ -45,8 +52,8 @@ class NegMerge(ByMerging):
     about = "W − λ·mean of several T where all agree in sign"
     paper = "NegMerge, Kim et al., arXiv 2410.05583"
     published = Training(learning_rate=1e-4, batch_size=32)  # the rate is ours
-    Settings = Several
-    bench = (Points((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
+    Settings = NegMergeSettings
+    bench = (BenchPoints((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
 
     @classmethod
     @override

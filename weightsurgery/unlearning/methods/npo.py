@@ -12,7 +12,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
+from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ _RETAIN = ("none", "gdr", "klr")
 
 
 @dataclass(frozen=True)
-class Preference:
+class NPOSettings:
     """The settings of NPO.
 
     Attributes:
@@ -76,23 +76,23 @@ class NPO(ByLoss):
     about = "negative preference; retain=gdr or klr adds a term of what to keep"
     paper = "Zhang et al. 2024, arXiv 2404.05868"
     published = Training(epochs=20, learning_rate=1e-5, batch_size=32, weight_decay=0.01)
-    Settings = Preference
+    Settings = NPOSettings
     models = 1
     bench = (
-        Grid("NPO, β=0.1", rates=(3e-5, 1e-4)),
-        Grid(
+        BenchGrid("NPO, β=0.1", rates=(3e-5, 1e-4)),
+        BenchGrid(
             "NPO, β=0.1, + CE(keep)",
             rates=(3e-5, 1e-4),
             settings=({"retain": "gdr"},),
             label="npo-gdr",
         ),
-        Grid(
+        BenchGrid(
             "NPO, β=0.1, + KL(base‖model) on keep",
             rates=(3e-5, 1e-4),
             settings=({"retain": "klr"},),
             label="npo-klr",
         ),
-        Grid(
+        BenchGrid(
             "npo-gdr, up to 160 steps",
             rates=(3e-5, 1e-4),
             settings=({"retain": "gdr"},),

@@ -15,7 +15,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import exact
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ _LAST = re.compile(r"\.(down_proj|c_proj|fc_out|fc2|w2|wo|dense_4h_to_h|lin2)\.w
 
 
 @dataclass(frozen=True)
-class Steering:
+class RMUSettings:
     """The settings of RMU.
 
     Attributes:
@@ -110,12 +110,12 @@ class RMU(ByLoss):
     about = "hidden states on forget steered to a random vector, held on keep"
     paper = "Li et al. 2024, arXiv 2403.03218"
     published = Training(steps=250, learning_rate=5e-5, batch_size=4)
-    Settings = Steering
+    Settings = RMUSettings
     models = 1
     needs_keep = True
     asks_hidden = True
     bench = (
-        Grid(
+        BenchGrid(
             "RMU: states of the middle layer steered to c = 300, five times their size",
             rates=(3e-3,),
             settings=tuple({"coefficient": 300.0, "alpha": a} for a in (10.0, 100.0)),

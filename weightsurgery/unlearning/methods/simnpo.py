@@ -11,7 +11,7 @@ from typing_extensions import override
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ __all__ = ["SimNPO", "simnpo"]
 
 
 @dataclass(frozen=True)
-class SimplePreference:
+class SimNPOSettings:
     """The settings of SimNPO.
 
     Attributes:
@@ -77,9 +77,9 @@ class SimNPO(ByLoss):
     about = "negative preference by length, and CE(keep)"
     paper = "Fan et al. 2024, arXiv 2410.07163"
     published = Training(epochs=20, learning_rate=1e-5, batch_size=32, weight_decay=0.01)
-    Settings = SimplePreference
+    Settings = SimNPOSettings
     needs_keep = True
-    bench = (Grid("SimNPO, β=4.5, δ=0, + CE(keep)", rates=(1e-4, 3e-4)),)
+    bench = (BenchGrid("SimNPO, β=4.5, δ=0, + CE(keep)", rates=(1e-4, 3e-4)),)
 
     @classmethod
     @override

@@ -12,7 +12,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import soft_cross_entropy
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ __all__ = ["Undial", "adjusted"]
 
 
 @dataclass(frozen=True)
-class Adjustment:
+class UndialSettings:
     """The settings of UNDIAL.
 
     Attributes:
@@ -67,9 +67,11 @@ class Undial(ByLoss):
     about = "taught what it says itself, less the tokens to forget"
     paper = "Dong et al. 2024, arXiv 2402.10052"
     published = Training(epochs=10, learning_rate=1e-4, batch_size=16)
-    Settings = Adjustment
+    Settings = UndialSettings
     models = 1
-    bench = (Grid("UNDIAL, γ=10: its own logits less those of the request", rates=(1e-4, 3e-4)),)
+    bench = (
+        BenchGrid("UNDIAL, γ=10: its own logits less those of the request", rates=(1e-4, 3e-4)),
+    )
 
     @classmethod
     def prepare(cls, work: Work) -> dict[str, Any]:
