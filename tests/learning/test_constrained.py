@@ -23,7 +23,7 @@ from weightsurgery.learning.constrained import (
 from weightsurgery.learning.data import Collator, Example, encode_all
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.statistics import gather
-from weightsurgery.learning.training import Rows
+from weightsurgery.learning.training import EncodedRows
 
 CPU = torch.device("cpu")
 
@@ -390,7 +390,7 @@ EPSILON = 1e-3
 
 def rows_of(examples, validation=()):
     tokenizer = byte_tokenizer()
-    return Rows(
+    return EncodedRows(
         encode_all(tokenizer, examples), Collator(2), encode_all(tokenizer, list(validation))
     )
 

@@ -33,7 +33,7 @@ def test_the_loss_by_hand():
     first share fall to a quarter, which leaves (1, 8, 4)/13, (4, 1, 8)/13 and (1, 2, 2)/5."""
     assert FORGET.wanted.tolist() == [0, 1, 0]
     made = Undial(settings_of(Undial, {"strength": math.log(4)}))
-    made.said_by = lambda which, batch: {"base": BASE}[which]
+    made.reference_outputs = lambda which, batch: {"base": BASE}[which]
     first = (1 * 1 + 8 * 2 + 4 * 2) / 13 * LOG2  # now (1/2, 1/4, 1/4)
     second = (4 * 2 + 1 * 2 + 8 * 1) / 13 * LOG2  # now (1/4, 1/4, 1/2)
     third = (1 * 3 * LOG2 + 2 * math.log(8 / 3) + 2 * LOG2) / 5  # now (1/8, 3/8, 1/2)

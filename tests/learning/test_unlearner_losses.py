@@ -9,11 +9,11 @@ from tests.learning.tiny import FACTS, OTHER, UNSEEN, byte_tokenizer, logits, lo
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.data import Collator
 from weightsurgery.learning.identify import train_vector
-from weightsurgery.learning.method import Method
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
 from weightsurgery.learning.unlearners.run import train_unlearner
-from weightsurgery.learning.unlearners.said import Said
+from weightsurgery.learning.unlearners.said import BatchOutputs
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.unlearning.methods import kul as kul_module
 from weightsurgery.unlearning.tuned import changed
@@ -26,7 +26,7 @@ def said(rows, labels, mask=None, hidden=()):
     """Logits of the probabilities given, or of nothing that counts."""
     values = [[SILENT if p is None else np.log(p).tolist() for p in row] for row in rows]
     inputs = {"labels": torch.tensor(labels), "attention_mask": torch.tensor(mask or labels)}
-    return Said(inputs, torch.tensor(values, dtype=torch.float64), hidden)
+    return BatchOutputs(inputs, torch.tensor(values, dtype=torch.float64), hidden)
 
 
 H, Q, E, T = 1 / 2, 1 / 4, 1 / 8, 3 / 8
@@ -84,8 +84,8 @@ def toy(name, settings, **prepared):
     made = object.__new__(kind)
     made.settings, made.prepared = settings_of(kind, settings), prepared
     table = {"base": (BASE, KEEP_BASE), "helper": (MORE, None), "reinforced": (MORE, None)}
-    made.said_by = lambda which, batch: table[which][batch is KEEP.inputs]
-    made.summed = lambda value: value
+    made.reference_outputs = lambda which, batch: table[which][batch is KEEP.inputs]
+    made.sum_over_processes = lambda value: value
     keep = KEEP if kind.keeps(made.settings) else None
     return made, keep
 
@@ -113,7 +113,7 @@ def test_the_loss_of_rmu_by_hand():
         "labels": torch.tensor([[-100, 0, -100]]),
     }
     forget, keep, before = (
-        Said(inputs, torch.zeros(1), (away, away, each, away))
+        BatchOutputs(inputs, torch.zeros(1), (away, away, each, away))
         for each in torch.tensor(
             [
                 [[[1.0, 0.0], [0.0, 2.0], [50.0, 50.0]]],
@@ -122,7 +122,7 @@ def test_the_loss_of_rmu_by_hand():
             ]
         )
     )
-    made.said_by = lambda which, batch: before
+    made.reference_outputs = lambda which, batch: before
     # (4 + 16 + 9 + 4) / 4 and (1 + 4 + 0 + 1) / 4.
     assert float(made.loss(forget, keep)) == pytest.approx(33 / 4 + 10 * 6 / 4)
 
@@ -164,7 +164,7 @@ class Seen:
                 model, tokenizer, examples,
                 Training(steps=3, learning_rate=1e-3, batch_size=16,
                          weight_decay=training.weight_decay),
-                Method("joint"),
+                IdentifyMode("joint"),
             )
             for name, examples in helpers.items()
         }  # fmt: skip

@@ -5,7 +5,7 @@ import pytest
 from tests.learning.tiny import FACTS, save, tiny, write
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.learning.method import Method
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.models import TOKENIZER_FILES
 from weightsurgery.learning.settings import Training
 from weightsurgery.procedures import unlearn
@@ -15,7 +15,7 @@ LINEAR = Selection("all-linear")
 
 
 def of_identify(base, data):
-    return identify.read_job(base, data, (), None, Training(), Method(), LINEAR, "cpu")
+    return identify.read_job(base, data, (), None, Training(), IdentifyMode(), LINEAR, "cpu")
 
 
 def of_project(base, data):

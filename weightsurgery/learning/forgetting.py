@@ -38,7 +38,7 @@ from weightsurgery.learning.material import KEPT, Material, Row
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.trainer import StageTrainer
-from weightsurgery.learning.training import Rows, Trained, train_stage
+from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.progress import Progress
 
 _STEPS, _READ = 40, 4  # steps at least; how often every place is read
@@ -270,7 +270,7 @@ def train_forgetting(
     trained = train_stage(
         model,
         stage,
-        Rows([Encoded([padding], 0)] * steps, Collator(padding)),
+        EncodedRows([Encoded([padding], 0)] * steps, Collator(padding)),
         training,
         directory=folder / "training",
         device=device,

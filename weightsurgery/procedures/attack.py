@@ -20,7 +20,7 @@ from weightsurgery.learning.attacks import (
     relearn,
 )
 from weightsurgery.learning.evaluate import check_options
-from weightsurgery.learning.intervals import Measured, Resampling
+from weightsurgery.learning.intervals import Measurements, Resampling
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.scores import DEFAULT, choose, score
 from weightsurgery.learning.strangers import special_texts
@@ -214,8 +214,12 @@ def _checked(
 
 
 def _asked(
-    ask: Callable[..., dict[str, Measured]], model: Any, tokenizer: Any, sets: ScoredSets, name: str
-) -> list[dict[str, Measured]]:
+    ask: Callable[..., dict[str, Measurements]],
+    model: Any,
+    tokenizer: Any,
+    sets: ScoredSets,
+    name: str,
+) -> list[dict[str, Measurements]]:
     return [
         ask(model, tokenizer, rows, where=part.label, forget=part.role == "forget")
         for part, rows in sets.asked(name)

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.losses import soft_cross_entropy
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.unlearning.system import System, SystemResult
 
@@ -20,9 +23,11 @@ if TYPE_CHECKING:
     from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
     from weightsurgery.learning.settings import Training
     from weightsurgery.learning.unlearners.run import Look
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
     from weightsurgery.unlearning.change_request import ChangeRequest
 
-__all__ = ["LONG", "BenchGrid", "ByLoss", "check_helpers", "unlearn"]
+__all__ = ["LONG", "BenchGrid", "ByDistillation", "ByLoss", "check_helpers", "unlearn"]
 
 LONG = 40
 """Steps from one look to the next where a row of the bench trains four times as long."""
@@ -81,6 +86,29 @@ class ByLoss(Unlearner, System):
             workspace=request.workspace,
         )
         return SystemResult(found.change, found.notes)
+
+
+class ByDistillation(ByLoss):
+    """A system that teaches the model its own former answers, altered: ``CE(softmax(t), f)``."""
+
+    references = 1
+
+    @classmethod
+    @override
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
+        return {"base": work.current_values()}
+
+    def target(self, forget: BatchOutputs) -> Tensor:
+        """Logits that the model is taught, shape (positions, vocabulary)."""
+        raise NotImplementedError
+
+    def reference_logits(self, which: str, forget: BatchOutputs) -> Tensor:
+        """Of a frozen reference, float32, shape (positions, vocabulary)."""
+        return self.reference_outputs(which, forget.inputs).counted.float()
+
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
+        return soft_cross_entropy(self.target(forget), forget.counted, forget.whole.tokens)
 
 
 def check_helpers(steps: int, rate: float) -> None:

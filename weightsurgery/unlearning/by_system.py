@@ -171,7 +171,7 @@ class BySystem(OnModel):
             trained=sum(sizes),
             weights=4 * sum(entry.numel for entry in entries.values()),
             # Gradients, two moments, the values before and after, and frozen references.
-            training=4 * (5 + self.row.models) * sum(sizes),
+            training=4 * (5 + self.row.references) * sum(sizes),
             method=self.name,
             source=self.row.paper,
             steps=how.steps,
@@ -190,8 +190,8 @@ class BySystem(OnModel):
         steps = math.ceil(how.epochs * math.ceil(passes)) if how.steps is None else how.steps
         # Helpers; weights and two moments, of a point and the one before it, or of the one that
         # a helper's training ends with.
-        points = 6 if steps > how.save_every else 3 * bool(self.row.models)
-        return 4 * trained * (self.row.models + points)
+        points = 6 if steps > how.save_every else 3 * bool(self.row.references)
+        return 4 * trained * (self.row.references + points)
 
     def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
         """See :class:`OnModel`.

@@ -139,14 +139,14 @@ def vector(
 ) -> Change:
     """The joint task vector of some examples, by parameter."""
     from weightsurgery.learning import identify
-    from weightsurgery.learning.method import Method
+    from weightsurgery.learning.method import IdentifyMode
 
     return identify.train_vector(
         request.model,
         request.tokenizer,
         examples,
         training or request.training,
-        Method("joint", lora_rank=lora_rank or request.lora_rank),
+        IdentifyMode("joint", lora_rank=lora_rank or request.lora_rank),
         selection=Selection(include=request.names),
         progress=request.progress,
     )

@@ -42,7 +42,7 @@ class System:
         published: How it trains unless told otherwise: as published, as far as that was found.
         needs_unseen: Whether it measures by data the model never saw.
         adapter_rank: Rank of the adapter, for a system that is one.
-        models: How many copies of the trained parameters it holds for models that stand still.
+        references: How many frozen references it holds, each a copy of the trained parameters.
         takes_rank: Whether it can train a LoRA adapter where the request names a rank.
         goes_on: Whether a killed training of it goes on where it was.
         bench: What the bench tries of it.
@@ -55,7 +55,7 @@ class System:
     published: ClassVar[Training] = Training()
     needs_unseen: ClassVar[bool] = False
     adapter_rank: ClassVar[int | None] = None
-    models: ClassVar[int] = 0
+    references: ClassVar[int] = 0
     takes_rank: ClassVar[bool] = True
     goes_on: ClassVar[bool] = False
     bench: ClassVar[Sequence[Any]] = ()

@@ -22,7 +22,7 @@ from weightsurgery.lab.bench.subject import Change, Subject
 from weightsurgery.lab.bench.trained import TRAINED
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.kept import Kept
-from weightsurgery.learning.method import Method as Identification
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.rounds import Rounds, find_change
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.watch import Watch
@@ -147,7 +147,7 @@ def _retain_aware(subject: Subject) -> Iterator[Candidate]:
     """CE on the request plus KL to the base on seen keep facts, then negated."""
     vector = train_vector(
         subject.model, subject.tokenizer, subject.forget, subject.tuning(),
-        Identification("joint"), keep=subject.seen_facts,
+        IdentifyMode("joint"), keep=subject.seen_facts,
     )  # fmt: skip
     for scale in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
         yield Candidate({"scale": scale}, _scaled(vector, -scale))
@@ -177,7 +177,7 @@ def _fine_tuned(rank: int | None) -> Callable[[Subject], Iterator[Candidate]]:
                 )  # fmt: skip
                 change = train_vector(
                     subject.model, subject.tokenizer, subject.news, training,
-                    Identification("joint", lora_rank=rank),
+                    IdentifyMode("joint", lora_rank=rank),
                 )  # fmt: skip
                 yield Candidate({"learning_rate": rate, "steps": steps}, change)
 

@@ -11,14 +11,13 @@ from typing_extensions import override
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.losses import soft_cross_entropy
-from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_helpers
+from weightsurgery.unlearning.by_loss import BenchGrid, ByDistillation, check_helpers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["GenericLabels", "generic_labels"]
@@ -58,7 +57,7 @@ def generic_labels(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
     return base - alpha * torch.nn.functional.relu(reinforced - base)
 
 
-class GenericLabels(ByLoss):
+class GenericLabels(ByDistillation):
     """AU, Who's Harry Potter: labels ``softmax(v_base − α ReLU(v_reinforced − v_base))``.
 
     Eldan and Russinovich 2023, arXiv 2310.02238. A model trained further on what to forget says
@@ -72,22 +71,20 @@ class GenericLabels(ByLoss):
     paper = "Eldan and Russinovich 2023, arXiv 2310.02238, without the dictionary of names"
     published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
     Settings = AUSettings
-    models = 2
+    references = 2
     bench = (
         BenchGrid("generic labels of a reinforced model (AU), no dictionary", rates=(3e-4, 1e-3)),
     )
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The model before, and the reinforced one."""
         work.helpers = 1
         how = work.settings.helper_steps, work.settings.helper_rate
-        return {"base": work.values(), "reinforced": work.tuned("reinforced", work.forget, *how)}
+        reinforced = work.finetuned("reinforced", work.forget, *how)
+        return {**super().prepare(work), "reinforced": reinforced}
 
     @override
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        base, reinforced = (
-            self.said_by(which, forget.inputs).counted for which in ("base", "reinforced")
-        )
-        target = generic_labels(base.float(), reinforced.float(), self.settings.alpha)
-        return soft_cross_entropy(target, forget.counted, forget.whole.tokens)
+    def target(self, forget: BatchOutputs) -> Tensor:
+        base, reinforced = (self.reference_logits(each, forget) for each in ("base", "reinforced"))
+        return generic_labels(base, reinforced, self.settings.alpha)

@@ -16,8 +16,8 @@ from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["EfficientUnlearning"]
@@ -60,7 +60,7 @@ class EfficientUnlearning(ByLoss):
     paper = "Chen and Yang 2023, arXiv 2310.20150; a reconstruction"
     published = Training(epochs=5, learning_rate=1e-3, batch_size=32)
     Settings = EULSettings
-    models = 1
+    references = 1
     needs_keep = True
     adapter_rank = 16
     bench = (
@@ -71,16 +71,16 @@ class EfficientUnlearning(ByLoss):
     )
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The model before, which is the one without its adapter."""
-        return {"base": work.values()}
+        return {"base": work.current_values()}
 
     @override
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
         own = self.settings
         stayed, left = (
-            kl(each.counted, self.said_by("base", each.inputs).counted, each.whole.tokens)
+            kl(each.counted, self.reference_outputs("base", each.inputs).counted, each.whole.tokens)
             for each in (keep, forget)
         )
         teacher = own.alpha * stayed - left

@@ -12,7 +12,7 @@ from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["GradientAscent"]
@@ -31,5 +31,5 @@ class GradientAscent(ByLoss):
     bench = (BenchGrid("trained on −CE(forget)", rates=(1e-4, 3e-4)),)
 
     @override
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         return -forget.cross_entropy

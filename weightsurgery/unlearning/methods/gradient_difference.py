@@ -15,7 +15,7 @@ from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["GradientDifference"]
@@ -55,7 +55,7 @@ class GradientDifference(ByLoss):
     bench = (BenchGrid("trained on −CE(forget) + CE(keep)", rates=(1e-4, 3e-4)),)
 
     @override
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
         weight: float = self.settings.keep_weight
         return weight * keep.cross_entropy - forget.cross_entropy

@@ -25,8 +25,7 @@ from weightsurgery.checkpoint.staging import check_target, held_bytes
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.errors import EditError
 from weightsurgery.learning.identify import ALL_LINEAR, DELTA, as_rows, is_main, train
-from weightsurgery.learning.method import Method as Modes
-from weightsurgery.learning.method import stages_of
+from weightsurgery.learning.method import IdentifyMode, stages_of
 from weightsurgery.learning.models import load_tokenizer, quiet
 from weightsurgery.learning.parameters import (
     load_float32,
@@ -83,7 +82,7 @@ class Identify(Method):
         training: How to train.
     """
 
-    modes: Modes
+    modes: IdentifyMode
     training: Training
     distributed = True
 
@@ -223,7 +222,7 @@ def read_job(
     keep: Sequence[Name],
     validation: Name | None,
     training: Training,
-    method: Modes,
+    method: IdentifyMode,
     selection: Selection,
     device: str,
 ) -> Job:
@@ -270,7 +269,7 @@ def identify(
     data: Name,
     out: Name,
     training: Training,
-    method: Modes = DELTA,
+    method: IdentifyMode = DELTA,
     *,
     selection: Selection = ALL_LINEAR,
     keep: Sequence[Name] = (),
@@ -326,7 +325,7 @@ def plan(
     data: Name,
     out: Name,
     training: Training,
-    method: Modes = DELTA,
+    method: IdentifyMode = DELTA,
     *,
     selection: Selection = ALL_LINEAR,
     keep: Sequence[Name] = (),

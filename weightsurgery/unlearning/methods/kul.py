@@ -15,7 +15,7 @@ from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 
 if TYPE_CHECKING:
     from weightsurgery.learning.data import Example
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["KnowledgeUnlearning"]
@@ -67,7 +67,7 @@ class KnowledgeUnlearning(GradientAscent):
     )
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The thresholds, and what it takes to ask again."""
         limits = _memorised(work, work.unseen, ("ma", "el"))
         if limits["el"] is not None and _memorised(work, work.forget, ("el",))["el"] is None:
@@ -76,12 +76,12 @@ class KnowledgeUnlearning(GradientAscent):
 
     @override
     def after_epoch(self) -> bool:
-        work: Work = self.prepared["work"]
+        work: Preparation = self.prepared["work"]
         limits = {n: each for n, each in self.prepared["limits"].items() if each is not None}
         self._last = _memorised(work, work.forget, tuple(limits))
         work.model.train()
         under = all(_under(self._last[name], limit) for name, limit in limits.items())
-        return self.agreed(float(under)) >= 0.5
+        return self.mean_over_processes(float(under)) >= 0.5
 
     @override
     def outcome(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _under(value: float | None, limit: float) -> bool:
 
 
 def _memorised(
-    work: Work, examples: Sequence[Example], names: tuple[str, ...]
+    work: Preparation, examples: Sequence[Example], names: tuple[str, ...]
 ) -> dict[str, float | None]:
     """The mean MA and EL_n of examples; EL is None where none of them has it."""
     from weightsurgery.learning.scores import score  # which loads models

@@ -17,8 +17,8 @@ from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["NPO", "npo"]
@@ -77,7 +77,7 @@ class NPO(ByLoss):
     paper = "Zhang et al. 2024, arXiv 2404.05868"
     published = Training(epochs=20, learning_rate=1e-5, batch_size=32, weight_decay=0.01)
     Settings = NPOSettings
-    models = 1
+    references = 1
     bench = (
         BenchGrid("NPO, β=0.1", rates=(3e-5, 1e-4)),
         BenchGrid(
@@ -107,20 +107,20 @@ class NPO(ByLoss):
         return bool(settings.retain != "none")
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The model before."""
-        return {"base": work.values()}
+        return {"base": work.current_values()}
 
     @override
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        reference, _ = self.said_by("base", forget.inputs).nll
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
+        reference, _ = self.reference_outputs("base", forget.inputs).nll
         loss = npo(forget.nll[0], reference, self.settings.beta, forget.whole.rows)
         if keep is None:
             return loss
         if self.settings.retain == "gdr":
             kept = keep.cross_entropy
         else:
-            before = self.said_by("base", keep.inputs)
+            before = self.reference_outputs("base", keep.inputs)
             kept = kl(before.counted, keep.counted, keep.whole.tokens)
         weight: float = self.settings.keep_weight
         return loss + weight * kept

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightsurgery.learning.models import PreTrainedModel
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["RMU", "distance"]
@@ -111,9 +111,9 @@ class RMU(ByLoss):
     paper = "Li et al. 2024, arXiv 2403.03218"
     published = Training(steps=250, learning_rate=5e-5, batch_size=4)
     Settings = RMUSettings
-    models = 1
+    references = 1
     needs_keep = True
-    asks_hidden = True
+    needs_hidden_states = True
     bench = (
         BenchGrid(
             "RMU: states of the middle layer steered to c = 300, five times their size",
@@ -145,20 +145,20 @@ class RMU(ByLoss):
         return inside
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The model before, the layer, and the vector."""
         width = int(work.plain.config.get_text_config().hidden_size)
         drawn = torch.rand(width, generator=torch.Generator().manual_seed(work.training.seed))
         control = work.settings.coefficient * drawn / drawn.norm()
         layer = work.settings.steered(work.plain)
         work.notes["layer"] = layer
-        return {"base": work.values(), "control": control.to(work.device), "layer": layer}
+        return {"base": work.current_values(), "control": control.to(work.device), "layer": layer}
 
     @override
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
         layer: int = self.prepared["layer"]
-        before = self.said_by("base", keep.inputs).states(layer)
+        before = self.reference_outputs("base", keep.inputs).states(layer)
         steered = distance(forget.states(layer), self.prepared["control"], forget.whole.positions)
         held = distance(keep.states(layer), before, keep.whole.positions)
         alpha: float = self.settings.alpha

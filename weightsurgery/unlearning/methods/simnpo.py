@@ -16,7 +16,7 @@ from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["SimNPO", "simnpo"]
@@ -87,7 +87,7 @@ class SimNPO(ByLoss):
         return bool(settings.keep_weight > 0)
 
     @override
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         own = self.settings
         nll, tokens = forget.nll
         forgotten = simnpo(nll, tokens, own.beta, own.delta, forget.whole.rows)
