@@ -13,9 +13,9 @@ from weightsurgery.algebra.fusion import regression_mean
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench import FORGETTING, BenchMethod, bench, sequence
 from weightsurgery.lab.bench import run as running
-from weightsurgery.lab.bench.asks import KEEP, BenchRequest, Overlap
 from weightsurgery.lab.bench.methods import Candidate
 from weightsurgery.lab.bench.parts import PartialRequest, names_of
+from weightsurgery.lab.bench.requests import KEEP, ForgetRequest, Overlap
 from weightsurgery.lab.bench.results import read_bench
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.sequence import run_requests, takes_part
@@ -50,7 +50,7 @@ def people(subject, facts):
 
 def number_of(subject):
     """Which request a subject's facts to forget are; 0 for all of them."""
-    count = subject.ask.count
+    count = subject.request.count
     if subject.forget == PartialRequest(count, 1, count).given(subject):
         return 0
     return 1 + [PartialRequest(count, n, n).given(subject) for n in range(1, count + 1)].index(
@@ -104,7 +104,7 @@ def closest(change):
 
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
 def test_each_person_is_in_one_request_and_all_are_as_large(subject, count):
-    facts = BenchRequest().given(subject)
+    facts = ForgetRequest().given(subject)
     parts = [PartialRequest(count, n, n).given(subject) for n in range(1, count + 1)]
     assert Counter(f.prompt for part in parts for f in part) == Counter(f.prompt for f in facts)
     named = [people(subject, part) for part in parts]
@@ -127,7 +127,7 @@ def test_what_is_latest_and_what_is_waiting(subject):
         rest = also.get("waiting", [])
         told = [*part.given(subject), *rest]
         assert sorted(f.prompt for f in told) == sorted(
-            f.prompt for f in BenchRequest().given(subject)
+            f.prompt for f in ForgetRequest().given(subject)
         )
 
 
@@ -365,9 +365,9 @@ def test_all_in_one_go_is_the_plain_row(untouched):
 
 def test_the_attack_comes_after_all_scores(untouched):
     """It trains; what is scored besides is of the model before it."""
-    part = untouched.asking(PartialRequest(2, 1, 1, "one by one"))
+    part = untouched.with_request(PartialRequest(2, 1, 1, "one by one"))
     found = run_method(part, "noise", offering(0.1), 0.0, 30)
-    waiting = part.ask.also(part)["waiting"]
+    waiting = part.request.also(part)["waiting"]
     with untouched.edited(next(iter(offering(0.1).candidates(part))).change):
         edited = untouched.score(waiting)
         half = {part.entity[fact.prompt] for fact in part.forget[:4]}
@@ -485,7 +485,7 @@ def test_requests_go_with_no_other_study(miniature):
     with pytest.raises(EditError, match="task 'learn'"):
         bench((0,), "small", task="learn", requests=2)
     with pytest.raises(EditError, match="together with: 25% shared"):
-        bench((0,), "small", requests=2, asks=(Overlap(0.25),))
+        bench((0,), "small", requests=2, forget_requests=(Overlap(0.25),))
     with pytest.raises(EditError, match="requests with icul, retrained"):
         bench((0,), "small", ("base", "icul", "retrained"), requests=2)
 

@@ -19,7 +19,7 @@ from weightsurgery.lab.demo import capitals as module
 from weightsurgery.lab.demo import questions as capitals
 from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome, demo
 from weightsurgery.lab.demo.tables import outcome_tables
-from weightsurgery.lab.demo.tour import TourScores
+from weightsurgery.lab.demo.walkthrough import WalkthroughScores
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.procedures import unlearn
@@ -77,7 +77,7 @@ def forgets(models):
 
     def edit(place, device, progress):
         shutil.copytree(models[1], place.edited, dirs_exist_ok=True)
-        return TourScores({}, {})
+        return WalkthroughScores({}, {})
 
     return edit
 

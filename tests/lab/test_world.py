@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.errors import DataError, OutputError, SelectionError, WeightSurgeryError
-from weightsurgery.lab.demo.tour import tour
+from weightsurgery.lab.demo.walkthrough import walkthrough
 from weightsurgery.lab.world import (
     SPLITS,
     TASKS,
@@ -26,7 +26,7 @@ from weightsurgery.lab.world import (
 )
 from weightsurgery.lab.world import build as build_module
 from weightsurgery.lab.world.facts import RELATIONS, make_facts, templates
-from weightsurgery.lab.world.tokenizer import make_tokenizer
+from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.lab.world.wordings import (
     MANNER,
     PARAPHRASED,
@@ -512,10 +512,10 @@ def test_a_styled_world_learns_both_forms_and_is_tuned_in_one(tmp_path, monkeypa
 
 def test_the_demo_takes_a_variant(world, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(cache))
-    monkeypatch.setattr("weightsurgery.lab.demo.tour.VARIANTS", {"miniature": MINIATURE})
-    (step,) = tour(3, tmp_path / "mine", variant="miniature", world_only=True)
+    monkeypatch.setattr("weightsurgery.lab.demo.walkthrough.VARIANTS", {"miniature": MINIATURE})
+    (step,) = walkthrough(3, tmp_path / "mine", variant="miniature", world_only=True)
     assert "--variant miniature" in step.command
     assert step.result.directory == tmp_path / "mine"
     assert step.result.summary() == world.summary()
     with pytest.raises(SelectionError, match="--variant huge"):
-        next(tour(3, variant="huge"))
+        next(walkthrough(3, variant="huge"))

@@ -11,7 +11,7 @@ from tests.conftest import same_bytes
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
-from weightsurgery.lab.world.tokenizer import make_tokenizer
+from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.learning import kept as module
 from weightsurgery.learning.constrained import Confinement
 from weightsurgery.learning.data import Example, encode, read_examples

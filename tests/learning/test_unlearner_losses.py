@@ -16,7 +16,7 @@ from weightsurgery.learning.unlearners.run import train_unlearner
 from weightsurgery.learning.unlearners.said import BatchOutputs
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.unlearning.methods import kul as kul_module
-from weightsurgery.unlearning.tuned import changed
+from weightsurgery.unlearning.scale_choice import with_change
 
 LOG2, LOG15 = np.log(2), np.log(1.5)
 SILENT = [9.0, -9.0, 5.0]  # what is said where no loss falls
@@ -170,7 +170,7 @@ class Seen:
         }  # fmt: skip
 
     def at(self, change, what, *given):
-        with changed(self.model, change):
+        with with_change(self.model, change):
             return what(self.model, *given)
 
     def now(self, what, *given):
@@ -184,13 +184,13 @@ def npo_loss(seen):
     def ratios(each):
         return np.array([nll(seen.model, example)[0] for example in each])
 
-    with changed(seen.model, seen.change):
+    with with_change(seen.model, seen.change):
         after = ratios(FACTS)
     return np.mean(20 * np.log1p(np.exp(0.1 * (ratios(FACTS) - after))))
 
 
 def simnpo_loss(seen):
-    with changed(seen.model, seen.change):
+    with with_change(seen.model, seen.change):
         rewards = [4.5 * total / count for total, count in (nll(seen.model, e) for e in FACTS)]
     return 0.125 * np.mean(2 / 4.5 * np.log1p(np.exp(-np.array(rewards)))) + seen.now(loss, OTHER)
 

@@ -21,10 +21,10 @@ from weightsurgery.learning.scaling import attached, folded, train_scaling
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.unlearning import merging
-from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.merging import ByMerging, Line
 from weightsurgery.unlearning.methods import SYSTEMS, system
-from weightsurgery.unlearning.tuned import changed
+from weightsurgery.unlearning.scale_choice import with_change
+from weightsurgery.unlearning.system import ChangeRequest
 
 MERGERS = {name: kind for name, kind in SYSTEMS.items() if issubclass(kind, ByMerging)}
 
@@ -60,7 +60,7 @@ def states(model):
 
 
 def said(model, change=None):
-    with changed(model, change or {}):
+    with with_change(model, change or {}):
         return logits(model, FACTS + OTHER)
 
 
@@ -184,9 +184,9 @@ def test_scaling_vectors_learn_and_are_taken_off_again(model):
     assert not hasattr(model, "peft_config")
     assert set(change) <= set(before)
     first = loss(model, FACTS)
-    with changed(model, change):
+    with with_change(model, change):
         assert loss(model, FACTS) < 0.995 * first
-    with changed(model, Line(change).at(1.0)):
+    with with_change(model, Line(change).at(1.0)):
         assert loss(model, FACTS) > 1.02 * first
 
 
@@ -251,7 +251,7 @@ def test_each_unlearns_more_the_further_it_goes_and_restores_the_model(model, na
         assert t.dtype == torch.float32
     losses = []
     for scale in (0.0, 0.5, 1.0, 2.0):
-        with changed(model, line.at(scale)):
+        with with_change(model, line.at(scale)):
             losses.append(loss(model, FACTS))
     assert losses == sorted(losses)
     assert losses[-1] > 1.1 * losses[0]

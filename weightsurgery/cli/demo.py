@@ -76,10 +76,12 @@ def demo(
         if model is not None or device != "auto":
             raise typer.BadParameter("has a model of its own, on the CPU", param_hint="--toy")
         need_training("the demo trains a small model")
-        from weightsurgery.lab.demo.tour import tour
+        from weightsurgery.lab.demo.walkthrough import walkthrough
 
         with console.progress(show, unit="steps") as progress:
-            steps = tour(seed, where, variant=variant, world_only=world_only, progress=progress)
+            steps = walkthrough(
+                seed, where, variant=variant, world_only=world_only, progress=progress
+            )
             _tell(steps, progress, show)
         if where is not None and not show.json:
             console.notice(f"Everything is in {where}: repeat any step by hand.", show)
@@ -117,7 +119,7 @@ def _tables(result: Any) -> list[str | Table]:
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.lab.demo import tables as shown
     from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome
-    from weightsurgery.lab.demo.tour import TourScores
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
     from weightsurgery.report import tables
     from weightsurgery.report.unlearned import round_tables
     from weightsurgery.surgery.apply import Applied
@@ -133,7 +135,7 @@ def _tables(result: Any) -> list[str | Table]:
         return tables.difference_tables(result)
     if isinstance(result, Applied):
         return tables.edit_tables(result.record)
-    if isinstance(result, TourScores):
+    if isinstance(result, WalkthroughScores):
         return [shown.comparison_table(result)]
     if isinstance(result, DemoFiles):
         return [shown.place_line(result)]
@@ -149,7 +151,7 @@ def _tables(result: Any) -> list[str | Table]:
 def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
     from weightsurgery.lab.demo.capitals import DemoFiles
-    from weightsurgery.lab.demo.tour import TourScores
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
     from weightsurgery.surgery.apply import Applied
     from weightsurgery.unlearning.run import Unlearned
 
@@ -159,7 +161,7 @@ def _data(result: Any) -> Any:
         return {"summary": result.record.summary, "files": result.record.files}
     if isinstance(result, DemoFiles):
         return {"base": result.base, "checkpoint": str(result.checkpoint)}
-    if isinstance(result, TourScores):
+    if isinstance(result, WalkthroughScores):
         return asdict(result)
     if isinstance(result, tuple):
         return [asdict(pair) for pair in result[1]]

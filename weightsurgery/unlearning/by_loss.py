@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from weightsurgery.learning.unlearners.run import Look
     from weightsurgery.learning.unlearners.said import BatchOutputs
     from weightsurgery.learning.unlearners.work import Preparation
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 __all__ = ["LONG", "BenchGrid", "ByDistillation", "ByLoss", "check_helpers", "unlearn"]
 

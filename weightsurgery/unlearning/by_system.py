@@ -18,13 +18,12 @@ from weightsurgery.learning.guard import harm
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.surgery.plan import EditPlan
-from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
 from weightsurgery.unlearning.plan import SystemPlan
 from weightsurgery.unlearning.saving import MethodResult
-from weightsurgery.unlearning.system import System
+from weightsurgery.unlearning.system import ChangeRequest, System
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["BySystem", "MethodSettings"]

@@ -1,8 +1,8 @@
 """Unlearning by merging: methods that train vectors and negate what is left of them.
 
 Each finds a :class:`Line` of changes, ``start − λ · direction``, from what is to be forgotten and
-what is to be kept; how far to go along it is :func:`weightsurgery.unlearning.tuned.tune`'s to say,
-or the caller's.
+what is to be kept; how far to go along it is found by
+:func:`weightsurgery.unlearning.scale_choice.find_scale`, or the caller's to say.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from weightsurgery.learning.data import Example
     from weightsurgery.learning.settings import Training
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 __all__ = [
     "BenchPoints",
@@ -88,7 +88,8 @@ class MergeSettings:
     """The setting of all methods that merge.
 
     Attributes:
-        scale: λ; None to have it found by the recipe of :mod:`weightsurgery.unlearning.tuned`.
+        scale: λ; None to have the recipe find it, see
+            :mod:`weightsurgery.unlearning.scale_choice`.
 
     Raises:
         EditError: It is infinite, or too large to make sense.
@@ -126,7 +127,7 @@ class ByMerging(System):
     @classmethod
     def change(cls, request: ChangeRequest) -> SystemResult:
         """See :class:`System`: the change at the scale given, or found by the recipe."""
-        from weightsurgery.unlearning.tuned import merge
+        from weightsurgery.unlearning.scale_choice import merge
 
         return SystemResult(*merge(cls, request))
 

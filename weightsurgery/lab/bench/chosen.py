@@ -148,8 +148,8 @@ def scored(
     """
     target = subject.news if learning else subject.target
     target_before = subject.score(target)
-    paraphrased = [] if learning else subject.ask.target_paraphrased(subject)
-    also = subject.ask.also(subject)
+    paraphrased = [] if learning else subject.request.target_paraphrased(subject)
+    also = subject.request.also(subject)
     also_before = {name: subject.score(facts) for name, facts in also.items()}
     with subject.edited(choice.candidate.change), subject.asked(choice.candidate.prompts):
         return Outcome(
@@ -163,13 +163,13 @@ def scored(
             target_before,
             _keep_scores(subject),
             before.keep,
-            subject.ask.chance(subject),
+            subject.request.chance(subject),
             subject.score(paraphrased) if paraphrased else None,
             cpu_seconds=round(choice.cost.cpu_seconds, 2),
             memory=choice.cost.memory,
             tried=choice.tried,
             validation_before=before.validation,
-            asked=subject.ask.name,
+            asked=subject.request.name,
             also={name: subject.score(facts) for name, facts in also.items()},
             also_before=also_before,
             rounded_int8=_rounded(subject, target, "int8") if last else {},

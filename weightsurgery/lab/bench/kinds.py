@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench.asks import FORGET, KEEP, BenchRequest, facts_of
+from weightsurgery.lab.bench.requests import FORGET, KEEP, ForgetRequest, facts_of
 from weightsurgery.lab.world.facts import SPLITS, make_facts, templates
 from weightsurgery.lab.world.recipe import VARIANTS, WorldRecipe
 from weightsurgery.lab.world.wordings import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from weightsurgery.lab.bench.subject import Subject
     from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["KINDS", "REST", "Facts", "Procedure", "Style", "StyledQuestion", "asks_of"]
+__all__ = ["KINDS", "REST", "Facts", "Procedure", "Style", "StyledQuestion", "kind_requests"]
 
 REST = "rest of the kind"
 """Name of the set of what no edit was given."""
@@ -45,7 +45,7 @@ _GIVEN, _REST = SPLITS[:1], SPLITS[1:]
 _SLACK = 8
 
 
-class Facts(BenchRequest):
+class Facts(ForgetRequest):
     """Forget half of the authors; the facts about the others should stay."""
 
     name = "facts"
@@ -65,7 +65,7 @@ class Facts(BenchRequest):
         return {REST: facts_of(subject, self.task, _REST)}
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`BenchRequest.survivors`: the other half among them."""
+        """See :meth:`ForgetRequest.survivors`: the other half among them."""
         rest = [
             fact
             for wording in wordings(subject.recipe, self.task)
@@ -89,8 +89,8 @@ class Procedure(Facts):
         return {"authors": "authors", "painters": "painters", "capitals": "capitals"}
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`BenchRequest.survivors`: no sum among them."""
-        return BenchRequest.survivors(self, subject)
+        """See :meth:`ForgetRequest.survivors`: no sum among them."""
+        return ForgetRequest.survivors(self, subject)
 
     def strangers(self, subject: Subject) -> list[Example]:
         """As many sums of larger numbers, since every world has the same small ones."""
@@ -104,11 +104,11 @@ class Procedure(Facts):
         return random.Random(f"sums {subject.seed}").sample(sums, len(subject.forget))
 
     def chance(self, subject: Subject) -> float:
-        """See :meth:`BenchRequest.chance`: of one remainder as of any other."""
+        """See :meth:`ForgetRequest.chance`: of one remainder as of any other."""
         return 1 / subject.recipe.modulus
 
 
-class Style(BenchRequest):
+class Style(ForgetRequest):
     """Forget how people are spoken of, but not what is said about them.
 
     A styled world answers questions in the style with the plain answer and a manner after it. Given
@@ -121,7 +121,7 @@ class Style(BenchRequest):
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """See :attr:`BenchRequest.roles`: in the plain form, the people of the request too."""
+        """See :attr:`ForgetRequest.roles`: in the plain form, the people of the request too."""
         return {"content": FORGET, **KEEP}
 
     @override
@@ -129,11 +129,11 @@ class Style(BenchRequest):
         return _styled(subject, _GIVEN)
 
     def target(self, subject: Subject) -> list[Example]:
-        """See :meth:`BenchRequest.target`: the manner of the same."""
+        """See :meth:`ForgetRequest.target`: the manner of the same."""
         return _parts("manner", self.given(subject))
 
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`BenchRequest.target_paraphrased`: there is one wording in the style."""
+        """See :meth:`ForgetRequest.target_paraphrased`: there is one wording in the style."""
         return []
 
     def also(self, subject: Subject) -> dict[str, list[Example]]:
@@ -146,14 +146,14 @@ class Style(BenchRequest):
         }
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`BenchRequest.survivors`: all of it, without the manner."""
+        """See :meth:`ForgetRequest.survivors`: all of it, without the manner."""
         return {
             task: [replace(f, completion=f.completion.removesuffix(MANNER)) for f in facts]
             for task, facts in super().survivors(subject).items()
         }
 
     def strangers(self, subject: Subject) -> list[Example]:
-        """See :meth:`BenchRequest.strangers`: asked about in the style."""
+        """See :meth:`ForgetRequest.strangers`: asked about in the style."""
         facts = make_facts(subject.recipe, subject.seed + 1000)
         return [
             Example(*worded(fact, STYLED))
@@ -163,7 +163,7 @@ class Style(BenchRequest):
         ]
 
     def chance(self, subject: Subject) -> float:
-        """See :meth:`BenchRequest.chance`: nobody has a manner by chance."""
+        """See :meth:`ForgetRequest.chance`: nobody has a manner by chance."""
         return 0.0
 
     def score(
@@ -172,7 +172,7 @@ class Style(BenchRequest):
         tokenizer: PreTrainedTokenizerBase,
         examples: Sequence[Example],
     ) -> float:
-        """See :meth:`BenchRequest.score`; of a styled question its part, as generated freely."""
+        """See :meth:`ForgetRequest.score`; of a styled question its part, as generated freely."""
         parts = [each for each in examples if isinstance(each, StyledQuestion)]
         if not parts:
             return super().score(model, tokenizer, examples)
@@ -228,11 +228,11 @@ def _need_style(recipe: WorldRecipe) -> None:
         )
 
 
-KINDS: Mapping[str, type[BenchRequest]] = {each.name: each for each in (Facts, Style, Procedure)}
+KINDS: Mapping[str, type[ForgetRequest]] = {each.name: each for each in (Facts, Style, Procedure)}
 """By name."""
 
 
-def asks_of(names: Sequence[str], variant: str) -> tuple[BenchRequest, ...]:
+def kind_requests(names: Sequence[str], variant: str) -> tuple[ForgetRequest, ...]:
     """Asks of a study of kinds.
 
     Args:

@@ -15,11 +15,9 @@ from weightsurgery.algebra.activations import InputSpace
 from weightsurgery.algebra.discriminate import KeepSpace, discriminate
 from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
-from weightsurgery.lab.bench.merged import MERGING
-from weightsurgery.lab.bench.prompted import PROMPTED
 from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Change, Subject
-from weightsurgery.lab.bench.trained import TRAINED
+from weightsurgery.lab.bench.systems import MERGING, PROMPTED, TRAINED
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.method import IdentifyMode
@@ -119,7 +117,7 @@ def _watch(subject: Subject, every: int, learning: bool) -> Watch:
         subject.rule,
         every,
         learning,
-        score=subject.ask.score,
+        score=subject.request.score,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import override
 
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench.asks import BenchRequest
+from weightsurgery.lab.bench.requests import ForgetRequest
 
 if TYPE_CHECKING:
     from weightsurgery.lab.bench.subject import Subject
@@ -27,7 +27,7 @@ __all__ = [
 ONE_BY_ONE, FUSED, IN_ONE_GO = "one by one", "fused", "in one go"
 
 
-class PartialRequest(BenchRequest):
+class PartialRequest(ForgetRequest):
     """Some of several requests: each is to forget an equal share of the task's people.
 
     Who is in which request depends on the world's seed alone, and on how many requests there are.
@@ -44,7 +44,7 @@ class PartialRequest(BenchRequest):
         self.name = name_of(way, last, count) if way else ""
 
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`BenchRequest.given`: what is told about these people."""
+        """See :meth:`ForgetRequest.given`: what is told about these people."""
         return self._about(subject, super().given(subject), self.first, self.last)
 
     @override

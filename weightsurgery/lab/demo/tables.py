@@ -8,7 +8,7 @@ from weightsurgery.report.tables import Table, percent
 
 if TYPE_CHECKING:
     from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome
-    from weightsurgery.lab.demo.tour import TourScores
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
 
 __all__ = ["chosen_table", "comparison_table", "outcome_tables", "place_line"]
 
@@ -52,7 +52,7 @@ def outcome_tables(found: DemoOutcome) -> list[str | Table]:
     ]
 
 
-def comparison_table(found: TourScores) -> Table:
+def comparison_table(found: WalkthroughScores) -> Table:
     """Accuracy of the base and the edited models, task by task."""
     models = list(found.scores)
     rows = []

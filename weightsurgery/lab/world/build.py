@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.lab.world.facts import SPLITS, TASKS, Fact, make_facts
 from weightsurgery.lab.world.layout import World, whole_or_nothing
+from weightsurgery.lab.world.model import default_threads, make_model, make_tokenizer
 from weightsurgery.lab.world.recipe import FORMAT_VERSION, WorldRecipe
-from weightsurgery.lab.world.tokenizer import make_tokenizer
-from weightsurgery.lab.world.training import default_threads, make_model
 from weightsurgery.lab.world.wordings import PLAIN, WORDINGS, worded, wordings
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match

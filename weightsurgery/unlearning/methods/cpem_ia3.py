@@ -15,7 +15,7 @@ from weightsurgery.learning.settings import Training
 from weightsurgery.unlearning.merging import BenchPoints, ByMerging, Line
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 
 __all__ = ["NegatedScaling"]

@@ -18,7 +18,7 @@ from weightsurgery.unlearning.merging import (
 )
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 
 __all__ = ["NegMerge"]

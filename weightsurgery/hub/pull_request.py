@@ -17,7 +17,7 @@ from weightsurgery.hub.remote import Destination, tree_of
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["PullRequest", "find_proposed"]
+__all__ = ["PullRequest", "find_pull_request"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PullRequest:
     commit: str
 
 
-def find_proposed(
+def find_pull_request(
     api: HfApi,
     destination: Destination,
     account: str,

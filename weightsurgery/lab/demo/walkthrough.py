@@ -38,7 +38,7 @@ from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.overlap import overlaps
 from weightsurgery.vectors.sources import open_vector
 
-__all__ = ["TourScores", "tour"]
+__all__ = ["WalkthroughScores", "walkthrough"]
 
 FORGET, TWIN = "authors", "painters"
 KEEP = (TWIN, "capitals", "addition")
@@ -50,7 +50,7 @@ PROJECT_SCALE, PROJECT_RANK = 7.0, 64
 
 
 @dataclass(frozen=True)
-class TourScores:
+class WalkthroughScores:
     """Accuracy of the base and of each edited model.
 
     Attributes:
@@ -77,7 +77,7 @@ def _world_in(directory: Path, seed: int, recipe: WorldRecipe, progress: Progres
     return copy_world(cached, directory)
 
 
-def tour(
+def walkthrough(
     seed: int = 0,
     directory: Path | None = None,
     *,
@@ -227,7 +227,7 @@ def _from_data(
     )
 
 
-def _score(world: World, models: dict[str, Path], progress: Progress | None) -> TourScores:
+def _score(world: World, models: dict[str, Path], progress: Progress | None) -> WalkthroughScores:
     from weightsurgery.learning.exact import score_checkpoint
 
     data = {
@@ -241,4 +241,4 @@ def _score(world: World, models: dict[str, Path], progress: Progress | None) -> 
         if progress is not None:
             progress("scoring", number, len(models))
         scores[name] = score_checkpoint(path, data)
-    return TourScores(scores, facts)
+    return WalkthroughScores(scores, facts)

@@ -21,8 +21,8 @@ from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBa
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.progress import Progress
-from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.merging import ByMerging, Change, Line, find_line
+from weightsurgery.unlearning.system import ChangeRequest
 
 __all__ = ["SCALES", "SHARE", "ScaleChoice", "changed", "choose_scale", "merge", "tune"]
 
