@@ -90,7 +90,8 @@ def tiny(family: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
 
 def trained_tiny(**settings: Any) -> PreTrainedModel:
     """A tiny Llama that was taught FACTS and OTHER."""
-    model, training = tiny("llama", **settings), Training(50, 3e-3, batch_size=16, warmup=5)
+    model = tiny("llama", **settings)
+    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
     change = train_vector(
         model, byte_tokenizer(), FACTS + OTHER, training, selection=Selection("all")
     )
