@@ -337,8 +337,7 @@ def helps() -> Iterator[list[str]]:
 def look(inputs: Path, here: Path, quick: bool) -> dict[str, dict[str, object]]:
     """What all commands say and write."""
     from tests.cli import forked
-    from tests.hub.client import HubClient
-    from tests.hub.server import StandIn
+    from tests.hub.standin import HubClient, StandIn
 
     for each in inputs.iterdir():
         (here / each.name).symlink_to(each)

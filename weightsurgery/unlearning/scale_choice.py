@@ -145,8 +145,8 @@ def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[s
         The change, and ``{"scale": λ}``, with the scores that λ was chosen by where it was.
 
     Raises:
-        EditError: See :func:`~weightsurgery.unlearning.merging.find_line` and :func:`find_scale`; or no
-            scale of the recipe forgets anything.
+        EditError: See :func:`~weightsurgery.unlearning.merging.find_line` and :func:`find_scale`;
+            or no scale of the recipe forgets anything.
     """
     name, scale = kind.name, settings_of(kind, request.settings).scale
     if scale is None and not request.keep:
