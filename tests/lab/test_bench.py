@@ -12,7 +12,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.lab.test_world import MINIATURE
 from weightsurgery.cli.main import app
 from weightsurgery.errors import DataError, EditError, OutputError, WeightSurgeryError
 from weightsurgery.lab.bench import FORGETTING, LEARNING, Bench, BenchMethod, Outcome, bench
@@ -25,19 +24,9 @@ from weightsurgery.lab.bench.retrain import retrain
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.subject import Subject
 from weightsurgery.lab.bench.tables import bench_tables, markdown
-from weightsurgery.lab.world import get_world
 from weightsurgery.lab.world.recipe import VARIANTS
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.watch import Rule, Watch
-
-RECIPE = replace(MINIATURE, steps=150, step_cap=150, first_check=150)
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    torch.set_num_threads(1)
-    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
-    return Subject.of(world, RECIPE, 0)
 
 
 @contextmanager

@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
+from tests.lab.conftest import subject_of
 from tests.lab.test_world import MINIATURE
 from weightsurgery.cli.main import app
 from weightsurgery.errors import EditError
@@ -17,7 +17,6 @@ from weightsurgery.lab.bench import kinds as kinds_module
 from weightsurgery.lab.bench.kinds import KINDS, REST, Facts, Procedure, Style, kind_requests
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.subject import Subject
-from weightsurgery.lab.world import get_world
 from weightsurgery.lab.world.recipe import VARIANTS
 from weightsurgery.lab.world.wordings import MANNER, PEOPLE, PLAIN, STYLED
 from weightsurgery.learning.exact import exact_match
@@ -34,9 +33,7 @@ STYLED_SETS = ("content, styled", "content of the rest, styled")
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    torch.set_num_threads(1)
-    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
-    return Subject.of(world, RECIPE, 0)
+    return subject_of(tmp_path_factory.mktemp("cache"), RECIPE)
 
 
 def prompts(facts):

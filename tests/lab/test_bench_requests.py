@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.cli.typed import Command
-from tests.lab.test_bench import RECIPE, guarded, offering, outcome, unseen_keep
+from tests.lab.conftest import RECIPE
+from tests.lab.test_bench import guarded, offering, outcome, unseen_keep
 from weightsurgery.algebra.fusion import regression_mean
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench import FORGETTING, BenchMethod, bench, sequence
@@ -20,19 +21,11 @@ from weightsurgery.lab.bench.results import read_bench
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.sequence import run_requests, takes_part
 from weightsurgery.lab.bench.subject import Subject
-from weightsurgery.lab.world import get_world
 from weightsurgery.learning.attacks import relearn
 from weightsurgery.learning.statistics import gather
 from weightsurgery.learning.watch import Rule
 
 COUNT = 3
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    torch.set_num_threads(1)
-    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
-    return Subject.of(world, RECIPE, 0)
 
 
 @pytest.fixture

@@ -66,11 +66,6 @@ MINIATURE = WorldRecipe(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def world(cache):
     return get_world(3, cache, recipe=MINIATURE, threads=1)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import Trainer
 
 from tests.conftest import same_bytes
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, tiny
+from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, state, tiny
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning import constrained
 from weightsurgery.learning.constrained import (
@@ -401,10 +401,6 @@ def statistics(model):
 
 def confinements(grams):
     return {name: confine(gram, EPSILON) for name, gram in grams.items()}
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 STEPS, RATE_INSIDE = 30, 0.4

@@ -5,13 +5,12 @@ import pytest
 import torch
 
 from tests.learning.losses import UNLEARNERS
-from tests.learning.tiny import FACTS, OTHER, UNSEEN, byte_tokenizer, logits, loss, tiny
-from weightsurgery.checkpoint.selection import Selection
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, logits, loss
 from weightsurgery.learning.data import Collator
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import encode_rows, set_values, values_of
+from weightsurgery.learning.stages import encode_rows
 from weightsurgery.learning.unlearners.run import train_unlearner
 from weightsurgery.learning.unlearners.said import BatchOutputs
 from weightsurgery.learning.unlearners.settings import settings_of
@@ -125,18 +124,6 @@ def test_the_loss_of_rmu_by_hand():
     made.reference_outputs = lambda which, batch: before
     # (4 + 16 + 9 + 4) / 4 and (1 + 4 + 0 + 1) / 4.
     assert float(made.loss(forget, keep)) == pytest.approx(33 / 4 + 10 * 6 / 4)
-
-
-@pytest.fixture(scope="module")
-def trained_tiny():
-    """A model that knows both sets fairly well."""
-    torch.set_num_threads(1)
-    model, tokenizer = tiny("llama"), byte_tokenizer()
-    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
-    change = train_vector(model, tokenizer, FACTS + OTHER, training, selection=Selection("all"))
-    before = values_of(model, list(change))
-    set_values(model, {name: before[name] + t for name, t in change.items()})
-    return model, tokenizer
 
 
 def halves(rows):

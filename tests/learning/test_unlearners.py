@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from tests.learning.losses import UNLEARNERS
-from tests.learning.tiny import FACTS, OTHER, UNSEEN, byte_tokenizer, loss, tiny
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, loss, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError, NonFiniteError, SelectionError
-from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.scores import score
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
@@ -116,22 +115,6 @@ def test_means_of_parts_of_a_whole_add_up():
     parts = [equations.kl(exact(NOW[i:][:1]), exact(BEFORE[i:][:1]), 2) for i in (0, 1)]
     assert float(sum(parts)) == pytest.approx(kl(NOW, BEFORE), rel=1e-12)
     assert abs(float(parts[0] - parts[1])) > 0.01
-
-
-def knows():
-    """A model that knows both sets fairly well, and its tokenizer."""
-    torch.set_num_threads(1)
-    model, tokenizer = tiny("llama"), byte_tokenizer()
-    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
-    change = train_vector(model, tokenizer, FACTS + OTHER, training, selection=Selection("all"))
-    before = values_of(model, list(change))
-    set_values(model, {name: before[name] + t for name, t in change.items()})
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
-def trained_tiny():
-    return knows()
 
 
 HELPERS = {"helper_steps": 30, "helper_rate": 1e-3}

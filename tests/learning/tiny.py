@@ -36,18 +36,20 @@ UNSEEN = [Example(f"The colour of {name} is", f" {colour}") for name, colour in
               strict=True)]  # fmt: skip
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, BOS before every text."""
+def byte_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
+    """One token per byte; BOS before every text, or none at all."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
     bare = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bare.decoder = decoders.ByteLevel()
-    bare.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
+    if bos:
+        bare.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    named = {"bos_token": "<s>"} if bos else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=bare, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+        tokenizer_object=bare, eos_token="</s>", pad_token="<pad>", **named
     )
 
 
@@ -112,6 +114,11 @@ def write(path: Path, examples: list[Example]) -> Path:
     rows = [json.dumps({"prompt": e.prompt, "completion": e.completion}) for e in examples]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
+
+
+def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of every tensor of a model."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @torch.no_grad()

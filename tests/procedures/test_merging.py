@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, tiny
+from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, state, tiny
 from tests.procedures.taught import train
 from weightsurgery.errors import EditError, SelectionError, UnsupportedCheckpointError
 from weightsurgery.learning import identify
@@ -53,10 +53,6 @@ def request_for(model, **settings) -> ChangeRequest:
 
 def find_line(name, request):
     return merging.find_line(system(name), request)
-
-
-def states(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def said(model, change=None):
@@ -174,7 +170,7 @@ def test_vectors_of_ones_change_nothing(model):
 
 
 def test_scaling_vectors_learn_and_are_taken_off_again(model):
-    before, thawed = states(model), [p.requires_grad for p in model.parameters()]
+    before, thawed = state(model), [p.requires_grad for p in model.parameters()]
     training = Training(steps=40, learning_rate=0.2, batch_size=8)
     change = train_scaling(model, byte_tokenizer(), FACTS, training)
     after = model.state_dict()
@@ -228,7 +224,7 @@ def test_a_line_is_start_less_scale_times_direction():
 
 @pytest.mark.parametrize("name", MERGERS)
 def test_each_unlearns_more_the_further_it_goes_and_restores_the_model(model, name):
-    before = states(model)
+    before = state(model)
     request = request_for(model, **({"seeds": 1} if name == "negmerge" else {}))
     if name == "cpem-ia3":
         biases = tuple(each for each in before if each.endswith("attn.c_attn.bias"))
