@@ -12,6 +12,7 @@ A few minutes on one core.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import json
@@ -388,11 +389,17 @@ def differences(old: object, new: object, where: str = "") -> Iterator[str]:
         for key in sorted({*old, *new}):
             inside = f"{where} > {key}" if where else key
             yield from differences(old.get(key), new.get(key), inside)
-    elif old != new:
-        first, second = (("" if each is None else str(each)).splitlines() for each in (old, new))
-        told = difflib.unified_diff(first, second, lineterm="", n=1)
+    elif old != new and (first := _lines(old)) != (second := _lines(new)):
+        differing = difflib.unified_diff(first, second, lineterm="", n=1)
         yield f"== {where}"
-        yield from (line for line in told if not line.startswith(("---", "+++")))
+        yield from (line for line in differing if not line.startswith(("---", "+++")))
+
+
+def _lines(text: object) -> list[str]:
+    """Of a document with its keys sorted: their order says nothing."""
+    with contextlib.suppress(ValueError):
+        text = json.dumps(json.loads(str(text)), indent=1, sort_keys=True, ensure_ascii=False)
+    return ("" if text is None else str(text)).splitlines()
 
 
 def main() -> None:
@@ -420,9 +427,9 @@ def main() -> None:
     before = json.loads(file.read_text())
     if given.quick:
         before = {name: each for name, each in before.items() if name in found}
-    told = list(differences(before, json.loads(json.dumps(found))))
-    print("\n".join(told) or f"{len(found)} commands: nothing differs")
-    sys.exit(bool(told))
+    differing = list(differences(before, json.loads(json.dumps(found))))
+    print("\n".join(differing) or f"{len(found)} commands: nothing differs")
+    sys.exit(bool(differing))
 
 
 if __name__ == "__main__":
