@@ -153,7 +153,7 @@ def test_what_the_model_says_is_what_is_scored(subject):
     sets = {"target": other.target, **other.request.also(other)}
     before = {name: other.score(facts) for name, facts in sets.items()}
     assert min(before.values()) > 0.9
-    with other.asked(plainly):
+    with other.prompted_by(plainly):
         after = {name: other.score(facts) for name, facts in sets.items()}
     assert after["target"] == after[REST] == 0
     assert all(after[name] > 0 for name in STYLED_SETS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import DataError, OutputError, SelectionError, WeightSurgeryError
 from weightsurgery.lab.demo.walkthrough import walkthrough
 from weightsurgery.lab.world import (

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from weightsurgery.checkpoint.digest_cache import declare
 from weightsurgery.checkpoint.header import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.layout import Layout, layout_of, missing_shards, named_header
 from weightsurgery.checkpoint.mirror import Mirror
 from weightsurgery.checkpoint.ranges import fetch_range
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.remembered import declare
 from weightsurgery.checkpoint.repository import Repository, look_up
 from weightsurgery.checkpoint.source import Source, is_hub_name
 from weightsurgery.errors import CheckpointError
@@ -83,8 +83,8 @@ class _Fetcher:
 
         file = self._repository.files[name]
         content = file.sha256 or f"{self._repository.commit}/{name}"
-        told = f"{ENDPOINT}\n{content}\n{file.size}"
-        return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest(), file.size
+        text = f"{ENDPOINT}\n{content}\n{file.size}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest(), file.size
 
     def ask(self, name: str, start: int, stop: int) -> list[Future[None]]:
         """Have what is missing of a range fetched; what to wait for until it is here."""
@@ -230,7 +230,7 @@ class RemoteCheckpoint(Checkpoint):
         fetcher = _Fetcher(repository)
         try:
             files = _RemoteFiles(repository, fetcher)
-            source = Source(repository.asked, files.root, repository.commit)
+            source = Source(repository.requested, files.root, repository.commit)
             return cls(source, layout_of(files), repository, fetcher)
         except BaseException:
             fetcher.close()

@@ -109,7 +109,7 @@ def _tell(steps: Iterable[Step], progress: Any, show: Show) -> None:
             continue
         if step.command:
             console.show(f"$ {step.command}")
-        console.show(f"{step.says} ({step.seconds:.1f} s)", *_tables(step.result), "")
+        console.show(f"{step.text} ({step.seconds:.1f} s)", *_tables(step.result), "")
     if show.json:
         console.document(documents)
 

@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightsurgery.checkpoint.digest_cache import Stamp, stamp
 from weightsurgery.checkpoint.layout import read_layout
-from weightsurgery.checkpoint.remembered import Stamp, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import HubError
 from weightsurgery.hub.remote import CommitFile, git_blob

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightsurgery.checkpoint.digest_cache import Stamp
 from weightsurgery.checkpoint.record import read_record, verify
-from weightsurgery.checkpoint.remembered import Stamp
 from weightsurgery.errors import HubError
 from weightsurgery.hub.carded import make_card
 from weightsurgery.hub.failures import push_errors

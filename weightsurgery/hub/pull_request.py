@@ -65,9 +65,11 @@ def find_pull_request(
     """
     repo_id = destination.repo_id
     with push_errors(repo_id):
-        told = api.get_repo_discussions(repo_id, author=account, discussion_type="pull_request")
+        discussions = api.get_repo_discussions(
+            repo_id, author=account, discussion_type="pull_request"
+        )
         # Those of a script may be drafts, which are open as well.
-        numbers = [each.num for each in told if each.status in ("open", "draft")]
+        numbers = [each.num for each in discussions if each.status in ("open", "draft")]
         if not numbers:
             return None
         refs = api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests or ()

@@ -134,11 +134,11 @@ def _check_card(plan: PushPlan) -> None:
         ModelCard(plan.card, ignore_metadata_errors=True).validate()
     except ValueError as error:
         try:
-            said = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+            message = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
         except (ValueError, LookupError, TypeError):
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
         raise HubError(
-            f"{plan.destination.repo_id}: the Hub refuses the model card: {said}",
+            f"{plan.destination.repo_id}: the Hub refuses the model card: {message}",
             "Mend the front matter of README.md, the base's or your own.",
         ) from None
 

@@ -117,7 +117,7 @@ class ScoredSets:
                     parts.append(replace(part, rows=rows, part=word))
         return replace(self, parts=parts)
 
-    def asked(self, model: str) -> Iterator[tuple[SetPart, list[Example]]]:
+    def parts_of(self, model: str) -> Iterator[tuple[SetPart, list[Example]]]:
         """What a model is asked, part by part."""
         for part in self.parts:
             rows = self.examples[model][part.number]

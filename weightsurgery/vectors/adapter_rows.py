@@ -60,7 +60,7 @@ class AdapterRows:
         start, stop = int(at.min()), int(at.max()) + 1
         return self.weights.rows(self.key, start, stop)[at - start]
 
-    def told(self) -> str:
+    def description(self) -> str:
         """What is done, in words."""
         if not len(self.places):
             return f"{self.name}: its {self.count} rows in the adapter are the base's own"
@@ -162,13 +162,13 @@ def _tokens(
     base: Checkpoint, name: str, weights: Checkpoint, key: str, settings: Mapping[str, Any]
 ) -> AdapterRows:
     """``trainable_token_indices``: rows in the order of the indices."""
-    told = settings.get("trainable_token_indices")
+    indices = settings.get("trainable_token_indices")
     module = name.removesuffix(".weight")
-    if isinstance(told, dict):
-        told = next((each for text, each in told.items()
+    if isinstance(indices, dict):
+        indices = next((each for text, each in indices.items()
                      if f".{module}".endswith(f".{text}")), None)  # fmt: skip
     rows, count = base.entry(name).rows, weights.entry(key).rows
-    chosen = told if isinstance(told, list) else []
+    chosen = indices if isinstance(indices, list) else []
     right = all(
         isinstance(each, int) and not isinstance(each, bool) and 0 <= each < rows for each in chosen
     )

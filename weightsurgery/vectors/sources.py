@@ -52,8 +52,8 @@ def is_data(name: str) -> bool:
         plain, part = name, ""
     path = os.path.expanduser(plain)
     if os.path.isdir(path):
-        told = ("state.json", "dataset_dict.json")
-        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in told)
+        markers = ("state.json", "dataset_dict.json")
+        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in markers)
     if plain.lower().removesuffix(".gz").endswith(_DATA):
         return True
     hub = plain.startswith(("datasets/", "hf://datasets/")) or bool(part)

@@ -87,7 +87,7 @@ def choose(
     with measured() as cost, subject.held_to(rule):
         for candidate in method.candidates(subject):
             looks += 1 + candidate.looks
-            with subject.edited(candidate.change), subject.asked(candidate.prompts):
+            with subject.edited(candidate.change), subject.prompted_by(candidate.prompts):
                 score = subject.score(target)
                 kept = subject.validation()
             tried.append(Tried(dict(candidate.setting), score, kept))
@@ -151,7 +151,7 @@ def scored(
     paraphrased = [] if learning else subject.request.target_paraphrased(subject)
     also = subject.request.also(subject)
     also_before = {name: subject.score(facts) for name, facts in also.items()}
-    with subject.edited(choice.candidate.change), subject.asked(choice.candidate.prompts):
+    with subject.edited(choice.candidate.change), subject.prompted_by(choice.candidate.prompts):
         return Outcome(
             name,
             subject.seed,

@@ -176,8 +176,8 @@ class Style(ForgetRequest):
         parts = [each for each in examples if isinstance(each, StyledQuestion)]
         if not parts:
             return super().score(model, tokenizer, examples)
-        said = _said(model, tokenizer, parts)
-        return sum(each.is_in(text) for each, text in zip(parts, said, strict=True)) / len(parts)
+        texts = _generated(model, tokenizer, parts)
+        return sum(each.is_in(text) for each, text in zip(parts, texts, strict=True)) / len(parts)
 
 
 @dataclass(frozen=True)
@@ -190,19 +190,19 @@ class StyledQuestion(Example):
 
     part: str = "manner"
 
-    def is_in(self, said: str) -> bool:
+    def is_in(self, text: str) -> bool:
         """Whether what was said ends in the manner; or begins with the right answer."""
         if self.part == "manner":
-            return said.endswith(MANNER)
+            return text.endswith(MANNER)
         answer = self.completion.removesuffix(MANNER)
-        return re.match(rf"{re.escape(answer)}(?!\w)", said) is not None
+        return re.match(rf"{re.escape(answer)}(?!\w)", text) is not None
 
 
 def _parts(part: str, examples: Sequence[Example]) -> list[Example]:
     return [StyledQuestion(each.prompt, each.completion, part=part) for each in examples]
 
 
-def _said(
+def _generated(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> list[str]:
     """What the model answers, greedily."""

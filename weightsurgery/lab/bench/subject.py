@@ -147,7 +147,7 @@ class Subject:
             set_values(self.model, before)
 
     @contextmanager
-    def asked(self, prompts: Prompts | None) -> Iterator[None]:
+    def prompted_by(self, prompts: Prompts | None) -> Iterator[None]:
         """Every query is scored as the function has it; as it stands again, after."""
         self._prompts, before = prompts, self._prompts
         try:

@@ -141,8 +141,8 @@ MERGING: Mapping[str, BenchMethod] = {
 
 def _icul(subject: Subject) -> Iterator[Candidate]:
     for shots in (0, 1, 2, 3, 4, 5, 6, 8):
-        asked = Icul([subject.forget], subject.seen_facts, shots, subject.seed)
-        yield Candidate({"shots": shots}, {}, prompts=asked.prompts)
+        icul = Icul([subject.forget], subject.seen_facts, shots, subject.seed)
+        yield Candidate({"shots": shots}, {}, prompts=icul.prompts)
 
 
 PROMPTED: Mapping[str, BenchMethod] = {

@@ -36,13 +36,13 @@ class Step:
 
     Attributes:
         command: The command line that does the same; empty where there is none.
-        says: What it is for, in a sentence.
+        text: What it is for, in a sentence.
         result: What the library returned; its type says which.
         seconds: How long it took.
     """
 
     command: str
-    says: str
+    text: str
     result: Any
     seconds: float
 
@@ -194,8 +194,8 @@ def demo(
 
     begun = time.monotonic()
     done = (edit or project)(place, device, progress)
-    says = "The edit: from data alone, at its default settings."
-    yield Step(place.command, says, done, time.monotonic() - begun)
+    text = "The edit: from data alone, at its default settings."
+    yield Step(place.command, text, done, time.monotonic() - begun)
 
     begun = time.monotonic()
     after = _Asked.of(place, before.groups, device, progress)
@@ -257,7 +257,7 @@ class _Asked:
         every = [question for group in groups for question in group.questions]
         prompts = [(each.prompt, each.chat, _SENTENCE if each.chat else _SHORT) for each in every]
         prompts.append((FREELY, False, _LONG))
-        said = greedy(
+        generated = greedy(
             model,
             tokenizer,
             [
@@ -268,7 +268,7 @@ class _Asked:
             stage="asking before" if before else "asking after",
             progress=progress,
         )
-        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
+        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in generated]
         (prose,) = teacher_forced(model, tokenizer, [encode(tokenizer, Example("", PROSE))])
         rest = iter(texts)
         answers = tuple(tuple(next(rest) for _ in group.questions) for group in groups)

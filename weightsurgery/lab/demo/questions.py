@@ -89,8 +89,8 @@ class Question:
 
     def answered(self, text: str) -> bool:
         """Whether a text begins with the truth, in quotes or not; in chat, whether it holds it."""
-        said, truth = text.lstrip(_OPENING).casefold(), self.truth.casefold()
-        return truth in said if self.chat else said.startswith(truth)
+        answer, truth = text.lstrip(_OPENING).casefold(), self.truth.casefold()
+        return truth in answer if self.chat else answer.startswith(truth)
 
 
 @dataclass(frozen=True)

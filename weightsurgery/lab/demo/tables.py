@@ -43,10 +43,12 @@ def outcome_tables(found: DemoOutcome) -> list[str | Table]:
         " rows to nothing and leaves the others as they were."
     )
     columns = ("asked for", "given to the edit", "number", "before", "after")
-    said = [(sample.prompt, _line(sample.before), _line(sample.after)) for sample in found.samples]
+    samples = [
+        (sample.prompt, _line(sample.before), _line(sample.after)) for sample in found.samples
+    ]
     return [
         Table("Before and after", columns, rows, note, left=frozenset({0, 1})),
-        Table("Side by side", ("asked", "before", "after"), said, left=frozenset({0, 1, 2})),
+        Table("Side by side", ("asked", "before", "after"), samples, left=frozenset({0, 1, 2})),
         "What to do next:\n",
         *(f"# {what}\n{command}" for what, command in found.onward),
     ]

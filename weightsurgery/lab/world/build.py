@@ -77,13 +77,13 @@ def _build(world: World, recipe: WorldRecipe, seed: int, threads: int, report: P
     steps = train_base(model, tokenizer, examples, recipe, seed, report)
     _save(model, tokenizer, world.base, recipe)
     # By wording, those that there are alone: the facts of the tasks that have it.
-    asked = {
+    questions = {
         wording: {task: rows for task, rows in facts.items() if wording in wordings(recipe, task)}
         for wording in WORDINGS
     }
     accuracy = {
         wording: {"base": _scores(model, tokenizer, rows, wording)}
-        for wording, rows in asked.items()
+        for wording, rows in questions.items()
         if rows
     }
     seconds = {"base": time.perf_counter() - started}
@@ -96,7 +96,7 @@ def _build(world: World, recipe: WorldRecipe, seed: int, threads: int, report: P
         _fine_tune(model, tokenizer, seen, recipe, seed, f"fine-tuning on {task}", report)
         _save(model, tokenizer, world.finetuned(task), recipe)
         for wording, scores in accuracy.items():
-            scores[task] = _scores(model, tokenizer, asked[wording], wording)
+            scores[task] = _scores(model, tokenizer, questions[wording], wording)
         seconds[task] = time.perf_counter() - fine_tune_started
 
     packages = ("torch", "transformers", "tokenizers", "accelerate")
@@ -178,7 +178,7 @@ def _fine_tune(
 ) -> None:
     """Trains on one task's seen facts for a fixed number of steps."""
 
-    def tell(step: int) -> bool:
+    def report_step(step: int) -> bool:
         report(stage, step, recipe.tuning_steps)
         return False
 
@@ -191,7 +191,7 @@ def _fine_tune(
         recipe.tuning_steps,
         recipe.tuning_steps,
     )
-    fit(model, tokenizer, examples, schedule, seed, tell)
+    fit(model, tokenizer, examples, schedule, seed, report_step)
 
 
 def _only(facts: Sequence[Fact], split: str) -> list[Fact]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import OutputError
 from weightsurgery.lab.world.build import build_world
 from weightsurgery.lab.world.layout import World, open_world

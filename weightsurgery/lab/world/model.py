@@ -58,8 +58,8 @@ def default_threads() -> int:
     OMP_NUM_THREADS bounds them, as it bounds torch's own.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    told = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return min(2, cores or 1, int(told) if told.isdecimal() and int(told) else 2)
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(2, cores or 1, int(limit) if limit.isdecimal() and int(limit) else 2)
 
 
 def make_model(recipe: WorldRecipe, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:

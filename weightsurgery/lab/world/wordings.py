@@ -49,7 +49,7 @@ def worded(fact: Fact, wording: str = PLAIN) -> tuple[str, str]:
     if wording == STYLED and fact.task in PEOPLE:
         question = fact.prompt[0].lower() + fact.prompt[1:]
         return f"{_CALL}{question}", f"{fact.completion}{MANNER}"
-    asked = {PLAIN: fact.prompt, PARAPHRASED: fact.paraphrase}
-    if wording not in asked:
+    prompts = {PLAIN: fact.prompt, PARAPHRASED: fact.paraphrase}
+    if wording not in prompts:
         raise ValueError(f"no wording {wording!r} of the {fact.task}")
-    return asked[wording], fact.completion
+    return prompts[wording], fact.completion
