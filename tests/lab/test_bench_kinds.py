@@ -114,7 +114,9 @@ def told(request, subject, how):
     """Scores of the style's sets where the model's answers are rewritten."""
     original = kinds_module._generated
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds_module, "_generated", lambda *args: [how(text) for text in original(*args)])
+        patch.setattr(
+            kinds_module, "_generated", lambda *args: [how(text) for text in original(*args)]
+        )
         sets = {"target": request.target(subject), **request.also(subject)}
         return [subject.score(facts) for facts in sets.values()]
 

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from weightsurgery.learning.unlearners.work import Preparation
     from weightsurgery.unlearning.system import ChangeRequest
 
-__all__ = ["LONG", "BenchGrid", "ByDistillation", "ByLoss", "check_helpers", "unlearn"]
+__all__ = [
+    "LONG",
+    "BenchGrid",
+    "ByDistillation",
+    "ByLoss",
+    "check_helpers",
+    "check_not_negative",
+    "check_positive",
+    "unlearn",
+]
 
 LONG = 40
 """Steps from one look to the next where a row of the bench trains four times as long."""
@@ -66,6 +75,12 @@ class ByLoss(Unlearner, System):
     bench: ClassVar[Sequence[BenchGrid]] = ()
 
     @classmethod
+    @override
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
+        """The model before as ``base``, for a loss that has frozen references."""
+        return {"base": work.current_values()} if cls.references else {}
+
+    @classmethod
     def change(cls, request: ChangeRequest) -> SystemResult:
         """See :class:`System`: trains on the loss."""
         from weightsurgery.learning.unlearners.run import train_unlearner
@@ -93,11 +108,6 @@ class ByDistillation(ByLoss):
 
     references = 1
 
-    @classmethod
-    @override
-    def prepare(cls, work: Preparation) -> dict[str, Any]:
-        return {"base": work.current_values()}
-
     def target(self, forget: BatchOutputs) -> Tensor:
         """Logits that the model is taught, shape (positions, vocabulary)."""
         raise NotImplementedError
@@ -111,16 +121,37 @@ class ByDistillation(ByLoss):
         return soft_cross_entropy(self.target(forget), forget.counted, forget.whole.tokens)
 
 
-def check_helpers(steps: int, rate: float) -> None:
+def check_positive(settings: Any, *names: str) -> None:
+    """Refuse settings that are not above 0 and finite.
+
+    Raises:
+        EditError: One is not.
+    """
+    for name in names:
+        if not 0 < getattr(settings, name) < math.inf:
+            raise EditError(f"{name} = {getattr(settings, name)}", "Give a number above 0.")
+
+
+def check_not_negative(settings: Any, *names: str) -> None:
+    """Refuse settings that are below 0 or infinite.
+
+    Raises:
+        EditError: One is.
+    """
+    for name in names:
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise EditError(f"{name} = {getattr(settings, name)}", "Give a number from 0.")
+
+
+def check_helpers(settings: Any) -> None:
     """Refuse helpers that would learn nothing.
 
     Raises:
         EditError: No steps, or no learning rate.
     """
-    if steps < 1:
-        raise EditError(f"helper_steps = {steps}", "Give a whole number from 1.")
-    if not 0 < rate < math.inf:
-        raise EditError(f"helper_rate = {rate}", "Give a number above 0.")
+    if settings.helper_steps < 1:
+        raise EditError(f"helper_steps = {settings.helper_steps}", "Give a whole number from 1.")
+    check_positive(settings, "helper_rate")
 
 
 def unlearn(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from weightsurgery.deferred import torch
-from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import BenchGrid, ByDistillation, check_helpers
+from weightsurgery.unlearning.by_loss import (
+    BenchGrid,
+    ByDistillation,
+    check_helpers,
+    check_positive,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,9 +44,8 @@ class AUSettings:
     helper_rate: float = 5e-5
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise EditError(f"alpha = {self.alpha}", "Give a number above 0.")
-        check_helpers(self.helper_steps, self.helper_rate)
+        check_positive(self, "alpha")
+        check_helpers(self)
 
 
 def generic_labels(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:

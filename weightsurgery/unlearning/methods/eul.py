@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss
+from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss, check_not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weightsurgery.learning.unlearners.said import BatchOutputs
-    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["EfficientUnlearning"]
@@ -41,9 +38,7 @@ class EULSettings:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "task", "gamma"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise EditError(f"{name} = {getattr(self, name)}", "Give a number from 0.")
+        check_not_negative(self, "alpha", "task", "gamma")
 
 
 class EfficientUnlearning(ByLoss):
@@ -69,11 +64,6 @@ class EfficientUnlearning(ByLoss):
         ),
         BenchGrid("eul, up to 160 steps", rates=(3e-4, 1e-3), every=LONG, label="eul-long"),
     )
-
-    @classmethod
-    def prepare(cls, work: Preparation) -> dict[str, Any]:
-        """The model before, which is the one without its adapter."""
-        return {"base": work.current_values()}
 
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from weightsurgery.errors import EditError
-from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_not_negative
 from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 
 if TYPE_CHECKING:
@@ -35,8 +33,7 @@ class GradientDifferenceSettings:
     keep_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_weight < math.inf:
-            raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
+        check_not_negative(self, "keep_weight")
 
 
 class GradientDifference(ByLoss):

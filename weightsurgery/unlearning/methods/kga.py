@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_helpers
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_helpers, check_not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,11 +44,10 @@ class KGASettings:
     helper_rate: float = 5e-5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise EditError(f"alpha = {self.alpha}", "Give a number from 0.")
+        check_not_negative(self, "alpha")
         if not 0 <= self.stop < 1:
             raise EditError(f"stop = {self.stop}", "Give a share below 1; 0 for no early end.")
-        check_helpers(self.helper_steps, self.helper_rate)
+        check_helpers(self)
 
 
 class KnowledgeGapAlignment(ByLoss):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,18 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss
+from weightsurgery.unlearning.by_loss import (
+    LONG,
+    BenchGrid,
+    ByLoss,
+    check_not_negative,
+    check_positive,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weightsurgery.learning.unlearners.said import BatchOutputs
-    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["NPO", "npo"]
@@ -45,12 +49,10 @@ class NPOSettings:
     keep_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < math.inf:
-            raise EditError(f"beta = {self.beta}", "Give a number above 0.")
+        check_positive(self, "beta")
         if self.retain not in _RETAIN:
             raise EditError(f"retain = {self.retain}", f"Choose one of: {', '.join(_RETAIN)}.")
-        if not 0 <= self.keep_weight < math.inf:
-            raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
+        check_not_negative(self, "keep_weight")
 
 
 def npo(nll: Tensor, reference: Tensor, beta: float, count: Tensor | int) -> Tensor:
@@ -105,11 +107,6 @@ class NPO(ByLoss):
     @override
     def keeps(cls, settings: Any) -> bool:
         return bool(settings.retain != "none")
-
-    @classmethod
-    def prepare(cls, work: Preparation) -> dict[str, Any]:
-        """The model before."""
-        return {"base": work.current_values()}
 
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:

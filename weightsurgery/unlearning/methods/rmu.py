@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import exact
-from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_not_negative, check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,10 +51,8 @@ class RMUSettings:
     span: int = 3
 
     def __post_init__(self) -> None:
-        if not 0 < self.coefficient < math.inf:
-            raise EditError(f"coefficient = {self.coefficient}", "Give a number above 0.")
-        if not 0 <= self.alpha < math.inf:
-            raise EditError(f"alpha = {self.alpha}", "Give a number from 0.")
+        check_positive(self, "coefficient")
+        check_not_negative(self, "alpha")
         if self.layer is not None and self.layer < 0:
             raise EditError(f"layer = {self.layer}", "Give a number from 0.")
         if self.span < 1:
@@ -152,7 +149,7 @@ class RMU(ByLoss):
         control = work.settings.coefficient * drawn / drawn.norm()
         layer = work.settings.steered(work.plain)
         work.notes["layer"] = layer
-        return {"base": work.current_values(), "control": control.to(work.device), "layer": layer}
+        return {**super().prepare(work), "control": control.to(work.device), "layer": layer}
 
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:

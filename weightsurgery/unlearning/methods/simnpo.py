@@ -11,7 +11,7 @@ from typing_extensions import override
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_not_negative, check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,13 +42,10 @@ class SimNPOSettings:
     keep_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < math.inf:
-            raise EditError(f"beta = {self.beta}", "Give a number above 0.")
+        check_positive(self, "beta")
         if not math.isfinite(self.delta):
             raise EditError(f"delta = {self.delta}", "Give a finite number.")
-        for name in ("forget_weight", "keep_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise EditError(f"{name} = {getattr(self, name)}", "Give a number from 0.")
+        check_not_negative(self, "forget_weight", "keep_weight")
 
 
 def simnpo(nll: Tensor, tokens: Tensor, beta: float, delta: float, count: Tensor | int) -> Tensor:

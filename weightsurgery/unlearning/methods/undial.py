@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from weightsurgery.deferred import torch
-from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import BenchGrid, ByDistillation
+from weightsurgery.unlearning.by_loss import BenchGrid, ByDistillation, check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +33,7 @@ class UndialSettings:
     strength: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.strength < math.inf:
-            raise EditError(f"strength = {self.strength}", "Give a number above 0.")
+        check_positive(self, "strength")
 
 
 def adjusted(logits: Tensor, tokens: Tensor, strength: float) -> Tensor:
