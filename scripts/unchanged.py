@@ -98,9 +98,9 @@ neighbours         project base --forget forget.jsonl --keep rest.jsonl -o forgo
 neighbours plan    project base --forget forget.jsonl -o none $SHORT --dry-run
 neighbours json    project base --forget forget.jsonl -o none $SHORT --dry-run --json
 neighbours other   project base --forget asked.csv -o a-forgot --as adapter $SHORT --json
-neighbours again   project base --forget forget.jsonl -o half --vector forgot.vector --scale 0.5
+neighbours again   project base $SETS -o half --vector forgot.vector --scale 0.5 $SHORT
 neighbours refused project base --forget forget.jsonl --keep rest.jsonl -o no $SMALL --budget 1e-9
-taught             learn base --task more.jsonl --keep rest.jsonl -o taught $SHORT
+taught             learn base --task more.jsonl --keep forget.jsonl -o taught $SHORT
 strangers          project base --forget forget.jsonl --keep rest.jsonl -o strange $STRANGE
 strangers mixed    project base --forget forget.jsonl --keep tuned -o mixed $STRANGE --json
 strangers plan     project base --forget forget.jsonl --keep rest.jsonl -o none $STRANGE --dry-run
@@ -147,7 +147,7 @@ WORDS = {
     "$STRANGE": "--objective strangers --steps 2 --batch 8 --prompts 40 --allow-harm",
     "$ROUNDS": "--objective negate --rounds 2 --steps 2 --batch 8 --allow-harm",
     "$SETS": "--forget forget.jsonl --keep rest.jsonl",
-    "$VALIDATION": "--forget-data forget.jsonl --keep-data rest.jsonl --threshold 0",
+    "$VALIDATION": "--forget-data forget.jsonl --keep-data rest.jsonl --threshold 0.01",
 }  # fmt: skip
 
 ERRORS = """
@@ -155,7 +155,7 @@ nowhere            inspect nowhere
 no model           inspect prose
 not a vector       negate base16 prose -o none
 exists             negate base16 tuned16 -o negated
-other shapes       negate base tuned16 -o none
+other dtypes       negate base tuned16 -o crossed
 no command         nothing
 no option          negate base16 tuned16 -o none --scal 2
 no number          negate base16 tuned16 -o none --scale x
@@ -197,7 +197,7 @@ PUSHED = """
 push plan          push projected owner/projected --dry-run
 push plan json     push projected owner/projected --dry-run --json
 push               push projected owner/projected --json
-push text          push negated owner/negated --base-model org/base
+push text          push negated owner/negated
 push again         push negated owner/negated
 push scored        push forgot owner/forgot --scores scores.json
 push adapter       push adapter owner/adapter

@@ -189,7 +189,14 @@ def open_vector(
     opener: Opener = Checkpoint.open,
     partial: bool = False,
 ) -> TaskVector:
-    """The sum of several vectors, each optionally scaled: ``["a", "b:0.5"]``."""
+    """The sum of several vectors, each optionally scaled; see :func:`open_change` for the rest.
+
+    Example::
+
+        with Checkpoint.open("base") as base:
+            vector = open_vector(base, ["tuned", "other:0.5"])
+            vector.at("model.layers.0.mlp.up_proj.weight")  # a Delta, read when it is asked for
+    """
     terms = []
     for text in names:
         name, factor = split_scale(text)
