@@ -56,7 +56,7 @@ for panel, commands in {
         recipe.run,
     ),
     "Share": (export.export, push.push),
-    "Check": (completions.try_, score.evaluate, look.verify, bench.bench, demo.demo),
+    "Check": (completions.try_, score.evaluate, look.report, look.verify, bench.bench, demo.demo),
 }.items():
     for command in commands:
         app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
