@@ -10,6 +10,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
+from weightsurgery.suggestions import one_of
 from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Preference:
         if not 0 < self.beta < math.inf:
             raise EditError(f"beta = {self.beta}", "Give a number above 0.")
         if self.retain not in _RETAIN:
-            raise EditError(f"retain = {self.retain}", f"Choose one of: {', '.join(_RETAIN)}.")
+            raise EditError(f"retain = {self.retain}", one_of(self.retain, _RETAIN))
         if not 0 <= self.keep_weight < math.inf:
             raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
 
