@@ -59,27 +59,6 @@ def test_json_is_one_document_and_agrees_with_the_files(llama, tmp_path):
         assert rows[name]["norm"] == pytest.approx(float(change.norm()), rel=1e-4)
 
 
-def test_pages_stand_alone(llama, tmp_path):
-    page = tmp_path / "page.html"
-    commands = (
-        ["diff", llama.base, llama.forget],
-        ["overlap", llama.base, llama.forget, llama.keep, "--rank", "4"],
-    )
-    for arguments in commands:
-        assert not page.exists()
-        assert ws(*arguments, "--html", page).returncode == 0
-        text = page.read_text()
-        assert text.count("<svg") >= 2
-        assert "model.layers.1.mlp.down_proj.weight" in text
-        # Nothing is loaded from elsewhere: only the names of XML vocabularies are addresses.
-        outside = r"""\b(?:src|href)=["'](?!#|data:)|url\((?!#)|@import"""
-        assert not re.search(outside, text)
-        page.unlink()
-    what, remedy = two_lines(ws("diff", llama.base, llama.forget, "--html", tmp_path / "no/page"))
-    assert "no/page" in what
-    assert "written" in remedy
-
-
 def test_quiet_prints_no_notices(llama, tmp_path):
     loud = ws("negate", llama.base, llama.forget, "-o", tmp_path / "a")
     assert "Wrote" in loud.stderr

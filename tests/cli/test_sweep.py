@@ -8,6 +8,7 @@ import pytest
 from tests.conftest import snapshot
 from tests.learning.tiny import OTHER, write
 from tests.procedures.taught import Taught, teach
+from tests.report.paged import section
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +63,12 @@ def test_statistics_options_and_tests_reach_the_edit(ws, asked, taught, tmp_path
     }.items():  # fmt: skip
         assert line[line.index(option) + 1] == value
     assert line.count("--keep") == 2
-    page = (tmp_path / "page.html").read_text()
-    assert "<svg" in page
-    assert "--keep-rank 3" in page
+    drawn = section(tmp_path / "page.html", "points")
+    cells = [cell for cell in document["cells"] if not cell["failed"]]
+    assert [(p["x"], p["y"]) for p in drawn["points"]] == [
+        (100 * cell["worst_drift"], cell["forgetting"]) for cell in cells
+    ]
+    assert "--keep-rank 3" in section(tmp_path / "page.html", "record")["command"]
     record = ws.document(*line[1:-1], tmp_path / "edited")
     cell = document["cells"][document["chosen"]]
     for key in ("scale", "side", "epsilon"):

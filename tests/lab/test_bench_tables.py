@@ -276,17 +276,17 @@ def test_loading_files_of_several_variants(ws, tmp_path):
 def test_a_picture_from_the_command(ws, tmp_path):
     path, picture = tmp_path / "a.json", tmp_path / "a.svg"
     path.write_text(json.dumps(three_variants()[0].document()))
-    done = ws("bench", "--load", path, "--plot", picture)
+    done = ws("bench", "--load", path, "--figure", picture)
     assert done.returncode == 0
     assert done.stderr.split() == ["Wrote", str(picture)]
     assert "Does it last?" in done.stdout
     text = picture.read_text()
     assert "negate" in text
     assert "rmu" in text
-    quiet = ws("bench", "--load", path, "--plot", picture, "--json", "--quiet")
+    quiet = ws("bench", "--load", path, "--figure", picture, "--json", "--quiet")
     assert quiet.stderr == ""
     assert json.loads(quiet.stdout) == json.loads(path.read_text())
     # Before anything is run or printed.
-    done = ws("bench", "--plot", tmp_path / "a.gif")
+    done = ws("bench", "--figure", tmp_path / "a.gif")
     assert (done.returncode, done.stdout) == (1, "")
-    assert ".svg or .png" in done.stderr
+    assert ".svg, .pdf or .png" in done.stderr

@@ -167,7 +167,7 @@ def test_what_cannot_be_drawn(tmp_path, monkeypatch):
     found = [bench(outcome())]
     with pytest.raises(OutputError, match="no kind of picture") as refused:
         draw_frontier(found, tmp_path / "a.gif", {})
-    assert ".svg or .png" in refused.value.remedy
+    assert ".svg, .pdf or .png" in refused.value.remedy
     for path in (tmp_path / "nowhere" / "a.svg", tmp_path / "folder.svg"):
         (tmp_path / "folder.svg").mkdir(exist_ok=True)
         with pytest.raises(OutputError, match="not a file"):

@@ -1,13 +1,13 @@
 """What is said of a sweep."""
 
-import re
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from weightsurgery.learning.intervals import Estimate
 from weightsurgery.procedures.choice import Cell, FinalScore, Sweep, scored
-from weightsurgery.report.sweep import failure, setting, sweep_page, sweep_tables
+from weightsurgery.report.sweep import failure, setting, sweep_sections, sweep_tables
 from weightsurgery.report.tables import Table
 
 
@@ -90,25 +90,32 @@ def test_where_nothing_qualifies():
 
 
 @pytest.mark.parametrize("chosen", [1, None])
-def test_the_page_is_whole_and_stands_alone(tmp_path, chosen):
+def test_the_pages_sections_are_the_documents(chosen):
     found = replace(FOUND, chosen=chosen, nearest=None if chosen else 1)
-    command = "ws project './my <base>' -o ./edited" if chosen else ""
-    for name in ("one.html", "two.html"):
-        sweep_page(found, "my <base>", command, tmp_path / name)
-    text = (tmp_path / "one.html").read_text()
-    assert text == (tmp_path / "two.html").read_text()
-    assert text.count("<svg") == 1
-    assert "Forgetting against the worst keep drift" in text
-    assert "my &lt;base&gt;" in text
-    assert "<base>" not in text
-    assert not re.search(r"<script|<link|<img|@import|(?:src|href)=.http", text)
-    assert ("The chosen edit" in text) == (chosen is not None)
-    assert ("nearest is scale 4" in text) == (chosen is None)
-    assert text.count("scale 4") >= 1
-    assert "overflow F32" in text
+    command = ["ws", "project", "my <base>"] if chosen else None
+    document = json.loads(json.dumps({"base": "b", **asdict(found), "command": command}))
+    drawn, frontier, test, every, *edit = sweep_sections(document)
+    assert [(p["x"], p["y"]) for p in drawn["points"]] == [
+        (100 * each.worst_drift, each.forgetting) for each in CELLS
+    ]
+    assert [p["mark"] for p in drawn["points"]] == [
+        "frontier", "chosen" if chosen else "nearest", "frontier"
+    ]  # fmt: skip
+    assert drawn["frontier"] == [[p["x"], p["y"]] for p in drawn["points"]]
+    assert drawn["limit"]["x"] == pytest.approx(2.5)
+    assert ("Chosen: scale 4" in drawn["note"]) == (chosen is not None)
+    assert ("nearest is scale 4" in drawn["note"]) == (chosen is None)
+    told = sweep_tables(found)[0]
+    assert frontier["rows"] == [list(row) for row in told.rows]
+    assert test["rows"][0][0] == "unseen"
+    assert every["closed"]
+    assert len(every["rows"]) == 1 + len(found.cells)
+    assert "overflow F32" in every["note"]
+    assert [each["command"] for each in edit] == (["ws project 'my <base>'"] if chosen else [])
 
 
-def test_a_page_of_nothing_but_failures(tmp_path):
+def test_the_sections_of_nothing_but_failures():
     found = replace(FOUND, cells=(INFINITE,), frontier=(), chosen=None, test=())
-    sweep_page(found, "base", "", tmp_path / "page.html")
-    assert "1 of 1 have no scores" in (tmp_path / "page.html").read_text()
+    drawn, *_ = sweep_sections({**asdict(found), "command": None})
+    assert drawn["points"] == []
+    assert "1 of 1 have no scores" in drawn["note"]

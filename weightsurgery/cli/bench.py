@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.worlds import Variant, need_training
 
@@ -24,6 +26,7 @@ _ASKED, _TABLES = "What is asked", "Tables"
 @options
 def bench(
     show: Show,
+    pages: Pages,
     seeds: Annotated[
         str, typer.Option(metavar="N,N,...", help="Of the worlds; figures are over all of them.")
     ] = "0,1,2",
@@ -106,15 +109,6 @@ def bench(
             rich_help_panel=_TABLES,
         ),
     ] = False,
-    plot: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw forgetting against harm, as .svg or .png.",
-            callback=written_path,
-            rich_help_panel=_TABLES,
-        ),
-    ] = None,
 ) -> None:
     """Hold methods against each other on small worlds.
 
@@ -144,11 +138,9 @@ def bench(
     from weightsurgery.lab.bench.asks import Ask, overlaps
     from weightsurgery.lab.bench.cost_tables import by_variant
     from weightsurgery.lab.bench.kinds import asks_of
-    from weightsurgery.lab.bench.picture import check_picture
     from weightsurgery.lab.bench.results import read_bench
 
-    if plot is not None:
-        check_picture(plot)  # before a quarter of an hour of work
+    pages.check()  # before a quarter of an hour of work
     asks: list[Ask] = [] if overlap is None else [*overlaps(overlap)]
     asks += [] if kind is None else asks_of(kind.split(","), variant)
     if load:
@@ -171,11 +163,11 @@ def bench(
                 progress=progress,
             )
         benches = [found]
-    _print(benches, show, markdown, plot)
+    _print(benches, show, markdown, pages)
 
 
-def _print(benches: Sequence[Bench], show: Show, markdown: bool, plot: str | None) -> None:
-    """The tables, or the documents that they are made of; then the picture."""
+def _print(benches: Sequence[Bench], show: Show, markdown: bool, pages: Pages) -> None:
+    """The tables, or the documents that they are made of; then the page and the picture."""
     from weightsurgery.lab.bench import FORGETTING, LEARNING
     from weightsurgery.lab.bench.frontier import families
     from weightsurgery.lab.bench.picture import draw_frontier
@@ -183,13 +175,21 @@ def _print(benches: Sequence[Bench], show: Show, markdown: bool, plot: str | Non
     from weightsurgery.lab.bench.tables import variant_tables
     from weightsurgery.report.tables import Table
 
+    methods = LEARNING if benches[0].task == "learn" else FORGETTING
+    tables = variant_tables(benches, {name: each.about for name, each in methods.items()})
     if show.json:
         documents = [each.document() for each in benches]
         console.document(documents[0] if len(documents) == 1 else documents)
     else:
-        methods = LEARNING if benches[0].task == "learn" else FORGETTING
-        tables = variant_tables(benches, {name: each.about for name, each in methods.items()})
         console.show(*(as_markdown(t) if markdown and isinstance(t, Table) else t for t in tables))
-    if plot is not None:
-        draw_frontier(benches, plot, families())
-        console.notice(f"Wrote {plot}", show)
+    if pages.html is not None:
+        from weightsurgery.lab.bench.paged import bench_sections
+        from weightsurgery.report.sections import record_section, table_section
+
+        drawn = bench_sections(benches)
+        told = [table_section(each) for each in tables if isinstance(each, Table)]
+        sections = [*drawn, *told, record_section(show.command)]
+        replace(pages, figure=None).write("Forgetting against harm", sections, show)
+    if pages.figure is not None:
+        draw_frontier(benches, pages.figure, families())
+        console.notice(f"Wrote {pages.figure}", show)

@@ -11,9 +11,10 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
-from weightsurgery.cli.look import Base, Page
+from weightsurgery.cli.look import Base
 from weightsurgery.cli.opened import open_base, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ def diff(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
     out: Annotated[
         str | None,
         typer.Option(
             "--out", "-o", metavar="DIR", help="Save the task vector here.", callback=written_path
         ),
     ] = None,
-    html: Page = None,
     overwrite: Overwrite = False,
     remote: Remote = None,
     dry_run: DryRun = False,
@@ -69,7 +70,7 @@ def diff(
     Example:  ws diff org/base org/finetuned --include 'model.layers.0.*'
     """
     asked = _Compared(base, finetuned, out, overwrite, remote, dry_run, matrices_only=False)
-    _compare(asked, which, truncate, fit, work, show, html)
+    _compare(asked, which, truncate, fit, work, show, pages)
 
 
 @options
@@ -132,7 +133,7 @@ def _compare(
     fit: Fit,
     work: Work,
     show: Show,
-    html: str | None,
+    pages: Pages | None,
 ) -> None:
     from weightsurgery.report.plans import comparison_lines
     from weightsurgery.report.tables import difference_tables
@@ -140,6 +141,9 @@ def _compare(
     from weightsurgery.surgery.diff_plan import plan_diff
     from weightsurgery.vectors.sources import open_vector
 
+    if pages is not None:
+        pages.check()
+    spectra: dict[str, list[float]] | None = {} if pages else None
     base, out, rule, opener = asked.base, asked.out, truncate.rule(), asked.opener(which)
     selection = which.selection("all-linear" if asked.matrices_only else "all")
     with ExitStack() as stack:
@@ -178,16 +182,11 @@ def _compare(
                 workers=work.workers,
                 command=show.command,
                 progress=progress,
+                spectra=spectra,
             )
-    if html is not None:
-        from weightsurgery.report.page import difference_page
-
-        difference_page(found, base, asked.finetuned, html)
-        console.notice(f"Wrote {html}.", show)
+    document = {**asdict(found), "saved": out} if show.json or pages else {}
     if show.json:
-        data = asdict(found)
-        data["saved"] = out
-        console.document(data)
+        console.document(document)
     else:
         console.show(*difference_tables(found, every=show.verbose))
     for kin in found.lineage:
@@ -201,3 +200,11 @@ def _compare(
         console.notice(f"Fetched {found.fetched / 1e6:,.2f} MB of weight files from the Hub.", show)
     if out is not None:
         console.notice(f"Saved the task vector in {out}.", show)
+    if pages:
+        from weightsurgery.report.sections import difference_sections, record_section
+
+        record = None if found.saved is None else vars(found.saved)
+        sections = difference_sections(document, spectra)
+        pages.write(
+            f"{asked.finetuned} − {base}", [*sections, record_section(show.command, record)], show
+        )

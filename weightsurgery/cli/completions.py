@@ -8,6 +8,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.score import Device, Model, check_installed
 from weightsurgery.cli.spread import options
 
@@ -18,6 +19,7 @@ __all__ = ["try_"]
 def try_(
     ckpt: Model,
     show: Show,
+    pages: Pages,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="To go on with; repeatable.")
     ] = None,
@@ -51,6 +53,7 @@ def try_(
     Example:  ws try ./edited --against ./base --prompt "The capital of France is"
     """
     check_installed()
+    pages.check()
     from weightsurgery.errors import DataError
     from weightsurgery.learning.completions import complete
     from weightsurgery.learning.data import Example, read_examples
@@ -88,10 +91,14 @@ def try_(
         }
         for each, own in zip(asked, found, strict=True)
     ]
+    document = {"checkpoint": ckpt, "against": against, "chat": chat, "tokens": tokens,
+                "prompts": said}  # fmt: skip
     if show.json:
-        console.document(
-            {"checkpoint": ckpt, "against": against, "chat": chat, "tokens": tokens,
-             "prompts": said}
-        )  # fmt: skip
+        console.document(document)
     else:
         console.show(*completion_tables(said, ckpt, against, tokens))
+    if pages:
+        from weightsurgery.report.sections import record_section, try_sections
+
+        sections = [*try_sections(document), record_section(show.command)]
+        pages.write(f"Completions of {ckpt}", sections, show)

@@ -13,6 +13,7 @@ from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
 from weightsurgery.cli.opened import open_base, refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work, written_line
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def negate(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
     scale: Scale = 1.0,
 ) -> None:
     """Take a task vector away: W − λT (task arithmetic).
@@ -47,7 +49,7 @@ def negate(
     Example:  ws negate ./base ./finetuned -o ./edited --scale 0.7
     Example:  ws negate ./base ./subspace -o ./adapter --as adapter
     """
-    _plain("negate", base, vectors, scale, store, which, truncate, fit, work, show)
+    _plain("negate", base, vectors, scale, store, which, truncate, fit, work, show, pages)
 
 
 @options
@@ -60,13 +62,14 @@ def add(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
     scale: Scale = 1.0,
 ) -> None:
     """Add task vectors: W + λT; several VECTOR:scale combine.
 
     Example:  ws add ./base ./finetuned/a:0.5 ./finetuned/b:0.3 -o ./edited
     """
-    _plain("add", base, vectors, scale, store, which, truncate, fit, work, show)
+    _plain("add", base, vectors, scale, store, which, truncate, fit, work, show, pages)
 
 
 @options
@@ -84,6 +87,7 @@ def project(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
     scale: Scale = 1.0,
 ) -> None:
     """Forget a task, less what it shares with what to keep (UNLEARN).
@@ -96,8 +100,8 @@ def project(
     Example:  ws project ./base --forget ./tuned/a --keep ./tuned/b -o ./edited
     """
     _discriminating(
-        "project", base, forget, scale, share, truncate, data, store, which, fit, work, show
-    )
+        "project", base, forget, scale, share, truncate, data, store, which, fit, work, show, pages
+    )  # fmt: skip
 
 
 @options
@@ -115,6 +119,7 @@ def learn(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
     scale: Scale = 1.0,
 ) -> None:
     """Learn a task, less what it shares with what to keep (LEARN).
@@ -125,8 +130,8 @@ def learn(
     Example:  ws learn ./base --task ./adapter --keep ./tuned/poets -o ./edited
     """
     _discriminating(
-        "learn", base, task, scale, share, truncate, data, store, which, fit, work, show
-    )
+        "learn", base, task, scale, share, truncate, data, store, which, fit, work, show, pages
+    )  # fmt: skip
 
 
 def _plain(
@@ -140,6 +145,7 @@ def _plain(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
 ) -> None:
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.checkpoint.remote import open_remote
@@ -151,7 +157,7 @@ def _plain(
     with open_base(base, fit, opener) as opened:
         vector = open_vector(opened, vectors, fit.vocab, fit.missing, opener, fit.partial)
         edit = PLAIN[name](vector, scale)
-        _apply(edit, opened, storage, store, which, work, show)
+        _apply(edit, opened, storage, store, which, work, show, pages)
 
 
 def _discriminating(
@@ -167,11 +173,12 @@ def _discriminating(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
 ) -> None:
     if from_data(task):
         edit_from_data(
-            name, base, task, scale, share, truncate, data, store, which, fit, work, show
-        )
+            name, base, task, scale, share, truncate, data, store, which, fit, work, show, pages
+        )  # fmt: skip
         return
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
@@ -207,7 +214,7 @@ def _discriminating(
                 (*keep.inputs, *gathered),
                 share.epsilon,
             )
-            _apply(edit, opened, storage, store, which, work, show)
+            _apply(edit, opened, storage, store, which, work, show, pages)
 
 
 def _apply(
@@ -218,6 +225,7 @@ def _apply(
     which: Which,
     work: Work,
     show: Show,
+    pages: Pages,
 ) -> None:
     from weightsurgery.report.exported import written_tables
     from weightsurgery.report.plans import planned_lines
@@ -225,6 +233,7 @@ def _apply(
 
     if store.check:
         _checkable(store)
+    pages.check()
     remarked(base, show)
     default = "all-linear" if edit.factors else "all"
     selection = which.selection(default, store.layer_scale)
@@ -275,6 +284,7 @@ def _apply(
     for text in done.notices:
         console.notice(text, show)
     console.notice(written_line(store.out, done.record.kind), show)
+    pages.of_output(store.out, show, guard)
 
 
 def _checkable(store: Store) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, Store, written_line
+from weightsurgery.cli.paged import Pages
 
 if TYPE_CHECKING:
     from weightsurgery.report.tables import Table
@@ -26,7 +27,13 @@ INTERRUPTED = (
 
 
 def show_found(
-    done: Unlearned, trained: Sequence[str | Table], base: str, again: str, store: Store, show: Show
+    done: Unlearned,
+    trained: Sequence[str | Table],
+    base: str,
+    again: str,
+    store: Store,
+    show: Show,
+    pages: Pages,
 ) -> None:
     """Print the vector, the edit, and what to do with them.
 
@@ -37,6 +44,7 @@ def show_found(
         again: The command that applies the vector: negate or add.
         store: Where it was written.
         show: How to print.
+        pages: Where the page goes.
     """
     from weightsurgery.report.exported import written_tables
 
@@ -52,3 +60,4 @@ def show_found(
     command = f"ws {again} {shlex.quote(base)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
     console.notice(f"Saved the vector in {place}; at another scale:  {command}", show)
     console.notice(written_line(store.out, record.kind), show)
+    pages.of_output(store.out, show)

@@ -12,6 +12,7 @@ from weightsurgery.cli.factors import Share, Truncate, rank_rule
 from weightsurgery.cli.found import INTERRUPTED, show_found
 from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work
+from weightsurgery.cli.paged import Pages
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
@@ -63,9 +64,11 @@ def edit_from_data(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
 ) -> None:
     """Forget or learn data sets."""
     installed()
+    pages.check()
     refuse_running(fit, "data")
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
@@ -133,7 +136,7 @@ def edit_from_data(
                 **what,
             )
     trained = round_tables(done.vector, every=show.verbose)
-    show_found(done, trained, base, "add" if name == "learn" else "negate", store, show)
+    show_found(done, trained, base, "add" if name == "learn" else "negate", store, show, pages)
 
 
 @contextmanager

@@ -135,10 +135,8 @@ class Group(_Helped, TyperGroup):
         return [*self.params, self.get_help_option(ctx)]
 
     def _told(self, ctx: Any, rare: list[Any]) -> str:
-        return (
-            f"'{ctx.command_path} COMMAND --help' explains a command; '{ctx.command_path} {_ALL}'"
-            f" has {', '.join(each.opts[0] for each in rare)}."
-        )
+        path = ctx.command_path
+        return f"'{path} COMMAND --help' explains a command; '{path} {_ALL}' has {len(rare)} more."
 
 
 def _reflowed(text: str | None) -> str | None:

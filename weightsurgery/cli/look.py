@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -11,20 +12,12 @@ from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.opened import open_base, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
-__all__ = ["Base", "Page", "inspect", "overlap", "verify"]
+__all__ = ["Base", "inspect", "overlap", "report", "verify"]
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before.")]
-Page = Annotated[
-    str | None,
-    typer.Option(
-        "--html",
-        metavar="FILE",
-        help="Also write a page with pictures. Needs the extra named report.",
-        callback=written_path,
-    ),
-]
 
 
 @options
@@ -63,7 +56,7 @@ def overlap(
     fit: Fit,
     work: Work,
     show: Show,
-    html: Page = None,
+    pages: Pages,
 ) -> None:
     """Show how much the subspaces of tasks share, per layer.
 
@@ -72,6 +65,7 @@ def overlap(
 
     Example:  ws overlap ./base ./finetuned/authors ./finetuned/painters
     """
+    pages.check()
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.report.tables import overlap_tables
@@ -99,17 +93,19 @@ def overlap(
                 workers=work.workers,
                 progress=progress,
             )
-    if html is not None:
-        from weightsurgery.report.page import overlap_page
-
-        overlap_page(rows, means, base, html)
-        console.notice(f"Wrote {html}.", show)
+    document = {
+        "mean": [asdict(each) for each in means],
+        "tensors": [asdict(row) for row in rows],
+    }
     if show.json:
-        console.document(
-            {"mean": [asdict(each) for each in means], "tensors": [asdict(row) for row in rows]}
-        )
+        console.document(document)
     else:
         console.show(*overlap_tables(rows, means, every=show.verbose))
+    if pages:
+        from weightsurgery.report.sections import overlap_sections, record_section
+
+        sections = [*overlap_sections(document), record_section(show.command)]
+        pages.write(f"Overlap of {len(vectors)} tasks of {base}", sections, show)
 
 
 @options
@@ -141,3 +137,45 @@ def verify(
         console.document({"verified": True, "files": record.files, "command": record.command})
     else:
         console.show(verified_line(out, record))
+
+
+@options
+def report(
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="A directory written by ws, or a file that a command printed with --json.",
+            callback=written_path,
+        ),
+    ],
+    show: Show,
+    pages: Pages,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="Show this too: what 'ws evaluate', 'try', 'sweep', 'overlap' or 'diff' printed"
+            " with --json; repeatable.",
+        ),
+    ] = None,
+) -> None:
+    """Make a page about an output: what changed, where, at what cost.
+
+    And how it was made. Without --html and --figure the page is OUT.html, beside OUT: one file that
+    opens anywhere, without a network.
+
+    Example:  ws report ./edited --with scores.json --html edited.html
+    """
+    from pathlib import Path
+
+    from weightsurgery.report.outputs import output_page
+
+    chosen = pages if pages else Pages(f"{out.rstrip('/')}.html")
+    chosen.check()
+    place = Path(out)
+    title, sections = output_page(place, [Path(os.path.expanduser(each)) for each in with_ or ()])
+    if show.json:
+        console.document({"title": title, "sections": sections})
+    chosen.write(title, sections, show)

@@ -60,6 +60,7 @@ for panel, commands in {
     "Check and share": (
         completions.try_,
         score.evaluate,
+        look.report,
         look.verify,
         export.export,
         push.push,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["run", "writing"]
 
 # What is said of one run, not of the edit. A stranger's recipe must not say it: --overwrite
-# replaces outputs, --html any file, --with-code brings programs.
+# replaces outputs, --html and --figure any file, --with-code brings programs.
 _OF_ONE_RUN = {
     "overwrite",
     "dry_run",
@@ -31,6 +31,7 @@ _OF_ONE_RUN = {
     "verbose",
     "workers",
     "html",
+    "figure",
     "remote",
     "list_",
     "with_code",

@@ -10,6 +10,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import Show
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Scoring:
 def evaluate(
     ckpt: Model,
     show: Show,
+    pages: Pages,
     how: Scoring,
     forget: Forget = None,
     keep: Keep = None,
@@ -155,6 +157,7 @@ def evaluate(
     Example:  ws evaluate ./edited --against ./base --forget authors.jsonl
     """
     check_installed()
+    pages.check()
     from weightsurgery.learning.evaluate import evaluate as score
     from weightsurgery.learning.harness import find_tasks, run_tasks
     from weightsurgery.learning.scores import METRICS
@@ -163,7 +166,7 @@ def evaluate(
 
     contexts = _contexts(in_context, shots, tasks)
     wanted = find_tasks(tasks, include_path) if tasks else None
-    content = content_of(ckpt) if show.json else None
+    content = content_of(ckpt) if show.json or pages else None
     found, figures = None, None
     if forget or keep or wanted is None:
         with console.progress(show, unit="examples") as progress:
@@ -188,14 +191,22 @@ def evaluate(
         figures = run_tasks(ckpt, wanted, against, batch_size=batch_size, device=device)
         if not show.json:
             console.show(task_table(figures))
+    if not show.json and not pages:
+        return
+    document = {"checkpoint": ckpt, "against": against, "sets": [], "contexts": None} | (
+        asdict(found) if found is not None else {}
+    )
+    if content != content_of(ckpt):  # not what was scored, or not all of it
+        content = None
+    tasks_told = [asdict(each) for each in figures or ()]
+    document |= {"content": content, "tasks": tasks_told}
     if show.json:
-        document = {"checkpoint": ckpt, "against": against, "sets": [], "contexts": None} | (
-            asdict(found) if found is not None else {}
-        )
-        if content != content_of(ckpt):  # not what was scored, or not all of it
-            content = None
-        tasks_told = [asdict(each) for each in figures or ()]
-        console.document({**document, "content": content, "tasks": tasks_told})
+        console.document(document)
+    if pages:
+        from weightsurgery.report.sections import record_section, score_sections
+
+        sections = [*score_sections(document), record_section(show.command)]
+        pages.write(f"Scores of {ckpt}", sections, show)
 
 
 def _contexts(method: str | None, shots: int | None, tasks: list[str] | None) -> Contexts | None:

@@ -12,7 +12,8 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import rank_rule
 from weightsurgery.cli.opened import refuse_running, remarked
-from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
+from weightsurgery.cli.options import Fit, Show, Which, Work
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def sweep(
     fit: Fit,
     work: Work,
     show: Show,
+    pages: Pages,
     test_forget: Annotated[
         str | None,
         typer.Option(
@@ -141,15 +143,6 @@ def sweep(
     batch_size: Annotated[
         int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
     ] = 128,
-    html: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write a page with the frontier drawn.",
-            callback=written_path,
-            rich_help_panel="What is printed",
-        ),
-    ] = None,
 ) -> None:
     r"""Choose the settings of 'ws project' on validation data.
 
@@ -159,13 +152,16 @@ def sweep(
     Example:  ws sweep ./base --forget ./tuned/authors --keep ./tuned/poets \
       --forget-data authors.jsonl --keep-data poets.jsonl
     """
-    _check_installed(html)
+    from weightsurgery.deferred import need
+
+    need("a sweep runs the model", "transformers", extra="eval")
+    pages.check()
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.learning.intervals import Resampling
     from weightsurgery.procedures.splits import DataSets
     from weightsurgery.procedures.sweep import sweep as choose
-    from weightsurgery.report.sweep import failure, sweep_page, sweep_tables
+    from weightsurgery.report.sweep import failure, sweep_sections, sweep_tables
     from weightsurgery.surgery.discriminating import Project
     from weightsurgery.vectors.sources import open_keep, open_vector
 
@@ -207,13 +203,16 @@ def sweep(
         given = {"--basis": basis, "--keep-rank": keep_rank, "--seed": seed or None}
         command = _command(base, forget, keep, found.cells[found.chosen], given, which, fit, work)
         command += ["--allow-unrelated"] * allow_unrelated
+    document = {"base": base, **asdict(found), "command": command or None}
     if show.json:
-        console.document({"base": base, **asdict(found), "command": command or None})
+        console.document(document)
     else:
         console.show(*sweep_tables(found, every=show.verbose))
-    if html is not None:  # last: what was found is printed even where no file can be written
-        sweep_page(found, base, shlex.join(command), html)
-        console.notice(f"Wrote {html}.", show)
+    if pages:  # last: what was found is printed even where no file can be written
+        from weightsurgery.report.sections import record_section
+
+        sections = [*sweep_sections(document), record_section(show.command)]
+        pages.write(f"Sweep on {base}", sections, show)
     if found.chosen is None:
         raise EditError(*failure(found))
     if not show.json:
@@ -284,12 +283,3 @@ def _command(
     for option, value in settings.items():
         words += [] if value is None else [option, str(value)]
     return [*words, *["--partial"] * fit.partial, "-o", "./edited"]
-
-
-def _check_installed(html: str | None) -> None:
-    """Before anything is computed."""
-    from weightsurgery.deferred import need
-
-    need("a sweep runs the model", "transformers", extra="eval")
-    if html is not None:
-        need("--html draws with matplotlib", "matplotlib", extra="report")

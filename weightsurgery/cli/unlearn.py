@@ -14,6 +14,7 @@ from weightsurgery.cli.found import INTERRUPTED, show_found
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
+from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.training_options import Optimise
 from weightsurgery.unlearning.methods import METHODS, SYSTEMS
@@ -125,6 +126,7 @@ def unlearn(
     store: Store,
     work: Work,
     show: Show,
+    pages: Pages,
     scale: Annotated[
         float,
         typer.Option(
@@ -163,6 +165,7 @@ def unlearn(
     if list_:
         _show_list(show)
         return
+    pages.check()
     adapter = tune.lora_rank is not None or method in ("eul", "cpem-lora", "cpem-ia3")
     _installed(*(["peft"] if adapter else []))
     from weightsurgery.checkpoint.reader import Checkpoint
@@ -211,4 +214,4 @@ def unlearn(
         with console.progress(show, "steps", INTERRUPTED) as progress:
             done = library.unlearn_by(asked, command=show.command, progress=progress)
     if done is not None:
-        show_found(done, trained_tables(done.vector), ckpt, "negate", store, show)
+        show_found(done, trained_tables(done.vector), ckpt, "negate", store, show, pages)

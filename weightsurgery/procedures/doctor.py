@@ -23,10 +23,10 @@ __all__ = ["EXTRAS", "Diagnosis", "Library", "Machine", "Take", "diagnose", "lib
 
 EXTRAS = {
     "": "inspect, diff, subspace, overlap; negate, add, project, learn of vectors; run, verify,"
-    " export, push",
+    " report, export, push, --html",
     "demo": "project and learn of data, identify, unlearn, bench, demo",
     "eval": "try, evaluate, sweep, attack, --check; Parquet and data sets of the Hub",
-    "report": "--html, bench --plot",
+    "report": "--figure",
     "quantize": "attack quantize --method nf4-bitsandbytes",
 }
 """What each extra is for; the first needs none."""

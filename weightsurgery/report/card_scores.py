@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVALUATION",
+    "PLAIN",
+    "TITLES",
+    "change_told",
     "check_content",
     "content_of",
     "read_scores",
     "score_tables",
+    "score_told",
     "scores_file",
 ]
 
 EVALUATION = "evaluation.json"
 
-_PLAIN = ("nll", "perplexity", "truth_ratio")  # no shares, and not shown in percent
+PLAIN = ("nll", "perplexity", "truth_ratio")  # no shares, and not shown in percent
 
-_TITLES = {
+TITLES = {
     "begins_with": "begins with the truth",
     "contains": "contains the truth",
     "exact_match": "exact match",
@@ -239,12 +243,12 @@ def _sets(found: Mapping[str, Any]) -> str:
     for each in found["sets"]:
         for metric, score in each["scores"].items():
             cells = [code(_label(each)), literal(each["role"]), str(each["examples"])]
-            cells.append(literal(_TITLES.get(metric, metric)))
+            cells.append(literal(TITLES.get(metric, metric)))
             if compared:
-                cells.append(_figure(metric, (each.get("before") or {}).get(metric)))
-            cells.append(_figure(metric, score))
+                cells.append(score_told(metric, (each.get("before") or {}).get(metric)))
+            cells.append(score_told(metric, score))
             if compared:
-                cells.append(_change(metric, each))
+                cells.append(change_told(metric, each))
             rows.append(tuple(cells))
     columns: tuple[str, ...] = ("set", "role", "examples", "metric", "before", "after", "change")
     if not compared:
@@ -261,7 +265,8 @@ def _sets(found: Mapping[str, Any]) -> str:
     return f"{table(columns, rows, frozenset({0, 1, 3}))}\n\n{note}{before}"
 
 
-def _change(metric: str, found: Mapping[str, Any]) -> str:
+def change_told(metric: str, found: Mapping[str, Any]) -> str:
+    """How far a set's score moved; empty where nothing is known of it."""
     for word, factor, key in (("forgotten", 1.0, "forgetting"), ("drift", 100.0, "drift")):
         change = (found.get(key) or {}).get(metric)
         if change is not None and change["value"] is not None:
@@ -271,10 +276,11 @@ def _change(metric: str, found: Mapping[str, Any]) -> str:
     return ""
 
 
-def _figure(metric: str, score: Mapping[str, Any] | None) -> str:
+def score_told(metric: str, score: Mapping[str, Any] | None) -> str:
+    """A score with its interval, in percent where it is a share."""
     if score is None or score["value"] is None:
         return "–"
-    plain = metric in _PLAIN
+    plain = metric in PLAIN
 
     def told(value: float) -> str:
         return f"{value:.4g}" if plain else f"{100 * value:.1f}"

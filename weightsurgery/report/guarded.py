@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsurgery.report.tables import Table, percent
 
-__all__ = ["guard_tables", "look_table"]
+__all__ = ["guard_tables", "look_table", "shown_name"]
 
 _NAMES = {"forget": "to forget", "task": "to learn"}
 
@@ -20,7 +20,7 @@ def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
         guard: As :meth:`weightsurgery.learning.guard.GuardReport.to_dict` gives it.
     """
     rows = [
-        (_shown(name), percent(before), percent(after))
+        (shown_name(name), percent(before), percent(after))
         for name, (before, after) in guard["answered"].items()
     ]
     before, after = guard["perplexity"]
@@ -73,7 +73,8 @@ def look_table(looks: Sequence[Mapping[str, Any]], kept: int) -> Table:
     return Table("Training", columns, rows, note)
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
+    """What a set of the guard is called for people."""
     head, _, tail = name.partition(", ")
     if head in _NAMES:
         return _NAMES[head] + (f", {tail}" if tail else "")

@@ -1,21 +1,19 @@
-"""A sweep as tables of text, and as a page with its frontier drawn."""
+"""A sweep as tables of text, and as the sections of a page."""
 
 from __future__ import annotations
 
 import functools
-import html
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from weightsurgery.report import page
 from weightsurgery.report.tables import Table, percent
 
 if TYPE_CHECKING:
     from weightsurgery.learning.intervals import Estimate
     from weightsurgery.procedures.choice import Cell, FinalScore, Sweep
 
-__all__ = ["failure", "setting", "sweep_page", "sweep_tables"]
+__all__ = ["failure", "setting", "sweep_sections", "sweep_tables"]
 
 _share = functools.partial(percent, missing="–")
 
@@ -33,7 +31,9 @@ def sweep_tables(found: Sweep, every: bool = False) -> list[str | Table]:
         found: What was tried.
         every: All cells instead of the frontier.
     """
-    tables: list[str | Table] = [_cells_table(found) if every else _frontier_table(found)]
+    tables: list[str | Table] = [
+        _cells_table(found) if every else _frontier_table(found, " All of them: -v.")
+    ]
     if found.chosen is not None:
         cell = found.cells[found.chosen]
         tables.append(
@@ -63,7 +63,7 @@ def failure(found: Sweep) -> tuple[str, str]:
     )
 
 
-def _frontier_table(found: Sweep) -> Table:
+def _frontier_table(found: Sweep, hint: str = "") -> Table:
     """The cells worth choosing from; of the keep sets the worst."""
     numbers = list(found.frontier)
     if found.nearest is not None and found.nearest not in numbers:
@@ -77,8 +77,8 @@ def _frontier_table(found: Sweep) -> Table:
         rows.append((*_given(found, number), *scores, *_moved(cell)))
     failed = sum(bool(cell.failed) for cell in found.cells)
     count = f"{len(found.frontier)} of {len(found.cells)} cells are on the frontier"
-    notes = [f"{count}: no other forgets as much and drifts as little. All of them: -v."]
-    notes += [f"{failed} cells have no scores; -v says why."] if failed else []
+    notes = [f"{count}: no other forgets as much and drifts as little.{hint}"]
+    notes += [f"{failed} cells have no scores."] if failed else []
     columns = (*_settings(ridges), "forget set", "lowest kept", "forgotten", "worst drift")
     return Table(_title(found), columns, rows, " ".join(notes), frozenset({0, 3}))
 
@@ -163,71 +163,62 @@ def _interval(figure: Estimate, factor: float) -> str:
     return f"{low:.1f} – {high:.1f} %"
 
 
-def sweep_page(found: Sweep, base: str, command: str, path: str | os.PathLike[str]) -> None:
-    """Write a page about a sweep: forgetting against the worst drift, and every cell.
+def sweep_sections(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sections of a page, from what ``ws sweep --json`` prints."""
+    from weightsurgery.report.sections import record_section, table_section
 
-    Args:
-        found: What was tried.
-        base: Name of the base.
-        command: The command line that does the chosen edit; empty for none.
-        path: File to write.
-
-    Raises:
-        WeightSurgeryError: matplotlib is missing, or the file cannot be written.
-    """
-    pyplot = page.load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(9, 5))
-    _draw(axes, found)
-    title = "Forgetting against the worst keep drift"
-    axes.set_title(title)
-    parts = [page.as_svg(figure, title)]
-    pyplot.close(figure)
-    for item in sweep_tables(found):
-        parts.append(
-            f"<h2>{html.escape(item.title)}</h2>{page.as_table(item)}"
-            if isinstance(item, Table)
-            else f"<p>{html.escape(item)}</p>"
-        )
-    if found.chosen is None:
-        parts.append(f"<p>{html.escape(': '.join(failure(found)))}</p>")
-    if command:
-        line = f'<pre style="white-space: pre-wrap">{html.escape(command)}</pre>'
-        parts.append(f"<h2>The chosen edit</h2>{line}")
-    cells = page.as_table(_cells_table(found))
-    parts.append(f"<details><summary>Every cell</summary>{cells}</details>")
-    page.write_page(path, f"Sweep on {base}", parts)
+    found = _read(document)
+    tables = [_frontier_table(found), *([_test_table(found.test)] if found.test else [])]
+    chosen = [each for each in sweep_tables(found) if isinstance(each, str)]
+    told = chosen or [": ".join(failure(found))]
+    every = _cells_table(found)
+    command = document.get("command")
+    note = " ".join([*told, "Dashed: the frontier."])
+    return [
+        _drawn(found) | {"note": note},
+        *map(table_section, tables),
+        table_section(replace(every, title="Every cell"), closed=True),
+        *([record_section(command) | {"title": "The chosen edit"}] if command else []),
+    ]
 
 
-def _draw(axes: Any, found: Sweep) -> None:
-    """One line per setting, along its scales; the frontier over them."""
-    ladders: dict[str, list[tuple[float, float]]] = {}
-    for cell in found.cells:
-        if cell.worst_drift is not None and cell.forgetting is not None:
-            name = setting(cell).partition(", ")[2]
-            ladders.setdefault(name, []).append((100 * cell.worst_drift, cell.forgetting))
-    colours = [f"C{n}" for n in range(10)]
-    for number, (name, points) in enumerate(ladders.items()):
-        color, marker = colours[number % 10], "os^Dv"[number // 10 % 5]
-        axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4,
-                  alpha=0.6, label=name)  # fmt: skip
+def _read(document: Mapping[str, Any]) -> Sweep:
+    """The sweep that a document tells of."""
+    from weightsurgery.learning.intervals import Estimate
+    from weightsurgery.procedures.choice import Cell, FinalScore, Sweep
+
+    kept = {each.name: document[each.name] for each in fields(Sweep)}
+    kept["cells"] = tuple(Cell(**each) for each in kept["cells"])
+    estimates = ("before", "after", "change")
+    kept["test"] = tuple(
+        FinalScore(**{**each, **{key: Estimate(**each[key]) for key in estimates}})
+        for each in kept["test"]
+    )
+    return Sweep(**kept)
+
+
+def _drawn(found: Sweep) -> dict[str, Any]:
+    """Forgetting against the worst drift: a line per setting along its scales, the frontier."""
+    points = [
+        {
+            "x": 100 * cell.worst_drift,
+            "y": cell.forgetting,
+            "series": setting(cell).partition(", ")[2],
+            "label": f"λ = {cell.scale:g}",
+            "mark": _mark(found, number),
+        }
+        for number, cell in enumerate(found.cells)
+        if cell.worst_drift is not None and cell.forgetting is not None
+    ]
     best = [found.cells[number] for number in found.frontier]
-    line = [(100 * (c.worst_drift or 0), c.forgetting or 0, c.scale) for c in best]
-    if line:
-        axes.plot(*zip(*[point[:2] for point in line], strict=True), color="black", linewidth=1,
-                  linestyle="--", zorder=1, label="frontier")  # fmt: skip
-    for number, (drift, forgotten) in enumerate(dict.fromkeys(point[:2] for point in line)):
-        scales = sorted({scale for *point, scale in line if tuple(point) == (drift, forgotten)})
-        left = drift > line[-1][0] / 2
-        place = (-8 if left else 8, -12 if number % 2 else 5)  # inside, and neighbours apart
-        axes.annotate("λ = " + ", ".join(f"{scale:g}" for scale in scales), (drift, forgotten),
-                      textcoords="offset points", xytext=place,
-                      ha="right" if left else "left", fontsize=8)  # fmt: skip
-    if found.chosen is not None:
-        cell = found.cells[found.chosen]
-        axes.scatter([100 * (cell.worst_drift or 0)], [cell.forgetting], s=120, marker="o",
-                     facecolors="none", edgecolors="black", label="chosen", zorder=3)  # fmt: skip
     limit = 100 * (1 - found.threshold)
-    axes.axvline(limit, color="gray", linestyle=":", label=f"loss allowed: {limit:g} %")
-    axes.set(xlabel="worst drift of a keep set, %", ylabel=f"forgotten of {found.forget_name}, %")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return {
+        "type": "points",
+        "title": "Forgetting against the worst keep drift",
+        "x": "worst drift of a keep set, %",
+        "y": f"forgotten of {found.forget_name}, %",
+        "points": points,
+        "joined": True,
+        "frontier": [[100 * (c.worst_drift or 0), c.forgetting or 0] for c in best],
+        "limit": {"x": limit, "label": f"loss allowed: {limit:g} %"},
+    }

@@ -27,6 +27,8 @@ def visible(text: str, lines: bool = False) -> str:
     Returns:
         The text with such characters as Python's escapes of them.
     """
+    if _PLAIN.fullmatch(text) and (lines or "\n" not in text):
+        return text
     kept = "\n" if lines else ""
     return "".join(
         letter if letter in kept or unicodedata.category(letter) not in _UNSEEN else _escape(letter)

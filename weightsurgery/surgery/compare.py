@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.algebra.lowrank import RankRule, participation_of, rank_by
+from weightsurgery.algebra.lowrank import LowRank, RankRule, participation_of, rank_by
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.algebra.svd import Truncation, truncated_svd
 from weightsurgery.checkpoint.layout import TensorEntry
@@ -67,6 +67,7 @@ def diff(
     seed: int = 0,
     command: Sequence[str] = (),
     progress: Progress | None = None,
+    spectra: dict[str, list[float]] | None = None,
 ) -> Comparison:
     """Describe a change of a base tensor by tensor, and save it if asked to.
 
@@ -84,6 +85,7 @@ def diff(
         seed: Of the randomised SVD.
         command: The command line, for the record.
         progress: Called as ``progress(stage, done, total)`` in bytes.
+        spectra: Takes the singular values of each matrix that is decomposed, by its name.
 
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is saved then.
@@ -149,6 +151,8 @@ def diff(
             row, change, stats = result
             rows.append(row)
             sums.merge(stats)
+            if spectra is not None and isinstance(change, LowRank):
+                spectra[row.name] = change.S.tolist()
             if writer is not None:
                 writer.add(row.name, change)
         if not rows:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsurgery.checkpoint.plain_files import write_whole
-from weightsurgery.deferred import need
-from weightsurgery.errors import OutputError
 from weightsurgery.lab.bench.figures import is_stage, row_name
 from weightsurgery.lab.bench.frontier import FAMILIES, Panel, Point, panels
+from weightsurgery.report.figures import PLAIN_TEXT, check_picture, save_picture
 from weightsurgery.report.labels import place
-from weightsurgery.report.page import PLAIN_TEXT
 
 if TYPE_CHECKING:
     from weightsurgery.lab.bench.results import Bench
 
-__all__ = ["check_picture", "draw_frontier"]
+__all__ = ["draw_frontier"]
 
-_ENDINGS = (".svg", ".png")
 # Okabe and Ito's colours, which the colour-blind tell apart; the marker says it once more.
 _LOOKS = {
     "retrained": ("#000000", "*", 110),
@@ -38,21 +32,6 @@ _DPI = 130
 _NAMES = 8  # points
 
 
-def check_picture(path: str | os.PathLike[str]) -> None:
-    """Whether a picture can be drawn and written there; before anything is computed.
-
-    Raises:
-        WeightSurgeryError: matplotlib is not installed.
-        OutputError: The name ends in neither .svg nor .png, or its directory is missing.
-    """
-    need(f"{path}: is drawn with matplotlib", "matplotlib", extra="report")
-    target = Path(path)
-    if target.suffix.lower() not in _ENDINGS:
-        raise OutputError(f"{target}: no kind of picture", f"End it in {' or '.join(_ENDINGS)}.")
-    if not target.parent.is_dir() or target.is_dir():
-        raise OutputError(f"{target}: not a file that can be written", "Name another file.")
-
-
 def draw_frontier(
     benches: Sequence[Bench], path: str | os.PathLike[str], families: Mapping[str, str]
 ) -> None:
@@ -62,7 +41,7 @@ def draw_frontier(
 
     Args:
         benches: With an outcome at least.
-        path: Ends in .svg or .png.
+        path: Ends in .svg, .pdf or .png.
         families: Of methods, out of :data:`weightsurgery.lab.bench.frontier.FAMILIES`; what is not
             in it is ``"other"``.
 
@@ -75,20 +54,8 @@ def draw_frontier(
     found = panels(benches)
     import matplotlib as mpl
 
-    target = Path(path)
-    kind = target.suffix.lower()[1:]
-    # Text stays text, and ids of an SVG are the same each time.
     with mpl.rc_context(PLAIN_TEXT):
-        figure = _figure(found, families)
-        buffer = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
-    try:
-        write_whole(target, buffer.getvalue())
-    except OSError as error:
-        raise OutputError(
-            f"{target}: {error.strerror}", "Name a file that can be written."
-        ) from None
+        save_picture(_figure(found, families), path)
 
 
 def _figure(found: Sequence[Panel], known: Mapping[str, str]) -> Any:

@@ -1,0 +1,91 @@
+"""Options for a page and for pictures, alike for every command that has something to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from weightsurgery.cli import console
+from weightsurgery.cli.options import Show, written_path
+
+__all__ = ["Pages"]
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the page goes, and the pictures; true where either is asked for."""
+
+    html: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write a page: pictures that answer to pointer and keyboard, tables, the"
+            " record. One file, which needs no network.",
+            callback=written_path,
+            rich_help_panel="What is printed",
+        ),
+    ] = None
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also draw the pictures for a paper, as .svg, .pdf or .png: the first into FILE,"
+            " others beside it (extra: report).",
+            callback=written_path,
+            rich_help_panel="What is printed",
+        ),
+    ] = None
+
+    def __bool__(self) -> bool:
+        return self.html is not None or self.figure is not None
+
+    def check(self) -> None:
+        """Refuse what could not be drawn or written, before anything is computed.
+
+        Raises:
+            WeightSurgeryError: matplotlib is missing, or the name of no file or no picture.
+        """
+        if self.html is not None:
+            from weightsurgery.report.page import check_file
+
+            check_file(self.html)
+        if self.figure is not None:
+            from weightsurgery.report.figures import check_picture
+
+            check_picture(self.figure)
+
+    def of_output(self, out: str, show: Show, guard: Mapping[str, Any] | None = None) -> None:
+        """Write what was asked for about an output, from its record.
+
+        Args:
+            out: Where it is.
+            show: How to print.
+            guard: What the guard found, where the record does not hold it.
+        """
+        if not self:
+            return
+        from pathlib import Path
+
+        from weightsurgery.report.outputs import output_page
+
+        self.write(*output_page(Path(out), guard=guard), show)
+
+    def write(self, title: str, sections: Sequence[Mapping[str, Any]], show: Show) -> None:
+        """Write what was asked for, and say so.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if self.html is not None:
+            from weightsurgery.report.page import write_page
+
+            write_page(self.html, title, sections)
+            console.notice(f"Wrote {self.html}.", show)
+        if self.figure is not None:
+            from weightsurgery.report.figures import write_figures
+
+            for path in write_figures(self.figure, sections):
+                console.notice(f"Wrote {path}.", show)

@@ -1,0 +1,215 @@
+"""The sections of a page about an output of ws, from its record and what else is at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.record import EditRecord, read_record
+from weightsurgery.errors import DataError, WeightSurgeryError
+from weightsurgery.report.card_scores import check_content
+from weightsurgery.report.guarded import look_table
+from weightsurgery.report.matrices import spectra_of, tensor_map
+from weightsurgery.report.sections import (
+    Document,
+    Section,
+    difference_sections,
+    guard_sections,
+    overlap_sections,
+    record_section,
+    score_sections,
+    survived_sections,
+    table_section,
+    try_sections,
+)
+from weightsurgery.report.sweep import sweep_sections
+from weightsurgery.report.tables import Table
+
+__all__ = ["document_of", "output_page", "output_sections", "read_document", "sections_of"]
+
+_KEYS = [each.name for each in fields(EditRecord)]
+
+
+def document_of(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """An output's record, with that of the vector it was made with where that is still there.
+
+    Raises:
+        SourceError: It is no output of ws.
+        VerificationError: Its record is damaged.
+    """
+    record = read_record(Path(out))
+    document: dict[str, Any] = {"out": os.fspath(out), **vars(record)}
+    for each in record.inputs.values():
+        place = Path(str(each.get("name", "")))
+        if each.get("kind") != "task-vector" or not place.is_dir():
+            continue
+        try:
+            vector = read_record(place)
+        except WeightSurgeryError:  # it may have been replaced by anything since
+            continue
+        if _is_same(place, vector, each):
+            document["vector"] = {"path": str(place), **vars(vector)}
+            break
+    return document
+
+
+def _is_same(place: Path, vector: EditRecord, known: Mapping[str, Any]) -> bool:
+    """Whether a vector still is what an output was made with, by its record's digests."""
+    used = known.get("files", {})
+    return all(vector.files.get(name, {}).get("sha256") == used[name] for name in used)
+
+
+def output_sections(found: Document) -> list[Section]:
+    """Of a record: what was done to each matrix, and what the guard saw, where it looked.
+
+    Args:
+        found: A record as a dictionary; with ``out``, the directory, where shapes and singular
+            values can be read; ``vector`` (the same of the vector, and its ``path``) and ``guard``
+            where they are known.
+    """
+    record = EditRecord(**{key: found[key] for key in _KEYS if key in found})
+    vector: Document = found.get("vector") or (found if record.kind == "task-vector" else {})
+    guard = found.get("guard") or (vector.get("summary") or {}).get("guard")
+    looks = (vector.get("summary") or {}).get("looks")
+    tables = [each for each in _facts(record) if isinstance(each, Table)]
+    rows = _rows(record, vector, found.get("out"))
+    place = vector.get("path") or found.get("out")
+    spectra = spectra_of(place) if place and vector else {}
+    note = ""
+    if spectra and "survived" in {key for row in rows for key in row}:
+        note = "Singular values are of the task as it was saved, before discrimination."
+    drawn = tensor_map("Change by layer and module", rows, spectra=spectra, note=note)
+    return [
+        *map(table_section, tables),
+        *([drawn] if drawn else []),
+        *survived_sections(record.tensors),
+        *(guard_sections(guard) if guard else []),
+        *([table_section(look_table(looks, vector["summary"]["steps"]))] if looks else []),
+        record_section(record.command, {key: found[key] for key in _KEYS if key in found}),
+    ]
+
+
+def _facts(record: EditRecord) -> Sequence[str | Table]:
+    from weightsurgery.report.exported import written_tables
+
+    if record.kind in ("checkpoint", "adapter") and record.tensors:
+        return written_tables(record)
+    told = {key: value for key, value in record.summary.items()
+            if isinstance(value, int | float | str)}  # fmt: skip
+    rows = [(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+            for key, value in told.items()]  # fmt: skip
+    rows += [("tensors", str(len(record.tensors)))] if "tensors" not in told else []
+    title = record.kind.replace("-", " ").capitalize()
+    return [Table(title, ("", ""), rows, left=frozenset({0, 1}))]
+
+
+def _rows(record: EditRecord, vector: Document, out: str | None) -> list[dict[str, Any]]:
+    """Every tensor's figures: of the record, else of the vector's; with shapes from headers."""
+    shapes = {} if out is None else _shapes(out)
+    rows = []
+    for name, facts in record.tensors.items():
+        known = dict((vector.get("tensors") or {}).get(name, {})) if vector else {}
+        known.pop("relative", None) if "relative_change" in facts else None
+        rows.append({"name": name, "shape": shapes.get(name), **known, **facts})
+    return rows
+
+
+def _shapes(out: str) -> dict[str, tuple[int, ...]]:
+    try:
+        with Checkpoint.open(out) as opened:
+            found = {name: entry.shape for name, entry in opened.entries.items()}
+    except WeightSurgeryError:  # an adapter, statistics
+        return {}
+    for name in [each for each in found if each.endswith("::U")]:
+        rows, columns = found[name][0], found[f"{name[:-3]}::V"][0]
+        found[name[:-3]] = (rows, columns)
+    return found
+
+
+_OF: dict[str, tuple[Callable[[Document], list[Section]], frozenset[str]]] = {
+    "evaluate": (score_sections, frozenset({"checkpoint", "sets", "tasks"})),
+    "try": (try_sections, frozenset({"checkpoint", "prompts", "tokens"})),
+    "sweep": (sweep_sections, frozenset({"cells", "frontier", "threshold"})),
+    "overlap": (overlap_sections, frozenset({"mean", "tensors"})),
+    "diff": (difference_sections, frozenset({"tensors", "norm", "lineage"})),
+    "record": (output_sections, frozenset({"kind", "command", "tensors", "parameters"})),
+}
+"""What a document of ``--json`` is, by the keys that it has."""
+
+_REMEDY = "Give what ws evaluate, try, sweep, overlap or diff printed with --json."
+
+
+def sections_of(found: Document) -> list[Section]:
+    """The sections of any document that a command printed with ``--json``.
+
+    Raises:
+        DataError: It is none of those a page can be made of.
+    """
+    for build, keys in _OF.values():
+        if keys <= set(found):
+            return build(found)
+    raise DataError("no document that a page can be made of", _REMEDY)
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    """What a command printed with ``--json``.
+
+    Raises:
+        DataError: It cannot be read, or is no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}", _REMEDY) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: no JSON document ({error})", _REMEDY) from None
+
+
+def output_page(
+    out: Path, files: Sequence[Path] = (), guard: Document | None = None
+) -> tuple[str, list[Section]]:
+    """Title and sections of the page about an output, and what else is to stand there.
+
+    Args:
+        out: A directory written by ws, or a file that a command printed with ``--json``.
+        files: More of such files.
+        guard: What the guard found, where the record does not hold it.
+
+    Raises:
+        WeightSurgeryError: One of them is nothing that a page can be made of, or scores are of
+            other content than the output holds now.
+    """
+    sections: list[Section] = []
+    if out.is_file():
+        files, title = (out, *files), out.name
+    else:
+        found = document_of(out)
+        edit = found["parameters"].get("edit") or found["kind"]
+        title = f"{out.name or out}: {edit}"
+        sections = output_sections(found if guard is None else {**found, "guard": guard})
+    for file in files:
+        document = read_document(file)
+        if out.is_dir() and _is_about(document, out):
+            check_content(document, file, out, read_record(out))
+        try:
+            added = sections_of(document)
+        except DataError as error:
+            raise DataError(f"{file}: {error.what}", _REMEDY) from None
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise DataError(f"{file}: damaged ({error!r})", _REMEDY) from None
+        # The record, where there is one, stays last.
+        sections = [*sections[:-1], *added, *sections[-1:]] if out.is_dir() else sections + added
+    return title, sections
+
+
+def _is_about(document: Document, out: Path) -> bool:
+    scored = document.get("checkpoint")
+    return "sets" in document and os.path.realpath(str(scored)) == os.path.realpath(out)

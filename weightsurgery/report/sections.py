@@ -1,0 +1,290 @@
+"""From what a command prints with ``--json``, or a record, to the sections of a page.
+
+A section is plain JSON: a ``type`` (``map``, ``grid``, ``lines``, ``scores``, ``points``,
+``texts``, ``table`` or ``record``), a ``title``, and what that type draws. The page's script, the
+pictures for papers and the tests all read these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from statistics import fmean
+from typing import Any
+
+from weightsurgery.checkpoint.naming import layer_of
+from weightsurgery.report.matrices import rounded, tensor_map
+from weightsurgery.report.tables import Table
+
+__all__ = [
+    "compared_texts",
+    "difference_sections",
+    "guard_sections",
+    "overlap_sections",
+    "record_section",
+    "score_sections",
+    "table_section",
+    "try_sections",
+]
+
+Section = dict[str, Any]
+Document = Mapping[str, Any]
+
+
+def table_section(found: Table, closed: bool = False) -> Section:
+    """A table; closed, it is opened by who wants it."""
+    return {
+        "type": "table",
+        "title": found.title,
+        "columns": [each.replace("\n", "") for each in found.columns],
+        "rows": [list(row) for row in found.rows],
+        "left": sorted(found.left),
+        "note": found.note,
+        "closed": closed,
+    }
+
+
+def record_section(command: Sequence[str], record: Document | None = None) -> Section:
+    """The command that does it again, and all that is recorded but the tensors' figures."""
+    kept = {key: value for key, value in (record or {}).items() if key != "tensors"}
+    if "parameters" in kept:  # samples of the base, for ws alone
+        kept["parameters"] = {k: v for k, v in kept["parameters"].items() if k != "base_samples"}
+    text = json.dumps(kept, indent=1, ensure_ascii=False) if kept else ""
+    return {"type": "record", "title": "How it was made", "command": shlex.join(command),
+            "record": text}  # fmt: skip
+
+
+def difference_sections(
+    found: Document, spectra: Mapping[str, Sequence[float]] | None = None
+) -> list[Section]:
+    """Of ``ws diff --json``.
+
+    Args:
+        found: The document.
+        spectra: Singular values by tensor, where they are known.
+    """
+    facts = [
+        ("size ‖T‖", f"{found['norm']:.4g}"),
+        ("relative size ‖T‖/‖W‖", f"{100 * found['relative']:.2f} %"),
+        ("tensors", str(len(found["tensors"]))),
+        *_lineage(found["lineage"]),
+    ]
+    drawn = tensor_map("Change by layer and module", found["tensors"], spectra=spectra)
+    return [_facts("At a glance", facts), *([drawn] if drawn else [])]
+
+
+def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Section:
+    return table_section(Table(title, ("", ""), list(rows), left=frozenset({0, 1})))
+
+
+def _lineage(found: Iterable[Document]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"lineage of {kin['vector']}",
+            kin["verdict"] + ("" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"),
+        )
+        for kin in found
+    ]
+
+
+_PAIR = {"inputs": "inputs", "outputs": "outputs", "cosine": "cosine"}
+
+
+def overlap_sections(found: Document) -> list[Section]:
+    """Of ``ws overlap --json``: every two tasks, and each pair by layer and matrix."""
+    from weightsurgery.report.tables import overlap_tables
+    from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
+
+    means = [PairOverlap(**each) for each in found["mean"]]
+    listed = [
+        TensorOverlap(**{**row, "pairs": tuple(PairOverlap(**each) for each in row["pairs"])})
+        for row in found["tensors"]
+    ]
+    names = list(dict.fromkeys(name for each in means for name in (each.first, each.second)))
+    known = {(each.first, each.second): each.inputs for each in means}
+    known |= {(b, a): value for (a, b), value in known.items()}
+    values = [[1.0 if a == b else rounded(known.get((a, b))) for b in names] for a in names]
+    labels = {(each.first, each.second): f"{each.first} / {each.second}" for each in means}
+    layers: dict[str, dict[int, list[float]]] = {}
+    rows: list[dict[str, Any]] = []
+    for row in found["tensors"]:
+        figures: dict[str, Any] = {"name": row["name"]}
+        for pair in row["pairs"]:
+            label = labels[pair["first"], pair["second"]]
+            figures |= {f"{label}: {word}": pair[key] for key, word in _PAIR.items()}
+            if row["layer"] is not None:
+                layers.setdefault(label, {}).setdefault(row["layer"], []).append(pair["inputs"])
+        rows.append(figures)
+    chance = rounded(fmean(each.chance for each in means))
+    sections: list[Section] = [
+        {"type": "grid", "title": "Overlap of input spaces", "names": names, "values": values,
+         "note": "Mean squared cosine of the principal angles, over all matrices; 1: the same"
+         " inputs."},
+        _lines("Overlap by layer", "overlap of inputs", layers, {"chance": chance}, 1.0),
+    ]  # fmt: skip
+    words = {f"{label}: {word}": f"{label}: {word}" for label in labels.values() for word in
+             _PAIR.values()}  # fmt: skip
+    drawn = tensor_map("Overlap by layer and module", rows, words)
+    tables = [each for each in overlap_tables(listed, means) if isinstance(each, Table)][:1]
+    return [*sections, *([drawn] if drawn else []), *map(table_section, tables)]
+
+
+def _lines(
+    title: str,
+    label: str,
+    series: Mapping[str, Mapping[int, Sequence[float]]],
+    rules: Mapping[str, float | int | None] | None = None,
+    top: float | None = None,
+) -> Section:
+    """Means by layer, a line for each series."""
+    return {
+        "type": "lines",
+        "title": title,
+        "x": "layer",
+        "y": label,
+        "top": top,
+        "rules": dict(rules or {}),
+        "series": [
+            {"name": name, "points": [[at, rounded(fmean(by[at]))] for at in sorted(by)]}
+            for name, by in series.items()
+        ],
+    }
+
+
+def survived_sections(tensors: Mapping[str, Document]) -> list[Section]:
+    """What discrimination left of a task, by layer; none where there was none."""
+    layers: dict[str, dict[int, list[float]]] = {}
+    for name, facts in tensors.items():
+        layer = layer_of(name)
+        if layer is not None and "survived" in facts:
+            for key, label in (("survived", "survives discrimination"),
+                               ("kept_energy", "kept by truncation, before")):  # fmt: skip
+                if key in facts:
+                    layers.setdefault(label, {}).setdefault(layer, []).append(facts[key])
+    if not layers:
+        return []
+    drawn = _lines("What survived discrimination", "share of the task's energy", layers, top=1.0)
+    return [drawn | {"note": "Means over the matrices of a layer."}]
+
+
+_WORDS = re.compile(r"\s+|\w+|[^\w\s]")
+
+
+def compared_texts(before: str, after: str) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Two texts in parts, each with whether it is another in the other text.
+
+    Returns:
+        Of either text its parts in order: ``[text, changed]``.
+    """
+    a, b = _WORDS.findall(before), _WORDS.findall(after)
+    left: list[list[Any]] = []
+    right: list[list[Any]] = []
+    for op, i, j, k, m in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        for parts, words in ((left, a[i:j]), (right, b[k:m])):
+            if words:
+                parts.append(["".join(words), op != "equal"])
+    return left, right
+
+
+def _texts(
+    title: str, names: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]], note: str = ""
+) -> Section:
+    shown = []
+    for prompt, truth, texts in rows:
+        sides = compared_texts(*texts) if len(texts) == 2 else [[[texts[0], False]]]
+        changed = len(texts) == 2 and texts[0] != texts[1]
+        shown.append({"prompt": prompt, "truth": truth, "sides": list(sides), "changed": changed})
+    return {"type": "texts", "title": title, "names": list(names), "rows": shown, "note": note}
+
+
+def try_sections(found: Document) -> list[Section]:
+    """Of ``ws try --json``: completions side by side, what changed marked."""
+    names = [each for each in (found["against"], found["checkpoint"]) if each is not None]
+
+    def said(each: Document, name: str) -> str:
+        one = each["said"][name]
+        return str(one["text"]) + ("" if one["ended"] else " …")
+
+    rows = [
+        (each["prompt"], each["completion"] or "", [said(each, name) for name in names])
+        for each in found["prompts"]
+    ]
+    other = sum(len(names) == 2 and texts[0] != texts[1] for _, _, texts in rows)
+    note = f"Greedy, {found['tokens']} tokens at most; … is where one was cut off."
+    if len(names) == 2:
+        note = f"{other} of {len(rows)} completions differ. {note}"
+    return [_texts("Completions", [PurePath(each).name or each for each in names], rows, note)]
+
+
+def guard_sections(guard: Document) -> list[Section]:
+    """What the guard of an edit saw: shares before and after, and free continuations."""
+    from weightsurgery.report.guarded import guard_tables, shown_name
+
+    rows = [
+        {"set": shown_name(name), "metric": "answered with the truth", "share": True,
+         "before": [rounded(pair[0]), None, None], "after": [rounded(pair[1]), None, None]}
+        for name, pair in guard["answered"].items()
+    ]  # fmt: skip
+    table, _ = guard_tables(guard)
+    assert isinstance(table, Table)
+    texts = [
+        (each["prompt"] or "(a text's beginning)", "", [each["before"], each["after"]])
+        for each in guard["shown"]
+    ]
+    drawn = [{"type": "scores", "title": "Answers", "rows": rows, "note": ""}] if rows else []
+    return [*drawn, table_section(table), _texts("Completions", ("before", "after"), texts)]
+
+
+def score_sections(found: Document) -> list[Section]:
+    """Of ``ws evaluate --json``: every set's scores with their intervals."""
+    from weightsurgery.report.card_scores import PLAIN, TITLES, change_told, score_told
+
+    def drawn(score: Document | None) -> list[Any] | None:
+        if score is None or score["value"] is None:
+            return None
+        return [rounded(each) for each in (score["value"], *(score["interval"] or (None, None)))]
+
+    compared = found["against"] is not None
+    rows, cells = [], []
+    for each in found["sets"]:
+        for metric, score in each["scores"].items():
+            before = (each["before"] or {}).get(metric)
+            title = TITLES.get(metric, metric)
+            rows.append({"set": f"{each['name']} ({each['role']})", "metric": title,
+                         "share": metric not in PLAIN,
+                         "before": drawn(before), "after": drawn(score)})  # fmt: skip
+            told = (score_told(metric, before),) if compared else ()
+            change = (change_told(metric, each),) if compared else ()
+            cells.append((each["name"], each["role"], str(each["examples"]), title, *told,
+                          score_told(metric, score), *change))  # fmt: skip
+    between = ("before", "after", "change") if compared else ("score",)
+    columns = ("set", "role", "examples", "metric", *between)
+    note = "In brackets: 95 % bootstrap intervals over the examples."
+    sections: list[Section] = []
+    if rows:
+        table = Table("Every score", columns, cells, note, frozenset({0, 1, 3}))
+        title = "Scores before and after" if compared else "Scores"
+        lines = "Lines are 95 % bootstrap intervals over the examples."
+        sections = [{"type": "scores", "title": title, "rows": rows, "note": lines},
+                    table_section(table)]  # fmt: skip
+    if found.get("tasks"):
+        sections.append(table_section(_harness(found["tasks"])))
+    return sections
+
+
+def _harness(found: Sequence[Document]) -> Table:
+    def told(value: float | None, error: float | None) -> str:
+        return "–" if value is None else f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
+
+    rows = [
+        (each["task"], each["metric"], told(each["before"], each["before_error"]),
+         told(each["value"], each["error"]))
+        for each in found
+    ]  # fmt: skip
+    columns = ("task", "metric", "before", "value")
+    note = "± is the standard error over the task's examples."
+    return Table("Tasks of lm-evaluation-harness", columns, rows, note, frozenset({0, 1}))
