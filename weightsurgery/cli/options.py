@@ -53,8 +53,9 @@ class Which:
         str | None,
         typer.Option(
             autocompletion=among("checkpoint.selection:TARGETS"),
-            help="all, all-linear (without embeddings and head), attention, mlp or embeddings."
-            " Default: all for negate, add and diff; mlp to forget data; all-linear otherwise.",
+            help="all, all-linear (without embeddings and head), attention, mlp, mlp-out (the"
+            " matrices with which MLPs end) or embeddings. Default: all for negate, add and diff;"
+            " mlp-out to forget data; all-linear otherwise.",
             rich_help_panel="Which tensors",
         ),
     ] = None
