@@ -271,7 +271,7 @@ def test_an_output_that_is_there_is_told_before_anything_runs(
 
 def test_the_options_have_a_panel_of_their_own(ws):
     for command in ("project", "learn"):
-        code, out, _ = ws.run(command, "--help")
+        code, out, _ = ws.run(command, "--help-all")
         assert code == 0
         panel = out[out.index("From data sets") :]
         assert "--objective" in panel

@@ -399,6 +399,6 @@ def test_json_is_one_document(hub, outputs):
 
 
 def test_help():
-    done = ok(ws("push", "--help"))
+    done = ok(ws("push", "--help-all"))
     for text in ("ws push", "Example:", "--private", "--pr", "--branch", "--scores", "--json"):
         assert text in done.stdout

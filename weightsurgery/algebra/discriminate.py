@@ -54,6 +54,7 @@ from weightsurgery.algebra.activations import check_epsilon
 from weightsurgery.algebra.lowrank import LowRank, orth, recompress
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 
 __all__ = ["BASES", "SIDES", "SOFT_EPSILON", "KeepSpace", "discriminate"]
 
@@ -88,7 +89,7 @@ class KeepSpace:
             EditError: An unknown basis.
         """
         if basis not in BASES:
-            raise EditError(f"basis {basis!r}", f"Choose one of: {', '.join(BASES)}.")
+            raise EditError(f"basis {basis!r}", one_of(basis, BASES))
         return cls(tuple(_significant(task) for task in tasks), basis)
 
     @cached_property
@@ -239,7 +240,7 @@ def discriminate(
                 [2., 0.]])
     """
     if side not in SIDES:
-        raise EditError(f"side {side!r}", f"Choose one of: {', '.join(SIDES)}.")
+        raise EditError(f"side {side!r}", one_of(side, SIDES))
     if keep.shape != task.shape:
         raise EditError(
             f"keep directions of {keep.shape} for a task of {task.shape}",

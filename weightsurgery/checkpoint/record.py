@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsurgery import __version__
 from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
 from weightsurgery.checkpoint.digest_cache import cached_digest, stamp, store_digest
 from weightsurgery.checkpoint.layout import read_layout
@@ -102,8 +103,8 @@ def content_sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes: Python, this package, torch, safetensors."""
-    found = {"python": platform.python_version()}
-    for package in ("weightsurgery", "torch", "safetensors"):
+    found = {"python": platform.python_version(), "weightsurgery": __version__}
+    for package in ("torch", "safetensors"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

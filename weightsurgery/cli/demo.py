@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
+_AGAIN = "models stay in the cache; the same command asks and edits again."
+
 
 @options
 def demo(
@@ -61,7 +63,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Forget the capitals of Europe in a real language model, and ask before and after.
+    """Forget the capitals of Europe in a real language model.
 
     The same questions are put to the model in the request's words, in others and in chat; so are
     other capitals, facts of other kinds and a page of prose. Needs the extra named demo. Models are
@@ -78,7 +80,7 @@ def demo(
         need_training("the demo trains a small model")
         from weightsurgery.lab.demo.walkthrough import walkthrough
 
-        with console.progress(show, unit="steps") as progress:
+        with console.progress(show, "steps", _AGAIN) as progress:
             steps = walkthrough(
                 seed, where, variant=variant, world_only=world_only, progress=progress
             )
@@ -92,7 +94,7 @@ def demo(
     need_training("the demo runs a language model")
     from weightsurgery.lab.demo import capitals as real
 
-    with console.progress(show, unit="steps") as progress:
+    with console.progress(show, "steps", _AGAIN) as progress:
         place = where or Path("demo-capitals")
         _tell(real.demo(model, place, device=device, progress=progress), progress, show)
 

@@ -37,12 +37,14 @@ class RenderedTurns:
         answers: How many assistant turns became completions.
         untrained: How many more there are, of which the data say that they are not to be learnt.
         thoughtless: Of how many answers the template leaves out what was thought before.
+        unanswered: How many conversations go on after the last answer, which nothing is made of.
         date: The day that templates were told, where one asked.
     """
 
     answers: int = 0
     untrained: int = 0
     thoughtless: int = 0
+    unanswered: int = 0
     date: str | None = None
 
 
@@ -84,6 +86,8 @@ def turns(
         )
     told = RenderedTurns() if told is None else told
     template = _Template(tokenizer, talk.tools, where)
+    spoken = [n for n, each in enumerate(talk.messages) if each["role"] == "assistant"]
+    after = talk.messages[spoken[-1] + 1 :]
     failed: DataError | None = None
     for messages in forms(talk.messages):
         try:
@@ -94,6 +98,7 @@ def turns(
             continue
         told.answers += len(found)
         told.untrained += talk.untrained
+        told.unanswered += any(each["role"] != "assistant" for each in after)
         told.thoughtless += sum(each.thoughtless for each in found)
         told.date = template.date or told.date
         return [(each.prompt, each.completion) for each in found]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from weightsurgery.errors import DataError
@@ -173,8 +174,18 @@ def layout_of(where: str, row: Mapping[str, Any]) -> ColumnLayout:
         )
     raise DataError(
         f"{where}: has the columns {columns}: no prompt with a completion, no messages, no text",
-        _ACCEPTED,
+        _meant(present) + _ACCEPTED,
     )
+
+
+def _meant(columns: Sequence[str]) -> str:
+    """What a mistyped column may have been meant for."""
+    known = (*_PROMPTS, *_COMPLETIONS, *CONVERSATIONS, "choices", "text")
+    for name in columns:
+        near = get_close_matches(name.lower(), known, 1, 0.75)
+        if near and name not in known:
+            return f"Did you mean {near[0]!r} by {name[:40]!r}? "
+    return ""
 
 
 def _checked(
@@ -205,7 +216,10 @@ def _parted(prompt: str, completion: str) -> str:
 def _text(where: str, row: Mapping[str, Any], name: str, remedy: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value:
-        raise DataError(f'{where}: "{name}" is missing, empty or not a string', f"Write {remedy}.")
+        raise DataError(
+            f'{where}: "{name}" is missing, empty or not a string',
+            f"{_meant(list(row))}Write {remedy}.",
+        )
     return value
 
 

@@ -192,6 +192,8 @@ def _facts(
         found["columns"] = {role: column for role, column in names if column}
     if seen.answers not in (0, rows) or seen.untrained:
         found |= {"answers": seen.answers, "untrained": seen.untrained}
+    if seen.unanswered:
+        found["unanswered"] = seen.unanswered
     if seen.thoughtless:
         found["without_thought"] = seen.thoughtless
     if seen.date is not None:
@@ -214,6 +216,11 @@ def _told(
         found.append(
             f"{len(rows)} conversations with {seen.answers} answers of the assistant, each of"
             f" which is an example{left if seen.untrained else ''}."
+        )
+    if seen.unanswered:
+        found.append(
+            f"{seen.unanswered} of {len(rows)} conversations go on after the last answer: nothing"
+            " is made of turns that nobody answers."
         )
     if seen.thoughtless:
         found.append(

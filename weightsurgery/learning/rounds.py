@@ -42,6 +42,7 @@ from weightsurgery.learning.strangers import answered, halves
 from weightsurgery.learning.training import EncodedRows, Trained, isolated, train_stage
 from weightsurgery.learning.watch import Watch
 from weightsurgery.progress import Progress
+from weightsurgery.suggestions import one_of
 
 __all__ = ["OBJECTIVES", "Rounds", "RoundsResult", "find_change"]
 
@@ -87,9 +88,7 @@ class Rounds:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise EditError(
-                f"objective {self.objective!r}", f"Choose one of: {', '.join(OBJECTIVES)}."
-            )
+            raise EditError(f"objective {self.objective!r}", one_of(self.objective, OBJECTIVES))
         for name in ("rounds", "steps", "batch_size", "draws"):
             if getattr(self, name) < 1:
                 raise EditError(

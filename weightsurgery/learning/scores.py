@@ -21,6 +21,7 @@ from weightsurgery.learning.forward import (
 )
 from weightsurgery.learning.intervals import Measurements
 from weightsurgery.progress import Progress
+from weightsurgery.suggestions import one_of
 
 __all__ = ["DEFAULT", "METRICS", "Metric", "chance", "choose", "encode_set", "score"]
 
@@ -81,8 +82,8 @@ def choose(words: Sequence[str]) -> list[str]:
     wanted = {word.replace("-", "_") for word in words}
     for word in words:
         if word.replace("-", "_") not in {"all", *choices, *METRICS}:
-            listed = ", ".join(dict.fromkeys(metric.choice for metric in METRICS.values()))
-            raise SelectionError(f"metric {word!r}", f"Choose all, or from: {listed}.")
+            listed = ["all", *dict.fromkeys(metric.choice for metric in METRICS.values())]
+            raise SelectionError(f"metric {word!r}", one_of(word, listed))
     return [name for name, each in METRICS.items() if {"all", each.choice, name} & wanted]
 
 

@@ -25,6 +25,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
 from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
 from weightsurgery.surgery.notices import edit_notices
@@ -62,7 +63,7 @@ class Storage:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _STORED_AS:
-            raise EditError(f"dtype {self.dtype!r}", f"Choose one of: {', '.join(_STORED_AS)}.")
+            raise EditError(f"dtype {self.dtype!r}", one_of(self.dtype, _STORED_AS))
         if self.rounding not in ("nearest", "stochastic"):
             raise EditError(f"rounding {self.rounding!r}", "Choose nearest or stochastic.")
 

@@ -11,6 +11,7 @@ from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
+from weightsurgery.suggestions import one_of
 from weightsurgery.unlearning.by_loss import (
     LONG,
     BenchGrid,
@@ -51,7 +52,7 @@ class NPOSettings:
     def __post_init__(self) -> None:
         check_positive(self, "beta")
         if self.retain not in _RETAIN:
-            raise EditError(f"retain = {self.retain}", f"Choose one of: {', '.join(_RETAIN)}.")
+            raise EditError(f"retain = {self.retain}", one_of(self.retain, _RETAIN))
         check_not_negative(self, "keep_weight")
 
 
