@@ -18,7 +18,7 @@ model.layers.{i}.self_attn.o_proj.weight 16,16 attention
 model.layers.{i}.self_attn.q_norm.weight 16
 model.layers.{i}.mlp.gate_proj.weight 64,16 mlp
 model.layers.{i}.mlp.up_proj.weight 64,16 mlp
-model.layers.{i}.mlp.down_proj.weight 16,64 mlp
+model.layers.{i}.mlp.down_proj.weight 16,64 mlp-out
 model.layers.{i}.input_layernorm.weight 16
 model.layers.{i}.post_attention_layernorm.weight 16
 model.norm.weight 16
@@ -36,7 +36,7 @@ transformer.h.{i}.attn.c_proj.bias 16 attention-bias
 transformer.h.{i}.ln_2.weight 16
 transformer.h.{i}.mlp.c_fc.weight 16,64 mlp
 transformer.h.{i}.mlp.c_fc.bias 64 mlp-bias
-transformer.h.{i}.mlp.c_proj.weight 64,16 mlp
+transformer.h.{i}.mlp.c_proj.weight 64,16 mlp-out
 transformer.ln_f.weight 16
 """
 BERT = """
@@ -51,7 +51,7 @@ bert.encoder.layer.{i}.attention.self.value.weight 16,16 attention
 bert.encoder.layer.{i}.attention.output.dense.weight 16,16 attention
 bert.encoder.layer.{i}.attention.output.LayerNorm.weight 16
 bert.encoder.layer.{i}.intermediate.dense.weight 64,16 mlp
-bert.encoder.layer.{i}.output.dense.weight 16,64 mlp
+bert.encoder.layer.{i}.output.dense.weight 16,64 mlp-out
 bert.encoder.layer.{i}.output.LayerNorm.weight 16
 bert.pooler.dense.weight 16,16 other
 cls.predictions.transform.dense.weight 16,16 other
@@ -64,7 +64,7 @@ model.layers.{i}.self_attn.q_proj.weight 16,16 attention
 model.layers.{i}.self_attn.o_proj.weight 16,16 attention
 model.layers.{i}.block_sparse_moe.gate.weight 4,16 mlp
 model.layers.{i}.block_sparse_moe.experts.0.w1.weight 64,16 mlp
-model.layers.{i}.block_sparse_moe.experts.3.w2.weight 16,64 mlp
+model.layers.{i}.block_sparse_moe.experts.3.w2.weight 16,64 mlp-out
 model.layers.{i}.mlp.experts.gate_up_proj 4,128,16 mlp
 model.layers.{i}.input_layernorm.weight 16
 model.norm.weight 16
@@ -78,7 +78,7 @@ gpt_neox.layers.{i}.attention.query_key_value.weight 48,16 attention
 gpt_neox.layers.{i}.attention.query_key_value.bias 48 attention-bias
 gpt_neox.layers.{i}.attention.dense.weight 16,16 attention
 gpt_neox.layers.{i}.mlp.dense_h_to_4h.weight 64,16 mlp
-gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight 16,64 mlp
+gpt_neox.layers.{i}.mlp.dense_4h_to_h.weight 16,64 mlp-out
 gpt_neox.final_layer_norm.weight 16
 embed_out.weight 32,16 embeddings
 """
@@ -88,7 +88,7 @@ encoder.block.{i}.layer.0.SelfAttention.q.weight 16,16 attention
 encoder.block.{i}.layer.0.SelfAttention.o.weight 16,16 attention
 encoder.block.{i}.layer.0.layer_norm.weight 16
 encoder.block.{i}.layer.1.DenseReluDense.wi_0.weight 64,16 mlp
-encoder.block.{i}.layer.1.DenseReluDense.wo.weight 16,64 mlp
+encoder.block.{i}.layer.1.DenseReluDense.wo.weight 16,64 mlp-out
 decoder.block.{i}.layer.1.EncDecAttention.k.weight 16,16 attention
 decoder.block.{i}.layer.2.DenseReluDense.wi.weight 64,16 mlp
 decoder.final_layer_norm.weight 16
@@ -132,10 +132,13 @@ def test_kinds_over_the_names_of_a_family(name: str) -> None:
     def of(*wanted: str) -> set[str]:
         return {each for each, kind in kinds.items() if kind in wanted}
 
+    assert of("mlp-out")
+    kinds_of_mlp = ("mlp", "mlp-out")
     assert chosen(entries, targets="all") == set(entries)
-    assert chosen(entries, targets="all-linear") == of("attention", "mlp", "other")
+    assert chosen(entries, targets="all-linear") == of("attention", *kinds_of_mlp, "other")
     assert chosen(entries, targets="attention") == of("attention", "attention-bias")
-    assert chosen(entries, targets="mlp") == of("mlp", "mlp-bias")
+    assert chosen(entries, targets="mlp") == of(*kinds_of_mlp, "mlp-bias")
+    assert chosen(entries, targets="mlp-out") == of("mlp-out")
     assert chosen(entries, targets="embeddings") == of("embeddings")
 
 
@@ -226,8 +229,13 @@ def test_nothing_selected_is_an_error() -> None:
         chosen(entries, layers="12-")
 
 
+def test_mlps_whose_ends_no_name_tells_are_taken_whole() -> None:
+    entries, _ = family("model.layers.{i}.ffn.first.weight 8,4 mlp\nmodel.norm.weight 4 norm")
+    assert chosen(entries, targets="mlp-out") == chosen(entries, targets="mlp") != set()
+
+
 def test_unknown_targets_are_refused() -> None:
-    assert set(TARGETS) == {"all", "all-linear", "attention", "mlp", "embeddings"}
+    assert set(TARGETS) == {"all", "all-linear", "attention", "mlp", "mlp-out", "embeddings"}
     with pytest.raises(SelectionError, match="linear"):
         Selection("linear")
 

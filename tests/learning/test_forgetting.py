@@ -10,7 +10,7 @@ import torch
 from tests.conftest import same_bytes
 from tests.learning.known import FORGET, LIKES, REST
 from weightsurgery.errors import DataError, EditError
-from weightsurgery.learning import looks
+from weightsurgery.learning import forgetting, looks
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours, clear
@@ -389,10 +389,58 @@ def test_settings_that_make_no_sense_are_refused(kind, given):
         kind(**given)
 
 
+def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeypatch):
+    """And goes on to the same bytes after a stop, also in the second cycle."""
+    monkeypatch.setattr(forgetting, "_STEPS", 6)
+    monkeypatch.setattr(forgetting, "_READ", 0)
+    rates, rate = {}, _ByNeighbours._rate
+    monkeypatch.setattr(_ByNeighbours, "_rate", lambda self, n: rates.setdefault(n, rate(self, n)))
+    settings = replace(SETTINGS, training=replace(TRAINING, steps=None, every=3))
+    done = {"far": lambda self, first, learning: self.step == 12}
+    for name, far, steps in (
+        ("all", lambda *_: False, 18), ("two", done["far"], 12), ("one", lambda *_: True, 6),
+    ):  # fmt: skip
+        monkeypatch.setattr(Look, "far", far)
+        rates.clear()
+        told = []
+        found = forget(known, settings, workspace=tmp_path / name,
+                       progress=lambda *each, told=told: told.append(each))  # fmt: skip
+        assert found.trained.steps == steps == found.looks[-1].step
+        cycle = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 / 2]
+        assert [rates[n] for n in range(steps)] == pytest.approx((cycle * 3)[:steps])
+        assert [(d, t) for text, d, t in told if "loss" in text][-1] == (steps, steps)
+    monkeypatch.setattr(Look, "far", done["far"])
+    whole = forget(known, settings, workspace=tmp_path / "whole")
+
+    def stop(text, at, total):
+        if "loss" in text and at == 8:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        forget(known, settings, workspace=tmp_path / "w", progress=stop)
+    again = forget(known, settings, workspace=tmp_path / "w")
+    assert again.looks == whole.looks
+    for name, each in whole.change.items():
+        assert same_bytes(each.S, again.change[name].S)
+        assert same_bytes(each.U, again.change[name].U)
+
+
+def test_enough_is_seen_when_the_truth_has_lost_nine_tenths_of_the_way(tmp_path):
+    first = replace(looked(tmp_path, (0, 1.0, 0.0)).seen[0], truth=0.5, stranger=0.1)
+    far = replace(first, known=0.029, truth=0.139)
+    assert far.far(first, learning=False)
+    assert not replace(far, truth=0.141).far(first, learning=False)
+    assert not replace(far, known=0.04).far(first, learning=False)
+    learned = replace(first, known=0.99, truth=0.951)
+    assert learned.far(first, learning=True)
+    assert not replace(learned, truth=0.949).far(first, learning=True)
+    assert not replace(learned, known=0.96).far(first, learning=True)
+
+
 def test_large_requests_take_more_steps():
     small, large = Forgetting().for_places(5), Forgetting().for_places(300)
     assert small.steps is not None
     assert large.steps is not None
     assert large.steps > small.steps
     assert large.steps * large.batch_size >= 4 * 300  # each place is read four times
-    assert Forgetting(steps=7).for_places(300).steps == 7
+    assert Forgetting(steps=7).for_places(300) == Forgetting(steps=7, cycles=1)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["KINDS", "is_transposed", "kind_of", "layer_of", "twin_candidates"]
+__all__ = ["KINDS", "is_mlp_output", "is_transposed", "kind_of", "layer_of", "twin_candidates"]
 
 KINDS = ("attention", "mlp", "embeddings", "head", "norm", "other")
 
@@ -44,6 +44,11 @@ _ATTENTION = re.compile(
 _MLP = re.compile(
     r"(^|[._])(gate_proj|up_proj|down_proj|fc1|fc2|c_fc|dense_h_to_4h|dense_4h_to_h)\b"
 )
+# What a feed-forward network ends with, as the model families name it.
+_MLP_OUT = re.compile(
+    r"(^|\.)(down_proj|c_proj|fc_out|fc2|w2|wo|dense_4h_to_h|lin2|output\.dense|linear_2|w_out)"
+    r"(\.weight)?$"
+)
 _LAYER = re.compile(r"(^|\.)(layers|layer|h|blocks|block)\.([0-9]{1,6})(\.|$)")
 
 # Models whose linear layers are stored (in, out): transformers' Conv1D.
@@ -72,6 +77,12 @@ def kind_of(name: str) -> str:
         if pattern.search(name):
             return kind
     return "other"
+
+
+@lru_cache(1 << 16)
+def is_mlp_output(name: str) -> bool:
+    """Whether a tensor is the matrix with which a feed-forward network ends."""
+    return kind_of(name) == "mlp" and bool(_MLP_OUT.search(name))
 
 
 @lru_cache(1 << 16)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
-from weightsurgery.checkpoint.naming import kind_of, layer_of
+from weightsurgery.checkpoint.naming import is_mlp_output, kind_of, layer_of
 from weightsurgery.checkpoint.stacks import is_matrix, is_stack
 from weightsurgery.errors import SelectionError
 
@@ -31,6 +31,7 @@ TARGETS: Mapping[str, Callable[[TensorEntry], bool]] = {
     "all-linear": _all_linear,
     "attention": lambda entry: kind_of(entry.name) == "attention",
     "mlp": lambda entry: kind_of(entry.name) == "mlp",
+    "mlp-out": lambda entry: is_mlp_output(entry.name),
     "embeddings": lambda entry: kind_of(entry.name) in ("embeddings", "head"),
 }
 
@@ -118,9 +119,11 @@ class Selection:
                     f"no tensor matches {pattern!r}, which has a scale of its own",
                     "List the names with 'ws inspect -v'.",
                 )
-        chosen = {}
+        chosen, wanted = {}, TARGETS[self.targets]
+        if self.targets == "mlp-out" and not any(map(wanted, entries.values())):
+            wanted = TARGETS["mlp"]  # a family that names them otherwise
         for name, entry in entries.items():
-            if entry.dtype not in ARITHMETIC_DTYPES or not TARGETS[self.targets](entry):
+            if entry.dtype not in ARITHMETIC_DTYPES or not wanted(entry):
                 continue
             if self.include and not any(fnmatchcase(name, p) for p in self.include):
                 continue

@@ -60,8 +60,8 @@ class FromData:
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps. Default: 40, more for large requests, twice as many to learn;"
-            " strangers: 80; negate: 10 each round.",
+            help="Training steps. Default: 40, more for large requests, twice as many to learn, and"
+            " again up to twice where they are not enough; strangers: 80; negate: 10 each round.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -77,7 +77,7 @@ class FromData:
         float | None,
         typer.Option(
             "--lr",
-            help="Learning rate of AdamW. Default: 1e-3, 2e-3 to learn; strangers: 0.4, relative"
+            help="Learning rate of AdamW. Default: 1.5e-3, 2e-3 to learn; strangers: 0.4, relative"
             " to the size of a weight's entries.",
             rich_help_panel=_PANEL,
         ),

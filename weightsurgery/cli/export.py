@@ -31,8 +31,8 @@ class Held(Which):
     targets: Annotated[
         str | None,
         typer.Option(
-            help="all (default), all-linear (without embeddings and head), attention, mlp or"
-            " embeddings. What is left out is reported.",
+            help="all (default), all-linear (without embeddings and head), attention, mlp,"
+            " mlp-out or embeddings. What is left out is reported.",
             rich_help_panel="Which tensors",
         ),
     ] = None

@@ -50,8 +50,9 @@ class Which:
     targets: Annotated[
         str | None,
         typer.Option(
-            help="all, all-linear (without embeddings and head), attention, mlp or embeddings."
-            " Default: all for negate, add and diff; mlp to forget data; all-linear otherwise.",
+            help="all, all-linear (without embeddings and head), attention, mlp, mlp-out (the"
+            " matrices with which MLPs end) or embeddings. Default: all for negate, add and diff;"
+            " mlp-out to forget data; all-linear otherwise.",
             rich_help_panel="Which tensors",
         ),
     ] = None

@@ -269,8 +269,9 @@ def _blocks(width: int) -> Iterator[tuple[int, int]]:
 
 def _add_products(total: Tensor, rows: Tensor) -> None:
     """``total += rowsᵀ rows`` on and below the blocks of the diagonal: half the work."""
-    for start, stop in _blocks(total.shape[0]):
-        total[start:, start:stop].add_(rows[:, start:].T @ rows[:, start:stop])
+    with torch.autocast(rows.device.type, enabled=False):
+        for start, stop in _blocks(total.shape[0]):
+            total[start:, start:stop].add_(rows[:, start:].T @ rows[:, start:stop])
 
 
 def _mirror(total: Tensor) -> None:

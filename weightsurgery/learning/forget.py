@@ -4,7 +4,8 @@
 2. Find the places where the truth would be said, and what one says there who never knew; to learn,
    the answers themselves.
 3. Gather what is to stay, with what the model says of it.
-4. Train (:mod:`weightsurgery.learning.forgetting`).
+4. Find where in each matrix the request stands out (:mod:`weightsurgery.learning.directions`).
+5. Train from there (:mod:`weightsurgery.learning.forgetting`).
 
 What was gathered, and points of the training, are kept in a workspace: a killed run goes on.
 """
@@ -27,6 +28,7 @@ from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.asked import Asked, asked_of, prompted
 from weightsurgery.learning.data import Example, padding_token
+from weightsurgery.learning.directions import directions, start
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
 from weightsurgery.learning.identify import adapted
 from weightsurgery.learning.lessons import lessons
@@ -174,7 +176,9 @@ def change_by_neighbours(
                 material = gather(model, tokenizer, examples, keep, settings, learning, progress)
                 write_material(material, file)
             seed = settings.training.seed
+            rows = directions(model, names, material, rank, seed=seed, progress=progress)
             with adapted(model, names, rank, rank, seed) as with_adapter:
+                start(with_adapter, rows)
                 inside = tuple(
                     name for name, each in with_adapter.named_parameters() if each.requires_grad
                 )

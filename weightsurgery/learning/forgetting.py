@@ -13,8 +13,11 @@ finds more to do, more weight lies. What is to stay are its answers about neighb
 and the places before the truth; language is text that it wrote itself. What ``f₀`` says is looked
 up (:mod:`weightsurgery.learning.expected`), not run again.
 
-The learning rate falls to nothing: what is to stay settles once the request is forgotten. Of some
-looks on the way, the best inside a budget of divergence on text that is not trained on counts.
+The learning rate falls to nothing: what is to stay settles once the request is forgotten. Where the
+look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), the rate
+begins anew (warm restarts: Loshchilov & Hutter, arXiv 1608.03983): how long to push follows from
+what is seen. Of the looks, the best inside a budget of divergence on text that is not trained on
+counts.
 """
 
 from __future__ import annotations
@@ -40,7 +43,9 @@ from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.training import Rows, Trained, train_stage
 from weightsurgery.progress import Progress
 
-_STEPS, _READ = 40, 4  # steps at least; how often every place is read
+_STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every place
+
+_RISE = 4  # steps in which the rate rises
 
 # Weight of a place where a look found more to do, of another one.
 _URGE = 4
@@ -53,8 +58,9 @@ class Forgetting:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps; None for 40, or as many as read every place to forget four times,
-            and for twice that to learn.
+        steps: Optimiser steps; None for cycles of 40, or of as many as read every place to forget
+            four times, and of twice that to learn.
+        cycles: How often the rate may begin anew where ``steps`` are not given.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget or learn per step; as many about neighbours, half of that of the
             keep data, and a quarter, in turn, of the subjects and of ordinary language.
@@ -70,7 +76,8 @@ class Forgetting:
     """
 
     steps: int | None = None
-    learning_rate: float = 1e-3
+    cycles: int = 3
+    learning_rate: float = 1.5e-3
     batch_size: int = 12
     keep_weight: float = 30.0
     language_weight: float = 6.0
@@ -79,7 +86,7 @@ class Forgetting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "every"):
+        for name in ("steps", "cycles", "batch_size", "every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise EditError(
                     f"{name.replace('_', ' ')} {getattr(self, name)}", "Give a whole number from 1."
@@ -96,9 +103,9 @@ class Forgetting:
                 )
 
     def for_places(self, count: int, learning: bool = False) -> Forgetting:
-        """The same with as many steps as so many places to forget take, or twice that to learn."""
+        """The same with as many steps a cycle as so many places take, or twice that to learn."""
         if self.steps is not None:
-            return self
+            return replace(self, cycles=1)
         steps = (1 + learning) * max(_STEPS, -(-_READ * count // self.batch_size))
         return replace(self, steps=steps, every=max(self.every, steps // 6))
 
@@ -114,6 +121,30 @@ class _ByNeighbours(StageTrainer):
     settings: Forgetting
     padding: int
     looks: Looks
+
+    def create_scheduler(self, num_training_steps, optimizer=None):  # type: ignore[no-untyped-def]
+        """See Trainer; the rate follows from the looks, so that a run that goes on has it too."""
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer,  # type: ignore[arg-type]
+            lambda step: self._rate(step),
+        )
+        return self.lr_scheduler
+
+    def _rate(self, step: int) -> float:
+        """Share of the full rate after so many steps: in each cycle a rise, and a fall."""
+        cycle = self.settings.steps or 1
+        own = step % cycle
+        return min(1.0, (own + 1) / _RISE, (cycle - own) / max(1, cycle - _RISE))
+
+    def last(self) -> int:
+        """The last step, as far as looks say by now."""
+        cycle, (first, *later) = self.settings.steps or 1, self.looks.seen
+        ends = [each for each in later if each.step % cycle == 0]
+        learning, budget = self.material.learning, self.settings.budget
+        # Beyond half of the budget another cycle would end outside of it.
+        over = any(each.far(first, learning) or each.language > budget / 2 for each in ends)
+        most = cycle * self.settings.cycles
+        return ends[-1].step if over else min(most, cycle * (len(ends) + 1))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
         """See Trainer; the step's number decides what is drawn, so that a run can go on."""
@@ -245,35 +276,41 @@ def train_forgetting(
     if not looks.seen:
         looks.look(model, stage.parameters, 0)
 
+    made: list[_ByNeighbours] = []
+
     def trainer(**arguments: Any) -> _ByNeighbours:
         found = _ByNeighbours(**arguments)
         found.material, found.settings, found.padding = material, settings, padding
         found.looks = looks
+        made.append(found)
         return found
 
     def looked(step: int) -> bool:
-        if step % settings.every == 0 or step == steps:
+        own = step % steps
+        if own == 0 or own % settings.every == 0:
             looks.look(model, stage.parameters, step)
-        return False
+        return step >= made[-1].last()
+
+    def told(text: str, done: int, _: int) -> None:
+        if progress is not None:
+            progress(text, done, made[-1].last())
 
     training = Training(
-        steps=steps,
+        steps=steps * settings.cycles,
         learning_rate=settings.learning_rate,
         batch_size=1,
-        warmup=4,
         seed=settings.seed,
         save_every=settings.every,
-        # Falling to nothing, so that what is to stay settles once the request is forgotten.
-        extra={"adam_beta2": 0.99, "lr_scheduler_type": "linear"},
+        extra={"adam_beta2": 0.99},
     )
     trained = train_stage(
         model,
         stage,
-        Rows([Encoded([padding], 0)] * steps, Collator(padding)),
+        Rows([Encoded([padding], 0)] * steps * settings.cycles, Collator(padding)),
         training,
         directory=folder / "training",
         device=device,
-        progress=progress,
+        progress=told,
         enough=looked,
         kind=trainer,
     )

@@ -29,6 +29,10 @@ __all__ = ["Look", "Looks", "said_of"]
 # Shares that differ by less are as good: some answers are held by a hair.
 _EQUAL = 0.05
 
+# What the truth may keep of its probability beyond a stranger's, or lack to certainty, and in how
+# many places it may still, or not yet, be the likeliest answer, for a look to have seen enough.
+_FAR, _STILL = 0.1, 0.03
+
 _NEIGHBOURS = 96  # texts about them that a look reads, at most
 
 
@@ -59,6 +63,12 @@ class Look:
     def inside(self, budget: float) -> bool:
         """Whether ordinary language is as it was, as far as the budget says."""
         return self.language <= budget
+
+    def far(self, first: Look, learning: bool) -> bool:
+        """Whether it is forgotten, or learned, so far that the rest may settle."""
+        goal, known = (1.0, 1 - self.known) if learning else (self.stranger, self.known)
+        way = abs(self.truth - goal) <= _FAR * abs(first.truth - goal)
+        return way and known <= _STILL
 
 
 class Looks:

@@ -59,11 +59,10 @@ class Search:
     def targets(self) -> str:
         """Which matrices are changed where nothing else is said.
 
-        To forget by neighbours those of the MLPs, where facts are looked up (Geva et al., arXiv
-        2012.14913; Meng et al., 2202.05262): with them alone nearly as much is forgotten, for a
-        third of the divergence of ordinary language.
+        To forget by neighbours those with which MLPs end, where facts are looked up (Geva et al.,
+        arXiv 2012.14913; Meng et al., 2202.05262).
         """
-        return "mlp" if self.neighbours is not None and not self.learning else "all-linear"
+        return "mlp-out" if self.neighbours is not None and not self.learning else "all-linear"
 
     @property
     def objective(self) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from weightsurgery.checkpoint.naming import kind_of, layer_of
+from weightsurgery.checkpoint.naming import is_mlp_output, layer_of
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["RMU", "distance"]
-
-# What a feed-forward network ends with, as the model families name it.
-_LAST = re.compile(r"\.(down_proj|c_proj|fc_out|fc2|w2|wo|dense_4h_to_h|lin2)\.weight$")
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ class RMU(ByLoss):
         first = 0 if chosen else max(0, last - settings.span + 1)
         inside = [name for name in names if first <= _layer(name) <= last]
         if not chosen:
-            ends = [name for name in inside if kind_of(name) == "mlp" and _LAST.search(name)]
+            ends = [name for name in inside if is_mlp_output(name)]
             inside = ends or inside
         if not inside:
             raise EditError(

@@ -1,0 +1,105 @@
+"""Where the adapter of a training by neighbours starts: where the request stands out.
+
+LoRA starts from random rows ``A``, which feel every input alike, so that what is learned about the
+request has to be unlearned about all else. Here they are the directions in which the inputs of each
+matrix on texts to forget have most energy beside those on texts that are to stay
+(:mod:`weightsurgery.algebra.contrast`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from weightsurgery.algebra.contrast import contrasting
+from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
+from weightsurgery.learning.material import Material, Row
+from weightsurgery.learning.models import in_halves
+from weightsurgery.progress import Progress
+
+__all__ = ["directions", "start"]
+
+EPSILON = 0.1
+"""Ridge, of the median of what the inputs to keep have in a dimension."""
+
+# Tokens that are read, of what is to be forgotten and of each kind that is to stay.
+_TOKENS = 2048
+
+# Bytes that the sums of inputs which grow at once may take, of either side, or one matrix's.
+_MOST_BYTES = 4 << 30
+
+
+def directions(
+    model: Any,
+    names: Sequence[str],
+    material: Material,
+    rank: int,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Rows for an adapter to start from.
+
+    Args:
+        model: As it is, without its adapter.
+        names: Weights of its linear layers; others are left out.
+        material: The texts.
+        rank: Rows per matrix.
+        seed: Of the iteration that finds eigenvectors.
+        progress: Called as ``progress(text, done, total)``.
+
+    Returns:
+        By name, ``(rank, n)``, float32, on the model's device: as long as random rows of LoRA are
+        felt by an input to forget without massive activations. Rows in which the texts to forget
+        have no energy are zero. A matrix that never ran is missing.
+
+    Raises:
+        NonFiniteError: The model computes NaN or infinity.
+    """
+    layers = {name: each for name, each in linear_inputs(model).items() if name in set(names)}
+    if not layers:
+        return {}
+    widest = max(width for _, width in layers.values())
+    most = max(_MOST_BYTES, 12 * widest**2)
+    kept = [row for rows in material.kept.values() for row in _some(rows)]
+    found: dict[str, Tensor] = {}
+    with in_halves(model), torch.no_grad():
+        sides = (
+            gathered(model, layers, [row.tokens for row in rows], most, BATCH_TOKENS, progress)
+            for rows in (_some(material.taught), kept)
+        )
+        for (own, task, count), (_, keep, counted) in zip(*sides, strict=True):
+            task = task / count
+            with torch.autocast(task.device.type, enabled=False):
+                rows = contrasting(task, keep / counted, rank, EPSILON, seed)
+            length = (float(task.diagonal().median()) / 3) ** 0.5
+            found |= dict.fromkeys(own, (length * rows).float())
+    return found
+
+
+_T = TypeVar("_T", bound=Row)
+
+
+def _some(rows: Sequence[_T]) -> list[_T]:
+    """Texts from all over that have so many tokens together, or all; at least one."""
+    tokens = sum(len(row.tokens) for row in rows)
+    count = max(1, min(len(rows), len(rows) * _TOKENS // max(1, tokens)))
+    return [rows[n * len(rows) // count] for n in range(count)] if rows else []
+
+
+def start(with_adapter: Any, rows: Mapping[str, Tensor]) -> None:
+    """Give an adapter, which changes nothing yet, these rows; zero ones stay random.
+
+    Args:
+        with_adapter: As :func:`weightsurgery.learning.adapter.attach` made it.
+        rows: By parameter, ``(rank, n)``.
+    """
+    inner = with_adapter.get_base_model()
+    with torch.no_grad():
+        for name, each in rows.items():
+            own = inner.get_submodule(name.removesuffix(".weight")).lora_A["default"].weight
+            told = (each != 0).any(1)
+            own[told] = each[told].to(own)
