@@ -9,6 +9,7 @@ import torch
 
 from tests.conftest import same_bytes
 from tests.learning.known import FORGET, LIKES, REST
+from tests.learning.tiny import state
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning import forgetting, looks
 from weightsurgery.learning.data import Example
@@ -27,10 +28,6 @@ TRAINING = Forgetting(
 SETTINGS = ByNeighbours(
     TRAINING, rank=8, wordings=0, neighbours=12, draws=12, own=0.5, texts=40, most=100, k=64
 )
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def names(model):
