@@ -82,6 +82,8 @@ def test_a_bar_s_stage_is_text(monkeypatch, capsys):
 
 def test_a_bar_of_counts_tells_its_rate(monkeypatch, capsys):
     monkeypatch.setattr(console._err, "_force_terminal", True)
+    monkeypatch.setattr(console._err, "is_interactive", True)  # else nothing is drawn
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     now = [0.0]
