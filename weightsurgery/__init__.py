@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # what type checkers see of the table below
     from weightsurgery.learning.evaluate import evaluate as evaluate
     from weightsurgery.learning.forget import ByNeighbours as ByNeighbours
     from weightsurgery.learning.forgetting import Forgetting as Forgetting
+    from weightsurgery.learning.method import IdentifyMode as IdentifyMode
     from weightsurgery.learning.settings import Training as Training
     from weightsurgery.procedures.attack import attack_quantize as attack_quantize
     from weightsurgery.procedures.attack import attack_relearn as attack_relearn
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # what type checkers see of the table below
     from weightsurgery.procedures.grid import Grid as Grid
     from weightsurgery.procedures.splits import DataSets as DataSets
     from weightsurgery.procedures.sweep import sweep as sweep
+    from weightsurgery.procedures.unlearn import MethodSettings as MethodSettings
     from weightsurgery.procedures.unlearn import Search as Search
     from weightsurgery.procedures.unlearn import Sources as Sources
     from weightsurgery.procedures.unlearn import unlearn as unlearn
@@ -85,13 +87,14 @@ _MODULES = {
     "learning.evaluate": "evaluate",
     "learning.forget": "ByNeighbours",
     "learning.forgetting": "Forgetting",
+    "learning.method": "IdentifyMode",
     "learning.settings": "Training",
     "procedures.attack": "attack_quantize attack_relearn",
     "procedures.doctor": "diagnose",
     "procedures.grid": "Grid",
     "procedures.splits": "DataSets",
     "procedures.sweep": "sweep",
-    "procedures.unlearn": "Search Sources unlearn",
+    "procedures.unlearn": "MethodSettings Search Sources unlearn",
     "surgery.apply": "AdapterStorage Applied Storage apply plan_edit",
     "surgery.compare": "diff",
     "surgery.discriminating": "Learn Project",

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.cli.typed import weights
 from tests.conftest import read_tensors, same_bytes, snapshot
 from weightsurgery.lab.world import VARIANTS, build_world
 
@@ -42,10 +43,6 @@ def project(default):
 @pytest.fixture
 def painters(world):
     return world / "data/painters.seen.jsonl"
-
-
-def weights(directory):
-    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
 
 
 def test_forget_a_file_and_keep_a_file(world, done, project, painters, tmp_path):

@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard
 
 from tests.cli.typed import ws
 from tests.conftest import snapshot
-from tests.hub.cards import check_card
 from tests.hub.pushing import HOST, error, ok, recorded, shards, writes
+from tests.hub.standin import check_card
 
 # --- round trips ---------------------------------------------------------------------------------
 

@@ -228,6 +228,16 @@ def discriminate(
 
     Raises:
         EditError: An unknown side, a senseless ε, or keep tasks of another shape.
+
+    Example: of a task that reads inputs 1 and 2, what is left beside one that reads input 2::
+
+        >>> def task(*rows):
+        ...     u, s, vh = torch.linalg.svd(torch.tensor(rows), full_matrices=False)
+        ...     return LowRank(u[:, :1], s[:1], vh[:1].T)
+        >>> forget, keep = task([1.0, 1.0], [2.0, 2.0]), task([0.0, 3.0], [0.0, 1.0])
+        >>> discriminate(forget, KeepSpace.of([keep])).matrix().round(decimals=4)
+        tensor([[1., 0.],
+                [2., 0.]])
     """
     if side not in SIDES:
         raise EditError(f"side {side!r}", one_of(side, SIDES))

@@ -97,6 +97,10 @@ class Selection:
         layers: Layer ranges such as ``"0-3,8,20-"``; tensors outside the layers do not match.
         scales: ``(pattern, factor)``: layer ranges or globs and what to multiply the edit's scale
             with there; the last match counts.
+
+    Example: the MLPs of all layers but the first four, layer 8 at half strength::
+
+        Selection("mlp", layers="4-", scales=(("8", 0.5),))
     """
 
     targets: str = "all"

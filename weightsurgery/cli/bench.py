@@ -135,14 +135,14 @@ def bench(
     if kind is not None and learn:
         raise EditError(f"--kind {kind} with --learn", "Kinds are to be forgotten: leave one out.")
     from weightsurgery.lab.bench import bench as run
-    from weightsurgery.lab.bench.asks import Ask, overlaps
     from weightsurgery.lab.bench.cost_tables import by_variant
-    from weightsurgery.lab.bench.kinds import asks_of
+    from weightsurgery.lab.bench.kinds import kind_requests
+    from weightsurgery.lab.bench.requests import ForgetRequest, overlaps
     from weightsurgery.lab.bench.results import read_bench
 
     pages.check()  # before a quarter of an hour of work
-    asks: list[Ask] = [] if overlap is None else [*overlaps(overlap)]
-    asks += [] if kind is None else asks_of(kind.split(","), variant)
+    forget_requests: list[ForgetRequest] = [] if overlap is None else [*overlaps(overlap)]
+    forget_requests += [] if kind is None else kind_requests(kind.split(","), variant)
     if load:
         benches = by_variant([read_bench(path) for path in load])
     else:
@@ -155,7 +155,7 @@ def bench(
                 variant,
                 method,
                 task="learn" if learn else "forget",
-                asks=asks or (Ask(),),
+                forget_requests=forget_requests or (ForgetRequest(),),
                 requests=requests,
                 threshold=threshold,
                 relearn_steps=relearn_steps,

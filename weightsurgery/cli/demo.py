@@ -78,10 +78,12 @@ def demo(
         if model is not None or device != "auto":
             raise typer.BadParameter("has a model of its own, on the CPU", param_hint="--toy")
         need_training("the demo trains a small model")
-        from weightsurgery.lab.demo.tour import tour
+        from weightsurgery.lab.demo.walkthrough import walkthrough
 
         with console.progress(show, "steps", _AGAIN) as progress:
-            steps = tour(seed, where, variant=variant, world_only=world_only, progress=progress)
+            steps = walkthrough(
+                seed, where, variant=variant, world_only=world_only, progress=progress
+            )
             _tell(steps, progress, show)
         if where is not None and not show.json:
             console.notice(f"Everything is in {where}: repeat any step by hand.", show)
@@ -109,7 +111,7 @@ def _tell(steps: Iterable[Step], progress: Any, show: Show) -> None:
             continue
         if step.command:
             console.show(f"$ {step.command}")
-        console.show(f"{step.says} ({step.seconds:.1f} s)", *_tables(step.result), "")
+        console.show(f"{step.text} ({step.seconds:.1f} s)", *_tables(step.result), "")
     if show.json:
         console.document(documents)
 
@@ -118,8 +120,8 @@ def _tables(result: Any) -> list[str | Table]:
     """The tables for what a step returned."""
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.lab.demo import tables as shown
-    from weightsurgery.lab.demo.capitals import Chosen, Outcome, Place
-    from weightsurgery.lab.demo.tour import Comparison
+    from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
     from weightsurgery.report import tables
     from weightsurgery.report.unlearned import round_tables
     from weightsurgery.surgery.apply import Applied
@@ -135,13 +137,13 @@ def _tables(result: Any) -> list[str | Table]:
         return tables.difference_tables(result)
     if isinstance(result, Applied):
         return tables.edit_tables(result.record)
-    if isinstance(result, Comparison):
+    if isinstance(result, WalkthroughScores):
         return [shown.comparison_table(result)]
-    if isinstance(result, Place):
+    if isinstance(result, DemoFiles):
         return [shown.place_line(result)]
     if isinstance(result, Chosen):
         return [shown.chosen_table(result)]
-    if isinstance(result, Outcome):
+    if isinstance(result, DemoOutcome):
         return shown.outcome_tables(result)
     if isinstance(result, tuple):
         return tables.overlap_tables(*result)[:1]
@@ -150,8 +152,8 @@ def _tables(result: Any) -> list[str | Table]:
 
 def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
-    from weightsurgery.lab.demo.capitals import Place
-    from weightsurgery.lab.demo.tour import Comparison
+    from weightsurgery.lab.demo.capitals import DemoFiles
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
     from weightsurgery.surgery.apply import Applied
     from weightsurgery.unlearning.run import Unlearned
 
@@ -159,9 +161,9 @@ def _data(result: Any) -> Any:
         result = result.applied
     if isinstance(result, Applied):
         return {"summary": result.record.summary, "files": result.record.files}
-    if isinstance(result, Place):
+    if isinstance(result, DemoFiles):
         return {"base": result.base, "checkpoint": str(result.checkpoint)}
-    if isinstance(result, Comparison):
+    if isinstance(result, WalkthroughScores):
         return asdict(result)
     if isinstance(result, tuple):
         return [asdict(pair) for pair in result[1]]

@@ -135,6 +135,7 @@ def edit_from_data(
                 progress=progress,
                 **what,
             )
+    assert done is not None  # one process alone
     trained = round_tables(done.vector, every=show.verbose)
     show_found(done, trained, base, "add" if name == "learn" else "negate", store, show, pages)
 

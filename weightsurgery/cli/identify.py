@@ -18,7 +18,7 @@ from weightsurgery.cli.statistics import gather_statistics
 from weightsurgery.cli.training_options import Optimise
 
 if TYPE_CHECKING:
-    from weightsurgery.learning.method import Method
+    from weightsurgery.learning.method import IdentifyMode
 
 __all__ = ["identify"]
 
@@ -71,11 +71,11 @@ class How:
         ),
     ] = None
 
-    def method(self, keep_weight: float) -> Method:
+    def method(self, keep_weight: float) -> IdentifyMode:
         """As the library's method."""
-        from weightsurgery.learning.method import Method
+        from weightsurgery.learning.method import IdentifyMode
 
-        return Method(self.mode, self.order, self.lora_rank, self.lora_alpha, keep_weight)
+        return IdentifyMode(self.mode, self.order, self.lora_rank, self.lora_alpha, keep_weight)
 
 
 @dataclass(frozen=True)

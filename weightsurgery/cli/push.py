@@ -72,7 +72,7 @@ def push(
     from weightsurgery import __version__
     from weightsurgery.hub import Destination, plan_push
     from weightsurgery.hub import push as do_push
-    from weightsurgery.hub.told import ahead_line, push_document, push_tables, pushed_lines
+    from weightsurgery.hub.messages import push_document, push_tables, pushed_lines, start_line
 
     api = HfApi(token=get_token(), library_name="weightsurgery", library_version=__version__)
     destination = Destination(repo, branch, private, pr)
@@ -96,7 +96,7 @@ def push(
         else:
             console.show(*push_tables(plan, done=False, every=show.verbose))
         return
-    console.notice(ahead_line(plan), show)
+    console.notice(start_line(plan), show)
     with console.progress(
         show, interrupted="the same command goes on, and sends nothing twice that was stored."
     ) as progress:

@@ -170,11 +170,11 @@ def unlearn(
     _installed(*(["peft"] if adapter else []))
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
-    from weightsurgery.procedures import unlearn_by as library
-    from weightsurgery.report.plans import system_plan_lines
+    from weightsurgery.procedures import unlearn as library
+    from weightsurgery.report.plans import data_plan_lines
     from weightsurgery.report.systems import trained_tables
 
-    how = library.How(
+    how = library.MethodSettings(
         method,
         tune.settings(),
         {**optimise.given(), "seed": store.seed},
@@ -183,35 +183,38 @@ def unlearn(
     )
     selection = which.selection("all-linear", store.layer_scale)
     by_hand = any((which.targets, which.include, which.exclude, which.layers))
+    sources = library.Sources(data.forget, data.keep or (), unseen=data.unseen or ())
+    output: dict[str, Any] = {
+        "scale": scale,
+        "vector": vector,
+        "selection": selection if by_hand else None,
+        "scales": selection.scales,
+        "storage": store.storage(),
+        "device": work.device,
+        "workers": work.workers,
+        "overwrite": store.overwrite,
+    }
     with Checkpoint.open(ckpt) as opened:
-        asked = library.Asked(
-            opened,
-            data.forget,
-            data.keep or (),
-            store.out,
-            how,
-            scale=scale,
-            unseen=data.unseen or (),
-            vector=vector,
-            selection=selection if by_hand else None,
-            scales=selection.scales,
-            storage=store.storage(),
-            device=work.device,
-            workers=work.workers,
-            overwrite=store.overwrite,
-        )
         if is_main():
             remarked(opened, show)
         if store.dry_run:
-            plan = library.plan(asked)
+            plan = library.plan(opened, sources, store.out, how, **output)
             if not is_main():
                 return
             if show.json:
                 console.document(plan.summary())
             else:
-                console.show(*system_plan_lines(plan, store.out))
+                console.show(*data_plan_lines(plan, store.out))
             return
         with console.progress(show, "steps", INTERRUPTED) as progress:
-            done = library.unlearn_by(asked, command=show.command, progress=progress)
+            done = library.unlearn(
+                opened,
+                sources,
+                store.out,
+                how,
+                command=show.command,
+                progress=progress,
+                **output,
+            )
     if done is not None:
         show_found(done, trained_tables(done.vector), ckpt, "negate", store, show, pages)

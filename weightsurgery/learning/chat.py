@@ -19,7 +19,7 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.calls import forms, holds, lost_call
 from weightsurgery.learning.conversations import Conversation
 
-__all__ = ["DATE", "Turns", "turns"]
+__all__ = ["DATE", "RenderedTurns", "turns"]
 
 DATE = "SOURCE_DATE_EPOCH"
 """The environment's word for the day that templates are told, in seconds since 1970."""
@@ -30,7 +30,7 @@ _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
 
 
 @dataclass
-class Turns:
+class RenderedTurns:
     """What is worth telling of rendered conversations.
 
     Attributes:
@@ -52,7 +52,7 @@ def turns(
     tokenizer: PreTrainedTokenizerBase,
     talk: Conversation,
     where: str,
-    told: Turns | None = None,
+    told: RenderedTurns | None = None,
 ) -> list[tuple[str, str]]:
     """Each assistant turn of a conversation, as a completion of what precedes it.
 
@@ -84,7 +84,7 @@ def turns(
             f"{where}: the chat template raises numbers to powers (**), which may never end",
             "Write prompts and completions as the model should see them.",
         )
-    told = Turns() if told is None else told
+    told = RenderedTurns() if told is None else told
     template = _Template(tokenizer, talk.tools, where)
     spoken = [n for n, each in enumerate(talk.messages) if each["role"] == "assistant"]
     after = talk.messages[spoken[-1] + 1 :]

@@ -9,14 +9,14 @@ from weightsurgery.checkpoint.naming import layer_of
 from weightsurgery.errors import EditError
 from weightsurgery.suggestions import one_of
 
-__all__ = ["MODES", "ORDERS", "Method", "Stage", "stages_of"]
+__all__ = ["MODES", "ORDERS", "IdentifyMode", "Stage", "stages_of"]
 
 MODES = ("delta", "literal", "joint")
 ORDERS = ("ascending", "descending")
 
 
 @dataclass(frozen=True)
-class Method:
+class IdentifyMode:
     """A mode and what belongs to it.
 
     Attributes:
@@ -73,7 +73,7 @@ class Stage:
     parameters: tuple[str, ...]
 
 
-def stages_of(names: list[str], method: Method) -> list[Stage]:
+def stages_of(names: list[str], method: IdentifyMode) -> list[Stage]:
     """What is trained one after another: each layer alone, or everything at once.
 
     Args:

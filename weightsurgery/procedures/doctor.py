@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery import __version__
-from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.surgery.workers import cores
 

@@ -316,7 +316,14 @@ class _Discriminating:
 
 @dataclass(frozen=True)
 class Project(_Discriminating):
-    """UNLEARN: ``W' = W − λ T'``."""
+    """UNLEARN: ``W' = W − λ T'``.
+
+    Example::
+
+        with Checkpoint.open("base") as base:
+            forget, keep = (open_vector(base, [name]) for name in ("forget", "keep"))
+            apply(Project(forget, (keep,), Rank(32), scale=1.5), base, "edited")
+    """
 
     name: ClassVar[str] = "project"
     sign: ClassVar[int] = -1

@@ -52,8 +52,8 @@ def is_data(name: str) -> bool:
         plain, part = name, ""
     path = os.path.expanduser(plain)
     if os.path.isdir(path):
-        told = ("state.json", "dataset_dict.json")
-        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in told)
+        markers = ("state.json", "dataset_dict.json")
+        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in markers)
     if plain.lower().removesuffix(".gz").endswith(_DATA):
         return True
     hub = plain.startswith(("datasets/", "hf://datasets/")) or bool(part)
@@ -204,6 +204,12 @@ def open_vector(
 
     Raises:
         WeightSurgeryError: See :func:`open_change`; or a factor that is no number.
+
+    Example::
+
+        with Checkpoint.open("base") as base:
+            vector = open_vector(base, ["tuned", "other:0.5"])
+            vector.at("model.layers.0.mlp.up_proj.weight")  # a Delta, read when it is asked for
     """
     terms = []
     for text in names:

@@ -197,7 +197,6 @@
       [...rects()].forEach((rect, n) => {
         rect.setAttribute("role", "button");
         rect.setAttribute("aria-label", words(cells[n]).join("; "));
-        rect.addEventListener("click", () => { focus = n; open(n); });
         rect.addEventListener("focus", () => point(rect));
         rect.addEventListener("keydown", (event) => {
           if (event.key === "Enter" || event.key === " ") { event.preventDefault(); open(n); }
@@ -208,6 +207,12 @@
           mark();
           rects()[focus].focus();
         });
+      });
+      // The tip that follows the pointer may lie over the cell by the time the button is up.
+      svg.addEventListener("click", (event) => {
+        const under = [event.target, ...document.elementsFromPoint(event.clientX, event.clientY)];
+        const n = [...rects()].findIndex((rect) => under.includes(rect));
+        if (n >= 0) open((focus = n));
       });
       mark();
     }

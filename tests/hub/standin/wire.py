@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from tests.hub.routes import Ask, Refusal, Reply, answer
+from tests.hub.standin.routes import Call, Refusal, Reply, answer
 
 if TYPE_CHECKING:
-    from tests.hub.server import StandIn
+    from tests.hub.standin.server import StandIn
 
 PIECE = 1 << 16
 
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = hub.strike(record.method, record.path)
         try:
             body = self.take(record, fault)
-            ask = Ask(
+            call = Call(
                 hub=hub,
                 method="GET" if self.command == "HEAD" else self.command,
                 path=target.path,
@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
                 reply = Reply(fault.status or 200, fault.body or b"")
             else:
                 try:
-                    reply = answer(ask)
+                    reply = answer(call)
                 except Refusal as refusal:
                     reply = refusal.reply
                 except Exception as error:  # the client shall see it, and the test through it

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.hub.server import StandIn
+from tests.hub.standin.server import StandIn
 
 # Settings of the surroundings that would lead a client elsewhere.
 FOREIGN = ("HF_", "HUGGING", "WEIGHTSURGERY_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")

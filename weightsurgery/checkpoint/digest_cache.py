@@ -27,11 +27,11 @@ __all__ = [
     "Stamp",
     "cache_directory",
     "cache_folder",
+    "cached_digest",
     "declare",
-    "recall",
-    "remember",
+    "declared_digest",
     "stamp",
-    "told",
+    "store_digest",
 ]
 
 # Smaller files are read again: that is as fast.
@@ -104,7 +104,7 @@ def declare(path: Path, digest: str, whole: Callable[[], Path | None] = lambda: 
     _declared[path] = digest, whole
 
 
-def told(path: Path) -> tuple[str, Path | None] | None:
+def declared_digest(path: Path) -> tuple[str, Path | None] | None:
     """A declared digest, and where the whole file is; None for a file that is here or unknown."""
     if path not in _declared or os.path.lexists(path):
         return None
@@ -112,7 +112,7 @@ def told(path: Path) -> tuple[str, Path | None] | None:
     return digest, whole()
 
 
-def recall(path: Path) -> str | None:
+def cached_digest(path: Path) -> str | None:
     """The digest of a file that has not changed since it was hashed; None if there is none."""
     if path in _declared and not os.path.lexists(path):
         return _declared[path][0]
@@ -131,7 +131,7 @@ def recall(path: Path) -> str | None:
     return digest
 
 
-def remember(path: Path, before: Stamp, digest: str) -> None:
+def store_digest(path: Path, before: Stamp, digest: str) -> None:
     """Keep the digest of a file, if it did not change while it was read.
 
     Args:

@@ -1,6 +1,6 @@
 """What is asked of a bench's model: which facts are to go, and which are to stay.
 
-An ask names files of facts; they are read through the subject, when something needs them.
+A request names files of facts; they are read through the subject, when something needs them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.lab.world.facts import SPLITS, make_facts
@@ -19,14 +21,14 @@ if TYPE_CHECKING:
     from weightsurgery.lab.bench.subject import Subject
     from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["FORGET", "KEEP", "Ask", "Overlap", "facts_of", "overlaps"]
+__all__ = ["FORGET", "KEEP", "ForgetRequest", "Overlap", "facts_of", "overlaps"]
 
 FORGET = "authors"
 KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
 """Role → task."""
 
 
-class Ask:
+class ForgetRequest:
     """Forget one task whole; keep the others.
 
     Methods may see every fact that is given (the request), and the ``seen`` facts of what is to be
@@ -34,7 +36,7 @@ class Ask:
     """
 
     name = ""
-    """Of a study that compares several asks; the plain one has none."""
+    """Of a study that compares several requests; the plain one has none."""
 
     task = FORGET
 
@@ -95,7 +97,7 @@ class Ask:
         return exact_match(model, tokenizer, examples, batch_size=256)
 
 
-class Overlap(Ask):
+class Overlap(ForgetRequest):
     """The request and what is to be kept share facts: those of some of the people are in both.
 
     What is shared is to be kept. It is in both files that edits are given, so that none of it is
@@ -112,12 +114,12 @@ class Overlap(Ask):
         self.name = f"{share:.0%} shared{', taken out' if apart else ''}"
 
     @property
+    @override
     def roles(self) -> Mapping[str, str]:
-        """See :attr:`Ask.roles`."""
         return {**KEEP, "shared": self.task} if self.share else KEEP
 
+    @override
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.given`."""
         return self.target(subject) if self.apart else super().given(subject)
 
     def _shared(self, subject: Subject) -> list[str]:
@@ -127,16 +129,16 @@ class Overlap(Ask):
         return people[: round(self.share * len(people))]
 
     def target(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target`: what is not shared."""
+        """See :meth:`ForgetRequest.target`: what is not shared."""
         shared = set(self._shared(subject))
         return [f for f in super().given(subject) if subject.entity[f.prompt] not in shared]
 
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target_paraphrased`: none."""
+        """See :meth:`ForgetRequest.target_paraphrased`: none."""
         return []
 
+    @override
     def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
-        """See :meth:`Ask.kept`."""
         if role != "shared":
             return super().kept(subject, role, split)
         people = self._shared(subject)
@@ -147,7 +149,7 @@ class Overlap(Ask):
         return [f for f in super().given(subject) if subject.entity[f.prompt] in set(chosen)]
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`Ask.survivors`: of the task to forget, what is shared."""
+        """See :meth:`ForgetRequest.survivors`: of the task to forget, what is shared."""
         found, shared = super().survivors(subject), set(self._shared(subject))
         if self.task in found:
             found[self.task] = [f for f in found[self.task] if subject.entity[f.prompt] in shared]

@@ -17,11 +17,11 @@ from weightsurgery.hub.remote import Destination, tree_of
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Proposed", "find_proposed"]
+__all__ = ["PullRequest", "find_pull_request"]
 
 
 @dataclass(frozen=True)
-class Proposed:
+class PullRequest:
     """A pull request that is open.
 
     Attributes:
@@ -35,14 +35,14 @@ class Proposed:
     commit: str
 
 
-def find_proposed(
+def find_pull_request(
     api: HfApi,
     destination: Destination,
     account: str,
     parent: str,
     files: Sequence[LocalFile],
     deleted: Sequence[str],
-) -> Proposed | None:
+) -> PullRequest | None:
     """Find an open pull request of an account that is what a push would open now.
 
     It is to the same branch, begins at the same commit, holds all the files as they are here, and
@@ -65,9 +65,11 @@ def find_proposed(
     """
     repo_id = destination.repo_id
     with push_errors(repo_id):
-        told = api.get_repo_discussions(repo_id, author=account, discussion_type="pull_request")
+        discussions = api.get_repo_discussions(
+            repo_id, author=account, discussion_type="pull_request"
+        )
         # Those of a script may be drafts, which are open as well.
-        numbers = [each.num for each in told if each.status in ("open", "draft")]
+        numbers = [each.num for each in discussions if each.status in ("open", "draft")]
         if not numbers:
             return None
         refs = api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests or ()
@@ -86,5 +88,5 @@ def find_proposed(
             details = api.get_discussion_details(repo_id, number)
         target = (details.target_branch or "").removeprefix("refs/heads/")
         if target == destination.branch and any(each.commit_id == parent for each in history):
-            return Proposed(number, details.url, commit)
+            return PullRequest(number, details.url, commit)
     return None

@@ -13,7 +13,7 @@ from weightsurgery.learning.identify import ALL_LINEAR, train_vector
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.statistics import gather
-from weightsurgery.procedures.several import fuse, in_sequence
+from weightsurgery.procedures.requests import fuse, in_sequence
 
 TRAINING = Training(steps=6, learning_rate=2e-3, batch_size=4)
 

@@ -21,10 +21,10 @@ from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBa
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.progress import Progress
-from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.merging import ByMerging, Change, Line, find_line
+from weightsurgery.unlearning.system import ChangeRequest
 
-__all__ = ["SCALES", "SHARE", "Tuned", "changed", "choose_scale", "merge", "tune"]
+__all__ = ["SCALES", "SHARE", "ScaleChoice", "choose_scale", "find_scale", "merge", "with_change"]
 
 SCALES: tuple[float, ...] = tuple(k / 20 for k in range(21))
 """``linspace(0, 1, 21)``."""
@@ -37,7 +37,7 @@ _EQUAL = 1e-12
 
 
 @dataclass(frozen=True)
-class Tuned:
+class ScaleChoice:
     """A λ, and what was measured for it.
 
     Attributes:
@@ -77,7 +77,7 @@ def choose_scale(
     return None if best is None else best[1]
 
 
-def tune(
+def find_scale(
     line: Line,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -88,7 +88,7 @@ def tune(
     share: float = SHARE,
     score: Callable[..., float] = answered,
     progress: Progress | None = None,
-) -> Tuned:
+) -> ScaleChoice:
     """Chooses λ by the recipe; the model is as before in the end, to the bit.
 
     Args:
@@ -122,7 +122,7 @@ def tune(
     for number, scale in enumerate(scales):
         if progress is not None:
             progress(f"scale {scale:g}", number, len(scales))
-        with changed(model, line.at(scale)):
+        with with_change(model, line.at(scale)):
             scores[scale] = tuple(score(model, tokenizer, each) for each in sets)
     chosen = choose_scale(scores, before, share)
     if chosen is None:
@@ -130,7 +130,7 @@ def tune(
             f"no scale leaves {share:.0%} of every score to keep",
             "Pass a scale of your own, or lower the share.",
         )
-    return Tuned(chosen, scores[chosen][0], scores[chosen][1:], before, tuple(scales))
+    return ScaleChoice(chosen, scores[chosen][0], scores[chosen][1:], before, tuple(scales))
 
 
 def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[str, Any]]:
@@ -145,8 +145,8 @@ def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[s
         The change, and ``{"scale": λ}``, with the scores that λ was chosen by where it was.
 
     Raises:
-        EditError: See :func:`~weightsurgery.unlearning.merging.find_line` and :func:`tune`; or no
-            scale of the recipe forgets anything.
+        EditError: See :func:`~weightsurgery.unlearning.merging.find_line` and :func:`find_scale`;
+            or no scale of the recipe forgets anything.
     """
     name, scale = kind.name, settings_of(kind, request.settings).scale
     if scale is None and not request.keep:
@@ -154,7 +154,7 @@ def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[s
     line = find_line(kind, request)
     if scale is not None:
         return line.at(scale), {"scale": scale}
-    found = tune(
+    found = find_scale(
         line,
         request.model,
         request.tokenizer,
@@ -178,7 +178,7 @@ def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[s
 
 
 @contextmanager
-def changed(model: PreTrainedModel, change: Mapping[str, Tensor]) -> Iterator[None]:
+def with_change(model: PreTrainedModel, change: Mapping[str, Tensor]) -> Iterator[None]:
     """The model with a change inside; as it was, to the bit, after.
 
     Args:

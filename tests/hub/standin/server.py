@@ -22,10 +22,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from tests.hub import reading, uploads, writing  # noqa: F401 -- they register their routes
-from tests.hub.repos import Commit, Discussion, Repo, Store
-from tests.hub.wire import Fault, Request, Server
-from tests.hub.xet import Cas
+from tests.hub.standin import reading, uploads, writing  # noqa: F401 -- they register their routes
+from tests.hub.standin.repos import Commit, Discussion, Repo, Store
+from tests.hub.standin.wire import Fault, Request, Server
+from tests.hub.standin.xet import Cas
 
 __all__ = ["Commit", "Discussion", "Repo", "Request", "StandIn"]
 

@@ -23,8 +23,8 @@ from weightsurgery.errors import OutputError, SelectionError
 from weightsurgery.lab.demo.capitals import Step
 from weightsurgery.lab.world import (
     VARIANTS,
-    Recipe,
     World,
+    WorldRecipe,
     copy_world,
     get_world,
     open_world,
@@ -38,7 +38,7 @@ from weightsurgery.surgery.edits import Negate
 from weightsurgery.surgery.overlap import overlaps
 from weightsurgery.vectors.sources import open_vector
 
-__all__ = ["Comparison", "tour"]
+__all__ = ["WalkthroughScores", "walkthrough"]
 
 FORGET, TWIN = "authors", "painters"
 KEEP = (TWIN, "capitals", "addition")
@@ -50,7 +50,7 @@ PROJECT_SCALE, PROJECT_RANK = 7.0, 64
 
 
 @dataclass(frozen=True)
-class Comparison:
+class WalkthroughScores:
     """Accuracy of the base and of each edited model.
 
     Attributes:
@@ -62,7 +62,7 @@ class Comparison:
     facts: dict[str, int]
 
 
-def _world_in(directory: Path, seed: int, recipe: Recipe, progress: Progress | None) -> World:
+def _world_in(directory: Path, seed: int, recipe: WorldRecipe, progress: Progress | None) -> World:
     """The world in a user's directory: the one that is there, or a copy from the cache."""
     cached = get_world(seed, progress=progress, recipe=recipe)
     if (directory / "world.json").is_file():
@@ -77,7 +77,7 @@ def _world_in(directory: Path, seed: int, recipe: Recipe, progress: Progress | N
     return copy_world(cached, directory)
 
 
-def tour(
+def walkthrough(
     seed: int = 0,
     directory: Path | None = None,
     *,
@@ -140,33 +140,33 @@ class _Names:
 def _steps(world: World, outputs: Path, named: _Names, progress: Progress | None) -> Iterator[Step]:
     base = Checkpoint.open(world.base)
     vectors = {task: open_vector(base, [str(world.finetuned(task))]) for task in (FORGET, *KEEP)}
-    at, tuned = named("base"), {task: named("finetuned", task) for task in vectors}
+    at, finetuned = named("base"), {task: named("finetuned", task) for task in vectors}
 
-    def step(command: str, says: str, call: Callable[[], Any]) -> Step:
+    def step(command: str, text: str, call: Callable[[], Any]) -> Step:
         begun = time.monotonic()
         result = call()
-        return Step(command, says, result, time.monotonic() - begun)
+        return Step(command, text, result, time.monotonic() - begun)
 
     yield step(f"ws inspect {at}", "What is in it.", lambda: inspect(base))
     yield step(
-        f"ws diff {at} {tuned[FORGET]}",
+        f"ws diff {at} {finetuned[FORGET]}",
         f"What fine-tuning on {FORGET} changed: the task vector.",
         lambda: diff(base, vectors[FORGET], progress=progress),
     )
     yield step(
-        f"ws overlap {at} {' '.join(tuned.values())}",
+        f"ws overlap {at} {' '.join(finetuned.values())}",
         "What the tasks share, and must not lose together.",
         lambda: overlaps(base, vectors, Rank(32), progress=progress),
     )
     edits: dict[str, tuple[str, str, Edit]] = {
         "negated": (
-            f"ws negate {at} {tuned[FORGET]} --scale {NEGATE_SCALE:g} -o {named('negated')}",
+            f"ws negate {at} {finetuned[FORGET]} --scale {NEGATE_SCALE:g} -o {named('negated')}",
             f"Plain task arithmetic: take the {FORGET} vector away.",
             Negate(vectors[FORGET], NEGATE_SCALE),
         ),
         "projected": (
-            f"ws project {at} --forget {tuned[FORGET]}"
-            + "".join(f" --keep {tuned[task]}" for task in KEEP)
+            f"ws project {at} --forget {finetuned[FORGET]}"
+            + "".join(f" --keep {finetuned[task]}" for task in KEEP)
             + f" --rank {PROJECT_RANK} --scale {PROJECT_SCALE:g} -o {named('projected')}",
             "The same, less what it shares with the tasks to keep.",
             Project(
@@ -178,7 +178,7 @@ def _steps(world: World, outputs: Path, named: _Names, progress: Progress | None
         ),
     }
     models = {"base": world.base}
-    for name, (command, says, edit) in edits.items():
+    for name, (command, text, edit) in edits.items():
         models[name] = outputs / name
 
         def run(edit: Edit = edit, out: Path = models[name], line: str = command) -> Any:
@@ -187,7 +187,7 @@ def _steps(world: World, outputs: Path, named: _Names, progress: Progress | None
                 progress=progress,
             )  # fmt: skip
 
-        yield step(command, says, run)
+        yield step(command, text, run)
         verify(models[name])
     models["trained"] = outputs / "trained"
     yield _from_data(world, base, models["trained"], named, progress)
@@ -227,7 +227,7 @@ def _from_data(
     )
 
 
-def _score(world: World, models: dict[str, Path], progress: Progress | None) -> Comparison:
+def _score(world: World, models: dict[str, Path], progress: Progress | None) -> WalkthroughScores:
     from weightsurgery.learning.exact import score_checkpoint
 
     data = {
@@ -241,4 +241,4 @@ def _score(world: World, models: dict[str, Path], progress: Progress | None) -> 
         if progress is not None:
             progress("scoring", number, len(models))
         scores[name] = score_checkpoint(path, data)
-    return Comparison(scores, facts)
+    return WalkthroughScores(scores, facts)

@@ -9,7 +9,7 @@ from weightsurgery.hub.plan import PushPlan
 from weightsurgery.hub.push import Pushed
 from weightsurgery.report.tables import Table, size
 
-__all__ = ["ahead_line", "push_document", "push_tables", "pushed_lines"]
+__all__ = ["push_document", "push_tables", "pushed_lines", "start_line"]
 
 
 def push_tables(plan: PushPlan, done: bool, every: bool = False) -> list[str | Table]:
@@ -55,8 +55,8 @@ def _where(plan: PushPlan, made: str) -> str:
     """Branch and visibility; ``made`` says of what is missing what becomes of it."""
     destination = plan.destination
     branch = f"branch {destination.branch}"
-    if plan.proposed is not None:
-        branch = f"pull request {plan.proposed.number} proposes all of it already"
+    if plan.open_pull_request is not None:
+        branch = f"pull request {plan.open_pull_request.number} proposes all of it already"
     elif destination.pull_request:
         branch = f"pull request to {destination.branch}"
     elif plan.creates_branch:
@@ -72,8 +72,8 @@ def pushed_lines(done: Pushed) -> list[str]:
     checked = f"{len(plan.files)} files checked on the Hub by size and hash: all as recorded"
     if not done.changed:
         why = "Nothing changed"
-        if plan.proposed is not None:
-            why += f" (pull request {plan.proposed.number} proposes all of it)"
+        if plan.open_pull_request is not None:
+            why += f" (pull request {plan.open_pull_request.number} proposes all of it)"
         lines = [f"{why}, so nothing was committed; {checked}."]
     else:
         by = {"xet": "by xet", "lfs": "by LFS"}[done.by]
@@ -82,7 +82,7 @@ def pushed_lines(done: Pushed) -> list[str]:
     return [*lines, done.pull_request or done.url]
 
 
-def ahead_line(plan: PushPlan) -> str:
+def start_line(plan: PushPlan) -> str:
     """What is about to happen."""
     if not plan.changes:
         return "All of it is there already."
@@ -94,7 +94,7 @@ def ahead_line(plan: PushPlan) -> str:
 def push_document(plan: PushPlan, done: Pushed | None = None) -> dict[str, Any]:
     """The one document of ``--json``."""
     destination = plan.destination
-    told: dict[str, Any] = {
+    document: dict[str, Any] = {
         "repository": destination.repo_id,
         "branch": destination.branch,
         "creates": {"repository": plan.creates, "branch": plan.creates_branch},
@@ -110,11 +110,11 @@ def push_document(plan: PushPlan, done: Pushed | None = None) -> dict[str, Any]:
             "unedited_upper_bound": plan.copied,
         },
         "card": plan.card,
-        "pull_request": plan.proposed.url if plan.proposed else None,
+        "pull_request": plan.open_pull_request.url if plan.open_pull_request else None,
         "notices": list(plan.notices),
     }
     if done is not None:
-        told |= {
+        document |= {
             "notices": [*plan.notices, *done.notices],
             "changed": done.changed,
             "commit": done.commit,
@@ -123,7 +123,7 @@ def push_document(plan: PushPlan, done: Pushed | None = None) -> dict[str, Any]:
             "sent": done.sent,
             "sent_by": done.by if done.changed else None,
         }
-    return told
+    return document
 
 
 def _file(each: Any) -> dict[str, Any]:

@@ -15,8 +15,7 @@ import torch
 
 from tests.conftest import read_tensors, same_bytes, snapshot
 from tests.learning.losses import UNLEARNERS
-from tests.learning.test_unlearners import UNSEEN
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, save, tiny, write
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, loss, save, tiny, trained_tiny, write
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import read_record, verify
@@ -32,19 +31,16 @@ from weightsurgery.errors import (
 )
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.models import load_model
-from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.procedures.unlearn_by import Asked, How, plan, unlearn_by
+from weightsurgery.procedures.unlearn import MethodSettings, Sources, plan, unlearn
 from weightsurgery.report import card_method
 from weightsurgery.report.card_limits import limits
 from weightsurgery.surgery.apply import AdapterStorage, Storage, apply
 from weightsurgery.surgery.edits import Add, Negate
+from weightsurgery.unlearning import by_loss, saving
 from weightsurgery.unlearning import run as road
-from weightsurgery.unlearning import saving
-from weightsurgery.unlearning.by_loss import unlearn
 from weightsurgery.unlearning.by_system import BySystem
 from weightsurgery.unlearning.methods import SYSTEMS
-from weightsurgery.unlearning.system import Made
+from weightsurgery.unlearning.system import SystemResult
 from weightsurgery.vectors.sources import open_vector
 
 BRIEF = {"steps": 4, "learning_rate": 3e-3}
@@ -55,14 +51,7 @@ def place(tmp_path_factory):
     """A checkpoint that knows two sets, and data."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("place")
-    model = tiny("llama")
-    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
-    change = train_vector(
-        model, byte_tokenizer(), FACTS + OTHER, training, selection=Selection("all")
-    )
-    before = values_of(model, list(change))
-    set_values(model, {name: before[name] + t for name, t in change.items()})
-    save(model, folder / "base")
+    save(trained_tiny(), folder / "base")
     for name, rows in (("forget", FACTS), ("keep", OTHER), ("unseen", UNSEEN)):
         write(folder / f"{name}.jsonl", rows)
     return folder
@@ -79,13 +68,16 @@ def data(place):
     return {name: (str(place / f"{name}.jsonl"),) for name in ("forget", "keep", "unseen")}
 
 
-def run(base, data, out, how, *, command=(), progress=None, **others):
-    asked = Asked(base, data["forget"], data["keep"], out, how, **others)
-    return unlearn_by(asked, command=command, progress=progress)
+def run(base, data, out, how, *, unseen=(), call=unlearn, **others):
+    sources = Sources(data["forget"], data["keep"], unseen=unseen)
+    return call(base, sources, out, how, **others)
+
+
+planned = partial(run, call=plan)
 
 
 def test_what_is_written_is_what_the_unlearner_found(base, data, place, tmp_path):
-    how = How("npo", {"beta": 0.2, "retain": "klr"}, BRIEF)
+    how = MethodSettings("npo", {"beta": 0.2, "retain": "klr"}, BRIEF)
     told = []
     done = run(
         base, data, tmp_path / "out", how, command=["ws", "unlearn"],
@@ -101,7 +93,7 @@ def test_what_is_written_is_what_the_unlearner_found(base, data, place, tmp_path
     # The library's own training of the model in memory.
     model, tokenizer = load_model(place / "base")
     training = replace(UNLEARNERS["npo"].published, **BRIEF)
-    change = unlearn(
+    change = by_loss.unlearn(
         "npo", model, tokenizer, FACTS, OTHER, training, settings={"beta": 0.2, "retain": "klr"}
     )
     vector, was, now = (read_tensors(p) for p in (done.place, base.path, tmp_path / "out"))
@@ -120,7 +112,7 @@ def test_what_is_written_is_what_the_unlearner_found(base, data, place, tmp_path
 def test_the_records_tell_method_settings_and_course(base, data, tmp_path):
     out = tmp_path / "out"
     done = run(
-        base, data, out, How("kga", {"helper_steps": 3}, BRIEF), unseen=data["unseen"],
+        base, data, out, MethodSettings("kga", {"helper_steps": 3}, BRIEF), unseen=data["unseen"],
         command=["ws", "unlearn", "x"],
     )  # fmt: skip
     record, vector = verify(out), verify(done.place)
@@ -151,7 +143,7 @@ def test_the_records_tell_method_settings_and_course(base, data, tmp_path):
 
 
 def test_a_finished_vector_is_used_again_and_no_other(base, data, tmp_path, monkeypatch):
-    how = How("gradient-difference", {}, BRIEF)
+    how = MethodSettings("gradient-difference", {}, BRIEF)
     first = run(base, data, tmp_path / "out", how)
     before = snapshot(tmp_path)
     with pytest.raises(OutputError, match="exists"):
@@ -182,7 +174,7 @@ def test_a_finished_vector_is_used_again_and_no_other(base, data, tmp_path, monk
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("a process is gone")])
 def test_what_need_not_come_again_leaves_the_training(base, data, tmp_path, monkeypatch, error):
-    how = How("gradient-ascent", {}, {**BRIEF, "save_every": 1})
+    how = MethodSettings("gradient-ascent", {}, {**BRIEF, "save_every": 1})
     run(base, data, tmp_path / "whole", how)
     gone = tmp_path / "gone"
     with monkeypatch.context() as patch:
@@ -197,7 +189,7 @@ def test_what_need_not_come_again_leaves_the_training(base, data, tmp_path, monk
 
 
 def test_a_run_that_goes_on_is_not_asked_for_the_space_it_has(base, data, tmp_path, monkeypatch):
-    how, asked = How("npo", {}, {**BRIEF, "save_every": 1}), []
+    how, asked = MethodSettings("npo", {}, {**BRIEF, "save_every": 1}), []
 
     def noted(planned, out, place, beside):
         asked.append(beside)
@@ -216,7 +208,12 @@ def test_a_run_that_goes_on_is_not_asked_for_the_space_it_has(base, data, tmp_pa
 def test_what_would_come_again_leaves_nothing(base, data, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "save", partial(_raise, NonFiniteError("NaN", "")))
     with pytest.raises(NonFiniteError):
-        run(base, data, tmp_path / "out", How("gradient-ascent", {}, {**BRIEF, "save_every": 1}))
+        run(
+            base,
+            data,
+            tmp_path / "out",
+            MethodSettings("gradient-ascent", {}, {**BRIEF, "save_every": 1}),
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,12 +222,11 @@ def _raise(error, *args, **kwargs):
 
 
 def test_an_adapter_is_saved_as_factors_and_written_as_one(base, data, tmp_path):
-    how = How("eul", {}, BRIEF, lora_rank=3)
+    how = MethodSettings("eul", {}, BRIEF, lora_rank=3)
     with pytest.raises(EditError, match="--as adapter with npo in full"):
-        run(base, data, tmp_path / "no", How("npo", {}, BRIEF), storage=AdapterStorage())
-    assert plan(Asked(
-        base, data["forget"], data["keep"], tmp_path / "a", how, storage=AdapterStorage()
-    )).lora_rank == 3  # fmt: skip
+        run(base, data, tmp_path / "no", MethodSettings("npo", {}, BRIEF), storage=AdapterStorage())
+    assert planned(base, data, tmp_path / "a", how, storage=AdapterStorage()
+    ).lora_rank == 3  # fmt: skip
     done = run(base, data, tmp_path / "a", how, storage=AdapterStorage("float32"))
     assert {each["rank"] for each in done.vector.tensors.values()} == {3}
     assert done.applied.record.kind == "adapter"
@@ -243,13 +239,11 @@ def test_an_adapter_is_saved_as_factors_and_written_as_one(base, data, tmp_path)
         assert wanted.any()
         torch.testing.assert_close(merged[name] - was[name], wanted, atol=1e-5, rtol=1e-3)
     # EUL is an adapter without being told to be.
-    assert (
-        plan(Asked(base, data["forget"], data["keep"], tmp_path / "c", How("eul"))).lora_rank == 16
-    )
+    assert planned(base, data, tmp_path / "c", MethodSettings("eul")).lora_rank == 16
 
 
 def test_truncation_scales_dtype_and_selection(base, data, tmp_path):
-    how = How("gradient-ascent", {}, BRIEF, rank=Rank(2))
+    how = MethodSettings("gradient-ascent", {}, BRIEF, rank=Rank(2))
     chosen = Selection("mlp", layers="1")
     done = run(
         base, data, tmp_path / "out", how, selection=chosen, scales=(("*up_proj*", 0.0),),
@@ -267,7 +261,7 @@ def test_truncation_scales_dtype_and_selection(base, data, tmp_path):
 
 
 def test_rmu_takes_its_own_matrices_unless_others_are_chosen(base, data, tmp_path):
-    how = How("rmu", {"alpha": 100.0}, {"steps": 2, "learning_rate": 1e-2})
+    how = MethodSettings("rmu", {"alpha": 100.0}, {"steps": 2, "learning_rate": 1e-2})
     own = run(base, data, tmp_path / "own", how)
     assert list(own.vector.tensors) == ["model.layers.0.mlp.down_proj.weight"]
     by_hand = run(base, data, tmp_path / "hand", how, selection=Selection("attention"))
@@ -282,11 +276,13 @@ def test_a_row_may_be_a_function(base, data, tmp_path, monkeypatch):
     def change(request):
         asked.append(request)
         (name, *_) = request.names
-        return Made({name: torch.ones_like(request.model.get_parameter(name))}, {"why": "a test"})
+        return SystemResult(
+            {name: torch.ones_like(request.model.get_parameter(name))}, {"why": "a test"}
+        )
 
     row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change), "paper": "nowhere"})
     monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})
-    done = run(base, data, tmp_path / "out", How("ones", {"beta": 0.3}))
+    done = run(base, data, tmp_path / "out", MethodSettings("ones", {"beta": 0.3}))
     (request,) = asked
     assert [each.prompt for each in request.forget] == [each.prompt for each in FACTS]
     assert [each.prompt for each in request.keep] == [each.prompt for each in OTHER]
@@ -300,17 +296,19 @@ def test_a_row_may_be_a_function(base, data, tmp_path, monkeypatch):
 def test_a_row_that_changes_what_it_was_not_asked_to_is_named(base, data, tmp_path, monkeypatch):
     def change(request):
         names = [request.names[0], "model.norm.weight"]
-        return Made({name: torch.ones_like(request.model.get_parameter(name)) for name in names})
+        return SystemResult(
+            {name: torch.ones_like(request.model.get_parameter(name)) for name in names}
+        )
 
     row = type("Ones", (SYSTEMS["npo"],), {"change": staticmethod(change)})
     monkeypatch.setattr("weightsurgery.unlearning.methods.SYSTEMS", {**SYSTEMS, "ones": row})
-    kind, what = refused(base, data, tmp_path / "out", How("ones"))
+    kind, what = refused(base, data, tmp_path / "out", MethodSettings("ones"))
     assert kind is EditError
     assert "ones changed 'model.norm.weight'" in what
 
 
 def test_a_runaway_loss_is_told_by_the_options_there_are(base, data, tmp_path):
-    how = How("gradient-ascent", {}, {"steps": 30, "learning_rate": 1e30})
+    how = MethodSettings("gradient-ascent", {}, {"steps": 30, "learning_rate": 1e30})
     with pytest.raises(NonFiniteError) as met:
         run(base, data, tmp_path / "out", how)
     assert met.value.what.startswith("gradient-ascent: ")
@@ -325,10 +323,10 @@ def test_tied_heads_and_transposed_weights(family, data, tmp_path):
     save(tiny("llama" if family == "tied" else family, **settings), tmp_path / "base")
     with Checkpoint.open(tmp_path / "base") as opened:
         for name, how in (
-            ("npo", How("npo", {"retain": "klr"}, BRIEF)),
-            ("rmu", How("rmu", {"alpha": 1.0}, BRIEF)),
-            ("lora", How("eul", {}, BRIEF, lora_rank=2)),
-            ("ext", How("ext-sub", {"scale": 1.0}, BRIEF)),
+            ("npo", MethodSettings("npo", {"retain": "klr"}, BRIEF)),
+            ("rmu", MethodSettings("rmu", {"alpha": 1.0}, BRIEF)),
+            ("lora", MethodSettings("eul", {}, BRIEF, lora_rank=2)),
+            ("ext", MethodSettings("ext-sub", {"scale": 1.0}, BRIEF)),
         ):
             done = run(opened, data, tmp_path / name, how)
             was, now = (read_tensors(path) for path in (opened.path, tmp_path / name))
@@ -339,14 +337,14 @@ def test_tied_heads_and_transposed_weights(family, data, tmp_path):
             if name == "npo" and family == "tied":
                 model, tokenizer = load_model(opened.path)
                 training = replace(UNLEARNERS["npo"].published, **BRIEF)
-                change = unlearn(
+                change = by_loss.unlearn(
                     "npo", model, tokenizer, FACTS, OTHER, training, settings=how.settings
                 )
                 assert all(same_bytes(now[each], was[each] + t) for each, t in change.items())
 
 
 def test_a_merging_system_goes_the_same_road(base, data, tmp_path):
-    done = run(base, data, tmp_path / "out", How("task-vector", {"scale": 0.5}, BRIEF))
+    done = run(base, data, tmp_path / "out", MethodSettings("task-vector", {"scale": 0.5}, BRIEF))
     assert done.vector.parameters["settings"]["scale"] == 0.5
     verify(tmp_path / "out")
     model, tokenizer = load_model(base.path)
@@ -360,7 +358,11 @@ def test_a_merging_system_goes_the_same_road(base, data, tmp_path):
 
 def test_what_a_method_does_not_look_at_is_told(base, data, tmp_path):
     done = run(
-        base, data, tmp_path / "out", How("gradient-ascent", {}, BRIEF), unseen=data["unseen"]
+        base,
+        data,
+        tmp_path / "out",
+        MethodSettings("gradient-ascent", {}, BRIEF),
+        unseen=data["unseen"],
     )
     assert any("does not look at --keep" in text for text in done.notices)
     assert any("does not look at --unseen" in text for text in done.notices)
@@ -368,9 +370,7 @@ def test_what_a_method_does_not_look_at_is_told(base, data, tmp_path):
 
 def test_a_plan_from_headers_alone(base, data, tmp_path, monkeypatch):
     monkeypatch.setattr(BySystem, "find", None)
-    found = plan(
-        Asked(base, data["forget"], data["keep"], tmp_path / "out", How("npo", {}, {"epochs": 2.0}))
-    )
+    found = planned(base, data, tmp_path / "out", MethodSettings("npo", {}, {"epochs": 2.0}))
     summary = found.summary()
     assert json.dumps(summary)
     assert summary["method"] == "npo"
@@ -380,9 +380,7 @@ def test_a_plan_from_headers_alone(base, data, tmp_path, monkeypatch):
     assert summary["vector_bytes"] == 4 * summary["trained"]
     assert summary["training"] == 6 * summary["vector_bytes"]  # and the model before
     # Steps that a method was published with give way to epochs.
-    rmu = plan(
-        Asked(base, data["forget"], data["keep"], tmp_path / "o", How("rmu", {}, {"epochs": 1.0}))
-    )
+    rmu = planned(base, data, tmp_path / "o", MethodSettings("rmu", {}, {"epochs": 1.0}))
     assert (rmu.steps, rmu.epochs) == (None, 1.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -399,34 +397,37 @@ def refused(base, data, out, how, **others):
 
 def test_refusals_lose_nothing(base, data, place, tmp_path):
     out = tmp_path / "out"
-    brief = How("npo", {}, BRIEF)
+    brief = MethodSettings("npo", {}, BRIEF)
     long = write(tmp_path / "long.jsonl", [FACTS[0], replace(FACTS[1], prompt="x" * 90)])
     copy = tmp_path / "copy.jsonl"
     copy.write_bytes((place / "forget.jsonl").read_bytes())
     mixed = write(tmp_path / "mixed.jsonl", OTHER + FACTS[:2])
     for changes, how, others, kind, said in (
-        ({}, How("forget-it"), {}, EditError, "method 'forget-it'"),
-        ({}, How("npo", {"gamma": 1}), {}, EditError, "setting 'gamma'"),
-        ({}, How("ethos", {"beta": 1}), {}, EditError, "setting 'beta'"),
-        ({}, How("npo", {}, {"learning_rate": -1}), {}, EditError, "learning rate -1"),
+        ({}, MethodSettings("forget-it"), {}, EditError, "method 'forget-it'"),
+        ({}, MethodSettings("npo", {"gamma": 1}), {}, EditError, "setting 'gamma'"),
+        ({}, MethodSettings("ethos", {"beta": 1}), {}, EditError, "setting 'beta'"),
+        ({}, MethodSettings("npo", {}, {"learning_rate": -1}), {}, EditError, "learning rate -1"),
         ({}, replace(brief, lora_rank=0), {}, EditError, "LoRA rank 0"),
         ({"forget": ()}, brief, {}, EditError, "nothing to forget"),
         ({"forget": (str(place / "base"),)}, brief, {}, EditError, "no data set"),
         ({"forget": (str(tmp_path / "none.jsonl"),)}, brief, {}, DataError, "cannot be read"),
         ({"forget": (str(long),)}, brief, {}, DataError, "long.jsonl, line 2: its prompt alone"),
-        ({"keep": ()}, How("rmu"), {}, EditError, "rmu without data to keep"),
-        ({"keep": ()}, How("npo", {"retain": "gdr"}), {}, EditError, "npo without data to keep"),
+        ({"keep": ()}, MethodSettings("rmu"), {}, EditError, "rmu without data to keep"),
+        ({"keep": ()}, MethodSettings("npo", {"retain": "gdr"}), {}, EditError,
+         "npo without data to keep"),
         ({"keep": (str(mixed),)}, brief, {}, DataError, "2 of 10 examples are also in"),
-        ({}, How("kul"), {}, EditError, "kul without data the model never saw"),
-        ({}, How("kul"), {"unseen": (str(copy),)}, DataError, "named as unseen"),
+        ({}, MethodSettings("kul"), {}, EditError, "kul without data the model never saw"),
+        ({}, MethodSettings("kul"), {"unseen": (str(copy),)}, DataError, "named as unseen"),
         ({}, brief, {"device": "tpu"}, EditError, "tpu"),
         ({}, brief, {"scale": float("nan")}, EditError, "scale nan"),
-        ({}, How("cpem-ia3", {"scale": 1}, BRIEF, 4), {}, EditError, "cpem-ia3 as a LoRA adapter"),
-        ({"keep": ()}, How("task-vector"), {}, EditError, "task-vector without data to keep"),
+        ({}, MethodSettings("cpem-ia3", {"scale": 1}, BRIEF, 4), {}, EditError,
+         "cpem-ia3 as a LoRA adapter"),
+        ({"keep": ()}, MethodSettings("task-vector"), {}, EditError,
+         "task-vector without data to keep"),
         ({}, brief, {"selection": Selection("all", ("*embed*",))}, UnsupportedCheckpointError,
          "no linear layer"),
         ({}, brief, {"vector": out}, OutputError, "is or lies in"),
-        ({}, How("gradient-ascent", {}, {"steps": 30, "learning_rate": 1e30}), {},
+        ({}, MethodSettings("gradient-ascent", {}, {"steps": 30, "learning_rate": 1e30}), {},
          WeightSurgeryError, ""),
     ):  # fmt: skip
         found = refused(base, {**data, **changes}, out, how, **others)
@@ -440,7 +441,7 @@ def test_a_full_disk_is_told_before_training(base, data, tmp_path, monkeypatch):
     real = shutil.disk_usage
     monkeypatch.setattr(BySystem, "find", None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
-    kind, what = refused(base, data, tmp_path / "out", How("npo", {}, BRIEF))
+    kind, what = refused(base, data, tmp_path / "out", MethodSettings("npo", {}, BRIEF))
     assert kind is OutputError
     assert "0.0 MB free" in what
 
@@ -450,7 +451,7 @@ def test_a_disk_that_fills_up_while_the_vector_is_written(base, data, tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("weightsurgery.vectors.saved.file_sha256", full)
-    kind, what = refused(base, data, tmp_path / "out", How("npo", {}, BRIEF))
+    kind, what = refused(base, data, tmp_path / "out", MethodSettings("npo", {}, BRIEF))
     assert kind is OutputError
     assert "No space left on device" in what
     assert list(tmp_path.iterdir()) == []
@@ -460,14 +461,14 @@ def test_a_tokenizer_of_another_vocabulary(data, tmp_path):
     model = tiny("llama")
     model.resize_token_embeddings(90)
     with Checkpoint.open(save(model, tmp_path / "base")) as opened:
-        kind, what = refused(opened, data, tmp_path / "out", How("npo", {}, BRIEF))
+        kind, what = refused(opened, data, tmp_path / "out", MethodSettings("npo", {}, BRIEF))
     assert kind is DataError
     assert re.search(r"forget.jsonl: example 1: token \d+; the model has 90 embeddings", what)
 
 
 def test_other_processes_train_and_write_nothing(base, data, tmp_path, monkeypatch):
     """They refuse what the first one would, so that none waits for one that has gone."""
-    how, asked = How("gradient-ascent", {}, BRIEF), []
+    how, asked = MethodSettings("gradient-ascent", {}, BRIEF), []
     monkeypatch.setattr(BySystem, "find", lambda _, job, by, __: asked.append(by.progress))
     with monkeypatch.context() as other:
         other.setattr(road, "is_main", lambda: False)
@@ -495,7 +496,7 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
         import sys, torch
         torch.set_num_threads(1)
         from weightsurgery.checkpoint.reader import Checkpoint
-        from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
+        from weightsurgery.procedures.unlearn import MethodSettings, Sources, unlearn
         base, forget, keep, unseen, out = sys.argv[1:]
         training = {"steps": 2, "learning_rate": 3e-3, "batch_size": 4}
         with Checkpoint.open(base) as opened:
@@ -503,10 +504,10 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
                 ("npo", {}), ("kga", {"helper_steps": 2, "stop": 0.9}), ("rmu", {}), ("eul", {}),
                 ("au", {"helper_steps": 2}), ("task-vector", {}),
             ):
-                unlearn_by(Asked(
-                    opened, [forget], [keep], f"{out}/{method}", How(method, settings, training),
-                    unseen=[unseen], device="cpu",
-                ))
+                unlearn(
+                    opened, Sources([forget], [keep], unseen=[unseen]), f"{out}/{method}",
+                    MethodSettings(method, settings, training), device="cpu",
+                )
         """
     )
     (tmp_path / "run.py").write_text(script)
@@ -522,7 +523,7 @@ def test_two_processes_train_one_vector(base, data, tmp_path):
         verify(tmp_path / "out" / method)
         record = verify(tmp_path / "out" / f"{method}.vector")
         assert record.parameters["processes"] == 2
-    alone = How("npo", {}, {"steps": 2, "learning_rate": 3e-3, "batch_size": 8})
+    alone = MethodSettings("npo", {}, {"steps": 2, "learning_rate": 3e-3, "batch_size": 8})
     run(base, data, tmp_path / "one", alone)
     together, single = (read_tensors(tmp_path / p) for p in ("out/npo.vector", "one.vector"))
     size = sum(float((t**2).sum()) for t in single.values()) ** 0.5

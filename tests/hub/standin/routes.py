@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, unquote
 
-from tests.hub.repos import Commit, Entry, Repo
+from tests.hub.standin.repos import Commit, Entry, Repo
 
 if TYPE_CHECKING:
-    from tests.hub.server import StandIn
+    from tests.hub.standin.server import StandIn
 
 
 @dataclass
@@ -57,11 +57,11 @@ class Refusal(Exception):  # noqa: N818
         named["X-Error-Message"] = message
         if code:
             named["X-Error-Code"] = code
-        self.reply = told({"error": message}, status, named)
+        self.reply = json_reply({"error": message}, status, named)
 
 
 @dataclass
-class Ask:
+class Call:
     """A request: path still quoted, body read. ``storage`` when it came to the CDN's origin."""
 
     hub: StandIn
@@ -122,7 +122,7 @@ class Ask:
         return found
 
 
-Route = Callable[[Ask], Reply]
+Route = Callable[[Call], Reply]
 ROUTES: list[tuple[str, re.Pattern[str], Route]] = []
 KINDS = {"id": r"[^/]+/[^/]+?", "rev": "[^/]+", "path": ".+", "num": "[0-9]+"}
 
@@ -140,29 +140,29 @@ def route(method: str, path: str) -> Callable[[Route], Route]:
     return register
 
 
-def told(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+def json_reply(data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
     """A JSON answer."""
     body = json.dumps(data, default=str).encode()
     return Reply(status, body, {"Content-Type": "application/json", **(headers or {})})
 
 
-def answer(ask: Ask) -> Reply:
+def answer(call: Call) -> Reply:
     """Find the route and take it."""
-    if ask.storage and ask.token:
+    if call.storage and call.token:
         raise Refusal(400, "Only one auth mechanism allowed: the signature of the URL")
-    if ask.token and ask.user is None:
+    if call.token and call.user is None:
         raise Refusal(401, "Invalid credentials in Authorization header")
     for method, pattern, function in ROUTES:
-        found = pattern.fullmatch(ask.path)
-        if found and method == ask.method:
-            ask.parts = {name: unquote(value) for name, value in found.groupdict().items()}
-            return function(ask)
-    raise Refusal(404, f"Sorry, there is no {ask.method} {ask.path}")
+        found = pattern.fullmatch(call.path)
+        if found and method == call.method:
+            call.parts = {name: unquote(value) for name, value in found.groupdict().items()}
+            return function(call)
+    raise Refusal(404, f"Sorry, there is no {call.method} {call.path}")
 
 
-def span(ask: Ask, size: int) -> tuple[int, int] | None:
+def span(call: Call, size: int) -> tuple[int, int] | None:
     """The bytes (start, stop) that were asked for; None for all."""
-    found = re.fullmatch(r"bytes=(\d*)-(\d*)", ask.headers.get("Range") or "")
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", call.headers.get("Range") or "")
     if not found or found[1] == found[2] == "":
         return None
     if found[1] == "":
@@ -173,10 +173,10 @@ def span(ask: Ask, size: int) -> tuple[int, int] | None:
     return start, stop
 
 
-def served(ask: Ask, path: Path, headers: dict[str, str]) -> Reply:
+def served(call: Call, path: Path, headers: dict[str, str]) -> Reply:
     """A file, or the range of it that was asked for."""
     size = path.stat().st_size
-    wanted = span(ask, size)
+    wanted = span(call, size)
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers
     if wanted is None:
         return Reply(200, path, headers, (0, size))
@@ -184,13 +184,13 @@ def served(ask: Ask, path: Path, headers: dict[str, str]) -> Reply:
     return Reply(206, path, headers, wanted)
 
 
-def signed(ask: Ask, path: str, **query: str) -> str:
+def signed(call: Call, path: str, **query: str) -> str:
     """A URL of the CDN's origin that needs no token."""
-    query["X-Amz-Signature"] = ask.hub.sign(path)
-    told_query = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
-    return f"{ask.hub.cdn}{path}?{told_query}"
+    query["X-Amz-Signature"] = call.hub.sign(path)
+    query_text = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+    return f"{call.hub.cdn}{path}?{query_text}"
 
 
-def check_signature(ask: Ask) -> None:
-    if ask.query.get("X-Amz-Signature") != ask.hub.sign(ask.path):
+def check_signature(call: Call) -> None:
+    if call.query.get("X-Amz-Signature") != call.hub.sign(call.path):
         raise Refusal(403, "SignatureDoesNotMatch")

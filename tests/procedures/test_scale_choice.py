@@ -17,11 +17,18 @@ from weightsurgery.learning.identify import ALL_LINEAR
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.merging import Line, find_line
 from weightsurgery.unlearning.methods.rounds import _KnownBefore
 from weightsurgery.unlearning.methods.task_vector import TaskVectorNegation
-from weightsurgery.unlearning.tuned import SCALES, SHARE, changed, choose_scale, merge, tune
+from weightsurgery.unlearning.scale_choice import (
+    SCALES,
+    SHARE,
+    choose_scale,
+    find_scale,
+    merge,
+    with_change,
+)
+from weightsurgery.unlearning.system import ChangeRequest
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +82,14 @@ def test_the_recipe_finds_what_trying_all_finds(model, line):
     wide = tuple(4 * scale for scale in SCALES)
     target, control = [], []
     for scale in wide:
-        with changed(model, line.at(scale)):
+        with with_change(model, line.at(scale)):
             target.append(exact_match(model, tokenizer, FACTS))
             control.append(exact_match(model, tokenizer, OTHER))
     assert target[0] == control[0] == 1.0
     assert min(control) < 0.95 < max(control)  # the bound decides
     holding = [i for i, value in enumerate(control) if value >= 0.95]
     best = min(holding, key=lambda i: (target[i], wide[i]))
-    found = tune(line, model, tokenizer, FACTS, [OTHER], scales=wide)
+    found = find_scale(line, model, tokenizer, FACTS, [OTHER], scales=wide)
     assert best > 0
     assert (found.scale, found.target, found.controls) == (
         wide[best],
@@ -112,7 +119,7 @@ def test_a_base_that_goes_on_after_its_answers_is_tuned_as_one_that_ends(model, 
     assert exact_match(going_on, tokenizer, OTHER) == 0
     wide = tuple(8 * scale for scale in SCALES[::2])
     ends, goes = (
-        tune(line, each, tokenizer, FACTS, [OTHER], scales=wide) for each in (model, going_on)
+        find_scale(line, each, tokenizer, FACTS, [OTHER], scales=wide) for each in (model, going_on)
     )
     assert goes.before == (1.0, 1.0)
     assert goes == ends
@@ -134,7 +141,7 @@ def test_a_change_is_inside_and_then_gone_even_after_an_error(model, line):
     name = next(iter(change))
 
     def broken():
-        with changed(model, change):
+        with with_change(model, change):
             assert torch.equal(model.get_parameter(name), before[name] + change[name])
             raise KeyError
 
@@ -164,11 +171,11 @@ def test_a_merged_change_says_how_it_was_found(request_, line):
 def test_without_anything_to_choose_by_it_refuses(model, line):
     tokenizer = byte_tokenizer()
     with pytest.raises(EditError, match="no examples to choose"):
-        tune(line, model, tokenizer, FACTS, [])
+        find_scale(line, model, tokenizer, FACTS, [])
     with pytest.raises(EditError, match="no examples to choose"):
-        tune(line, model, tokenizer, FACTS, [OTHER, []])
+        find_scale(line, model, tokenizer, FACTS, [OTHER, []])
     with pytest.raises(EditError, match="scores 0"):
-        tune(line, model, tokenizer, FACTS, [OTHER], score=lambda *_: 0.0)
+        find_scale(line, model, tokenizer, FACTS, [OTHER], score=lambda *_: 0.0)
     breaking = Line(line.direction, {n: 9 * torch.ones_like(t) for n, t in line.direction.items()})
     with pytest.raises(EditError, match="no scale leaves 95%"):
-        tune(breaking, model, tokenizer, FACTS, [OTHER], scales=(0.0, 0.5))
+        find_scale(breaking, model, tokenizer, FACTS, [OTHER], scales=(0.0, 0.5))

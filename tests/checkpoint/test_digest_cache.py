@@ -5,15 +5,15 @@ import time
 
 import pytest
 
-from weightsurgery.checkpoint import record, remembered
+from weightsurgery.checkpoint import digest_cache, record
+from weightsurgery.checkpoint.digest_cache import LEAST_BYTES, cached_digest, stamp, store_digest
 from weightsurgery.checkpoint.record import content_sha256, file_sha256
-from weightsurgery.checkpoint.remembered import LEAST_BYTES, recall, remember, stamp
 
 
 @pytest.fixture
 def big(tmp_path, monkeypatch):
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 0)
+    monkeypatch.setattr(digest_cache, "_SETTLED_NS", 0)
     path = tmp_path / "model.safetensors"
     path.write_bytes(os.urandom(LEAST_BYTES))
     return path
@@ -35,7 +35,7 @@ def test_a_file_is_read_once(big, monkeypatch):
 @pytest.mark.parametrize("change", ["byte", "kept times", "length", "other file"])
 def test_a_changed_file_is_read_again(big, change):
     first = file_sha256(big)
-    assert recall(big) == first
+    assert cached_digest(big) == first
     before = os.stat(big)
     time.sleep(0.01)
     if change == "other file":
@@ -52,7 +52,7 @@ def test_a_changed_file_is_read_again(big, change):
     if change == "kept times":  # a program can set the modification time back, not the change time
         os.utime(big, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert os.stat(big).st_mtime_ns == before.st_mtime_ns
-    assert recall(big) is None
+    assert cached_digest(big) is None
     assert file_sha256(big) == content_sha256(big) != first
 
 
@@ -60,21 +60,21 @@ def test_what_changes_while_it_is_read_is_not_remembered(big):
     before = stamp(big)
     time.sleep(0.01)
     big.write_bytes(os.urandom(LEAST_BYTES))
-    remember(big, before, "0" * 64)
-    assert recall(big) is None
+    store_digest(big, before, "0" * 64)
+    assert cached_digest(big) is None
 
 
 def test_fresh_and_small_files_are_not_remembered(big, monkeypatch):
-    remember(big, stamp(big), "0" * 64)
-    assert recall(big) is not None  # before
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 10**12)
+    store_digest(big, stamp(big), "0" * 64)
+    assert cached_digest(big) is not None  # before
+    monkeypatch.setattr(digest_cache, "_SETTLED_NS", 10**12)
     fresh = big.with_name("fresh")
     fresh.write_bytes(big.read_bytes())
     small = big.with_name("small")
     small.write_bytes(b"x" * (LEAST_BYTES - 1))
     for path in (fresh, small):
-        remember(path, stamp(path), "0" * 64)
-        assert recall(path) is None
+        store_digest(path, stamp(path), "0" * 64)
+        assert cached_digest(path) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"stamp": 1, "sha256": "x"}', b"\xff\xfe"])
@@ -82,9 +82,9 @@ def test_a_damaged_cache_is_no_cache(big, damage):
     first = file_sha256(big)
     (place,) = (big.parent / "cache" / "sha256").iterdir()
     place.write_bytes(damage)
-    assert recall(big) is None
+    assert cached_digest(big) is None
     assert file_sha256(big) == first
-    assert recall(big) == first
+    assert cached_digest(big) == first
 
 
 def test_a_cache_that_cannot_be_written_does_no_harm(big, tmp_path):
@@ -94,9 +94,9 @@ def test_a_cache_that_cannot_be_written_does_no_harm(big, tmp_path):
 
 def test_a_declared_digest_gives_way_to_a_file_of_that_name(tmp_path, monkeypatch):
     """What the Hub says of a remote file is not believed of a local one that is called the same."""
-    monkeypatch.setattr(remembered, "_declared", {})
+    monkeypatch.setattr(digest_cache, "_declared", {})
     path = tmp_path / "org" / "name@0123456789ab" / "model.safetensors"
-    remembered.declare(path, "a" * 64)
+    digest_cache.declare(path, "a" * 64)
     assert file_sha256(path) == "a" * 64
     path.parent.mkdir(parents=True)
     path.write_bytes(b"here")
@@ -109,14 +109,14 @@ def test_a_cache_that_others_can_write_is_not_believed(big, monkeypatch):
     assert folder.stat().st_mode & 0o022 == 0
     (place,) = folder.iterdir()
     place.write_text(place.read_text().replace(first, "a" * 64))
-    assert recall(big) == "a" * 64  # this user's own forgery is nobody's business
+    assert cached_digest(big) == "a" * 64  # this user's own forgery is nobody's business
     folder.chmod(0o775)
-    assert recall(big) is None
+    assert cached_digest(big) is None
     assert file_sha256(big) == first  # and written anew, where nobody else can
     assert folder.stat().st_mode & 0o022 == 0
-    assert recall(big) == first
+    assert cached_digest(big) == first
     mine = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
-    assert recall(big) is None
-    remember(big, stamp(big), "b" * 64)
+    assert cached_digest(big) is None
+    store_digest(big, stamp(big), "b" * 64)
     assert "b" * 64 not in place.read_text()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from tests.hub.xet import Cas
+from tests.hub.standin.xet import Cas
 
 # What the Hub keeps outside git: by name, by size, or because it is binary.
 NAMES = """
