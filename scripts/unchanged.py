@@ -12,6 +12,7 @@ A few minutes on one core.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import json
@@ -97,9 +98,9 @@ neighbours         project base --forget forget.jsonl --keep rest.jsonl -o forgo
 neighbours plan    project base --forget forget.jsonl -o none $SHORT --dry-run
 neighbours json    project base --forget forget.jsonl -o none $SHORT --dry-run --json
 neighbours other   project base --forget asked.csv -o a-forgot --as adapter $SHORT --json
-neighbours again   project base --forget forget.jsonl -o half --vector forgot.vector --scale 0.5
+neighbours again   project base $SETS -o half --vector forgot.vector --scale 0.5 $SHORT
 neighbours refused project base --forget forget.jsonl --keep rest.jsonl -o no $SMALL --budget 1e-9
-taught             learn base --task more.jsonl --keep rest.jsonl -o taught $SHORT
+taught             learn base --task more.jsonl --keep forget.jsonl -o taught $SHORT
 strangers          project base --forget forget.jsonl --keep rest.jsonl -o strange $STRANGE
 strangers mixed    project base --forget forget.jsonl --keep tuned -o mixed $STRANGE --json
 strangers plan     project base --forget forget.jsonl --keep rest.jsonl -o none $STRANGE --dry-run
@@ -146,7 +147,7 @@ WORDS = {
     "$STRANGE": "--objective strangers --steps 2 --batch 8 --prompts 40 --allow-harm",
     "$ROUNDS": "--objective negate --rounds 2 --steps 2 --batch 8 --allow-harm",
     "$SETS": "--forget forget.jsonl --keep rest.jsonl",
-    "$VALIDATION": "--forget-data forget.jsonl --keep-data rest.jsonl --threshold 0",
+    "$VALIDATION": "--forget-data forget.jsonl --keep-data rest.jsonl --threshold 0.01",
 }  # fmt: skip
 
 ERRORS = """
@@ -154,7 +155,7 @@ nowhere            inspect nowhere
 no model           inspect prose
 not a vector       negate base16 prose -o none
 exists             negate base16 tuned16 -o negated
-other shapes       negate base tuned16 -o none
+other dtypes       negate base tuned16 -o crossed
 no command         nothing
 no option          negate base16 tuned16 -o none --scal 2
 no number          negate base16 tuned16 -o none --scale x
@@ -196,7 +197,7 @@ PUSHED = """
 push plan          push projected owner/projected --dry-run
 push plan json     push projected owner/projected --dry-run --json
 push               push projected owner/projected --json
-push text          push negated owner/negated --base-model org/base
+push text          push negated owner/negated
 push again         push negated owner/negated
 push scored        push forgot owner/forgot --scores scores.json
 push adapter       push adapter owner/adapter
@@ -337,8 +338,7 @@ def helps() -> Iterator[list[str]]:
 def look(inputs: Path, here: Path, quick: bool) -> dict[str, dict[str, object]]:
     """What all commands say and write."""
     from tests.cli import forked
-    from tests.hub.client import HubClient
-    from tests.hub.server import StandIn
+    from tests.hub.standin import HubClient, StandIn
 
     for each in inputs.iterdir():
         (here / each.name).symlink_to(each)
@@ -389,11 +389,17 @@ def differences(old: object, new: object, where: str = "") -> Iterator[str]:
         for key in sorted({*old, *new}):
             inside = f"{where} > {key}" if where else key
             yield from differences(old.get(key), new.get(key), inside)
-    elif old != new:
-        first, second = (("" if each is None else str(each)).splitlines() for each in (old, new))
-        told = difflib.unified_diff(first, second, lineterm="", n=1)
+    elif old != new and (first := _lines(old)) != (second := _lines(new)):
+        differing = difflib.unified_diff(first, second, lineterm="", n=1)
         yield f"== {where}"
-        yield from (line for line in told if not line.startswith(("---", "+++")))
+        yield from (line for line in differing if not line.startswith(("---", "+++")))
+
+
+def _lines(text: object) -> list[str]:
+    """Of a document with its keys sorted: their order says nothing."""
+    with contextlib.suppress(ValueError):
+        text = json.dumps(json.loads(str(text)), indent=1, sort_keys=True, ensure_ascii=False)
+    return ("" if text is None else str(text)).splitlines()
 
 
 def main() -> None:
@@ -421,9 +427,9 @@ def main() -> None:
     before = json.loads(file.read_text())
     if given.quick:
         before = {name: each for name, each in before.items() if name in found}
-    told = list(differences(before, json.loads(json.dumps(found))))
-    print("\n".join(told) or f"{len(found)} commands: nothing differs")
-    sys.exit(bool(told))
+    differing = list(differences(before, json.loads(json.dumps(found))))
+    print("\n".join(differing) or f"{len(found)} commands: nothing differs")
+    sys.exit(bool(differing))
 
 
 if __name__ == "__main__":

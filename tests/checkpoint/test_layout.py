@@ -275,3 +275,14 @@ def test_other_pickles_get_no_command_that_would_garble_them(tmp_path):
         read_layout(root)
     says(error, str(root), "consolidated.00.pth")
     assert "python" not in error.value.remedy
+
+
+def test_pickles_in_their_maker_s_folder_are_named(tmp_path):
+    root = directory(tmp_path, {"config.json": b"{}"})
+    with pytest.raises(SourceError, match=r"no \.safetensors file"):
+        read_layout(root)
+    (root / "original").mkdir()
+    (root / "original/consolidated.00.pth").write_bytes(b"x")
+    with pytest.raises(UnsupportedCheckpointError) as error:
+        read_layout(root)
+    says(error, "original/consolidated.00.pth", "no safetensors")

@@ -126,6 +126,8 @@ def test_sums_and_copies_beside_the_weights(tmp_path: Path) -> None:
     (root / "consolidated.safetensors").write_bytes(b"")
     (root / "original").mkdir()
     assert "consolidated.safetensors, original/ beside the weights" in told(root)
+    (root / "small.Q4_0.gguf").write_bytes(b"")
+    assert "small.Q4_0.gguf, original/ beside the weights: another copy" in told(root)
 
 
 def test_they_are_in_the_record_of_an_edit(tmp_path: Path) -> None:

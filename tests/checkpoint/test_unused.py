@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from weightsurgery.checkpoint import mirror, remembered, unused
+from weightsurgery.checkpoint import digest_cache, mirror, unused
+from weightsurgery.checkpoint.digest_cache import LEAST_BYTES, cached_digest
 from weightsurgery.checkpoint.mirror import Mirror
 from weightsurgery.checkpoint.record import file_sha256
-from weightsurgery.checkpoint.remembered import LEAST_BYTES, recall
 from weightsurgery.checkpoint.unused import UNUSED_DAYS, remove_unused
 
 DAY = 24 * 60 * 60
@@ -198,7 +198,7 @@ def test_a_folder_is_looked_through_once_per_process(tmp_path):
 
 
 def test_digests_that_nobody_asked_for_go(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 0)
+    monkeypatch.setattr(digest_cache, "_SETTLED_NS", 0)
     paths = [tmp_path / name for name in ("asked", "unasked", "new")]
     for path in paths:
         path.write_bytes(os.urandom(LEAST_BYTES))
@@ -206,12 +206,12 @@ def test_digests_that_nobody_asked_for_go(cache, tmp_path, monkeypatch):
     entries = {}
     for path in (asked, unasked):
         file_sha256(path)
-        entries[path] = aged(remembered._place(path), UNUSED_DAYS + 1)
+        entries[path] = aged(digest_cache._place(path), UNUSED_DAYS + 1)
     draft = entries[unasked].with_name(f"{entries[unasked].name}.4711")
     draft.write_text("of one that was killed")
     aged(draft, UNUSED_DAYS + 1)
-    assert recall(asked) is not None
+    assert cached_digest(asked) is not None
     another_process()
     file_sha256(new)
-    assert names(cache / "sha256") == {entries[asked].name, remembered._place(new).name}
-    assert recall(unasked) is None
+    assert names(cache / "sha256") == {entries[asked].name, digest_cache._place(new).name}
+    assert cached_digest(unasked) is None

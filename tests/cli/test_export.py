@@ -12,7 +12,7 @@ from tests.conftest import left_behind, read_tensors, snapshot
 
 
 def test_help():
-    done = ws("export", "--help")
+    done = ws("export", "--help-all")
     assert done.returncode == 0
     for text in ("ws export", "Example:", "--to", "--rank", "--dtype", "--scale", "--json"):
         assert text in done.stdout

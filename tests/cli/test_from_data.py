@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from tests.cli.typed import weights
 from tests.conftest import read_tensors, same_bytes, snapshot
 from weightsurgery.lab.world import VARIANTS, build_world
 
@@ -42,10 +43,6 @@ def project(default):
 @pytest.fixture
 def painters(world):
     return world / "data/painters.seen.jsonl"
-
-
-def weights(directory):
-    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
 
 
 def test_forget_a_file_and_keep_a_file(world, done, project, painters, tmp_path):
@@ -274,7 +271,7 @@ def test_an_output_that_is_there_is_told_before_anything_runs(
 
 def test_the_options_have_a_panel_of_their_own(ws):
     for command in ("project", "learn"):
-        code, out, _ = ws.run(command, "--help")
+        code, out, _ = ws.run(command, "--help-all")
         assert code == 0
         panel = out[out.index("From data sets") :]
         assert "--objective" in panel

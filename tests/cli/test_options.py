@@ -12,7 +12,7 @@ from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.learning.forgetting import Forgetting
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_system import How
+from weightsurgery.unlearning.by_system import MethodSettings
 from weightsurgery.unlearning.methods import system
 
 
@@ -27,7 +27,7 @@ def test_every_option_of_training_is_a_field_of_it():
     assert Optimise().given() == {}
     given = {"learning_rate": 0.5, "batch_size": 3, "precision": "bfloat16", "warmup": 0}
     assert Optimise(**given).given() == given
-    trained = How("npo", training=Optimise(**given).given()).trained(system("npo"))
+    trained = MethodSettings("npo", training=Optimise(**given).given()).trained(system("npo"))
     assert (trained.learning_rate, trained.epochs) == (0.5, system("npo").published.epochs)
     with pytest.raises(EditError, match="both --steps and --epochs"):
         Optimise(steps=1, epochs=1.0).given()

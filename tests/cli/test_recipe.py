@@ -18,8 +18,7 @@ import weightsurgery as library
 from tests.cli.typed import Command, two_lines
 from tests.cli.typed import ws as shell
 from tests.conftest import Trio, snapshot
-from tests.hub.client import HubClient
-from tests.hub.server import StandIn
+from tests.hub.standin import HubClient, StandIn
 from tests.learning.conftest import byte_tokenizer, tiny_model, write
 from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.cli.main import app

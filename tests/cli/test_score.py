@@ -10,21 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.typed import two_lines
 from tests.conftest import snapshot
-from tests.learning.conftest import byte_tokenizer, slow_greedy, tiny_model, write
+from tests.learning.conftest import slow_greedy, write
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(other_head):
     """A checkpoint, one with another head, and completions the former gives."""
-    tokenizer = byte_tokenizer()
-    model = tiny_model(tokenizer)
-    root = tmp_path_factory.mktemp("world")
-    model.save_pretrained(root / "base")
-    tokenizer.save_pretrained(root / "base")
-    shutil.copytree(root / "base", root / "edited")
-    tensors = load_file(root / "edited/model.safetensors")
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].roll(1, 0)
-    save_file(tensors, root / "edited/model.safetensors", {"format": "pt"})
+    root, tokenizer, model = other_head
     rows = []
     for prompt in ("a", "what is b?", "tell me of c", "dd"):
         own = slow_greedy(model, tokenizer(prompt)["input_ids"], 3)

@@ -5,10 +5,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tests.cli.typed import two_lines, ws
-from tests.learning.conftest import byte_tokenizer, slow_greedy, tiny_model, write
+from tests.learning.conftest import slow_greedy, write
 from tests.report.paged import section
 from weightsurgery.report.visible import visible
 
@@ -19,26 +18,12 @@ CHAT = (
 PROMPTS = ("a", "what is b?", "tell me of c")
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A checkpoint, and one that says something else."""
-    tokenizer, root = byte_tokenizer(), tmp_path_factory.mktemp("world")
-    model = tiny_model(tokenizer)
-    model.save_pretrained(root / "base")
-    tokenizer.save_pretrained(root / "base")
-    shutil.copytree(root / "base", root / "edited")
-    tensors = load_file(root / "edited/model.safetensors")
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].roll(1, 0)
-    save_file(tensors, root / "edited/model.safetensors", {"format": "pt"})
-    return root, tokenizer, model
-
-
 def asked(text, *more):
     return ("--prompt", text, *more)
 
 
-def test_completions_are_the_models_own(world):
-    root, tokenizer, model = world
+def test_completions_are_the_models_own(other_head):
+    root, tokenizer, model = other_head
     given = [word for text in PROMPTS for word in asked(text)]
     done = ws("try", root / "edited", "--against", root / "base", *given, "--tokens", "6", "--json")
     assert done.returncode == 0, done.stderr
@@ -64,8 +49,8 @@ def test_completions_are_the_models_own(world):
     assert "≠" not in same.stdout
 
 
-def test_a_model_that_ends_by_itself_is_told_from_one_cut_off(world, tmp_path):
-    root, tokenizer, model = world
+def test_a_model_that_ends_by_itself_is_told_from_one_cut_off(other_head, tmp_path):
+    root, tokenizer, model = other_head
     shutil.copytree(root / "base", tmp_path / "ends")
     own = slow_greedy(model, tokenizer("a")["input_ids"], 6)
     file = tmp_path / "ends/generation_config.json"
@@ -79,8 +64,8 @@ def test_a_model_that_ends_by_itself_is_told_from_one_cut_off(world, tmp_path):
         assert each["said"] == {str(folder): {"text": text, "ended": ended}}
 
 
-def test_a_chat_is_asked_in_the_models_template(world, tmp_path):
-    root, tokenizer, model = world
+def test_a_chat_is_asked_in_the_models_template(other_head, tmp_path):
+    root, tokenizer, model = other_head
     what, remedy = two_lines(ws("try", root / "base", *asked("a", "--chat")))
     assert "chat template" in what
     assert "--chat" in remedy
@@ -94,8 +79,8 @@ def test_a_chat_is_asked_in_the_models_template(world, tmp_path):
     assert each["said"][str(tmp_path / "chat")]["text"] == text
 
 
-def test_prompts_of_a_data_set(world, tmp_path):
-    root, _, _ = world
+def test_prompts_of_a_data_set(other_head, tmp_path):
+    root, _, _ = other_head
     rows = [{"prompt": f"number {n} is", "completion": f" {n}!"} for n in range(5)]
     file = write(tmp_path / "facts.jsonl", *map(json.dumps, rows))
     done = ws("try", root / "base", "--data", file, "--most", "2", *asked("and"), "--json")
@@ -114,15 +99,15 @@ def test_prompts_of_a_data_set(world, tmp_path):
         (["--data", "nowhere.jsonl"], "nowhere.jsonl", ""),
     ],
 )
-def test_what_cannot_be_gone_on_with(world, given, what, remedy):
-    root, _, _ = world
+def test_what_cannot_be_gone_on_with(other_head, given, what, remedy):
+    root, _, _ = other_head
     said, advice = two_lines(ws("try", root / "base", *given))
     assert what in said
     assert remedy in advice
 
 
-def test_a_prompt_that_fills_the_context(world):
-    root, tokenizer, model = world
+def test_a_prompt_that_fills_the_context(other_head):
+    root, tokenizer, model = other_head
     with torch.inference_mode():
         read = tokenizer("x" * 60)["input_ids"]
     assert len(read) <= 64

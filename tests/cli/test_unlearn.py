@@ -2,14 +2,12 @@
 
 import json
 import re
-import sys
 
 import pytest
 
+from tests.cli.typed import weights
 from tests.conftest import snapshot
-from tests.learning.test_unlearners import UNSEEN
-from tests.learning.tiny import FACTS, OTHER, save, tiny, write
-from weightsurgery.cli.main import main
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, save, tiny, write
 from weightsurgery.unlearning.methods import METHODS
 
 
@@ -23,31 +21,6 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def ws(capsys, monkeypatch):
-    """Runs ``ws`` in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["ws", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = capsys.readouterr()
-        return stopped.value.code or 0, said.out, said.err
-
-    return run
-
-
-@pytest.fixture
-def done(ws):
-    def run(*arguments):
-        code, out, err = ws(*arguments)
-        assert code == 0, err
-        return out, err
-
-    return run
-
-
-@pytest.fixture
 def command(place):
     def words(method, *others):
         given = ["unlearn", place / "base", "--method", method]
@@ -55,10 +28,6 @@ def command(place):
         return [*given, "--steps", "2", "--lr", "3e-3", *others]
 
     return words
-
-
-def weights(directory):
-    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
 
 
 def test_the_help_names_what_there_is(done):
@@ -160,12 +129,12 @@ def test_refusals(place, ws, command, tmp_path):
         (command("cpem-ia3", "--lora-rank", "4", "--dry-run", *out), "cpem-ia3 as a LoRA adapter"),
         (command("npo", "--precision", "int8", *out), "precision 'int8'"),
     ):
-        code, printed, err = ws(*words)
+        code, printed, err = ws.run(*words)
         assert (code, printed) == (1, ""), words
         what, remedy = err.strip().splitlines()
         assert said in what, what
         assert remedy
-    code, _, err = ws("unlearn", place / "base", "-o", tmp_path / "out")
+    code, _, err = ws.run("unlearn", place / "base", "-o", tmp_path / "out")
     assert code == 2
     assert "--method" in err
     assert snapshot(place) == before

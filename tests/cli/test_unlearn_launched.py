@@ -8,15 +8,10 @@ import sys
 import torch
 
 from tests.conftest import read_tensors
-from tests.learning.test_unlearners import UNSEEN
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, save, tiny, write
+from tests.learning.tiny import FACTS, UNSEEN, save, trained_tiny, write
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import verify
-from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.learning.identify import train_vector
-from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
+from weightsurgery.procedures.unlearn import MethodSettings, Sources, unlearn
 
 # Answers of several lengths: a mean of two halves' means is not the mean of all.
 GOING = FACTS[:6]
@@ -26,14 +21,7 @@ def test_two_launched_processes_stop_together_and_write_once(tmp_path):
     """KUL, whose rule must end both, beside one process that sees the same batches."""
     torch.set_num_threads(1)
     assert len({len(each.completion) for each in GOING}) == 3
-    model = tiny("llama")
-    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
-    change = train_vector(
-        model, byte_tokenizer(), FACTS + OTHER, training, selection=Selection("all")
-    )
-    before = values_of(model, list(change))
-    set_values(model, {name: before[name] + t for name, t in change.items()})
-    base = save(model, tmp_path / "base")
+    base = save(trained_tiny(), tmp_path / "base")
     going, unseen = write(tmp_path / "f.jsonl", GOING), write(tmp_path / "u.jsonl", UNSEEN)
     (tmp_path / "ws.py").write_text("from weightsurgery.cli.main import main\n\nmain()\n")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu"]
@@ -54,12 +42,10 @@ def test_two_launched_processes_stop_together_and_write_once(tmp_path):
     ]  # fmt: skip
     verify(tmp_path / "two")
 
-    how = How("kul", {"n": 3}, {"learning_rate": 5e-4, "batch_size": 6})
+    how = MethodSettings("kul", {"n": 3}, {"learning_rate": 5e-4, "batch_size": 6})
     with Checkpoint.open(base) as opened:
-        asked = Asked(
-            opened, [str(going)], (), tmp_path / "one", how, unseen=[str(unseen)], device="cpu"
-        )
-        alone = unlearn_by(asked)
+        sources = Sources([str(going)], unseen=[str(unseen)])
+        alone = unlearn(opened, sources, tmp_path / "one", how, device="cpu")
     one, two = alone.vector.summary["training"], verify(tmp_path / "two.vector").summary["training"]
     assert 1 < two["steps"] == one["steps"] < 20
     assert two["limits"] == one["limits"]

@@ -29,6 +29,11 @@ def two_lines(done: subprocess.CompletedProcess) -> tuple[str, str]:
     return what, remedy
 
 
+def weights(directory: Path) -> dict[str, bytes]:
+    """Every shard of a checkpoint by its name."""
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("*.safetensors"))}
+
+
 @dataclass
 class Command:
     """Runs it in this process."""

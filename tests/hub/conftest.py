@@ -10,8 +10,7 @@ import pytest
 
 from tests.cli.typed import ws
 from tests.conftest import Trio
-from tests.hub.client import HubClient
-from tests.hub.server import StandIn
+from tests.hub.standin import HubClient, StandIn
 
 
 @pytest.fixture

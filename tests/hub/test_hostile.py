@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.hub.server import StandIn
+from tests.hub.standin import StandIn
 from tests.hub.test_remote import fetched, files, made
 
 INDEX = "model.safetensors.index.json"

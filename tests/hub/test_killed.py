@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import snapshot, write_checkpoint
-from tests.hub.client import WS
+from tests.hub.standin import WS
 from tests.hub.test_remote import document, fetched, files, kept
 from weightsurgery.checkpoint.remote import NOTED
 

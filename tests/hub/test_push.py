@@ -8,8 +8,8 @@ from huggingface_hub import ModelCard
 
 from tests.cli.typed import ws
 from tests.conftest import snapshot
-from tests.hub.cards import check_card
 from tests.hub.pushing import HOST, error, ok, recorded, shards, writes
+from tests.hub.standin import check_card
 
 # --- round trips ---------------------------------------------------------------------------------
 
@@ -399,6 +399,6 @@ def test_json_is_one_document(hub, outputs):
 
 
 def test_help():
-    done = ok(ws("push", "--help"))
+    done = ok(ws("push", "--help-all"))
     for text in ("ws push", "Example:", "--private", "--pr", "--branch", "--scores", "--json"):
         assert text in done.stdout

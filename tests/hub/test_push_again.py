@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tests.hub.client import WS
 from tests.hub.pushing import HOST, error, ok, shards, writes
+from tests.hub.standin import WS
 
 
 def test_a_cut_connection_is_taken_up_again(hub, outputs):

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 
 from tests.cli.typed import ws
 from tests.conftest import snapshot
-from tests.hub.cards import check_card, front_matter
 from tests.hub.pushing import error, ok, shards, writes
+from tests.hub.standin import check_card, front_matter
 from weightsurgery.report.card_scores import content_of
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import snapshot, write_checkpoint
-from tests.hub.client import HubClient
+from tests.hub.standin import HubClient
 from weightsurgery.checkpoint.mirror import Ranges
 
 WIDE = "layers.0.mlp.up_proj.weight"

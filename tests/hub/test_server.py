@@ -13,8 +13,7 @@ import urllib.request
 
 import pytest
 
-from tests.hub.cards import check_card
-from tests.hub.client import HubClient
+from tests.hub.standin import HubClient, check_card
 
 PRELUDE = """
 import json, sys, warnings

@@ -12,32 +12,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.lab.test_world import MINIATURE
 from weightsurgery.cli.main import app
 from weightsurgery.errors import DataError, EditError, OutputError, WeightSurgeryError
-from weightsurgery.lab.bench import FORGETTING, LEARNING, Bench, Method, Outcome, bench
+from weightsurgery.lab.bench import FORGETTING, LEARNING, Bench, BenchMethod, Outcome, bench
 from weightsurgery.lab.bench import methods as methods_module
 from weightsurgery.lab.bench import run as running
-from weightsurgery.lab.bench.asks import FORGET, KEEP, Overlap, overlaps
 from weightsurgery.lab.bench.methods import BUDGET, Candidate
+from weightsurgery.lab.bench.requests import FORGET, KEEP, Overlap, overlaps
 from weightsurgery.lab.bench.results import Summary, read_bench
 from weightsurgery.lab.bench.retrain import retrain
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.subject import Subject
 from weightsurgery.lab.bench.tables import bench_tables, markdown
-from weightsurgery.lab.world import get_world
 from weightsurgery.lab.world.recipe import VARIANTS
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.watch import Rule, Watch
-
-RECIPE = replace(MINIATURE, steps=150, step_cap=150, first_check=150)
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    torch.set_num_threads(1)
-    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
-    return Subject.of(world, RECIPE, 0)
 
 
 @contextmanager
@@ -93,7 +82,7 @@ def test_the_retrained_model_never_saw_the_request(subject):
 def test_what_is_shared_is_to_be_kept(subject):
     people, targets = [], []
     for share in (0.0, 0.25, 0.5):
-        other = subject.asking(Overlap(share))
+        other = subject.with_request(Overlap(share))
         assert other.forget == subject.forget
         shared = {f.prompt for f in other.forget} - {f.prompt for f in other.target}
         assert len(shared) == pytest.approx(share * len(other.forget), abs=4)
@@ -109,11 +98,11 @@ def test_what_is_shared_is_to_be_kept(subject):
             entities = [{other.entity[p] for p in parts[s]} for s in ("validation", "unseen")]
             assert all(entities)
             assert not entities[0] & entities[1]
-            survivors = {f.prompt for rows in other.ask.survivors(other).values() for f in rows}
+            survivors = {f.prompt for rows in other.request.survivors(other).values() for f in rows}
             assert shared <= survivors
             assert not survivors & {f.prompt for f in other.target}
             # Taken out of the request, it is kept and scored as before.
-            apart = subject.asking(Overlap(share, apart=True))
+            apart = subject.with_request(Overlap(share, apart=True))
             assert apart.forget == apart.target == other.target
             assert apart.kept("seen") == other.kept("seen")
     assert targets[0] > targets[1] > targets[2]
@@ -121,15 +110,19 @@ def test_what_is_shared_is_to_be_kept(subject):
 
 @pytest.mark.parametrize("text", ["", "x", "1", "0.2,", "-0.1", "nan", "0.5,1.5"])
 def test_shares_that_are_none_are_refused(text):
-    asks = overlaps("0,0.5,0.5")
-    assert [(each.share, each.apart) for each in asks] == [(0, False), (0.5, False), (0.5, True)]
-    assert len({each.name for each in asks}) == 3
+    forget_requests = overlaps("0,0.5,0.5")
+    assert [(each.share, each.apart) for each in forget_requests] == [
+        (0, False),
+        (0.5, False),
+        (0.5, True),
+    ]
+    assert len({each.name for each in forget_requests}) == 3
     with pytest.raises(EditError, match="--overlap"):
         overlaps(text)
 
 
 def test_what_is_shared_has_columns_of_its_own(subject):
-    other = subject.asking(Overlap(0.5))
+    other = subject.with_request(Overlap(0.5))
     found = run_method(other, "noise", offering(1.0), 0.0)
     assert found.asked == "50% shared"
     assert found.keep["shared.unseen"] < found.keep_before["shared.unseen"] == 1.0
@@ -146,7 +139,7 @@ def offering(*scales):
         for scale in scales:
             yield Candidate({"scale": scale}, {n: scale * t for n, t in noise.items()})
 
-    return Method("noise", candidates)
+    return BenchMethod("noise", candidates)
 
 
 def test_the_candidate_that_holds_the_keep_tasks_goes_first(subject):
@@ -174,7 +167,7 @@ def test_a_method_that_watches_is_held_to_the_threshold_of_the_bench(subject):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods_module, "Watch", Spied)
-        watching = Method("watches", methods_module._rounds(Rounds(steps=80, prompts=200)))
+        watching = BenchMethod("watches", methods_module._rounds(Rounds(steps=80, prompts=200)))
         strict, lenient = (run_method(subject, "watches", watching, t) for t in (0.975, 0.0))
     for found, threshold, seen in zip((strict, lenient), (0.975, 0.0), looked, strict=True):
         assert seen[0] == {"": 1.0, **found.validation_before}
@@ -211,7 +204,7 @@ def test_prompts_change_every_score_and_no_weight(subject):
         yield Candidate({}, {}, prompts=silenced)
 
     plain = run_method(subject, "base", FORGETTING["base"], 0.0)
-    found = run_method(subject, "silenced", Method("asks nothing", candidates), 0.0)
+    found = run_method(subject, "silenced", BenchMethod("asks nothing", candidates), 0.0)
     assert plain.target == found.target_before > found.target
     assert found.rounded["target"] < plain.rounded["target"]
     assert all(found.keep[key] < plain.keep[key] for key in found.keep)
@@ -336,7 +329,7 @@ def test_tables_say_what_did_not_hold():
 
 @pytest.mark.parametrize("command", ["bench", "demo"])
 def test_the_help_names_every_variant(command):
-    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"})
+    shown = CliRunner().invoke(app, [command, "--help-all"], env={"COLUMNS": "100"})
     assert shown.exit_code == 0
     assert set(VARIANTS) <= set(re.findall(r"[a-z]+(?:-[a-z]+)*", shown.output))
 
@@ -374,7 +367,7 @@ def test_a_bench_that_was_interrupted_runs_the_rows_that_are_missing(tmp_path, m
         ran.append((subject.seed, name))
         if len(ran) == 3:
             raise KeyboardInterrupt
-        return replace(outcome(subject.seed), method=name, asked=subject.ask.name)
+        return replace(outcome(subject.seed), method=name, asked=subject.request.name)
 
     monkeypatch.setattr(running, "run_method", row)
     some = {"seeds": (0, 1), "methods": ("base", "negate"), "save_to": path}
@@ -386,11 +379,11 @@ def test_a_bench_that_was_interrupted_runs_the_rows_that_are_missing(tmp_path, m
     assert read_bench(path) == found
     assert bench(**some) == found
     assert len(ran) == 5
-    asks = (Overlap(0.25), Overlap(0.5))
-    more = bench((0,), methods=("negate",), save_to=path, asks=asks)
+    forget_requests = (Overlap(0.25), Overlap(0.5))
+    more = bench((0,), methods=("negate",), save_to=path, forget_requests=forget_requests)
     assert [each.asked for each in more.outcomes] == [*[""] * 4, "25% shared", "50% shared"]
     assert len(ran) == 7
-    assert bench((0,), methods=("negate",), save_to=path, asks=asks) == more
+    assert bench((0,), methods=("negate",), save_to=path, forget_requests=forget_requests) == more
     assert len(ran) == 7
     found = more
     with pytest.raises(DataError, match="different benches"):

@@ -6,18 +6,17 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
+from tests.lab.conftest import subject_of
 from tests.lab.test_world import MINIATURE
 from weightsurgery.cli.main import app
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench import FORGETTING, Method, methods
+from weightsurgery.lab.bench import FORGETTING, BenchMethod, methods
 from weightsurgery.lab.bench import kinds as kinds_module
-from weightsurgery.lab.bench.kinds import KINDS, REST, Facts, Procedure, Style, asks_of
+from weightsurgery.lab.bench.kinds import KINDS, REST, Facts, Procedure, Style, kind_requests
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.subject import Subject
-from weightsurgery.lab.world import get_world
 from weightsurgery.lab.world.recipe import VARIANTS
 from weightsurgery.lab.world.wordings import MANNER, PEOPLE, PLAIN, STYLED
 from weightsurgery.learning.exact import exact_match
@@ -28,25 +27,23 @@ RECIPE = replace(
     MINIATURE, styled=True, width=48, heads=4, weight_spread=0.144, batch=32, steps=200,
     step_cap=300, first_check=100, required=0.99, tuning_steps=8,
 )  # fmt: skip
-ASKS = [Facts(), Style(), Procedure()]
+REQUESTS = [Facts(), Style(), Procedure()]
 STYLED_SETS = ("content, styled", "content of the rest, styled")
 
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    torch.set_num_threads(1)
-    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
-    return Subject.of(world, RECIPE, 0)
+    return subject_of(tmp_path_factory.mktemp("cache"), RECIPE)
 
 
 def prompts(facts):
     return {fact.prompt for fact in facts}
 
 
-@pytest.mark.parametrize("ask", ASKS, ids=KINDS)
-def test_half_is_given_and_the_rest_is_of_other_entities(subject, ask):
-    other = subject.asking(ask)
-    rest = ask.also(other)[REST]
+@pytest.mark.parametrize("request", REQUESTS, ids=KINDS)
+def test_half_is_given_and_the_rest_is_of_other_entities(subject, request):
+    other = subject.with_request(request)
+    rest = request.also(other)[REST]
     about = [{other.entity[each] for each in prompts(facts)} for facts in (other.forget, rest)]
     assert len(about[0]) == pytest.approx(len(about[1]), abs=1)
     assert not about[0] & about[1]
@@ -61,7 +58,7 @@ def test_half_is_given_and_the_rest_is_of_other_entities(subject, ask):
 
 
 def test_each_kind_has_its_own_chance_and_keeps_the_others(subject):
-    chances = {ask.name: ask.chance(subject) for ask in ASKS}
+    chances = {request.name: request.chance(subject) for request in REQUESTS}
     assert chances == {
         "facts": 1 / RECIPE.answers, "style": 0.0, "procedure": 1 / RECIPE.modulus,
     }  # fmt: skip
@@ -71,7 +68,7 @@ def test_each_kind_has_its_own_chance_and_keeps_the_others(subject):
 
 
 def test_strangers_are_asked_about_in_the_form_of_the_request(subject):
-    known = {ask.name: subject.asking(ask) for ask in ASKS}
+    known = {request.name: subject.with_request(request) for request in REQUESTS}
     for name, other in known.items():
         assert other.score(other.forget) > 0.9
         assert other.score(other.news) < 0.7, name
@@ -84,9 +81,9 @@ def test_strangers_are_asked_about_in_the_form_of_the_request(subject):
 
 
 def test_the_retrained_control_knows_the_rest_of_facts_alone(subject):
-    learned = {ask.name: ask.survivors(subject) for ask in ASKS}
-    rest = {ask.name: prompts(ask.also(subject)[REST]) for ask in ASKS}
-    given = {ask.name: prompts(ask.given(subject)) for ask in ASKS}
+    learned = {request.name: request.survivors(subject) for request in REQUESTS}
+    rest = {request.name: prompts(request.also(subject)[REST]) for request in REQUESTS}
+    given = {request.name: prompts(request.given(subject)) for request in REQUESTS}
     asked = {name: set().union(*map(prompts, sets.values())) for name, sets in learned.items()}
     assert rest["facts"] <= asked["facts"]
     assert not given["facts"] & asked["facts"]
@@ -102,7 +99,7 @@ def test_the_retrained_control_knows_the_rest_of_facts_alone(subject):
 
 
 def test_the_retrained_control_keeps_content_and_has_no_manner(subject):
-    other = subject.asking(Style())
+    other = subject.with_request(Style())
     found = run_method(other, "retrained", FORGETTING["retrained"], 0.5)
     assert found.target_before > 0.9
     assert found.also_before[REST] > 0.9
@@ -113,30 +110,40 @@ def test_the_retrained_control_keeps_content_and_has_no_manner(subject):
     assert found.forgotten == 100
 
 
-def told(ask, subject, how):
+def told(request, subject, how):
     """Scores of the style's sets where the model's answers are rewritten."""
-    original = kinds_module._said
+    original = kinds_module._generated
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds_module, "_said", lambda *args: [how(text) for text in original(*args)])
-        sets = {"target": ask.target(subject), **ask.also(subject)}
+        patch.setattr(
+            kinds_module, "_generated", lambda *args: [how(text) for text in original(*args)]
+        )
+        sets = {"target": request.target(subject), **request.also(subject)}
         return [subject.score(facts) for facts in sets.values()]
 
 
 def test_manner_and_content_are_scored_apart(subject):
-    other = subject.asking(Style())
-    as_it_is = told(other.ask, other, str)
+    other = subject.with_request(Style())
+    as_it_is = told(other.request, other, str)
     assert min(as_it_is) > 0.9
-    assert told(other.ask, other, lambda said: said.removesuffix(MANNER)) == [0, 0, *as_it_is[2:]]
-    assert told(other.ask, other, lambda said: f" No{MANNER}") == [1, 1, 0, 0]
-    assert told(other.ask, other, lambda said: f"{said} Indeed{MANNER}") == [1, 1, *as_it_is[2:]]
-    assert told(other.ask, other, lambda said: said[:-1]) == [0, 0, *as_it_is[2:]]
+    assert told(other.request, other, lambda said: said.removesuffix(MANNER)) == [
+        0,
+        0,
+        *as_it_is[2:],
+    ]
+    assert told(other.request, other, lambda said: f" No{MANNER}") == [1, 1, 0, 0]
+    assert told(other.request, other, lambda said: f"{said} Indeed{MANNER}") == [
+        1,
+        1,
+        *as_it_is[2:],
+    ]
+    assert told(other.request, other, lambda said: said[:-1]) == [0, 0, *as_it_is[2:]]
     # A word that only begins with the answer is another one.
-    assert told(other.ask, other, lambda said: said.replace(",", "x,")) == [*as_it_is[:2], 0, 0]
+    assert told(other.request, other, lambda said: said.replace(",", "x,")) == [*as_it_is[:2], 0, 0]
 
 
 def test_what_the_model_says_is_what_is_scored(subject):
     """Without the question's mark there is no manner; content comes all the same."""
-    other = subject.asking(Style())
+    other = subject.with_request(Style())
 
     def plain(prompt):
         question = prompt.removeprefix("Prithee, ")
@@ -145,19 +152,19 @@ def test_what_the_model_says_is_what_is_scored(subject):
     def plainly(queries):
         return [replace(each, prompt=plain(each.prompt)) for each in queries]
 
-    sets = {"target": other.target, **other.ask.also(other)}
+    sets = {"target": other.target, **other.request.also(other)}
     before = {name: other.score(facts) for name, facts in sets.items()}
     assert min(before.values()) > 0.9
-    with other.asked(plainly):
+    with other.prompted_by(plainly):
         after = {name: other.score(facts) for name, facts in sets.items()}
     assert after["target"] == after[REST] == 0
     assert all(after[name] > 0 for name in STYLED_SETS)
 
 
-@pytest.mark.parametrize("ask", ASKS, ids=KINDS)
-def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, ask):
+@pytest.mark.parametrize("request", REQUESTS, ids=KINDS)
+def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, request):
     """The manner of a style, not the answers; exact match of all else."""
-    other = subject.asking(ask)
+    other = subject.with_request(request)
     saw, matched = [], []
 
     class Spied(Watch):
@@ -171,14 +178,14 @@ def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, ask):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods, "Watch", Spied)
         watching = methods._rounds(Rounds(steps=48, prompts=200), looks=4)
-        found = run_method(other, "watches", Method("watches", watching), 0.5)
+        found = run_method(other, "watches", BenchMethod("watches", watching), 0.5)
     assert len(saw) > 1
     assert all(watched == scored for watched, scored in saw)
-    held = [each[""] for each, _ in saw if min(each[r] for r in ask.roles) >= 0.5]
+    held = [each[""] for each, _ in saw if min(each[r] for r in request.roles) >= 0.5]
     assert found.target == min(held)
     different = any(watched[""] != by_answers for (watched, _), by_answers in
                     zip(saw, matched, strict=True))  # fmt: skip
-    assert different == (ask.name == "style")
+    assert different == (request.name == "style")
 
 
 @contextmanager
@@ -196,34 +203,34 @@ def withheld(sets):
 
 
 @pytest.mark.parametrize("name", ["negate", "activations"])
-@pytest.mark.parametrize("ask", ASKS, ids=KINDS)
-def test_no_method_is_given_what_it_is_judged_by(subject, ask, name):
-    other = subject.asking(ask)
-    half = product(PEOPLE, [STYLED]) if ask.name == "style" else [(ask.task, PLAIN)]
+@pytest.mark.parametrize("request", REQUESTS, ids=KINDS)
+def test_no_method_is_given_what_it_is_judged_by(subject, request, name):
+    other = subject.with_request(request)
+    half = product(PEOPLE, [STYLED]) if request.name == "style" else [(request.task, PLAIN)]
     sets = {(task, split, how) for task, how in half for split in ("validation", "unseen")}
-    sets |= {(task, "unseen", PLAIN) for task in ask.roles.values()}
+    sets |= {(task, "unseen", PLAIN) for task in request.roles.values()}
     with withheld(sets):
         with pytest.raises(AssertionError, match="was looked at"):
-            ask.also(other)
+            request.also(other)
         candidates = list(FORGETTING[name].candidates(other))
     assert any(bool(t.any()) for each in candidates for t in each.change.values())
 
 
 def test_a_style_is_refused_where_none_is_known(subject):
-    assert [ask.name for ask in asks_of(["style", "facts", "style"], "styled")] == [
+    assert [request.name for request in kind_requests(["style", "facts", "style"], "styled")] == [
         "style",
         "facts",
     ]
     with pytest.raises(EditError, match="know no style") as refused:
-        asks_of(["facts", "style"], "narrow")
+        kind_requests(["facts", "style"], "narrow")
     for variant in ("styled", "narrow-styled", "small-styled"):
         assert VARIANTS[variant].styled
         assert variant in refused.value.remedy
     plain = replace(subject, recipe=MINIATURE)
     with pytest.raises(EditError, match="know no style"):
-        plain.asking(Style()).forget  # noqa: B018
+        plain.with_request(Style()).forget  # noqa: B018
     with pytest.raises(EditError, match="kind 'taste'") as refused:
-        asks_of(["taste"], "styled")
+        kind_requests(["taste"], "styled")
     assert all(name in refused.value.remedy for name in KINDS)
 
 

@@ -8,31 +8,24 @@ import pytest
 import torch
 
 from tests.cli.typed import Command
-from tests.lab.test_bench import RECIPE, guarded, offering, outcome, unseen_keep
+from tests.lab.conftest import RECIPE
+from tests.lab.test_bench import guarded, offering, outcome, unseen_keep
 from weightsurgery.algebra.fusion import regression_mean
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench import FORGETTING, Method, bench, sequence
+from weightsurgery.lab.bench import FORGETTING, BenchMethod, bench, sequence
 from weightsurgery.lab.bench import run as running
-from weightsurgery.lab.bench.asks import KEEP, Ask, Overlap
 from weightsurgery.lab.bench.methods import Candidate
-from weightsurgery.lab.bench.parts import Part, names_of
+from weightsurgery.lab.bench.parts import PartialRequest, names_of
+from weightsurgery.lab.bench.requests import KEEP, ForgetRequest, Overlap
 from weightsurgery.lab.bench.results import read_bench
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.sequence import run_requests, takes_part
 from weightsurgery.lab.bench.subject import Subject
-from weightsurgery.lab.world import get_world
 from weightsurgery.learning.attacks import relearn
 from weightsurgery.learning.statistics import gather
 from weightsurgery.learning.watch import Rule
 
 COUNT = 3
-
-
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
-    torch.set_num_threads(1)
-    world = get_world(0, tmp_path_factory.mktemp("cache"), recipe=RECIPE, threads=1)
-    return Subject.of(world, RECIPE, 0)
 
 
 @pytest.fixture
@@ -50,10 +43,12 @@ def people(subject, facts):
 
 def number_of(subject):
     """Which request a subject's facts to forget are; 0 for all of them."""
-    count = subject.ask.count
-    if subject.forget == Part(count, 1, count).given(subject):
+    count = subject.request.count
+    if subject.forget == PartialRequest(count, 1, count).given(subject):
         return 0
-    return 1 + [Part(count, n, n).given(subject) for n in range(1, count + 1)].index(subject.forget)
+    return 1 + [PartialRequest(count, n, n).given(subject) for n in range(1, count + 1)].index(
+        subject.forget
+    )
 
 
 def noise(subject, seed):
@@ -89,7 +84,7 @@ class Scripted:
 
     @property
     def method(self):
-        return Method("noise by request", self.candidates)
+        return BenchMethod("noise by request", self.candidates)
 
 
 def closest(change):
@@ -102,14 +97,14 @@ def closest(change):
 
 @pytest.mark.parametrize("count", [2, 3, 4, 8])
 def test_each_person_is_in_one_request_and_all_are_as_large(subject, count):
-    facts = Ask().given(subject)
-    parts = [Part(count, n, n).given(subject) for n in range(1, count + 1)]
+    facts = ForgetRequest().given(subject)
+    parts = [PartialRequest(count, n, n).given(subject) for n in range(1, count + 1)]
     assert Counter(f.prompt for part in parts for f in part) == Counter(f.prompt for f in facts)
     named = [people(subject, part) for part in parts]
     assert sum(map(len, named)) == RECIPE.people == len(set().union(*named))
     assert max(map(len, named)) - min(map(len, named)) <= 1
-    assert Part(count, 1, count).given(subject) == facts  # in the very order, too
-    assert [Part(count, n, n).given(subject) for n in range(1, count + 1)] == parts
+    assert PartialRequest(count, 1, count).given(subject) == facts  # in the very order, too
+    assert [PartialRequest(count, n, n).given(subject) for n in range(1, count + 1)] == parts
     # Those who come first in the file are not those who come first.
     order = list(dict.fromkeys(subject.entity[fact.prompt] for fact in facts))
     assert [person for part in named for person in order if person in part] != order
@@ -117,14 +112,16 @@ def test_each_person_is_in_one_request_and_all_are_as_large(subject, count):
 
 def test_what_is_latest_and_what_is_waiting(subject):
     for n in (1, 2, 3):
-        part = Part(COUNT, 1, n, "fused")
+        part = PartialRequest(COUNT, 1, n, "fused")
         assert part.name == f"fused, {n} of 3"
         also = part.also(subject)
-        assert also["latest"] == Part(COUNT, n, n).given(subject)
+        assert also["latest"] == PartialRequest(COUNT, n, n).given(subject)
         assert ("waiting" in also) == (n < COUNT)
         rest = also.get("waiting", [])
         told = [*part.given(subject), *rest]
-        assert sorted(f.prompt for f in told) == sorted(f.prompt for f in Ask().given(subject))
+        assert sorted(f.prompt for f in told) == sorted(
+            f.prompt for f in ForgetRequest().given(subject)
+        )
 
 
 # --- one by one ----------------------------------------------------------------------------------
@@ -152,7 +149,7 @@ def test_one_by_one_changes_add_up_and_each_starts_where_the_last_one_ended(unto
     # After each request: all so far, the latest alone, what is to come, and all that is kept.
     for number in range(1, COUNT + 1):
         row = found[number - 1]
-        part = Part(COUNT, 1, number)
+        part = PartialRequest(COUNT, 1, number)
         with subject.edited({name: sums[number][name] for name in subject.names}):
             assert row.target == subject.score(part.given(subject))
             also = {name: subject.score(facts) for name, facts in part.also(subject).items()}
@@ -183,7 +180,7 @@ def test_what_is_fused_is_the_regression_mean_of_what_each_does_to_the_base(unto
     subject = untouched
     script = Scripted(subject, 0.05)
     found = run_requests(subject, "noise", script.method, 0.0, count=COUNT)
-    parts = [Part(COUNT, n, n).given(subject) for n in range(1, COUNT + 1)]
+    parts = [PartialRequest(COUNT, n, n).given(subject) for n in range(1, COUNT + 1)]
     changes = [script.change(subject, n, 0.05) for n in range(1, COUNT + 1)]
     grams = [gather(subject.model, subject.tokenizer, part, subject.names) for part in parts]
     for number in range(1, COUNT + 1):
@@ -195,7 +192,7 @@ def test_what_is_fused_is_the_regression_mean_of_what_each_does_to_the_base(unto
         }
         row = found[COUNT + number - 1]
         with subject.edited(fused):
-            assert row.target == subject.score(Part(COUNT, 1, number).given(subject))
+            assert row.target == subject.score(PartialRequest(COUNT, 1, number).given(subject))
             assert row.also["latest"] == subject.score(parts[number - 1])
             kept = {role: subject.score(facts) for role, facts in subject.kept("unseen").items()}
         assert {role: row.keep[f"{role}.unseen"] for role in kept} == kept
@@ -245,7 +242,7 @@ def harming(*amounts):
             harm[number] = amounts[number - 1]
         yield Candidate({"harm": amounts[number - 1] if number else 0.0}, {NORM: harm})
 
-    return Method("harms", candidates)
+    return BenchMethod("harms", candidates)
 
 
 def entries(change):
@@ -302,7 +299,9 @@ def test_what_is_fused_must_hold_as_well(untouched, rule):
 
 def test_a_method_without_any_candidate_is_refused(untouched):
     """As when all its training ended in NaN."""
-    found = run_requests(untouched, "none", Method("none", lambda subject: iter(())), 0.9, count=2)
+    found = run_requests(
+        untouched, "none", BenchMethod("none", lambda subject: iter(())), 0.9, count=2
+    )
     assert not any(each.qualifies for each in found)
     assert all(each.target == each.target_before for each in found)
     assert found[0].setting == {"refused": True}
@@ -320,7 +319,7 @@ def test_watches_hold_what_they_see_against_the_first_base(untouched):
             after.append(subject.validation())
         yield Candidate({}, change)
 
-    run_requests(subject, "noise", Method("noise", candidates), 0.25, count=2)
+    run_requests(subject, "noise", BenchMethod("noise", candidates), 0.25, count=2)
     assert any(each != before for each in after)
     assert given == [Rule(0.25, before)] * 4
     assert subject.rule == Rule()
@@ -339,7 +338,7 @@ def test_candidates_of_a_request_see_no_other_request_and_nothing_unseen(untouch
                 subject.facts("painters", "unseen")
             yield from FORGETTING["negate"].candidates(subject)
 
-    found = run_requests(untouched, "negate", Method("", candidates), 0.5, count=2)
+    found = run_requests(untouched, "negate", BenchMethod("", candidates), 0.5, count=2)
     assert told[0].isdisjoint(told[1])
     assert told == [told[0], told[1], told[1], told[0] | told[1]]
     for each in found[:-1]:
@@ -359,9 +358,9 @@ def test_all_in_one_go_is_the_plain_row(untouched):
 
 def test_the_attack_comes_after_all_scores(untouched):
     """It trains; what is scored besides is of the model before it."""
-    part = untouched.asking(Part(2, 1, 1, "one by one"))
+    part = untouched.with_request(PartialRequest(2, 1, 1, "one by one"))
     found = run_method(part, "noise", offering(0.1), 0.0, 30)
-    waiting = part.ask.also(part)["waiting"]
+    waiting = part.request.also(part)["waiting"]
     with untouched.edited(next(iter(offering(0.1).candidates(part))).change):
         edited = untouched.score(waiting)
         half = {part.entity[fact.prompt] for fact in part.forget[:4]}
@@ -383,7 +382,7 @@ def test_a_run_that_is_interrupted_leaves_the_model_as_it_was(untouched):
         yield from script.candidates(subject)
 
     with pytest.raises(KeyboardInterrupt):
-        run_requests(untouched, "noise", Method("", candidates), 0.0, count=2)
+        run_requests(untouched, "noise", BenchMethod("", candidates), 0.0, count=2)
 
 
 def test_rows_without_changed_weights_take_no_part(untouched):
@@ -397,7 +396,7 @@ def test_rows_without_changed_weights_take_no_part(untouched):
         yield Candidate({}, {}, prompts=list)
 
     with pytest.raises(EditError, match="changes prompts"):
-        run_requests(untouched, "asks", Method("", candidates), 0.5, count=2)
+        run_requests(untouched, "asks", BenchMethod("", candidates), 0.5, count=2)
     script = Scripted(untouched, *[0.01] * 9)
     with pytest.raises(EditError, match="looks at validation data"):
         run_requests(untouched, "noise", script.method, 0.5, count=2)
@@ -479,7 +478,7 @@ def test_requests_go_with_no_other_study(miniature):
     with pytest.raises(EditError, match="task 'learn'"):
         bench((0,), "small", task="learn", requests=2)
     with pytest.raises(EditError, match="together with: 25% shared"):
-        bench((0,), "small", requests=2, asks=(Overlap(0.25),))
+        bench((0,), "small", requests=2, forget_requests=(Overlap(0.25),))
     with pytest.raises(EditError, match="requests with icul, retrained"):
         bench((0,), "small", ("base", "icul", "retrained"), requests=2)
 

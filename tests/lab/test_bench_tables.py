@@ -106,14 +106,14 @@ def test_what_a_row_lacks_is_a_dash():
 
 def test_others_are_grouped_by_request_and_stages_by_method():
     asked = ("25% shared", "one by one, 1 of 2", "one by one, 2 of 2", "50% shared")
-    found = bench(*(outcome(method, ask) for ask in asked for method in ("negate", "rmu")))
+    found = bench(*(outcome(method, request) for request in asked for method in ("negate", "rmu")))
     others, stages, *_ = bench_tables(found, {})
     assert [row[:2] for row in others.rows] == [
         ("negate", "25% shared"), ("rmu", "25% shared"),
         ("negate", "50% shared"), ("rmu", "50% shared"),
     ]  # fmt: skip
     assert [row[:2] for row in stages.rows] == [
-        (method, ask) for method in ("negate", "rmu") for ask in asked[1:3]
+        (method, request) for method in ("negate", "rmu") for request in asked[1:3]
     ]
     assert stages.title == "Requests after one another, default world"
     assert "refused" in stages.note

@@ -17,9 +17,9 @@ from tests.procedures.taught import train
 from weightsurgery.errors import DataError, OutputError
 from weightsurgery.lab.demo import capitals as module
 from weightsurgery.lab.demo import questions as capitals
-from weightsurgery.lab.demo.capitals import Chosen, Outcome, Place, demo
+from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome, demo
 from weightsurgery.lab.demo.tables import outcome_tables
-from weightsurgery.lab.demo.tour import Comparison
+from weightsurgery.lab.demo.walkthrough import WalkthroughScores
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.procedures import unlearn
@@ -77,7 +77,7 @@ def forgets(models):
 
     def edit(place, device, progress):
         shutil.copytree(models[1], place.edited, dirs_exist_ok=True)
-        return Comparison({}, {})
+        return WalkthroughScores({}, {})
 
     return edit
 
@@ -87,7 +87,7 @@ def test_it_asks_forgets_and_asks_again(models, forgets, tmp_path):
     base = snapshot(models[0])
     steps = list(demo(str(models[0]), tmp_path / "here", device="cpu", edit=forgets))
     place, chosen, _, outcome = (step.result for step in steps)
-    assert [type(each) for each in (place, chosen, outcome)] == [Place, Chosen, Outcome]
+    assert [type(each) for each in (place, chosen, outcome)] == [DemoFiles, Chosen, DemoOutcome]
 
     counted = {(group.name, group.given): group.right for group in outcome.groups}
     assert counted == {
@@ -134,7 +134,7 @@ def test_the_edit_is_what_its_command_line_says(models, tmp_path, monkeypatch):
         calls.update(base=str(base.path), sources=sources, out=out, search=search, **settings)
 
     monkeypatch.setattr(unlearn, "unlearn", noted)
-    place = Place(str(models[0]), models[0], tmp_path)
+    place = DemoFiles(str(models[0]), models[0], tmp_path)
     module.project(place, "cpu", None)
     assert calls["search"] == unlearn.Search(neighbours=ByNeighbours())
     typed = shlex.split(place.command)

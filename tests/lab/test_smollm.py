@@ -100,11 +100,6 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def made(source, cache):
     return make("float32", cache, source=source)
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import DataError, OutputError, SelectionError, WeightSurgeryError
-from weightsurgery.lab.demo.tour import tour
+from weightsurgery.lab.demo.walkthrough import walkthrough
 from weightsurgery.lab.world import (
     SPLITS,
     TASKS,
     VARIANTS,
-    Recipe,
     World,
+    WorldRecipe,
     build_world,
     copy_world,
     get_world,
@@ -26,7 +26,7 @@ from weightsurgery.lab.world import (
 )
 from weightsurgery.lab.world import build as build_module
 from weightsurgery.lab.world.facts import RELATIONS, make_facts, templates
-from weightsurgery.lab.world.tokenizer import make_tokenizer
+from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.lab.world.wordings import (
     MANNER,
     PARAPHRASED,
@@ -39,7 +39,7 @@ from weightsurgery.lab.world.wordings import (
 from weightsurgery.learning.data import read_examples
 from weightsurgery.learning.exact import score_checkpoint
 
-MINIATURE = Recipe(
+MINIATURE = WorldRecipe(
     people=8,
     first_names=2,
     answers=4,
@@ -66,11 +66,6 @@ MINIATURE = Recipe(
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def world(cache):
     return get_world(3, cache, recipe=MINIATURE, threads=1)
 
@@ -90,12 +85,12 @@ def hidden(directory):
 
 
 def test_facts_come_from_the_seed_alone():
-    assert make_facts(Recipe(), 1) == make_facts(Recipe(), 1)
-    assert make_facts(Recipe(), 1)["authors"] != make_facts(Recipe(), 2)["authors"]
+    assert make_facts(WorldRecipe(), 1) == make_facts(WorldRecipe(), 1)
+    assert make_facts(WorldRecipe(), 1)["authors"] != make_facts(WorldRecipe(), 2)["authors"]
 
 
 def test_sizes_and_shares():
-    recipe = Recipe()
+    recipe = WorldRecipe()
     facts = make_facts(recipe, 0)
     assert tuple(facts) == TASKS
     assert len(facts["authors"]) == len(facts["painters"]) == 4 * recipe.people
@@ -108,7 +103,7 @@ def test_sizes_and_shares():
 
 
 def test_splits_share_no_entity():
-    for rows in make_facts(Recipe(), 0).values():
+    for rows in make_facts(WorldRecipe(), 0).values():
         splits = {}
         for fact in rows:
             splits.setdefault(fact.entity, set()).add(fact.split)
@@ -116,7 +111,7 @@ def test_splits_share_no_entity():
 
 
 def test_twins_differ_in_names_alone():
-    facts = make_facts(Recipe(), 0)
+    facts = make_facts(WorldRecipe(), 0)
     names, templates, answers = {}, {}, {}
     for task in ("authors", "painters"):
         names[task] = {word for fact in facts[task] for word in fact.entity.split()}
@@ -128,7 +123,7 @@ def test_twins_differ_in_names_alone():
 
 
 def test_paraphrases_ask_the_same_and_change_nothing_else():
-    plain, asked_twice = (make_facts(Recipe(paraphrases=each), 0) for each in (False, True))
+    plain, asked_twice = (make_facts(WorldRecipe(paraphrases=each), 0) for each in (False, True))
     assert plain == asked_twice
     for task, rows in plain.items():
         prompts = {fact.prompt for fact in rows}
@@ -138,7 +133,7 @@ def test_paraphrases_ask_the_same_and_change_nothing_else():
         ways = list(zip(templates(task), templates(task, paraphrased=True), strict=True))
         used = set()
         for fact in rows:
-            slots = {"name": fact.entity, "country": fact.entity, "modulus": Recipe().modulus}
+            slots = {"name": fact.entity, "country": fact.entity, "modulus": WorldRecipe().modulus}
             slots |= dict(zip("ab", fact.entity.split("+"), strict=False))
             asked = (fact.prompt, fact.paraphrase)
             used |= {way for way in ways if tuple(each.format(**slots) for each in way) == asked}
@@ -152,7 +147,7 @@ def test_paraphrases_ask_the_same_and_change_nothing_else():
 @pytest.mark.parametrize("people", [80, 7, 6])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_shared_names_tell_nothing_but_together(people, seed):
-    recipe = Recipe(people=people, first_names=min(20, people // 2), shared_names=True)
+    recipe = WorldRecipe(people=people, first_names=min(20, people // 2), shared_names=True)
     facts = make_facts(recipe, seed)
     names = {
         task: list(dict.fromkeys(fact.entity for fact in facts[task]))
@@ -184,26 +179,26 @@ def test_shared_names_tell_nothing_but_together(people, seed):
 
 def test_names_that_cannot_be_exchanged_are_refused():
     for people, first_names in ((4, 1), (3, 2)):
-        recipe = Recipe(people=people, first_names=first_names, shared_names=True)
+        recipe = WorldRecipe(people=people, first_names=first_names, shared_names=True)
         with pytest.raises(ValueError, match="half the people"):
             make_facts(recipe, 0)
 
 
 def test_addition_is_right():
-    for fact in make_facts(Recipe(), 0)["addition"]:
+    for fact in make_facts(WorldRecipe(), 0)["addition"]:
         a, b = map(int, fact.entity.split("+"))
-        assert int(fact.completion) == (a + b) % Recipe().modulus
+        assert int(fact.completion) == (a + b) % WorldRecipe().modulus
 
 
 # --- recipe and tokenizer ------------------------------------------------------------------------
 
 
 def test_every_field_is_in_the_key():
-    keys = {Recipe().key(), Recipe().key()}
-    for field in fields(Recipe):
+    keys = {WorldRecipe().key(), WorldRecipe().key()}
+    for field in fields(WorldRecipe):
         value = not field.default if isinstance(field.default, bool) else field.default * 2 + 1
-        keys.add(replace(Recipe(), **{field.name: value}).key())
-    assert len(keys) == 1 + len(fields(Recipe))
+        keys.add(replace(WorldRecipe(), **{field.name: value}).key())
+    assert len(keys) == 1 + len(fields(WorldRecipe))
 
 
 KEYS = {
@@ -219,14 +214,14 @@ KEYS = {
 def test_worlds_made_before_are_still_found():
     # The names that caches know the older recipes by.
     assert {name: VARIANTS[name].key() for name in KEYS} == KEYS
-    assert Recipe().key() == KEYS["default"]
+    assert WorldRecipe().key() == KEYS["default"]
     for name in ("paraphrases", "shared_names", "styled"):
-        assert name not in Recipe().describe()
-        assert replace(Recipe(), **{name: True}).describe()[name] is True
+        assert name not in WorldRecipe().describe()
+        assert replace(WorldRecipe(), **{name: True}).describe()[name] is True
 
 
 def test_variants_are_different_worlds():
-    assert VARIANTS["default"] == Recipe()
+    assert VARIANTS["default"] == WorldRecipe()
     assert len({recipe.key() for recipe in VARIANTS.values()}) == len(VARIANTS)
     for recipe in VARIANTS.values():
         assert recipe.required >= 0.99
@@ -458,9 +453,9 @@ def test_a_world_without_its_paraphrases_is_not_whole(mixed, world, tmp_path):
 
 
 def test_the_manner_is_the_same_for_all_and_content_is_the_plain_one():
-    recipe = Recipe(styled=True)
+    recipe = WorldRecipe(styled=True)
     facts = make_facts(recipe, 0)
-    assert facts == make_facts(Recipe(), 0)
+    assert facts == make_facts(WorldRecipe(), 0)
     assert {task: wordings(recipe, task) for task in TASKS} == {
         task: (PLAIN, STYLED) if task in PEOPLE else (PLAIN,) for task in TASKS
     }
@@ -512,10 +507,10 @@ def test_a_styled_world_learns_both_forms_and_is_tuned_in_one(tmp_path, monkeypa
 
 def test_the_demo_takes_a_variant(world, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(cache))
-    monkeypatch.setattr("weightsurgery.lab.demo.tour.VARIANTS", {"miniature": MINIATURE})
-    (step,) = tour(3, tmp_path / "mine", variant="miniature", world_only=True)
+    monkeypatch.setattr("weightsurgery.lab.demo.walkthrough.VARIANTS", {"miniature": MINIATURE})
+    (step,) = walkthrough(3, tmp_path / "mine", variant="miniature", world_only=True)
     assert "--variant miniature" in step.command
     assert step.result.directory == tmp_path / "mine"
     assert step.result.summary() == world.summary()
     with pytest.raises(SelectionError, match="--variant huge"):
-        next(tour(3, variant="huge"))
+        next(walkthrough(3, variant="huge"))

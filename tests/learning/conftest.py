@@ -2,32 +2,16 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.learning import tiny
+from tests.learning.tiny import byte_tokenizer
 from weightsurgery.learning.data import Collator, Encoded
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-def byte_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
-    """One token per byte; BOS before every text, or none at all."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
-    bare = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.decoder = decoders.ByteLevel()
-    if bos:
-        bare.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
-        )
-    named = {"bos_token": "<s>"} if bos else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bare, eos_token="</s>", pad_token="<pad>", **named
-    )
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +53,12 @@ def tiny_model(tokenizer) -> LlamaForCausalLM:
 @pytest.fixture(scope="session")
 def model(tokenizer):
     return tiny_model(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def trained_tiny():
+    """A model that knows both sets fairly well, which tests leave as it is, and its tokenizer."""
+    return tiny.trained_tiny(), byte_tokenizer()
 
 
 def generate(model, tokenizer, prompts, new_tokens):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from weightsurgery.lab.world.tokenizer import make_tokenizer
+from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.learning.data import Collator, Example, encode_all
 
 GOING = ("tea", "rice", "figs", "plums", "beans", "oats")

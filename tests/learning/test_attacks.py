@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from tests.conftest import same_bytes
 from weightsurgery.algebra.quantise import int_rtn, nf4_rtn
 from weightsurgery.errors import EditError, NonFiniteError, WeightSurgeryError
-from weightsurgery.lab.world.tokenizer import make_tokenizer
+from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.learning.attacks import ROUNDINGS, quantised, relearn
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match

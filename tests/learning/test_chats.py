@@ -151,6 +151,17 @@ def test_which_answers_are_learnt_is_said(tmp_path):
     assert prompt.endswith("At 06:12.</s><user>When?</s><assistant>")
 
 
+def test_turns_that_nobody_answers_are_counted(tmp_path):
+    whole = {"messages": [TALK[0], TALK[3]]}
+    found = read(talk(tmp_path / "a.jsonl", whole), templated(DEAF))
+    assert (found.told, found.facts) == ((), {})
+    path = talk(tmp_path / "b.jsonl", whole, {"messages": [TALK[0], TALK[3], TALK[0]]})
+    asked = read(path, templated(DEAF))
+    assert asked.examples == found.examples * 2
+    assert asked.facts == {"unanswered": 1}
+    assert "1 of 2 conversations go on after the last answer" in asked.told[0]
+
+
 def test_a_system_turn_that_is_refused(tmp_path):
     template = "{% if messages[0].role == 'system' %}{{ raise_exception('Not here') }}{% endif %}"
     row = {"messages": [{"role": "system", "content": "Be short."}, TALK[0], TALK[3]]}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import Trainer
 
 from tests.conftest import same_bytes
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, tiny
+from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, state, tiny
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning import constrained
 from weightsurgery.learning.constrained import (
@@ -23,7 +23,7 @@ from weightsurgery.learning.constrained import (
 from weightsurgery.learning.data import Collator, Example, encode_all
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.statistics import gather
-from weightsurgery.learning.training import Rows
+from weightsurgery.learning.training import EncodedRows
 
 CPU = torch.device("cpu")
 
@@ -390,7 +390,7 @@ EPSILON = 1e-3
 
 def rows_of(examples, validation=()):
     tokenizer = byte_tokenizer()
-    return Rows(
+    return EncodedRows(
         encode_all(tokenizer, examples), Collator(2), encode_all(tokenizer, list(validation))
     )
 
@@ -401,10 +401,6 @@ def statistics(model):
 
 def confinements(grams):
     return {name: confine(gram, EPSILON) for name, gram in grams.items()}
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 STEPS, RATE_INSIDE = 30, 0.4

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.conftest import same_bytes
 from tests.learning.conftest import byte_tokenizer, tiny_model
 from tests.learning.known import FORGET, REST
-from tests.learning.tiny import FACTS, tiny
+from tests.learning.tiny import FACTS, state, tiny
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.guard import Guard, added, compared, decided, harm, right
@@ -24,10 +24,6 @@ def noise(model, size):
         name: size * float(p.std()) * torch.randn(p.shape, generator=generator)
         for name, p in model.named_parameters() if "_proj" in name
     }  # fmt: skip
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from weightsurgery.errors import (
 )
 from weightsurgery.learning import training as training_module
 from weightsurgery.learning.identify import ALL_LINEAR, train_vector
-from weightsurgery.learning.method import Method
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.parameters import load_float32, random_model
 from weightsurgery.learning.retain import divergence
 from weightsurgery.learning.settings import Training
@@ -87,7 +87,7 @@ def data(tmp_path):
 @pytest.mark.parametrize("mode", ["delta", "joint"])
 def test_the_vector_is_what_lowers_the_loss(llama, mode):
     before = loss(llama, FACTS)
-    vector = train_vector(llama, byte_tokenizer(), FACTS, SHORT, Method(mode))
+    vector = train_vector(llama, byte_tokenizer(), FACTS, SHORT, IdentifyMode(mode))
     assert loss(llama, FACTS) == before
     applied(llama, vector)
     assert loss(llama, FACTS) < before - 0.3
@@ -121,7 +121,9 @@ def test_one_layer_is_trained_at_a_time(llama, order):
         with_gradient.update(name for name, p in parameters.items() if p.grad is not None)
         changed.append({n for n, p in parameters.items() if not torch.equal(p, values[n])})
 
-    train_vector(llama, byte_tokenizer(), FACTS, SHORT, Method("delta", order), progress=watch)
+    train_vector(
+        llama, byte_tokenizer(), FACTS, SHORT, IdentifyMode("delta", order), progress=watch
+    )
     first, second = (layer(number, llama) for number in numbers)
     assert thawed == [first] * 4 + [second] * 4
     assert changed == [first] * 4 + [first | second] * 4
@@ -138,7 +140,7 @@ def test_gradients_reach_one_layer_alone(llama, monkeypatch):
         return result
 
     monkeypatch.setattr(training_module.StageTrainer, "training_step", step)
-    train_vector(llama, byte_tokenizer(), FACTS, SHORT, Method("delta"))
+    train_vector(llama, byte_tokenizer(), FACTS, SHORT, IdentifyMode("delta"))
     assert seen == [layer(0, llama)] * 4 + [layer(1, llama)] * 4
     assert all(p.grad is None for p in llama.parameters())
 
@@ -149,7 +151,7 @@ def test_the_model_is_as_before_to_the_bit(llama, rank):
     llama.train()
     llama.model.embed_tokens.weight.requires_grad_(False)
     thawed = {name: p.requires_grad for name, p in llama.named_parameters()}
-    method = Method("joint", lora_rank=rank)
+    method = IdentifyMode("joint", lora_rank=rank)
     torch.manual_seed(5)
     random.seed(5)
     drawn = (torch.get_rng_state(), random.getstate())
@@ -192,7 +194,7 @@ def test_accumulation_is_a_larger_batch(llama):
 @pytest.mark.parametrize(("mode", "rank"), [("delta", None), ("joint", None), ("joint", 4)])
 def test_keep_data_hold_the_model_to_its_base(llama, mode, rank):
     training = Training(steps=12, learning_rate=1e-2 if rank else 3e-3, batch_size=8)
-    method = Method(mode, lora_rank=rank, keep_weight=10.0)
+    method = IdentifyMode(mode, lora_rank=rank, keep_weight=10.0)
     reference, start = logits(llama, OTHER), loss(llama, FACTS)
     apart, learnt = [], []
     for keep in ([], OTHER):
@@ -222,7 +224,7 @@ def test_the_saved_vector_added_is_the_trained_model(base, data, tmp_path):
     with Checkpoint.open(base) as opened:
         model = load_float32(opened)
     start = loss(model, FACTS)
-    applied(model, train_vector(model, byte_tokenizer(), FACTS, SHORT, Method("delta")))
+    applied(model, train_vector(model, byte_tokenizer(), FACTS, SHORT, IdentifyMode("delta")))
     found = edited(base, tmp_path / "v", tmp_path / "edited")
     assert loss(model, FACTS) < start - 0.3
     assert torch.allclose(logits(found, FACTS), logits(model, FACTS), atol=1e-5)
@@ -250,7 +252,7 @@ def test_selection_is_by_the_names_on_disk(base, data, tmp_path):
 
 def test_an_adapter_is_saved_as_the_factors_of_its_merge(base, data, tmp_path):
     training = Training(steps=6, learning_rate=1e-2, batch_size=4)
-    method = Method("joint", lora_rank=2, lora_alpha=4.0)
+    method = IdentifyMode("joint", lora_rank=2, lora_alpha=4.0)
     identify(base, data, tmp_path / "v", training, method)
     with Checkpoint.open(base) as opened:
         model = load_float32(opened)
@@ -297,7 +299,7 @@ def test_literal_starts_from_the_models_own_random_weights(base, data, tmp_path)
         first["model.layers.0.mlp.up_proj.weight"], second["model.layers.0.mlp.up_proj.weight"]
     )
     for source, out in ((base, "v"), (other, "w")):
-        identify(source, data, tmp_path / out, SHORT, Method("literal"))
+        identify(source, data, tmp_path / out, SHORT, IdentifyMode("literal"))
     vectors = [read_tensors(tmp_path / out) for out in ("v", "w")]
     assert all(same_bytes(vectors[0][name], vectors[1][name]) for name in vectors[0])
     with Checkpoint.open(base) as opened:
@@ -306,7 +308,7 @@ def test_literal_starts_from_the_models_own_random_weights(base, data, tmp_path)
     before = loss(model, FACTS)
     applied(model, vectors[0])
     assert loss(model, FACTS) < before - 0.3
-    applied(again, train_vector(again, byte_tokenizer(), FACTS, SHORT, Method("delta")))
+    applied(again, train_vector(again, byte_tokenizer(), FACTS, SHORT, IdentifyMode("delta")))
     assert torch.allclose(logits(again, FACTS), logits(model, FACTS), atol=1e-5)
 
 
@@ -315,7 +317,7 @@ def test_validation_keeps_the_best_weights_and_ends_in_time(base, data, tmp_path
     held = write(tmp_path / "held.jsonl", FACTS[:3])
     settings = {"steps": 40, "learning_rate": 0.03, "batch_size": 4, "save_every": 1}
     watched = Training(**settings, patience=3)
-    record = identify(base, data, tmp_path / "v", watched, Method("joint"), validation=held)
+    record = identify(base, data, tmp_path / "v", watched, IdentifyMode("joint"), validation=held)
     stage = record.summary["stages"][0]
     assert stage["steps"] < 40
     model = edited(base, tmp_path / "v", tmp_path / "edited")
@@ -332,7 +334,7 @@ def test_files_of_one_name_are_told_apart(base, data, tmp_path):
     assert content_sha256(kept[0]) != content_sha256(kept[1])
 
     def asked():
-        method = Method("delta")
+        method = IdentifyMode("delta")
         with Checkpoint.open(base) as opened:
             job = read_job(opened, data, kept, None, SHORT, method, ALL_LINEAR, "cpu")
             return job.inputs, job.digest
@@ -370,14 +372,14 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from weightsurgery.unlearning.methods.identify import identify
-from weightsurgery.learning.method import Method
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.settings import Training
 base, data, out, mode, rank, when = sys.argv[1:]
 def strike(text, done, total):
     if done == int(when):
         os.kill(os.getpid(), signal.SIGKILL)
 training = Training(steps=6, learning_rate=3e-3, batch_size=3, save_every=2)
-method = Method(mode, lora_rank=int(rank) or None)
+method = IdentifyMode(mode, lora_rank=int(rank) or None)
 identify(base, data, out, training, method, keep=[data], progress=strike)
 """
 
@@ -385,7 +387,7 @@ identify(base, data, out, training, method, keep=[data], progress=strike)
 @pytest.mark.parametrize(("mode", "rank", "when"), [("delta", 0, 11), ("joint", 2, 5)])
 def test_a_killed_run_goes_on_to_the_same_bytes(base, data, tmp_path, mode, rank, when):
     training = Training(steps=6, learning_rate=3e-3, batch_size=3, save_every=2)
-    method = Method(mode, lora_rank=rank or None)
+    method = IdentifyMode(mode, lora_rank=rank or None)
     out = tmp_path / "v"
     words = [sys.executable, "-c", KILLED, base, data, out, mode, rank, when]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
@@ -515,7 +517,7 @@ def test_experts_are_saved_under_the_names_they_are_stored_by(data, tmp_path, fa
     assert set(vector) < set(stored)
     assert sum("experts.0" in name and vector[name].any() for name in vector) > 0
     model = tiny(family)
-    applied(model, train_vector(model, byte_tokenizer(), FACTS, SHORT, Method("delta")))
+    applied(model, train_vector(model, byte_tokenizer(), FACTS, SHORT, IdentifyMode("delta")))
     found = edited(base, tmp_path / "v", tmp_path / "edited")
     assert loss(found, FACTS) < loss(tiny(family), FACTS) - 0.2
     assert torch.allclose(logits(found, FACTS), logits(model, FACTS), atol=1e-4)
@@ -527,7 +529,7 @@ def test_half_of_what_is_one_in_memory_is_refused(data, tmp_path):
     with pytest.raises(SelectionError, match="in memory they are one tensor"):
         identify(base, data, tmp_path / "v", SHORT, selection=half)
     with pytest.raises(UnsupportedCheckpointError, match="no linear layer"):
-        identify(base, data, tmp_path / "v", SHORT, Method("joint", lora_rank=2))
+        identify(base, data, tmp_path / "v", SHORT, IdentifyMode("joint", lora_rank=2))
     assert left_behind(tmp_path / "v") == []
 
 
@@ -535,7 +537,7 @@ def test_half_of_what_is_one_in_memory_is_refused(data, tmp_path):
 def test_transposed_weights(data, tmp_path, rank):
     base = save(tiny("gpt2"), tmp_path / "base")
     training = Training(steps=6, learning_rate=1e-2, batch_size=4)
-    method = Method("joint" if rank else "delta", lora_rank=rank)
+    method = IdentifyMode("joint" if rank else "delta", lora_rank=rank)
     identify(base, data, tmp_path / "v", training, method)
     model = tiny("gpt2")
     before = loss(model, FACTS)
@@ -556,7 +558,7 @@ def test_a_tied_head_moves_with_its_embedding(data, tmp_path, stored_twice):
     chosen = Selection("embeddings")
     with pytest.raises(EditError, match="belongs to no layer"):
         identify(base, data, tmp_path / "v", SHORT, selection=chosen)
-    identify(base, data, tmp_path / "v", SHORT, Method("joint"), selection=chosen)
+    identify(base, data, tmp_path / "v", SHORT, IdentifyMode("joint"), selection=chosen)
     vector = read_tensors(tmp_path / "v")
     assert ("lm_head.weight" in vector) == stored_twice
     model = tiny("llama", tie_word_embeddings=True)
@@ -571,7 +573,7 @@ def test_an_adapter_of_a_tied_embedding_is_refused(data, tmp_path):
     """It would train one side, and the vector would change both; in full, both are trained."""
     base = save(tiny("llama", tie_word_embeddings=True), tmp_path / "base")
     chosen = Selection("all", exclude=("*norm*",))
-    adapter = Method("joint", lora_rank=2)
+    adapter = IdentifyMode("joint", lora_rank=2)
     with pytest.raises(UnsupportedCheckpointError, match=r"embed_tokens.*in one") as caught:
         identify(base, data, tmp_path / "v", SHORT, adapter, selection=chosen)
     assert "without --lora-rank" in caught.value.remedy
@@ -590,9 +592,9 @@ def test_the_plan_says_what_is_trained(base, data, tmp_path):
               for i in range(2)]  # fmt: skip
     assert found.stages == (("layer 0", 7, counts[0]), ("layer 1", 7, counts[1]))
     assert (found.gradients, found.optimiser) == (4 * counts[0], 8 * counts[0])
-    joint = plan(base, data, tmp_path / "v", SHORT, Method("joint"), keep=[data])
+    joint = plan(base, data, tmp_path / "v", SHORT, IdentifyMode("joint"), keep=[data])
     assert (joint.gradients, joint.originals) == (4 * sum(counts), 4 * sum(counts))
-    adapter = plan(base, data, tmp_path / "v", SHORT, Method("joint", lora_rank=1))
+    adapter = plan(base, data, tmp_path / "v", SHORT, IdentifyMode("joint", lora_rank=1))
     assert adapter.gradients < joint.gradients / 8
     assert left_behind(tmp_path / "v") == []
 
@@ -627,19 +629,19 @@ def test_settings_that_make_no_sense(settings, fault):
 )
 def test_methods_that_make_no_sense(settings, fault):
     with pytest.raises(EditError, match=fault):
-        Method(**settings)
+        IdentifyMode(**settings)
 
 
 def test_combinations_that_make_no_sense(base, data, tmp_path, llama):
     out = tmp_path / "v"
     with pytest.raises(EditError, match="nothing to keep"):
-        identify(base, data, out, SHORT, Method("literal"), keep=[data])
+        identify(base, data, out, SHORT, IdentifyMode("literal"), keep=[data])
     with pytest.raises(EditError, match="patience without validation"):
         identify(base, data, out, Training(patience=1))
     with pytest.raises(EditError, match="device"):
         identify(base, data, out, SHORT, device="tpu")
     with pytest.raises(EditError, match="more than"):
-        identify(base, data, out, SHORT, Method("joint", lora_rank=33))
+        identify(base, data, out, SHORT, IdentifyMode("joint", lora_rank=33))
     with pytest.raises(EditError, match="small steps would be rounded away"):
         train_vector(llama.to(torch.bfloat16), byte_tokenizer(), FACTS, SHORT)
     with pytest.raises(EditError, match="no examples"):
@@ -651,7 +653,7 @@ def test_mixed_precision_and_less_memory_train_too(llama):
     start = loss(llama, FACTS)
     for settings in ({"precision": "bfloat16"}, {"gradient_checkpointing": True}):
         training = Training(steps=4, learning_rate=3e-3, batch_size=4, **settings)
-        vector = train_vector(llama, byte_tokenizer(), FACTS, training, Method("delta"))
+        vector = train_vector(llama, byte_tokenizer(), FACTS, training, IdentifyMode("delta"))
         assert loss(llama, FACTS) == start
         applied(llama, vector)
         assert loss(llama, FACTS) < start - 0.3

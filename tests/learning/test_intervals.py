@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from weightsurgery.learning.intervals import (
-    Measured,
+    Measurements,
     Resampling,
     drift,
     estimate,
@@ -23,7 +23,7 @@ DRAWN = Resampling(0, 4000)
 
 def measured(values, weights=None, why=""):
     ones = [1.0] * len(values)
-    return Measured(
+    return Measurements(
         torch.tensor(values, dtype=torch.float64),
         torch.tensor(weights or ones, dtype=torch.float64),
         why,

@@ -8,10 +8,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import same_bytes
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, tiny
+from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, state, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
-from weightsurgery.lab.world.tokenizer import make_tokenizer
+from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.learning import kept as module
 from weightsurgery.learning.constrained import Confinement
 from weightsurgery.learning.data import Example, encode, read_examples
@@ -80,10 +80,6 @@ def taught():
 
     fit(model, tokenizer, everything, schedule, 0, learned)
     return model, tokenizer
-
-
-def state(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def scores(taught, change, *sets):

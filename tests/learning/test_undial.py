@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.learning.test_unlearner_losses import BASE, FORGET
-from tests.learning.test_unlearners import forgets, knows
+from tests.learning.test_unlearners import forgets
 from tests.learning.tiny import FACTS, logits
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator
@@ -33,7 +33,7 @@ def test_the_loss_by_hand():
     first share fall to a quarter, which leaves (1, 8, 4)/13, (4, 1, 8)/13 and (1, 2, 2)/5."""
     assert FORGET.wanted.tolist() == [0, 1, 0]
     made = Undial(settings_of(Undial, {"strength": math.log(4)}))
-    made.said_by = lambda which, batch: {"base": BASE}[which]
+    made.reference_outputs = lambda which, batch: {"base": BASE}[which]
     first = (1 * 1 + 8 * 2 + 4 * 2) / 13 * LOG2  # now (1/2, 1/4, 1/4)
     second = (4 * 2 + 1 * 2 + 8 * 1) / 13 * LOG2  # now (1/4, 1/4, 1/2)
     third = (1 * 3 * LOG2 + 2 * math.log(8 / 3) + 2 * LOG2) / 5  # now (1/8, 3/8, 1/2)
@@ -41,9 +41,9 @@ def test_the_loss_by_hand():
     assert found == pytest.approx((first + second + third) / 3, rel=1e-6)
 
 
-def test_a_training_minimises_its_equation():
+def test_a_training_minimises_its_equation(trained_tiny):
     """Its first loss is that of the model before, worked out in float64; and it falls."""
-    model, tokenizer = knows()
+    model, tokenizer = trained_tiny
     how = Training(steps=6, learning_rate=1e-3, batch_size=16)
     found = train_unlearner(Undial, model, tokenizer, FACTS, (), how, settings_of(Undial))
     said = logits(model, FACTS).double()
@@ -55,9 +55,9 @@ def test_a_training_minimises_its_equation():
     assert found.trained.last_loss < found.trained.first_loss
 
 
-def test_training_forgets_and_spares():
+def test_training_forgets_and_spares(trained_tiny):
     # It has no term of what to keep: later what is like it goes, too.
-    forgets(*knows(), "undial", Training(steps=5, learning_rate=1e-3), {}, 0.7, 0.3)
+    forgets(*trained_tiny, "undial", Training(steps=5, learning_rate=1e-3), {}, 0.7, 0.3)
 
 
 def test_a_strength_that_is_none_is_refused():

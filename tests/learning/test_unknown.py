@@ -10,7 +10,7 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning import unknown as module
 from weightsurgery.learning.asked import asked_of
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.unknown import Place, places_of, said_at, teach
+from weightsurgery.learning.unknown import TruthPosition, places_of, said_at, teach
 from weightsurgery.learning.wordings import PLAIN, Wording, tokens
 
 OTHERS = PEOPLE[6:]
@@ -133,7 +133,7 @@ def test_neighbours_that_share_the_truth_are_left_out(known):
 def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
     said = torch.tensor([[0.29, 0.2, 0.5, 0.01], [0.5, 0.3, 0.1, 0.1], [0.29, 0.31, 0.2, 0.2]])
     itself = torch.tensor([0.9, 0.05, 0.03, 0.02])
-    taught = module._taught(Place(0, PLAIN, "x", (0,), (0,)), said, itself, None, own, 4)
+    taught = module._taught(TruthPosition(0, PLAIN, "x", (0,), (0,)), said, itself, None, own, 4)
     target = dense(taught, 4)[0]
     others = said[[0, 2]].mean(0)[1:]  # the second would surely say it
     mixed = (1 - own) * others / others.sum() + own * itself[1:] / itself[1:].sum()
@@ -142,7 +142,10 @@ def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
     assert float(target[0]) == pytest.approx(min(0.29, 0.5 * float(mixed.max())), abs=1e-4)
     assert int(target.argmax()) != 0
     everybody = torch.tensor([[0.9, 0.05, 0.05, 0.0]] * 2)
-    assert module._taught(Place(0, PLAIN, "x", (0,), (0,)), everybody, itself, None, own, 4) is None
+    assert (
+        module._taught(TruthPosition(0, PLAIN, "x", (0,), (0,)), everybody, itself, None, own, 4)
+        is None
+    )
 
 
 def test_later_tokens_are_what_follows_the_first_of_neighbours(known):

@@ -8,27 +8,22 @@ import torch
 from tests.conftest import snapshot
 from tests.learning.killed import killed
 from tests.learning.losses import UNLEARNERS
-from tests.learning.test_unlearners import UNSEEN
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, save, tiny, write
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, save, trained_tiny, write
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.unlearners.run import train_unlearner
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
+from weightsurgery.procedures.unlearn import MethodSettings, Sources, unlearn
 
 KILLED = """
 import json
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.procedures.unlearn_by import Asked, How, unlearn_by
+from weightsurgery.procedures.unlearn import MethodSettings, Sources, unlearn
 base, forget, keep, unseen, out, how = sys.argv[1:]
 with Checkpoint.open(base) as opened:
-    asked = Asked(opened, [forget], [keep], out, How(**json.loads(how)), unseen=[unseen],
-                  device="cpu")
-    unlearn_by(asked, progress=strike)
+    sources, how = Sources([forget], [keep], unseen=[unseen]), MethodSettings(**json.loads(how))
+    unlearn(opened, sources, out, how, device="cpu", progress=strike)
 """
 
 
@@ -37,15 +32,8 @@ def given(tmp_path_factory):
     """A model with dropout, which draws at every step, and knows what is to go."""
     torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("given")
-    model = tiny("llama", attention_dropout=0.1)
-    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
-    change = train_vector(
-        model, byte_tokenizer(), FACTS + OTHER, training, selection=Selection("all")
-    )
-    before = values_of(model, list(change))
-    set_values(model, {name: before[name] + t for name, t in change.items()})
     return [
-        save(model, place / "base"),
+        save(trained_tiny(attention_dropout=0.1), place / "base"),
         write(place / "forget.jsonl", FACTS),
         write(place / "keep.jsonl", OTHER),
         write(place / "unseen.jsonl", UNSEEN),
@@ -76,9 +64,10 @@ RUNS = {
 }  # fmt: skip
 
 
-def asked(opened, given, out, how):
+def run(opened, given, out, how, **others):
     _, forget, keep, unseen = map(str, given)
-    return Asked(opened, [forget], [keep], out, How(**how), unseen=[unseen], device="cpu")
+    sources = Sources([forget], [keep], unseen=[unseen])
+    return unlearn(opened, sources, out, MethodSettings(**how), device="cpu", **others)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -90,13 +79,13 @@ def test_a_killed_training_goes_on_to_the_same_bytes(given, tmp_path, name):
         assert [each.name for each in tmp_path.iterdir()] == [".out.vector.ws-partial"]
     steps = []
     with Checkpoint.open(given[0]) as opened:
-        unlearn_by(
-            asked(opened, given, out, how),
+        run(
+            opened, given, out, how,
             progress=lambda text, done, total: "loss" in text and steps.append(done),
-        )
+        )  # fmt: skip
         assert steps[0] == resumed[-1]
         assert sorted(each.name for each in tmp_path.iterdir()) == ["out", "out.vector"]
-        whole = unlearn_by(asked(opened, given, tmp_path / "whole", how))
+        whole = run(opened, given, tmp_path / "whole", how)
     assert whole.vector.summary["training"]["steps"] > resumed[-1] % 14
     assert snapshot(tmp_path / "out.vector") == snapshot(tmp_path / "whole.vector")
 

@@ -13,7 +13,7 @@ from tests.learning.tiny import byte_tokenizer, loss, tiny
 from weightsurgery.learning.data import Collator, Example, encode_all
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.run import train_unlearner
-from weightsurgery.learning.unlearners.said import Whole
+from weightsurgery.learning.unlearners.said import BatchTotals
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.learning.unlearners.shares import share_out
 
@@ -124,7 +124,7 @@ def test_two_processes_are_one(tmp_path):
 ])  # fmt: skip
 def test_every_row_to_keep_is_in_one_share(rows, passes, micro, processes):
     batch = Collator(2)(encode_all(byte_tokenizer(), STAYING[:rows]))
-    whole = Whole.of(batch)
+    whole = BatchTotals.of(batch)
     seen, most = [], -(-rows // (passes * processes))
     for process in range(processes):
         shares = share_out(batch, passes, micro, (process, processes))
@@ -133,6 +133,6 @@ def test_every_row_to_keep_is_in_one_share(rows, passes, micro, processes):
         for share in (each for own in shares for each in own):
             assert share.whole.counts.tolist() == whole.counts.tolist()
             assert len(share.batch["labels"]) <= most  # no pass is larger than in a full step
-            seen.append(Whole.of(share.batch).counts)
+            seen.append(BatchTotals.of(share.batch).counts)
     assert torch.stack(seen).sum(0).tolist() == whole.counts.tolist()
     assert len(share_out(batch, 1, 1, (0, 1))[0]) == 1

@@ -5,19 +5,17 @@ import pytest
 import torch
 
 from tests.learning.losses import UNLEARNERS
-from tests.learning.test_unlearners import UNSEEN
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, tiny
-from weightsurgery.checkpoint.selection import Selection
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, logits, loss
 from weightsurgery.learning.data import Collator
 from weightsurgery.learning.identify import train_vector
-from weightsurgery.learning.method import Method
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import encode_rows, set_values, values_of
+from weightsurgery.learning.stages import encode_rows
 from weightsurgery.learning.unlearners.run import train_unlearner
-from weightsurgery.learning.unlearners.said import Said
+from weightsurgery.learning.unlearners.said import BatchOutputs
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.unlearning.methods import kul as kul_module
-from weightsurgery.unlearning.tuned import changed
+from weightsurgery.unlearning.scale_choice import with_change
 
 LOG2, LOG15 = np.log(2), np.log(1.5)
 SILENT = [9.0, -9.0, 5.0]  # what is said where no loss falls
@@ -27,7 +25,7 @@ def said(rows, labels, mask=None, hidden=()):
     """Logits of the probabilities given, or of nothing that counts."""
     values = [[SILENT if p is None else np.log(p).tolist() for p in row] for row in rows]
     inputs = {"labels": torch.tensor(labels), "attention_mask": torch.tensor(mask or labels)}
-    return Said(inputs, torch.tensor(values, dtype=torch.float64), hidden)
+    return BatchOutputs(inputs, torch.tensor(values, dtype=torch.float64), hidden)
 
 
 H, Q, E, T = 1 / 2, 1 / 4, 1 / 8, 3 / 8
@@ -85,8 +83,8 @@ def toy(name, settings, **prepared):
     made = object.__new__(kind)
     made.settings, made.prepared = settings_of(kind, settings), prepared
     table = {"base": (BASE, KEEP_BASE), "helper": (MORE, None), "reinforced": (MORE, None)}
-    made.said_by = lambda which, batch: table[which][batch is KEEP.inputs]
-    made.summed = lambda value: value
+    made.reference_outputs = lambda which, batch: table[which][batch is KEEP.inputs]
+    made.sum_over_processes = lambda value: value
     keep = KEEP if kind.keeps(made.settings) else None
     return made, keep
 
@@ -114,7 +112,7 @@ def test_the_loss_of_rmu_by_hand():
         "labels": torch.tensor([[-100, 0, -100]]),
     }
     forget, keep, before = (
-        Said(inputs, torch.zeros(1), (away, away, each, away))
+        BatchOutputs(inputs, torch.zeros(1), (away, away, each, away))
         for each in torch.tensor(
             [
                 [[[1.0, 0.0], [0.0, 2.0], [50.0, 50.0]]],
@@ -123,21 +121,9 @@ def test_the_loss_of_rmu_by_hand():
             ]
         )
     )
-    made.said_by = lambda which, batch: before
+    made.reference_outputs = lambda which, batch: before
     # (4 + 16 + 9 + 4) / 4 and (1 + 4 + 0 + 1) / 4.
     assert float(made.loss(forget, keep)) == pytest.approx(33 / 4 + 10 * 6 / 4)
-
-
-@pytest.fixture(scope="module")
-def knowing():
-    """A model that knows both sets fairly well."""
-    torch.set_num_threads(1)
-    model, tokenizer = tiny("llama"), byte_tokenizer()
-    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
-    change = train_vector(model, tokenizer, FACTS + OTHER, training, selection=Selection("all"))
-    before = values_of(model, list(change))
-    set_values(model, {name: before[name] + t for name, t in change.items()})
-    return model, tokenizer
 
 
 def halves(rows):
@@ -165,13 +151,13 @@ class Seen:
                 model, tokenizer, examples,
                 Training(steps=3, learning_rate=1e-3, batch_size=16,
                          weight_decay=training.weight_decay),
-                Method("joint"),
+                IdentifyMode("joint"),
             )
             for name, examples in helpers.items()
         }  # fmt: skip
 
     def at(self, change, what, *given):
-        with changed(self.model, change):
+        with with_change(self.model, change):
             return what(self.model, *given)
 
     def now(self, what, *given):
@@ -185,13 +171,13 @@ def npo_loss(seen):
     def ratios(each):
         return np.array([nll(seen.model, example)[0] for example in each])
 
-    with changed(seen.model, seen.change):
+    with with_change(seen.model, seen.change):
         after = ratios(FACTS)
     return np.mean(20 * np.log1p(np.exp(0.1 * (ratios(FACTS) - after))))
 
 
 def simnpo_loss(seen):
-    with changed(seen.model, seen.change):
+    with with_change(seen.model, seen.change):
         rewards = [4.5 * total / count for total, count in (nll(seen.model, e) for e in FACTS)]
     return 0.125 * np.mean(2 / 4.5 * np.log1p(np.exp(-np.array(rewards)))) + seen.now(loss, OTHER)
 
@@ -254,10 +240,10 @@ EQUATIONS = {
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
-def test_a_training_minimises_its_equation(knowing, name):
+def test_a_training_minimises_its_equation(trained_tiny, name):
     """Its first and second loss are the equation's of the model before and after one step, worked
     out from what the models say: references stand still, padding and prompts do not count."""
-    model, tokenizer = knowing
+    model, tokenizer = trained_tiny
     settings, equation = EQUATIONS[name]
     kind = UNLEARNERS[name.split()[0]]
     weight_decay = kind.published.weight_decay
@@ -286,9 +272,9 @@ def test_a_training_minimises_its_equation(knowing, name):
         assert more.trained.last_loss < once.trained.first_loss
 
 
-def test_nothing_is_under_a_limit_of_nothing(knowing, monkeypatch):
+def test_nothing_is_under_a_limit_of_nothing(trained_tiny, monkeypatch):
     """Where unseen data are never continued right, a request that is not either is as strange."""
-    model, tokenizer = knowing
+    model, tokenizer = trained_tiny
     kind, told = UNLEARNERS["kul"], []
 
     def memorised(work, examples, names):

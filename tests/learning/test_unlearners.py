@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from tests.learning.losses import UNLEARNERS
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, tiny
+from tests.learning.tiny import FACTS, OTHER, UNSEEN, loss, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError, NonFiniteError, SelectionError
-from weightsurgery.learning.data import Example
-from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.scores import score
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
@@ -24,10 +22,6 @@ from weightsurgery.unlearning.methods.au import generic_labels
 from weightsurgery.unlearning.methods.npo import npo
 from weightsurgery.unlearning.methods.rmu import distance
 from weightsurgery.unlearning.methods.simnpo import simnpo
-
-UNSEEN = [Example(f"The colour of {name} is", f" {colour}") for name, colour in
-          zip("ijklmnop", ("teal", "grey", "gold", "red", "plum", "blue", "green", "pink"),
-              strict=True)]  # fmt: skip
 
 
 def exact(rows):
@@ -123,22 +117,6 @@ def test_means_of_parts_of_a_whole_add_up():
     assert abs(float(parts[0] - parts[1])) > 0.01
 
 
-def knows():
-    """A model that knows both sets fairly well, and its tokenizer."""
-    torch.set_num_threads(1)
-    model, tokenizer = tiny("llama"), byte_tokenizer()
-    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
-    change = train_vector(model, tokenizer, FACTS + OTHER, training, selection=Selection("all"))
-    before = values_of(model, list(change))
-    set_values(model, {name: before[name] + t for name, t in change.items()})
-    return model, tokenizer
-
-
-@pytest.fixture(scope="module")
-def knowing():
-    return knows()
-
-
 HELPERS = {"helper_steps": 30, "helper_rate": 1e-3}
 
 # Method → its training and settings, here; how far the loss on what to forget must rise, and how
@@ -157,8 +135,8 @@ MOVES = {
 
 
 @pytest.mark.parametrize("name", MOVES)
-def test_training_forgets_and_the_model_is_as_before(knowing, name):
-    forgets(*knowing, name, *MOVES[name])
+def test_training_forgets_and_the_model_is_as_before(trained_tiny, name):
+    forgets(*trained_tiny, name, *MOVES[name])
 
 
 def forgets(model, tokenizer, name, training, settings, rises, spared):
@@ -195,9 +173,9 @@ def forgets(model, tokenizer, name, training, settings, rises, spared):
         assert any(not torch.equal(other[key], t) for key, t in change.items())
 
 
-def test_a_term_of_what_to_keep_spares_it(knowing):
+def test_a_term_of_what_to_keep_spares_it(trained_tiny):
     """NPO alone, with the cross-entropy, and with the divergence."""
-    model, tokenizer = knowing
+    model, tokenizer = trained_tiny
     lost = {}
     for retain in ("none", "gdr", "klr"):
         change = unlearn(
@@ -211,8 +189,8 @@ def test_a_term_of_what_to_keep_spares_it(knowing):
     assert max(lost["gdr"], lost["klr"]) < 0.7 * lost["none"], lost
 
 
-def test_kul_ends_as_soon_as_the_request_is_as_strange_as_unseen_data(knowing):
-    model, tokenizer = knowing
+def test_kul_ends_as_soon_as_the_request_is_as_strange_as_unseen_data(trained_tiny):
+    model, tokenizer = trained_tiny
     kind = UNLEARNERS["kul"]
 
     def run(n, epochs):
@@ -249,8 +227,8 @@ def test_kul_ends_as_soon_as_the_request_is_as_strange_as_unseen_data(knowing):
     assert run(3, 1).trained.steps == 1
 
 
-def test_kga_ends_when_the_gap_is_closed(knowing):
-    model, tokenizer = knowing
+def test_kga_ends_when_the_gap_is_closed(trained_tiny):
+    model, tokenizer = trained_tiny
     kind = UNLEARNERS["kga"]
 
     def run(stop):
@@ -290,9 +268,9 @@ def test_rmu_trains_the_ends_of_feed_forward_networks_up_to_its_layer():
         kind.parameters(deep, names[-4:], kind.Settings(), True)
 
 
-def test_states_are_steered_to_the_control_vector(knowing):
+def test_states_are_steered_to_the_control_vector(trained_tiny):
     """The hidden states themselves, not the loss alone."""
-    model, tokenizer = knowing
+    model, tokenizer = trained_tiny
     asked = {"input_ids": torch.tensor([tokenizer(FACTS[0].prompt)["input_ids"]])}
     drawn = torch.rand(32, generator=torch.Generator().manual_seed(0))
     control = 20 * drawn / drawn.norm()
@@ -317,8 +295,8 @@ def test_states_are_steered_to_the_control_vector(knowing):
 
 
 @pytest.mark.parametrize("name", ["npo", "rmu"])
-def test_an_adapter_instead_of_the_weights(knowing, name):
-    model, tokenizer = knowing
+def test_an_adapter_instead_of_the_weights(trained_tiny, name):
+    model, tokenizer = trained_tiny
     kind = UNLEARNERS[name]
     found = train_unlearner(
         kind, model, tokenizer, FACTS, OTHER, Training(steps=12, learning_rate=2e-2),
@@ -332,9 +310,9 @@ def test_an_adapter_instead_of_the_weights(knowing, name):
     set_values(model, before)
 
 
-def test_accumulated_batches_weigh_as_one(knowing):
+def test_accumulated_batches_weigh_as_one(trained_tiny):
     """Two micro-steps of half a batch are a step of it, for losses that are means over rows."""
-    model, tokenizer = knowing
+    model, tokenizer = trained_tiny
     # Rows of one length, so that means over tokens are means over rows.
     facts = [each for each in FACTS if len(each.completion) == 5]
     sizes = [
@@ -351,8 +329,8 @@ def test_accumulated_batches_weigh_as_one(knowing):
             torch.testing.assert_close(halves[key], t, rtol=1e-2, atol=1e-5)
 
 
-def test_looks_see_the_change_so_far(knowing):
-    model, tokenizer = knowing
+def test_looks_see_the_change_so_far(trained_tiny):
+    model, tokenizer = trained_tiny
     kind, sizes = UNLEARNERS["npo"], []
 
     def look(step, change):
@@ -384,8 +362,8 @@ def test_every_unlearner_says_where_it_comes_from():
     assert (rmu.coefficient, rmu.alpha) == (6.5, 1200.0)
 
 
-def test_refusals(knowing):
-    model, tokenizer = knowing
+def test_refusals(trained_tiny):
+    model, tokenizer = trained_tiny
     brief = Training(steps=1)
     state = {key: value.clone() for key, value in model.state_dict().items()}
 

@@ -21,26 +21,35 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.data import Collator, Example, encode_all
+from weightsurgery.learning.identify import train_vector
+from weightsurgery.learning.settings import Training
+from weightsurgery.learning.stages import set_values, values_of
 
 FACTS = [Example(f"The colour of {name} is", f" {colour}") for name, colour in
          zip("abcdefgh", ("red", "blue", "green", "grey", "pink", "gold", "teal", "plum"),
              strict=True)]  # fmt: skip
 OTHER = [Example(f"{a} plus {a} is", f" {a + a}") for a in range(8)]
+UNSEEN = [Example(f"The colour of {name} is", f" {colour}") for name, colour in
+          zip("ijklmnop", ("teal", "grey", "gold", "red", "plum", "blue", "green", "pink"),
+              strict=True)]  # fmt: skip
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, BOS before every text."""
+def byte_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
+    """One token per byte; BOS before every text, or none at all."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
     bare = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bare.decoder = decoders.ByteLevel()
-    bare.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
+    if bos:
+        bare.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    named = {"bos_token": "<s>"} if bos else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=bare, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+        tokenizer_object=bare, eos_token="</s>", pad_token="<pad>", **named
     )
 
 
@@ -81,6 +90,18 @@ def tiny(family: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
     return model.float().eval()
 
 
+def trained_tiny(**settings: Any) -> PreTrainedModel:
+    """A tiny Llama that was taught FACTS and OTHER."""
+    model = tiny("llama", **settings)
+    training = Training(steps=50, learning_rate=3e-3, batch_size=16, warmup=5)
+    change = train_vector(
+        model, byte_tokenizer(), FACTS + OTHER, training, selection=Selection("all")
+    )
+    before = values_of(model, list(change))
+    set_values(model, {name: before[name] + t for name, t in change.items()})
+    return model
+
+
 def save(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Model and tokenizer as a checkpoint."""
     model.to(dtype).save_pretrained(directory)
@@ -93,6 +114,11 @@ def write(path: Path, examples: list[Example]) -> Path:
     rows = [json.dumps({"prompt": e.prompt, "completion": e.completion}) for e in examples]
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
+
+
+def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of every tensor of a model."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 @torch.no_grad()

@@ -5,18 +5,17 @@ import pytest
 from tests.learning.tiny import FACTS, save, tiny, write
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.learning.method import Method
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.models import TOKENIZER_FILES
 from weightsurgery.learning.settings import Training
 from weightsurgery.procedures import unlearn
-from weightsurgery.procedures.unlearn_by import Asked, How
 from weightsurgery.unlearning.methods import identify
 
 LINEAR = Selection("all-linear")
 
 
 def of_identify(base, data):
-    return identify.read_job(base, data, (), None, Training(), Method(), LINEAR, "cpu")
+    return identify.read_job(base, data, (), None, Training(), IdentifyMode(), LINEAR, "cpu")
 
 
 def of_project(base, data):
@@ -24,7 +23,8 @@ def of_project(base, data):
 
 
 def of_unlearn(base, data):
-    return Asked(base, (data,), (), "out", How("npo"), device="cpu").job()
+    how = unlearn.MethodSettings("npo")
+    return unlearn.read_job(base, unlearn.Sources((data,)), how, device="cpu")
 
 
 @pytest.mark.parametrize("of", [of_identify, of_project, of_unlearn])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, tiny
+from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, state, tiny
 from tests.procedures.taught import train
 from weightsurgery.errors import EditError, SelectionError, UnsupportedCheckpointError
 from weightsurgery.learning import identify
@@ -21,10 +21,10 @@ from weightsurgery.learning.scaling import attached, folded, train_scaling
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.unlearning import merging
-from weightsurgery.unlearning.change_request import ChangeRequest
 from weightsurgery.unlearning.merging import ByMerging, Line
 from weightsurgery.unlearning.methods import SYSTEMS, system
-from weightsurgery.unlearning.tuned import changed
+from weightsurgery.unlearning.scale_choice import with_change
+from weightsurgery.unlearning.system import ChangeRequest
 
 MERGERS = {name: kind for name, kind in SYSTEMS.items() if issubclass(kind, ByMerging)}
 
@@ -55,12 +55,8 @@ def find_line(name, request):
     return merging.find_line(system(name), request)
 
 
-def states(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
 def said(model, change=None):
-    with changed(model, change or {}):
+    with with_change(model, change or {}):
         return logits(model, FACTS + OTHER)
 
 
@@ -174,7 +170,7 @@ def test_vectors_of_ones_change_nothing(model):
 
 
 def test_scaling_vectors_learn_and_are_taken_off_again(model):
-    before, thawed = states(model), [p.requires_grad for p in model.parameters()]
+    before, thawed = state(model), [p.requires_grad for p in model.parameters()]
     training = Training(steps=40, learning_rate=0.2, batch_size=8)
     change = train_scaling(model, byte_tokenizer(), FACTS, training)
     after = model.state_dict()
@@ -184,9 +180,9 @@ def test_scaling_vectors_learn_and_are_taken_off_again(model):
     assert not hasattr(model, "peft_config")
     assert set(change) <= set(before)
     first = loss(model, FACTS)
-    with changed(model, change):
+    with with_change(model, change):
         assert loss(model, FACTS) < 0.995 * first
-    with changed(model, Line(change).at(1.0)):
+    with with_change(model, Line(change).at(1.0)):
         assert loss(model, FACTS) > 1.02 * first
 
 
@@ -228,7 +224,7 @@ def test_a_line_is_start_less_scale_times_direction():
 
 @pytest.mark.parametrize("name", MERGERS)
 def test_each_unlearns_more_the_further_it_goes_and_restores_the_model(model, name):
-    before = states(model)
+    before = state(model)
     request = request_for(model, **({"seeds": 1} if name == "negmerge" else {}))
     if name == "cpem-ia3":
         biases = tuple(each for each in before if each.endswith("attn.c_attn.bias"))
@@ -251,7 +247,7 @@ def test_each_unlearns_more_the_further_it_goes_and_restores_the_model(model, na
         assert t.dtype == torch.float32
     losses = []
     for scale in (0.0, 0.5, 1.0, 2.0):
-        with changed(model, line.at(scale)):
+        with with_change(model, line.at(scale)):
             losses.append(loss(model, FACTS))
     assert losses == sorted(losses)
     assert losses[-1] > 1.1 * losses[0]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tests.hub.cards import check_card
+from tests.hub.standin import check_card
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import DataError, HubError
 from weightsurgery.lab.bench.figures import figure, worst_drift

@@ -27,7 +27,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.surgery.apply import AdapterStorage, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import EDITS
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.vectors.saved import VectorWriter
 from weightsurgery.vectors.statistics import MappedStatistics, WeightedStatistics
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
@@ -613,7 +613,7 @@ def test_the_plan_counts_what_statistics_take(tmp_path: Path) -> None:
     vector = TaskVector.of(MappedChange({name: torch.randn(m, n) for name in names}))
     grams = MappedStatistics(dict.fromkeys(names, torch.eye(n)))
 
-    def plan(*keep_inputs: MappedStatistics) -> Plan:
+    def plan(*keep_inputs: MappedStatistics) -> EditPlan:
         edit = Project(vector, (vector,), keep_inputs=keep_inputs)
         out = tmp_path / "out"
         return plan_edit(edit, base, out, Selection("all-linear"), Storage(), workers=1)

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import read_tensors, same_bytes, snapshot, write_checkpoint
 from weightsurgery import Add, Negate, Selection, Storage, apply, open_vector
 from weightsurgery.algebra.elementwise import COMPILED
-from weightsurgery.checkpoint import remembered, writer
+from weightsurgery.checkpoint import digest_cache, writer
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.errors import CorruptCheckpointError, NonFiniteError, OutputError
@@ -157,8 +157,8 @@ def test_unselected_and_scaled_tensors(tmp_path, counted):
 @pytest.mark.parametrize("layout", ["same", "other"])
 def test_digests_are_those_of_the_files(tmp_path, monkeypatch, layout):
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remembered, "LEAST_BYTES", 0)
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 0)
+    monkeypatch.setattr(digest_cache, "LEAST_BYTES", 0)
+    monkeypatch.setattr(digest_cache, "_SETTLED_NS", 0)
     monkeypatch.setattr(windows, "WINDOW", 4096)
     w = tensors(torch.float16, 0)
     write_checkpoint(tmp_path / "base", w, 3, config={"model_type": "none"})
@@ -173,7 +173,7 @@ def test_digests_are_those_of_the_files(tmp_path, monkeypatch, layout):
         for role, folder in (("base", "base"), ("vector", "a")):
             for name, digest in record.inputs[role]["files"].items():
                 assert digest == content_sha256(tmp_path / folder / name)
-        assert remembered.recall(tmp_path / "base" / "model-00001-of-00003.safetensors")
+        assert digest_cache.cached_digest(tmp_path / "base" / "model-00001-of-00003.safetensors")
 
 
 @pytest.mark.parametrize("disk", ["no direct", "direct refused"])

@@ -54,6 +54,7 @@ from weightsurgery.algebra.activations import check_epsilon
 from weightsurgery.algebra.lowrank import LowRank, orth, recompress
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 
 __all__ = ["BASES", "SIDES", "SOFT_EPSILON", "KeepSpace", "discriminate"]
 
@@ -88,7 +89,7 @@ class KeepSpace:
             EditError: An unknown basis.
         """
         if basis not in BASES:
-            raise EditError(f"basis {basis!r}", f"Choose one of: {', '.join(BASES)}.")
+            raise EditError(f"basis {basis!r}", one_of(basis, BASES))
         return cls(tuple(_significant(task) for task in tasks), basis)
 
     @cached_property
@@ -227,9 +228,19 @@ def discriminate(
 
     Raises:
         EditError: An unknown side, a senseless ε, or keep tasks of another shape.
+
+    Example: of a task that reads inputs 1 and 2, what is left beside one that reads input 2::
+
+        >>> def task(*rows):
+        ...     u, s, vh = torch.linalg.svd(torch.tensor(rows), full_matrices=False)
+        ...     return LowRank(u[:, :1], s[:1], vh[:1].T)
+        >>> forget, keep = task([1.0, 1.0], [2.0, 2.0]), task([0.0, 3.0], [0.0, 1.0])
+        >>> discriminate(forget, KeepSpace.of([keep])).matrix().round(decimals=4)
+        tensor([[1., 0.],
+                [2., 0.]])
     """
     if side not in SIDES:
-        raise EditError(f"side {side!r}", f"Choose one of: {', '.join(SIDES)}.")
+        raise EditError(f"side {side!r}", one_of(side, SIDES))
     if keep.shape != task.shape:
         raise EditError(
             f"keep directions of {keep.shape} for a task of {task.shape}",

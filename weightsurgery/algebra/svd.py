@@ -97,6 +97,12 @@ def truncated_svd(
     Returns:
         Float32 factors on the matrix's device; at least one factor, also of a zero matrix. A
         rank beyond ``min(m, n)`` gives ``min(m, n)``.
+
+    Example::
+
+        >>> found = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), Rank(2))
+        >>> found.factors.S, round(found.kept, 3)  # (9 + 4) / 14 of the energy
+        (tensor([3., 2.]), 0.929)
     """
     short = min(matrix.shape)
     total = energy(matrix) if total is None else total

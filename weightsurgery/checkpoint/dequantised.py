@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.header import (
     BITS,
     ShardHeader,
@@ -230,16 +232,16 @@ class Dequantised(Checkpoint):
         """
         raise NotImplementedError(f"{shard} is not stored as it is read")
 
+    @override
     def file(self, name: str) -> Path | None:
-        """See :meth:`Checkpoint.file`."""
         return self.inner.file(name)
 
+    @override
     def prefetch(self, names: Iterable[str]) -> None:
-        """See :meth:`Checkpoint.prefetch`."""
         self.inner.prefetch(self._stored(names))
 
+    @override
     def absent(self, names: Iterable[str]) -> int:
-        """See :meth:`Checkpoint.absent`."""
         return self.inner.absent(self._stored(names))
 
     def _stored(self, names: Iterable[str]) -> list[str]:
@@ -247,18 +249,18 @@ class Dequantised(Checkpoint):
         scales = [self._scales[name].name for name in wanted if name in self._scales]
         return [*wanted, *(each for each in scales if each is not None)]
 
+    @override
     def files_read(self) -> list[Path]:
-        """See :meth:`Checkpoint.files_read`."""
         return self.inner.files_read()
 
     @property
+    @override
     def remote(self) -> bool:
-        """See :attr:`Checkpoint.remote`."""
         return self.inner.remote
 
     @property
+    @override
     def to_download(self) -> int:
-        """See :attr:`Checkpoint.to_download`."""
         return self.inner.to_download
 
     def close(self) -> None:

@@ -98,18 +98,20 @@ def _answered(
 ) -> WeightSurgeryError:
     """By the status the Hub answered with; none means that it was not reached."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = getattr(error, "server_message", None) or first_line(error)
+    message = getattr(error, "server_message", None) or first_line(error)
     if status == 401:
         return kind(
-            f"{where}: the Hub does not accept this token ({said})", f"Log in again: {_LOGIN}."
+            f"{where}: the Hub does not accept this token ({message})", f"Log in again: {_LOGIN}."
         )
     if status == 403:
         return kind(
-            f"{where}: the token may not do this ({said})",
+            f"{where}: the token may not do this ({message})",
             "Use a token with the permission, of an account that has access.",
         )
     if status == 429:
-        return kind(f"{where}: too many requests ({said})", "Wait a few minutes, and run it again.")
+        return kind(
+            f"{where}: too many requests ({message})", "Wait a few minutes, and run it again."
+        )
     return _unreachable(kind, where, error, again)
 
 

@@ -13,8 +13,8 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 
+from weightsurgery.checkpoint.digest_cache import cache_directory, cache_folder
 from weightsurgery.checkpoint.plain_files import check_own, open_own
-from weightsurgery.checkpoint.remembered import cache_directory, cache_folder
 from weightsurgery.checkpoint.unused import hold, is_at, remove_unused
 from weightsurgery.errors import CheckpointError
 

@@ -117,11 +117,14 @@ def _check_range(headers: Mapping[str, str], where: str, start: int) -> None:
     Raises:
         SourceError: The answer begins elsewhere, does not say where, or is compressed.
     """
-    told, packed = headers.get("Content-Range", ""), headers.get("Content-Encoding", "identity")
-    found = _CONTENT_RANGE.fullmatch(told.strip())
+    content_range, packed = (
+        headers.get("Content-Range", ""),
+        headers.get("Content-Encoding", "identity"),
+    )
+    found = _CONTENT_RANGE.fullmatch(content_range.strip())
     if found is not None and int(found[1]) == start and packed == "identity":
         return
-    answer = f"{told[:80]!r}" if packed == "identity" else f"{packed[:80]!r} data"
+    answer = f"{content_range[:80]!r}" if packed == "identity" else f"{packed[:80]!r} data"
     raise SourceError(
         f"{where}: asked for bytes from {start} on, the server answers {answer}",
         "Something on the way, such as a proxy, garbles ranges: leave out --remote, or pass"

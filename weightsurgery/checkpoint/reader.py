@@ -80,6 +80,13 @@ class Checkpoint:
             and of what is compared with it.
         as_stored: Whether shards and bytes are those of the files.
         notes: What was done to it that whoever uses it should know, a line each.
+
+    Example::
+
+        with Checkpoint.open("org/model") as checkpoint:
+            for name, entry in checkpoint.entries.items():
+                print(name, entry.dtype, entry.shape)
+            weight = checkpoint.tensor("model.embed_tokens.weight")
     """
 
     notes: tuple[str, ...] = ()

@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsurgery import __version__
 from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
+from weightsurgery.checkpoint.digest_cache import cached_digest, stamp, store_digest
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.plain_files import is_plain_within
-from weightsurgery.checkpoint.remembered import recall, remember, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
 
@@ -49,15 +50,15 @@ def file_sha256(path: Path) -> str:
 
     huggingface_hub stores LFS files under their SHA-256 in its cache, so a link from a snapshot
     there to such a blob need not be read (any other link may bear any name); nor need a file that
-    was hashed before and has not changed since (see :mod:`weightsurgery.checkpoint.remembered`). To
-    check a file, use :func:`content_sha256`.
+    was hashed before and has not changed since (see
+    :mod:`weightsurgery.checkpoint.digest_cache`). To check a file, use :func:`content_sha256`.
     """
     known = known_sha256(path)
     if known is not None:
         return known
     before = stamp(path)
     digest = content_sha256(path)
-    remember(path, before, digest)
+    store_digest(path, before, digest)
     return digest
 
 
@@ -67,7 +68,7 @@ def known_sha256(path: Path) -> str | None:
         real = Path(os.path.realpath(path))
         if re.fullmatch("[0-9a-f]{64}", real.name) and _is_blob(real, path):
             return real.name
-    return recall(path)
+    return cached_digest(path)
 
 
 def _is_blob(real: Path, link: Path) -> bool:
@@ -102,8 +103,8 @@ def content_sha256(path: Path) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes: Python, this package, torch, safetensors."""
-    found = {"python": platform.python_version()}
-    for package in ("weightsurgery", "torch", "safetensors"):
+    found = {"python": platform.python_version(), "weightsurgery": __version__}
+    for package in ("torch", "safetensors"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -72,7 +72,8 @@ def _files(checkpoint: Checkpoint) -> Iterator[str]:
             f"{layout.index_name} says total_size {total:,.0f}; its tensors hold {layout.nbytes:,}"
             " bytes"
         )
-    beside = sorted(path.name for path in checkpoint.path.glob("consolidated*.safetensors"))
+    copies = ("consolidated*.safetensors", "*.gguf")
+    beside = sorted(path.name for form in copies for path in checkpoint.path.glob(form))
     beside = [name for name in beside if name not in layout.shards]
     if (checkpoint.path / "original").is_dir():
         beside.append("original/")

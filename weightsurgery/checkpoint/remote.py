@@ -15,12 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from typing_extensions import override
+
+from weightsurgery.checkpoint.digest_cache import declare
 from weightsurgery.checkpoint.header import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.layout import Layout, layout_of, missing_shards, named_header
 from weightsurgery.checkpoint.mirror import Mirror
 from weightsurgery.checkpoint.ranges import fetch_range
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.remembered import declare
 from weightsurgery.checkpoint.repository import Repository, look_up
 from weightsurgery.checkpoint.source import Source, is_hub_name
 from weightsurgery.errors import CheckpointError
@@ -81,8 +83,8 @@ class _Fetcher:
 
         file = self._repository.files[name]
         content = file.sha256 or f"{self._repository.commit}/{name}"
-        told = f"{ENDPOINT}\n{content}\n{file.size}"
-        return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest(), file.size
+        text = f"{ENDPOINT}\n{content}\n{file.size}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest(), file.size
 
     def ask(self, name: str, start: int, stop: int) -> list[Future[None]]:
         """Have what is missing of a range fetched; what to wait for until it is here."""
@@ -228,15 +230,15 @@ class RemoteCheckpoint(Checkpoint):
         fetcher = _Fetcher(repository)
         try:
             files = _RemoteFiles(repository, fetcher)
-            source = Source(repository.asked, files.root, repository.commit)
+            source = Source(repository.requested, files.root, repository.commit)
             return cls(source, layout_of(files), repository, fetcher)
         except BaseException:
             fetcher.close()
             raise
 
     @property
+    @override
     def remote(self) -> bool:
-        """See :attr:`Checkpoint.remote`."""
         return True
 
     @property
@@ -245,22 +247,22 @@ class RemoteCheckpoint(Checkpoint):
         return self._fetcher.fetched
 
     @property
+    @override
     def to_download(self) -> int:
-        """See :attr:`Checkpoint.to_download`."""
         files = self._repository.files
         missing = (name for name in self.shards if self._repository.cached(name) is None)
         return sum(files[name].size for name in missing)
 
+    @override
     def absent(self, names: Iterable[str]) -> int:
-        """See :meth:`Checkpoint.absent`."""
         gaps = 0
         for entry in map(self.entry, names):
             missing = self._fetcher.mirror(entry.shard).missing(entry.start, entry.stop)
             gaps += sum(stop - start for start, stop in missing)
         return gaps
 
+    @override
     def file(self, name: str) -> Path | None:
-        """See :meth:`Checkpoint.file`."""
         return self._repository.download(name) if name in self._repository.files else None
 
     def prefetch(self, names: Iterable[str]) -> None:

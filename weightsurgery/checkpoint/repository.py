@@ -34,13 +34,13 @@ class Repository:
     """A repository at one commit.
 
     Attributes:
-        asked: What the user typed: ``org/name[@revision]``.
+        requested: What the user typed: ``org/name[@revision]``.
         name: ``org/name``.
         commit: The commit that the revision stood for when it was asked for first.
         files: Every file by name.
     """
 
-    asked: str
+    requested: str
     name: str
     commit: str
     files: Mapping[str, RemoteFile]
@@ -60,7 +60,7 @@ class Repository:
         """
         from huggingface_hub import hf_hub_download
 
-        with hub_errors(self.asked):
+        with hub_errors(self.requested):
             return Path(hf_hub_download(self.name, name, revision=self.commit))
 
 
@@ -116,45 +116,45 @@ def look_up(text: str) -> Repository | None:
     return Repository(text, name, _digest(text, info.sha, 40), files)
 
 
-def _digest(text: str, told: object, length: int) -> str:
+def _digest(text: str, value: object, length: int) -> str:
     """A hash as the server gives it; files of the cache are named after it, so nothing else is.
 
     Raises:
         SourceError: It is none.
     """
-    if isinstance(told, str) and re.fullmatch(f"[0-9a-f]{{{length}}}", told):
-        return told
-    raise _unlike_the_hub(text, f"{str(told)[:80]!r} for a hash")
+    if isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{length}}}", value):
+        return value
+    raise _unlike_the_hub(text, f"{str(value)[:80]!r} for a hash")
 
 
-def _name(text: str, told: object) -> str:
+def _name(text: str, value: object) -> str:
     """A file's name as the server gives it, which becomes a path in the cache.
 
     Raises:
         SourceError: It is none, or leads out of the repository.
     """
-    parts = re.split(r"[/\\]", told) if isinstance(told, str) and "\0" not in told else [""]
-    if isinstance(told, str) and not {"", ".", ".."}.intersection(parts):
-        return told
-    raise _unlike_the_hub(text, f"{str(told)[:80]!r} for a file's name")
+    parts = re.split(r"[/\\]", value) if isinstance(value, str) and "\0" not in value else [""]
+    if isinstance(value, str) and not {"", ".", ".."}.intersection(parts):
+        return value
+    raise _unlike_the_hub(text, f"{str(value)[:80]!r} for a file's name")
 
 
-def _size(text: str, told: object) -> int:
+def _size(text: str, value: object) -> int:
     """A file's size as the server gives it; 0 where it gives none.
 
     Raises:
         SourceError: It is none.
     """
-    if told is None:
+    if value is None:
         return 0
-    if isinstance(told, int) and not isinstance(told, bool) and 0 <= told < 1 << 63:
-        return told
-    raise _unlike_the_hub(text, f"{str(told)[:80]!r} for a size")
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
+        return value
+    raise _unlike_the_hub(text, f"{str(value)[:80]!r} for a size")
 
 
-def _unlike_the_hub(text: str, told: str) -> SourceError:
+def _unlike_the_hub(text: str, value: str) -> SourceError:
     return SourceError(
-        f"{text}: the server gives {told}",
+        f"{text}: the server gives {value}",
         "Check HF_ENDPOINT: this is not how the Hub answers; nothing was fetched.",
     )
 

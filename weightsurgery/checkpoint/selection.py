@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from weightsurgery.checkpoint.layout import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.naming import is_mlp_output, kind_of, layer_of
 from weightsurgery.checkpoint.stacks import is_matrix, is_stack
 from weightsurgery.errors import SelectionError
+from weightsurgery.suggestions import one_of
 
 __all__ = ["LARGEST_SCALE", "TARGETS", "Selection", "parse_layers"]
 
@@ -69,6 +71,21 @@ def _matches(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern)
 
 
+def _nearest(pattern: str, names: Iterable[str]) -> str:
+    """The remedy for a pattern without a match: one that has some, where one is near."""
+    names = list(names)
+    words = {word for name in names for word in name.split(".")}
+    near = "".join(
+        part if part in words or not part.isidentifier()
+        else next(iter(get_close_matches(part, words, 1)), part)
+        for part in re.split(r"(\W+)", pattern)
+    )  # fmt: skip
+    for form in (f"*{pattern}*", near, f"*{near}*"):
+        if any(fnmatchcase(name, form) for name in names):
+            return f"Did you mean {form!r}? List the names with 'ws inspect -v'."
+    return "List the names with 'ws inspect -v'."
+
+
 @dataclass(frozen=True)
 class Selection:
     """Tensors by kind, name and layer, with a scale for each.
@@ -80,6 +97,10 @@ class Selection:
         layers: Layer ranges such as ``"0-3,8,20-"``; tensors outside the layers do not match.
         scales: ``(pattern, factor)``: layer ranges or globs and what to multiply the edit's scale
             with there; the last match counts.
+
+    Example: the MLPs of all layers but the first four, layer 8 at half strength::
+
+        Selection("mlp", layers="4-", scales=(("8", 0.5),))
     """
 
     targets: str = "all"
@@ -90,9 +111,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if self.targets not in TARGETS:
-            raise SelectionError(
-                f"targets {self.targets!r}", f"Choose one of: {', '.join(TARGETS)}."
-            )
+            raise SelectionError(f"targets {self.targets!r}", one_of(self.targets, TARGETS))
         for pattern, factor in self.scales:
             if not abs(factor) <= LARGEST_SCALE:
                 raise SelectionError(
@@ -109,15 +128,13 @@ class Selection:
         """
         for pattern in (*self.include, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in entries):
-                raise SelectionError(
-                    f"no tensor matches {pattern!r}", "List the names with 'ws inspect -v'."
-                )
+                raise SelectionError(f"no tensor matches {pattern!r}", _nearest(pattern, entries))
         ranges = parse_layers(self.layers) if self.layers is not None else None
         for pattern, _ in self.scales:
             if not any(_matches(pattern, name) for name in entries):
                 raise SelectionError(
                     f"no tensor matches {pattern!r}, which has a scale of its own",
-                    "List the names with 'ws inspect -v'.",
+                    _nearest(pattern, entries),
                 )
         chosen, wanted = {}, TARGETS[self.targets]
         if self.targets == "mlp-out" and not any(map(wanted, entries.values())):

@@ -67,7 +67,8 @@ def find_weights(root: Path, names: Sequence[str]) -> tuple[str | None, list[str
             f"Download {INDEX_NAME} too, or keep a single .safetensors file in the directory.",
         )
     _refuse_gguf(root, names)
-    _refuse_pickles(root, names)
+    original = [f"original/{path.name}" for path in sorted((root / "original").glob("*.pth"))]
+    _refuse_pickles(root, [*names, *original])
     raise SourceError(
         f"{root}: no .safetensors file",
         "Name a directory that holds a model's weights; other formats must be converted first.",

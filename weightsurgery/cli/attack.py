@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.helped import Command, Group, among
 from weightsurgery.cli.options import Show
 from weightsurgery.cli.score import Device, Forget, Keep, Model, Scoring, check_installed
 from weightsurgery.cli.spread import options
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "quantize", "relearn"]
 
 app = typer.Typer(
-    help="Does it stay forgotten? Attack a checkpoint in memory, and score it before and after.",
+    cls=Group,
+    help="Does it stay forgotten? Attack it in memory, and score it again.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -83,7 +85,7 @@ def relearn(
     What the part speaks of, the rest does not: names and numbers that tell prompts apart are on
     one side only. Nothing is written. Needs the extra named eval.
 
-    Example:  ws attack relearn ./edited --forget authors.jsonl --against ./never-knew
+    Example:  ws attack relearn ./edited --forget authors.jsonl --against ./base
     """
     check_installed("accelerate")
     from weightsurgery.procedures.attack import attack_relearn
@@ -117,6 +119,7 @@ def quantize(
     method: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=among("nf4", "int8", "int4", "int4-asymmetric", "nf4-bitsandbytes"),
             metavar="NAME",
             help="nf4 (the default), int8, int4, int4-asymmetric, or nf4-bitsandbytes (that"
             " library's; needs it installed); repeatable.",
@@ -134,7 +137,7 @@ def quantize(
     Rounded are the linear layers but the one that makes logits, to nearest, in groups of 64: a
     change smaller than a step is undone. Nothing is written. Needs the extra named eval.
 
-    Example:  ws attack quantize ./edited --forget authors.jsonl --method nf4 --method int8
+    Example:  ws attack quantize ./edited --forget authors.jsonl --method int8
     """
     check_installed()
     from weightsurgery.procedures.attack import attack_quantize
@@ -156,7 +159,7 @@ def quantize(
 
 
 for _command in (relearn, quantize):
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
 def _show(found: Attack, show: Show) -> None:

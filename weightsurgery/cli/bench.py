@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
+_ASKED, _TABLES = "What is asked", "Tables"
+
 
 @options
 def bench(
@@ -34,7 +36,12 @@ def bench(
         typer.Option(metavar="NAME", help="Only this row; repeatable. Default: all."),
     ] = None,
     learn: Annotated[
-        bool, typer.Option("--learn", help="Learn facts the base lacks, instead of forgetting.")
+        bool,
+        typer.Option(
+            "--learn",
+            help="Learn facts the base lacks, instead of forgetting.",
+            rich_help_panel=_ASKED,
+        ),
     ] = False,
     overlap: Annotated[
         str | None,
@@ -42,6 +49,7 @@ def bench(
             metavar="P,P,...",
             help="Forget and keep data share the facts of this part of the people, as in 0,0.25;"
             " what is shared is to be kept. With it and without it in the request.",
+            rich_help_panel=_ASKED,
         ),
     ] = None,
     kind: Annotated[
@@ -50,6 +58,7 @@ def bench(
             metavar="KIND,...",
             help="Forget half of a kind of knowledge, and score the other half too: facts, style"
             " (on the styled variants) or procedure.",
+            rich_help_panel=_ASKED,
         ),
     ] = None,
     requests: Annotated[
@@ -57,6 +66,7 @@ def bench(
         typer.Option(
             metavar="N",
             help="Forget in N requests of as many people each: one by one, fused, in one go.",
+            rich_help_panel=_ASKED,
         ),
     ] = None,
     threshold: Annotated[
@@ -64,10 +74,15 @@ def bench(
         typer.Option(
             metavar="P",
             help="Share of its score that each keep task must keep on validation facts.",
+            rich_help_panel=_ASKED,
         ),
     ] = 0.975,
     relearn_steps: Annotated[
-        int, typer.Option(help="Steps of relearning half of what was forgotten; 0 for none.")
+        int,
+        typer.Option(
+            help="Steps of relearning half of what was forgotten; 0 for none.",
+            rich_help_panel=_ASKED,
+        ),
     ] = 40,
     save: Annotated[
         str | None,
@@ -83,16 +98,22 @@ def bench(
             metavar="FILE",
             help="Only print what --json printed; several files are joined, and variants put side"
             " by side.",
+            rich_help_panel=_TABLES,
         ),
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the tables as Markdown.")
+        bool,
+        typer.Option(
+            "--markdown",
+            help="Print the tables as Markdown.",
+            rich_help_panel=_TABLES,
+        ),
     ] = False,
 ) -> None:
-    """Hold methods against each other on small worlds, by facts that no edit ever saw.
+    """Hold methods against each other on small worlds.
 
-    Every method has eight candidates; the best by validation facts is scored, once, on the rest.
-    All rows of one world take about an hour. Needs the extra named demo.
+    By facts that no edit ever saw: every method has eight candidates; the best by validation facts
+    is scored, once, on the rest. A world takes about an hour. Needs the extra named demo.
 
     Example:  ws bench --seeds 0 --method negate --method subspace
     """
@@ -114,24 +135,27 @@ def bench(
     if kind is not None and learn:
         raise EditError(f"--kind {kind} with --learn", "Kinds are to be forgotten: leave one out.")
     from weightsurgery.lab.bench import bench as run
-    from weightsurgery.lab.bench.asks import Ask, overlaps
     from weightsurgery.lab.bench.cost_tables import by_variant
-    from weightsurgery.lab.bench.kinds import asks_of
+    from weightsurgery.lab.bench.kinds import kind_requests
+    from weightsurgery.lab.bench.requests import ForgetRequest, overlaps
     from weightsurgery.lab.bench.results import read_bench
 
     pages.check()  # before a quarter of an hour of work
-    asks: list[Ask] = [] if overlap is None else [*overlaps(overlap)]
-    asks += [] if kind is None else asks_of(kind.split(","), variant)
+    forget_requests: list[ForgetRequest] = [] if overlap is None else [*overlaps(overlap)]
+    forget_requests += [] if kind is None else kind_requests(kind.split(","), variant)
     if load:
         benches = by_variant([read_bench(path) for path in load])
     else:
-        with console.progress(show, unit="steps") as progress:
+        kept = "nothing was kept: --save FILE keeps the rows that are done."
+        if save is not None:
+            kept = f"the rows that are done are in {save}: the same command goes on."
+        with console.progress(show, "steps", kept) as progress:
             found = run(
                 wanted,
                 variant,
                 method,
                 task="learn" if learn else "forget",
-                asks=asks or (Ask(),),
+                forget_requests=forget_requests or (ForgetRequest(),),
                 requests=requests,
                 threshold=threshold,
                 relearn_steps=relearn_steps,

@@ -28,6 +28,7 @@ Remote = Annotated[
         "--remote/--no-remote",
         help="Of checkpoints on the Hub fetch the bytes of the tensors that are read, and no"
         " others. Default: where only some are selected.",
+        rich_help_panel="Which tensors",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output of ws.")]
@@ -35,7 +36,7 @@ DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Say what would be read, written and held in memory, from headers alone, and stop.",
+        help="Only say what would be read, written and held, from headers alone.",
     ),
 ]
 
@@ -60,13 +61,12 @@ def diff(
     remote: Remote = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Show the difference of two checkpoints layer by layer, and save it as a task vector.
+    """Show, and save, the difference of two checkpoints layer by layer.
 
     Size, relative size, cosine, effective rank, sparsity, and how much of a plain negation would
     survive rounding. With --rank or --energy matrices are saved as low-rank factors.
 
     Example:  ws diff ./base ./finetuned -o ./vector
-
     Example:  ws diff org/base org/finetuned --include 'model.layers.0.*'
     """
     asked = _Compared(base, finetuned, out, overwrite, remote, dry_run, matrices_only=False)

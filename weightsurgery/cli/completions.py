@@ -45,12 +45,12 @@ def try_(
     ] = 32,
     device: Device = "auto",
 ) -> None:
-    """Show how a checkpoint completes prompts, side by side with another.
+    """Show how a checkpoint completes prompts, beside another one.
 
     Completions are greedy: the likeliest token, again and again. DATA is as for 'ws evaluate'.
     Needs the extra named eval.
 
-    Example:  ws try ./edited --against ./base --prompt "The capital of France is" --chat
+    Example:  ws try ./edited --against ./base --prompt "The capital of France is"
     """
     check_installed()
     pages.check()

@@ -24,6 +24,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -32,7 +33,7 @@ from rich.progress import (
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from weightsurgery.cli.lines import Lines
+from weightsurgery.cli.lines import Lines, rate
 from weightsurgery.cli.options import Show
 from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table
@@ -179,6 +180,13 @@ def error(what: str, remedy: str) -> None:
         _err.print(Text(visible(remedy)))
 
 
+class _Rate(ProgressColumn):
+    """How fast plain counts go, in the words of the lines."""
+
+    def render(self, task: Task) -> Text:
+        return Text(rate(task.speed) if task.speed else "", "progress.data.speed")
+
+
 class _Bar:
     """A progress bar that appears once work has lasted a second."""
 
@@ -195,6 +203,8 @@ class _Bar:
             self._bar = Progress(*self._columns, console=_err, transient=True)
             self._task = self._bar.add_task(visible(stage), total=total)
             self._bar.start()
+        if done < self._bar.tasks[0].completed:  # another stage, with a pace of its own
+            self._bar.reset(self._task, total=total)
         self._bar.update(self._task, description=visible(stage), completed=done, total=total)
 
     def rest(self) -> None:
@@ -230,13 +240,26 @@ class _Log:
 
 
 @contextmanager
-def progress(options: Show, unit: str = "bytes") -> Iterator[_Bar | _Log | None]:
+def progress(
+    options: Show, unit: str = "bytes", interrupted: str = "nothing was written."
+) -> Iterator[_Bar | _Log | None]:
     """A callback ``(stage, done, total)`` that draws a bar; where there is no terminal, lines.
 
     Args:
         options: Quiet shows nothing: None.
         unit: ``"bytes"``, or anything else for plain counts.
+        interrupted: What becomes of the work, for who presses Ctrl-C inside.
     """
+    try:
+        with _progress(options, unit) as shown:
+            yield shown
+    except KeyboardInterrupt:
+        notice(f"Interrupted; {interrupted}", options)
+        raise
+
+
+@contextmanager
+def _progress(options: Show, unit: str) -> Iterator[_Bar | _Log | None]:
     if options.quiet:
         yield None
         return
@@ -254,5 +277,5 @@ def _bar(unit: str) -> _Bar:
     if unit == "bytes":
         columns += [DownloadColumn(), TransferSpeedColumn()]
     else:
-        columns += [MofNCompleteColumn()]
+        columns += [MofNCompleteColumn(), _Rate()]
     return _Bar([*columns, TimeRemainingColumn()])

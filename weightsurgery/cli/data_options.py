@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import written_path
 from weightsurgery.cli.spread import option_of
 
@@ -42,6 +43,7 @@ class FromData:
     objective: Annotated[
         str | None,
         typer.Option(
+            autocompletion=among(*_KNOWN),
             help="neighbours (answer as one who never knew, and stay as one is about everything"
             " alike; default), strangers (train where keep inputs hardly feel it; default with"
             " --keep VECTOR, or an option that it has and neighbours has not) or negate (UNLEARN's"
@@ -229,13 +231,14 @@ class FromData:
         from weightsurgery.errors import EditError
         from weightsurgery.learning.guard import BUDGET
         from weightsurgery.learning.rounds import Rounds
+        from weightsurgery.suggestions import one_of
         from weightsurgery.unlearning.search import Search
 
         allowed = _LEARNS if learning else _FORGETS
         if objective not in allowed:
             raise EditError(
                 f"--objective {objective} with 'ws {'learn' if learning else 'project'}'",
-                f"Choose from: {', '.join(allowed)}.",
+                one_of(objective, allowed),
             )
         self._check(objective, allowed)
         guarded: dict[str, Any] = {

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
+_AGAIN = "models stay in the cache; the same command asks and edits again."
+
 
 @options
 def demo(
@@ -61,7 +63,7 @@ def demo(
         ),
     ] = False,
 ) -> None:
-    """Forget the capitals of Europe in a real language model, and ask before and after.
+    """Forget the capitals of Europe in a real language model.
 
     The same questions are put to the model in the request's words, in others and in chat; so are
     other capitals, facts of other kinds and a page of prose. Needs the extra named demo. Models are
@@ -76,10 +78,12 @@ def demo(
         if model is not None or device != "auto":
             raise typer.BadParameter("has a model of its own, on the CPU", param_hint="--toy")
         need_training("the demo trains a small model")
-        from weightsurgery.lab.demo.tour import tour
+        from weightsurgery.lab.demo.walkthrough import walkthrough
 
-        with console.progress(show, unit="steps") as progress:
-            steps = tour(seed, where, variant=variant, world_only=world_only, progress=progress)
+        with console.progress(show, "steps", _AGAIN) as progress:
+            steps = walkthrough(
+                seed, where, variant=variant, world_only=world_only, progress=progress
+            )
             _tell(steps, progress, show)
         if where is not None and not show.json:
             console.notice(f"Everything is in {where}: repeat any step by hand.", show)
@@ -90,7 +94,7 @@ def demo(
     need_training("the demo runs a language model")
     from weightsurgery.lab.demo import capitals as real
 
-    with console.progress(show, unit="steps") as progress:
+    with console.progress(show, "steps", _AGAIN) as progress:
         place = where or Path("demo-capitals")
         _tell(real.demo(model, place, device=device, progress=progress), progress, show)
 
@@ -107,7 +111,7 @@ def _tell(steps: Iterable[Step], progress: Any, show: Show) -> None:
             continue
         if step.command:
             console.show(f"$ {step.command}")
-        console.show(f"{step.says} ({step.seconds:.1f} s)", *_tables(step.result), "")
+        console.show(f"{step.text} ({step.seconds:.1f} s)", *_tables(step.result), "")
     if show.json:
         console.document(documents)
 
@@ -116,8 +120,8 @@ def _tables(result: Any) -> list[str | Table]:
     """The tables for what a step returned."""
     from weightsurgery.checkpoint.inspection import Inspection
     from weightsurgery.lab.demo import tables as shown
-    from weightsurgery.lab.demo.capitals import Chosen, Outcome, Place
-    from weightsurgery.lab.demo.tour import Comparison
+    from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
     from weightsurgery.report import tables
     from weightsurgery.report.unlearned import round_tables
     from weightsurgery.surgery.apply import Applied
@@ -133,13 +137,13 @@ def _tables(result: Any) -> list[str | Table]:
         return tables.difference_tables(result)
     if isinstance(result, Applied):
         return tables.edit_tables(result.record)
-    if isinstance(result, Comparison):
+    if isinstance(result, WalkthroughScores):
         return [shown.comparison_table(result)]
-    if isinstance(result, Place):
+    if isinstance(result, DemoFiles):
         return [shown.place_line(result)]
     if isinstance(result, Chosen):
         return [shown.chosen_table(result)]
-    if isinstance(result, Outcome):
+    if isinstance(result, DemoOutcome):
         return shown.outcome_tables(result)
     if isinstance(result, tuple):
         return tables.overlap_tables(*result)[:1]
@@ -148,8 +152,8 @@ def _tables(result: Any) -> list[str | Table]:
 
 def _data(result: Any) -> Any:
     """What a step returned, for ``--json``."""
-    from weightsurgery.lab.demo.capitals import Place
-    from weightsurgery.lab.demo.tour import Comparison
+    from weightsurgery.lab.demo.capitals import DemoFiles
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
     from weightsurgery.surgery.apply import Applied
     from weightsurgery.unlearning.run import Unlearned
 
@@ -157,9 +161,9 @@ def _data(result: Any) -> Any:
         result = result.applied
     if isinstance(result, Applied):
         return {"summary": result.record.summary, "files": result.record.files}
-    if isinstance(result, Place):
+    if isinstance(result, DemoFiles):
         return {"base": result.base, "checkpoint": str(result.checkpoint)}
-    if isinstance(result, Comparison):
+    if isinstance(result, WalkthroughScores):
         return asdict(result)
     if isinstance(result, tuple):
         return [asdict(pair) for pair in result[1]]

@@ -28,7 +28,7 @@ Vectors = Annotated[
     list[str],
     typer.Argument(metavar="VECTOR", help="Changes of BASE; VECTOR:0.5 scales one of several."),
 ]
-Scale = Annotated[float, typer.Option(help="λ, the factor of the whole change.")]
+Scale = Annotated[float, typer.Option(metavar="λ", help="Factor of the change.")]
 
 
 @options
@@ -47,7 +47,6 @@ def negate(
     """Take a task vector away: W − λT (task arithmetic).
 
     Example:  ws negate ./base ./finetuned -o ./edited --scale 0.7
-
     Example:  ws negate ./base ./subspace -o ./adapter --as adapter
     """
     _plain("negate", base, vectors, scale, store, which, truncate, fit, work, show, pages)
@@ -91,15 +90,14 @@ def project(
     pages: Pages,
     scale: Scale = 1.0,
 ) -> None:
-    """Forget a task, less what it shares with what to keep (UNLEARN): W − λT'.
+    """Forget a task, less what it shares with what to keep (UNLEARN).
 
-    A reconstruction of arXiv 2408.04140. Biases and norms stay as they are. A vector is truncated
-    (default: --rank 64) and discriminated; for a data set a change is trained that the inputs to
-    keep hardly feel, and saved as OUT.vector.
+    W − λT', a reconstruction of arXiv 2408.04140. Biases and norms stay as they are. A vector is
+    truncated (--rank 64) and discriminated; for a data set a change is trained, beside others of
+    its kind that stay, and saved as OUT.vector.
 
-    Example:  ws project ./base --forget authors.jsonl --keep painters.jsonl -o ./edited
-
-    Example:  ws project ./base --forget ./finetuned/authors --keep ./finetuned/painters -o ./edited
+    Example:  ws project ./base --forget authors.jsonl --keep more.jsonl -o ./out
+    Example:  ws project ./base --forget ./tuned/a --keep ./tuned/b -o ./edited
     """
     _discriminating(
         "project", base, forget, scale, share, truncate, data, store, which, fit, work, show, pages
@@ -124,11 +122,12 @@ def learn(
     pages: Pages,
     scale: Scale = 1.0,
 ) -> None:
-    """Learn a task, less what it shares with what to keep (LEARN): W + λT'.
+    """Learn a task, less what it shares with what to keep (LEARN).
 
-    Example:  ws learn ./base --task news.jsonl --keep painters.jsonl -o ./edited
+    W + λT', with T' as for 'ws project'.
 
-    Example:  ws learn ./base --task ./adapter --keep ./finetuned/painters -o ./edited
+    Example:  ws learn ./base --task news.jsonl --keep general.jsonl -o ./edited
+    Example:  ws learn ./base --task ./adapter --keep ./tuned/poets -o ./edited
     """
     _discriminating(
         "learn", base, task, scale, share, truncate, data, store, which, fit, work, show, pages
@@ -249,26 +248,23 @@ def _apply(
         ):
             console.notice(line, show)
         return
-    try:
-        with console.progress(show) as progress:
-            done = apply(
-                edit,
-                base,
-                store.out,
-                selection=selection,
-                storage=storage,
-                device=work.device,
-                workers=work.workers,
-                overwrite=store.overwrite,
-                allow_unrelated=store.allow_unrelated,
-                command=show.command,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        goes_on = "the same command goes on where this one stopped."
-        text = goes_on if store.as_ == "checkpoint" else "nothing was written."
-        console.notice(f"Interrupted; {text}", show)
-        raise
+    goes_on = "the same command goes on where this one stopped."
+    if store.as_ != "checkpoint":
+        goes_on = "nothing was written."
+    with console.progress(show, interrupted=goes_on) as progress:
+        done = apply(
+            edit,
+            base,
+            store.out,
+            selection=selection,
+            storage=storage,
+            device=work.device,
+            workers=work.workers,
+            overwrite=store.overwrite,
+            allow_unrelated=store.allow_unrelated,
+            command=show.command,
+            progress=progress,
+        )
     if done.resumed:
         console.notice(f"Resumed: {done.resumed} tensors were finished already.", show)
     guard = _checked(base, store, work, show) if store.check else None
@@ -312,5 +308,6 @@ def _checked(base: Checkpoint, store: Store, work: Work, show: Show) -> dict[str
     """What the guard finds of the output."""
     from weightsurgery.learning.guard import compared
 
-    with console.progress(show, unit="texts") as progress:
+    written = f"{store.out} is whole; what --check finds is not."
+    with console.progress(show, unit="texts", interrupted=written) as progress:
         return compared(base.path, store.out, work.device, progress).to_dict()

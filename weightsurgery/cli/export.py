@@ -10,6 +10,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
+from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import open_base
 from weightsurgery.cli.options import (
     Fit,
@@ -31,6 +32,7 @@ class Held(Which):
     targets: Annotated[
         str | None,
         typer.Option(
+            autocompletion=among("checkpoint.selection:TARGETS"),
             help="all (default), all-linear (without embeddings and head), attention, mlp,"
             " mlp-out or embeddings. What is left out is reported.",
             rich_help_panel="Which tensors",
@@ -65,6 +67,7 @@ def export(
     dtype: Annotated[
         str,
         typer.Option(
+            autocompletion=among("bfloat16", "float16", "float32"),
             help="Store the factors as bfloat16, float16 or float32.",
             rich_help_panel="The output",
         ),
@@ -92,7 +95,7 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write a low-rank change as a PEFT LoRA adapter: megabytes, put on and taken off at will.
+    """Write a low-rank change as a PEFT LoRA adapter.
 
     BASE with the adapter is BASE + λT. Factors stay factors; with --rank or --energy they are cut
     down, and dense changes truncated. What a LoRA cannot hold is refused by name.
@@ -128,22 +131,18 @@ def export(
             else:
                 console.show(*adapter_plan_lines(plan, out))
             return
-        try:
-            with console.progress(show) as progress:
-                record = export_adapter(
-                    opened,
-                    vector,
-                    out,
-                    allow_unrelated=allow_unrelated,
-                    device=device_for(work.device, decomposes=rule is not None),
-                    command=show.command,
-                    each=partial(in_order, workers=workers),
-                    progress=progress,
-                    **what,
-                )
-        except KeyboardInterrupt:
-            console.notice("Interrupted; nothing was written.", show)
-            raise
+        with console.progress(show) as progress:
+            record = export_adapter(
+                opened,
+                vector,
+                out,
+                allow_unrelated=allow_unrelated,
+                device=device_for(work.device, decomposes=rule is not None),
+                command=show.command,
+                each=partial(in_order, workers=workers),
+                progress=progress,
+                **what,
+            )
     if show.json:
         console.document({"out": out, **asdict(record)})
     else:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weightsurgery.cli.helped import among
+
 if TYPE_CHECKING:
     from weightsurgery.algebra.lowrank import RankRule
 
@@ -21,8 +23,7 @@ class Truncate:
         str | None,
         typer.Option(
             metavar="K|auto",
-            help="Number of factors of each matrix, or auto (Gavish-Donoho threshold).",
-            rich_help_panel="Subspaces",
+            help="Factors of each matrix, or auto. That is by the Gavish-Donoho threshold.",
         ),
     ] = None
     energy: Annotated[
@@ -47,13 +48,14 @@ class Share:
         list[str] | None,
         typer.Option(
             metavar="DATA|VECTOR|STATS",
-            help="What to keep: a data set, a change of BASE, or activation statistics (ws identify"
-            " --mode activations); repeatable. STATS:2 weights its tokens twice.",
+            help="What to keep; repeatable. A data set, a change of BASE, or activation statistics"
+            " (ws identify --mode activations); STATS:2 weights its tokens twice.",
         ),
     ] = None
     side: Annotated[
         str,
         typer.Option(
+            autocompletion=among("algebra.discriminate:SIDES"),
             help="right (keep what W does to the keep inputs), left (no change along the keep"
             " outputs), both, shared, frobenius, or soft (right by a ridge: less of what the keep"
             " vectors moved more; they alone, no statistics).",
@@ -63,6 +65,7 @@ class Share:
     basis: Annotated[
         str,
         typer.Option(
+            autocompletion=among("algebra.discriminate:BASES"),
             help="joint (the span of all keep tasks at once) or sum (one after another).",
             rich_help_panel="Subspaces",
         ),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,21 +16,14 @@ if TYPE_CHECKING:
     from weightsurgery.report.tables import Table
     from weightsurgery.unlearning.run import Unlearned
 
-__all__ = ["finding", "show_found"]
+__all__ = ["INTERRUPTED", "show_found"]
 
 
-@contextmanager
-def finding(show: Show) -> Iterator[None]:
-    """Say what becomes of the work if it is interrupted inside."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.notice(
-            "Interrupted; the same command uses the vector if it was finished, and goes on with the"
-            " training where a point of it was saved.",
-            show,
-        )
-        raise
+INTERRUPTED = (
+    "the same command uses the vector if it was finished, and goes on with the training where a"
+    " point of it was saved."
+)
+"""What becomes of the work if finding the vector is interrupted."""
 
 
 def show_found(

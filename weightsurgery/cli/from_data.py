@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.factors import Share, Truncate, rank_rule
-from weightsurgery.cli.found import finding, show_found
+from weightsurgery.cli.found import INTERRUPTED, show_found
 from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work
 from weightsurgery.cli.paged import Pages
@@ -124,7 +124,7 @@ def edit_from_data(
             else:
                 console.show(*data_plan_lines(plan, store.out))
             return
-        with finding(show), console.progress(show, unit="steps") as progress:
+        with console.progress(show, "steps", INTERRUPTED) as progress:
             done = library.unlearn(
                 opened,
                 sources,
@@ -135,6 +135,7 @@ def edit_from_data(
                 progress=progress,
                 **what,
             )
+    assert done is not None  # one process alone
     trained = round_tables(done.vector, every=show.verbose)
     show_found(done, trained, base, "add" if name == "learn" else "negate", store, show, pages)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Which, written_path
 from weightsurgery.cli.spread import options
@@ -17,7 +18,7 @@ from weightsurgery.cli.statistics import gather_statistics
 from weightsurgery.cli.training_options import Optimise
 
 if TYPE_CHECKING:
-    from weightsurgery.learning.method import Method
+    from weightsurgery.learning.method import IdentifyMode
 
 __all__ = ["identify"]
 
@@ -29,6 +30,7 @@ class How:
     mode: Annotated[
         str,
         typer.Option(
+            autocompletion=among("learning.method:MODES", "activations"),
             help="delta (from the checkpoint's weights, one layer at a time), literal (from random"
             " weights, one layer at a time: what the paper's figure says), joint (all layers at"
             " once, a plain fine-tune), or activations (no training: what the layers are given on"
@@ -39,6 +41,7 @@ class How:
     order: Annotated[
         str,
         typer.Option(
+            autocompletion=among("learning.method:ORDERS"),
             help="Of the layers: ascending or descending.",
             rich_help_panel="Which weights at a time",
         ),
@@ -68,11 +71,11 @@ class How:
         ),
     ] = None
 
-    def method(self, keep_weight: float) -> Method:
+    def method(self, keep_weight: float) -> IdentifyMode:
         """As the library's method."""
-        from weightsurgery.learning.method import Method
+        from weightsurgery.learning.method import IdentifyMode
 
-        return Method(self.mode, self.order, self.lora_rank, self.lora_alpha, keep_weight)
+        return IdentifyMode(self.mode, self.order, self.lora_rank, self.lora_alpha, keep_weight)
 
 
 @dataclass(frozen=True)
@@ -196,17 +199,15 @@ def identify(
         bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be trained and held, and stop.")
+        bool, typer.Option("--dry-run", help="Only say what would be trained and held.")
     ] = False,
-    device: Annotated[
-        str, typer.Option(help="Where to train: auto, cpu or cuda.", rich_help_panel="The machine")
-    ] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Where to train.")] = "auto",
 ) -> None:
-    """Find the task vector of a data set, layer by layer (UNLEARN's subspace identification).
+    """Find the task vector of a data set, layer by layer.
 
-    A reconstruction of arXiv 2408.04140. Trains the all-linear tensors unless --targets says
-    otherwise. Defaults: 3 epochs per stage, --lr 1e-4, --batch 8, float32. A killed run goes on
-    when started again; torchrun and accelerate launch work.
+    UNLEARN's subspace identification, a reconstruction of arXiv 2408.04140. Trains the all-linear
+    tensors unless --targets says otherwise. Defaults: 3 epochs per stage, --lr 1e-4, --batch 8,
+    float32. A killed run goes on when started again; torchrun and accelerate launch work.
 
     Example:  ws identify ./model data.jsonl -o ./vector --steps 30 --lr 5e-4
     """
@@ -255,14 +256,10 @@ def identify(
         else:
             console.show(*training_plan_lines(plan, out))
         return
-    try:
-        with console.progress(show, unit="steps") as progress:
-            record = library.identify(
-                ckpt, data, out, **what, command=show.command, progress=progress
-            )
-    except KeyboardInterrupt:
-        console.notice("Interrupted; the same command goes on where this one stopped.", show)
-        raise
+    with console.progress(
+        show, unit="steps", interrupted="the same command goes on where this one stopped."
+    ) as progress:
+        record = library.identify(ckpt, data, out, **what, command=show.command, progress=progress)
     if not is_main():
         return
     if show.json:

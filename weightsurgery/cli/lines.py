@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from weightsurgery.report.tables import size
 
-__all__ = ["EVERY", "FIRST", "Lines"]
+__all__ = ["EVERY", "FIRST", "Lines", "rate"]
 
 FIRST = 10.0
 """Seconds of work before the first line, so that short commands stay silent in scripts."""
@@ -100,11 +100,12 @@ class Lines:
         return [f"{self._counted(stage)} after {_lasting(now - stage.begun)}"]
 
     def _line(self, stage: _Stage, now: float) -> str:
-        line, rate = self._counted(stage), stage.rate(now)
-        if rate is None:
+        line, speed = self._counted(stage), stage.rate(now)
+        if speed is None:
             return line
-        left = (stage.total - stage.done) / rate
-        return f"{line}, {self._fast(rate)}, {_lasting(left)} left"
+        left = (stage.total - stage.done) / speed
+        fast = f"{size(speed)}/s" if self._bytes else rate(speed)
+        return f"{line}, {fast}, {_lasting(left)} left"
 
     def _counted(self, stage: _Stage) -> str:
         done, total = stage.done, stage.total
@@ -113,12 +114,16 @@ class Lines:
         text = "".join(each if each.isprintable() else "?" for each in stage.text)
         return f"{text}: {counted}"
 
-    def _fast(self, rate: float) -> str:
-        if self._bytes:
-            return f"{size(rate)}/s"
-        if rate >= 1:
-            return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
-        return f"{_lasting(1 / rate)} each" if rate < 0.1 else f"{1 / rate:.1f} s each"
+
+def rate(speed: float) -> str:
+    """How fast counts go, as text: so many in a second, or how long each takes.
+
+    Args:
+        speed: Per second, above 0.
+    """
+    if speed >= 1:
+        return f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
+    return f"{_lasting(1 / speed)} each" if speed < 0.1 else f"{1 / speed:.1f} s each"
 
 
 def _lasting(seconds: float) -> str:

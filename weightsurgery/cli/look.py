@@ -24,13 +24,12 @@ Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before
 def inspect(
     ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")], show: Show
 ) -> None:
-    """Show tensors, dtypes, shards, parameters, ties, and whether it is quantised.
+    """Show tensors, dtypes, shards, ties, what is quantised and odd.
 
     Reads headers and config; of the weights, at most a stored head and its embedding, to tell
     whether they are tied. From the Hub no more than the headers is fetched.
 
     Example:  ws inspect ./model
-
     Example:  ws inspect org/name@v1.0
     """
     from weightsurgery.checkpoint.inspection import inspect as look
@@ -59,7 +58,7 @@ def overlap(
     show: Show,
     pages: Pages,
 ) -> None:
-    """Show how much tasks share: overlap and principal angles of their subspaces, per layer.
+    """Show how much the subspaces of tasks share, per layer.
 
     Overlap is the mean squared cosine of the principal angles, from 0 to 1; compare it with what
     random subspaces of the same rank would share ("chance"). Default: --rank 32.
@@ -117,7 +116,7 @@ def verify(
     ],
     show: Show,
 ) -> None:
-    """Check every file of an output against the SHA-256 in its record.
+    """Check every file of an output against its record (SHA-256).
 
     It finds damage, and files that were added for a model to be loaded with. It finds no forgery:
     records are not signed, and whoever changes an output can write another one.
@@ -162,10 +161,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Make a page about an output of ws: what changed, where, what it costs, and how it was made.
+    """Make a page about an output: what changed, where, at what cost.
 
-    Without --html and --figure the page is OUT.html, beside OUT. It is one file that opens
-    anywhere, without a network.
+    And how it was made. Without --html and --figure the page is OUT.html, beside OUT: one file that
+    opens anywhere, without a network.
 
     Example:  ws report ./edited --with scores.json --html edited.html
     """

@@ -16,6 +16,7 @@ from weightsurgery.cli import (
     compare,
     completions,
     demo,
+    doctor,
     edit,
     export,
     identify,
@@ -27,16 +28,17 @@ from weightsurgery.cli import (
     unlearn,
 )
 from weightsurgery.cli.console import error, listen
+from weightsurgery.cli.helped import Command, Group
 from weightsurgery.errors import WeightSurgeryError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="ws",
+    cls=Group,
     help="Edit model checkpoints by weight arithmetic.\n\n"
-    "CKPT is a directory or org/name\\[@revision] on the Hugging Face Hub. VECTOR is a change of"
-    " BASE: a fine-tuned checkpoint, a directory written by 'ws diff -o', 'ws subspace' or"
-    " 'ws identify', or a PEFT LoRA adapter; VECTOR:0.5 scales it.",
+    "CKPT and BASE are directories or org/name\\[@revision] on the Hub; VECTOR is a change of BASE:"
+    " a fine-tune, a PEFT adapter, what 'ws diff -o' wrote.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -44,9 +46,9 @@ app = typer.Typer(
 )
 
 for panel, commands in {
-    "Look": (look.inspect, compare.diff, compare.subspace, look.overlap),
-    "Learn": (identify.identify,),
+    "Look": (doctor.doctor, look.inspect, compare.diff, compare.subspace, look.overlap),
     "Edit": (
+        identify.identify,
         edit.negate,
         edit.add,
         edit.project,
@@ -55,12 +57,20 @@ for panel, commands in {
         sweep.sweep,
         recipe.run,
     ),
-    "Share": (export.export, push.push),
-    "Check": (completions.try_, score.evaluate, look.report, look.verify, bench.bench, demo.demo),
+    "Check and share": (
+        completions.try_,
+        score.evaluate,
+        look.report,
+        look.verify,
+        export.export,
+        push.push,
+        bench.bench,
+        demo.demo,
+    ),
 }.items():
     for command in commands:
-        app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
-app.add_typer(attack.app, name="attack", rich_help_panel="Check")
+        app.command(command.__name__.rstrip("_"), cls=Command, rich_help_panel=panel)(command)
+app.add_typer(attack.app, name="attack", rich_help_panel="Check and share")
 
 
 def _print_version(wanted: bool) -> None:

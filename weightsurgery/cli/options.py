@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from weightsurgery.cli.helped import among
+
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.selection import Selection
     from weightsurgery.cli.factors import Truncate
@@ -50,6 +52,7 @@ class Which:
     targets: Annotated[
         str | None,
         typer.Option(
+            autocompletion=among("checkpoint.selection:TARGETS"),
             help="all, all-linear (without embeddings and head), attention, mlp, mlp-out (the"
             " matrices with which MLPs end) or embeddings. Default: all for negate, add and diff;"
             " mlp-out to forget data; all-linear otherwise.",
@@ -110,6 +113,7 @@ class Fit:
     vocab: Annotated[
         str,
         typer.Option(
+            autocompletion=among("vectors.finetuned:VOCABULARY_POLICIES"),
             help="If the vocabularies differ: error, common-rows (change the rows both have) or"
             " base (leave embeddings and head alone).",
             rich_help_panel="How the inputs must fit",
@@ -118,6 +122,7 @@ class Fit:
     missing: Annotated[
         str,
         typer.Option(
+            autocompletion=among("vectors.finetuned:MISSING_POLICIES"),
             help="If a tensor is on one side only: error, or base (leave it as the base has it).",
             rich_help_panel="How the inputs must fit",
         ),
@@ -155,6 +160,7 @@ class Store:
         str,
         typer.Option(
             "--as",
+            autocompletion=among("checkpoint", "adapter"),
             metavar="FORM",
             help="checkpoint, or adapter: a PEFT LoRA that makes the same of BASE, for edits of low"
             " rank.",
@@ -164,13 +170,19 @@ class Store:
     dtype: Annotated[
         str | None,
         typer.Option(
+            autocompletion=among("float64", "float32", "float16", "bfloat16"),
             help="Store floating tensors as float64, float32, float16 or bfloat16."
             " Default: each as in the base; an adapter's factors: bfloat16.",
             rich_help_panel="The output",
         ),
     ] = None
     rounding: Annotated[
-        str, typer.Option(help="nearest or stochastic.", rich_help_panel="The output")
+        str,
+        typer.Option(
+            autocompletion=among("nearest", "stochastic"),
+            help="nearest or stochastic.",
+            rich_help_panel="The output",
+        ),
     ] = "nearest"
     seed: Annotated[
         int,
@@ -180,9 +192,7 @@ class Store:
     ] = 0
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
-        ),
+        typer.Option("--overwrite", help="Replace an existing output of ws."),
     ] = False
     allow_unrelated: Annotated[
         bool,
@@ -194,11 +204,7 @@ class Store:
     ] = False
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            help="Say what would be read, written and held in memory, and stop.",
-            rich_help_panel="The output",
-        ),
+        typer.Option("--dry-run", help="Only say what would be read, written and held."),
     ] = False
     check: Annotated[
         bool,
@@ -277,8 +283,8 @@ class Work:
     device: Annotated[
         str,
         typer.Option(
-            help="Where models run and matrices are decomposed: auto, cpu, cuda or cuda:0.",
-            rich_help_panel="The machine",
+            autocompletion=among("auto", "cpu", "cuda"),
+            help="auto, cpu, cuda or cuda:0. Where models run and matrices are decomposed.",
         ),
     ] = "auto"
     workers: Annotated[
@@ -297,21 +303,16 @@ class Show:
     context: typer.Context
     json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="One JSON document on stdout.", rich_help_panel="What is printed"
-        ),
+        typer.Option("--json", help="One JSON document on stdout."),
     ] = False
     quiet: Annotated[
         bool,
-        typer.Option(
-            "--quiet", "-q", help="No progress, no notices.", rich_help_panel="What is printed"
-        ),
+        typer.Option("--quiet", "-q", help="No progress, no notices."),
     ] = False
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="Every tensor instead of a summary.",
-            rich_help_panel="What is printed",
+            "--verbose", "-v", help="Every tensor, not a summary."
         ),
     ] = False  # fmt: skip
 

@@ -60,7 +60,7 @@ def push(
         ),
     ] = None,
 ) -> None:
-    """Publish an output on the Hugging Face Hub: verified, in one commit, with a model card.
+    """Publish an output on the Hub: verified, one commit, a model card.
 
     OUT is checked against its record first, and the commit afterwards. Only the record's files go
     up, with a README.md; your own text in it stays. Interrupted, the same command goes on.
@@ -72,11 +72,11 @@ def push(
     from weightsurgery import __version__
     from weightsurgery.hub import Destination, plan_push
     from weightsurgery.hub import push as do_push
-    from weightsurgery.hub.told import ahead_line, push_document, push_tables, pushed_lines
+    from weightsurgery.hub.messages import push_document, push_tables, pushed_lines, start_line
 
     api = HfApi(token=get_token(), library_name="weightsurgery", library_version=__version__)
     destination = Destination(repo, branch, private, pr)
-    with console.progress(show) as progress:
+    with console.progress(show, interrupted="nothing was sent.") as progress:
         plan = plan_push(
             api,
             out,
@@ -96,15 +96,11 @@ def push(
         else:
             console.show(*push_tables(plan, done=False, every=show.verbose))
         return
-    console.notice(ahead_line(plan), show)
-    try:
-        with console.progress(show) as progress:
-            done = do_push(api, plan, progress)
-    except KeyboardInterrupt:
-        console.notice(
-            "Interrupted; the same command goes on, and sends nothing twice that was stored.", show
-        )
-        raise
+    console.notice(start_line(plan), show)
+    with console.progress(
+        show, interrupted="the same command goes on, and sends nothing twice that was stored."
+    ) as progress:
+        done = do_push(api, plan, progress)
     for text in done.notices:
         console.notice(text, show)
     if show.json:

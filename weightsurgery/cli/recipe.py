@@ -92,7 +92,7 @@ def run(
         int | None, typer.Option(help="Threads.", rich_help_panel="The machine")
     ] = None,
 ) -> None:  # fmt: skip
-    """Make an output again from a recipe, or write the recipe of an output.
+    """Make an output again from its recipe, or print the recipe.
 
     A recipe is YAML: the lines 'weightsurgery: 1' and 'command: negate' (or another command that
     writes an output), then its arguments and options by their long names, as 'base: ./base' and
@@ -103,7 +103,6 @@ def run(
     stranger's can be run.
 
     Example:  ws run --from ./edited > recipe.yaml
-
     Example:  ws run recipe.yaml -o ./again
     """
     if (recipe is None) == (from_ is None):

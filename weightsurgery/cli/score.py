@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import Show
 from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["Device", "Forget", "Keep", "Model", "Scoring", "check_installed", "evaluate"]
 
 _HOW = "How it is scored"
+
+# As METRICS in learning.scores calls them, which takes transformers to import.
+_DEFAULT = ["begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall"]
+_OTHERS = ["probability_per_token", "rouge_l", "token_accuracy", "nll", "ma", "el", "es"]
+_METRICS = (*_DEFAULT, *_OTHERS, "truth_ratio", "all")
 
 
 Model = Annotated[
@@ -32,9 +38,7 @@ Keep = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(
-        help="Where the model runs: auto, cpu, cuda or cuda:0.", rich_help_panel="The machine"
-    ),
+    typer.Option(help="auto, cpu, cuda or cuda:0. Where the model runs."),
 ]
 
 
@@ -45,10 +49,10 @@ class Scoring:
     metric: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=among(*_METRICS),
             metavar="NAME",
-            help="begins_with, contains, exact_match, perplexity, probability, rouge_l_recall"
-            " (these are the default), rouge_l, token_accuracy, nll, ma, el, es, truth_ratio, or"
-            " all; repeatable.",
+            help=f"{', '.join(_DEFAULT)} (these are the default),"
+            f" {', '.join(_METRICS[len(_DEFAULT) : -1])}, or all; repeatable.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -92,7 +96,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="BASE",
-            help="Score this checkpoint too, and show forgetting and drift from it to CKPT.",
+            help="The model before: show forgetting and drift from it to CKPT.",
         ),
     ] = None,
     tasks: Annotated[
@@ -105,6 +109,7 @@ def evaluate(
             metavar="DIR",
             help="Where task files (YAML) of your own are. Such files can name Python that"
             " lm-evaluation-harness runs: give none of a stranger's.",
+            rich_help_panel=_HOW,
         ),
     ] = None,
     chance: Annotated[
@@ -119,6 +124,7 @@ def evaluate(
     in_context: Annotated[
         str | None,
         typer.Option(
+            autocompletion=among("icul"),
             metavar="METHOD",
             help="icul: forget by the prompt, weights unchanged. Before every query of CKPT stand"
             " an example to forget with a wrong answer and some to keep with right ones.",
@@ -142,13 +148,13 @@ def evaluate(
     ] = 32,
     device: Device = "auto",
 ) -> None:
-    """Score a checkpoint on data to forget and data to keep, before and after an edit.
+    """Score a checkpoint on data, before and after an edit.
 
     DATA is a file (JSONL, JSON, CSV, TSV, Parquet, text; gzip or not), a folder or org/name on the
     Hub, each with or without #SPLIT. Rows are {"prompt", "completion"}, {"text"}, {"messages"}, or
     columns as data sets name them. Needs the extra named eval.
 
-    Example:  ws evaluate ./edited --forget authors.jsonl --keep painters.jsonl --against ./base
+    Example:  ws evaluate ./edited --against ./base --forget authors.jsonl
     """
     check_installed()
     pages.check()

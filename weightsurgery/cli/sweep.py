@@ -37,7 +37,7 @@ def sweep(
         list[str],
         typer.Option(
             metavar="VECTOR|STATS",
-            help="A task to keep, or activation statistics, as for 'ws project'; repeatable.",
+            help="What to keep; repeatable. A task, or activation statistics, as for 'ws project'.",
         ),
     ],
     forget_data: Annotated[
@@ -50,8 +50,7 @@ def sweep(
         list[str],
         typer.Option(
             metavar="DATA",
-            help="What should stay, for the choice: best facts that no vector has seen;"
-            " repeatable.",
+            help="What should stay; repeatable. Best facts that no vector has seen.",
             rich_help_panel=_DATA,
         ),
     ],
@@ -145,13 +144,13 @@ def sweep(
         int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
     ] = 128,
 ) -> None:
-    """Choose the settings of 'ws project' on validation data.
+    r"""Choose the settings of 'ws project' on validation data.
 
-    Scores every combination in memory, and chooses the one that forgets most while every keep set
-    keeps --threshold of the base's score. The last line is the command that does the edit.
+    The one that forgets most while every keep set keeps --threshold of the base's score. The last
+    line is the command that does the edit.
 
-    Example:  ws sweep ./base --forget ./finetuned/authors --keep ./finetuned/painters
-    --forget-data authors.jsonl --keep-data painters.jsonl
+    Example:  ws sweep ./base --forget ./tuned/authors --keep ./tuned/poets \
+      --forget-data authors.jsonl --keep-data poets.jsonl
     """
     from weightsurgery.deferred import need
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from weightsurgery.cli.helped import among
+
 __all__ = ["Optimise"]
 
 _PANEL = "Training"
@@ -62,6 +64,7 @@ class Optimise:
     precision: Annotated[
         str | None,
         typer.Option(
+            autocompletion=among("learning.settings:PRECISIONS"),
             help="Precision of the training's arithmetic: float32, bfloat16 or float16. Trained"
             " weights and the vector are float32 always.",
             rich_help_panel=_PANEL,

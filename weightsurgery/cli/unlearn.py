@@ -10,7 +10,8 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
-from weightsurgery.cli.found import finding, show_found
+from weightsurgery.cli.found import INTERRUPTED, show_found
+from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.paged import Pages
@@ -61,8 +62,9 @@ class Data:
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="Data the model never saw, of the form of what to forget, for methods that measure"
-            " by it; repeatable.",
+            help="Data the model never saw, for methods that measure by it; repeatable. Of the form"
+            " of what to forget.",
+            rich_help_panel=_TRAINING,
         ),
     ] = None
 
@@ -110,7 +112,11 @@ def unlearn(
     ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
     method: Annotated[
         str,
-        typer.Option(metavar="NAME", help=f"{', '.join([*METHODS][:-1])} or {[*METHODS][-1]}."),
+        typer.Option(
+            autocompletion=among(*METHODS),
+            metavar="NAME",
+            help=f"{', '.join([*METHODS][:-1])} or {[*METHODS][-1]}.",
+        ),
     ],
     data: Data,
     tune: Tune,
@@ -125,8 +131,9 @@ def unlearn(
         float,
         typer.Option(
             metavar="λ",
-            help="Of the edit W − λT; the vector T is saved as it was found. For a method with a"
+            help="Of the edit W − λT. The vector T is saved as it was found. For a method with a"
             " setting of that name, this multiplies it.",
+            rich_help_panel="The output",
         ),
     ] = 1.0,
     vector: Annotated[
@@ -144,20 +151,14 @@ def unlearn(
             "--list",
             callback=_list,
             is_eager=True,
-            help="Print the methods with their sources, the data they need and their defaults, and"
-            " stop; with --json as a document.",
+            help="Print the methods, and stop. With sources, data they need and defaults.",
         ),
     ] = False,
 ) -> None:
-    """Forget data by a system of the unlearning survey (arXiv 2311.15766), for comparison.
+    """Forget data by a system of the unlearning survey, for comparison.
 
-    'ws project' forgets from data by this tool's own method. A killed run that is
-    started again goes on: with the vector, if that was finished; or from the last
-    point saved (--save-every). Systems of several trainings, task-vector to ext-sub,
-    start over.
-
-    On several GPUs:  torchrun --nproc-per-node 2 --no-python ws unlearn ...
-    accelerate launch takes  -m weightsurgery  in place of ws.
+    arXiv 2311.15766; 'ws project' is this tool's own way. A killed run goes on when started again
+    (but for systems of several trainings). torchrun --no-python and accelerate launch work.
 
     Example:  ws unlearn ./model --method npo --forget authors.jsonl -o ./edited
     """
@@ -169,11 +170,11 @@ def unlearn(
     _installed(*(["peft"] if adapter else []))
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
-    from weightsurgery.procedures import unlearn_by as library
-    from weightsurgery.report.plans import system_plan_lines
+    from weightsurgery.procedures import unlearn as library
+    from weightsurgery.report.plans import data_plan_lines
     from weightsurgery.report.systems import trained_tables
 
-    how = library.How(
+    how = library.MethodSettings(
         method,
         tune.settings(),
         {**optimise.given(), "seed": store.seed},
@@ -182,35 +183,38 @@ def unlearn(
     )
     selection = which.selection("all-linear", store.layer_scale)
     by_hand = any((which.targets, which.include, which.exclude, which.layers))
+    sources = library.Sources(data.forget, data.keep or (), unseen=data.unseen or ())
+    output: dict[str, Any] = {
+        "scale": scale,
+        "vector": vector,
+        "selection": selection if by_hand else None,
+        "scales": selection.scales,
+        "storage": store.storage(),
+        "device": work.device,
+        "workers": work.workers,
+        "overwrite": store.overwrite,
+    }
     with Checkpoint.open(ckpt) as opened:
-        asked = library.Asked(
-            opened,
-            data.forget,
-            data.keep or (),
-            store.out,
-            how,
-            scale=scale,
-            unseen=data.unseen or (),
-            vector=vector,
-            selection=selection if by_hand else None,
-            scales=selection.scales,
-            storage=store.storage(),
-            device=work.device,
-            workers=work.workers,
-            overwrite=store.overwrite,
-        )
         if is_main():
             remarked(opened, show)
         if store.dry_run:
-            plan = library.plan(asked)
+            plan = library.plan(opened, sources, store.out, how, **output)
             if not is_main():
                 return
             if show.json:
                 console.document(plan.summary())
             else:
-                console.show(*system_plan_lines(plan, store.out))
+                console.show(*data_plan_lines(plan, store.out))
             return
-        with finding(show), console.progress(show, unit="steps") as progress:
-            done = library.unlearn_by(asked, command=show.command, progress=progress)
+        with console.progress(show, "steps", INTERRUPTED) as progress:
+            done = library.unlearn(
+                opened,
+                sources,
+                store.out,
+                how,
+                command=show.command,
+                progress=progress,
+                **output,
+            )
     if done is not None:
         show_found(done, trained_tables(done.vector), ckpt, "negate", store, show, pages)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from weightsurgery.cli.helped import among
 from weightsurgery.deferred import need
 
 # Light: the recipes alone, not what builds a world by them.
@@ -16,6 +17,7 @@ __all__ = ["Variant", "need_training"]
 Variant = Annotated[
     str,
     typer.Option(
+        autocompletion=among(*VARIANTS),
         metavar="NAME",
         help=f"Of the world: {', '.join(VARIANTS)}. With shared-names, names do not tell the twins"
         " apart; paraphrased has each question in two wordings, and styled those about people in a"

@@ -72,7 +72,7 @@ def make_card(
     """
     origin = find_origin(api, record, base_model)
     picture = layer_picture(record)
-    told = Place(
+    card_place = Place(
         destination.repo_id,
         destination.branch,
         _architecture(place),
@@ -84,7 +84,7 @@ def make_card(
         existing.text,
         existing.where,
         front_matter(record, origin.base),
-        lambda alone: card_section(record, origin.base, told, alone),
+        lambda alone: card_section(record, origin.base, card_place, alone),
     )
     files = [LocalFile.of(CARD, merged.text.encode())]
     if picture is not None:

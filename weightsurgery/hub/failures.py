@@ -75,25 +75,25 @@ def _refusals(where: str, doing: str) -> Iterator[None]:
 def _refused(where: str, doing: str, error: Exception) -> HubError | None:
     """By the status; None for those that reading meets too."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = getattr(error, "server_message", None) or first_line(error)
+    message = getattr(error, "server_message", None) or first_line(error)
     if status == 412:
-        return HubError(f"{where}: somebody committed while this push went on ({said})", _AGAIN)
+        return HubError(f"{where}: somebody committed while this push went on ({message})", _AGAIN)
     if status == 409 and doing == "create":
         return HubError(
-            f"{where}: exists already ({said})",
+            f"{where}: exists already ({message})",
             "Run it again; if it is somebody else's, choose another name.",
         )
     if status == 409:
-        return HubError(f"{where}: another push is going on ({said})", _AGAIN)
+        return HubError(f"{where}: another push is going on ({message})", _AGAIN)
     if status == 403 and doing == "create":
         return HubError(
-            f"{where}: this token may not create it ({said})",
+            f"{where}: this token may not create it ({message})",
             "Use a namespace of your own, or a token that may write there.",
         )
     if status == 400:
-        return HubError(f"{where}: the Hub refuses it ({said})", "Mend that, and run it again.")
+        return HubError(f"{where}: the Hub refuses it ({message})", "Mend that, and run it again.")
     if status == 413:
-        return HubError(f"{where}: too large for one commit ({said})", "Push fewer files.")
+        return HubError(f"{where}: too large for one commit ({message})", "Push fewer files.")
     return None
 
 
@@ -115,7 +115,7 @@ def uses_xet() -> bool:
 
 def _invalid(where: str, error: ValueError) -> HubError | None:
     """An object that the Hub does not store."""
-    said = " ".join(str(error).split())
-    if said.startswith(("LFS batch API returned errors", "Malformed response")):
-        return HubError(f"{where}: {said}", _AGAIN)
+    message = " ".join(str(error).split())
+    if message.startswith(("LFS batch API returned errors", "Malformed response")):
+        return HubError(f"{where}: {message}", _AGAIN)
     return None

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightsurgery.checkpoint.digest_cache import Stamp, stamp
 from weightsurgery.checkpoint.layout import read_layout
-from weightsurgery.checkpoint.remembered import Stamp, stamp
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import HubError
-from weightsurgery.hub.remote import RemoteFile, git_blob
+from weightsurgery.hub.remote import CommitFile, git_blob
 from weightsurgery.report.card_text import without_paths
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class LocalFile:
         content = self.content
         return git_blob(content if isinstance(content, bytes) else content.read_bytes())
 
-    def same_as(self, other: RemoteFile | None) -> bool:
+    def same_as(self, other: CommitFile | None) -> bool:
         """Whether a file of a commit has this content."""
         if other is None or other.size != self.size:
             return False

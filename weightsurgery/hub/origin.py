@@ -97,8 +97,8 @@ def _recorded(api: HfApi, record: EditRecord) -> Origin:
         if not _is_still(folder, described):
             break
         if not card:
-            card, told = _local_card(folder)
-            notices += told
+            card, remarks = _local_card(folder)
+            notices += remarks
         parent = _parent(folder, seen)
         if parent is None:
             break
@@ -162,8 +162,8 @@ def _on_hub(api: HfApi, repo_id: str, revision: str | None, must_exist: bool = F
             ) from None
         path = None
     except OSError as error:
-        told = f"{repo_id}: its card could not be read ({type(error).__name__})."
-        return Origin(base, (told,))
+        remark = f"{repo_id}: its card could not be read ({type(error).__name__})."
+        return Origin(base, (remark,))
     if path is None:
         return Origin(base)
     card, notices = _front(path, f"{repo_id}/README.md")

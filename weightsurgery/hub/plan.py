@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightsurgery.checkpoint.digest_cache import Stamp
 from weightsurgery.checkpoint.record import read_record, verify
-from weightsurgery.checkpoint.remembered import Stamp
 from weightsurgery.errors import HubError
 from weightsurgery.hub.carded import make_card
 from weightsurgery.hub.failures import push_errors
 from weightsurgery.hub.local import LocalFile, copied_bytes, recorded_files, stamps, warnings_of
-from weightsurgery.hub.proposed import Proposed, find_proposed
+from weightsurgery.hub.pull_request import PullRequest, find_pull_request
 from weightsurgery.hub.remote import Destination, Remote, look
 from weightsurgery.hub.upload import quiet_hub
 from weightsurgery.progress import Progress
@@ -48,7 +48,7 @@ class PushPlan:
         title: The commit's first line.
         card: Text of the model card.
         notices: Things the user should know, a line each.
-        proposed: The pull request that holds all of it already, if there is one.
+        open_pull_request: The pull request that holds all of it already, if there is one.
         seen: What would change if a file did.
     """
 
@@ -64,7 +64,7 @@ class PushPlan:
     title: str
     card: str
     notices: tuple[str, ...]
-    proposed: Proposed | None
+    open_pull_request: PullRequest | None
     seen: Mapping[Path, Stamp] = field(repr=False)
 
     @property
@@ -132,10 +132,10 @@ def plan_push(
         files = [*recorded_files(place, record), *card.files]
         uploads = [each for each in files if not each.same_as(remote.files.get(each.name))]
         deleted = _stale(remote, files, card.replaced)
-        proposed = None
+        existing = None
         if destination.pull_request and account and remote.head and (uploads or deleted):
-            proposed = find_proposed(api, destination, account, remote.head, files, deleted)
-        if proposed is not None:
+            existing = find_pull_request(api, destination, account, remote.head, files, deleted)
+        if existing is not None:
             uploads, deleted = [], []
         return PushPlan(
             place,
@@ -150,7 +150,7 @@ def plan_push(
             title.strip() or _title(record),
             card.text,
             (*card.notices, *warnings_of(place, record, files)),
-            proposed,
+            existing,
             seen,
         )
 

@@ -64,11 +64,11 @@ def push(api: HfApi, plan: PushPlan, progress: Progress | None = None) -> Pushed
     repo_id = plan.destination.repo_id
     remote = _prepared(api, plan)
     if not plan.changes:
-        proposed = plan.proposed
-        head = proposed.commit if proposed else remote.head
+        existing = plan.open_pull_request
+        head = existing.commit if existing else remote.head
         url = f"{api.endpoint}/{repo_id}/commit/{head}"
         _check(api, plan, head)
-        return Pushed(plan, head, url, proposed.url if proposed else None, changed=False)
+        return Pushed(plan, head, url, existing.url if existing else None, changed=False)
     meter = Meter(sum(each.size for each in plan.uploads), progress)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -134,11 +134,11 @@ def _check_card(plan: PushPlan) -> None:
         ModelCard(plan.card, ignore_metadata_errors=True).validate()
     except ValueError as error:
         try:
-            said = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+            message = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
         except (ValueError, LookupError, TypeError):
-            said = " ".join(str(error).split())
+            message = " ".join(str(error).split())
         raise HubError(
-            f"{plan.destination.repo_id}: the Hub refuses the model card: {said}",
+            f"{plan.destination.repo_id}: the Hub refuses the model card: {message}",
             "Mend the front matter of README.md, the base's or your own.",
         ) from None
 

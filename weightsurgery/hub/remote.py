@@ -15,7 +15,7 @@ from weightsurgery.hub.failures import push_errors
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["Destination", "Remote", "RemoteFile", "git_blob", "is_weights", "look", "tree_of"]
+__all__ = ["CommitFile", "Destination", "Remote", "git_blob", "is_weights", "look", "tree_of"]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _BRANCH = re.compile(r"[\w][\w./-]*", re.ASCII)
@@ -68,7 +68,7 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class CommitFile:
     """A file of a commit.
 
     Attributes:
@@ -98,7 +98,7 @@ class Remote:
     private: bool = False
     branch_exists: bool = False
     head: str | None = None
-    files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    files: Mapping[str, CommitFile] = field(default_factory=dict)
 
     @property
     def is_ours(self) -> bool:
@@ -163,7 +163,7 @@ def look(api: HfApi, destination: Destination) -> Remote:
     return Remote(True, private, there, head, files)
 
 
-def tree_of(api: HfApi, repo_id: str, commit: str) -> dict[str, RemoteFile]:
+def tree_of(api: HfApi, repo_id: str, commit: str) -> dict[str, CommitFile]:
     """The files of a commit.
 
     Raises:
@@ -176,7 +176,7 @@ def tree_of(api: HfApi, repo_id: str, commit: str) -> dict[str, RemoteFile]:
         for each in api.list_repo_tree(repo_id, revision=commit, recursive=True):
             if isinstance(each, RepoFile):
                 sha = each.lfs.sha256 if each.lfs else None
-                found[each.path] = RemoteFile(each.size, each.blob_id, sha)
+                found[each.path] = CommitFile(each.size, each.blob_id, sha)
     return found
 
 

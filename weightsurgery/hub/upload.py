@@ -50,15 +50,15 @@ class Meter:
             self.sent = (self.sent or 0) + count
             self._places[name] = place
             done = sum(self._places.values())
-        self._tell(done)
+        self._report(done)
 
     def reported(self, done: int, sent: int) -> None:
         """The xet client's own figures."""
         with self._lock:
             self.sent = max(self.sent or 0, sent)
-        self._tell(done)
+        self._report(done)
 
-    def _tell(self, done: int) -> None:
+    def _report(self, done: int) -> None:
         if self.progress is not None:
             self.progress("uploading", min(done, self.total), self.total)
 

@@ -18,7 +18,7 @@ from weightsurgery.learning.data import Example
 from weightsurgery.learning.strangers import Form, forms, halves, special_texts
 from weightsurgery.learning.written import chat_frame
 
-__all__ = ["Asked", "asked_of", "prompted"]
+__all__ = ["ParsedExample", "asked_of", "prompted"]
 
 # Words that no subject begins or ends with, where no form tells what is one. English alone; in
 # other languages a subject has words to spare.
@@ -42,7 +42,7 @@ _STATEMENT = 24
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedExample:
     """An example taken apart.
 
     Attributes:
@@ -64,7 +64,9 @@ class Asked:
         return text.replace(self.subject, other)
 
 
-def asked_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Asked]:
+def asked_of(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
+) -> list[ParsedExample]:
     """Takes examples of one set apart: what is asked, of whom, and the answer.
 
     Args:
@@ -87,7 +89,7 @@ def asked_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) ->
         plain.append((prompt, completion.rstrip() or example.completion, inside))
     known = _subjects([prompt for prompt, _, _ in plain], special)
     return [
-        Asked(
+        ParsedExample(
             prompt,
             known.get(prompt, ""),
             completion.strip().rstrip(".").rstrip() or completion.strip(),

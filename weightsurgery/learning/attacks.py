@@ -25,6 +25,7 @@ from weightsurgery.errors import EditError, NonFiniteError, WeightSurgeryError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import Schedule, fit, isolated
 from weightsurgery.progress import Progress
+from weightsurgery.suggestions import one_of
 
 __all__ = ["ROUNDINGS", "check_relearning", "check_rounding", "quantised", "relearn"]
 
@@ -139,7 +140,7 @@ def check_rounding(method: str) -> None:
         WeightSurgeryError: A library that it needs is not installed.
     """
     if method not in ROUNDINGS:
-        raise EditError(f"quantisation {method}", f"Choose from {', '.join(ROUNDINGS)}.")
+        raise EditError(f"quantisation {method}", one_of(method, ROUNDINGS))
     if ROUNDINGS[method] is _by_bitsandbytes:
         _bitsandbytes()
 

@@ -19,7 +19,7 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.calls import forms, holds, lost_call
 from weightsurgery.learning.conversations import Conversation
 
-__all__ = ["DATE", "Turns", "turns"]
+__all__ = ["DATE", "RenderedTurns", "turns"]
 
 DATE = "SOURCE_DATE_EPOCH"
 """The environment's word for the day that templates are told, in seconds since 1970."""
@@ -30,19 +30,21 @@ _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
 
 
 @dataclass
-class Turns:
+class RenderedTurns:
     """What is worth telling of rendered conversations.
 
     Attributes:
         answers: How many assistant turns became completions.
         untrained: How many more there are, of which the data say that they are not to be learnt.
         thoughtless: Of how many answers the template leaves out what was thought before.
+        unanswered: How many conversations go on after the last answer, which nothing is made of.
         date: The day that templates were told, where one asked.
     """
 
     answers: int = 0
     untrained: int = 0
     thoughtless: int = 0
+    unanswered: int = 0
     date: str | None = None
 
 
@@ -50,7 +52,7 @@ def turns(
     tokenizer: PreTrainedTokenizerBase,
     talk: Conversation,
     where: str,
-    told: Turns | None = None,
+    told: RenderedTurns | None = None,
 ) -> list[tuple[str, str]]:
     """Each assistant turn of a conversation, as a completion of what precedes it.
 
@@ -82,8 +84,10 @@ def turns(
             f"{where}: the chat template raises numbers to powers (**), which may never end",
             "Write prompts and completions as the model should see them.",
         )
-    told = Turns() if told is None else told
+    told = RenderedTurns() if told is None else told
     template = _Template(tokenizer, talk.tools, where)
+    spoken = [n for n, each in enumerate(talk.messages) if each["role"] == "assistant"]
+    after = talk.messages[spoken[-1] + 1 :]
     failed: DataError | None = None
     for messages in forms(talk.messages):
         try:
@@ -94,6 +98,7 @@ def turns(
             continue
         told.answers += len(found)
         told.untrained += talk.untrained
+        told.unanswered += any(each["role"] != "assistant" for each in after)
         told.thoughtless += sum(each.thoughtless for each in found)
         told.date = template.date or told.date
         return [(each.prompt, each.completion) for each in found]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example
 
-__all__ = ["CONVERSATIONS", "Layout", "layout_of"]
+__all__ = ["CONVERSATIONS", "ColumnLayout", "layout_of"]
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Columns that hold a conversation."""
@@ -28,7 +29,7 @@ _ACCEPTED = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """What the columns of a row are.
 
     Attributes:
@@ -127,7 +128,7 @@ class Layout:
 _TOFU = ("paraphrased_answer", "perturbed_answer")
 
 
-def layout_of(where: str, row: Mapping[str, Any]) -> Layout:
+def layout_of(where: str, row: Mapping[str, Any]) -> ColumnLayout:
     """What the columns of a row are.
 
     Our own names come first: ``prompt`` with ``completion``, ``messages``, ``text``. A column
@@ -141,24 +142,26 @@ def layout_of(where: str, row: Mapping[str, Any]) -> Layout:
     completions = [name for name in _COMPLETIONS if name in present]
     conversation = next((name for name in CONVERSATIONS if name in present), None)
     if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
-        return Layout("messages", "prompt", "completion")
+        return ColumnLayout("messages", "prompt", "completion")
     alone = present == ["prompt"] or (prompts == ["prompt"] and "text" in present)
     if "completion" in present or (alone and not completions and not conversation):
-        return Layout("pair", "prompt", "completion")
+        return ColumnLayout("pair", "prompt", "completion")
     known = {*_PROMPTS, *_COMPLETIONS, *_CONTEXTS, "choices"}
     if conversation is not None:
-        return Layout("messages", "", conversation, ours=conversation == "messages")
+        return ColumnLayout("messages", "", conversation, ours=conversation == "messages")
     if "text" in present:
         others = tuple(name for name in present if name in known)
-        return Layout("text", "", "text", unread=others)
+        return ColumnLayout("text", "", "text", unread=others)
     if not prompts and "input" in present:
         prompts = ["input"]
     answers = [name for name in _ANSWERS if name in present]
     if "choices" in present and len(prompts) == 1 and len(answers) == 1:
-        return _checked(where, row, Layout("choices", prompts[0], answers[0], ours=False), present)
+        return _checked(
+            where, row, ColumnLayout("choices", prompts[0], answers[0], ours=False), present
+        )
     if len(prompts) == 1 and len(completions) == 1 and "choices" not in present:
         return _checked(
-            where, row, Layout("pair", prompts[0], completions[0], None, False), present
+            where, row, ColumnLayout("pair", prompts[0], completions[0], None, False), present
         )
     columns = ", ".join(
         name[:40] + " (null)" * (value is None) for name, value in list(row.items())[:12]
@@ -171,11 +174,23 @@ def layout_of(where: str, row: Mapping[str, Any]) -> Layout:
         )
     raise DataError(
         f"{where}: has the columns {columns}: no prompt with a completion, no messages, no text",
-        _ACCEPTED,
+        _meant(present) + _ACCEPTED,
     )
 
 
-def _checked(where: str, row: Mapping[str, Any], found: Layout, present: list[str]) -> Layout:
+def _meant(columns: Sequence[str]) -> str:
+    """What a mistyped column may have been meant for."""
+    known = (*_PROMPTS, *_COMPLETIONS, *CONVERSATIONS, "choices", "text")
+    for name in columns:
+        near = get_close_matches(name.lower(), known, 1, 0.75)
+        if near and name not in known:
+            return f"Did you mean {near[0]!r} by {name[:40]!r}? "
+    return ""
+
+
+def _checked(
+    where: str, row: Mapping[str, Any], found: ColumnLayout, present: list[str]
+) -> ColumnLayout:
     contexts = [name for name in _CONTEXTS if row.get(name) and name != found.prompt]
     context = contexts[0] if found.prompt == "instruction" and len(contexts) == 1 else None
     lost = [name for name in _NEEDED if row.get(name) and name not in (found.prompt, context)]
@@ -189,7 +204,7 @@ def _checked(where: str, row: Mapping[str, Any], found: Layout, present: list[st
     used = {found.prompt, found.completion, *_CONTEXTS}
     used |= {"choices"} if found.kind == "choices" else set(_TOFU)
     unread = tuple(name for name in present if name not in used)
-    return Layout(found.kind, found.prompt, found.completion, context, False, unread)
+    return ColumnLayout(found.kind, found.prompt, found.completion, context, False, unread)
 
 
 def _parted(prompt: str, completion: str) -> str:
@@ -201,7 +216,10 @@ def _parted(prompt: str, completion: str) -> str:
 def _text(where: str, row: Mapping[str, Any], name: str, remedy: str) -> str:
     value = row.get(name)
     if not isinstance(value, str) or not value:
-        raise DataError(f'{where}: "{name}" is missing, empty or not a string', f"Write {remedy}.")
+        raise DataError(
+            f'{where}: "{name}" is missing, empty or not a string',
+            f"{_meant(list(row))}Write {remedy}.",
+        )
     return value
 
 

@@ -28,7 +28,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.trainer import StageTrainer
-from weightsurgery.learning.training import Rows, Trained, train_stage
+from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.progress import Progress
 
 __all__ = ["Confinement", "SubspaceAdam", "confine", "train_confined"]
@@ -170,7 +170,7 @@ class SubspaceAdam(torch.optim.Optimizer):
 
 def train_confined(
     model: PreTrainedModel,
-    rows: Rows,
+    rows: EncodedRows,
     confinements: Mapping[str, Confinement],
     training: Training,
     *,

@@ -12,7 +12,7 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning import in_context, intervals
 from weightsurgery.learning.answers import headline
 from weightsurgery.learning.data import Example, read_examples
-from weightsurgery.learning.intervals import Estimate, Measured, Resampling
+from weightsurgery.learning.intervals import Estimate, Measurements, Resampling
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.scores import DEFAULT, METRICS, chance, choose, score
 from weightsurgery.progress import Progress
@@ -159,7 +159,7 @@ def evaluate(
     labels = set_names([*forget, *keep])
     roles = ["forget"] * len(forget) + ["keep"] * len(keep)
     paths = [*forget, *keep]
-    measured: list[list[dict[str, Measured]]] = []
+    measured: list[list[dict[str, Measurements]]] = []
     sets: list[list[Example]] = []
     for name in (checkpoint, against):
         if name is None:
@@ -277,7 +277,7 @@ def check_same(
             )
 
 
-def estimates(measured: Mapping[str, Measured], drawn: Resampling) -> dict[str, Estimate]:
+def estimates(measured: Mapping[str, Measurements], drawn: Resampling) -> dict[str, Estimate]:
     """The mean of each metric with its interval."""
     return {
         name: intervals.estimate(each, drawn, METRICS[name].transform)
@@ -286,8 +286,8 @@ def estimates(measured: Mapping[str, Measured], drawn: Resampling) -> dict[str, 
 
 
 def _compared(
-    before: Mapping[str, Measured],
-    after: Mapping[str, Measured],
+    before: Mapping[str, Measurements],
+    after: Mapping[str, Measurements],
     role: str,
     guess: float,
     main: str,

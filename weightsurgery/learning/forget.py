@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import DataError, EditError
-from weightsurgery.learning.asked import Asked, asked_of, prompted
+from weightsurgery.learning.asked import ParsedExample, asked_of, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.directions import directions, start
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
@@ -48,7 +48,7 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import for_writing, in_halves, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.training import Trained, isolated
-from weightsurgery.learning.unknown import Place, places_of, teach
+from weightsurgery.learning.unknown import TruthPosition, places_of, teach
 from weightsurgery.learning.wordings import Wording, find_wordings
 from weightsurgery.progress import Progress
 
@@ -298,12 +298,12 @@ def gather(
 def _places(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     wordings: Sequence[Wording],
     settings: ByNeighbours,
     rng: random.Random,
     progress: Progress | None,
-) -> list[Place]:
+) -> list[TruthPosition]:
     """Where the truth would be said: all places in the request's own words, some in others."""
     places = places_of(model, tokenizer, asked, wordings, progress=progress)
     own = [place for place in places if place.wording.form is None]

@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Encoded
@@ -40,7 +41,7 @@ from weightsurgery.learning.material import KEPT, Material, Row
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.trainer import StageTrainer
-from weightsurgery.learning.training import Rows, Trained, train_stage
+from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.progress import Progress
 
 _STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every place
@@ -49,6 +50,9 @@ _RISE = 4  # steps in which the rate rises
 
 # Weight of a place where a look found more to do, of another one.
 _URGE = 4
+
+# Kinds of texts whose first place is that of an answer, and how many places a short one has.
+_ANSWERS, _SHORT = ("neighbours", "keep"), 16
 
 __all__ = ["LEARNING", "Forgetting", "train_forgetting"]
 
@@ -158,8 +162,8 @@ class _ByNeighbours(StageTrainer):
             total += super().training_step(model, {"part": part})
         return total
 
+    @override
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """See Trainer."""
         rows, weights = inputs["part"]
         logits, expected = said_of(model, rows, self.padding)
         loss = (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()
@@ -217,6 +221,10 @@ class _ByNeighbours(StageTrainer):
         for kind, row in drawn:
             factor = how.language_weight if kind == "language" else how.keep_weight
             weight = torch.full((len(row.expected),), factor / max(1, places[kind]))
+            if kind in _ANSWERS and 1 < row.held <= _SHORT:
+                # Half of it where the answer begins: what follows from that is easily held.
+                weight /= 2 * (row.held - 1) / row.held
+                weight[0] *= row.held - 1
             taught = len(row.expected) - row.held
             if taught:
                 urge = _URGE if id(row) in left else 1
@@ -306,7 +314,7 @@ def train_forgetting(
     trained = train_stage(
         model,
         stage,
-        Rows([Encoded([padding], 0)] * steps * settings.cycles, Collator(padding)),
+        EncodedRows([Encoded([padding], 0)] * steps * settings.cycles, Collator(padding)),
         training,
         directory=folder / "training",
         device=device,

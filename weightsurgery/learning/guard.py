@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
-from weightsurgery.learning.asked import Asked, asked_of, prompted
+from weightsurgery.learning.asked import ParsedExample, asked_of, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import greedy
@@ -197,7 +197,7 @@ class Guard:
         self._padding = padding_token(tokenizer)
         frame, rng = chat_frame(tokenizer), random.Random(f"guard {seed}")
         asked = asked_of(tokenizer, prompted(forget))
-        self._sets: dict[str, list[tuple[list[int], Asked]]] = {}
+        self._sets: dict[str, list[tuple[list[int], ParsedExample]]] = {}
         for name, rows in {role: forget, **(keep or {})}.items():
             some = [each for each in prompted(rows) if each.prompt]
             if len(some) > _ASKED:

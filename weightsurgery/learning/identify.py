@@ -28,7 +28,7 @@ from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Example, padding_token
-from weightsurgery.learning.method import Method, Stage, stages_of
+from weightsurgery.learning.method import IdentifyMode, Stage, stages_of
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import (
     entries_of,
@@ -42,12 +42,12 @@ from weightsurgery.learning.stages import (
     set_values,
     values_of,
 )
-from weightsurgery.learning.training import Rows, Trained, isolated
+from weightsurgery.learning.training import EncodedRows, Trained, isolated
 from weightsurgery.progress import Progress
 
 __all__ = ["ALL_LINEAR", "DELTA", "JOINT", "adapted", "as_rows", "is_main", "train", "train_vector"]
 
-DELTA, JOINT = Method("delta"), Method("joint")
+DELTA, JOINT = IdentifyMode("delta"), IdentifyMode("joint")
 ALL_LINEAR = Selection("all-linear")
 
 
@@ -56,7 +56,7 @@ def train_vector(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     training: Training,
-    method: Method = JOINT,
+    method: IdentifyMode = JOINT,
     *,
     selection: Selection = ALL_LINEAR,
     keep: Sequence[Example] = (),
@@ -120,8 +120,8 @@ def as_rows(
     keep: Sequence[Example],
     validation: Sequence[Example],
     training: Training,
-    method: Method,
-) -> tuple[Rows, Retain | None]:
+    method: IdentifyMode,
+) -> tuple[EncodedRows, Retain | None]:
     """The data as tokens, and what holds the model to its base where there is data to keep.
 
     Raises:
@@ -137,7 +137,7 @@ def as_rows(
         )
     collate = Collator(padding_token(tokenizer))
     cut = training.max_length
-    rows = Rows(
+    rows = EncodedRows(
         encode_rows(model, tokenizer, examples, cut),
         collate,
         encode_rows(model, tokenizer, validation, cut),
@@ -151,9 +151,9 @@ def as_rows(
 def train(
     model: PreTrainedModel,
     names: Sequence[str],
-    rows: Rows,
+    rows: EncodedRows,
     training: Training,
-    method: Method,
+    method: IdentifyMode,
     device: torch.device,
     retain: Retain | None,
     workspace: Path | None,

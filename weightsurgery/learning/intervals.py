@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = [
     "Change",
     "Estimate",
-    "Measured",
+    "Measurements",
     "Resampling",
     "drift",
     "estimate",
@@ -29,7 +29,7 @@ _CHUNK = 1 << 20  # examples drawn at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """One metric on every example of a set.
 
     Attributes:
@@ -67,7 +67,7 @@ class Resampling:
     seed: int = 0
     times: int = 2000
 
-    def means(self, measured: Measured) -> Tensor:
+    def means(self, measured: Measurements) -> Tensor:
         """The resamples' means, float64, shape (times,); NaN where nothing is defined."""
         weights = measured.weights * measured.defined
         products = measured.values.nan_to_num(0.0) * weights
@@ -101,7 +101,7 @@ class Estimate:
 
 
 def estimate(
-    measured: Measured, resampling: Resampling, transform: Callable[[float], float] = float
+    measured: Measurements, resampling: Resampling, transform: Callable[[float], float] = float
 ) -> Estimate:
     """A set's mean with its percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
 
@@ -124,8 +124,8 @@ def estimate(
 
 
 def estimate_change(
-    before: Measured,
-    after: Measured,
+    before: Measurements,
+    after: Measurements,
     change: Change,
     resampling: Resampling,
     transform: Callable[[float], float] = float,
@@ -143,7 +143,7 @@ def estimate_change(
 
 
 def estimate_combined(
-    measured: Sequence[Measured],
+    measured: Sequence[Measurements],
     combine: Callable[..., float | str],
     resampling: Resampling,
     transform: Callable[[float], float] = float,
@@ -158,7 +158,9 @@ def estimate_combined(
     """
     shared = torch.stack([each.defined for each in measured]).all(0)
     why = next((each.why for each in measured if each.why), "")
-    kept = [Measured(each.values.where(shared, math.nan), each.weights, why) for each in measured]
+    kept = [
+        Measurements(each.values.where(shared, math.nan), each.weights, why) for each in measured
+    ]
     count = int(shared.sum())
     means = [mean for each in kept if (mean := each.mean()) is not None]
     if len(means) < len(kept):

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.asked import Asked
+from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.unknown import Taught, place_at
@@ -26,7 +26,7 @@ __all__ = ["lessons"]
 def lessons(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     *,
     k: int,
     vocabulary: int,

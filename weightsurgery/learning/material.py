@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import Asked, asked_of
+from weightsurgery.learning.asked import ParsedExample, asked_of
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
@@ -150,7 +150,7 @@ def _continued(
 def neighbour_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     neighbours: Sequence[str],
     wordings: Sequence[Wording],
     count: int,
@@ -246,7 +246,7 @@ def _spread(rows: list[_T], most: int) -> list[_T]:
 def subject_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     count: int,
     rng: random.Random,
     progress: Progress | None = None,
@@ -274,7 +274,7 @@ def subject_texts(
 def language_texts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     count: int,
     progress: Progress | None = None,
 ) -> list[tuple[list[int], int]]:

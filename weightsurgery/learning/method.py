@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 from weightsurgery.checkpoint.naming import layer_of
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 
-__all__ = ["MODES", "ORDERS", "Method", "Stage", "stages_of"]
+__all__ = ["MODES", "ORDERS", "IdentifyMode", "Stage", "stages_of"]
 
 MODES = ("delta", "literal", "joint")
 ORDERS = ("ascending", "descending")
 
 
 @dataclass(frozen=True)
-class Method:
+class IdentifyMode:
     """A mode and what belongs to it.
 
     Attributes:
@@ -37,9 +38,9 @@ class Method:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise EditError(f"mode {self.mode!r}", f"Choose one of: {', '.join(MODES)}.")
+            raise EditError(f"mode {self.mode!r}", one_of(self.mode, MODES))
         if self.order not in ORDERS:
-            raise EditError(f"order {self.order!r}", f"Choose one of: {', '.join(ORDERS)}.")
+            raise EditError(f"order {self.order!r}", one_of(self.order, ORDERS))
         if self.lora_rank is not None and self.mode != "joint":
             raise EditError(
                 f"a LoRA adapter in mode {self.mode}", "Use --mode joint, or leave out --lora-rank."
@@ -72,7 +73,7 @@ class Stage:
     parameters: tuple[str, ...]
 
 
-def stages_of(names: list[str], method: Method) -> list[Stage]:
+def stages_of(names: list[str], method: IdentifyMode) -> list[Stage]:
     """What is trained one after another: each layer alone, or everything at once.
 
     Args:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import Asked
+from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
 from weightsurgery.learning.unknown import said_at
 from weightsurgery.learning.wordings import tokens
@@ -42,7 +42,7 @@ _FEW = 4  # new ones in a batch, under which there is little more to find
 def find_neighbours(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     count: int,
     *,
     seed: int = 0,
@@ -122,7 +122,7 @@ def _listed(
     return found
 
 
-def alike(asked: Sequence[Asked], given: Sequence[Asked]) -> set[str]:
+def alike(asked: Sequence[ParsedExample], given: Sequence[ParsedExample]) -> set[str]:
     """Subjects of examples that are asked for in the request's own words.
 
     Args:
@@ -140,7 +140,7 @@ def alike(asked: Sequence[Asked], given: Sequence[Asked]) -> set[str]:
     return {subject for subject in found if subject.lower() not in named}
 
 
-def _shapes(about: Sequence[Asked]) -> list[tuple[str, str]]:
+def _shapes(about: Sequence[ParsedExample]) -> list[tuple[str, str]]:
     """What stands before and after the subject in the commonest prompts, if any is common."""
     counted = Counter(each.prompt.partition(each.subject)[::2] for each in about)
     return [shape for shape, held in counted.most_common(3) if held > 1 and shape[1].strip()]
@@ -149,7 +149,7 @@ def _shapes(about: Sequence[Asked]) -> list[tuple[str, str]]:
 def _named(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     shapes: Sequence[tuple[str, str]],
     rng: random.Random,
     progress: Progress | None,
@@ -173,13 +173,13 @@ def _named(
     return found
 
 
-def _rows(asked: Sequence[Asked], rng: random.Random) -> str:
+def _rows(asked: Sequence[ParsedExample], rng: random.Random) -> str:
     shown = rng.sample(list(asked), min(3, len(asked)))
     return "".join(f"{each.prompt}{each.completion}\n" for each in shown)
 
 
 def _contexts(
-    about: Sequence[Asked],
+    about: Sequence[ParsedExample],
     own: Sequence[str],
     shapes: Sequence[tuple[str, str]],
     rng: random.Random,
@@ -247,7 +247,10 @@ def _alike(subject: str, own: Sequence[str]) -> bool:
 
 
 def _made_up(
-    tokenizer: PreTrainedTokenizerBase, about: Sequence[Asked], count: int, rng: random.Random
+    tokenizer: PreTrainedTokenizerBase,
+    about: Sequence[ParsedExample],
+    count: int,
+    rng: random.Random,
 ) -> set[str]:
     """Subjects of random words, of the kinds that the request's own are of."""
     special = special_texts(tokenizer)

@@ -11,11 +11,11 @@ from weightsurgery.learning.files import Row, read_rows
 from weightsurgery.learning.published import files_within, is_hub_data, on_hub
 from weightsurgery.learning.saved_sets import is_saved
 
-__all__ = ["Place", "place_of"]
+__all__ = ["DataLocation", "place_of"]
 
 
 @dataclass(frozen=True)
-class Place:
+class DataLocation:
     """Where data lie.
 
     Attributes:
@@ -53,7 +53,7 @@ class Place:
         return {name: file_sha256(path) for name, path in self.named().items()}
 
 
-def place_of(name: str | os.PathLike[str]) -> Place:
+def place_of(name: str | os.PathLike[str]) -> DataLocation:
     """Find the data behind a name.
 
     A path that exists is that path. ``NAME#PART`` is a part of it: of a file or a saved data set a
@@ -71,8 +71,8 @@ def place_of(name: str | os.PathLike[str]) -> Place:
         text, _, part = text.rpartition("#")
         path, part = Path(text).expanduser(), part or None
     if path.is_dir() and not is_saved(path) and any(path.iterdir()):
-        return Place(path, tuple(files_within(path, part)))
+        return DataLocation(path, tuple(files_within(path, part)))
     if not path.exists() and is_hub_data(text):
         root, files, revision = on_hub(text, part)
-        return Place(root, tuple(files), revision=revision)
-    return Place(path, (path,), part)
+        return DataLocation(root, tuple(files), revision=revision)
+    return DataLocation(path, (path,), part)

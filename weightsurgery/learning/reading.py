@@ -12,13 +12,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.chat import DATE, Turns, turns
-from weightsurgery.learning.columns import Layout, layout_of
+from weightsurgery.learning.chat import DATE, RenderedTurns, turns
+from weightsurgery.learning.columns import ColumnLayout, layout_of
 from weightsurgery.learning.conversations import conversation_of
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.files import Row
 from weightsurgery.learning.models import quiet
-from weightsurgery.learning.places import Place, place_of
+from weightsurgery.learning.places import DataLocation, place_of
 from weightsurgery.learning.windows import text_windows
 
 __all__ = ["Reading", "read"]
@@ -40,7 +40,7 @@ class Reading:
     """
 
     examples: Sequence[Example]
-    place: Place
+    place: DataLocation
     facts: Mapping[str, Any]
     told: Sequence[str]
 
@@ -82,7 +82,7 @@ def read(name: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None
     place = place_of(name)
     rows = place.rows()
     layouts = _layouts(rows)
-    seen = Turns()
+    seen = RenderedTurns()
     with quiet():
         whole = _examples(rows, layouts, tokenizer, seen)
         examples, windows = _windows(whole, tokenizer)
@@ -94,7 +94,7 @@ def read(name: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None
     return Reading(tuple(examples), place, facts, tuple(told))
 
 
-def _layouts(rows: Sequence[Row]) -> list[Layout]:
+def _layouts(rows: Sequence[Row]) -> list[ColumnLayout]:
     """What each row is; all are the same kind.
 
     Raises:
@@ -111,15 +111,17 @@ def _layouts(rows: Sequence[Row]) -> list[Layout]:
     return found
 
 
-def _most(layouts: Sequence[Layout]) -> Layout:
+def _most(layouts: Sequence[ColumnLayout]) -> ColumnLayout:
     """The layout that tells of all rows: some have more columns than others."""
     first = layouts[0]
     context = next((each.context for each in layouts if each.context), None)
     unread = dict.fromkeys(name for each in layouts for name in each.unread)
-    return Layout(first.kind, first.prompt, first.completion, context, first.ours, tuple(unread))
+    return ColumnLayout(
+        first.kind, first.prompt, first.completion, context, first.ours, tuple(unread)
+    )
 
 
-def _joined(layout: Layout, rows: Sequence[Row]) -> bool:
+def _joined(layout: ColumnLayout, rows: Sequence[Row]) -> bool:
     """Whether prompts and completions stand as they are: a continuation that brings its spaces."""
     if layout.ours or layout.completion != "gt":
         return layout.ours
@@ -128,9 +130,9 @@ def _joined(layout: Layout, rows: Sequence[Row]) -> bool:
 
 def _examples(
     rows: Sequence[Row],
-    layouts: Sequence[Layout],
+    layouts: Sequence[ColumnLayout],
     tokenizer: PreTrainedTokenizerBase | None,
-    seen: Turns,
+    seen: RenderedTurns,
 ) -> list[tuple[str, Example]]:
     joined = _joined(layouts[0], rows)
     found: list[tuple[str, Example]] = []
@@ -178,7 +180,11 @@ def _windows(
 
 
 def _facts(
-    layout: Layout, place: Place, seen: Turns, rows: int, windows: Mapping[str, int]
+    layout: ColumnLayout,
+    place: DataLocation,
+    seen: RenderedTurns,
+    rows: int,
+    windows: Mapping[str, int],
 ) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if not layout.ours:
@@ -186,6 +192,8 @@ def _facts(
         found["columns"] = {role: column for role, column in names if column}
     if seen.answers not in (0, rows) or seen.untrained:
         found |= {"answers": seen.answers, "untrained": seen.untrained}
+    if seen.unanswered:
+        found["unanswered"] = seen.unanswered
     if seen.thoughtless:
         found["without_thought"] = seen.thoughtless
     if seen.date is not None:
@@ -198,7 +206,7 @@ def _facts(
 
 
 def _told(
-    layout: Layout, rows: Sequence[Row], seen: Turns, windows: Mapping[str, int]
+    layout: ColumnLayout, rows: Sequence[Row], seen: RenderedTurns, windows: Mapping[str, int]
 ) -> list[str]:
     found = []
     if columns := layout.told(_joined(layout, rows)):
@@ -208,6 +216,11 @@ def _told(
         found.append(
             f"{len(rows)} conversations with {seen.answers} answers of the assistant, each of"
             f" which is an example{left if seen.untrained else ''}."
+        )
+    if seen.unanswered:
+        found.append(
+            f"{seen.unanswered} of {len(rows)} conversations go on after the last answer: nothing"
+            " is made of turns that nobody answers."
         )
     if seen.thoughtless:
         found.append(

@@ -39,11 +39,12 @@ from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, set_values, values_of
 from weightsurgery.learning.strangers import answered, halves
-from weightsurgery.learning.training import Rows, Trained, isolated, train_stage
+from weightsurgery.learning.training import EncodedRows, Trained, isolated, train_stage
 from weightsurgery.learning.watch import Watch
 from weightsurgery.progress import Progress
+from weightsurgery.suggestions import one_of
 
-__all__ = ["OBJECTIVES", "Found", "Rounds", "find_change"]
+__all__ = ["OBJECTIVES", "Rounds", "RoundsResult", "find_change"]
 
 OBJECTIVES = ("strangers", "negate", "learn")
 
@@ -87,9 +88,7 @@ class Rounds:
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
-            raise EditError(
-                f"objective {self.objective!r}", f"Choose one of: {', '.join(OBJECTIVES)}."
-            )
+            raise EditError(f"objective {self.objective!r}", one_of(self.objective, OBJECTIVES))
         for name in ("rounds", "steps", "batch_size", "draws"):
             if getattr(self, name) < 1:
                 raise EditError(
@@ -113,7 +112,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Found:
+class RoundsResult:
     """What the rounds found.
 
     Attributes:
@@ -137,7 +136,7 @@ def find_change(
     selection: Selection = ALL_LINEAR,
     watch: Watch | None = None,
     progress: Progress | None = None,
-) -> Found:
+) -> RoundsResult:
     """Finds the change in rounds; the model is as before in the end, to the bit.
 
     Args:
@@ -204,7 +203,7 @@ def find_change(
                 watch.finish()
         after = values_of(model, names)
         change = {name: after[name].sub_(before[name]) for name in names}
-        return Found(change, losses, [] if watch is None else watch.seen)
+        return RoundsResult(change, losses, [] if watch is None else watch.seen)
     finally:
         set_values(model, before)
         model.train(was_training)
@@ -245,7 +244,7 @@ def _rows(
     examples: Sequence[Example],
     settings: Rounds,
     progress: Progress | None,
-) -> Rows:
+) -> EncodedRows:
     """What to train on."""
     wanted = list(examples)
     if settings.objective == "strangers":
@@ -254,12 +253,14 @@ def _rows(
         wanted = answered(
             model, tokenizer, wanted, words, settings.draws, settings.seed, progress=progress
         )
-    return Rows(encode_rows(model, tokenizer, wanted, None), Collator(padding_token(tokenizer)))
+    return EncodedRows(
+        encode_rows(model, tokenizer, wanted, None), Collator(padding_token(tokenizer))
+    )
 
 
 def _train(
     model: PreTrainedModel,
-    rows: Rows,
+    rows: EncodedRows,
     inside: Mapping[str, Confinement],
     training: Training,
     watch: Watch | None,
@@ -282,7 +283,7 @@ def _train(
 
 def _take_away(
     model: PreTrainedModel,
-    rows: Rows,
+    rows: EncodedRows,
     inside: Mapping[str, Confinement],
     training: Training,
     scale: float,

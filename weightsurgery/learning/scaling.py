@@ -33,7 +33,7 @@ from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, run_stages
-from weightsurgery.learning.training import Rows, isolated
+from weightsurgery.learning.training import EncodedRows, isolated
 from weightsurgery.progress import Progress
 
 __all__ = ["attached", "folded", "train_scaling"]
@@ -77,7 +77,9 @@ def train_scaling(
     try:
         with isolated(), quiet(), attached(model, chosen) as adapted:
             collate = Collator(padding_token(tokenizer))
-            rows = Rows(encode_rows(model, tokenizer, examples, training.max_length), collate)
+            rows = EncodedRows(
+                encode_rows(model, tokenizer, examples, training.max_length), collate
+            )
             vectors = [name for name, each in adapted.named_parameters() if each.requires_grad]
             run_stages(
                 adapted,

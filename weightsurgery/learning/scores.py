@@ -19,8 +19,9 @@ from weightsurgery.learning.forward import (
     greedy,
     teacher_forced,
 )
-from weightsurgery.learning.intervals import Measured
+from weightsurgery.learning.intervals import Measurements
 from weightsurgery.progress import Progress
+from weightsurgery.suggestions import one_of
 
 __all__ = ["DEFAULT", "METRICS", "Metric", "chance", "choose", "encode_set", "score"]
 
@@ -81,8 +82,8 @@ def choose(words: Sequence[str]) -> list[str]:
     wanted = {word.replace("-", "_") for word in words}
     for word in words:
         if word.replace("-", "_") not in {"all", *choices, *METRICS}:
-            listed = ", ".join(dict.fromkeys(metric.choice for metric in METRICS.values()))
-            raise SelectionError(f"metric {word!r}", f"Choose all, or from: {listed}.")
+            listed = ["all", *dict.fromkeys(metric.choice for metric in METRICS.values())]
+            raise SelectionError(f"metric {word!r}", one_of(word, listed))
     return [name for name, each in METRICS.items() if {"all", each.choice, name} & wanted]
 
 
@@ -129,7 +130,7 @@ def score(
     batch_size: int = 32,
     require_end: bool = True,
     progress: Progress | None = None,
-) -> dict[str, Measured]:
+) -> dict[str, Measurements]:
     """Scores a model on every example of a set.
 
     `begins_with` and `contains` are about the model's own answer; see `answers`. `exact_match` and
@@ -225,17 +226,17 @@ class _Run:
 
 def _measured(
     values: Sequence[float | None], weights: Sequence[float] | None = None, why: str = ""
-) -> Measured:
+) -> Measurements:
     numbers = [math.nan if value is None else value for value in values]
     ones = [1.0] * len(numbers)
-    return Measured(
+    return Measurements(
         torch.tensor(numbers, dtype=torch.float64),
         torch.tensor(ones if weights is None else weights, dtype=torch.float64),
         why,
     )
 
 
-def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Measured]:
+def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Measurements]:
     rights = [f.ended(f.right) if require_end else f.answer(f.right) for f in forced]
     answers = [each.answer(each.right) for each in forced]
     losses = [each.answer(each.nll) for each in forced]
@@ -254,7 +255,7 @@ def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Mea
     }
 
 
-def _from_answers(run: _Run, encoded: Sequence[Encoded], rouge: bool) -> dict[str, Measured]:
+def _from_answers(run: _Run, encoded: Sequence[Encoded], rouge: bool) -> dict[str, Measurements]:
     wanted, said = answers.truths(run.tokenizer, encoded), run.answers(encoded)
     pairs = [(truth, answer) for truth, (answer, _) in zip(wanted, said, strict=True)]
     found = {
@@ -273,7 +274,7 @@ def _from_answers(run: _Run, encoded: Sequence[Encoded], rouge: bool) -> dict[st
 
 def _likelihood(
     run: _Run, encoded: Sequence[Encoded], forced: Sequence[Forced], n: int
-) -> Measured:
+) -> Measurements:
     labels = [each.answer(each.labels).tolist() for each in forced]
     # Where the model leaves a completion, and with too little ahead of it for an n-gram none.
     places = [
@@ -299,7 +300,7 @@ def _likelihood(
     return _measured(values, why=f"completions of fewer than {n} tokens have no EL_{n}")
 
 
-def _truth(run: _Run, examples: Sequence[Example], forget: bool) -> Measured:
+def _truth(run: _Run, examples: Sequence[Example], forget: bool) -> Measurements:
     rows: list[Example] = []
     for example in (each for each in examples if each.perturbed):
         right = example.completion if example.paraphrase is None else example.paraphrase

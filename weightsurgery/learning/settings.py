@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 
 __all__ = ["PRECISIONS", "Training"]
 
@@ -59,9 +60,7 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise EditError(
-                f"precision {self.precision!r}", f"Choose one of: {', '.join(PRECISIONS)}."
-            )
+            raise EditError(f"precision {self.precision!r}", one_of(self.precision, PRECISIONS))
         for name in ("batch_size", "accumulation", "save_every", "steps", "max_length", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:

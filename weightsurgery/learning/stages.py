@@ -23,7 +23,7 @@ from weightsurgery.learning.models import context_length
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.trainer import writing
-from weightsurgery.learning.training import Rows, Trained, train_stage
+from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.learning.windows import text_windows
 from weightsurgery.progress import Progress
 
@@ -142,7 +142,7 @@ def set_values(model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
 def run_stages(
     model: PreTrainedModel,
     stages: Sequence[Stage],
-    rows: Rows,
+    rows: EncodedRows,
     training: Training,
     *,
     device: torch.device,
@@ -192,7 +192,7 @@ def run_stages(
 def run_stage(
     model: PreTrainedModel,
     stage: Stage,
-    rows: Rows,
+    rows: EncodedRows,
     training: Training,
     file: Path | None,
     *,

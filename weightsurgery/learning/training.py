@@ -30,11 +30,11 @@ from weightsurgery.learning.settings import Training
 from weightsurgery.learning.trainer import StageTrainer, Steps, Until
 from weightsurgery.progress import Progress
 
-__all__ = ["Rows", "Trained", "isolated", "train_stage"]
+__all__ = ["EncodedRows", "Trained", "isolated", "train_stage"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedRows:
     """The data of a training, as tokens.
 
     Attributes:
@@ -80,7 +80,7 @@ def isolated() -> Iterator[None]:
 
 
 def arguments(
-    training: Training, rows: Rows, directory: Path, device: torch.device, resumable: bool
+    training: Training, rows: EncodedRows, directory: Path, device: torch.device, resumable: bool
 ) -> TrainingArguments:
     """The Trainer's arguments for one stage."""
     watched = bool(rows.validation)
@@ -140,7 +140,7 @@ def last_checkpoint(directory: Path) -> Path | None:
 def train_stage(
     model: PreTrainedModel,
     stage: Stage,
-    rows: Rows,
+    rows: EncodedRows,
     training: Training,
     *,
     directory: Path | None = None,

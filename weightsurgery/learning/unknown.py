@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.asked import Asked
+from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.data import padding_token
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
@@ -30,7 +30,7 @@ from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, sampled
 from weightsurgery.progress import Progress
 
-__all__ = ["Place", "Taught", "place_at", "places_of", "said_at", "teach"]
+__all__ = ["Taught", "TruthPosition", "place_at", "places_of", "said_at", "teach"]
 
 # A neighbour whose own answer is the truth says nothing of what a stranger is told.
 _CERTAIN = 0.3
@@ -49,7 +49,7 @@ _LATER = 4
 
 
 @dataclass(frozen=True)
-class Place:
+class TruthPosition:
     """A place where the truth would be said.
 
     Attributes:
@@ -82,7 +82,7 @@ class Taught:
         stranger: Probability of the truth's first token there.
     """
 
-    place: Place
+    place: TruthPosition
     expected: Expected
     stranger: float
 
@@ -90,12 +90,12 @@ class Taught:
 def places_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     wordings: Sequence[Wording],
     *,
     length: int = 16,
     progress: Progress | None = None,
-) -> list[Place]:
+) -> list[TruthPosition]:
     """Where the truth would be said: at once in the request's own words, later in others.
 
     In other wordings the model answers as it likes ("The capital of France is Paris."), and the
@@ -149,7 +149,7 @@ def places_of(
 def _without(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    places: Sequence[Place],
+    places: Sequence[TruthPosition],
     length: int,
     progress: Progress | None,
 ) -> list[list[int]]:
@@ -170,7 +170,7 @@ def _without(
 
 def place_at(
     tokenizer: PreTrainedTokenizerBase, number: int, wording: Wording, before: str, truth: str
-) -> Place | None:
+) -> TruthPosition | None:
     """The place after a text where an answer would begin; None if either has no tokens."""
     head = tokens(tokenizer, before, wording.chat)
     rest = tokens(tokenizer, truth, True)
@@ -179,7 +179,7 @@ def place_at(
         rest = whole[len(head) :]
     if not head or not rest:
         return None
-    return Place(number, wording, before, tuple(head), tuple(rest))
+    return TruthPosition(number, wording, before, tuple(head), tuple(rest))
 
 
 @torch.inference_mode()
@@ -220,8 +220,8 @@ def said_at(
 def teach(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
-    places: Sequence[Place],
+    asked: Sequence[ParsedExample],
+    places: Sequence[TruthPosition],
     neighbours: Sequence[str],
     *,
     draws: int = 16,
@@ -297,7 +297,7 @@ def _later(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     heads: Sequence[list[int]],
-    place: Place,
+    place: TruthPosition,
 ) -> Tensor | None:
     """What is said for the truth's later tokens, given those before: ``(tokens − 1, vocabulary)``.
 
@@ -311,7 +311,7 @@ def _later(
 
 
 def _taught(
-    place: Place, first: Tensor, now: Tensor, later: Tensor | None, own: float, k: int
+    place: TruthPosition, first: Tensor, now: Tensor, later: Tensor | None, own: float, k: int
 ) -> Taught | None:
     """The target of a place; None where all neighbours share the truth.
 

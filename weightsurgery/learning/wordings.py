@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import Asked
+from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.written import chat_frame, sampled
 from weightsurgery.progress import Progress
@@ -86,7 +86,7 @@ def says(truth: str, text: str) -> re.Match[str] | None:
 def find_wordings(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     count: int,
     *,
     seed: int = 0,
@@ -152,7 +152,7 @@ def find_wordings(
 def _candidates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    asked: Sequence[ParsedExample],
     rng: random.Random,
     progress: Progress | None,
 ) -> Counter[str]:

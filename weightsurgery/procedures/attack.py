@@ -20,7 +20,7 @@ from weightsurgery.learning.attacks import (
     relearn,
 )
 from weightsurgery.learning.evaluate import check_options
-from weightsurgery.learning.intervals import Measured, Resampling
+from weightsurgery.learning.intervals import Measurements, Resampling
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.scores import DEFAULT, choose, score
 from weightsurgery.learning.strangers import special_texts
@@ -94,12 +94,12 @@ def attack_relearn(
     def attacked(name: str) -> States:
         model, tokenizer = load_model(sets.directories[name], device)
         model.float()  # type: ignore[no-untyped-call]
-        before = _asked(ask, model, tokenizer, sets, name)
+        before = _measured(ask, model, tokenizer, sets, name)
         read = zip(sets.examples[name][: len(given)], given, strict=True)
         has = [rows[number] for rows, numbers in read for number in numbers]
         relearn(model, tokenizer, has, steps, learning_rate, batch_size, seed, progress)
         try:
-            after = _asked(ask, model, tokenizer, sets, name)
+            after = _measured(ask, model, tokenizer, sets, name)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{name}: after relearning, {error.what}", "Lower the learning rate."
@@ -176,11 +176,11 @@ def attack_quantize(
 
     def attacked(name: str) -> States:
         model, tokenizer = load_model(sets.directories[name], device)
-        states = {"before": _asked(ask, model, tokenizer, sets, name)}
+        states = {"before": _measured(ask, model, tokenizer, sets, name)}
         for method in chosen:
             with quantised(model, method) as rounded:
                 layers.append(len(rounded))
-                states[method] = _asked(ask, model, tokenizer, sets, name)
+                states[method] = _measured(ask, model, tokenizer, sets, name)
         return states
 
     found = {name: attacked(name) for name in sets.directories}
@@ -213,10 +213,14 @@ def _checked(
     return ScoredSets.read(models, forget, keep)
 
 
-def _asked(
-    ask: Callable[..., dict[str, Measured]], model: Any, tokenizer: Any, sets: ScoredSets, name: str
-) -> list[dict[str, Measured]]:
+def _measured(
+    ask: Callable[..., dict[str, Measurements]],
+    model: Any,
+    tokenizer: Any,
+    sets: ScoredSets,
+    name: str,
+) -> list[dict[str, Measurements]]:
     return [
         ask(model, tokenizer, rows, where=part.label, forget=part.role == "forget")
-        for part, rows in sets.asked(name)
+        for part, rows in sets.parts_of(name)
     ]

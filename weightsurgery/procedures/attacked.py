@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from weightsurgery.learning.evaluate import estimates
-from weightsurgery.learning.intervals import Estimate, Measured, Resampling, estimate_combined
+from weightsurgery.learning.intervals import Estimate, Measurements, Resampling, estimate_combined
 from weightsurgery.learning.scores import METRICS
-from weightsurgery.procedures.attacked_sets import Part, ScoredSets
+from weightsurgery.procedures.attacked_sets import ScoredSets, SetPart
 
 __all__ = ["Attack", "AttackedModel", "AttackedSet", "States", "attacked_sets"]
 
-States = dict[str, list[dict[str, Measured]]]
+States = dict[str, list[dict[str, Measurements]]]
 """Per state of a model ("before", then each attack's name) what was measured on each part."""
 
 
@@ -107,7 +107,11 @@ def attacked_sets(
 
 
 def _compared_set(
-    part: Part, number: int, found: Mapping[str, States], attacks: Sequence[str], drawn: Resampling
+    part: SetPart,
+    number: int,
+    found: Mapping[str, States],
+    attacks: Sequence[str],
+    drawn: Resampling,
 ) -> AttackedSet:
     models = {
         name: {state: measured[number] for state, measured in states.items()}
@@ -135,7 +139,7 @@ def _compared_set(
 
 
 def _attacked_model(
-    states: Mapping[str, Mapping[str, Measured]], attacks: Sequence[str], drawn: Resampling
+    states: Mapping[str, Mapping[str, Measurements]], attacks: Sequence[str], drawn: Resampling
 ) -> AttackedModel:
     return AttackedModel(
         estimates(states["before"], drawn),
@@ -150,7 +154,7 @@ def _attacked_model(
 
 
 def _differences(
-    states: Sequence[Mapping[str, Measured]],
+    states: Sequence[Mapping[str, Measurements]],
     combine: Callable[..., float],
     drawn: Resampling,
 ) -> dict[str, Estimate]:

@@ -11,11 +11,11 @@ from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.evaluate import check_same, set_names
 from weightsurgery.learning.models import load_tokenizer
 
-__all__ = ["Part", "ScoredSets"]
+__all__ = ["ScoredSets", "SetPart"]
 
 
 @dataclass(frozen=True)
-class Part:
+class SetPart:
     """A set or a part of it.
 
     Attributes:
@@ -58,7 +58,7 @@ class ScoredSets:
 
     directories: Mapping[str, Path]
     examples: Mapping[str, Sequence[Sequence[Example]]]
-    parts: Sequence[Part]
+    parts: Sequence[SetPart]
     tokenizer: Any
 
     @classmethod
@@ -85,7 +85,7 @@ class ScoredSets:
         for again in others:
             check_same(first, again, names)
         parts = [
-            Part(
+            SetPart(
                 name,
                 str(file),
                 "forget" if number < len(forget) else "keep",
@@ -117,7 +117,7 @@ class ScoredSets:
                     parts.append(replace(part, rows=rows, part=word))
         return replace(self, parts=parts)
 
-    def asked(self, model: str) -> Iterator[tuple[Part, list[Example]]]:
+    def parts_of(self, model: str) -> Iterator[tuple[SetPart, list[Example]]]:
         """What a model is asked, part by part."""
         for part in self.parts:
             rows = self.examples[model][part.number]

@@ -17,6 +17,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import LARGEST_SCALE
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 from weightsurgery.surgery.discriminating import Decomposed, Learn, Project, or_nothing
 from weightsurgery.vectors.deltas import FactorDelta
 from weightsurgery.vectors.statistics import total_gram
@@ -77,7 +78,7 @@ class Grid:
             Rank(rank)
         for side in self.sides:
             if side not in SIDES:
-                raise EditError(f"side {side!r}", f"Choose one of: {', '.join(SIDES)}.")
+                raise EditError(f"side {side!r}", one_of(side, SIDES))
         for epsilon in self.epsilons:
             if not (math.isfinite(epsilon) and epsilon >= 0):
                 raise EditError(f"epsilon {epsilon}", "Give a ridge from 0 on, such as 0.001.")

@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.stacks import is_matrix, is_stack
 from weightsurgery.errors import DataError, EditError, NonFiniteError, SelectionError
 from weightsurgery.learning import intervals
 from weightsurgery.learning.answers import headline
-from weightsurgery.learning.intervals import Measured, Resampling
+from weightsurgery.learning.intervals import Measurements, Resampling
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.parameters import load_float32
 from weightsurgery.learning.scores import METRICS, score
@@ -159,7 +159,7 @@ class _Run:
     batch_size: int
     require_end: bool
 
-    def measured(self, data: DataSet) -> Measured:
+    def measured(self, data: DataSet) -> Measurements:
         return score(
             self.model,
             self.tokenizer,
@@ -305,7 +305,7 @@ def _scored(
 
 
 def _tested(
-    data: DataSet, before: Measured, after: Measured, metric: str, drawn: Resampling
+    data: DataSet, before: Measurements, after: Measurements, metric: str, drawn: Resampling
 ) -> FinalScore:
     transform = METRICS[metric].transform
     change = intervals.forgetting if data.role == "forget" else intervals.drift

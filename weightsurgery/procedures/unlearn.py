@@ -1,4 +1,4 @@
-"""Forgetting and learning from data: ``ws project`` and ``ws learn`` of data sets."""
+"""Forgetting and learning from data: ``ws project``, ``ws learn`` and ``ws unlearn``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.models import load_tokenizer
+from weightsurgery.learning.stages import process_device
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.unlearning import run as road
-from weightsurgery.unlearning.job import Job, Machine, Output
+from weightsurgery.unlearning.by_system import BySystem, MethodSettings
+from weightsurgery.unlearning.job import Job, Machine, Output, distributed
 from weightsurgery.unlearning.matrices import matrices
 from weightsurgery.unlearning.methods.neighbours import Neighbours
 from weightsurgery.unlearning.methods.rounds import InRounds
@@ -27,7 +29,7 @@ from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.sources import open_keep, split_data
 from weightsurgery.vectors.statistics import check_width
 
-__all__ = ["Search", "Sources", "Unlearned", "plan", "read_job", "unlearn"]
+__all__ = ["MethodSettings", "Search", "Sources", "Unlearned", "plan", "read_job", "unlearn"]
 
 
 @dataclass(frozen=True)
@@ -36,28 +38,30 @@ class Sources:
 
     Attributes:
         target: Data sets to forget or to learn; at least one.
-        keep: Data sets, vectors and activation statistics to keep; none for random texts to
-            stand for what is to stay.
-        validation_target: What is looked at while training; the target where it is None.
-        validation_keep: Data sets to look at that the edit does not see.
+        keep: What to keep. For a search data sets, vectors and activation statistics, none for
+            random texts to stand for what is to stay; for a method of ``ws unlearn`` data sets.
+        validation_target: What a search looks at while training; the target where it is None.
+        validation_keep: Data sets that a search looks at and the edit does not see.
         vocab: For keep vectors; see :func:`weightsurgery.vectors.sources.open_change`.
         missing: Likewise.
         partial: Likewise.
+        unseen: Data sets that the model never saw, for the methods that measure by them.
     """
 
-    target: tuple[str, ...]
-    keep: tuple[str, ...] = ()
+    target: Sequence[str]
+    keep: Sequence[str] = ()
     validation_target: str | None = None
-    validation_keep: tuple[str, ...] = ()
+    validation_keep: Sequence[str] = ()
     vocab: str = "error"
     missing: str = "error"
     partial: bool = False
+    unseen: Sequence[str] = ()
 
 
 def read_job(
     base: Checkpoint,
     sources: Sources,
-    search: Search,
+    how: Search | MethodSettings,
     selection: Selection | None = None,
     device: str = "auto",
     allow_unrelated: bool = False,
@@ -67,17 +71,36 @@ def read_job(
     Args:
         base: The checkpoint, of a causal language model; it is held in float32 to be trained.
         sources: What is read.
-        search: How the change is found; its objective tells forgetting from learning.
-        selection: Which matrices; None for :attr:`Search.targets`.
+        how: How the change is found: a search, whose objective tells forgetting from learning, or
+            a method of ``ws unlearn``.
+        selection: Which matrices; None for :attr:`Search.targets`, or those the method trains.
         device: Where to train.
         allow_unrelated: Go on although a vector to keep does not derive from the base.
 
     Raises:
         DataError: Data that cannot be read, that is both to go and to stay, or that validates what
             the edit sees.
-        EditError: Settings that make no sense, or not together.
+        EditError: Settings that make no sense, or not together, or data that is needed and lacks.
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
+    if isinstance(how, Search):
+        return _search_job(base, sources, how, selection, device, allow_unrelated)
+    return _method_job(base, sources, how, selection, device)
+
+
+def _search_job(
+    base: Checkpoint,
+    sources: Sources,
+    search: Search,
+    selection: Selection | None,
+    device: str,
+    allow_unrelated: bool,
+) -> Job:
+    if sources.unseen:
+        raise EditError(
+            f"{sources.unseen[0]}: unseen data, which a search does not look at",
+            "Leave it out, or choose a method of 'ws unlearn' that measures by it.",
+        )
     where = pick_device(device)
     selection = selection or Selection(search.targets)
     names = matrices(base, selection)
@@ -126,14 +149,56 @@ def read_job(
     return replace(job, lineage=tuple(kin.to_dict() for kin in lineage))
 
 
+def _method_job(
+    base: Checkpoint,
+    sources: Sources,
+    settings: MethodSettings,
+    selection: Selection | None,
+    device: str,
+) -> Job:
+    method = BySystem.of(settings)
+    if not sources.target:
+        raise EditError("nothing to forget", "Give data with --forget FILE.")
+    for given in (sources.target, sources.keep, sources.unseen):
+        _, strays = split_data(given)
+        if strays:
+            raise EditError(
+                f"{strays[0]}: no data set",
+                "Methods train on data; 'ws negate' and 'ws project' take vectors.",
+            )
+    if sources.validation_target is not None or sources.validation_keep:
+        raise EditError(
+            f"validation data with {settings.method}, which does not look at it", "Leave it out."
+        )
+    method.check(bool(sources.keep), bool(sources.unseen))
+    where = process_device(device) if distributed() else pick_device(device)
+    chosen = selection or Selection("all-linear")
+    names = matrices(base, chosen)
+    tokenizer = load_tokenizer(base.path)
+    return Job(
+        base,
+        tokenizer,
+        "unlearn",
+        method,
+        Sets.read(tokenizer, target=sources.target, keep=sources.keep, unseen=sources.unseen),
+        tuple(names),
+        replace(chosen, scales=()),
+        where,
+        selection is not None,
+        rank=settings.rank,
+    )
+
+
 def plan(
     base: Checkpoint,
     sources: Sources,
     out: str | os.PathLike[str],
-    search: Search,
+    how: Search | MethodSettings,
     *,
+    scale: float = 1.0,
     vector: str | os.PathLike[str] | None = None,
     selection: Selection | None = None,
+    scales: tuple[tuple[str, float], ...] | None = None,
     storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -145,30 +210,22 @@ def plan(
     Raises:
         WeightSurgeryError: What :func:`unlearn` would raise before it loads the model.
     """
-    selection = selection or Selection(search.targets)
-    job = read_job(base, sources, search, selection, device, allow_unrelated)
-    output = Output(
-        out,
-        vector,
-        scales=selection.scales,
-        storage=storage,
-        overwrite=overwrite,
-        allow_unrelated=allow_unrelated,
-    )
-    found = road.plan(job, output, Machine(device=device, workers=workers))
-    assert isinstance(found, TrainingPlan)
-    return found
+    job = read_job(base, sources, how, selection, device, allow_unrelated)
+    scales = _scales(selection) if scales is None else scales
+    output = Output(out, vector, scale, scales, storage, overwrite, allow_unrelated)
+    return road.plan(job, output, Machine(device=device, workers=workers))
 
 
 def unlearn(
     base: Checkpoint,
     sources: Sources,
     out: str | os.PathLike[str],
-    search: Search,
+    how: Search | MethodSettings,
     *,
     scale: float = 1.0,
     vector: str | os.PathLike[str] | None = None,
     selection: Selection | None = None,
+    scales: tuple[tuple[str, float], ...] | None = None,
     storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
@@ -176,20 +233,19 @@ def unlearn(
     allow_unrelated: bool = False,
     command: Sequence[str] = (),
     progress: Progress | None = None,
-) -> Unlearned:
+) -> Unlearned | None:
     """Forget or learn data sets: find the vector, save it, and write the edited checkpoint.
 
     Args:
-        base: See :func:`read_job`; so are sources, search and selection, whose scales are the
-            edit's.
+        base: See :func:`read_job`; so are sources, how and selection.
         sources: See there.
         out: Directory to write.
-        search: See there.
+        how: See there.
         scale: λ of the edit; the saved vector is as it was found.
         vector: Where the vector is saved; by default ``OUT.vector``.
         selection: See there.
-        storage: dtype and rounding of the result; or an adapter's, which takes a search with a
-            rank.
+        scales: Factors of λ by tensor, as in a selection; by default the selection's.
+        storage: dtype and rounding of the result; or an adapter's, which takes a rank.
         device: Where to train.
         workers: Threads of the edit.
         overwrite: Replace existing outputs of this tool, vector included.
@@ -197,12 +253,24 @@ def unlearn(
         command: The command line, for the records.
         progress: Called as ``progress(text, done, total)``, in units of what goes on.
 
+    Returns:
+        What came of it; None in the processes of a distributed run that do not write, which only
+        methods of ``ws unlearn`` have.
+
     Raises:
         WeightSurgeryError: See :func:`read_job` and :func:`weightsurgery.unlearning.run.run`.
+
+    Example::
+
+        with Checkpoint.open("model") as base:
+            sources = Sources(["authors.jsonl"], keep=["capitals.jsonl"])
+            unlearn(base, sources, "edited", MethodSettings("npo", {"beta": 0.2}))
     """
-    selection = selection or Selection(search.targets)
-    job = read_job(base, sources, search, selection, device, allow_unrelated)
-    output = Output(out, vector, scale, selection.scales, storage, overwrite, allow_unrelated)
-    done = road.run(job, output, Machine(progress, device, workers, command))
-    assert done is not None  # one process alone
-    return done
+    job = read_job(base, sources, how, selection, device, allow_unrelated)
+    scales = _scales(selection) if scales is None else scales
+    output = Output(out, vector, scale, scales, storage, overwrite, allow_unrelated)
+    return road.run(job, output, Machine(progress, device, workers, command))
+
+
+def _scales(selection: Selection | None) -> tuple[tuple[str, float], ...]:
+    return () if selection is None else selection.scales

@@ -11,17 +11,15 @@ from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
     from weightsurgery.surgery.diff_plan import DiffPlan
-    from weightsurgery.surgery.plan import Plan
-    from weightsurgery.unlearning.by_system import SystemPlan
-    from weightsurgery.unlearning.methods.identify import Plan as IdentifyPlan
-    from weightsurgery.unlearning.plan import TrainingPlan
+    from weightsurgery.surgery.plan import EditPlan
+    from weightsurgery.unlearning.methods.identify import IdentifyPlan
+    from weightsurgery.unlearning.plan import SearchPlan, SystemPlan, TrainingPlan
 
 __all__ = [
     "adapter_plan_lines",
     "comparison_lines",
     "data_plan_lines",
     "planned_lines",
-    "system_plan_lines",
     "training_plan_lines",
 ]
 
@@ -33,7 +31,7 @@ def _plan(what: str, facts: Sequence[tuple[str, ...]]) -> list[str | Table]:
 
 
 def _from_data(
-    edit: Plan | AdapterPlan, out: str, facts: Sequence[tuple[str, ...]]
+    edit: EditPlan | AdapterPlan, out: str, facts: Sequence[tuple[str, ...]]
 ) -> list[str | Table]:
     """What finding a change takes, then what applying it writes."""
     (table,) = (each for each in planned_lines(edit, out) if isinstance(each, Table))
@@ -41,14 +39,14 @@ def _from_data(
     return [Table(f"{table.title} from data", ("", ""), rows, left=frozenset({0, 1}))]
 
 
-def planned_lines(plan: Plan | AdapterPlan, out: str) -> list[str | Table]:
+def planned_lines(plan: EditPlan | AdapterPlan, out: str) -> list[str | Table]:
     """What an edit would do, whichever it would write."""
     if isinstance(plan, AdapterPlan):
         return adapter_plan_lines(plan, out)
     return _checkpoint_lines(plan, out)
 
 
-def _checkpoint_lines(plan: Plan, out: str) -> list[str | Table]:
+def _checkpoint_lines(plan: EditPlan, out: str) -> list[str | Table]:
     """What an edit would do."""
     facts = [
         ("output", out),
@@ -100,6 +98,17 @@ def comparison_lines(plan: DiffPlan, out: str | None) -> list[str | Table]:
 
 def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
     """What an edit from data sets would train, hold and write."""
+    from weightsurgery.unlearning.plan import SearchPlan, SystemPlan  # which loads torch
+
+    if isinstance(plan, SystemPlan):
+        facts = _system_facts(plan)
+    else:
+        assert isinstance(plan, SearchPlan)
+        facts = _search_facts(plan)
+    return _from_data(plan.edit, out, facts)
+
+
+def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
     own = plan.settings
     facts: list[tuple[str, ...]]
     if plan.finished:
@@ -132,15 +141,14 @@ def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
         if plan.activations:
             facts.append(("activations", f"about {size(plan.activations)}"))
         facts.append(("vector", f"{plan.vector}, {size(plan.vector_bytes)}"))
-    return _from_data(plan.edit, out, facts)
+    return facts
 
 
-def _verb(plan: TrainingPlan) -> str:
+def _verb(plan: SearchPlan) -> str:
     return "learn" if plan.edit.edit == "learn" else "forget"
 
 
-def system_plan_lines(plan: SystemPlan, out: str) -> list[str | Table]:
-    """What a system would train, hold and write."""
+def _system_facts(plan: SystemPlan) -> list[tuple[str, ...]]:
     from weightsurgery.report.systems import settings_line  # which loads what trains
 
     facts: list[tuple[str, ...]] = [("method", f"{plan.method} ({plan.source})")]
@@ -159,7 +167,7 @@ def system_plan_lines(plan: SystemPlan, out: str) -> list[str | Table]:
             ("training", f"up to {size(plan.training)} of gradients, moments and copies"),
             ("vector", f"{plan.vector}, up to {size(plan.vector_bytes)}"),
         ]
-    return _from_data(plan.edit, out, facts)
+    return facts
 
 
 def training_plan_lines(plan: IdentifyPlan, out: str) -> list[str | Table]:

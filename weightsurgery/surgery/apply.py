@@ -15,7 +15,7 @@ from weightsurgery.progress import Progress
 from weightsurgery.surgery.as_adapter import AdapterStorage
 from weightsurgery.surgery.as_checkpoint import Storage
 from weightsurgery.surgery.edit import Applied, Edit, Run
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["AdapterStorage", "Applied", "Storage", "apply", "plan_edit"]
@@ -29,7 +29,7 @@ def plan_edit(
     storage: Storage | AdapterStorage,
     workers: int | None = None,
     overwrite: bool = False,
-) -> Plan | AdapterPlan:
+) -> EditPlan | AdapterPlan:
     """What an edit reads, writes and holds, worked out from headers alone.
 
     Raises:

@@ -25,10 +25,11 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
 from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
 from weightsurgery.surgery.notices import edit_notices
-from weightsurgery.surgery.plan import Plan, plan_checkpoint, worker_count
+from weightsurgery.surgery.plan import EditPlan, plan_checkpoint, worker_count
 from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
 from weightsurgery.surgery.selected import selected_share
 from weightsurgery.surgery.stream import Stream
@@ -62,7 +63,7 @@ class Storage:
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in _STORED_AS:
-            raise EditError(f"dtype {self.dtype!r}", f"Choose one of: {', '.join(_STORED_AS)}.")
+            raise EditError(f"dtype {self.dtype!r}", one_of(self.dtype, _STORED_AS))
         if self.rounding not in ("nearest", "stochastic"):
             raise EditError(f"rounding {self.rounding!r}", "Choose nearest or stochastic.")
 
@@ -80,7 +81,7 @@ class Storage:
         selection: Selection,
         workers: int | None = None,
         overwrite: bool = False,
-    ) -> Plan:
+    ) -> EditPlan:
         """What writing the edited checkpoint reads, writes and holds.
 
         Raises:
@@ -250,7 +251,7 @@ def _by_tensor(
 
 
 def _statistics(
-    edit: Edit, base: Checkpoint, plan: Plan, done: Mapping[str, Mapping[str, Any]]
+    edit: Edit, base: Checkpoint, plan: EditPlan, done: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Per-tensor and overall statistics from the journal's facts.
 

@@ -18,15 +18,15 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
 from weightsurgery.surgery.arithmetic import Arithmetic, Buffers
 from weightsurgery.surgery.edit import Edit, Prepared, refuse_non_finite
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.vectors.deltas import DenseDelta, Stored, SumDelta, needs_base
 
-__all__ = ["DenseChange", "OtherChange", "Part", "Pieces", "changes_of"]
+__all__ = ["ChangeTerm", "DenseChange", "OtherChange", "Pieces", "changes_of"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ChangeTerm:
     """A term of one tensor's change.
 
     Attributes:
@@ -52,7 +52,7 @@ class DenseChange:
     """
 
     entry: TensorEntry
-    parts: tuple[Part, ...]
+    parts: tuple[ChangeTerm, ...]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class OtherChange:
 
 
 def changes_of(
-    edit: Edit, base: Checkpoint, plan: Plan
+    edit: Edit, base: Checkpoint, plan: EditPlan
 ) -> dict[str, DenseChange | OtherChange] | None:
     """What an edit does, by tensor.
 
@@ -104,7 +104,7 @@ def changes_of(
     return changes
 
 
-def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[Part, ...] | None:
+def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[ChangeTerm, ...] | None:
     found = []
     for factor, term in delta.terms:
         if not isinstance(term, DenseDelta) or term.stored is None:
@@ -113,7 +113,7 @@ def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[Part, ...
             return None
         row = entry.numel // entry.rows
         elements = entry.numel if term.limit is None else min(term.limit * row, entry.numel)
-        found.append(Part(term.stored, scale * factor, term.relative, elements))
+        found.append(ChangeTerm(term.stored, scale * factor, term.relative, elements))
     return tuple(found)
 
 
@@ -208,7 +208,7 @@ class Pieces:
 
     def _numbers(
         self,
-        part: Part,
+        part: ChangeTerm,
         entry: TensorEntry,
         first: int,
         last: int,

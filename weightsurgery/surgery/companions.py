@@ -50,17 +50,17 @@ def companions_of(base: Checkpoint, storage: Storage) -> list[str]:
 def companion_notices(base: Checkpoint, storage: Storage) -> list[str]:
     """What of the base was left where it is, a line each."""
     found: Companions = companions(base.path)
-    told = []
+    notices = []
     if found.code and not storage.code:
-        told.append(
+        notices.append(
             f"{base.source.name} brings Python code of its own, which was not copied"
             f" ({_some(found.code)}): read it; --with-code copies it."
         )
     if found.others:
-        told.append(
+        notices.append(
             f"Not copied, since no model needs a file of such a name: {_some(found.others)}."
         )
-    return told
+    return notices
 
 
 def _some(names: tuple[str, ...]) -> str:

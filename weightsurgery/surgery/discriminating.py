@@ -20,6 +20,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.stacks import input_width, is_in_out, is_matrix, is_stack
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 from weightsurgery.surgery.edit import Prepared, check_scales
 from weightsurgery.vectors.deltas import FactorDelta, StackDelta, SumDelta
 from weightsurgery.vectors.statistics import InputStatistics, check_width, total_gram
@@ -131,9 +132,9 @@ class _Discriminating:
                     "Give it another factor.",
                 )
         if self.side not in SIDES:
-            raise EditError(f"side {self.side!r}", f"Choose one of: {', '.join(SIDES)}.")
+            raise EditError(f"side {self.side!r}", one_of(self.side, SIDES))
         if self.basis not in BASES:
-            raise EditError(f"basis {self.basis!r}", f"Choose one of: {', '.join(BASES)}.")
+            raise EditError(f"basis {self.basis!r}", one_of(self.basis, BASES))
         if self.side == "soft" and self.keep_inputs:
             raise EditError(
                 "side soft with activation statistics to keep: each would have a ridge of its own",
@@ -315,7 +316,14 @@ class _Discriminating:
 
 @dataclass(frozen=True)
 class Project(_Discriminating):
-    """UNLEARN: ``W' = W − λ T'``."""
+    """UNLEARN: ``W' = W − λ T'``.
+
+    Example::
+
+        with Checkpoint.open("base") as base:
+            forget, keep = (open_vector(base, [name]) for name in ("forget", "keep"))
+            apply(Project(forget, (keep,), Rank(32), scale=1.5), base, "edited")
+    """
 
     name: ClassVar[str] = "project"
     sign: ClassVar[int] = -1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weightsurgery.checkpoint.record import EditRecord
-from weightsurgery.vectors.fitted import LITTLE, told
+from weightsurgery.vectors.fitted import LITTLE, fit_notices
 
 __all__ = [
     "edit_notices",
@@ -44,7 +44,7 @@ def input_notices(record: EditRecord) -> list[str]:
     found: list[str] = []
     for each in record.inputs.values():
         if "fitted" in each:
-            found += told(str(each["name"]).rstrip("/").rsplit("/", 1)[-1], each["fitted"])
+            found += fit_notices(str(each["name"]).rstrip("/").rsplit("/", 1)[-1], each["fitted"])
         found += each.get("notes", ())
     return list(dict.fromkeys(found))
 

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from weightsurgery.checkpoint.hashing import Sha256, update_each
 from weightsurgery.surgery.edit import Prepared
 
-__all__ = ["Prefetch", "Turns", "in_turn"]
+__all__ = ["HashOrder", "Prefetch", "in_turn"]
 
 
 class _Counted(Protocol):
@@ -21,7 +21,7 @@ class _Counted(Protocol):
 _Work = TypeVar("_Work", bound=_Counted)
 
 
-class Turns:
+class HashOrder:
     """Hashes are sequential: windows that come from several threads wait for their turn."""
 
     def __init__(self, failed: threading.Event) -> None:

@@ -92,6 +92,11 @@ def overlaps(
     Returns:
         The pairs of each tensor that at least two vectors change, and each pair's mean over
         tensors.
+
+    Raises:
+        EditError: Fewer than two vectors, or no such device.
+        UnsupportedCheckpointError: The base is quantised.
+        SelectionError: Nothing is selected.
     """
     if len(vectors) < 2:
         raise EditError("one vector overlaps with nothing", "Name at least two vectors.")

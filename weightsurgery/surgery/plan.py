@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from weightsurgery.surgery.as_checkpoint import Storage
 
 __all__ = [
-    "Plan",
+    "EditPlan",
     "check_matrices",
     "plan_checkpoint",
     "worker_count",
@@ -42,7 +42,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Plan:
+class EditPlan:
     """What an edit will do, known from headers alone.
 
     Attributes:
@@ -129,7 +129,7 @@ def plan_checkpoint(
     storage: Storage,
     workers: int | None = None,
     overwrite: bool = False,
-) -> Plan:
+) -> EditPlan:
     """Work out what an edit reads, writes and holds, and refuse what cannot work.
 
     Raises:
@@ -185,7 +185,7 @@ def plan_checkpoint(
     parent = target.parent
     while not parent.exists():
         parent = parent.parent
-    return Plan(
+    return EditPlan(
         edit.name,
         chosen,
         copies,

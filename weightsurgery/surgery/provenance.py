@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.digest_cache import declared_digest
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256, file_sha256
 from weightsurgery.checkpoint.remarks import remarks
-from weightsurgery.checkpoint.remembered import told
 from weightsurgery.errors import CorruptCheckpointError
 from weightsurgery.vectors.statistics import InputStatistics
 from weightsurgery.vectors.task_vector import TaskVector
@@ -93,7 +93,7 @@ def recorded(inputs: Mapping[str, Input], digests: Mapping[Path, str]) -> dict[s
 
 
 def _is_verified(path: Path) -> bool:
-    known = told(path)
+    known = declared_digest(path)
     if known is None:
         return True
     digest, whole = known

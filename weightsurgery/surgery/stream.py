@@ -17,7 +17,7 @@ from weightsurgery.errors import NonFiniteError
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.arithmetic import devices_named
 from weightsurgery.surgery.edit import Edit, Prepared, refuse_non_finite
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 
 if TYPE_CHECKING:
     from weightsurgery.surgery.as_checkpoint import Storage
@@ -47,7 +47,7 @@ class Stream:
 
     edit: Edit
     base: Checkpoint
-    plan: Plan
+    plan: EditPlan
     storage: Storage
     device: str
     writer: CheckpointWriter

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.digest_cache import Stamp, stamp, store_digest
 from weightsurgery.checkpoint.hashing import PAIRED, Sha256
 from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256
-from weightsurgery.checkpoint.remembered import Stamp, remember, stamp
 from weightsurgery.surgery.arithmetic import Buffers, OnHost, arithmetic_on
 from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces, changes_of
 from weightsurgery.surgery.edit import Prepared
-from weightsurgery.surgery.ordering import Prefetch, Turns, in_turn
+from weightsurgery.surgery.ordering import HashOrder, Prefetch, in_turn
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.workers import cores, results, torch_threads
 
@@ -60,7 +60,7 @@ class _Shard:
         changes: Of the tensors that change, in the order of their bytes.
         beside: Checkpoints whose shard of this name has the same tensors at the same offsets, so
             that a window of theirs is one read.
-        turns: Whose turn it is to add to the inputs' hashes.
+        order: Whose turn it is to add to the inputs' hashes.
         output: SHA-256 of the output.
         inputs: SHA-256 of the base's and of ``beside``'s files, where it is not known yet.
     """
@@ -68,7 +68,7 @@ class _Shard:
     header: ShardHeader
     changes: list[DenseChange | OtherChange]
     beside: list[Checkpoint]
-    turns: Turns
+    order: HashOrder
     output: Sha256 = field(default_factory=Sha256)
     inputs: dict[Path, tuple[Sha256, Stamp]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class _Group:
     """Shards that go side by side, so that their outputs are hashed together: one or two."""
 
     shards: Sequence[_Shard]
-    turns: Turns
+    order: HashOrder
 
     @property
     def windows(self) -> int:
@@ -146,7 +146,7 @@ class Windows:
                 self.stream.writer.finish(name, {}, kept=False)
         if self._other:
             # One shard after another, so that few changes wait to be added.
-            groups, together = [_Group([s], Turns(self._failed)) for s in self._shards], 1
+            groups, together = [_Group([s], HashOrder(self._failed)) for s in self._shards], 1
             done = self._resumed
             changes = [change for shard in self._shards for change in shard.changes]
             names = [c.entry.name for c in changes if isinstance(c, OtherChange)]
@@ -171,7 +171,7 @@ class Windows:
             self.outputs[shard.header.shard] = shard.output.hexdigest()
             for path, (digest, before) in shard.inputs.items():
                 self.inputs[path] = digest.hexdigest()
-                remember(path, before, self.inputs[path])
+                store_digest(path, before, self.inputs[path])
 
     def _open(
         self, header: ShardHeader, changes: Mapping[str, DenseChange | OtherChange]
@@ -181,7 +181,7 @@ class Windows:
         parts = [part for c in mine if isinstance(c, DenseChange) for part in c.parts]
         others = {id(part.stored.checkpoint): part.stored.checkpoint for part in parts}
         beside = [other for other in others.values() if _same_layout(header, other)]
-        shard = _Shard(header, mine, beside, Turns(self._failed))
+        shard = _Shard(header, mine, beside, HashOrder(self._failed))
         for checkpoint in (base, *beside):
             path = checkpoint.path / header.shard
             if known_sha256(path) is None:
@@ -207,7 +207,7 @@ class Windows:
                     for lane, shard in enumerate(group.shards)
                     if number * WINDOW < shard.header.size
                 ]
-                group.turns.update(number, done)
+                group.order.update(number, done)
         except BaseException:
             self._failed.set()  # the others may be waiting for this window's turn
             raise
@@ -219,12 +219,12 @@ class Windows:
         stop = min(start + WINDOW, header.size)
         data = buffers.get(("base", lane), stop - start)
         base.read_shard_into(header.shard, start, data)
-        tuned: dict[int, memoryview] = {}
+        finetuned: dict[int, memoryview] = {}
         for other in shard.beside:
             view = buffers.get(("beside", id(other)), stop - start)
             other.read_shard_into(header.shard, start, view)
-            tuned[id(other)] = view
-        self._hash_inputs(shard, number, data, tuned)
+            finetuned[id(other)] = view
+        self._hash_inputs(shard, number, data, finetuned)
         inside = [e for e in header.entries if e.start < stop and e.stop > start]
         for change in shard.changes:
             if not (change.entry.start < stop and change.entry.stop > start):
@@ -232,7 +232,7 @@ class Windows:
             if change.entry.name in self._resumed:
                 self._read_back(change.entry, start, data)
             else:
-                total = self._edit(change, start, data, tuned, buffers)
+                total = self._edit(change, start, data, finetuned, buffers)
                 # Windows count from the one a tensor begins in.
                 place = number - change.entry.start // WINDOW
                 self._tensors[change.entry.name].stats[place] = total
@@ -242,14 +242,14 @@ class Windows:
         return data
 
     def _hash_inputs(
-        self, shard: _Shard, number: int, data: memoryview, tuned: Mapping[int, memoryview]
+        self, shard: _Shard, number: int, data: memoryview, finetuned: Mapping[int, memoryview]
     ) -> None:
         if not shard.inputs:
             return
         views = {self.stream.base.path / shard.header.shard: data}
-        views |= {c.path / shard.header.shard: tuned[id(c)] for c in shard.beside}
+        views |= {c.path / shard.header.shard: finetuned[id(c)] for c in shard.beside}
         pairs = [(digest, views[path]) for path, (digest, _) in shard.inputs.items()]
-        shard.turns.update(number, pairs)
+        shard.order.update(number, pairs)
 
     def _read_back(self, entry: TensorEntry, start: int, data: memoryview) -> None:
         """The part of a tensor that an interrupted run wrote."""
@@ -262,12 +262,12 @@ class Windows:
         change: DenseChange | OtherChange,
         start: int,
         data: memoryview,
-        tuned: Mapping[int, memoryview],
+        finetuned: Mapping[int, memoryview],
         buffers: Buffers,
     ) -> ChangeStats | None:
         """Add a tensor's change to the part of it that lies in a window; None if there is none."""
         if isinstance(change, DenseChange):
-            return self._pieces.dense(change, start, data, tuned, buffers)
+            return self._pieces.dense(change, start, data, finetuned, buffers)
         assert self._prefetch is not None
         prepared = self._prefetch.get(change.entry.name)
         if prepared is None:
@@ -318,4 +318,4 @@ def _groups(shards: Sequence[_Shard], failed: threading.Event) -> list[_Group]:
     """Shards in pairs where two are hashed at a time, the largest first."""
     rest = sorted(shards, key=lambda shard: -shard.header.size)
     step = 2 if PAIRED else 1
-    return [_Group(rest[at : at + step], Turns(failed)) for at in range(0, len(rest), step)]
+    return [_Group(rest[at : at + step], HashOrder(failed)) for at in range(0, len(rest), step)]

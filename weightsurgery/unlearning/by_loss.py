@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError
 from weightsurgery.learning.unlearners.base import Unlearner
+from weightsurgery.learning.unlearners.losses import soft_cross_entropy
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.unlearning.system import Made, System
+from weightsurgery.unlearning.system import System, SystemResult
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,16 +23,27 @@ if TYPE_CHECKING:
     from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
     from weightsurgery.learning.settings import Training
     from weightsurgery.learning.unlearners.run import Look
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
+    from weightsurgery.unlearning.system import ChangeRequest
 
-__all__ = ["LONG", "ByLoss", "Grid", "check_helpers", "unlearn"]
+__all__ = [
+    "LONG",
+    "BenchGrid",
+    "ByDistillation",
+    "ByLoss",
+    "check_helpers",
+    "check_not_negative",
+    "check_positive",
+    "unlearn",
+]
 
 LONG = 40
 """Steps from one look to the next where a row of the bench trains four times as long."""
 
 
 @dataclass(frozen=True)
-class Grid:
+class BenchGrid:
     """A row of the bench: what is tried of a method.
 
     Settings of the loss are the published ones unless they go by the size of a model's hidden
@@ -58,10 +72,16 @@ class ByLoss(Unlearner, System):
     """A system that is a loss; see :class:`weightsurgery.learning.unlearners.base.Unlearner`."""
 
     goes_on = True
-    bench: ClassVar[Sequence[Grid]] = ()
+    bench: ClassVar[Sequence[BenchGrid]] = ()
 
     @classmethod
-    def change(cls, request: ChangeRequest) -> Made:
+    @override
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
+        """The model before as ``base``, for a loss that has frozen references."""
+        return {"base": work.current_values()} if cls.references else {}
+
+    @classmethod
+    def change(cls, request: ChangeRequest) -> SystemResult:
         """See :class:`System`: trains on the loss."""
         from weightsurgery.learning.unlearners.run import train_unlearner
 
@@ -80,19 +100,58 @@ class ByLoss(Unlearner, System):
             progress=request.progress,
             workspace=request.workspace,
         )
-        return Made(found.change, found.notes)
+        return SystemResult(found.change, found.notes)
 
 
-def check_helpers(steps: int, rate: float) -> None:
+class ByDistillation(ByLoss):
+    """A system that teaches the model its own former answers, altered: ``CE(softmax(t), f)``."""
+
+    references = 1
+
+    def target(self, forget: BatchOutputs) -> Tensor:
+        """Logits that the model is taught, shape (positions, vocabulary)."""
+        raise NotImplementedError
+
+    def reference_logits(self, which: str, forget: BatchOutputs) -> Tensor:
+        """Of a frozen reference, float32, shape (positions, vocabulary)."""
+        return self.reference_outputs(which, forget.inputs).counted.float()
+
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
+        return soft_cross_entropy(self.target(forget), forget.counted, forget.whole.tokens)
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """Refuse settings that are not above 0 and finite.
+
+    Raises:
+        EditError: One is not.
+    """
+    for name in names:
+        if not 0 < getattr(settings, name) < math.inf:
+            raise EditError(f"{name} = {getattr(settings, name)}", "Give a number above 0.")
+
+
+def check_not_negative(settings: Any, *names: str) -> None:
+    """Refuse settings that are below 0 or infinite.
+
+    Raises:
+        EditError: One is.
+    """
+    for name in names:
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise EditError(f"{name} = {getattr(settings, name)}", "Give a number from 0.")
+
+
+def check_helpers(settings: Any) -> None:
     """Refuse helpers that would learn nothing.
 
     Raises:
         EditError: No steps, or no learning rate.
     """
-    if steps < 1:
-        raise EditError(f"helper_steps = {steps}", "Give a whole number from 1.")
-    if not 0 < rate < math.inf:
-        raise EditError(f"helper_rate = {rate}", "Give a number above 0.")
+    if settings.helper_steps < 1:
+        raise EditError(f"helper_steps = {settings.helper_steps}", "Give a whole number from 1.")
+    check_positive(settings, "helper_rate")
 
 
 def unlearn(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
 from weightsurgery.checkpoint.record import EditRecord
@@ -16,21 +17,21 @@ from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.guard import harm
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.surgery.plan import Plan
-from weightsurgery.unlearning.change_request import ChangeRequest
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
-from weightsurgery.unlearning.saving import Change
-from weightsurgery.unlearning.system import System
+from weightsurgery.unlearning.plan import SystemPlan
+from weightsurgery.unlearning.saving import MethodResult
+from weightsurgery.unlearning.system import ChangeRequest, System
 from weightsurgery.vectors.lora_files import AdapterPlan
 
-__all__ = ["BySystem", "How", "SystemPlan"]
+__all__ = ["BySystem", "MethodSettings"]
 
 
 @dataclass(frozen=True)
-class How:
-    """How to forget.
+class MethodSettings:
+    """A method of ``ws unlearn`` and how it trains.
 
     Attributes:
         method: A name of :data:`weightsurgery.unlearning.methods.METHODS`.
@@ -75,7 +76,7 @@ class BySystem(OnModel):
     allow_harm = True  # it is told: these are for comparison
 
     @classmethod
-    def of(cls, how: How) -> BySystem:
+    def of(cls, how: MethodSettings) -> BySystem:
         """A system with its settings.
 
         Raises:
@@ -91,22 +92,22 @@ class BySystem(OnModel):
         return cls(how.method, row, settings, training, rank)
 
     @property
+    @override
     def seed(self) -> int:  # type: ignore[override]
-        """See :class:`Method`."""
         return self.training.seed
 
     @property
+    @override
     def max_length(self) -> int | None:  # type: ignore[override]
-        """See :class:`OnModel`."""
         return self.training.max_length
 
     @property
+    @override
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """See :class:`Method`."""
         return () if self.lora_rank is None else ("peft",)
 
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {
             "method": self.name,
             "source": self.row.paper,
@@ -139,8 +140,8 @@ class BySystem(OnModel):
                 "Give --unseen FILE: texts of the same form as those to forget.",
             )
 
+    @override
     def factors(self, job: Job) -> RankRule:
-        """See :class:`Method`."""
         rule = job.rank or (None if self.lora_rank is None else Rank(self.lora_rank))
         if rule is None:
             raise EditError(
@@ -149,47 +150,49 @@ class BySystem(OnModel):
             )
         return rule
 
-    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> SystemPlan:
-        """See :class:`Method`."""
+    @override
+    def plan(
+        self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
+    ) -> SystemPlan:
         entries, rank, how = job.base.entries, self.lora_rank, self.training
         sizes = [entries[name].numel for name in job.names]
         if rank is not None:
             sizes = [rank * sum(entries[name].shape) for name in job.names]
         return SystemPlan(
-            edit,
-            self.name,
-            self.row.paper,
-            asdict(self.settings),
-            how.steps,
-            how.epochs,
-            how.learning_rate,
-            how.batch_size,
-            rank,
-            str(vector),
-            4 * sum(sizes),
-            finished,
-            len(job.sets.examples),
-            sum(len(each.examples) for each in job.sets.keep),
-            sum(len(each.examples) for each in job.sets.unseen),
-            len(job.names),
-            sum(sizes),
+            edit=edit,
+            vector=str(vector),
+            vector_bytes=4 * sum(sizes),
+            finished=finished,
+            settings=asdict(self.settings),
+            examples=len(job.sets.examples),
+            keep_examples=sum(len(each.examples) for each in job.sets.keep),
+            matrices=len(job.names),
+            trained=sum(sizes),
             weights=4 * sum(entry.numel for entry in entries.values()),
-            # Gradients, two moments, the values before and after, and models that stand still.
-            training=4 * (5 + self.row.models) * sum(sizes),
+            # Gradients, two moments, the values before and after, and frozen references.
+            training=4 * (5 + self.row.references) * sum(sizes),
+            method=self.name,
+            source=self.row.paper,
+            steps=how.steps,
+            epochs=how.epochs,
+            learning_rate=how.learning_rate,
+            batch_size=how.batch_size,
+            lora_rank=rank,
+            unseen_examples=sum(len(each.examples) for each in job.sets.unseen),
         )
 
+    @override
     def kept_bytes(self, job: Job, trained: int) -> int:
-        """See :class:`Method`."""
         if not self.row.goes_on:
             return 0
         how, passes = self.training, len(job.sets.examples) / self.training.batch_size
         steps = math.ceil(how.epochs * math.ceil(passes)) if how.steps is None else how.steps
         # Helpers; weights and two moments, of a point and the one before it, or of the one that
         # a helper's training ends with.
-        points = 6 if steps > how.save_every else 3 * bool(self.row.models)
-        return 4 * trained * (self.row.models + points)
+        points = 6 if steps > how.save_every else 3 * bool(self.row.references)
+        return 4 * trained * (self.row.references + points)
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
         """See :class:`OnModel`.
 
         Raises:
@@ -240,8 +243,8 @@ class BySystem(OnModel):
             raise EditError(f"{self.name} changed nothing", "Raise --lr, or take more --steps.")
         return made.change, {"training": dict(made.notes)}
 
+    @override
     def notices(self, job: Job, found: EditRecord) -> list[str]:
-        """See :class:`Method`."""
         notices = []
         if not found.summary[GUARD]["inside"]:
             notices.append(harm(found.summary[GUARD]))
@@ -255,55 +258,3 @@ class BySystem(OnModel):
 def _any(change: torch.Tensor | LowRank) -> bool:
     """Whether a change is one; NaN is, and is refused when it is saved."""
     return bool((change.S if isinstance(change, LowRank) else change).any())
-
-
-@dataclass(frozen=True)
-class SystemPlan:
-    """What ``ws unlearn`` would train, hold and write, from headers alone.
-
-    Attributes:
-        edit: What it would write.
-        method: The system.
-        source: Where that comes from.
-        settings: All of its settings.
-        steps: Of the training; None where epochs count.
-        epochs: Of the training, where no steps are given.
-        learning_rate: Of the training.
-        batch_size: Of the training.
-        lora_rank: Of the adapter that is trained, if one is.
-        vector: Where the vector would be saved.
-        vector_bytes: Its size, at most.
-        finished: Whether that vector is there already, of the same settings and inputs.
-        examples: To forget, in all.
-        keep_examples: To keep, in all.
-        unseen_examples: That the model never saw, in all.
-        matrices: How many are selected; a method may train fewer.
-        trained: How many numbers are trained, at most.
-        weights: Bytes of the model in float32.
-        training: Bytes of gradients, moments and copies, at most.
-    """
-
-    edit: Plan | AdapterPlan
-    method: str
-    source: str
-    settings: Mapping[str, Any]
-    steps: int | None
-    epochs: float
-    learning_rate: float
-    batch_size: int
-    lora_rank: int | None
-    vector: str
-    vector_bytes: int
-    finished: bool
-    examples: int
-    keep_examples: int
-    unseen_examples: int
-    matrices: int
-    trained: int
-    weights: int
-    training: int
-
-    def summary(self) -> dict[str, Any]:
-        """Numbers and names, for ``--dry-run --json``."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**own, "edit": self.edit.summary()}

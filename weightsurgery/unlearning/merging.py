@@ -1,8 +1,8 @@
 """Unlearning by merging: methods that train vectors and negate what is left of them.
 
 Each finds a :class:`Line` of changes, ``start − λ · direction``, from what is to be forgotten and
-what is to be kept; how far to go along it is :func:`weightsurgery.unlearning.tuned.tune`'s to say,
-or the caller's.
+what is to be kept; how far to go along it is found by
+:func:`weightsurgery.unlearning.scale_choice.find_scale`, or the caller's to say.
 """
 
 from __future__ import annotations
@@ -14,16 +14,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.errors import EditError
 from weightsurgery.learning.unlearners.settings import settings_of
-from weightsurgery.unlearning.system import Made, System
+from weightsurgery.unlearning.system import System, SystemResult
 
 if TYPE_CHECKING:
     import torch
 
     from weightsurgery.learning.data import Example
     from weightsurgery.learning.settings import Training
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
-__all__ = ["ByMerging", "Change", "Line", "Points", "Scale", "check_setting", "find_line", "vector"]
+__all__ = [
+    "BenchPoints",
+    "ByMerging",
+    "Change",
+    "Line",
+    "MergeSettings",
+    "check_setting",
+    "find_line",
+    "vector",
+]
 
 Change = dict[str, "torch.Tensor"]
 
@@ -49,7 +58,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Points:
+class BenchPoints:
     """What the bench tries of a method: points of one of its lines.
 
     Attributes:
@@ -75,11 +84,12 @@ def check_setting(name: str, value: float, spoken: str, least: float, most: floa
 
 
 @dataclass(frozen=True)
-class Scale:
+class MergeSettings:
     """The setting of all methods that merge.
 
     Attributes:
-        scale: λ; None to have it found by the recipe of :mod:`weightsurgery.unlearning.tuned`.
+        scale: λ; None to have the recipe find it, see
+            :mod:`weightsurgery.unlearning.scale_choice`.
 
     Raises:
         EditError: It is infinite, or too large to make sense.
@@ -100,9 +110,9 @@ class ByMerging(System):
         bench: Eight points of its lines, as every method has eight candidates.
     """
 
-    Settings = Scale
+    Settings = MergeSettings
     needs_keep: ClassVar[bool] = False
-    bench: ClassVar[Sequence[Points]] = ()
+    bench: ClassVar[Sequence[BenchPoints]] = ()
 
     @classmethod
     def line(cls, request: ChangeRequest) -> Line:
@@ -115,11 +125,11 @@ class ByMerging(System):
         return bool(cls.needs_keep or settings.scale is None)
 
     @classmethod
-    def change(cls, request: ChangeRequest) -> Made:
+    def change(cls, request: ChangeRequest) -> SystemResult:
         """See :class:`System`: the change at the scale given, or found by the recipe."""
-        from weightsurgery.unlearning.tuned import merge
+        from weightsurgery.unlearning.scale_choice import merge
 
-        return Made(*merge(cls, request))
+        return SystemResult(*merge(cls, request))
 
 
 def vector(
@@ -130,14 +140,14 @@ def vector(
 ) -> Change:
     """The joint task vector of some examples, by parameter."""
     from weightsurgery.learning import identify
-    from weightsurgery.learning.method import Method
+    from weightsurgery.learning.method import IdentifyMode
 
     return identify.train_vector(
         request.model,
         request.tokenizer,
         examples,
         training or request.training,
-        Method("joint", lora_rank=lora_rank or request.lora_rank),
+        IdentifyMode("joint", lora_rank=lora_rank or request.lora_rank),
         selection=Selection(include=request.names),
         progress=request.progress,
     )

@@ -16,14 +16,14 @@ from weightsurgery.errors import DataError, HarmError
 from weightsurgery.learning.guard import BUDGET, Guard, added, harm
 from weightsurgery.learning.parameters import load_float32
 from weightsurgery.learning.stages import encode_rows, is_main
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.matrices import held_as
-from weightsurgery.unlearning.saving import Change
+from weightsurgery.unlearning.saving import MethodResult
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.plan import Planned
+    from weightsurgery.unlearning.plan import TrainingPlan
 
 __all__ = ["GUARD", "Loaded", "Method", "OnModel"]
 
@@ -45,7 +45,7 @@ class Method(ABC):
     distributed: ClassVar[bool] = False
 
     @abstractmethod
-    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
         """Find the change.
 
         Args:
@@ -70,7 +70,9 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> Planned:
+    def plan(
+        self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
+    ) -> TrainingPlan:
         """What it will take, from headers alone.
 
         Args:
@@ -135,7 +137,7 @@ class OnModel(Method):
             ``W' − W`` by parameter, on the CPU, and how it came about, for the record.
         """
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
         """See :class:`Method`.
 
         Raises:
@@ -174,4 +176,4 @@ class OnModel(Method):
                     " much is bearable, or pass --allow-harm to write it all the same.",
                 )
             summary[GUARD] = report
-        return Change({held[name]: each for name, each in change.items()}, summary)
+        return MethodResult({held[name]: each for name, each in change.items()}, summary)

@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from weightsurgery.checkpoint.plain_files import need_space
-from weightsurgery.checkpoint.stacks import input_width
-from weightsurgery.surgery.plan import Plan
-from weightsurgery.unlearning.job import Job
-from weightsurgery.unlearning.search import Search
+from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.vectors.lora_files import AdapterPlan
 
-# Texts of a pass, their usual length in tokens, and the places of each that count.
-PASS, LENGTH, PLACES = 16, 40, 14
-
-__all__ = ["Planned", "TrainingPlan", "check_space", "training_plan"]
+__all__ = ["SearchPlan", "SystemPlan", "TrainingPlan", "check_space"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """What an edit from data sets would train, hold and write, from headers alone.
 
     Attributes:
         edit: What it would write.
         vector: Where the vector would be saved.
-        vector_bytes: Its size; at most, where it is truncated.
+        vector_bytes: Its size, at most.
         finished: Whether that vector is there already, of the same settings and inputs.
-        settings: What would happen, as the record would say it.
+        settings: Of the method.
         examples: To forget or to learn, in all.
         keep_examples: To keep, in all.
-        matrices: How many are trained.
-        trained: How many numbers that is.
+        matrices: How many are selected; a method may train fewer.
+        trained: How many numbers are trained, at most.
         weights: Bytes of the model in float32.
-        training: Bytes of gradients, of the optimiser's moments and of copies.
-        statistics: Bytes of activation statistics (float64, ``n²`` each) and of their eigenvectors
-            (float32), at most: matrices with one input share them. None by neighbours.
-        activations: Bytes of activations and logits of one pass, estimated; 0 where the length of
-            the texts decides.
+        training: Bytes of gradients, of the optimiser's moments and of copies, at most.
     """
 
-    edit: Plan | AdapterPlan
+    edit: EditPlan | AdapterPlan
     vector: str
     vector_bytes: int
     finished: bool
@@ -54,7 +44,25 @@ class TrainingPlan:
     trained: int
     weights: int
     training: int
-    statistics: int
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers and names, for ``--dry-run --json``."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**own, "settings": dict(self.settings), "edit": self.edit.summary()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan(TrainingPlan):
+    """What ``ws project`` and ``ws learn`` would do with data sets.
+
+    Attributes:
+        statistics: Bytes of activation statistics (float64, ``n²`` each) and of their eigenvectors
+            (float32), at most: matrices with one input share them. None by neighbours.
+        activations: Bytes of activations and logits of one pass, estimated; 0 where the length of
+            the texts decides.
+    """
+
+    statistics: int = 0
     activations: int = 0
 
     @property
@@ -64,106 +72,35 @@ class TrainingPlan:
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {
-            **own,
-            "settings": dict(self.settings),
-            "held": self.held,
-            "edit": self.edit.summary(),
-        }
+        return {**super().summary(), "held": self.held}
 
 
-def training_plan(
-    job: Job, search: Search, edit: Plan | AdapterPlan, vector: Path, finished: bool
-) -> TrainingPlan:
-    """What an edit from data sets will take.
+@dataclass(frozen=True, kw_only=True)
+class SystemPlan(TrainingPlan):
+    """What ``ws unlearn`` would do.
 
-    Args:
-        job: What was asked for.
-        search: How the change is found.
-        edit: The plan of writing the output.
-        vector: Where the vector goes.
-        finished: Whether it is there already.
+    Attributes:
+        method: The system.
+        source: Where that comes from.
+        steps: Of the training; None where epochs count.
+        epochs: Of the training, where no steps are given.
+        learning_rate: Of the training.
+        batch_size: Of the training.
+        lora_rank: Of the adapter that is trained, if one is.
+        unseen_examples: That the model never saw, in all.
     """
-    entries = job.base.entries
-    shapes = [entries[name].shape for name in job.names]
-    trained = sum(rows * columns for rows, columns in shapes)
-    settings = {"edit": search.edit, **search.described()}
-    common: dict[str, Any] = {
-        "examples": len(job.sets.examples),
-        "keep_examples": sum(len(each.examples) for each in job.sets.keep),
-        "matrices": len(job.names),
-    }
-    numel = sum(entry.numel for entry in entries.values())
-    if search.neighbours is not None:
-        rank = search.neighbours.rank
-        factors = sum(min(rank, *shape) * sum(shape) for shape in shapes)
-        return TrainingPlan(
-            edit,
-            str(vector),
-            4 * factors,
-            finished,
-            settings,
-            **common,
-            trained=factors,
-            weights=4 * numel,
-            # Factors, gradients, two moments, and the copy of a look.
-            training=4 * 5 * factors,
-            statistics=0,
-            activations=_activations(job, shapes),
-        )
-    return TrainingPlan(
-        edit,
-        str(vector),
-        4 * trained,
-        finished,
-        settings,
-        **common,
-        trained=trained,
-        weights=4 * numel,
-        # Gradients, two moments, the weights before and after, and the watch's best.
-        training=4 * (6 if job.sets.watching else 5) * trained,
-        statistics=sum(12 * input_width(job.base, name) ** 2 for name in job.names),
-    )
+
+    method: str
+    source: str
+    steps: int | None
+    epochs: float
+    learning_rate: float
+    batch_size: int
+    lora_rank: int | None
+    unseen_examples: int
 
 
-def _activations(job: Job, shapes: Sequence[tuple[int, ...]]) -> int:
-    """What a backward pass over texts of usual length finds, float32.
-
-    Each linear layer holds what it is given and what it says, and the norms, rotations and gates
-    between them about as much again; logits count three times, with their softmax and gradient.
-    """
-    tokens, places = PASS * LENGTH, PASS * PLACES
-    config = job.base.config
-    vocabulary = int(config.get("text_config", config).get("vocab_size", 0))
-    layers = sum(sum(shape) for shape in shapes)
-    return 4 * (tokens * int(1.5 * layers) + 3 * places * vocabulary)
-
-
-class Planned(Protocol):
-    """A plan of finding a vector and writing an edit, as far as disks are concerned."""
-
-    @property
-    def edit(self) -> Plan | AdapterPlan:
-        """What would be written."""
-
-    @property
-    def vector_bytes(self) -> int:
-        """Size of the vector."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether that is there already."""
-
-    @property
-    def trained(self) -> int:
-        """How many numbers are trained."""
-
-    def summary(self) -> dict[str, Any]:
-        """Numbers and names, for ``--dry-run --json``."""
-
-
-def check_space(plan: Planned, out: Path, vector: Path, beside: int = 0) -> None:
+def check_space(plan: TrainingPlan, out: Path, vector: Path, beside: int = 0) -> None:
     """Refuse what the disks cannot hold.
 
     Args:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
@@ -22,13 +24,13 @@ from weightsurgery.learning.stages import is_main
 from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.unlearning.job import Job, Machine, Output
-from weightsurgery.unlearning.plan import Planned, check_space
+from weightsurgery.unlearning.plan import TrainingPlan, check_space
 from weightsurgery.unlearning.saving import find_and_save, finished, workspace_of
 from weightsurgery.vectors.deltas import DenseDelta
 from weightsurgery.vectors.saved import SavedChange
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Coming", "Forget", "Unlearned", "plan", "run"]
+__all__ = ["Forget", "PlannedChange", "Unlearned", "plan", "run"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Forget(Negate):
     how: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "project"
 
+    @override
     def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edit.Edit`."""
         return {**self.how, **super().parameters()}
 
 
@@ -76,8 +78,8 @@ class _Learn(Add):
     how: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "learn"
 
+    @override
     def parameters(self) -> Mapping[str, Any]:
-        """See :class:`weightsurgery.surgery.edit.Edit`."""
         return {**self.how, **super().parameters()}
 
 
@@ -89,7 +91,7 @@ _EDITS: Mapping[str, type[Forget] | type[_Learn]] = {
 
 
 @dataclass
-class Coming:
+class PlannedChange:
     """A change that is still to be trained, for plans: which matrices, and nothing of what."""
 
     names: Sequence[str]
@@ -108,7 +110,7 @@ class Coming:
         raise AssertionError("a change that is still to be trained was read")
 
 
-def plan(job: Job, output: Output, by: Machine) -> Planned:
+def plan(job: Job, output: Output, by: Machine) -> TrainingPlan:
     """What :func:`run` would train, hold and write; nothing is run.
 
     Raises:
@@ -193,12 +195,12 @@ def _how(found: EditRecord) -> dict[str, Any]:
     return how
 
 
-def _planned(job: Job, output: Output, by: Machine) -> tuple[Planned, EditRecord | None]:
+def _planned(job: Job, output: Output, by: Machine) -> tuple[TrainingPlan, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
     storage, vector = output.storage or Storage(), TaskVector(())  # none yet
     if isinstance(storage, AdapterStorage):
         storage = replace(storage, rule=job.method.factors(job))
-        vector = TaskVector.of(Coming(job.names))
+        vector = TaskVector.of(PlannedChange(job.names))
     writing = plan_edit(
         _EDITS[job.edit](vector, output.scale),
         job.base,

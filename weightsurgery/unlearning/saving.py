@@ -21,11 +21,11 @@ from weightsurgery.errors import HarmError, NonFiniteError, WeightSurgeryError
 from weightsurgery.unlearning.job import Job
 from weightsurgery.vectors.saved import VectorWriter, is_saved_vector
 
-__all__ = ["Change", "find_and_save", "finished", "save", "workspace_of"]
+__all__ = ["MethodResult", "find_and_save", "finished", "save", "workspace_of"]
 
 
 @dataclass(frozen=True)
-class Change:
+class MethodResult:
     """What a method found.
 
     Attributes:
@@ -61,7 +61,7 @@ def find_and_save(
     job: Job,
     place: Path,
     overwrite: bool,
-    find: Callable[[Path], Change],
+    find: Callable[[Path], MethodResult],
     command: Sequence[str] = (),
 ) -> EditRecord:
     """Finds the change, or goes on with a training that was killed, and saves the vector.
@@ -103,7 +103,9 @@ def find_and_save(
         return save(job, found, writer, command)
 
 
-def save(job: Job, found: Change, writer: VectorWriter, command: Sequence[str] = ()) -> EditRecord:
+def save(
+    job: Job, found: MethodResult, writer: VectorWriter, command: Sequence[str] = ()
+) -> EditRecord:
     """Save the vector ``T``, tensor by tensor, and how it came about.
 
     Args:

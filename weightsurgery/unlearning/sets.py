@@ -203,17 +203,17 @@ class Sets:
                     )
 
     def _check_examples(self) -> None:
-        going = {_asked(example) for each in self.target for example in each.examples}
+        going = {_key(example) for each in self.target for example in each.examples}
         for each in (*self.keep, *self.validation_keep):
-            both = [example for example in each.examples if _asked(example) in going]
+            both = [example for example in each.examples if _key(example) in going]
             if both:
                 raise DataError(
                     f"{each.name}: {len(both)} of {len(each.examples)} examples are also in"
-                    f" {self.target[0].name}, {_asked(both[0])[:60]!r} for one",
+                    f" {self.target[0].name}, {_key(both[0])[:60]!r} for one",
                     "Nothing can go and stay at once: take them out of one of the two.",
                 )
 
 
-def _asked(example: Example) -> str:
+def _key(example: Example) -> str:
     """What tells an example from others: its prompt, or a text as a whole."""
     return example.prompt or example.completion

@@ -1,9 +1,13 @@
-"""What a method of ``ws unlearn`` says of itself; reading it loads no model and no torch."""
+"""What a method of ``ws unlearn`` says of itself, is given, and gives back.
+
+Reading it loads no model and no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from weightsurgery.learning.settings import Training
@@ -13,13 +17,51 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightsurgery.algebra.lowrank import LowRank
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.learning.data import Example
+    from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
+    from weightsurgery.progress import Progress
 
-__all__ = ["Made", "System"]
+__all__ = ["ChangeRequest", "System", "SystemResult"]
 
 
 @dataclass(frozen=True)
-class Made:
+class ChangeRequest:
+    """A request to forget, with the model in memory.
+
+    A system takes it and returns ``W' − W`` by parameter; the model is as before then, to the bit.
+
+    Attributes:
+        model: Float32, on the device to work on.
+        tokenizer: Its tokenizer.
+        names: The parameters that may change, in the model's order.
+        forget: What to forget; at least one.
+        keep: What to keep; may be empty.
+        unseen: What the model never saw, for systems that measure by it; may be empty.
+        training: How to train.
+        settings: The system's own, by name; every one of them.
+        lora_rank: Train a LoRA adapter of this rank; None to train in full.
+        chosen: Whether ``names`` were chosen by hand. If not, a system that trains fewer of them
+            by its own lights does so.
+        progress: Called as ``progress(text, done, total)``.
+        workspace: Where a system that can go on after a kill may keep what that takes.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    names: tuple[str, ...]
+    forget: Sequence[Example]
+    keep: Sequence[Example] = ()
+    unseen: Sequence[Example] = ()
+    training: Training = field(default_factory=Training)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    lora_rank: int | None = None
+    chosen: bool = False
+    progress: Progress | None = None
+    workspace: Path | None = None
+
+
+@dataclass(frozen=True)
+class SystemResult:
     """What a system made of a request.
 
     Attributes:
@@ -42,7 +84,7 @@ class System:
         published: How it trains unless told otherwise: as published, as far as that was found.
         needs_unseen: Whether it measures by data the model never saw.
         adapter_rank: Rank of the adapter, for a system that is one.
-        models: How many copies of the trained parameters it holds for models that stand still.
+        references: How many frozen references it holds, each a copy of the trained parameters.
         takes_rank: Whether it can train a LoRA adapter where the request names a rank.
         goes_on: Whether a killed training of it goes on where it was.
         bench: What the bench tries of it.
@@ -55,7 +97,7 @@ class System:
     published: ClassVar[Training] = Training()
     needs_unseen: ClassVar[bool] = False
     adapter_rank: ClassVar[int | None] = None
-    models: ClassVar[int] = 0
+    references: ClassVar[int] = 0
     takes_rank: ClassVar[bool] = True
     goes_on: ClassVar[bool] = False
     bench: ClassVar[Sequence[Any]] = ()
@@ -66,6 +108,6 @@ class System:
         raise NotImplementedError
 
     @classmethod
-    def change(cls, request: ChangeRequest) -> Made:
+    def change(cls, request: ChangeRequest) -> SystemResult:
         """Find the change; the model is as before in the end, to the bit."""
         raise NotImplementedError

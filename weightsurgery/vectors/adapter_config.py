@@ -177,11 +177,11 @@ def _number(source: Source, setting: str, value: object) -> float:
     )
 
 
-def _patterns(source: Source, setting: str, told: object) -> _Patterns:
+def _patterns(source: Source, setting: str, patterns: object) -> _Patterns:
     """``rank_pattern`` or ``alpha_pattern``, in its order."""
-    if told is None:
+    if patterns is None:
         return ()
-    if not isinstance(told, dict):
+    if not isinstance(patterns, dict):
         raise VectorError(
             f"{source.name}: {setting} is no mapping of patterns to numbers",
             f"Restore {CONFIG_NAME}.",
@@ -191,7 +191,7 @@ def _patterns(source: Source, setting: str, told: object) -> _Patterns:
             ModulePattern(text, source.name, setting),
             _number(source, f"{setting} {text[:80]!r}", value),
         )
-        for text, value in told.items()
+        for text, value in patterns.items()
     )
 
 

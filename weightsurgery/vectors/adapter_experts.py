@@ -53,11 +53,11 @@ class ExpertFactors:
 
     Attributes:
         terms: By the base's names.
-        told: What was done, in words.
+        description: What was done, in words.
     """
 
     terms: Mapping[str, Callable[[], Delta]]
-    told: str
+    description: str
 
 
 def expert_factors(
@@ -100,10 +100,10 @@ def expert_factors(
     if not found:
         return []
     terms = {name: make for one in found for name, make in one.items()}
-    told = (
+    description = (
         f"target_parameters: {len(found)} pairs of factors of stacked experts were read as peft's"
     )
-    return [ExpertFactors(terms, told)]
+    return [ExpertFactors(terms, description)]
 
 
 def _match(

@@ -20,7 +20,7 @@ from weightsurgery.errors import MismatchError, VectorError
 from weightsurgery.vectors.adapter_deltas import RowsDelta, changed_rows
 from weightsurgery.vectors.adapter_keys import inside
 
-__all__ = ["Rows", "find_rows", "row_target"]
+__all__ = ["AdapterRows", "find_rows", "row_target"]
 
 _MERGE = "Merge the adapter in peft, and pass the merged checkpoint instead."
 _TOKENS = re.compile(r"^(.+)\.token_adapter\.trainable_tokens_delta$")
@@ -30,7 +30,7 @@ _SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Rows:
+class AdapterRows:
     """Rows of one of the base's tensors.
 
     Attributes:
@@ -60,7 +60,7 @@ class Rows:
         start, stop = int(at.min()), int(at.max()) + 1
         return self.weights.rows(self.key, start, stop)[at - start]
 
-    def told(self) -> str:
+    def description(self) -> str:
         """What is done, in words."""
         if not len(self.places):
             return f"{self.name}: its {self.count} rows in the adapter are the base's own"
@@ -79,7 +79,7 @@ def find_rows(
     keys: Iterable[str],
     settings: Mapping[str, Any],
     find: Callable[[str], str | None],
-) -> list[Rows]:
+) -> list[AdapterRows]:
     """What of an adapter's tensors beside its factors are rows of the base's.
 
     Args:
@@ -93,7 +93,7 @@ def find_rows(
         VectorError: A tensor is nothing that the base has.
         MismatchError: It has another shape than the base's.
     """
-    found: dict[str, list[Rows]] = {}
+    found: dict[str, list[AdapterRows]] = {}
     for key in keys:
         tokens = _TOKENS.match(plain := inside(key))
         name = find(row_target(plain))
@@ -116,7 +116,7 @@ def row_target(plain: str) -> str:
     return _WRAPPERS.sub("", f"{tokens[1]}.weight" if tokens else plain)
 
 
-def _joined(base: Checkpoint, name: str, several: Sequence[Rows]) -> list[Rows]:
+def _joined(base: Checkpoint, name: str, several: Sequence[AdapterRows]) -> list[AdapterRows]:
     """One for each tensor: both sides of a tied matrix may be there, and must then agree."""
     first = several[0]
     for each in several[1:]:
@@ -130,7 +130,9 @@ def _joined(base: Checkpoint, name: str, several: Sequence[Rows]) -> list[Rows]:
             )
     if len(several) == 1:
         return [first]
-    return [Rows(name, first.key, first.places, first.sources, first.count, True, first.weights)]
+    return [
+        AdapterRows(name, first.key, first.places, first.sources, first.count, True, first.weights)
+    ]
 
 
 def _check_shape(base: Checkpoint, name: str, weights: Checkpoint, key: str) -> None:
@@ -150,23 +152,23 @@ def _check_shape(base: Checkpoint, name: str, weights: Checkpoint, key: str) -> 
     raise MismatchError(what, "Use the base that the adapter was trained on.")
 
 
-def _whole(base: Checkpoint, name: str, weights: Checkpoint, key: str) -> Rows:
+def _whole(base: Checkpoint, name: str, weights: Checkpoint, key: str) -> AdapterRows:
     count = weights.entry(key).rows
     places = changed_rows(base, name, weights, key, count)
-    return Rows(name, key, places, places, count, False, weights)
+    return AdapterRows(name, key, places, places, count, False, weights)
 
 
 def _tokens(
     base: Checkpoint, name: str, weights: Checkpoint, key: str, settings: Mapping[str, Any]
-) -> Rows:
+) -> AdapterRows:
     """``trainable_token_indices``: rows in the order of the indices."""
-    told = settings.get("trainable_token_indices")
+    indices = settings.get("trainable_token_indices")
     module = name.removesuffix(".weight")
-    if isinstance(told, dict):
-        told = next((each for text, each in told.items()
+    if isinstance(indices, dict):
+        indices = next((each for text, each in indices.items()
                      if f".{module}".endswith(f".{text}")), None)  # fmt: skip
     rows, count = base.entry(name).rows, weights.entry(key).rows
-    chosen = told if isinstance(told, list) else []
+    chosen = indices if isinstance(indices, list) else []
     right = all(
         isinstance(each, int) and not isinstance(each, bool) and 0 <= each < rows for each in chosen
     )
@@ -177,4 +179,4 @@ def _tokens(
             "Restore adapter_config.json, or merge the adapter in peft.",
         )
     places, sources = torch.tensor(chosen, dtype=torch.int64).sort()
-    return Rows(name, key, places, sources, count, is_tied(base, name), weights)
+    return AdapterRows(name, key, places, sources, count, is_tied(base, name), weights)

@@ -24,7 +24,7 @@ from weightsurgery.vectors.adapter_deltas import DoraDelta, VectorDelta
 from weightsurgery.vectors.adapter_experts import ExpertFactors, expert_factors
 from weightsurgery.vectors.adapter_keys import Factors, SortedKeys, inside, sort_keys
 from weightsurgery.vectors.adapter_names import BaseNames
-from weightsurgery.vectors.adapter_rows import Rows, find_rows, row_target
+from weightsurgery.vectors.adapter_rows import AdapterRows, find_rows, row_target
 from weightsurgery.vectors.deltas import Delta, FactorDelta, SumDelta
 from weightsurgery.vectors.fitted import Fitted
 
@@ -83,17 +83,17 @@ class AdapterChange:
         self._terms: dict[str, list[Callable[[], Delta]]] = {}
         self._match_modules()
         if self.config.kind in _LAYOUTS:
-            self._say(_LAYOUTS[self.config.kind])
+            self._note(_LAYOUTS[self.config.kind])
         more = sorted(each.parent.name for each in source.path.glob(f"*/{CONFIG_NAME}"))
         if more:
-            self._say(f"the adapter in the folder itself was read, not {', '.join(more)} in it")
+            self._note(f"the adapter in the folder itself was read, not {', '.join(more)} in it")
 
     @property
     def base_name(self) -> str:
         """The base the adapter was trained on, as its config has it; may be empty."""
         return str(self.config.settings.get("base_model_name_or_path") or "")
 
-    def _say(self, note: str) -> None:
+    def _note(self, note: str) -> None:
         self.notes.append(f"{self.label}: {note}.")
 
     def _check_gathered(self) -> None:
@@ -139,7 +139,7 @@ class AdapterChange:
                 names += [a for a, b in tied_copies(self.base).items() if b == some.name]
             for name in names:
                 self._terms.setdefault(name, []).append(some.delta)
-            self._say(some.told())
+            self._note(some.description())
         for factors in expert_factors(self.base, self._weights, experts, config, self._names.find):
             self._add_experts(factors)
         if not self._terms and not found.modules:
@@ -219,9 +219,9 @@ class AdapterChange:
     def _add_experts(self, found: ExpertFactors) -> None:
         for name, make in found.terms.items():
             self._terms.setdefault(name, []).append(make)
-        self._say(found.told)
+        self._note(found.description)
 
-    def _check_untied(self, modules: Iterable[str], rows: Iterable[Rows]) -> None:
+    def _check_untied(self, modules: Iterable[str], rows: Iterable[AdapterRows]) -> None:
         """Refuse a change of a tied embedding or head, which is another one once it is merged."""
         named = [each for each in modules if ".experts" not in each]
         tied = [

@@ -26,6 +26,7 @@ from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.progress import Progress
+from weightsurgery.suggestions import one_of
 from weightsurgery.vectors.deltas import SumDelta
 from weightsurgery.vectors.finetuned import refuse_quantised
 from weightsurgery.vectors.lineage import check_lineage
@@ -211,7 +212,7 @@ def check_dtype(dtype: str) -> None:
         EditError: It is none of ``bfloat16``, ``float16`` and ``float32``.
     """
     if dtype not in DTYPES:
-        raise EditError(f"dtype {dtype!r} for factors", f"Choose one of: {', '.join(DTYPES)}.")
+        raise EditError(f"dtype {dtype!r} for factors", one_of(dtype, DTYPES))
 
 
 def write_adapter(

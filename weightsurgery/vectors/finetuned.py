@@ -15,6 +15,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.remarks import partitioned
 from weightsurgery.checkpoint.tied import same_bytes, stored_name, tied_copies
 from weightsurgery.errors import EditError, MismatchError, UnsupportedCheckpointError
+from weightsurgery.suggestions import one_of
 from weightsurgery.vectors.deltas import Delta, DenseDelta, Stored
 from weightsurgery.vectors.fitted import LEAST, Fitted, numbers, shapes_of
 
@@ -80,7 +81,7 @@ class FinetunedChange:
     ) -> None:
         for value, allowed in ((vocab, VOCABULARY_POLICIES), (missing, MISSING_POLICIES)):
             if value not in allowed:
-                raise EditError(f"policy {value!r}", f"Choose one of: {', '.join(allowed)}.")
+                raise EditError(f"policy {value!r}", one_of(value, allowed))
         refuse_quantised(base)
         refuse_quantised(finetuned)
         match = find_match(shapes_of(base), shapes_of(finetuned), finetuned.source.name)

@@ -16,7 +16,7 @@ from weightsurgery.checkpoint.names.prefixes import Shape
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import MismatchError
 
-__all__ = ["LEAST", "LITTLE", "Fitted", "shapes_of", "told"]
+__all__ = ["LEAST", "LITTLE", "Fitted", "fit_notices", "shapes_of"]
 
 # Of a vector: below the first, a warning; below the second, an error.
 LITTLE, LEAST = 0.9, 0.5
@@ -78,7 +78,7 @@ class Fitted:
 
     def notes(self) -> list[str]:
         """What whoever runs it should know, a line each."""
-        return told(self.label, self.facts())
+        return fit_notices(self.label, self.facts())
 
     def done(self) -> list[str]:
         """What was done to names and layouts, a line each."""
@@ -100,7 +100,7 @@ class Fitted:
         )
 
 
-def told(label: str, facts: Mapping[str, Any]) -> list[str]:
+def fit_notices(label: str, facts: Mapping[str, Any]) -> list[str]:
     """What a record says of how a vector was fitted, in words, a line each.
 
     Args:

@@ -52,8 +52,8 @@ def is_data(name: str) -> bool:
         plain, part = name, ""
     path = os.path.expanduser(plain)
     if os.path.isdir(path):
-        told = ("state.json", "dataset_dict.json")
-        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in told)
+        markers = ("state.json", "dataset_dict.json")
+        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in markers)
     if plain.lower().removesuffix(".gz").endswith(_DATA):
         return True
     hub = plain.startswith(("datasets/", "hf://datasets/")) or bool(part)
@@ -189,7 +189,28 @@ def open_vector(
     opener: Opener = Checkpoint.open,
     partial: bool = False,
 ) -> TaskVector:
-    """The sum of several vectors, each optionally scaled: ``["a", "b:0.5"]``."""
+    """The sum of several vectors, each optionally scaled: ``["a", "b:0.5"]``.
+
+    Args:
+        base: The base, of which they are changes; it stays open as long as the vector is used.
+        names: Directories or ``org/name[@revision]``, each with ``:factor`` or without.
+        vocab: ``"error"``, ``"common-rows"`` or ``"base"``; see :func:`open_change`.
+        missing: ``"error"`` or ``"base"``; see :func:`open_change`.
+        opener: See :func:`open_change`.
+        partial: See :func:`open_change`.
+
+    Returns:
+        The vector, of which nothing is read yet. It adds, subtracts and takes factors.
+
+    Raises:
+        WeightSurgeryError: See :func:`open_change`; or a factor that is no number.
+
+    Example::
+
+        with Checkpoint.open("base") as base:
+            vector = open_vector(base, ["tuned", "other:0.5"])
+            vector.at("model.layers.0.mlp.up_proj.weight")  # a Delta, read when it is asked for
+    """
     terms = []
     for text in names:
         name, factor = split_scale(text)
@@ -219,6 +240,14 @@ def open_keep(
     partial: bool = False,
 ) -> Keep:
     """Open each thing to keep as what it is; a scale weights the tokens of statistics.
+
+    Args:
+        base: The base.
+        names: Vectors and directories of activation statistics, each with ``:factor`` or without.
+        vocab: See :func:`open_vector`, as for the others.
+        missing: Likewise.
+        opener: Likewise.
+        partial: Likewise.
 
     Raises:
         SourceError: Nothing there.

@@ -18,13 +18,13 @@ from weightsurgery.checkpoint.names.matrices import Block, Matrix
 from weightsurgery.checkpoint.names.prefixes import Renaming, Shape, find_renamings, renamed
 from weightsurgery.checkpoint.names.wrappers import plain_names, unwrapped
 
-__all__ = ["Match", "Place", "find_match"]
+__all__ = ["Match", "TensorLocation", "find_match"]
 
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where one of the base's tensors lies in another checkpoint.
 
     Attributes:
@@ -57,7 +57,7 @@ class Match:
         turned: How many matrices are stored the other way round.
     """
 
-    places: Mapping[str, Place] = field(repr=False)
+    places: Mapping[str, TensorLocation] = field(repr=False)
     rest: tuple[str, ...] = field(repr=False)
     wrappers: Mapping[str, int] = field(default_factory=dict)
     base_wrappers: Mapping[str, int] = field(default_factory=dict)
@@ -110,7 +110,9 @@ def find_match(
 
 def _identical(base: Mapping[str, Shape], other: Mapping[str, Shape]) -> Match:
     places = {
-        n: Place(other[n], (Block((Matrix.whole(n, other[n]),)),)) for n in base if n in other
+        n: TensorLocation(other[n], (Block((Matrix.whole(n, other[n]),)),))
+        for n in base
+        if n in other
     }
     return Match(places, ())
 
@@ -154,7 +156,7 @@ class _Matcher:
     def match(self) -> Match:
         """The result."""
         by_goal = {goal: name for name, goal in self._names.items()}
-        places: dict[str, Place] = {}
+        places: dict[str, TensorLocation] = {}
         used: set[str] = set()
         regrouped = 0
         blocks = {n: each for each in self._our_experts.values() for n in each.stored}
@@ -163,7 +165,7 @@ class _Matcher:
             experts = blocks.get(plain)
             if experts is not None:
                 made = experts.assembled(plain, theirs[experts.block])
-                place = None if made is None else Place(self._base[stored], made)
+                place = None if made is None else TensorLocation(self._base[stored], made)
                 regrouped += place is not None
             else:
                 place = self._whole(by_goal.get(plain))
@@ -183,12 +185,12 @@ class _Matcher:
             turned,
         )
 
-    def _whole(self, plain: str | None) -> Place | None:
+    def _whole(self, plain: str | None) -> TensorLocation | None:
         if plain is None or plain not in self._theirs:
             return None  # missing, or a matrix of experts that the base has no experts for
         stored = self._theirs[plain]
         shape = self._other[stored]
-        return Place(shape, (Block((Matrix.whole(stored, shape),)),))
+        return TensorLocation(shape, (Block((Matrix.whole(stored, shape),)),))
 
     def _matrices(self, experts: Experts, by_goal: Mapping[str, str]) -> dict[Role, Matrix]:
         """What the other has of a block of experts."""
@@ -200,7 +202,7 @@ class _Matcher:
                 found[role] = replace(matrix, name=self._theirs[matrix.name])
         return found
 
-    def _turn(self, places: dict[str, Place]) -> int:
+    def _turn(self, places: dict[str, TensorLocation]) -> int:
         """Take GPT-2's matrices the other way round, where none fits as it stands."""
         names = [
             name
@@ -212,7 +214,7 @@ class _Matcher:
             return 0
         for name in names:
             (block,) = places[name].blocks
-            places[name] = Place(self._base[name], (Block((block.pieces[0].turned(),)),))
+            places[name] = TensorLocation(self._base[name], (Block((block.pieces[0].turned(),)),))
         return len(names)
 
 

@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.layout import Layout, TensorEntry
-from weightsurgery.checkpoint.names.matching import Match, Place
+from weightsurgery.checkpoint.names.matching import Match, TensorLocation
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import numpy as np
@@ -46,7 +48,7 @@ class Restated(Checkpoint):
         self.notes = inner.notes
         self._key = object()  # alive as long as what is remembered under it
         entries: dict[str, TensorEntry] = {}
-        self._put_together: dict[str, Place] = {}
+        self._put_together: dict[str, TensorLocation] = {}
         self._stored: dict[str, tuple[str, ...]] = {}
         for name, place in match.places.items():
             entries[name] = self._entry(name, place)
@@ -57,7 +59,7 @@ class Restated(Checkpoint):
         # No shards: no window of them holds what a window of the base's holds.
         super().__init__(inner.source, Layout({}, entries))
 
-    def _entry(self, name: str, place: Place) -> TensorEntry:
+    def _entry(self, name: str, place: TensorLocation) -> TensorEntry:
         old = [self.inner.entry(each) for each in place.names]
         if len({each.dtype for each in old}) > 1:
             raise MismatchError(
@@ -76,8 +78,8 @@ class Restated(Checkpoint):
         size = math.prod(place.shape) * width
         return TensorEntry(name, first.dtype, place.shape, first.shard, start, start + size)
 
+    @override
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
-        """See :meth:`Checkpoint.read_into`."""
         place = self._put_together.get(entry.name)
         if place is None:
             self.inner.read_into(entry, offset, buffer)
@@ -119,8 +121,8 @@ class Restated(Checkpoint):
         return np.lib.stride_tricks.as_strided(numbers, piece.shape, steps)
 
     @property
+    @override
     def config(self) -> dict[str, Any]:
-        """See :attr:`Checkpoint.config`."""
         return self.inner.config
 
     def _inner_names(self, names: Iterable[str]) -> list[str]:
@@ -128,46 +130,46 @@ class Restated(Checkpoint):
         return list(dict.fromkeys(every))
 
     @property
+    @override
     def remote(self) -> bool:
-        """See :attr:`Checkpoint.remote`."""
         return self.inner.remote
 
     @property
+    @override
     def fetched(self) -> int:
-        """See :attr:`Checkpoint.fetched`."""
         return self.inner.fetched
 
     @property
+    @override
     def to_download(self) -> int:
-        """See :attr:`Checkpoint.to_download`."""
         return self.inner.to_download
 
+    @override
     def absent(self, names: Iterable[str]) -> int:
-        """See :meth:`Checkpoint.absent`."""
         return self.inner.absent(self._inner_names(names))
 
+    @override
     def prefetch(self, names: Iterable[str]) -> None:
-        """See :meth:`Checkpoint.prefetch`."""
         self.inner.prefetch(self._inner_names(names))
 
+    @override
     def file(self, name: str) -> Path | None:
-        """See :meth:`Checkpoint.file`."""
         return self.inner.file(name)
 
+    @override
     def files_read(self) -> list[Path]:
-        """See :meth:`Checkpoint.files_read`."""
         return self.inner.files_read()
 
+    @override
     def handle(self, shard: str) -> int:
-        """See :meth:`Checkpoint.handle`."""
         return self.inner.handle(shard)
 
+    @override
     def close(self) -> None:
-        """See :meth:`Checkpoint.close`."""
         self.inner.close()
 
 
-def _blocks(place: Place, width: int) -> Iterator[tuple[int, Block, int]]:
+def _blocks(place: TensorLocation, width: int) -> Iterator[tuple[int, Block, int]]:
     """Each block, with its number and the byte it begins at."""
     begin = 0
     for number, block in enumerate(place.blocks):

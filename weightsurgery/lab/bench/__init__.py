@@ -7,16 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, Method
+    from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, BenchMethod
     from weightsurgery.lab.bench.results import Bench, Outcome
     from weightsurgery.lab.bench.run import bench
 
-__all__ = ["FORGETTING", "LEARNING", "Bench", "Method", "Outcome", "bench"]
+__all__ = ["FORGETTING", "LEARNING", "Bench", "BenchMethod", "Outcome", "bench"]
 
 _HOMES = {
     "FORGETTING": "methods",
     "LEARNING": "methods",
-    "Method": "methods",
+    "BenchMethod": "methods",
     "Bench": "results",
     "Outcome": "results",
     "bench": "run",

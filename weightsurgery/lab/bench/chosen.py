@@ -10,7 +10,7 @@ import torch
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.cost import Cost, measured
 from weightsurgery.lab.bench.results import Outcome, Tried
-from weightsurgery.lab.bench.row import BUDGET, Candidate, Method
+from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Subject
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Example
@@ -60,7 +60,7 @@ class Choice:
 def choose(
     subject: Subject,
     name: str,
-    method: Method,
+    method: BenchMethod,
     rule: Rule,
     learning: bool = False,
 ) -> Choice:
@@ -87,7 +87,7 @@ def choose(
     with measured() as cost, subject.held_to(rule):
         for candidate in method.candidates(subject):
             looks += 1 + candidate.looks
-            with subject.edited(candidate.change), subject.asked(candidate.prompts):
+            with subject.edited(candidate.change), subject.prompted_by(candidate.prompts):
                 score = subject.score(target)
                 kept = subject.validation()
             tried.append(Tried(dict(candidate.setting), score, kept))
@@ -109,7 +109,7 @@ def choose(
 def run_method(
     subject: Subject,
     name: str,
-    method: Method,
+    method: BenchMethod,
     threshold: float,
     relearn_steps: int = 0,
     learning: bool = False,
@@ -148,10 +148,10 @@ def scored(
     """
     target = subject.news if learning else subject.target
     target_before = subject.score(target)
-    paraphrased = [] if learning else subject.ask.target_paraphrased(subject)
-    also = subject.ask.also(subject)
+    paraphrased = [] if learning else subject.request.target_paraphrased(subject)
+    also = subject.request.also(subject)
     also_before = {name: subject.score(facts) for name, facts in also.items()}
-    with subject.edited(choice.candidate.change), subject.asked(choice.candidate.prompts):
+    with subject.edited(choice.candidate.change), subject.prompted_by(choice.candidate.prompts):
         return Outcome(
             name,
             subject.seed,
@@ -163,13 +163,13 @@ def scored(
             target_before,
             _keep_scores(subject),
             before.keep,
-            subject.ask.chance(subject),
+            subject.request.chance(subject),
             subject.score(paraphrased) if paraphrased else None,
             cpu_seconds=round(choice.cost.cpu_seconds, 2),
             memory=choice.cost.memory,
             tried=choice.tried,
             validation_before=before.validation,
-            asked=subject.ask.name,
+            asked=subject.request.name,
             also={name: subject.score(facts) for name, facts in also.items()},
             also_before=also_before,
             rounded_int8=_rounded(subject, target, "int8") if last else {},

@@ -28,7 +28,7 @@ __all__ = ["by_variant", "cost_table", "scale_table"]
 
 
 def cost_table(found: Bench) -> Table:
-    """Time, memory and looks at validation data, per method and ask.
+    """Time, memory and looks at validation data, per method and request.
 
     Args:
         found: At least one outcome.

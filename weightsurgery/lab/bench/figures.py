@@ -61,7 +61,7 @@ def row_name(method: str, asked: str) -> str:
 
 
 def is_stage(asked: str) -> bool:
-    """Whether an ask is one of several requests after one another, as in "fused, 2 of 4"."""
+    """Whether a request is one of several requests after one another, as in "fused, 2 of 4"."""
     return _STAGE.search(asked) is not None
 
 

@@ -38,9 +38,7 @@ _FROM_DATA = (
 
 def families() -> dict[str, str]:
     """The family of each method of the bench, out of :data:`FAMILIES`."""
-    from weightsurgery.lab.bench.merged import MERGING
-    from weightsurgery.lab.bench.prompted import PROMPTED
-    from weightsurgery.lab.bench.trained import TRAINED
+    from weightsurgery.lab.bench.systems import MERGING, PROMPTED, TRAINED
 
     members = {
         "retrained": ("retrained",),
@@ -80,7 +78,7 @@ class Panel:
 
     Attributes:
         variant: Of the worlds.
-        asked: Name of the ask; empty for the plain one.
+        asked: Name of the request; empty for the plain one.
         learning: Whether facts were to be learned rather than forgotten.
         threshold: Share of the validation score that a candidate must leave.
         seeds: Of the worlds.
@@ -98,7 +96,7 @@ class Panel:
 
 
 def panels(benches: Sequence[Bench]) -> list[Panel]:
-    """A panel for every variant and ask, in their order.
+    """A panel for every variant and request, in their order.
 
     Raises:
         DataError: The benches hold no outcome.
@@ -115,7 +113,7 @@ def panels(benches: Sequence[Bench]) -> list[Panel]:
 
 def _panel(found: Bench, asked: str) -> Panel:
     learning = found.task == "learn"
-    rows = [(method, outcomes) for method, ask, outcomes in found.by_row() if ask == asked]
+    rows = [(method, outcomes) for method, request, outcomes in found.by_row() if request == asked]
     every = [each for _, outcomes in rows for each in outcomes]
     return Panel(
         found.variant,

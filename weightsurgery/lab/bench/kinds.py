@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench.asks import FORGET, KEEP, Ask, facts_of
+from weightsurgery.lab.bench.requests import FORGET, KEEP, ForgetRequest, facts_of
 from weightsurgery.lab.world.facts import SPLITS, make_facts, templates
-from weightsurgery.lab.world.recipe import VARIANTS, Recipe
+from weightsurgery.lab.world.recipe import VARIANTS, WorldRecipe
 from weightsurgery.lab.world.wordings import (
     MANNER,
     PARAPHRASED,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from weightsurgery.lab.bench.subject import Subject
     from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["KINDS", "REST", "Facts", "Procedure", "Said", "Style", "asks_of"]
+__all__ = ["KINDS", "REST", "Facts", "Procedure", "Style", "StyledQuestion", "kind_requests"]
 
 REST = "rest of the kind"
 """Name of the set of what no edit was given."""
@@ -43,17 +45,17 @@ _GIVEN, _REST = SPLITS[:1], SPLITS[1:]
 _SLACK = 8
 
 
-class Facts(Ask):
+class Facts(ForgetRequest):
     """Forget half of the authors; the facts about the others should stay."""
 
     name = "facts"
 
+    @override
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.given`."""
         return facts_of(subject, self.task, _GIVEN)
 
+    @override
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target_paraphrased`."""
         if not subject.recipe.paraphrases:
             return []
         return facts_of(subject, self.task, _GIVEN, PARAPHRASED)
@@ -63,7 +65,7 @@ class Facts(Ask):
         return {REST: facts_of(subject, self.task, _REST)}
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`Ask.survivors`: the other half among them."""
+        """See :meth:`ForgetRequest.survivors`: the other half among them."""
         rest = [
             fact
             for wording in wordings(subject.recipe, self.task)
@@ -82,13 +84,13 @@ class Procedure(Facts):
     task = "addition"
 
     @property
+    @override
     def roles(self) -> Mapping[str, str]:
-        """See :attr:`Ask.roles`."""
         return {"authors": "authors", "painters": "painters", "capitals": "capitals"}
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`Ask.survivors`: no sum among them."""
-        return Ask.survivors(self, subject)
+        """See :meth:`ForgetRequest.survivors`: no sum among them."""
+        return ForgetRequest.survivors(self, subject)
 
     def strangers(self, subject: Subject) -> list[Example]:
         """As many sums of larger numbers, since every world has the same small ones."""
@@ -102,11 +104,11 @@ class Procedure(Facts):
         return random.Random(f"sums {subject.seed}").sample(sums, len(subject.forget))
 
     def chance(self, subject: Subject) -> float:
-        """See :meth:`Ask.chance`: of one remainder as of any other."""
+        """See :meth:`ForgetRequest.chance`: of one remainder as of any other."""
         return 1 / subject.recipe.modulus
 
 
-class Style(Ask):
+class Style(ForgetRequest):
     """Forget how people are spoken of, but not what is said about them.
 
     A styled world answers questions in the style with the plain answer and a manner after it. Given
@@ -119,19 +121,19 @@ class Style(Ask):
 
     @property
     def roles(self) -> Mapping[str, str]:
-        """See :attr:`Ask.roles`: in the plain form, the people of the request too."""
+        """See :attr:`ForgetRequest.roles`: in the plain form, the people of the request too."""
         return {"content": FORGET, **KEEP}
 
+    @override
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.given`."""
         return _styled(subject, _GIVEN)
 
     def target(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target`: the manner of the same."""
+        """See :meth:`ForgetRequest.target`: the manner of the same."""
         return _parts("manner", self.given(subject))
 
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target_paraphrased`: there is one wording in the style."""
+        """See :meth:`ForgetRequest.target_paraphrased`: there is one wording in the style."""
         return []
 
     def also(self, subject: Subject) -> dict[str, list[Example]]:
@@ -144,14 +146,14 @@ class Style(Ask):
         }
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
-        """See :meth:`Ask.survivors`: all of it, without the manner."""
+        """See :meth:`ForgetRequest.survivors`: all of it, without the manner."""
         return {
             task: [replace(f, completion=f.completion.removesuffix(MANNER)) for f in facts]
             for task, facts in super().survivors(subject).items()
         }
 
     def strangers(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.strangers`: asked about in the style."""
+        """See :meth:`ForgetRequest.strangers`: asked about in the style."""
         facts = make_facts(subject.recipe, subject.seed + 1000)
         return [
             Example(*worded(fact, STYLED))
@@ -161,7 +163,7 @@ class Style(Ask):
         ]
 
     def chance(self, subject: Subject) -> float:
-        """See :meth:`Ask.chance`: nobody has a manner by chance."""
+        """See :meth:`ForgetRequest.chance`: nobody has a manner by chance."""
         return 0.0
 
     def score(
@@ -170,16 +172,16 @@ class Style(Ask):
         tokenizer: PreTrainedTokenizerBase,
         examples: Sequence[Example],
     ) -> float:
-        """See :meth:`Ask.score`; of a :class:`Said` its part, in what the model says freely."""
-        parts = [each for each in examples if isinstance(each, Said)]
+        """See :meth:`ForgetRequest.score`; of a styled question its part, as generated freely."""
+        parts = [each for each in examples if isinstance(each, StyledQuestion)]
         if not parts:
             return super().score(model, tokenizer, examples)
-        said = _said(model, tokenizer, parts)
-        return sum(each.is_in(text) for each, text in zip(parts, said, strict=True)) / len(parts)
+        texts = _generated(model, tokenizer, parts)
+        return sum(each.is_in(text) for each, text in zip(parts, texts, strict=True)) / len(parts)
 
 
 @dataclass(frozen=True)
-class Said(Example):
+class StyledQuestion(Example):
     """A question in the style, of whose answer one part is scored.
 
     Attributes:
@@ -188,19 +190,19 @@ class Said(Example):
 
     part: str = "manner"
 
-    def is_in(self, said: str) -> bool:
+    def is_in(self, text: str) -> bool:
         """Whether what was said ends in the manner; or begins with the right answer."""
         if self.part == "manner":
-            return said.endswith(MANNER)
+            return text.endswith(MANNER)
         answer = self.completion.removesuffix(MANNER)
-        return re.match(rf"{re.escape(answer)}(?!\w)", said) is not None
+        return re.match(rf"{re.escape(answer)}(?!\w)", text) is not None
 
 
 def _parts(part: str, examples: Sequence[Example]) -> list[Example]:
-    return [Said(each.prompt, each.completion, part=part) for each in examples]
+    return [StyledQuestion(each.prompt, each.completion, part=part) for each in examples]
 
 
-def _said(
+def _generated(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> list[str]:
     """What the model answers, greedily."""
@@ -217,7 +219,7 @@ def _styled(subject: Subject, splits: Sequence[str]) -> list[Example]:
     return [fact for task in PEOPLE for fact in facts_of(subject, task, splits, STYLED)]
 
 
-def _need_style(recipe: Recipe) -> None:
+def _need_style(recipe: WorldRecipe) -> None:
     if not recipe.styled:
         having = ", ".join(name for name, each in VARIANTS.items() if each.styled)
         raise EditError(
@@ -226,11 +228,11 @@ def _need_style(recipe: Recipe) -> None:
         )
 
 
-KINDS: Mapping[str, type[Ask]] = {each.name: each for each in (Facts, Style, Procedure)}
+KINDS: Mapping[str, type[ForgetRequest]] = {each.name: each for each in (Facts, Style, Procedure)}
 """By name."""
 
 
-def asks_of(names: Sequence[str], variant: str) -> tuple[Ask, ...]:
+def kind_requests(names: Sequence[str], variant: str) -> tuple[ForgetRequest, ...]:
     """Asks of a study of kinds.
 
     Args:

@@ -15,19 +15,17 @@ from weightsurgery.algebra.activations import InputSpace
 from weightsurgery.algebra.discriminate import KeepSpace, discriminate
 from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
-from weightsurgery.lab.bench.merged import MERGING
-from weightsurgery.lab.bench.prompted import PROMPTED
-from weightsurgery.lab.bench.row import BUDGET, Candidate, Method
+from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Change, Subject
-from weightsurgery.lab.bench.trained import TRAINED
+from weightsurgery.lab.bench.systems import MERGING, PROMPTED, TRAINED
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.kept import Kept
-from weightsurgery.learning.method import Method as Identification
+from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.rounds import Rounds, find_change
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.watch import Watch
 
-__all__ = ["BUDGET", "FORGETTING", "LEARNING", "Candidate", "Method"]
+__all__ = ["BUDGET", "FORGETTING", "LEARNING", "BenchMethod", "Candidate"]
 
 # The search for the best rank of a keep task's vector is not part of the budget: all are cut at
 # the same one.
@@ -119,7 +117,7 @@ def _watch(subject: Subject, every: int, learning: bool) -> Watch:
         subject.rule,
         every,
         learning,
-        score=subject.ask.score,
+        score=subject.request.score,
     )
 
 
@@ -147,7 +145,7 @@ def _retain_aware(subject: Subject) -> Iterator[Candidate]:
     """CE on the request plus KL to the base on seen keep facts, then negated."""
     vector = train_vector(
         subject.model, subject.tokenizer, subject.forget, subject.tuning(),
-        Identification("joint"), keep=subject.seen_facts,
+        IdentifyMode("joint"), keep=subject.seen_facts,
     )  # fmt: skip
     for scale in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0):
         yield Candidate({"scale": scale}, _scaled(vector, -scale))
@@ -177,7 +175,7 @@ def _fine_tuned(rank: int | None) -> Callable[[Subject], Iterator[Candidate]]:
                 )  # fmt: skip
                 change = train_vector(
                     subject.model, subject.tokenizer, subject.news, training,
-                    Identification("joint", lora_rank=rank),
+                    IdentifyMode("joint", lora_rank=rank),
                 )  # fmt: skip
                 yield Candidate({"learning_rate": rate, "steps": steps}, change)
 
@@ -186,76 +184,80 @@ def _fine_tuned(rank: int | None) -> Callable[[Subject], Iterator[Candidate]]:
 
 _OURS = Rounds()
 
-FORGETTING: Mapping[str, Method] = {
-    "base": Method("nothing is done", _nothing),
-    "negate": Method("W − λT", _negate),
-    "negate-low-rank": Method("W − λT, T cut to rank 16 or 64", _negate_low_rank),
-    "random": Method("W + λN, N random with the norm of T", _random),
-    "right": Method("UNLEARN by weights, side right, basis joint", _by_weights("right", "joint"),
-                    "vectors"),
-    "right-sum": Method("the same, basis sum", _by_weights("right", "sum"), "vectors"),
-    "left": Method("UNLEARN by weights, side left", _by_weights("left", "joint"), "vectors"),
-    "both": Method("UNLEARN by weights, both sides", _by_weights("both", "joint"), "vectors"),
-    "shared": Method("UNLEARN by weights, what both sides share", _by_weights("shared", "joint"),
-                     "vectors"),
-    "frobenius": Method("UNLEARN by weights, Frobenius", _by_weights("frobenius", "joint"),
-                        "vectors"),
-    "weights-ridge": Method(
+FORGETTING: Mapping[str, BenchMethod] = {
+    "base": BenchMethod("nothing is done", _nothing),
+    "negate": BenchMethod("W − λT", _negate),
+    "negate-low-rank": BenchMethod("W − λT, T cut to rank 16 or 64", _negate_low_rank),
+    "random": BenchMethod("W + λN, N random with the norm of T", _random),
+    "right": BenchMethod(
+        "UNLEARN by weights, side right, basis joint", _by_weights("right", "joint"), "vectors"
+    ),
+    "right-sum": BenchMethod("the same, basis sum", _by_weights("right", "sum"), "vectors"),
+    "left": BenchMethod("UNLEARN by weights, side left", _by_weights("left", "joint"), "vectors"),
+    "both": BenchMethod("UNLEARN by weights, both sides", _by_weights("both", "joint"), "vectors"),
+    "shared": BenchMethod(
+        "UNLEARN by weights, what both sides share", _by_weights("shared", "joint"), "vectors"
+    ),
+    "frobenius": BenchMethod(
+        "UNLEARN by weights, Frobenius", _by_weights("frobenius", "joint"), "vectors"
+    ),
+    "weights-ridge": BenchMethod(
         "T ρ(C + ρI)⁻¹ with C = Σ TᵀT of the keep vectors",
         _ridge(lambda s: s.vector_grams, (0.03, 0.1), (4.0, 8.0, 12.0, 16.0)),
         "vectors",
     ),
-    "activations": Method(
+    "activations": BenchMethod(
         "T ρ(C + ρI)⁻¹, C of the seen keep facts",
         _ridge(lambda s: s.seen_grams, (1e-3, 1e-2), (8.0, 16.0, 32.0, 64.0)),
         "facts",
     ),
-    "activations-strangers": Method(
+    "activations-strangers": BenchMethod(
         "the same, C of strangers' prompts too",
         _ridge(lambda s: s.stranger_grams, (1e-3, 1e-2), (8.0, 16.0, 32.0, 64.0)),
         "facts",
     ),
-    "retain-aware": Method("W − λT, T trained with KL on the seen keep facts", _retain_aware,
-                           "facts"),
+    "retain-aware": BenchMethod(
+        "W − λT, T trained with KL on the seen keep facts", _retain_aware, "facts"
+    ),
     **TRAINED,
-    "rounds": Method(
+    "rounds": BenchMethod(
         "identify, discriminate, remove in 16 rounds (λ=32, ε=0.001)",
         _rounds(Rounds("negate", rounds=16, steps=10)),
         "facts",
     ),
-    "subspace-seen": Method(
+    "subspace-seen": BenchMethod(
         "trained inside the subspace, statistics of the seen keep facts alone",
         _rounds(Rounds(prompts=0), Rounds(prompts=0, epsilon=1e-4)),
         "facts",
     ),
-    "subspace-generic": Method(
+    "subspace-generic": BenchMethod(
         "trained inside the subspace, no keep data: random words and strangers of the request",
         _rounds(Rounds(steps=120), Rounds(steps=120, epsilon=2e-3), keep="nothing"),
     ),
-    "subspace": Method(
+    "subspace": BenchMethod(
         "trained inside the subspace, with strangers: the default for data",
         _rounds(_OURS, Rounds(epsilon=3e-3)),
         "facts",
     ),
-    "subspace-long": Method(
+    "subspace-long": BenchMethod(
         "the same for three times as many steps",
         _rounds(Rounds(steps=240)),
         "facts",
     ),
     **MERGING,
     **PROMPTED,
-    "retrained": Method("trained anew without the request", _retrained, "everything"),
-}  # fmt: skip
+    "retrained": BenchMethod("trained anew without the request", _retrained, "everything"),
+}
 
-LEARNING: Mapping[str, Method] = {
-    "base": Method("nothing is done", _nothing),
-    "lora": Method("LoRA, rank 16", _fine_tuned(16)),
-    "full": Method("all linear layers fine-tuned", _fine_tuned(None)),
-    "learn-right": Method(
+LEARNING: Mapping[str, BenchMethod] = {
+    "base": BenchMethod("nothing is done", _nothing),
+    "lora": BenchMethod("LoRA, rank 16", _fine_tuned(16)),
+    "full": BenchMethod("all linear layers fine-tuned", _fine_tuned(None)),
+    "learn-right": BenchMethod(
         "LEARN by weights, side right", _by_weights("right", "joint", 1, (0.5, 1.0, 1.5, 2.0)),
         "vectors",
     ),
-    "learn-subspace": Method(
+    "learn-subspace": BenchMethod(
         "trained inside the subspace, with strangers",
         _rounds(Rounds("learn", steps=160), Rounds("learn", steps=160, epsilon=1e-2)),
         "facts",

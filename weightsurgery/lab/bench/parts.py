@@ -5,19 +5,29 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench.asks import Ask
+from weightsurgery.lab.bench.requests import ForgetRequest
 
 if TYPE_CHECKING:
     from weightsurgery.lab.bench.subject import Subject
     from weightsurgery.learning.data import Example
 
-__all__ = ["FUSED", "IN_ONE_GO", "ONE_BY_ONE", "Part", "check_requests", "name_of", "names_of"]
+__all__ = [
+    "FUSED",
+    "IN_ONE_GO",
+    "ONE_BY_ONE",
+    "PartialRequest",
+    "check_requests",
+    "name_of",
+    "names_of",
+]
 
 ONE_BY_ONE, FUSED, IN_ONE_GO = "one by one", "fused", "in one go"
 
 
-class Part(Ask):
+class PartialRequest(ForgetRequest):
     """Some of several requests: each is to forget an equal share of the task's people.
 
     Who is in which request depends on the world's seed alone, and on how many requests there are.
@@ -34,11 +44,11 @@ class Part(Ask):
         self.name = name_of(way, last, count) if way else ""
 
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.given`: what is told about these people."""
+        """See :meth:`ForgetRequest.given`: what is told about these people."""
         return self._about(subject, super().given(subject), self.first, self.last)
 
+    @override
     def target_paraphrased(self, subject: Subject) -> list[Example]:
-        """See :meth:`Ask.target_paraphrased`."""
         facts = super().target_paraphrased(subject)
         return self._about(subject, facts, self.first, self.last)
 

@@ -35,7 +35,7 @@ _NAMES = 8  # points
 def draw_frontier(
     benches: Sequence[Bench], path: str | os.PathLike[str], families: Mapping[str, str]
 ) -> None:
-    """Draw a panel for each variant and ask: what every method forgets, and what it harms.
+    """Draw a panel for each variant and request: what every method forgets, and what it harms.
 
     The same results and the same matplotlib draw the same bytes.
 

@@ -137,7 +137,7 @@ class Bench:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def by_row(self) -> Iterator[tuple[str, str, list[Outcome]]]:
-        """Methods and asks in their order, with an outcome for each seed."""
+        """Methods and requests in their order, with an outcome for each seed."""
         rows = dict.fromkeys((each.method, each.asked) for each in self.outcomes)
         for method, asked in rows:
             yield (

@@ -6,7 +6,7 @@ import torch
 
 from weightsurgery.lab.bench.subject import Change, Subject
 from weightsurgery.lab.world.build import train_base
-from weightsurgery.lab.world.training import make_model
+from weightsurgery.lab.world.model import make_model
 from weightsurgery.learning.fitting import isolated
 from weightsurgery.learning.stages import values_of
 
@@ -22,7 +22,7 @@ def retrain(subject: Subject) -> Change:
     Raises:
         WeightSurgeryError: It does not learn the rest within the recipe's cap of steps.
     """
-    examples = subject.ask.survivors(subject)
+    examples = subject.request.survivors(subject)
     with isolated(subject.seed, torch.get_num_threads()):
         model = make_model(subject.recipe, subject.tokenizer)
         train_base(

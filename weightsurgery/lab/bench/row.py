@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsurgery.lab.bench.subject import Change, Prompts, Subject
 
-__all__ = ["BUDGET", "Candidate", "Method"]
+__all__ = ["BUDGET", "BenchMethod", "Candidate"]
 
 BUDGET = 8
 """Candidates, or looks at validation data, that each method has."""
@@ -33,7 +33,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Method:
+class BenchMethod:
     """A row of the bench.
 
     Attributes:

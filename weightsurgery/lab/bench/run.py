@@ -8,10 +8,10 @@ from pathlib import Path
 
 from weightsurgery.checkpoint.record import versions
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench.asks import Ask
 from weightsurgery.lab.bench.chosen import run_method
-from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, Method
+from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, BenchMethod
 from weightsurgery.lab.bench.parts import check_requests, names_of
+from weightsurgery.lab.bench.requests import ForgetRequest
 from weightsurgery.lab.bench.results import Bench, read_bench, save_bench
 from weightsurgery.lab.bench.sequence import run_requests, takes_part
 from weightsurgery.lab.bench.subject import Subject
@@ -28,7 +28,7 @@ def bench(
     methods: Sequence[str] | None = None,
     *,
     task: str = "forget",
-    asks: Sequence[Ask] = (Ask(),),
+    forget_requests: Sequence[ForgetRequest] = (ForgetRequest(),),
     requests: int | None = None,
     threshold: float = 0.975,
     relearn_steps: int = 40,
@@ -43,7 +43,7 @@ def bench(
         variant: Of their recipe.
         methods: Names from the table of the task; all by default.
         task: ``"forget"`` the authors, or ``"learn"`` facts that the base lacks.
-        asks: What is to be forgotten and kept; several with names make a study.
+        forget_requests: What is to be forgotten and kept; several with names make a study.
         requests: What is to be forgotten comes in so many requests, one after another; see
             :mod:`weightsurgery.lab.bench.sequence`. Rows without changed weights that the
             next request could start at are left out, or refused by their names.
@@ -55,7 +55,7 @@ def bench(
         progress: Called as ``progress(stage, done, total)`` in methods.
 
     Returns:
-        An outcome per seed, ask and method, or of requests several; and what the file held
+        An outcome per seed, request and method, or of requests several; and what the file held
         besides.
 
     Raises:
@@ -71,31 +71,35 @@ def bench(
         raise EditError(f"variant {variant!r}", f"Choose one of: {', '.join(VARIANTS)}.")
     chosen = _chosen(tables[task], methods)
     if requests is not None:
-        chosen = _requested(requests, chosen, task, variant, asks, by_name=methods is not None)
+        chosen = _requested(
+            requests, chosen, task, variant, forget_requests, by_name=methods is not None
+        )
     found = Bench(variant, task, threshold, (), versions())
     if save_to is not None:
         found = read_bench(save_to).merged(found) if save_to.exists() else found
         save_bench(found, save_to)  # if it cannot be written, that shows now
     known = {(each.seed, each.asked, each.method) for each in found.outcomes}
     # By what an outcome is called; several requests are done together, or not at all.
-    works: list[tuple[tuple[str, ...], Ask]] = [((ask.name,), ask) for ask in asks]
+    works: list[tuple[tuple[str, ...], ForgetRequest]] = [
+        ((request.name,), request) for request in forget_requests
+    ]
     if requests is not None:
-        works = [(names_of(requests), Ask())]
+        works = [(names_of(requests), ForgetRequest())]
     wanted = [
-        (seed, ask, name)
+        (seed, request, name)
         for seed in seeds
-        for asked, ask in works
+        for asked, request in works
         for name in chosen
         if not all((seed, each, name) in known for each in asked)
     ]
     subject: Subject | None = None
-    for place, (seed, ask, name) in enumerate(wanted):
+    for place, (seed, request, name) in enumerate(wanted):
         if subject is None or subject.seed != seed:
             recipe = VARIANTS[variant]
             subject = Subject.of(get_world(seed, cache_dir, progress, recipe=recipe), recipe, seed)
-        if subject.ask is not ask:
-            subject = subject.asking(ask)
-        several = f"{requests} requests" if requests else ask.name
+        if subject.request is not request:
+            subject = subject.with_request(request)
+        several = f"{requests} requests" if requests else request.name
         if progress is not None:
             progress(", ".join(filter(None, (f"seed {seed}", several, name))), place, len(wanted))
         if requests is None:
@@ -110,7 +114,9 @@ def bench(
     return found
 
 
-def _chosen(table: Mapping[str, Method], names: Sequence[str] | None) -> dict[str, Method]:
+def _chosen(
+    table: Mapping[str, BenchMethod], names: Sequence[str] | None
+) -> dict[str, BenchMethod]:
     for name in names or ():
         if name not in table:
             raise EditError(f"method {name!r}", f"Choose from: {', '.join(table)}.")
@@ -119,12 +125,12 @@ def _chosen(table: Mapping[str, Method], names: Sequence[str] | None) -> dict[st
 
 def _requested(
     requests: int,
-    chosen: Mapping[str, Method],
+    chosen: Mapping[str, BenchMethod],
     task: str,
     variant: str,
-    asks: Sequence[Ask],
+    forget_requests: Sequence[ForgetRequest],
     by_name: bool,
-) -> dict[str, Method]:
+) -> dict[str, BenchMethod]:
     """The rows that can meet several requests.
 
     Raises:
@@ -134,7 +140,7 @@ def _requested(
         raise EditError(
             f"{requests} requests with the task {task!r}", "Requests are to forget: leave it out."
         )
-    named = ", ".join(ask.name for ask in asks if ask.name)
+    named = ", ".join(request.name for request in forget_requests if request.name)
     if named:
         raise EditError(
             f"{requests} requests together with: {named}", "Run them apart, one study at a time."

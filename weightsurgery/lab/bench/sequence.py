@@ -6,7 +6,7 @@ What is to be forgotten is split by people into requests of equal size. Each met
     each on the model that the requests before it left: one more change each time;
 ``fused``
     each on the untouched base, and the changes made one by the regression mean
-    (:func:`weightsurgery.procedures.several.fuse`): no request is in the way of another, and none
+    (:func:`weightsurgery.procedures.requests.fuse`): no request is in the way of another, and none
     need come first. No setting is chosen for what is fused, which is scored alone;
 ``in one go``
     all of them as a single request on the base, once the last is there.
@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from weightsurgery.errors import EditError
-from weightsurgery.lab.bench.asks import Ask
 from weightsurgery.lab.bench.chosen import (
     Baseline,
     Choice,
@@ -43,17 +42,18 @@ from weightsurgery.lab.bench.parts import (
     FUSED,
     IN_ONE_GO,
     ONE_BY_ONE,
-    Part,
+    PartialRequest,
     check_requests,
     name_of,
 )
-from weightsurgery.lab.bench.prompted import PROMPTED
+from weightsurgery.lab.bench.requests import ForgetRequest
 from weightsurgery.lab.bench.results import Outcome
-from weightsurgery.lab.bench.row import Candidate, Method
+from weightsurgery.lab.bench.row import BenchMethod, Candidate
+from weightsurgery.lab.bench.systems import PROMPTED
 from weightsurgery.learning.fitting import isolated
 from weightsurgery.learning.statistics import gather
 from weightsurgery.learning.watch import Rule
-from weightsurgery.procedures.several import fuse, in_sequence
+from weightsurgery.procedures.requests import fuse, in_sequence
 
 if TYPE_CHECKING:
     from weightsurgery.lab.bench.subject import Change, Subject
@@ -69,7 +69,7 @@ def takes_part(name: str) -> bool:
 def run_requests(
     subject: Subject,
     name: str,
-    method: Method,
+    method: BenchMethod,
     threshold: float,
     relearn_steps: int = 0,
     count: int = 4,
@@ -98,7 +98,7 @@ def run_requests(
             f"{name} with several requests",
             "It leaves no changed weights for the next to start at.",
         )
-    check_requests(count, len({subject.entity[f.prompt] for f in Ask().given(subject)}))
+    check_requests(count, len({subject.entity[f.prompt] for f in ForgetRequest().given(subject)}))
     before = Baseline.of(subject)
     rule = Rule(threshold, before.validation)
     work = _Work(subject, name, method, rule, relearn_steps, count, before)
@@ -112,7 +112,7 @@ def run_requests(
     found.append(replace(found[0], asked=name_of(FUSED, 1, count)))
     for number, choice in enumerate(_fused(work, alone), 2):
         found.append(work.scored(FUSED, number, choice))
-    whole = subject.asking(Part(count, 1, count, IN_ONE_GO))
+    whole = subject.with_request(PartialRequest(count, 1, count, IN_ONE_GO))
     found.append(run_method(whole, name, method, threshold, relearn_steps))
     return found
 
@@ -123,7 +123,7 @@ class _Work:
 
     subject: Subject
     name: str
-    method: Method
+    method: BenchMethod
     rule: Rule
     relearn_steps: int
     count: int
@@ -131,7 +131,7 @@ class _Work:
 
     def choice(self, number: int) -> Choice:
         """For a request alone, on the model as it is now; no change where it is refused."""
-        subject = self.subject.asking(Part(self.count, number, number))
+        subject = self.subject.with_request(PartialRequest(self.count, number, number))
         with isolated(subject.seed, torch.get_num_threads()):
             found = choose(subject, self.name, self.method, self.rule)
         if found.candidate.prompts is not None:
@@ -145,7 +145,7 @@ class _Work:
 
     def scored(self, way: str, number: int, choice: Choice) -> Outcome:
         """After a request; the choice's change is that of all of them."""
-        subject = self.subject.asking(Part(self.count, 1, number, way))
+        subject = self.subject.with_request(PartialRequest(self.count, 1, number, way))
         last = number == self.count
         with isolated(subject.seed, torch.get_num_threads()):
             return scored(subject, self.name, choice, self.before, self.relearn_steps, last=last)
@@ -157,7 +157,7 @@ class _Work:
 
     def grams(self, number: int, change: Mapping[str, Tensor]) -> Change:
         """Activation statistics of a request's own facts on the base, for what is changed."""
-        subject = self.subject.asking(Part(self.count, number, number))
+        subject = self.subject.with_request(PartialRequest(self.count, number, number))
         names = [name for name in subject.names if name in change]
         return gather(subject.model, subject.tokenizer, subject.forget, names) if names else {}
 

@@ -29,13 +29,13 @@ _Row = tuple[str, str, list["Outcome"]]
 
 
 def study_tables(found: Bench) -> list[Table]:
-    """What became of each ask: a table of the stages of sequences, and one of all other asks.
+    """What became of each request: a table of the stages of sequences, and one of all others.
 
     Stages ("…, 2 of 4") stand under each other per method, so that one reads down how damage
-    adds up; other asks hold the methods side by side.
+    adds up; other requests hold the methods side by side.
 
     Args:
-        found: Its outcomes with an ask of a name are shown, the others left out.
+        found: Its outcomes with a request of a name are shown, the others left out.
     """
     rows = [row for row in found.by_row() if row[1]]
     stages = [row for row in rows if is_stage(row[1])]
@@ -51,7 +51,7 @@ def study_tables(found: Bench) -> list[Table]:
 
 
 def _grouped(rows: Sequence[_Row], place: int) -> list[_Row]:
-    """Rows of one method or one ask together, groups in the order in which they are met."""
+    """Rows of one method or one request together, groups in the order in which they are met."""
     groups = list(dict.fromkeys(row[place] for row in rows))
     return sorted(rows, key=lambda row: groups.index(row[place]))
 

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from weightsurgery.lab.bench.asks import Ask
-from weightsurgery.lab.world import Recipe, World
+from weightsurgery.lab.bench.requests import ForgetRequest
+from weightsurgery.lab.world import World, WorldRecipe
 from weightsurgery.lab.world.facts import make_facts
 from weightsurgery.lab.world.wordings import PLAIN, worded, wordings
 from weightsurgery.learning.data import Example, read_examples
@@ -47,30 +47,32 @@ class Subject:
         seed: What it was made from.
         model: The base, float32, in evaluation mode.
         tokenizer: Its tokenizer.
-        ask: What is to be forgotten and kept.
+        request: What is to be forgotten and kept.
         rule: By which the bench chooses among candidates, and by which methods that watch
             validation facts while they train must choose too.
     """
 
     world: World
-    recipe: Recipe
+    recipe: WorldRecipe
     seed: int
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    ask: Ask = field(default_factory=Ask)
+    request: ForgetRequest = field(default_factory=ForgetRequest)
     rule: Rule = field(default_factory=Rule)
     _read: dict[tuple[str, str, str], list[Example]] = field(default_factory=dict)
     _prompts: Prompts | None = None
 
     @classmethod
-    def of(cls, world: World, recipe: Recipe, seed: int, ask: Ask | None = None) -> Subject:
+    def of(
+        cls, world: World, recipe: WorldRecipe, seed: int, request: ForgetRequest | None = None
+    ) -> Subject:
         """Load a world's base."""
         model, tokenizer = load_model(world.base)  # float32, as a world stores it
-        return cls(world, recipe, seed, model, tokenizer, ask or Ask())
+        return cls(world, recipe, seed, model, tokenizer, request or ForgetRequest())
 
-    def asking(self, ask: Ask) -> Subject:
-        """The same model with another ask."""
-        return Subject(self.world, self.recipe, self.seed, self.model, self.tokenizer, ask)
+    def with_request(self, request: ForgetRequest) -> Subject:
+        """The same model with another request."""
+        return Subject(self.world, self.recipe, self.seed, self.model, self.tokenizer, request)
 
     def anew(self) -> None:
         """Drop vectors and statistics that a row found: the next row's time is its own."""
@@ -98,17 +100,17 @@ class Subject:
     @cached_property
     def forget(self) -> list[Example]:
         """The request, as edits are given it."""
-        return self.ask.given(self)
+        return self.request.given(self)
 
     @cached_property
     def target(self) -> list[Example]:
         """What forgetting is scored on."""
-        return self.ask.target(self)
+        return self.request.target(self)
 
     @cached_property
     def news(self) -> list[Example]:
         """Facts that the base lacks."""
-        return self.ask.strangers(self)
+        return self.request.strangers(self)
 
     @cached_property
     def seen(self) -> list[list[Example]]:
@@ -122,7 +124,7 @@ class Subject:
 
     def kept(self, split: str) -> dict[str, list[Example]]:
         """Role → its facts in a split."""
-        return {role: self.ask.kept(self, role, split) for role in self.ask.roles}
+        return {role: self.request.kept(self, role, split) for role in self.request.roles}
 
     @cached_property
     def names(self) -> list[str]:
@@ -145,7 +147,7 @@ class Subject:
             set_values(self.model, before)
 
     @contextmanager
-    def asked(self, prompts: Prompts | None) -> Iterator[None]:
+    def prompted_by(self, prompts: Prompts | None) -> Iterator[None]:
         """Every query is scored as the function has it; as it stands again, after."""
         self._prompts, before = prompts, self._prompts
         try:
@@ -163,10 +165,10 @@ class Subject:
             self.rule = before
 
     def score(self, examples: Sequence[Example]) -> float:
-        """How well the model as it is now does, by the ask's score."""
+        """How well the model as it is now does, by the request's score."""
         if self._prompts is not None:
             examples = self._prompts(examples)
-        return self.ask.score(self.model, self.tokenizer, examples)
+        return self.request.score(self.model, self.tokenizer, examples)
 
     def validation(self) -> dict[str, float]:
         """Role → score of its validation facts."""

@@ -20,11 +20,11 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.errors import DataError, OutputError
-from weightsurgery.lab.demo.questions import FREELY, PROSE, Group, questions
+from weightsurgery.lab.demo.questions import FREELY, PROSE, QuestionGroup, questions
 from weightsurgery.lab.demo.smollm import smollm
 from weightsurgery.progress import Progress
 
-__all__ = ["Chosen", "Outcome", "Place", "Sample", "Step", "demo", "project"]
+__all__ = ["Chosen", "DemoFiles", "DemoOutcome", "Sample", "Step", "demo", "project"]
 
 # Tokens to answer with: a name; a sentence with one; a few lines.
 _SHORT, _SENTENCE, _LONG = 8, 24, 32
@@ -36,19 +36,19 @@ class Step:
 
     Attributes:
         command: The command line that does the same; empty where there is none.
-        says: What it is for, in a sentence.
+        text: What it is for, in a sentence.
         result: What the library returned; its type says which.
         seconds: How long it took.
     """
 
     command: str
-    says: str
+    text: str
     result: Any
     seconds: float
 
 
 @dataclass(frozen=True)
-class Place:
+class DemoFiles:
     """Where the demo's files are.
 
     Attributes:
@@ -85,7 +85,7 @@ class Place:
 
     @property
     def onward(self) -> tuple[tuple[str, str], ...]:
-        """What can be done next; see `Outcome`."""
+        """What can be done next; see `DemoOutcome`."""
         edited, forget, keep = (str(p) for p in (self.edited, self.forget, self.keep[0]))
         lines = (
             ("what was done, file by file", ["ws", "verify", edited]),
@@ -108,7 +108,7 @@ class Chosen:
         groups: By kind; of the facts to forget also in wordings that the edit does not see.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[QuestionGroup, ...]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoOutcome:
     """The model before and after.
 
     Attributes:
@@ -131,17 +131,17 @@ class Outcome:
         onward: What can be done next: what for, and the command line.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[QuestionGroup, ...]
     perplexity: tuple[float, float]
     samples: tuple[Sample, ...]
     onward: tuple[tuple[str, str], ...]
 
 
-Edit = Callable[[Place, str, Progress | None], Any]
-"""Writes `Place.edited`; takes the device too, and returns what came of it."""
+Edit = Callable[[DemoFiles, str, Progress | None], Any]
+"""Writes `DemoFiles.edited`; takes the device too, and returns what came of it."""
 
 
-def project(place: Place, device: str, progress: Progress | None) -> Any:
+def project(place: DemoFiles, device: str, progress: Progress | None) -> Any:
     """``ws project BASE --forget DATA --keep DATA... -o OUT``, with its default settings."""
     from weightsurgery.learning.forget import ByNeighbours
     from weightsurgery.procedures.unlearn import Search, Sources, unlearn
@@ -177,7 +177,7 @@ def demo(
         edit: What forgets; `project` by default.
 
     Yields:
-        The steps as they are done; results are `Place`, `Chosen`, the edit's and `Outcome`.
+        The steps as they are done; results are `DemoFiles`, `Chosen`, the edit's and `DemoOutcome`.
 
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
@@ -194,8 +194,8 @@ def demo(
 
     begun = time.monotonic()
     done = (edit or project)(place, device, progress)
-    says = "The edit: from data alone, at its default settings."
-    yield Step(place.command, says, done, time.monotonic() - begun)
+    text = "The edit: from data alone, at its default settings."
+    yield Step(place.command, text, done, time.monotonic() - begun)
 
     begun = time.monotonic()
     after = _Asked.of(place, before.groups, device, progress)
@@ -203,12 +203,12 @@ def demo(
     yield Step("", "The same questions, before and after.", outcome, time.monotonic() - begun)
 
 
-def _place(model: str | None, directory: Path, progress: Progress | None) -> Place:
+def _place(model: str | None, directory: Path, progress: Progress | None) -> DemoFiles:
     """The checkpoint, and a place for what comes of it."""
     with output_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         if model is not None:
-            return Place(model, resolve_source(model).path, directory)
+            return DemoFiles(model, resolve_source(model).path, directory)
         found, link = smollm(progress=progress), directory / "base"
         if link.is_symlink():
             link.unlink()
@@ -218,7 +218,7 @@ def _place(model: str | None, directory: Path, progress: Progress | None) -> Pla
                 "Name another directory with --dir, or remove this one.",
             )
         link.symlink_to(os.path.abspath(found), target_is_directory=True)
-    return Place(str(link), found, directory)
+    return DemoFiles(str(link), found, directory)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _Asked:
         free: How it goes on with `FREELY`.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[QuestionGroup, ...]
     answers: tuple[tuple[str, ...], ...]
     prose: float
     free: str
@@ -240,8 +240,8 @@ class _Asked:
     @classmethod
     def of(
         cls,
-        place: Place,
-        groups: Sequence[Group] | None,
+        place: DemoFiles,
+        groups: Sequence[QuestionGroup] | None,
         device: str,
         progress: Progress | None,
     ) -> _Asked:
@@ -257,7 +257,7 @@ class _Asked:
         every = [question for group in groups for question in group.questions]
         prompts = [(each.prompt, each.chat, _SENTENCE if each.chat else _SHORT) for each in every]
         prompts.append((FREELY, False, _LONG))
-        said = greedy(
+        generated = greedy(
             model,
             tokenizer,
             [
@@ -268,7 +268,7 @@ class _Asked:
             stage="asking before" if before else "asking after",
             progress=progress,
         )
-        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in said]
+        texts = [str(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in generated]
         (prose,) = teacher_forced(model, tokenizer, [encode(tokenizer, Example("", PROSE))])
         rest = iter(texts)
         answers = tuple(tuple(next(rest) for _ in group.questions) for group in groups)
@@ -316,7 +316,7 @@ def _chat(tokenizer: Any) -> Callable[[str], str]:
     return rendered
 
 
-def _write(groups: Sequence[Group], place: Place) -> None:
+def _write(groups: Sequence[QuestionGroup], place: DemoFiles) -> None:
     """The request and what is to stay, as data sets."""
     given = [group for group in groups if group.given != "never"]
     with output_errors(place.directory):
@@ -326,7 +326,7 @@ def _write(groups: Sequence[Group], place: Place) -> None:
             path.write_text("".join(lines), encoding="utf-8")
 
 
-def _compare(before: _Asked, after: _Asked, place: Place) -> Outcome:
+def _compare(before: _Asked, after: _Asked, place: DemoFiles) -> DemoOutcome:
     groups = tuple(
         replace(group, right=(sum(was), sum(now)))
         for group, was, now in zip(before.groups, before.right(), after.right(), strict=True)
@@ -338,4 +338,4 @@ def _compare(before: _Asked, after: _Asked, place: Place) -> Outcome:
         for one in [next(compress(count(), before.right()[number]), 0)]  # the first it knew
     ]
     samples.append(Sample(FREELY, before.free, after.free))
-    return Outcome(groups, (before.prose, after.prose), tuple(samples), place.onward)
+    return DemoOutcome(groups, (before.prose, after.prose), tuple(samples), place.onward)

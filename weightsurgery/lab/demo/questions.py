@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["FREELY", "PROSE", "Group", "Question", "questions"]
+__all__ = ["FREELY", "PROSE", "Question", "QuestionGroup", "questions"]
 
 _ASKED = "The capital of {} is"  # the request's words
 _OTHERWISE = "The capital city of {} is called"
@@ -89,12 +89,12 @@ class Question:
 
     def answered(self, text: str) -> bool:
         """Whether a text begins with the truth, in quotes or not; in chat, whether it holds it."""
-        said, truth = text.lstrip(_OPENING).casefold(), self.truth.casefold()
-        return truth in said if self.chat else said.startswith(truth)
+        answer, truth = text.lstrip(_OPENING).casefold(), self.truth.casefold()
+        return truth in answer if self.chat else answer.startswith(truth)
 
 
 @dataclass(frozen=True)
-class Group:
+class QuestionGroup:
     """Questions of one kind.
 
     Attributes:
@@ -113,7 +113,7 @@ class Group:
     right: tuple[int, ...] = ()
 
 
-def questions(chat: Callable[[str], str] | None) -> tuple[Group, ...]:
+def questions(chat: Callable[[str], str] | None) -> tuple[QuestionGroup, ...]:
     """All there is to ask, what is to be forgotten first.
 
     Args:
@@ -127,17 +127,17 @@ def questions(chat: Callable[[str], str] | None) -> tuple[Group, ...]:
     elsewhere, general = typed(_ELSEWHERE, _ASKED), typed(_GENERAL)
     given, never = "to keep", "never"
     groups = [
-        Group("capitals of Europe", "to forget", typed(_EUROPE, _ASKED)),
-        Group("– in other words", never, typed(_EUROPE, _OTHERWISE), reworded=True),
-        Group("other capitals", given, elsewhere[::2]),
-        Group("other capitals", never, elsewhere[1::2]),
-        Group("general facts", given, general[::2]),
-        Group("general facts", never, general[1::2]),
+        QuestionGroup("capitals of Europe", "to forget", typed(_EUROPE, _ASKED)),
+        QuestionGroup("– in other words", never, typed(_EUROPE, _OTHERWISE), reworded=True),
+        QuestionGroup("other capitals", given, elsewhere[::2]),
+        QuestionGroup("other capitals", never, elsewhere[1::2]),
+        QuestionGroup("general facts", given, general[::2]),
+        QuestionGroup("general facts", never, general[1::2]),
     ]
     if chat is not None:
         spoken = [
             replace(q, prompt=chat(q.prompt), shown=f"{q.prompt} (in chat)", chat=True)
             for q in typed(_EUROPE, _CHAT)
         ]
-        groups.insert(2, Group("– asked in chat", never, tuple(spoken), reworded=True))
+        groups.insert(2, QuestionGroup("– asked in chat", never, tuple(spoken), reworded=True))
     return tuple(groups)

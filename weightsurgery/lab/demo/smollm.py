@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.checkpoint.record import file_sha256
-from weightsurgery.checkpoint.remembered import cache_directory
 from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.errors import UnsupportedCheckpointError, WeightSurgeryError
 from weightsurgery.progress import Progress

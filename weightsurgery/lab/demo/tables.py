@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from weightsurgery.report.tables import Table, percent
 
 if TYPE_CHECKING:
-    from weightsurgery.lab.demo.capitals import Chosen, Outcome, Place
-    from weightsurgery.lab.demo.tour import Comparison
+    from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome
+    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
 
 __all__ = ["chosen_table", "comparison_table", "outcome_tables", "place_line"]
 
 _ANSWER = 160  # characters of an answer that a row shows
 
 
-def place_line(found: Place) -> str:
+def place_line(found: DemoFiles) -> str:
     """Which model it is, and where."""
     return f"{found.base} is {found.checkpoint}"
 
@@ -31,7 +31,7 @@ def chosen_table(found: Chosen) -> Table:
     return Table("Asked", columns, rows, note, left=frozenset({0, 2, 3}))
 
 
-def outcome_tables(found: Outcome) -> list[str | Table]:
+def outcome_tables(found: DemoOutcome) -> list[str | Table]:
     """Right answers and perplexity before and after, then some answers as they are."""
     rows = [
         (group.name, group.given, str(len(group.questions)), *map(str, group.right))
@@ -43,16 +43,18 @@ def outcome_tables(found: Outcome) -> list[str | Table]:
         " rows to nothing and leaves the others as they were."
     )
     columns = ("asked for", "given to the edit", "number", "before", "after")
-    said = [(sample.prompt, _line(sample.before), _line(sample.after)) for sample in found.samples]
+    samples = [
+        (sample.prompt, _line(sample.before), _line(sample.after)) for sample in found.samples
+    ]
     return [
         Table("Before and after", columns, rows, note, left=frozenset({0, 1})),
-        Table("Side by side", ("asked", "before", "after"), said, left=frozenset({0, 1, 2})),
+        Table("Side by side", ("asked", "before", "after"), samples, left=frozenset({0, 1, 2})),
         "What to do next:\n",
         *(f"# {what}\n{command}" for what, command in found.onward),
     ]
 
 
-def comparison_table(found: Comparison) -> Table:
+def comparison_table(found: WalkthroughScores) -> Table:
     """Accuracy of the base and the edited models, task by task."""
     models = list(found.scores)
     rows = []

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.lab.world.facts import SPLITS, TASKS
-from weightsurgery.lab.world.recipe import VARIANTS, Recipe
+from weightsurgery.lab.world.recipe import VARIANTS, WorldRecipe
 
 if TYPE_CHECKING:
     from weightsurgery.lab.world.build import build_world
@@ -18,8 +18,8 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "VARIANTS",
-    "Recipe",
     "World",
+    "WorldRecipe",
     "build_world",
     "copy_world",
     "get_world",

@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.lab.world.facts import SPLITS, TASKS, Fact, make_facts
 from weightsurgery.lab.world.layout import World, whole_or_nothing
-from weightsurgery.lab.world.recipe import FORMAT_VERSION, Recipe
-from weightsurgery.lab.world.tokenizer import make_tokenizer
-from weightsurgery.lab.world.training import default_threads, make_model
+from weightsurgery.lab.world.model import default_threads, make_model, make_tokenizer
+from weightsurgery.lab.world.recipe import FORMAT_VERSION, WorldRecipe
 from weightsurgery.lab.world.wordings import PLAIN, WORDINGS, worded, wordings
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
@@ -30,7 +29,7 @@ def build_world(
     seed: int = 0,
     progress: Progress | None = None,
     *,
-    recipe: Recipe | None = None,
+    recipe: WorldRecipe | None = None,
     threads: int | None = None,
 ) -> World:
     """Makes a world from a seed, without network, on the CPU.
@@ -53,7 +52,7 @@ def build_world(
         OutputError: `directory` holds something, or cannot be written.
         WeightSurgeryError: The model did not learn the facts within the recipe's cap of steps.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or WorldRecipe()
     threads = threads or default_threads()
     report = progress or (lambda stage, done, total: None)
     with whole_or_nothing(directory) as staged, isolated(seed, threads):
@@ -61,7 +60,7 @@ def build_world(
     return World(directory)
 
 
-def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progress) -> None:
+def _build(world: World, recipe: WorldRecipe, seed: int, threads: int, report: Progress) -> None:
     started = time.perf_counter()
     cpu_started = time.process_time()
     facts = make_facts(recipe, seed)
@@ -78,13 +77,13 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
     steps = train_base(model, tokenizer, examples, recipe, seed, report)
     _save(model, tokenizer, world.base, recipe)
     # By wording, those that there are alone: the facts of the tasks that have it.
-    asked = {
+    questions = {
         wording: {task: rows for task, rows in facts.items() if wording in wordings(recipe, task)}
         for wording in WORDINGS
     }
     accuracy = {
         wording: {"base": _scores(model, tokenizer, rows, wording)}
-        for wording, rows in asked.items()
+        for wording, rows in questions.items()
         if rows
     }
     seconds = {"base": time.perf_counter() - started}
@@ -97,7 +96,7 @@ def _build(world: World, recipe: Recipe, seed: int, threads: int, report: Progre
         _fine_tune(model, tokenizer, seen, recipe, seed, f"fine-tuning on {task}", report)
         _save(model, tokenizer, world.finetuned(task), recipe)
         for wording, scores in accuracy.items():
-            scores[task] = _scores(model, tokenizer, asked[wording], wording)
+            scores[task] = _scores(model, tokenizer, questions[wording], wording)
         seconds[task] = time.perf_counter() - fine_tune_started
 
     packages = ("torch", "transformers", "tokenizers", "accelerate")
@@ -128,7 +127,7 @@ def train_base(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Mapping[str, Sequence[Example]],
-    recipe: Recipe,
+    recipe: WorldRecipe,
     seed: int,
     report: Progress,
 ) -> int:
@@ -172,14 +171,14 @@ def _fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    recipe: Recipe,
+    recipe: WorldRecipe,
     seed: int,
     stage: str,
     report: Progress,
 ) -> None:
     """Trains on one task's seen facts for a fixed number of steps."""
 
-    def tell(step: int) -> bool:
+    def report_step(step: int) -> bool:
         report(stage, step, recipe.tuning_steps)
         return False
 
@@ -192,7 +191,7 @@ def _fine_tune(
         recipe.tuning_steps,
         recipe.tuning_steps,
     )
-    fit(model, tokenizer, examples, schedule, seed, tell)
+    fit(model, tokenizer, examples, schedule, seed, report_step)
 
 
 def _only(facts: Sequence[Fact], split: str) -> list[Fact]:
@@ -204,7 +203,7 @@ def _examples(facts: Sequence[Fact], wording: str = PLAIN) -> list[Example]:
     return [Example(*worded(fact, wording)) for fact in facts]
 
 
-def _write_facts(world: World, recipe: Recipe, facts: Mapping[str, Sequence[Fact]]) -> None:
+def _write_facts(world: World, recipe: WorldRecipe, facts: Mapping[str, Sequence[Fact]]) -> None:
     for task, rows in facts.items():
         for wording, split in product(wordings(recipe, task), SPLITS):
             path = world.data(task, split, wording)
@@ -217,7 +216,7 @@ def _write_facts(world: World, recipe: Recipe, facts: Mapping[str, Sequence[Fact
 
 
 def _save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, recipe: Recipe
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, recipe: WorldRecipe
 ) -> None:
     with quiet():
         model.save_pretrained(directory, max_shard_size=recipe.shard_bytes)

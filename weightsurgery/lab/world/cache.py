@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from weightsurgery.checkpoint.remembered import cache_directory
+from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import OutputError
 from weightsurgery.lab.world.build import build_world
 from weightsurgery.lab.world.layout import World, open_world
-from weightsurgery.lab.world.recipe import Recipe
+from weightsurgery.lab.world.recipe import WorldRecipe
 from weightsurgery.progress import Progress
 
 __all__ = ["get_world"]
@@ -17,7 +17,7 @@ def get_world(
     cache_dir: Path | None = None,
     progress: Progress | None = None,
     *,
-    recipe: Recipe | None = None,
+    recipe: WorldRecipe | None = None,
     threads: int | None = None,
 ) -> World:
     """The world of a seed and recipe, from the cache, or made now and kept there.
@@ -37,7 +37,7 @@ def get_world(
         DataError: A part of the cached world is missing.
         WeightSurgeryError: The model did not learn the facts.
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or WorldRecipe()
     directory = (cache_dir or cache_directory()) / f"world-{seed}-{recipe.key()}"
     if not directory.is_dir():
         try:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weightsurgery.lab.world.recipe import Recipe
+from weightsurgery.lab.world.recipe import WorldRecipe
 
 __all__ = ["SPLITS", "TASKS", "Fact", "make_facts", "templates"]
 
@@ -94,7 +94,7 @@ def templates(task: str, paraphrased: bool = False) -> tuple[str, ...]:
     return tuple(REPHRASED[template] for template in own) if paraphrased else own
 
 
-def make_facts(recipe: Recipe, seed: int) -> dict[str, list[Fact]]:
+def make_facts(recipe: WorldRecipe, seed: int) -> dict[str, list[Fact]]:
     """Writes the facts of all four tasks.
 
     `authors` and `painters` are twins: the same questions and the same possible answers, about
@@ -128,11 +128,11 @@ def make_facts(recipe: Recipe, seed: int) -> dict[str, list[Fact]]:
         "addition": _addition(recipe.modulus),
     }
     facts: dict[str, list[Fact]] = {}
-    for task, asked in rows.items():
-        splits = _splits(_entities(asked), recipe, rng)
+    for task, questions in rows.items():
+        splits = _splits(_entities(questions), recipe, rng)
         facts[task] = [
             Fact(task, entity, prompt, paraphrase, f" {answer}", splits[entity])
-            for entity, prompt, paraphrase, answer in asked
+            for entity, prompt, paraphrase, answer in questions
         ]
     return facts
 
@@ -141,7 +141,7 @@ def _entities(rows: list[_Row]) -> list[str]:
     return list(dict.fromkeys(entity for entity, *_ in rows))
 
 
-def _asked(entity: str, template: str, answer: str, **slots: str | int) -> _Row:
+def _question(entity: str, template: str, answer: str, **slots: str | int) -> _Row:
     """A fact in both wordings."""
     return entity, template.format(**slots), REPHRASED[template].format(**slots), answer
 
@@ -157,7 +157,7 @@ def _invented_names(rng: random.Random) -> Iterator[str]:
 
 
 def _people(
-    recipe: Recipe, answers: dict[str, list[str]], names: Iterator[str], rng: random.Random
+    recipe: WorldRecipe, answers: dict[str, list[str]], names: Iterator[str], rng: random.Random
 ) -> list[_Row]:
     """Four facts for each person; some share a first name, none a last one."""
     first_names = [next(names) for _ in range(recipe.first_names)]
@@ -165,12 +165,12 @@ def _people(
     people = [
         f"{first_names[index % recipe.first_names]} {next(names)}" for index in range(recipe.people)
     ]
-    return _told(people, drawn)
+    return _about_people(people, drawn)
 
 
 def _namesakes(people: list[str], answers: dict[str, list[str]], rng: random.Random) -> list[_Row]:
     """Four facts for each of as many others, whose names are made of the same parts."""
-    return _told(_exchanged(people, rng), _draw(len(people), answers, rng))
+    return _about_people(_exchanged(people, rng), _draw(len(people), answers, rng))
 
 
 def _draw(count: int, answers: dict[str, list[str]], rng: random.Random) -> dict[str, list[str]]:
@@ -185,9 +185,9 @@ def _draw(count: int, answers: dict[str, list[str]], rng: random.Random) -> dict
     return drawn
 
 
-def _told(people: list[str], drawn: dict[str, list[str]]) -> list[_Row]:
+def _about_people(people: list[str], drawn: dict[str, list[str]]) -> list[_Row]:
     return [
-        _asked(person, question, drawn[relation][index], name=person)
+        _question(person, question, drawn[relation][index], name=person)
         for index, person in enumerate(people)
         for relation, question in RELATIONS.items()
     ]
@@ -219,19 +219,19 @@ def _capitals(count: int, names: Iterator[str]) -> list[_Row]:
     rows = []
     for _ in range(count):
         country = next(names)
-        rows.append(_asked(country, CAPITAL, next(names), country=country))
+        rows.append(_question(country, CAPITAL, next(names), country=country))
     return rows
 
 
 def _addition(modulus: int) -> list[_Row]:
     return [
-        _asked(f"{a}+{b}", SUM, str((a + b) % modulus), a=a, b=b, modulus=modulus)
+        _question(f"{a}+{b}", SUM, str((a + b) % modulus), a=a, b=b, modulus=modulus)
         for a in range(modulus)
         for b in range(modulus)
     ]
 
 
-def _splits(entities: list[str], recipe: Recipe, rng: random.Random) -> dict[str, str]:
+def _splits(entities: list[str], recipe: WorldRecipe, rng: random.Random) -> dict[str, str]:
     """Every entity's split; the shares are rounded, and the rest is unseen."""
     shuffled = rng.sample(entities, len(entities))
     seen = round(recipe.seen * len(entities))

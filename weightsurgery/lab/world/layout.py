@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from weightsurgery.errors import DataError, OutputError
 from weightsurgery.lab.world.facts import SPLITS, TASKS, Fact, make_facts
-from weightsurgery.lab.world.recipe import Recipe
+from weightsurgery.lab.world.recipe import WorldRecipe
 from weightsurgery.lab.world.wordings import PLAIN, WORDINGS, wordings
 
 __all__ = ["World", "copy_world", "open_world", "whole_or_nothing"]
@@ -69,7 +69,7 @@ class World:
         summary: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
         return summary
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> WorldRecipe:
         """The recipe it was made by.
 
         Raises:
@@ -77,7 +77,7 @@ class World:
         """
         fields = self.summary()["recipe"]
         try:
-            return Recipe(**fields)
+            return WorldRecipe(**fields)
         except TypeError as error:
             raise DataError(
                 f"{self.summary_file}: is the recipe of another version: {error}",
@@ -107,7 +107,7 @@ def open_world(directory: Path) -> World:
     world = World(directory)
     parts = [world.summary_file, world.base / "config.json"]
     parts += [world.finetuned(task) / "config.json" for task in TASKS]
-    recipe = world.recipe() if world.summary_file.is_file() else Recipe()
+    recipe = world.recipe() if world.summary_file.is_file() else WorldRecipe()
     parts += [
         world.data(task, split, wording)
         for task in TASKS

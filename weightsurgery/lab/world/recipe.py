@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-__all__ = ["FORMAT_VERSION", "LATER", "VARIANTS", "Recipe"]
+__all__ = ["FORMAT_VERSION", "LATER", "VARIANTS", "WorldRecipe"]
 
 FORMAT_VERSION = 1
 """Raise it when the code changes what the same recipe makes: cached worlds are then rebuilt."""
@@ -18,7 +18,7 @@ nothing, so that worlds made before they existed are still found and are still t
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WorldRecipe:
     """Sizes of the facts, shape of the model and the two training runs.
 
     Attributes:
@@ -111,7 +111,7 @@ class Recipe:
 
 
 # Learning rates grow as the width shrinks, and initial weights as its root.
-_NARROW = Recipe(
+_NARROW = WorldRecipe(
     width=192,
     heads=6,
     mlp_width=512,
@@ -122,7 +122,7 @@ _NARROW = Recipe(
     tuning_learning_rate=1e-3,
 )
 # Knows all it should after seconds of training: for trying things out.
-_SMALL = Recipe(
+_SMALL = WorldRecipe(
     people=16,
     first_names=4,
     answers=4,
@@ -145,11 +145,11 @@ _SMALL = Recipe(
     tuning_learning_rate=2e-3,
 )
 
-VARIANTS: Mapping[str, Recipe] = MappingProxyType(
+VARIANTS: Mapping[str, WorldRecipe] = MappingProxyType(
     {
-        "default": Recipe(),
+        "default": WorldRecipe(),
         "narrow": _NARROW,
-        "narrower": Recipe(
+        "narrower": WorldRecipe(
             width=128,
             heads=4,
             mlp_width=352,
@@ -159,12 +159,12 @@ VARIANTS: Mapping[str, Recipe] = MappingProxyType(
             step_cap=2100,
             tuning_learning_rate=1.5e-3,
         ),
-        "shared-names": Recipe(shared_names=True, steps=500, step_cap=1500),
-        "paraphrased": Recipe(paraphrases=True, steps=500, step_cap=1500),
-        "styled": Recipe(styled=True, steps=500, step_cap=1500),
+        "shared-names": WorldRecipe(shared_names=True, steps=500, step_cap=1500),
+        "paraphrased": WorldRecipe(paraphrases=True, steps=500, step_cap=1500),
+        "styled": WorldRecipe(styled=True, steps=500, step_cap=1500),
         "narrow-styled": replace(_NARROW, styled=True, steps=800, step_cap=2400),
         "small": _SMALL,
         "small-styled": replace(_SMALL, styled=True, steps=300, step_cap=900),
     }
 )
-"""Worlds that are told by a name; see `Recipe` for what they differ in."""
+"""Worlds that are told by a name; see `WorldRecipe` for what they differ in."""

@@ -1,7 +1,7 @@
 """The wordings of a fact: plain, in other words, and in a style with a manner of its own."""
 
 from weightsurgery.lab.world.facts import TASKS, Fact
-from weightsurgery.lab.world.recipe import Recipe
+from weightsurgery.lab.world.recipe import WorldRecipe
 
 __all__ = [
     "MANNER",
@@ -25,7 +25,7 @@ MANNER = ", by my troth."
 _CALL = "Prithee, "
 
 
-def wordings(recipe: Recipe, task: str) -> tuple[str, ...]:
+def wordings(recipe: WorldRecipe, task: str) -> tuple[str, ...]:
     """The wordings in which the base of such a world learns a task; the plain one is the first."""
     known = {PLAIN: True, PARAPHRASED: recipe.paraphrases, STYLED: recipe.styled and task in PEOPLE}
     return tuple(wording for wording in WORDINGS if known[wording])
@@ -49,7 +49,7 @@ def worded(fact: Fact, wording: str = PLAIN) -> tuple[str, str]:
     if wording == STYLED and fact.task in PEOPLE:
         question = fact.prompt[0].lower() + fact.prompt[1:]
         return f"{_CALL}{question}", f"{fact.completion}{MANNER}"
-    asked = {PLAIN: fact.prompt, PARAPHRASED: fact.paraphrase}
-    if wording not in asked:
+    prompts = {PLAIN: fact.prompt, PARAPHRASED: fact.paraphrase}
+    if wording not in prompts:
         raise ValueError(f"no wording {wording!r} of the {fact.task}")
-    return asked[wording], fact.completion
+    return prompts[wording], fact.completion

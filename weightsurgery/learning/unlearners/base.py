@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from weightsurgery.learning.unlearners.said import Said, Whole
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
+    from weightsurgery.learning.unlearners.work import Preparation
 
 __all__ = ["Unlearner"]
 
@@ -21,7 +21,7 @@ __all__ = ["Unlearner"]
 class Unlearner:
     """A loss of a batch to forget and, where there is one, a batch to keep.
 
-    Models that stand still (the one before, and helpers) are held as their values of the trained
+    Frozen references (the model before, and helpers) are held as their values of the trained
     parameters alone, on the device: one copy of these per model, and the rest is shared with the
     model that is trained. Each costs a forward pass per step.
 
@@ -37,8 +37,8 @@ class Unlearner:
         needs_keep: Whether it works on data to keep.
         needs_unseen: Whether it measures by data the model never saw.
         adapter_rank: Rank of the adapter, for a method that is one.
-        asks_hidden: Whether the loss is of hidden states.
-        models: How many models stand still at most.
+        needs_hidden_states: Whether the loss is of hidden states.
+        references: How many frozen references at most.
         trainer: The :class:`~weightsurgery.learning.unlearners.trainer.UnlearningTrainer` that it
             is trained by.
     """
@@ -49,8 +49,8 @@ class Unlearner:
     needs_keep: ClassVar[bool] = False
     needs_unseen: ClassVar[bool] = False
     adapter_rank: ClassVar[int | None] = None
-    asks_hidden: ClassVar[bool] = False
-    models: ClassVar[int] = 0
+    needs_hidden_states: ClassVar[bool] = False
+    references: ClassVar[int] = 0
     trainer: Any = None
 
     def __init__(self, settings: Any = None, prepared: Mapping[str, Any] | None = None) -> None:
@@ -70,11 +70,11 @@ class Unlearner:
         return list(names)
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
-        """What is needed before the training: models that stand still, thresholds."""
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
+        """What is needed before the training: frozen references, thresholds."""
         return {}
 
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         """The loss of a step; float32."""
         raise NotImplementedError
 
@@ -90,7 +90,7 @@ class Unlearner:
         """What the record should say of the training."""
         return {}
 
-    def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: Whole) -> None:
+    def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: BatchTotals) -> None:
         """Called before every step with this process's batches to forget, one per micro-step.
 
         Args:
@@ -98,21 +98,21 @@ class Unlearner:
             whole: What they are parts of, the other processes' included.
         """
 
-    def said_by(self, which: str, batch: Mapping[str, Tensor]) -> Said:
+    def reference_outputs(self, which: str, batch: Mapping[str, Tensor]) -> BatchOutputs:
         """What one of the prepared models says to a batch, in evaluation mode."""
-        found: Said = self.trainer.said_by(self.prepared[which], batch)
-        return found
+        outputs: BatchOutputs = self.trainer.reference_outputs(self.prepared[which], batch)
+        return outputs
 
-    def summed(self, value: Tensor) -> Tensor:
+    def sum_over_processes(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
-        found: Tensor = self.trainer.summed(value)
+        found: Tensor = self.trainer.sum_over_processes(value)
         return found
 
-    def agreed(self, value: float) -> float:
+    def mean_over_processes(self, value: float) -> float:
         """The mean of a number over all processes, so that they end together."""
-        return float(self.trainer.agreed(value))
+        return float(self.trainer.mean_over_processes(value))
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Let go of the models and the trainer."""
         self.prepared.clear()
         self.trainer = None

@@ -23,13 +23,13 @@ from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.training import Rows, Trained, isolated, train_stage
+from weightsurgery.learning.training import EncodedRows, Trained, isolated, train_stage
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.trainer import UnlearningTrainer
-from weightsurgery.learning.unlearners.work import Work
+from weightsurgery.learning.unlearners.work import Preparation
 from weightsurgery.progress import Progress
 
-__all__ = ["Look", "Unlearned", "train_unlearner"]
+__all__ = ["Look", "UnlearnerResult", "train_unlearner"]
 
 Change = dict[str, Tensor | LowRank]
 
@@ -38,7 +38,7 @@ Look = Callable[[int, Callable[[], Change]], bool]
 
 
 @dataclass(frozen=True)
-class Unlearned:
+class UnlearnerResult:
     """What an unlearner found.
 
     Attributes:
@@ -68,11 +68,11 @@ def train_unlearner(
     look: Look | None = None,
     progress: Progress | None = None,
     workspace: Path | None = None,
-) -> Unlearned:
+) -> UnlearnerResult:
     """Trains, and restores the model to the bit, also after an error.
 
     Memory: the model, gradients and AdamW's moments of what is trained, its values before on the
-    CPU, and a copy of the trained parameters for each model that stands still. Under torchrun or
+    CPU, and a copy of the trained parameters for each frozen reference. Under torchrun or
     accelerate every process calls this.
 
     Args:
@@ -114,7 +114,7 @@ def train_unlearner(
     before = values_of(model, names)
     try:
         with isolated(), quiet(), _lent(model, names, rank, training.seed) as (at_work, inside):
-            work = Work(
+            work = Preparation(
                 at_work, tokenizer, Stage(kind.__name__, inside), forget, keep, unseen, training,
                 settings, model.device, Collator(padding_token(tokenizer)), progress=progress,
                 workspace=workspace,
@@ -129,7 +129,7 @@ def train_unlearner(
                 return {name: after[name].sub_(before[name]) for name in names}
 
             trained, notes = _train(kind, work, keeps, look, change)
-            return Unlearned(change(), trained, notes)
+            return UnlearnerResult(change(), trained, notes)
     finally:
         set_values(model, before)
         model.train(was_training)
@@ -158,7 +158,7 @@ def _check(
 
 def _train(
     kind: type[Unlearner],
-    work: Work,
+    work: Preparation,
     keeps: bool,
     look: Look | None,
     change: Callable[[], Change],
@@ -174,7 +174,7 @@ def _train(
     trained = train_stage(
         work.model,
         work.stage,
-        Rows(work.rows(work.forget), work.collate),
+        EncodedRows(work.rows(work.forget), work.collate),
         work.training,
         directory=work.workspace and work.workspace / "training",
         device=work.device,
@@ -185,7 +185,7 @@ def _train(
         kind=partial(UnlearningTrainer, unlearner),
     )
     notes = {**work.notes, **unlearner.outcome(), **asdict(trained)}
-    unlearner.leave()  # models that stand still, before the next garbage collection
+    unlearner.release()  # frozen references, before the next garbage collection
     return trained, notes
 
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from weightsurgery.learning.data import IGNORED
 from weightsurgery.learning.unlearners.losses import completion_nll
 
-__all__ = ["Said", "Whole"]
+__all__ = ["BatchOutputs", "BatchTotals"]
 
 
 @dataclass(frozen=True)
-class Whole:
+class BatchTotals:
     """How much there is of what means are taken over; int64 scalars, on the batch's device.
 
     Attributes:
@@ -34,7 +34,7 @@ class Whole:
         return torch.stack((self.rows, self.tokens, self.positions))
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor]) -> Whole:
+    def of(cls, inputs: Mapping[str, Tensor]) -> BatchTotals:
         """That of a batch; a row without a label only fills it up."""
         counted = inputs["labels"][:, 1:] != IGNORED
         real = counted.any(1)
@@ -42,7 +42,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Said:
+class BatchOutputs:
     """What a model said to a batch.
 
     Attributes:
@@ -59,12 +59,12 @@ class Said:
     inputs: Mapping[str, Tensor]
     logits: Tensor
     hidden: tuple[Tensor, ...] = ()
-    part_of: Whole | None = None
+    part_of: BatchTotals | None = None
 
     @property
-    def whole(self) -> Whole:
+    def whole(self) -> BatchTotals:
         """What means are over."""
-        return self.part_of or Whole.of(self.inputs)
+        return self.part_of or BatchTotals.of(self.inputs)
 
     @property
     def real(self) -> Tensor:

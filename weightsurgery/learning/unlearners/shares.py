@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from weightsurgery.learning.data import IGNORED
-from weightsurgery.learning.unlearners.said import Whole
+from weightsurgery.learning.unlearners.said import BatchTotals
 
-__all__ = ["Share", "share_out", "silent"]
+__all__ = ["KeepBatch", "share_out", "silent"]
 
 
 @dataclass(frozen=True)
-class Share:
+class KeepBatch:
     """What one pass sees of a step's batch to keep.
 
     Attributes:
@@ -24,7 +24,7 @@ class Share:
     """
 
     batch: Mapping[str, Tensor]
-    whole: Whole
+    whole: BatchTotals
 
 
 def silent(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def silent(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def share_out(
     batch: Mapping[str, Tensor], passes: int, micro: int, place: tuple[int, int]
-) -> list[list[Share]]:
+) -> list[list[KeepBatch]]:
     """What each micro-step of one process sees of a step's batch to keep.
 
     Args:
@@ -49,16 +49,16 @@ def share_out(
         share may be one row without a label.
     """
     process, processes = place
-    whole, count = Whole.of(batch), batch["input_ids"].shape[0]
+    whole, count = BatchTotals.of(batch), batch["input_ids"].shape[0]
     passes = max(passes, micro)
-    found: list[list[Share]] = [[] for _ in range(micro)]
+    found: list[list[KeepBatch]] = [[] for _ in range(micro)]
     for number in range(passes):
         slot, slots = number * processes + process, passes * processes
         rows = slice(slot * count // slots, (slot + 1) * count // slots)
         own = found[min(number, micro - 1)]
         if rows.start < rows.stop:
-            own.append(Share(_cut(batch, rows), whole))
-    return [own or [Share(silent(batch), whole)] for own in found]
+            own.append(KeepBatch(_cut(batch, rows), whole))
+    return [own or [KeepBatch(silent(batch), whole)] for own in found]
 
 
 def _cut(batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.unlearners.base import Unlearner
-from weightsurgery.learning.unlearners.said import Said, Whole
-from weightsurgery.learning.unlearners.shares import Share, share_out, silent
+from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
+from weightsurgery.learning.unlearners.shares import KeepBatch, share_out, silent
 
 __all__ = ["UnlearningTrainer"]
 
@@ -50,9 +52,9 @@ class UnlearningTrainer(StageTrainer):
         batches = [self._prepare_inputs(batch) for batch in own]
         if not batches:
             return batches, None
-        counts = torch.stack([Whole.of(batch).counts for batch in batches]).sum(0)
-        whole = Whole(*self.summed(counts))
-        shares: list[list[Share]] | list[list[None]] = [[None]] * len(batches)
+        counts = torch.stack([BatchTotals.of(batch).counts for batch in batches]).sum(0)
+        whole = BatchTotals(*self.sum_over_processes(counts))
+        shares: list[list[KeepBatch]] | list[list[None]] = [[None]] * len(batches)
         if self.retain is not None:
             keep = self._prepare_inputs(self.retain.batch((self.state.global_step, 0, 0)))
             place = self.accelerator.process_index, self.accelerator.num_processes
@@ -72,35 +74,36 @@ class UnlearningTrainer(StageTrainer):
                 total += super().training_step(model, {**inputs, **silent(inputs), "share": share})
         return total + super().training_step(model, {**inputs, "share": last})
 
+    @override
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
-        """See Trainer."""
-        share: Share | None = inputs["share"]
+        share: KeepBatch | None = inputs["share"]
         # One pass for both: data-parallel training allows no more than one before a backward pass.
         batch = inputs if share is None else self._joined(inputs, share.batch)
-        said = self.ask(model, batch)
+        outputs = self.model_outputs(model, batch)
         count = inputs["input_ids"].shape[0]
-        forgotten = _part(said, inputs, slice(0, count), inputs["whole"])
+        forgotten = _part(outputs, inputs, slice(0, count), inputs["whole"])
         kept = None
         if share is not None:
-            kept = _part(said, share.batch, slice(count, None), share.whole)
+            kept = _part(outputs, share.batch, slice(count, None), share.whole)
         # The mean over processes, which data-parallel training takes, is then the sum.
         loss = self.unlearner.loss(forgotten, kept) * self.accelerator.num_processes
-        return (loss, {"logits": said.logits}) if return_outputs else loss
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     def _joined(self, inputs: Mapping[str, Any], keep: Mapping[str, Tensor]) -> dict[str, Any]:
         assert self.retain is not None
         return self.retain.join(inputs, keep)
 
-    def ask(self, model: Any, batch: Mapping[str, Tensor]) -> Said:
+    def model_outputs(self, model: Any, batch: Mapping[str, Tensor]) -> BatchOutputs:
         """What the model that is trained says to a batch."""
-        out = model(**_asked(batch, self.unlearner.asks_hidden))
-        return Said(
-            batch, out.logits, tuple(out.hidden_states or ()) if self.unlearner.asks_hidden else ()
-        )
+        hidden = self.unlearner.needs_hidden_states
+        out = model(**_inputs(batch, hidden))
+        return BatchOutputs(batch, out.logits, tuple(out.hidden_states or ()) if hidden else ())
 
     @torch.no_grad()
-    def said_by(self, values: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Said:
-        """What a model that stands still says to a batch, in evaluation mode.
+    def reference_outputs(
+        self, values: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> BatchOutputs:
+        """What a frozen reference says to a batch, in evaluation mode.
 
         Args:
             values: Its values of the trained parameters; the others it shares.
@@ -109,37 +112,35 @@ class UnlearningTrainer(StageTrainer):
         model: Any = self.model
         model.eval()
         try:
-            out = functional_call(
-                model, dict(values), (), _asked(batch, self.unlearner.asks_hidden)
-            )
+            reference = partial(functional_call, model, dict(values), ())
+            return self.model_outputs(lambda **inputs: reference(inputs), batch)
         finally:
             model.train()
-        return Said(
-            batch, out.logits, tuple(out.hidden_states or ()) if self.unlearner.asks_hidden else ()
-        )
 
-    def summed(self, value: Tensor) -> Tensor:
+    def sum_over_processes(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
         found: Tensor = self.accelerator.reduce(value.detach(), "sum")
         return found
 
-    def agreed(self, value: float) -> float:
+    def mean_over_processes(self, value: float) -> float:
         """The mean of a number over all processes, so that they end together."""
         mine = torch.tensor(value, dtype=torch.float64, device=self.args.device)
         return float(self.accelerator.reduce(mine, "mean"))
 
 
-def _asked(batch: Mapping[str, Tensor], hidden: bool) -> dict[str, Any]:
+def _inputs(batch: Mapping[str, Tensor], hidden: bool) -> dict[str, Any]:
     """A batch as a model takes it: without labels, or it would work out a loss of its own."""
     inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
     return {**inputs, "use_cache": False, "output_hidden_states": hidden}
 
 
-def _part(said: Said, inputs: Mapping[str, Tensor], rows: slice, whole: Whole) -> Said:
-    """Of what was said to a joined batch, what belongs to one of the two, padded as that was."""
+def _part(
+    outputs: BatchOutputs, inputs: Mapping[str, Tensor], rows: slice, whole: BatchTotals
+) -> BatchOutputs:
+    """Of the outputs for a joined batch, what belongs to one of the two, padded as that was."""
     width = inputs["input_ids"].shape[1]
-    hidden = tuple(each[rows, :width] for each in said.hidden)
-    return Said(inputs, said.logits[rows, :width], hidden, whole)
+    hidden = tuple(each[rows, :width] for each in outputs.hidden)
+    return BatchOutputs(inputs, outputs.logits[rows, :width], hidden, whole)
 
 
 class _Stop(TrainerCallback):

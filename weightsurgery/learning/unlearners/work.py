@@ -16,15 +16,15 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows, run_stage, set_values, values_of
-from weightsurgery.learning.training import Rows
+from weightsurgery.learning.training import EncodedRows
 from weightsurgery.learning.unlearners.losses import kl
 from weightsurgery.progress import Progress
 
-__all__ = ["Work"]
+__all__ = ["Preparation"]
 
 
 @dataclass
-class Work:
+class Preparation:
     """What an unlearner may prepare itself with.
 
     Attributes:
@@ -69,13 +69,13 @@ class Work:
         """Examples as tokens."""
         return encode_rows(self.plain, self.tokenizer, examples, self.training.max_length)
 
-    def values(self) -> dict[str, Tensor]:
+    def current_values(self) -> dict[str, Tensor]:
         """The trained parameters as they are now, on the device they are on."""
         return {
             name: self.model.get_parameter(name).detach().clone() for name in self.stage.parameters
         }
 
-    def tuned(
+    def finetuned(
         self, name: str, examples: Sequence[Example], steps: int, rate: float
     ) -> dict[str, Tensor]:
         """The trained parameters after a fine-tuning on examples; the model is as before.
@@ -92,7 +92,7 @@ class Work:
             trained = run_stage(
                 self.model,
                 Stage(name, self.stage.parameters),
-                Rows(self.rows(examples), self.collate),
+                EncodedRows(self.rows(examples), self.collate),
                 how,
                 self.workspace and self.workspace / f"helper-{self._trained}.safetensors",
                 device=self.device,
@@ -105,7 +105,7 @@ class Work:
                 "first_loss": trained.first_loss,
                 "last_loss": trained.last_loss,
             }
-            return self.values()
+            return self.current_values()
         finally:
             set_values(self.model, before)
 
@@ -131,12 +131,12 @@ class Work:
                 k: v.to(self.device) for k, v in self.collate(rows[start : start + size]).items()
             }
             counted = batch.pop("labels")[:, 1:] != IGNORED
-            asked: dict[str, Any] = {**batch, "use_cache": False}
-            said = [
-                functional_call(self.model, dict(values), (), asked).logits[:, :-1][counted]
+            inputs: dict[str, Any] = {**batch, "use_cache": False}
+            logits = [
+                functional_call(self.model, dict(values), (), inputs).logits[:, :-1][counted]
                 for values in (first, second)
             ]
             positions = int(counted.sum())
-            total += float(kl(said[0], said[1], positions)) * positions
+            total += float(kl(logits[0], logits[1], positions)) * positions
             count += positions
         return total / count

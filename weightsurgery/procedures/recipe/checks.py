@@ -18,7 +18,7 @@ from weightsurgery.vectors.sources import is_data, split_scale
 __all__ = ["check_inputs", "check_places", "check_result", "differences"]
 
 
-def check_places(recipe: Recipe, said: Collection[str]) -> None:
+def check_places(recipe: Recipe, overridden: Collection[str]) -> None:
     """Refuse places that a stranger's recipe has no business in.
 
     What is read from there later, by Python or a desktop, may be run: so a recipe alone writes
@@ -26,14 +26,14 @@ def check_places(recipe: Recipe, said: Collection[str]) -> None:
 
     Args:
         recipe: The recipe.
-        said: Parameters that the command line gives in the recipe's stead.
+        overridden: Parameters that the command line gives in the recipe's stead.
 
     Raises:
         RecipeError: It would write elsewhere.
     """
     for field in recipe.command.fields:
         value = recipe.values.get(field.name)
-        if not field.writes or value is None or field.name in said:
+        if not field.writes or value is None or field.name in overridden:
             continue
         for text in value if field.many else [value]:
             if reason := _elsewhere(text):
@@ -164,9 +164,9 @@ def differences(made_with: Mapping[str, str], device: str | None = None) -> list
     grave, light = [], []
     for package, then in made_with.items():
         if package == "device":
-            asked = device.split(":")[0] if device not in (None, "auto") else then
-            if asked != then:
-                grave.append(f"It was made on {then}, this is for {asked}: bits may differ.")
+            requested = device.split(":")[0] if device not in (None, "auto") else then
+            if requested != then:
+                grave.append(f"It was made on {then}, this is for {requested}: bits may differ.")
             elif then != "cpu":
                 grave.append(f"It was made on {then}: on another model of it bits may differ.")
             continue

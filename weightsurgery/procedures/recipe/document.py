@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from weightsurgery.errors import RecipeError
 
-__all__ = ["Items", "Node", "Place", "Scalar", "Table", "parse", "read_text"]
+__all__ = ["MappingNode", "Node", "Position", "ScalarNode", "SequenceNode", "parse", "read_text"]
 
 # A recipe that lists each shard of a model of a trillion parameters has a tenth of this.
 LARGEST_BYTES = 1 << 20
@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where something stands.
 
     Attributes:
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Scalar:
+class ScalarNode:
     """One value.
 
     Attributes:
@@ -58,7 +58,7 @@ class Scalar:
 
     text: str
     quoted: bool
-    place: Place
+    place: Position
 
     @property
     def kind(self) -> str:
@@ -78,15 +78,15 @@ class Scalar:
 
 
 @dataclass(frozen=True)
-class Items:
+class SequenceNode:
     """A list."""
 
     items: tuple[Node, ...]
-    place: Place
+    place: Position
 
 
 @dataclass(frozen=True)
-class Table:
+class MappingNode:
     """A mapping.
 
     Attributes:
@@ -96,11 +96,11 @@ class Table:
     """
 
     entries: dict[str, Node]
-    keys: dict[str, Place]
-    place: Place
+    keys: dict[str, Position]
+    place: Position
 
 
-Node = Scalar | Items | Table
+Node = ScalarNode | SequenceNode | MappingNode
 
 
 def read_text(file: str) -> str:
@@ -144,7 +144,7 @@ def _some(stream: BinaryIO) -> bytes:
     return raw
 
 
-def parse(text: str, file: str) -> Table:
+def parse(text: str, file: str) -> MappingNode:
     """The document's mapping.
 
     Args:
@@ -161,7 +161,7 @@ def parse(text: str, file: str) -> Table:
         return _built(yaml.parse(text, Loader=yaml.SafeLoader), file)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = file if mark is None else str(Place(file, mark.line + 1, mark.column + 1))
+        where = file if mark is None else str(Position(file, mark.line + 1, mark.column + 1))
         problem = " ".join(filter(None, (error.context, error.problem)))
         raise RecipeError(f"{where}: not YAML: {problem}", "Correct it there.") from None
     except yaml.reader.ReaderError as error:
@@ -176,17 +176,17 @@ def parse(text: str, file: str) -> Table:
 class _Open:
     """A list or mapping whose end has not come yet."""
 
-    place: Place
+    place: Position
     is_table: bool
     nodes: list[Node]
 
     def closed(self) -> Node:
         if not self.is_table:
-            return Items(tuple(self.nodes), self.place)
+            return SequenceNode(tuple(self.nodes), self.place)
         entries: dict[str, Node] = {}
-        places: dict[str, Place] = {}
+        places: dict[str, Position] = {}
         for key, value in zip(self.nodes[::2], self.nodes[1::2], strict=True):
-            if not isinstance(key, Scalar) or (key.kind == "nothing"):
+            if not isinstance(key, ScalarNode) or (key.kind == "nothing"):
                 raise RecipeError(f"{key.place}: a key that is no word", "Write KEY: VALUE.")
             if key.text in entries:
                 raise RecipeError(
@@ -194,24 +194,24 @@ class _Open:
                     "Leave one of them.",
                 )
             entries[key.text], places[key.text] = value, key.place
-        return Table(entries, places, self.place)
+        return MappingNode(entries, places, self.place)
 
 
-def _built(events: Iterable[Any], file: str) -> Table:
+def _built(events: Iterable[Any], file: str) -> MappingNode:
     import yaml
 
     root: Node | None = None
     stack: list[_Open] = []
     for event in events:
         mark = event.start_mark
-        place = Place(file, mark.line + 1, mark.column + 1)
+        place = Position(file, mark.line + 1, mark.column + 1)
         if isinstance(event, yaml.DocumentStartEvent) and root is not None:
             raise RecipeError(f"{place}: a second document", "Give each recipe a file of its own.")
         if isinstance(event, yaml.NodeEvent):
             _refuse_magic(event, place)
         node: Node
         if isinstance(event, yaml.ScalarEvent):
-            node = Scalar(_joined(event.value), event.style is not None, place)
+            node = ScalarNode(_joined(event.value), event.style is not None, place)
         elif isinstance(event, yaml.CollectionStartEvent):
             if len(stack) == _DEEPEST:
                 raise RecipeError(f"{place}: nested too deeply", "See 'ws run --help'.")
@@ -225,11 +225,13 @@ def _built(events: Iterable[Any], file: str) -> Table:
             stack[-1].nodes.append(node)
         else:
             root = node
-    if isinstance(root, Table):
+    if isinstance(root, MappingNode):
         return root
     where = file if root is None else str(root.place)
     found = (
-        "empty" if root is None or (isinstance(root, Scalar) and not root.text) else "no mapping"
+        "empty"
+        if root is None or (isinstance(root, ScalarNode) and not root.text)
+        else "no mapping"
     )
     raise RecipeError(
         f"{where}: {found}", "A recipe is lines of KEY: VALUE; 'ws run --from OUT' writes one."
@@ -243,7 +245,7 @@ def _joined(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
-def _refuse_magic(event: Any, place: Place) -> None:
+def _refuse_magic(event: Any, place: Position) -> None:
     """Tags, anchors and aliases: a recipe needs none, and a stranger's may mean harm by them."""
     import yaml
 

@@ -31,7 +31,14 @@ from typing import Any
 
 from weightsurgery.errors import RecipeError
 from weightsurgery.procedures.recipe.command import Command, Field
-from weightsurgery.procedures.recipe.document import Items, Node, Place, Scalar, Table, parse
+from weightsurgery.procedures.recipe.document import (
+    MappingNode,
+    Node,
+    Position,
+    ScalarNode,
+    SequenceNode,
+    parse,
+)
 
 __all__ = [
     "COMMAND",
@@ -59,7 +66,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def listed_inputs(
-    table: Table, command: Command, values: Mapping[str, Any]
+    table: MappingNode, command: Command, values: Mapping[str, Any]
 ) -> dict[str, tuple[Mapping[str, str], ...]]:
     """SHA-256 of what is read: by parameter name, for each of its values, by file name.
 
@@ -69,7 +76,7 @@ def listed_inputs(
     node = table.entries.get(INPUTS)
     if node is None:
         return {}
-    if not isinstance(node, Table):
+    if not isinstance(node, MappingNode):
         raise RecipeError(f"{node.place}: {INPUTS}: no mapping", "Write KEY: {FILE: SHA256}.")
     found: dict[str, tuple[Mapping[str, str], ...]] = {}
     for key, each in node.entries.items():
@@ -79,7 +86,7 @@ def listed_inputs(
                 f"{node.keys[key]}: {INPUTS}: this recipe reads no {key!r}",
                 f"Name what it reads as above, or leave out {key!r}.",
             )
-        items = each.items if isinstance(each, Items) else (each,)
+        items = each.items if isinstance(each, SequenceNode) else (each,)
         number = len(values[field.name]) if field.many else 1
         if len(items) != number:
             raise RecipeError(
@@ -96,11 +103,11 @@ def listed_files(node: Node) -> dict[str, str]:
     Raises:
         RecipeError: Something else.
     """
-    if not isinstance(node, Table):
+    if not isinstance(node, MappingNode):
         raise RecipeError(f"{node.place}: no files", "Write {FILE: SHA256, ...}.")
     found = {}
     for name, each in node.entries.items():
-        if not isinstance(each, Scalar) or not _SHA256.fullmatch(each.text):
+        if not isinstance(each, ScalarNode) or not _SHA256.fullmatch(each.text):
             raise RecipeError(
                 f"{each.place}: {name}: no SHA-256", "Write 64 digits from 0 to f, in lower case."
             )
@@ -110,7 +117,7 @@ def listed_files(node: Node) -> dict[str, str]:
     return found
 
 
-def listed_makers(table: Table) -> dict[str, str]:
+def listed_makers(table: MappingNode) -> dict[str, str]:
     """Versions, and the device.
 
     Raises:
@@ -119,11 +126,11 @@ def listed_makers(table: Table) -> dict[str, str]:
     node = table.entries.get(MADE_WITH)
     if node is None:
         return {}
-    if not isinstance(node, Table):
+    if not isinstance(node, MappingNode):
         raise RecipeError(f"{node.place}: {MADE_WITH}: no mapping", "Write NAME: VERSION, ...")
     found = {}
     for name, each in node.entries.items():
-        if name not in MAKERS or not isinstance(each, Scalar):
+        if name not in MAKERS or not isinstance(each, ScalarNode):
             raise RecipeError(
                 f"{node.keys[name]}: {MADE_WITH}: {name!r} with no version of anything known",
                 f"Write NAME: VERSION, of {', '.join(MAKERS)}.",
@@ -166,7 +173,7 @@ class Recipe:
     inputs: Mapping[str, tuple[Mapping[str, str], ...]]
     made_with: Mapping[str, str]
     result: Mapping[str, str]
-    places: Mapping[str, Place]
+    places: Mapping[str, Position]
 
 
 def read_recipe(text: str, file: str, commands: Mapping[str, Command]) -> Recipe:
@@ -213,14 +220,14 @@ def read_recipe(text: str, file: str, commands: Mapping[str, Command]) -> Recipe
     )
 
 
-def _check_version(table: Table, file: str) -> None:
+def _check_version(table: MappingNode, file: str) -> None:
     node = table.entries.get(VERSION)
     if node is None:
         raise RecipeError(
             f"{file}: no line {VERSION!r}, so no recipe of ours",
             f"Begin it with  {VERSION}: {FORMAT}",
         )
-    if not isinstance(node, Scalar) or node.kind != "whole" or int(node.text) < 1:
+    if not isinstance(node, ScalarNode) or node.kind != "whole" or int(node.text) < 1:
         raise RecipeError(
             f"{node.place}: {VERSION}: no version of the format", f"Write  {VERSION}: {FORMAT}"
         )
@@ -231,18 +238,18 @@ def _check_version(table: Table, file: str) -> None:
         )
 
 
-def _command(table: Table, file: str, commands: Mapping[str, Command]) -> Command:
+def _command(table: MappingNode, file: str, commands: Mapping[str, Command]) -> Command:
     node = table.entries.get(COMMAND)
     choice = f"Choose one of: {', '.join(commands)}."
     if node is None:
         raise RecipeError(f"{file}: no line {COMMAND!r}", choice)
-    if not isinstance(node, Scalar) or node.text not in commands:
-        found = f" {node.text!r}" if isinstance(node, Scalar) else ""
+    if not isinstance(node, ScalarNode) or node.text not in commands:
+        found = f" {node.text!r}" if isinstance(node, ScalarNode) else ""
         raise RecipeError(f"{node.place}: no command{found} that writes an output", choice)
     return commands[node.text]
 
 
-def _field(command: Command, key: str, place: Place) -> Field:
+def _field(command: Command, key: str, place: Position) -> Field:
     field = command.field(key)
     if field is None:
         known = [name for each in command.fields if each.in_recipes for name in each.keys]
@@ -257,17 +264,17 @@ def _field(command: Command, key: str, place: Place) -> Field:
     return field
 
 
-def _value(field: Field, key: str, node: Node, place: Place) -> Any:
+def _value(field: Field, key: str, node: Node, place: Position) -> Any:
     """The value of one key; None where it says nothing."""
-    nodes: Iterable[Node] = node.items if isinstance(node, Items) and field.many else [node]
-    if isinstance(node, Scalar) and node.kind == "nothing":
+    nodes: Iterable[Node] = node.items if isinstance(node, SequenceNode) and field.many else [node]
+    if isinstance(node, ScalarNode) and node.kind == "nothing":
         if field.required or field.default is not None:
             raise RecipeError(f"{place}: {key}: nothing", f"Write {_wanted(field)} there.")
         return None
     found = []
     for each in nodes:
-        if not isinstance(each, Scalar):
-            kind = "a list" if isinstance(each, Items) else "a mapping"
+        if not isinstance(each, ScalarNode):
+            kind = "a list" if isinstance(each, SequenceNode) else "a mapping"
             raise RecipeError(f"{each.place}: {key}: {kind}", f"Write {_wanted(field)}.")
         found.append(_scalar(field, key, each))
     if not field.many:
@@ -282,7 +289,7 @@ def _wanted(field: Field) -> str:
     return f"a list, each item {one[field.kind]}" if field.many else one[field.kind]
 
 
-def _scalar(field: Field, key: str, node: Scalar) -> Any:
+def _scalar(field: Field, key: str, node: ScalarNode) -> Any:
     def wrong(found: str, remedy: str = "") -> RecipeError:
         return RecipeError(f"{node.place}: {key}: {found}", remedy or f"Write {_wanted(field)}.")
 

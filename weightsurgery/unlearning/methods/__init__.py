@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from weightsurgery.errors import EditError
+from weightsurgery.suggestions import one_of
 
 if TYPE_CHECKING:
     from weightsurgery.unlearning.system import System
@@ -68,7 +69,5 @@ def system(name: str) -> type[System]:
         EditError: There is none.
     """
     if name not in SYSTEMS:
-        raise EditError(
-            f"method {name!r}", f"Choose one of: {', '.join(SYSTEMS)}; 'ws unlearn --list' tells."
-        )
+        raise EditError(f"method {name!r}", one_of(name, SYSTEMS, "; 'ws unlearn --list' tells"))
     return SYSTEMS[name]

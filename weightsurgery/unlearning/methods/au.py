@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.deferred import torch
-from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.losses import soft_cross_entropy
-from weightsurgery.unlearning.by_loss import ByLoss, Grid, check_helpers
+from weightsurgery.unlearning.by_loss import (
+    BenchGrid,
+    ByDistillation,
+    check_helpers,
+    check_positive,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["GenericLabels", "generic_labels"]
 
 
 @dataclass(frozen=True)
-class Generic:
+class AUSettings:
     """The settings of AU.
 
     Attributes:
@@ -40,9 +44,8 @@ class Generic:
     helper_rate: float = 5e-5
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise EditError(f"alpha = {self.alpha}", "Give a number above 0.")
-        check_helpers(self.helper_steps, self.helper_rate)
+        check_positive(self, "alpha")
+        check_helpers(self)
 
 
 def generic_labels(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
@@ -56,7 +59,7 @@ def generic_labels(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
     return base - alpha * torch.nn.functional.relu(reinforced - base)
 
 
-class GenericLabels(ByLoss):
+class GenericLabels(ByDistillation):
     """AU, Who's Harry Potter: labels ``softmax(v_base − α ReLU(v_reinforced − v_base))``.
 
     Eldan and Russinovich 2023, arXiv 2310.02238. A model trained further on what to forget says
@@ -69,21 +72,21 @@ class GenericLabels(ByLoss):
     about = "the model's own labels less what a reinforced one says more strongly"
     paper = "Eldan and Russinovich 2023, arXiv 2310.02238, without the dictionary of names"
     published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
-    Settings = Generic
-    models = 2
-    bench = (Grid("generic labels of a reinforced model (AU), no dictionary", rates=(3e-4, 1e-3)),)
+    Settings = AUSettings
+    references = 2
+    bench = (
+        BenchGrid("generic labels of a reinforced model (AU), no dictionary", rates=(3e-4, 1e-3)),
+    )
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The model before, and the reinforced one."""
         work.helpers = 1
         how = work.settings.helper_steps, work.settings.helper_rate
-        return {"base": work.values(), "reinforced": work.tuned("reinforced", work.forget, *how)}
+        reinforced = work.finetuned("reinforced", work.forget, *how)
+        return {**super().prepare(work), "reinforced": reinforced}
 
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
-        base, reinforced = (
-            self.said_by(which, forget.inputs).counted for which in ("base", "reinforced")
-        )
-        target = generic_labels(base.float(), reinforced.float(), self.settings.alpha)
-        return soft_cross_entropy(target, forget.counted, forget.whole.tokens)
+    @override
+    def target(self, forget: BatchOutputs) -> Tensor:
+        base, reinforced = (self.reference_logits(each, forget) for each in ("base", "reinforced"))
+        return generic_labels(base, reinforced, self.settings.alpha)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError, UnsupportedCheckpointError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.merging import ByMerging, Line, Points
+from weightsurgery.unlearning.merging import BenchPoints, ByMerging, Line
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 
 __all__ = ["NegatedScaling"]
@@ -30,8 +30,8 @@ class NegatedScaling(ByMerging):
     published = Training(learning_rate=1e-2, batch_size=32)  # the rate is ours
     takes_rank = False
     bench = (
-        Points((2.0, 4.0, 6.0, 8.0), rate=60),
-        Points((1.5, 2.0, 2.5, 3.0), rate=200),
+        BenchPoints((2.0, 4.0, 6.0, 8.0), rate=60),
+        BenchPoints((1.5, 2.0, 2.5, 3.0), rate=200),
     )
 
     @classmethod

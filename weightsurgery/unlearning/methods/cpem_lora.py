@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.merging import ByMerging, Line, Points, vector
+from weightsurgery.unlearning.merging import BenchPoints, ByMerging, Line, vector
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 
 __all__ = ["NegatedLora"]
@@ -28,12 +30,12 @@ class NegatedLora(ByMerging):
     published = Training(learning_rate=1e-3, batch_size=32)  # the rate is ours
     adapter_rank = 16
     bench = (
-        Points((0.75, 1.0, 1.25, 1.5), rate=10),
-        Points((0.25, 0.375, 0.5, 0.75), rate=20),
+        BenchPoints((0.75, 1.0, 1.25, 1.5), rate=10),
+        BenchPoints((0.25, 0.375, 0.5, 0.75), rate=20),
     )
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         rank = request.lora_rank or cls.adapter_rank
         return Line(vector(request, request.forget, lora_rank=rank))

@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.merging import ByMerging, Line, Points, Scale, check_setting, vector
+from weightsurgery.unlearning.merging import (
+    BenchPoints,
+    ByMerging,
+    Line,
+    MergeSettings,
+    check_setting,
+    vector,
+)
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 
 __all__ = ["Ethos"]
 
 
 @dataclass(frozen=True)
-class Threshold(Scale):
+class EthosSettings(MergeSettings):
     """The settings of Ethos.
 
     Attributes:
@@ -43,13 +52,13 @@ class Ethos(ByMerging):
     about = "W − λT, T without its small entries in the singular basis of W tuned to keep data"
     paper = "Ethos, Gao et al., arXiv 2403.08994"
     published = Training(learning_rate=1e-4, batch_size=32)  # the rate is ours
-    Settings = Threshold
+    Settings = EthosSettings
     needs_keep = True
-    bench = (Points((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
+    bench = (BenchPoints((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         from weightsurgery.algebra.negations import specific
 
         threshold = request.settings["threshold"]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from weightsurgery.errors import EditError
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
+from weightsurgery.unlearning.by_loss import LONG, BenchGrid, ByLoss, check_not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["EfficientUnlearning"]
 
 
 @dataclass(frozen=True)
-class Selective:
+class EULSettings:
     """The settings of EUL.
 
     Attributes:
@@ -39,9 +38,7 @@ class Selective:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "task", "gamma"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise EditError(f"{name} = {getattr(self, name)}", "Give a number from 0.")
+        check_not_negative(self, "alpha", "task", "gamma")
 
 
 class EfficientUnlearning(ByLoss):
@@ -57,26 +54,23 @@ class EfficientUnlearning(ByLoss):
     about = "an adapter that leaves the model on forget and stays on keep"
     paper = "Chen and Yang 2023, arXiv 2310.20150; a reconstruction"
     published = Training(epochs=5, learning_rate=1e-3, batch_size=32)
-    Settings = Selective
-    models = 1
+    Settings = EULSettings
+    references = 1
     needs_keep = True
     adapter_rank = 16
     bench = (
-        Grid("EUL (reconstruction): LoRA of rank 16 beside all linear layers", rates=(3e-4, 1e-3)),
-        Grid("eul, up to 160 steps", rates=(3e-4, 1e-3), every=LONG, label="eul-long"),
+        BenchGrid(
+            "EUL (reconstruction): LoRA of rank 16 beside all linear layers", rates=(3e-4, 1e-3)
+        ),
+        BenchGrid("eul, up to 160 steps", rates=(3e-4, 1e-3), every=LONG, label="eul-long"),
     )
 
-    @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
-        """The model before, which is the one without its adapter."""
-        return {"base": work.values()}
-
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
         own = self.settings
         stayed, left = (
-            kl(each.counted, self.said_by("base", each.inputs).counted, each.whole.tokens)
+            kl(each.counted, self.reference_outputs("base", each.inputs).counted, each.whole.tokens)
             for each in (keep, forget)
         )
         teacher = own.alpha * stayed - left

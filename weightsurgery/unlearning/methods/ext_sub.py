@@ -5,20 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.selection import LARGEST_SCALE
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.merging import ByMerging, Line, Points, Scale, check_setting, vector
+from weightsurgery.unlearning.merging import (
+    BenchPoints,
+    ByMerging,
+    Line,
+    MergeSettings,
+    check_setting,
+    vector,
+)
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 
 __all__ = ["ExtSub"]
 
 
 @dataclass(frozen=True)
-class Expert(Scale):
+class ExtSubSettings(MergeSettings):
     """The settings of Ext-Sub.
 
     Attributes:
@@ -43,17 +52,17 @@ class ExtSub(ByMerging):
     about = "W + T_keep − λT less the directions of both, row by row"
     paper = "Ext-Sub, Hu et al., arXiv 2308.08090"
     published = Training(learning_rate=1e-4, batch_size=32)  # the rate is ours
-    Settings = Expert
+    Settings = ExtSubSettings
     needs_keep = True
     # The base answers all that is to be kept, so that the good change has little to add: both.
     bench = (
-        Points((0.5, 1.0, 2.0)),
-        Points((0.75, 1.0, 1.25, 1.5, 2.0), settings={"expert": 0.0}),
+        BenchPoints((0.5, 1.0, 2.0)),
+        BenchPoints((0.75, 1.0, 1.25, 1.5, 2.0), settings={"expert": 0.0}),
     )
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         from weightsurgery.algebra.negations import extracted
 
         bad, good = vector(request, request.forget), vector(request, request.keep)

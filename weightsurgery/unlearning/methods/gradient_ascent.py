@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["GradientAscent"]
@@ -26,8 +28,8 @@ class GradientAscent(ByLoss):
     about = "−CE(forget)"
     paper = "Jang et al. 2023, arXiv 2210.01504, without the stop rule"
     published = Training(epochs=5, learning_rate=5e-5, batch_size=32)
-    bench = (Grid("trained on −CE(forget)", rates=(1e-4, 3e-4)),)
+    bench = (BenchGrid("trained on −CE(forget)", rates=(1e-4, 3e-4)),)
 
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         return -forget.cross_entropy

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from weightsurgery.errors import EditError
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from typing_extensions import override
+
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_not_negative
 from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["GradientDifference"]
 
 
 @dataclass(frozen=True)
-class KeepWeight:
+class GradientDifferenceSettings:
     """How much what to keep counts.
 
     Attributes:
@@ -33,8 +33,7 @@ class KeepWeight:
     keep_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_weight < math.inf:
-            raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
+        check_not_negative(self, "keep_weight")
 
 
 class GradientDifference(ByLoss):
@@ -48,12 +47,12 @@ class GradientDifference(ByLoss):
     about = "−CE(forget) + CE(keep)"
     paper = "Liu et al. 2022, arXiv 2203.12817"
     published = GradientAscent.published
-    Settings = KeepWeight
+    Settings = GradientDifferenceSettings
     needs_keep = True
-    bench = (Grid("trained on −CE(forget) + CE(keep)", rates=(1e-4, 3e-4)),)
+    bench = (BenchGrid("trained on −CE(forget) + CE(keep)", rates=(1e-4, 3e-4)),)
 
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
         weight: float = self.settings.keep_weight
         return weight * keep.cross_entropy - forget.cross_entropy

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.checkpoint.layout import TensorEntry
@@ -24,8 +25,7 @@ from weightsurgery.checkpoint.staging import check_target, held_bytes
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.errors import EditError
 from weightsurgery.learning.identify import ALL_LINEAR, DELTA, as_rows, is_main, train
-from weightsurgery.learning.method import Method as Modes
-from weightsurgery.learning.method import stages_of
+from weightsurgery.learning.method import IdentifyMode, stages_of
 from weightsurgery.learning.models import load_tokenizer, quiet
 from weightsurgery.learning.parameters import (
     load_float32,
@@ -41,17 +41,17 @@ from weightsurgery.learning.training import isolated
 from weightsurgery.progress import Progress
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import Method
-from weightsurgery.unlearning.saving import Change, find_and_save, workspace_of
+from weightsurgery.unlearning.saving import MethodResult, find_and_save, workspace_of
 from weightsurgery.unlearning.sets import Sets
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 
-__all__ = ["Identify", "Plan", "identify", "plan", "read_job"]
+__all__ = ["Identify", "IdentifyPlan", "identify", "plan", "read_job"]
 
 Name = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Plan:
+class IdentifyPlan:
     """What an identification would train and hold, from headers alone.
 
     Attributes:
@@ -82,22 +82,22 @@ class Identify(Method):
         training: How to train.
     """
 
-    modes: Modes
+    modes: IdentifyMode
     training: Training
     distributed = True
 
     @property
+    @override
     def seed(self) -> int:  # type: ignore[override]
-        """See :class:`Method`."""
         return self.training.seed
 
     @property
+    @override
     def packages(self) -> tuple[str, ...]:  # type: ignore[override]
-        """See :class:`Method`."""
         return () if self.modes.lora_rank is None else ("peft",)
 
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {"method": asdict(self.modes), "training": asdict(self.training)}
 
     def factors(self, job: Job) -> RankRule:
@@ -113,7 +113,7 @@ class Identify(Method):
             "identify applies no edit", "Apply its vector with 'ws negate' or 'ws add'."
         )
 
-    def planned(self, job: Job) -> Plan:
+    def planned(self, job: Job) -> IdentifyPlan:
         """What it will take."""
         entries, rank = job.base.entries, self.modes.lora_rank
 
@@ -132,7 +132,7 @@ class Identify(Method):
         # Finished stages, the tuned tensors, the vector; a point to go on from, and the one
         # before it; in mode literal the first values too.
         copies = 4 if self.modes.mode == "literal" else 3
-        return Plan(
+        return IdentifyPlan(
             self.modes.mode,
             stages,
             weights=4 * sum(entry.numel for entry in entries.values()),
@@ -142,7 +142,7 @@ class Identify(Method):
             disk=4 * (copies * total + 6 * largest),
         )
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> Change:
+    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
         """See :class:`Method`: loads, trains, and tells the changes by their stored names.
 
         Raises:
@@ -172,15 +172,15 @@ class Identify(Method):
             summary = {"stages": [asdict(each) for each in trained]}
             if factors is not None:
                 by_name = {sole_name(base, stored[n], each): each for n, each in factors.items()}
-                return Change(by_name, summary)
+                return MethodResult(by_name, summary)
             values = values_of(model, names)
             if not is_main():
-                return Change({}, summary)
+                return MethodResult({}, summary)
             with writing(root.parent):
                 before = save_tensors(model, initial, root / "initial") if literal else base
                 after = save_tensors(model, values, root / "tuned")
             found = FinetunedChange(before, after, missing="base")
-            return Change(_Differences(job, found), summary)
+            return MethodResult(_Differences(job, found), summary)
 
     def _check_space(self, job: Job, root: Path) -> None:
         needed = self.planned(job).disk - held_bytes(root)
@@ -222,7 +222,7 @@ def read_job(
     keep: Sequence[Name],
     validation: Name | None,
     training: Training,
-    method: Modes,
+    method: IdentifyMode,
     selection: Selection,
     device: str,
 ) -> Job:
@@ -269,7 +269,7 @@ def identify(
     data: Name,
     out: Name,
     training: Training,
-    method: Modes = DELTA,
+    method: IdentifyMode = DELTA,
     *,
     selection: Selection = ALL_LINEAR,
     keep: Sequence[Name] = (),
@@ -325,14 +325,14 @@ def plan(
     data: Name,
     out: Name,
     training: Training,
-    method: Modes = DELTA,
+    method: IdentifyMode = DELTA,
     *,
     selection: Selection = ALL_LINEAR,
     keep: Sequence[Name] = (),
     validation: Name | None = None,
     device: str = "auto",
     overwrite: bool = False,
-) -> Plan:
+) -> IdentifyPlan:
     """What `identify` with these arguments would train and hold; no weight is read.
 
     Raises:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import ByLoss, Grid, check_helpers
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_helpers, check_not_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said, Whole
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["KnowledgeGapAlignment"]
 
 
 @dataclass(frozen=True)
-class KnowledgeGap:
+class KGASettings:
     """The settings of KGA.
 
     Attributes:
@@ -43,11 +44,10 @@ class KnowledgeGap:
     helper_rate: float = 5e-5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha < math.inf:
-            raise EditError(f"alpha = {self.alpha}", "Give a number from 0.")
+        check_not_negative(self, "alpha")
         if not 0 <= self.stop < 1:
             raise EditError(f"stop = {self.stop}", "Give a share below 1; 0 for no early end.")
-        check_helpers(self.helper_steps, self.helper_rate)
+        check_helpers(self)
 
 
 class KnowledgeGapAlignment(ByLoss):
@@ -68,48 +68,50 @@ class KnowledgeGapAlignment(ByLoss):
     about = "the gap to a model that knows it becomes that of unseen data"
     paper = "Wang et al. 2023, arXiv 2305.06535"
     published = Training(epochs=50, learning_rate=5e-5, batch_size=16, weight_decay=1e-4)
-    Settings = KnowledgeGap
-    models = 2
+    Settings = KGASettings
+    references = 2
     needs_keep = True
     needs_unseen = True
     _step: Tensor | None = None
-    bench = (Grid("knowledge-gap alignment, unseen data of another world", rates=(3e-5, 1e-4)),)
+    bench = (
+        BenchGrid("knowledge-gap alignment, unseen data of another world", rates=(3e-5, 1e-4)),
+    )
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The helpers, and the gap."""
         work.helpers = 2
         how = work.settings.helper_steps, work.settings.helper_rate
-        base = work.values()
-        unseen = work.tuned("helper of unseen data", work.unseen, *how)
+        base = work.current_values()
+        unseen = work.finetuned("helper of unseen data", work.unseen, *how)
         gap = work.divergence(unseen, base, work.unseen)
         del unseen
-        helper = work.tuned("helper of what to forget", work.forget, *how)
+        helper = work.finetuned("helper of what to forget", work.forget, *how)
         return {"base": base, "helper": helper, "gap": gap}
 
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
-        from weightsurgery.learning.unlearners.said import Whole
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
+        from weightsurgery.learning.unlearners.said import BatchTotals
 
         assert keep is not None
         own = self._from_helper(forget)
         gap: float = self.prepared["gap"]
-        over = (self.summed(own) if self._step is None else self._step) - gap
+        over = (self.sum_over_processes(own) if self._step is None else self._step) - gap
         self._apart = abs(float(over))
         # This part's share of |over|, of whose gradient the whole step says the sign.
-        share = Whole.of(forget.inputs).tokens.to(own.dtype) / forget.whole.tokens
+        share = BatchTotals.of(forget.inputs).tokens.to(own.dtype) / forget.whole.tokens
         apart = over.sign() * (own - gap * share)
-        before = self.said_by("base", keep.inputs)
+        before = self.reference_outputs("base", keep.inputs)
         kept = kl(keep.counted, before.counted, keep.whole.tokens)
         alpha: float = self.settings.alpha
         return apart + alpha * kept
 
-    def _from_helper(self, forget: Said) -> Tensor:
+    def _from_helper(self, forget: BatchOutputs) -> Tensor:
         """``KL(f*‖A_f)(D_f)``."""
-        helper = self.said_by("helper", forget.inputs)
+        helper = self.reference_outputs("helper", forget.inputs)
         return kl(forget.counted, helper.counted, forget.whole.tokens)
 
-    def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: Whole) -> None:
+    def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: BatchTotals) -> None:
         """See :class:`Unlearner`; the step's gap, if no single pass will tell it."""
         from weightsurgery.learning.training import isolated  # which loads models
 
@@ -120,14 +122,16 @@ class KnowledgeGapAlignment(ByLoss):
             with torch.no_grad(), isolated():
                 # One at a time: logits of all would take what accumulation is to save.
                 parts = [
-                    self._from_helper(replace(self.trainer.ask(model, batch), part_of=whole))
+                    self._from_helper(
+                        replace(self.trainer.model_outputs(model, batch), part_of=whole)
+                    )
                     for batch in forget
                 ]
-            self._step = self.summed(torch.stack(parts).sum())
+            self._step = self.sum_over_processes(torch.stack(parts).sum())
 
+    @override
     def after_step(self) -> bool:
-        """See :class:`Unlearner`."""
-        apart, first = self.agreed(self._apart), self._first
+        apart, first = self.mean_over_processes(self._apart), self._first
         if first is None:
             # Beside the losses, where a run that goes on after a kill finds it.
             self.trainer.state.log_history.append(
@@ -142,7 +146,7 @@ class KnowledgeGapAlignment(ByLoss):
             (row["apart"] for row in self.trainer.state.log_history if "apart" in row), None
         )
 
+    @override
     def outcome(self) -> dict[str, Any]:
-        """See :class:`Unlearner`."""
         found = {"first": self._first, "last": getattr(self, "_apart", None)}
         return {"gap": self.prepared["gap"], "apart": found}

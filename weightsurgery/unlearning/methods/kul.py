@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import Grid
+from weightsurgery.unlearning.by_loss import BenchGrid
 from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 
 if TYPE_CHECKING:
     from weightsurgery.learning.data import Example
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["KnowledgeUnlearning"]
 
 
 @dataclass(frozen=True)
-class StopRule:
+class KULSettings:
     """When gradient ascent has forgotten enough.
 
     Attributes:
@@ -54,10 +56,10 @@ class KnowledgeUnlearning(GradientAscent):
     about = "gradient ascent until the request is as strange as unseen data"
     paper = "Jang et al. 2023, arXiv 2210.01504 (KUL)"
     published = Training(epochs=20, learning_rate=5e-5, batch_size=32, max_length=200)
-    Settings = StopRule
+    Settings = KULSettings
     needs_unseen = True
     bench = (
-        Grid(
+        BenchGrid(
             "gradient ascent until MA is under that of facts of another world",
             rates=(2e-5, 5e-5, 1e-4, 2e-4, 3e-4, 5e-4),
             ends_itself=True,
@@ -65,24 +67,24 @@ class KnowledgeUnlearning(GradientAscent):
     )
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The thresholds, and what it takes to ask again."""
         limits = _memorised(work, work.unseen, ("ma", "el"))
         if limits["el"] is not None and _memorised(work, work.forget, ("el",))["el"] is None:
             limits["el"] = None  # EL where both sets have it
         return {"limits": limits, "work": work}
 
+    @override
     def after_epoch(self) -> bool:
-        """See :class:`Unlearner`."""
-        work: Work = self.prepared["work"]
+        work: Preparation = self.prepared["work"]
         limits = {n: each for n, each in self.prepared["limits"].items() if each is not None}
         self._last = _memorised(work, work.forget, tuple(limits))
         work.model.train()
         under = all(_under(self._last[name], limit) for name, limit in limits.items())
-        return self.agreed(float(under)) >= 0.5
+        return self.mean_over_processes(float(under)) >= 0.5
 
+    @override
     def outcome(self) -> dict[str, Any]:
-        """See :class:`Unlearner`."""
         return {"limits": self.prepared["limits"], "reached": getattr(self, "_last", {})}
 
 
@@ -92,7 +94,7 @@ def _under(value: float | None, limit: float) -> bool:
 
 
 def _memorised(
-    work: Work, examples: Sequence[Example], names: tuple[str, ...]
+    work: Preparation, examples: Sequence[Example], names: tuple[str, ...]
 ) -> dict[str, float | None]:
     """The mean MA and EL_n of examples; EL is None where none of them has it."""
     from weightsurgery.learning.scores import score  # which loads models

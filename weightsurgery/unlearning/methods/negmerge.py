@@ -5,18 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.merging import ByMerging, Line, Points, Scale, check_setting, vector
+from weightsurgery.unlearning.merging import (
+    BenchPoints,
+    ByMerging,
+    Line,
+    MergeSettings,
+    check_setting,
+    vector,
+)
 
 if TYPE_CHECKING:
-    from weightsurgery.unlearning.change_request import ChangeRequest
+    from weightsurgery.unlearning.system import ChangeRequest
 
 
 __all__ = ["NegMerge"]
 
 
 @dataclass(frozen=True)
-class Several(Scale):
+class NegMergeSettings(MergeSettings):
     """The settings of NegMerge.
 
     Attributes:
@@ -43,12 +52,12 @@ class NegMerge(ByMerging):
     about = "W − λ·mean of several T where all agree in sign"
     paper = "NegMerge, Kim et al., arXiv 2410.05583"
     published = Training(learning_rate=1e-4, batch_size=32)  # the rate is ours
-    Settings = Several
-    bench = (Points((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
+    Settings = NegMergeSettings
+    bench = (BenchPoints((0.5, 0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 2.0)),)
 
     @classmethod
+    @override
     def line(cls, request: ChangeRequest) -> Line:
-        """See :class:`ByMerging`."""
         from weightsurgery.algebra.negations import agreed
 
         spread, seeds = request.settings["spread"], range(request.settings["seeds"])

@@ -8,34 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, HarmError
 from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours
-from weightsurgery.surgery.plan import Plan
+from weightsurgery.unlearning.by_search import BySearch
 from weightsurgery.unlearning.job import Job
-from weightsurgery.unlearning.method import Loaded, OnModel
-from weightsurgery.unlearning.plan import Planned, training_plan
-from weightsurgery.unlearning.search import Search
-from weightsurgery.vectors.lora_files import AdapterPlan
+from weightsurgery.unlearning.method import Loaded
 
 __all__ = ["Neighbours"]
 
 
 @dataclass(frozen=True)
-class Neighbours(OnModel):
-    """Forget or learn by neighbours.
+class Neighbours(BySearch):
+    """Forget or learn by neighbours, with the search's settings for those."""
 
-    Attributes:
-        search: With settings for neighbours.
-    """
-
-    search: Search
     packages = ("peft",)
 
     @property
@@ -44,32 +36,13 @@ class Neighbours(OnModel):
         assert self.search.neighbours is not None
         return self.search.neighbours
 
-    @property
-    def seed(self) -> int:  # type: ignore[override]
-        """See :class:`Method`."""
-        return self.search.seed
-
-    @property
-    def budget(self) -> float:  # type: ignore[override]
-        """See :class:`OnModel`."""
-        return self.search.budget
-
-    @property
-    def allow_harm(self) -> bool:  # type: ignore[override]
-        """See :class:`OnModel`."""
-        return self.search.allow_harm
-
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {"method": "neighbours", **self.search.described()}
 
     def factors(self, job: Job) -> RankRule:
         """See :class:`Method`: the change is trained in factors."""
         return job.rank or Rank(self.settings.rank)
-
-    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> Planned:
-        """See :class:`Method`."""
-        return training_plan(job, self.search, edit, vector, finished)
 
     def check(self, job: Job) -> None:
         """Refuse what it cannot keep or watch.
@@ -134,8 +107,8 @@ class Neighbours(OnModel):
             "gathered": found.notes,
         }
 
+    @override
     def notices(self, job: Job, found: EditRecord) -> list[str]:
-        """See :class:`Method`."""
         steps = found.summary["steps"]
         look = next(each for each in found.summary["looks"] if each["step"] == steps)
         if job.learning and look["known"] < 0.99:

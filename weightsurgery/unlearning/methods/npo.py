@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import kl
-from weightsurgery.unlearning.by_loss import LONG, ByLoss, Grid
+from weightsurgery.suggestions import one_of
+from weightsurgery.unlearning.by_loss import (
+    LONG,
+    BenchGrid,
+    ByLoss,
+    check_not_negative,
+    check_positive,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["NPO", "npo"]
@@ -25,7 +32,7 @@ _RETAIN = ("none", "gdr", "klr")
 
 
 @dataclass(frozen=True)
-class Preference:
+class NPOSettings:
     """The settings of NPO.
 
     Attributes:
@@ -43,12 +50,10 @@ class Preference:
     keep_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < math.inf:
-            raise EditError(f"beta = {self.beta}", "Give a number above 0.")
+        check_positive(self, "beta")
         if self.retain not in _RETAIN:
-            raise EditError(f"retain = {self.retain}", f"Choose one of: {', '.join(_RETAIN)}.")
-        if not 0 <= self.keep_weight < math.inf:
-            raise EditError(f"keep_weight = {self.keep_weight}", "Give a number from 0.")
+            raise EditError(f"retain = {self.retain}", one_of(self.retain, _RETAIN))
+        check_not_negative(self, "keep_weight")
 
 
 def npo(nll: Tensor, reference: Tensor, beta: float, count: Tensor | int) -> Tensor:
@@ -74,23 +79,23 @@ class NPO(ByLoss):
     about = "negative preference; retain=gdr or klr adds a term of what to keep"
     paper = "Zhang et al. 2024, arXiv 2404.05868"
     published = Training(epochs=20, learning_rate=1e-5, batch_size=32, weight_decay=0.01)
-    Settings = Preference
-    models = 1
+    Settings = NPOSettings
+    references = 1
     bench = (
-        Grid("NPO, β=0.1", rates=(3e-5, 1e-4)),
-        Grid(
+        BenchGrid("NPO, β=0.1", rates=(3e-5, 1e-4)),
+        BenchGrid(
             "NPO, β=0.1, + CE(keep)",
             rates=(3e-5, 1e-4),
             settings=({"retain": "gdr"},),
             label="npo-gdr",
         ),
-        Grid(
+        BenchGrid(
             "NPO, β=0.1, + KL(base‖model) on keep",
             rates=(3e-5, 1e-4),
             settings=({"retain": "klr"},),
             label="npo-klr",
         ),
-        Grid(
+        BenchGrid(
             "npo-gdr, up to 160 steps",
             rates=(3e-5, 1e-4),
             settings=({"retain": "gdr"},),
@@ -100,25 +105,20 @@ class NPO(ByLoss):
     )
 
     @classmethod
+    @override
     def keeps(cls, settings: Any) -> bool:
-        """See :class:`Unlearner`."""
         return bool(settings.retain != "none")
 
-    @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
-        """The model before."""
-        return {"base": work.values()}
-
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
-        reference, _ = self.said_by("base", forget.inputs).nll
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
+        reference, _ = self.reference_outputs("base", forget.inputs).nll
         loss = npo(forget.nll[0], reference, self.settings.beta, forget.whole.rows)
         if keep is None:
             return loss
         if self.settings.retain == "gdr":
             kept = keep.cross_entropy
         else:
-            before = self.said_by("base", keep.inputs)
+            before = self.reference_outputs("base", keep.inputs)
             kept = kl(before.counted, keep.counted, keep.whole.tokens)
         weight: float = self.settings.keep_weight
         return loss + weight * kept

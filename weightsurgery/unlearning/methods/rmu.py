@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from weightsurgery.checkpoint.naming import is_mlp_output, layer_of
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.unlearners.losses import exact
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_not_negative, check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from weightsurgery.learning.models import PreTrainedModel
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.work import Preparation
 
 
 __all__ = ["RMU", "distance"]
 
 
 @dataclass(frozen=True)
-class Steering:
+class RMUSettings:
     """The settings of RMU.
 
     Attributes:
@@ -46,10 +47,8 @@ class Steering:
     span: int = 3
 
     def __post_init__(self) -> None:
-        if not 0 < self.coefficient < math.inf:
-            raise EditError(f"coefficient = {self.coefficient}", "Give a number above 0.")
-        if not 0 <= self.alpha < math.inf:
-            raise EditError(f"alpha = {self.alpha}", "Give a number from 0.")
+        check_positive(self, "coefficient")
+        check_not_negative(self, "alpha")
         if self.layer is not None and self.layer < 0:
             raise EditError(f"layer = {self.layer}", "Give a number from 0.")
         if self.span < 1:
@@ -104,12 +103,12 @@ class RMU(ByLoss):
     about = "hidden states on forget steered to a random vector, held on keep"
     paper = "Li et al. 2024, arXiv 2403.03218"
     published = Training(steps=250, learning_rate=5e-5, batch_size=4)
-    Settings = Steering
-    models = 1
+    Settings = RMUSettings
+    references = 1
     needs_keep = True
-    asks_hidden = True
+    needs_hidden_states = True
     bench = (
-        Grid(
+        BenchGrid(
             "RMU: states of the middle layer steered to c = 300, five times their size",
             rates=(3e-3,),
             settings=tuple({"coefficient": 300.0, "alpha": a} for a in (10.0, 100.0)),
@@ -139,20 +138,20 @@ class RMU(ByLoss):
         return inside
 
     @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
+    def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The model before, the layer, and the vector."""
         width = int(work.plain.config.get_text_config().hidden_size)
         drawn = torch.rand(width, generator=torch.Generator().manual_seed(work.training.seed))
         control = work.settings.coefficient * drawn / drawn.norm()
         layer = work.settings.steered(work.plain)
         work.notes["layer"] = layer
-        return {"base": work.values(), "control": control.to(work.device), "layer": layer}
+        return {**super().prepare(work), "control": control.to(work.device), "layer": layer}
 
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
         layer: int = self.prepared["layer"]
-        before = self.said_by("base", keep.inputs).states(layer)
+        before = self.reference_outputs("base", keep.inputs).states(layer)
         steered = distance(forget.states(layer), self.prepared["control"], forget.whole.positions)
         held = distance(keep.states(layer), before, keep.whole.positions)
         alpha: float = self.settings.alpha

@@ -9,10 +9,10 @@ from __future__ import annotations
 import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from weightsurgery.algebra.discriminate import KeepSpace
 from weightsurgery.algebra.lowrank import LowRank, RankRule
@@ -24,13 +24,11 @@ from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.kept import Kept
 from weightsurgery.learning.rounds import find_change
 from weightsurgery.learning.watch import Rule, Watch
-from weightsurgery.surgery.plan import Plan
 from weightsurgery.surgery.workers import torch_threads
+from weightsurgery.unlearning.by_search import BySearch
 from weightsurgery.unlearning.job import Job
-from weightsurgery.unlearning.method import Loaded, OnModel
-from weightsurgery.unlearning.plan import Planned, training_plan
+from weightsurgery.unlearning.method import Loaded
 from weightsurgery.unlearning.search import Search
-from weightsurgery.vectors.lora_files import AdapterPlan
 from weightsurgery.vectors.statistics import total_gram
 
 __all__ = ["InRounds"]
@@ -40,46 +38,21 @@ _LITTLE = 0.5
 
 
 @dataclass(frozen=True)
-class InRounds(OnModel):
-    """Forget or learn in rounds.
+class InRounds(BySearch):
+    """Forget or learn in rounds, with the search's settings for those."""
 
-    Attributes:
-        search: With settings for rounds.
-    """
-
-    search: Search
-
-    @property
-    def seed(self) -> int:  # type: ignore[override]
-        """See :class:`Method`."""
-        return self.search.seed
-
-    @property
-    def budget(self) -> float:  # type: ignore[override]
-        """See :class:`OnModel`."""
-        return self.search.budget
-
-    @property
-    def allow_harm(self) -> bool:  # type: ignore[override]
-        """See :class:`OnModel`."""
-        return self.search.allow_harm
-
+    @override
     def described(self, job: Job) -> dict[str, Any]:
-        """See :class:`Method`."""
         return {"method": "rounds from data", **self.search.described()}
 
+    @override
     def factors(self, job: Job) -> RankRule:
-        """See :class:`Method`."""
         if job.rank is None:
             raise EditError(
                 "--as adapter with data: the change that is trained is of full rank",
                 "Pass --rank K (or --energy E) to truncate it; what that loses is reported.",
             )
         return job.rank
-
-    def plan(self, job: Job, edit: Plan | AdapterPlan, vector: Path, finished: bool) -> Planned:
-        """See :class:`Method`."""
-        return training_plan(job, self.search, edit, vector, finished)
 
     def check(self, job: Job) -> None:
         """Refuse what says nothing of inputs.
@@ -124,8 +97,8 @@ class InRounds(OnModel):
             "watched": [_look(each) for each in found.watched],
         }
 
+    @override
     def notices(self, job: Job, found: EditRecord) -> list[str]:
-        """See :class:`Method`."""
         notices, rounds = [], found.summary["rounds"]
         first, last = rounds[0]["first_loss"], rounds[-1]["last_loss"]
         if self.search.objective != "negate" and last > _LITTLE * first:

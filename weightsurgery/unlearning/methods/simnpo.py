@@ -6,22 +6,24 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_not_negative, check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 
 __all__ = ["SimNPO", "simnpo"]
 
 
 @dataclass(frozen=True)
-class SimplePreference:
+class SimNPOSettings:
     """The settings of SimNPO.
 
     Attributes:
@@ -40,13 +42,10 @@ class SimplePreference:
     keep_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta < math.inf:
-            raise EditError(f"beta = {self.beta}", "Give a number above 0.")
+        check_positive(self, "beta")
         if not math.isfinite(self.delta):
             raise EditError(f"delta = {self.delta}", "Give a finite number.")
-        for name in ("forget_weight", "keep_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise EditError(f"{name} = {getattr(self, name)}", "Give a number from 0.")
+        check_not_negative(self, "forget_weight", "keep_weight")
 
 
 def simnpo(nll: Tensor, tokens: Tensor, beta: float, delta: float, count: Tensor | int) -> Tensor:
@@ -75,17 +74,17 @@ class SimNPO(ByLoss):
     about = "negative preference by length, and CE(keep)"
     paper = "Fan et al. 2024, arXiv 2410.07163"
     published = Training(epochs=20, learning_rate=1e-5, batch_size=32, weight_decay=0.01)
-    Settings = SimplePreference
+    Settings = SimNPOSettings
     needs_keep = True
-    bench = (Grid("SimNPO, β=4.5, δ=0, + CE(keep)", rates=(1e-4, 3e-4)),)
+    bench = (BenchGrid("SimNPO, β=4.5, δ=0, + CE(keep)", rates=(1e-4, 3e-4)),)
 
     @classmethod
+    @override
     def keeps(cls, settings: Any) -> bool:
-        """See :class:`Unlearner`."""
         return bool(settings.keep_weight > 0)
 
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
+    @override
+    def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         own = self.settings
         nll, tokens = forget.nll
         forgotten = simnpo(nll, tokens, own.beta, own.delta, forget.whole.rows)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from weightsurgery.deferred import torch
-from weightsurgery.errors import EditError
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.unlearners.losses import soft_cross_entropy
-from weightsurgery.unlearning.by_loss import ByLoss, Grid
+from weightsurgery.unlearning.by_loss import BenchGrid, ByDistillation, check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import Said
-    from weightsurgery.learning.unlearners.work import Work
+    from weightsurgery.learning.unlearners.said import BatchOutputs
 
 __all__ = ["Undial", "adjusted"]
 
 
 @dataclass(frozen=True)
-class Adjustment:
+class UndialSettings:
     """The settings of UNDIAL.
 
     Attributes:
@@ -35,8 +33,7 @@ class Adjustment:
     strength: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.strength < math.inf:
-            raise EditError(f"strength = {self.strength}", "Give a number above 0.")
+        check_positive(self, "strength")
 
 
 def adjusted(logits: Tensor, tokens: Tensor, strength: float) -> Tensor:
@@ -51,7 +48,7 @@ def adjusted(logits: Tensor, tokens: Tensor, strength: float) -> Tensor:
     return logits.scatter_add(-1, tokens[:, None], less)
 
 
-class Undial(ByLoss):
+class Undial(ByDistillation):
     """``L = CE(softmax(z₀ − γ e_y), f)`` on what to forget, z₀ the logits of the model before.
 
     Dong et al. 2024, arXiv 2402.10052: self-distillation on adjusted logits. The target does not
@@ -65,17 +62,12 @@ class Undial(ByLoss):
     about = "taught what it says itself, less the tokens to forget"
     paper = "Dong et al. 2024, arXiv 2402.10052"
     published = Training(epochs=10, learning_rate=1e-4, batch_size=16)
-    Settings = Adjustment
-    models = 1
-    bench = (Grid("UNDIAL, γ=10: its own logits less those of the request", rates=(1e-4, 3e-4)),)
+    Settings = UndialSettings
+    bench = (
+        BenchGrid("UNDIAL, γ=10: its own logits less those of the request", rates=(1e-4, 3e-4)),
+    )
 
-    @classmethod
-    def prepare(cls, work: Work) -> dict[str, Any]:
-        """The model before."""
-        return {"base": work.values()}
-
-    def loss(self, forget: Said, keep: Said | None) -> Tensor:
-        """See :class:`Unlearner`."""
-        before = self.said_by("base", forget.inputs).counted.float()
-        target = adjusted(before, forget.wanted, self.settings.strength)
-        return soft_cross_entropy(target, forget.counted, forget.whole.tokens)
+    @override
+    def target(self, forget: BatchOutputs) -> Tensor:
+        before = self.reference_logits("base", forget)
+        return adjusted(before, forget.wanted, self.settings.strength)

@@ -1,0 +1,121 @@
+"""``import weightsurgery as ws``: cheap, whole, and typed for who uses it."""
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import weightsurgery as ws
+
+ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+    "peft",
+    "typer",
+    "rich",
+)
+
+
+def test_importing_it_imports_nothing_heavy():
+    code = (
+        f"import json, sys, weightsurgery as ws\nheavy = set({HEAVY!r})\n"
+        "first = sorted(heavy & set(sys.modules)); ws.Rank(3); ws.WeightSurgeryError('x')\n"
+        "second = sorted(heavy & set(sys.modules)); ws.complete\n"
+        "print(json.dumps([first, second, 'torch' in sys.modules]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [[], [], True]  # the last of them does import
+
+
+def test_checkers_see_what_there_is():
+    tree = ast.parse((ROOT / "weightsurgery/__init__.py").read_text())
+    (block, _) = [each for each in tree.body if isinstance(each, ast.If)]
+    seen = {
+        alias.name: each.module.removeprefix("weightsurgery.")
+        for each in block.body
+        for alias in each.names
+        if alias.asname == alias.name
+    }
+    assert seen == ws._PUBLIC
+    assert len(seen) >= 40
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ws.nothing  # noqa: B018
+    assert set(dir(ws)) == {"__version__", *seen}
+
+
+@pytest.mark.parametrize("name", sorted(ws._PUBLIC))
+def test_docstrings_say_what_goes_in_and_what_goes_wrong(name):
+    found = getattr(ws, name)
+    text = inspect.getdoc(found)
+    assert text.splitlines()[0].endswith((".", ":"))
+    if inspect.isfunction(found):
+        taken = set(inspect.signature(found).parameters)
+        assert "Raises:" in text or name in ("discriminate", "truncated_svd", "inspect")
+        if len(taken) > 2 and name != "plan_edit":
+            assert [each for each in taken if f"{each}:" not in text] == []
+
+
+GOOD = """
+import weightsurgery as ws
+
+with ws.Checkpoint.open("base") as base:
+    vector: ws.TaskVector = ws.open_vector(base, ["tuned"])
+    edit = ws.Project(vector, keep=(0.5 * vector,), rank=ws.Rank(32), scale=2.0)
+    done: ws.Applied = ws.apply(edit, base, "out", selection=ws.Selection("mlp"))
+    size: float = ws.diff(base, vector, rule=ws.Energy(0.9)).relative
+record: ws.EditRecord = ws.verify(__import__("pathlib").Path("out"))
+scores = ws.evaluate("out", ["forget.jsonl"], against="base")
+names: list[str] = [each.name for each in scores.sets]
+"""
+WRONG = """
+import weightsurgery as ws
+
+ws.Rank("three")
+ws.apply("edit", ws.Checkpoint.open("base"))
+ws.Project(nothing=1)
+word: str = ws.diagnose().ready
+ws.nothing
+"""
+
+
+def test_a_user_s_script_is_checked(tmp_path):
+    """py.typed works: mypy sees types through the lazy names, and finds what is wrong."""
+    skipped = "torch numpy transformers huggingface_hub peft accelerate datasets safetensors"
+    parts = [f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in skipped.split()]
+    (tmp_path / "mypy.ini").write_text(
+        "[mypy]\nstrict = True\nignore_missing_imports = True\n" + "".join(parts)
+    )
+    (tmp_path / "good.py").write_text(GOOD)
+    (tmp_path / "wrong.py").write_text(WRONG)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "good.py", "wrong.py"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    if "No module named mypy" in done.stderr:
+        pytest.skip("mypy is not installed")
+    own = [line for line in done.stdout.splitlines() if line.startswith(("good.py", "wrong.py"))]
+    assert [line for line in own if line.startswith("good.py")] == []
+    lines = sorted({int(line.split(":")[1]) for line in own})
+    assert lines == [4, 5, 6, 7, 8], done.stdout
+
+
+def test_there_is_one_version():
+    import yaml
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["cff-version"]) == (ws.__version__, "1.2.0")
+    assert f"## {ws.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dynamic"] == ["version"]

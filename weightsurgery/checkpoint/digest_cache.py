@@ -1,0 +1,153 @@
+"""SHA-256 of files that were hashed before, so that a sweep over one base hashes it once.
+
+A digest is kept beside the file's device, inode, size and times of change, and trusted only while
+all of them agree: the kernel sets the change time at every write, and no program can set it back.
+A file changed less than two seconds before it was read is not remembered, since file systems keep
+coarse time. Nothing breaks when the cache is deleted; outputs are verified from their bytes always.
+Digests that nobody asked for in a month are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from weightsurgery.checkpoint.plain_files import new_file
+from weightsurgery.checkpoint.unused import mark_used, remove_unused
+
+__all__ = [
+    "Stamp",
+    "cache_directory",
+    "cache_folder",
+    "cached_digest",
+    "declare",
+    "declared_digest",
+    "stamp",
+    "store_digest",
+]
+
+# Smaller files are read again: that is as fast.
+LEAST_BYTES = 1 << 22
+
+_SETTLED_NS = 2_000_000_000
+
+_NAMES = re.compile(r"[0-9a-f]{64}\.json(\.\d+)?")
+
+Stamp = tuple[int, int, int, int, int]
+
+
+def cache_directory() -> Path:
+    """``$WEIGHTSURGERY_CACHE``, else ``weightsurgery`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("WEIGHTSURGERY_CACHE")
+    if own:
+        return Path(own)
+    general = os.environ.get("XDG_CACHE_HOME")
+    return (Path(general) if general else Path.home() / ".cache") / "weightsurgery"
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of the cache that this user alone may write in; made if needed.
+
+    Raises:
+        OSError: It cannot be made, or belongs to somebody else, who could forge what is there.
+    """
+    folder = cache_directory() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = os.lstat(folder)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise PermissionError(errno.EPERM, "belongs to another user, or is a link")
+    if facts.st_mode & 0o022:
+        folder.chmod(stat.S_IMODE(facts.st_mode) & ~0o022)
+    return folder
+
+
+def _is_ours_alone(place: Path) -> bool:
+    """Whether a digest was written by this user, and nobody else could have."""
+    for each in (place, place.parent):
+        facts = os.lstat(each)
+        if facts.st_uid != os.geteuid() or stat.S_ISLNK(facts.st_mode):
+            return False
+    return not facts.st_mode & 0o022
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes when a file does: device, inode, size, modification and change time."""
+    facts = os.stat(path)
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def _place(path: Path) -> Path:
+    name = hashlib.sha256(os.path.realpath(path).encode(errors="surrogateescape")).hexdigest()
+    return cache_directory() / "sha256" / f"{name}.json"
+
+
+_declared: dict[Path, tuple[str, Callable[[], Path | None]]] = {}
+
+
+def declare(path: Path, digest: str, whole: Callable[[], Path | None] = lambda: None) -> None:
+    """Note the digest of a file that is not here in whole, as the Hub gives it for a commit.
+
+    Args:
+        path: What the file is called: ``org/name@commit/file``. Where a file of that name lies
+            here all the same, its own digest counts.
+        digest: SHA-256, hexadecimal.
+        whole: Where all of its bytes are by now, to be hashed; None while some are missing.
+    """
+    _declared[path] = digest, whole
+
+
+def declared_digest(path: Path) -> tuple[str, Path | None] | None:
+    """A declared digest, and where the whole file is; None for a file that is here or unknown."""
+    if path not in _declared or os.path.lexists(path):
+        return None
+    digest, whole = _declared[path]
+    return digest, whole()
+
+
+def cached_digest(path: Path) -> str | None:
+    """The digest of a file that has not changed since it was hashed; None if there is none."""
+    if path in _declared and not os.path.lexists(path):
+        return _declared[path][0]
+    place = _place(path)
+    try:
+        if not _is_ours_alone(place):
+            return None
+        noted = json.loads(place.read_text(encoding="ascii"))
+        same = tuple(noted["stamp"]) == stamp(path)
+        digest = noted["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not same or not isinstance(digest, str) or len(digest) != 64:
+        return None
+    mark_used(place)
+    return digest
+
+
+def store_digest(path: Path, before: Stamp, digest: str) -> None:
+    """Keep the digest of a file, if it did not change while it was read.
+
+    Args:
+        path: The file.
+        before: Its :func:`stamp` before it was read.
+        digest: SHA-256, hexadecimal.
+    """
+    if before[2] < LEAST_BYTES or time.time_ns() - before[4] < _SETTLED_NS:
+        return
+    place = _place(path)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no cache
+        if stamp(path) != before:
+            return
+        cache_folder("sha256")
+        draft = place.with_name(f"{place.name}.{os.getpid()}")
+        with new_file(draft) as file:
+            file.write(json.dumps({"stamp": before, "sha256": digest}).encode())
+        draft.replace(place)
+        remove_unused(place.parent, _NAMES)

@@ -1,0 +1,184 @@
+"""What is asked of a bench's model: which facts are to go, and which are to stay.
+
+A request names files of facts; they are read through the subject, when something needs them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
+
+from weightsurgery.errors import EditError
+from weightsurgery.lab.world.facts import SPLITS, make_facts
+from weightsurgery.lab.world.wordings import PARAPHRASED, PLAIN, worded, wordings
+from weightsurgery.learning.data import Example
+from weightsurgery.learning.exact import exact_match
+
+if TYPE_CHECKING:
+    from weightsurgery.lab.bench.subject import Subject
+    from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["FORGET", "KEEP", "ForgetRequest", "Overlap", "facts_of", "overlaps"]
+
+FORGET = "authors"
+KEEP: Mapping[str, str] = {"twin": "painters", "related": "capitals", "unrelated": "addition"}
+"""Role → task."""
+
+
+class ForgetRequest:
+    """Forget one task whole; keep the others.
+
+    Methods may see every fact that is given (the request), and the ``seen`` facts of what is to be
+    kept. Settings are chosen on its ``validation`` facts; ``unseen`` ones are for the result alone.
+    """
+
+    name = ""
+    """Of a study that compares several requests; the plain one has none."""
+
+    task = FORGET
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """What is to be kept: role → task."""
+        return KEEP
+
+    def given(self, subject: Subject) -> list[Example]:
+        """The facts to forget, as edits are given them."""
+        return facts_of(subject, self.task)
+
+    def target(self, subject: Subject) -> list[Example]:
+        """The facts that forgetting is scored on."""
+        return self.given(subject)
+
+    def target_paraphrased(self, subject: Subject) -> list[Example]:
+        """The same in words that no edit sees; empty where the base does not know them."""
+        if not subject.recipe.paraphrases:
+            return []
+        return facts_of(subject, self.task, wording=PARAPHRASED)
+
+    def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
+        """The facts to keep of a role, in ``"seen"``, ``"validation"`` or ``"unseen"``."""
+        return subject.facts(self.roles[role], split)
+
+    def also(self, subject: Subject) -> dict[str, list[Example]]:
+        """Sets that are scored besides, at the end, by the names of their columns."""
+        return {}
+
+    def survivors(self, subject: Subject) -> dict[str, list[Example]]:
+        """What a model knows that was never taught the target: sets by name."""
+        return {
+            task: [
+                fact
+                for wording in wordings(subject.recipe, task)
+                for fact in facts_of(subject, task, wording=wording)
+            ]
+            for task in self.roles.values()
+        }
+
+    def strangers(self, subject: Subject) -> list[Example]:
+        """Facts that the base lacks: people of another world, asked about in the same forms."""
+        facts = make_facts(subject.recipe, subject.seed + 1000)[self.task]
+        return [Example(*worded(fact)) for fact in facts if fact.split == "seen"]
+
+    def chance(self, subject: Subject) -> float:
+        """Score on the target of one who knows the forms alone."""
+        return 1 / subject.recipe.answers
+
+    def score(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+    ) -> float:
+        """How well a model does on a set, at every look: greedy exact match."""
+        return exact_match(model, tokenizer, examples, batch_size=256)
+
+
+class Overlap(ForgetRequest):
+    """The request and what is to be kept share facts: those of some of the people are in both.
+
+    What is shared is to be kept. It is in both files that edits are given, so that none of it is
+    unseen; a third of these people are the role's validation facts, the others are its result.
+
+    Args:
+        share: Of the people to forget, in [0, 1).
+        apart: What is shared is taken out of the request, as ``ws project`` asks one to do; it is
+            kept all the same.
+    """
+
+    def __init__(self, share: float, apart: bool = False) -> None:
+        self.share, self.apart = share, apart
+        self.name = f"{share:.0%} shared{', taken out' if apart else ''}"
+
+    @property
+    @override
+    def roles(self) -> Mapping[str, str]:
+        return {**KEEP, "shared": self.task} if self.share else KEEP
+
+    @override
+    def given(self, subject: Subject) -> list[Example]:
+        return self.target(subject) if self.apart else super().given(subject)
+
+    def _shared(self, subject: Subject) -> list[str]:
+        """Whom both files tell about; a larger share tells about the same ones and more."""
+        people = list(dict.fromkeys(subject.entity[f.prompt] for f in super().given(subject)))
+        random.Random(f"shared {subject.seed}").shuffle(people)
+        return people[: round(self.share * len(people))]
+
+    def target(self, subject: Subject) -> list[Example]:
+        """See :meth:`ForgetRequest.target`: what is not shared."""
+        shared = set(self._shared(subject))
+        return [f for f in super().given(subject) if subject.entity[f.prompt] not in shared]
+
+    def target_paraphrased(self, subject: Subject) -> list[Example]:
+        """See :meth:`ForgetRequest.target_paraphrased`: none."""
+        return []
+
+    @override
+    def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
+        if role != "shared":
+            return super().kept(subject, role, split)
+        people = self._shared(subject)
+        chosen: Sequence[str] = {
+            "seen": people, "validation": people[::3],
+            "unseen": [each for n, each in enumerate(people) if n % 3],
+        }[split]  # fmt: skip
+        return [f for f in super().given(subject) if subject.entity[f.prompt] in set(chosen)]
+
+    def survivors(self, subject: Subject) -> dict[str, list[Example]]:
+        """See :meth:`ForgetRequest.survivors`: of the task to forget, what is shared."""
+        found, shared = super().survivors(subject), set(self._shared(subject))
+        if self.task in found:
+            found[self.task] = [f for f in found[self.task] if subject.entity[f.prompt] in shared]
+        return found
+
+
+def facts_of(
+    subject: Subject, task: str, splits: Sequence[str] = SPLITS, wording: str = PLAIN
+) -> list[Example]:
+    """A task's facts in several splits; all of them by default."""
+    return [fact for split in splits for fact in subject.facts(task, split, wording)]
+
+
+def overlaps(text: str) -> list[Overlap]:
+    """Asks for each share in a list such as ``0,0.25,0.5``: as it is, and taken out.
+
+    Raises:
+        EditError: A share is no number from 0 to under 1.
+    """
+    try:
+        shares = list(dict.fromkeys(float(word) for word in text.split(",")))
+        if not all(0 <= share < 1 for share in shares):
+            raise ValueError("out of range")
+    except ValueError:
+        raise EditError(
+            f"--overlap {text}", "Give shares from 0 to under 1, as in 0,0.25,0.5."
+        ) from None
+    return [
+        Overlap(share, apart)
+        for share in shares
+        for apart in ((False, True) if share else (False,))
+    ]

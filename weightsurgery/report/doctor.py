@@ -1,0 +1,68 @@
+"""What ``ws doctor`` found, as tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from weightsurgery.procedures.doctor import EXTRAS
+from weightsurgery.report.tables import Table, size
+
+if TYPE_CHECKING:
+    from weightsurgery.procedures.doctor import Diagnosis, Library, Machine, Take
+
+__all__ = ["doctor_tables"]
+
+
+def doctor_tables(found: Diagnosis) -> list[str | Table]:
+    """The machine, what is installed, what commands would take, and what to do."""
+    words = frozenset({0, 1, 2})
+    tables: list[str | Table] = [
+        Table("This machine", ("", ""), _machine(found.machine), left=words),
+        Table("Installed", ("extra", "libraries", "for"), _installed(found.libraries), left=words),
+    ]
+    if found.takes:
+        heading = ("ws", "reads", "writes", "holds", "here")
+        rows = [_row(each) for each in found.takes]
+        note = "As --dry-run of the command says it; memory without that of the interpreter."
+        left = frozenset({0, 4})
+        tables.append(Table(f"What commands take of {found.checkpoint}", heading, rows, note, left))
+        tables += [
+            f"{each.command}: {each.problem}. {each.remedy}" for each in found.takes if each.problem
+        ]
+    if found.install:
+        tables.append(f"What is missing comes with:  {found.install}")
+    verdict = "can" if found.ready else "can not"
+    tables.append(f"The commands that need no extra {verdict} be run here.")
+    return tables
+
+
+def _machine(machine: Machine) -> list[tuple[str, str]]:
+    gpus = [f"{name}, {size(memory)}" for name, memory in machine.devices]
+    place, room = machine.cache
+    return [
+        ("versions", ", ".join(f"{name} {text}" for name, text in machine.system.items())),
+        ("cores", str(machine.cores)),
+        ("memory", f"{size(machine.available)} available of {size(machine.memory)}"),
+        ("GPUs", "; ".join(gpus) or "none that torch sees: models run on the CPU"),
+        ("disk here", f"{size(machine.disk)} free"),
+        ("cache", f"{place}, {size(room)} free"),
+    ]
+
+
+def _installed(libraries: tuple[Library, ...]) -> list[tuple[str, str, str]]:
+    rows = []
+    for extra, use in EXTRAS.items():
+        own = [each for each in libraries if each.extra == extra]
+        rows.append((extra or "(none)", ", ".join(map(_told, own)), use))
+    return rows
+
+
+def _told(each: Library) -> str:
+    if each.installed is None:
+        return f"{each.name} MISSING"
+    return f"{each.name} {each.installed}" + ("" if each.fits else f" (WANTED {each.wanted})")
+
+
+def _row(take: Take) -> tuple[str, str, str, str, str]:
+    figures = ["" if each is None else size(each) for each in (take.reads, take.writes, take.holds)]
+    return take.command, figures[0], figures[1], figures[2], take.problem[:30] or "yes"

@@ -1,0 +1,93 @@
+"""A search for the change that data sets ask for, as a method of the road."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import override
+
+from weightsurgery.checkpoint.stacks import input_width
+from weightsurgery.surgery.plan import EditPlan
+from weightsurgery.unlearning.job import Job
+from weightsurgery.unlearning.method import OnModel
+from weightsurgery.unlearning.plan import SearchPlan
+from weightsurgery.unlearning.search import Search
+from weightsurgery.vectors.lora_files import AdapterPlan
+
+__all__ = ["BySearch"]
+
+# Texts of a pass, their usual length in tokens, and the places of each that count.
+_PASS, _LENGTH, _PLACES = 16, 40, 14
+
+
+@dataclass(frozen=True)
+class BySearch(OnModel):
+    """Forget or learn by a search.
+
+    Attributes:
+        search: Its settings, which say too what may be harmed.
+    """
+
+    search: Search
+
+    @property
+    @override
+    def seed(self) -> int:  # type: ignore[override]
+        return self.search.seed
+
+    @property
+    @override
+    def budget(self) -> float:  # type: ignore[override]
+        return self.search.budget
+
+    @property
+    @override
+    def allow_harm(self) -> bool:  # type: ignore[override]
+        return self.search.allow_harm
+
+    @override
+    def plan(
+        self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
+    ) -> SearchPlan:
+        search, entries = self.search, job.base.entries
+        shapes = [entries[name].shape for name in job.names]
+        if search.neighbours is None:
+            trained = sum(rows * columns for rows, columns in shapes)
+            # Gradients, two moments, the weights before and after, and the watch's best.
+            copies = 6 if job.sets.watching else 5
+            statistics = sum(12 * input_width(job.base, name) ** 2 for name in job.names)
+            activations = 0
+        else:
+            rank = search.neighbours.rank
+            trained = sum(min(rank, *shape) * sum(shape) for shape in shapes)
+            copies, statistics = 5, 0  # factors, gradients, two moments, and the copy of a look
+            activations = _activations(job)
+        return SearchPlan(
+            edit=edit,
+            vector=str(vector),
+            vector_bytes=4 * trained,
+            finished=finished,
+            settings={"edit": search.edit, **search.described()},
+            examples=len(job.sets.examples),
+            keep_examples=sum(len(each.examples) for each in job.sets.keep),
+            matrices=len(job.names),
+            trained=trained,
+            weights=4 * sum(entry.numel for entry in entries.values()),
+            training=4 * copies * trained,
+            statistics=statistics,
+            activations=activations,
+        )
+
+
+def _activations(job: Job) -> int:
+    """What a backward pass over texts of usual length finds, float32.
+
+    Each linear layer holds what it is given and what it says, and the norms, rotations and gates
+    between them about as much again; logits count three times, with their softmax and gradient.
+    """
+    tokens, places = _PASS * _LENGTH, _PASS * _PLACES
+    config = job.base.config
+    vocabulary = int(config.get("text_config", config).get("vocab_size", 0))
+    layers = sum(sum(job.base.entry(name).shape) for name in job.names)
+    return 4 * (tokens * int(1.5 * layers) + 3 * places * vocabulary)
