@@ -46,7 +46,7 @@ def page(path: Path, names: dict[Path, str]) -> str:
     """A page with its links to other pages; to files that are none, their names alone."""
 
     def linked(match: re.Match[str]) -> str:
-        words, link, rest = match.groups()
+        words, link, rest = match.group(1), match.group(2), match.group(3) or ""
         target = (path.parent / link).resolve()
         if not target.exists():
             raise SystemExit(f"{path}: leads nowhere: {link}")
@@ -69,6 +69,12 @@ def api() -> str:
     return "\n".join(parts)
 
 
+def on_page_content(html: str, **_: object) -> str:
+    """A hook of mkdocs: the roles of docstrings (Sphinx's) as the names they stand for."""
+    role = re.compile(r":(?:func|class|meth|mod|data|attr):<code>~?(?:[\w.]+\.)?(\w+)</code>")
+    return role.sub(r"<code>\1</code>", html)
+
+
 def main(place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     (place / "docs").mkdir(parents=True)
@@ -89,6 +95,7 @@ def main(place: Path) -> None:
                 "paths": [str(ROOT)], "options": OPTIONS}}}},
         ],
         "validation": {"links": {"anchors": "warn"}},
+        "hooks": [str(Path(__file__))],
     }  # fmt: skip
     (place / "mkdocs.yml").write_text(json.dumps(config, indent=1))  # YAML, too
 

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -119,3 +120,17 @@ def test_there_is_one_version():
     assert f"## {ws.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["dynamic"] == ["version"]
+
+
+def test_pages_lead_to_pages(tmp_path):
+    """What scripts/docs hands to mkdocs: all names, and no link to what is no page."""
+    script = ROOT / "scripts/docs_pages.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True, cwd=ROOT)
+    pages = {each.name: each.read_text() for each in (tmp_path / "docs").iterdir()}
+    assert {"index.md", "api.md", "manual.md", "method.md", "changelog.md"} <= set(pages)
+    told = re.findall(r"^::: weightsurgery\.([\w.]+)$", pages["api.md"], re.M)
+    assert sorted(told) == sorted(f"{module}.{name}" for name, module in ws._PUBLIC.items())
+    links = [each for text in pages.values() for each in re.findall(r"\]\((\w[^)#:]*)[#)]", text)]
+    assert set(links) <= set(pages)
+    assert len(links) > 20
+    assert json.loads((tmp_path / "mkdocs.yml").read_text())["docs_dir"] == "docs"

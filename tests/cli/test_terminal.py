@@ -80,6 +80,35 @@ def test_a_bar_s_stage_is_text(monkeypatch, capsys):
     assert "]0;x" not in capsys.readouterr().err.replace("\\x1b]0;x", "")
 
 
+def test_a_bar_of_counts_tells_its_rate(monkeypatch, capsys):
+    monkeypatch.setattr(console._err, "_force_terminal", True)
+    monkeypatch.setattr(console._err, "is_interactive", True)  # else nothing is drawn
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    now = [0.0]
+    with console.progress(Show(None), "steps") as bar:
+        bar._begun -= 10
+        bar("training", 0, 100)
+        bar._bar.get_time = lambda: now[0]
+        bar._bar.tasks[0]._get_time = bar._bar.get_time
+        bar._bar.reset(bar._task)
+        for done in range(1, 9):
+            now[0] += 0.5
+            bar("training", done, 100)
+        bar._bar.refresh()
+        assert "2.0/s" in capsys.readouterr().err
+        # What comes next has a pace of its own.
+        bar("scoring", 0, 100)
+        assert bar._bar.tasks[0].speed is None
+        now[0] += 20
+        bar("scoring", 1, 100)
+        now[0] += 20
+        bar("scoring", 2, 100)
+        bar._bar.refresh()
+        assert "20 s each" in capsys.readouterr().err
+
+
 def test_a_stranger_s_checkpoint_is_looked_at(ws, tmp_path):
     names = [f"layers.{number}.{text}.weight" for number, text in enumerate(NASTY)]
     base = write_checkpoint(tmp_path / "base", {name: torch.eye(4) for name in names})
