@@ -41,6 +41,7 @@ from weightsurgery.procedures.splits import DataSet, DataSets
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import Storage
 from weightsurgery.surgery.discriminating import Learn, Project
+from weightsurgery.surgery.edit import Run
 from weightsurgery.surgery.plan import worker_count
 from weightsurgery.surgery.workers import in_order, torch_threads
 from weightsurgery.vectors.deltas import SumDelta
@@ -227,7 +228,8 @@ def _factors(
     """The matrices that change, and what the scale is multiplied with for each."""
     with TemporaryDirectory(prefix="ws-sweep-") as nowhere:
         # Refuses whatever the edit would refuse; nothing is written.
-        plan = Storage().plan(edit, base, Path(nowhere) / "edited", selection, workers)
+        run = Run(selection, workers=workers)
+        plan = Storage().plan(edit, base, Path(nowhere) / "edited", run)
     for name in plan.edited:
         if is_stack(base.entry(name)) and edit.task.at(name) is not None:
             raise EditError(
