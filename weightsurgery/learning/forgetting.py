@@ -51,6 +51,9 @@ _RISE = 4  # steps in which the rate rises
 # Weight of a place where a look found more to do, of another one.
 _URGE = 4
 
+# Kinds of texts whose first place is that of an answer, and how many places a short one has.
+_ANSWERS, _SHORT = ("neighbours", "keep"), 16
+
 __all__ = ["LEARNING", "Forgetting", "train_forgetting"]
 
 
@@ -218,6 +221,10 @@ class _ByNeighbours(StageTrainer):
         for kind, row in drawn:
             factor = how.language_weight if kind == "language" else how.keep_weight
             weight = torch.full((len(row.expected),), factor / max(1, places[kind]))
+            if kind in _ANSWERS and 1 < row.held <= _SHORT:
+                # Half of it where the answer begins: what follows from that is easily held.
+                weight /= 2 * (row.held - 1) / row.held
+                weight[0] *= row.held - 1
             taught = len(row.expected) - row.held
             if taught:
                 urge = _URGE if id(row) in left else 1
