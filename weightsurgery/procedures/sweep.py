@@ -113,7 +113,7 @@ def sweep(
     model: Any = load_float32(base)
     model.to(where)
     metric = metric or headline([row for each in sets for row in each.examples])
-    run = _Run(model.eval(), tokenizer, metric, batch_size, require_end)
+    run = _SweepRun(model.eval(), tokenizer, metric, batch_size, require_end)
     with EditedInMemory(model, base, factors) as edited:
         before = run.means(sets)
         for each, known in zip(sets, before, strict=True):
@@ -151,7 +151,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _SweepRun:
     """A model that is scored again and again."""
 
     model: Any
@@ -281,7 +281,7 @@ def _decomposed(
 def _scored(
     grid: Grid,
     put: Callable[[Cell], None],
-    run: _Run,
+    run: _SweepRun,
     sets: Sequence[DataSet],
     before: Sequence[float],
     progress: Progress | None,
