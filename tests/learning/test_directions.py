@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.learning.known import FORGET, REST
+from weightsurgery.algebra.activations import work_bytes
 from weightsurgery.learning import directions as module
 from weightsurgery.learning.activations import gathered, linear_inputs
 from weightsurgery.learning.adapter import factors
-from weightsurgery.learning.directions import directions, start
+from weightsurgery.learning.directions import directions, start, sums_bytes
 from weightsurgery.learning.forget import ByNeighbours, gather
 from weightsurgery.learning.identify import adapted
 from weightsurgery.learning.training import isolated
@@ -87,3 +88,11 @@ def test_texts_of_each_kind_count_alike(monkeypatch, known, material):
 
 def test_other_matrices_are_left_out(known, material):
     assert directions(known.model, ["model.norm.weight"], material, 4) == {}
+
+
+def test_what_it_holds_is_bounded():
+    small, wide = sums_bytes([64] * 4), sums_bytes([14336] * 32)
+    assert small == 2 * 4 * 12 * 64**2 + work_bytes(64)
+    assert wide == 2 * (4 << 30) + work_bytes(14336) < 2 * 32 * 12 * 14336**2
+    assert sums_bytes([30000]) == 2 * 12 * 30000**2 + work_bytes(30000)  # one must fit
+    assert sums_bytes([]) == 0

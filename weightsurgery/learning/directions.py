@@ -8,19 +8,20 @@ matrix on texts to forget have most energy beside those on texts that are to sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from weightsurgery.algebra.activations import work_bytes
 from weightsurgery.algebra.contrast import contrasting
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
 from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.models import in_halves
 from weightsurgery.progress import Progress
 
-__all__ = ["directions", "start"]
+__all__ = ["EPSILON", "directions", "start", "sums_bytes"]
 
 EPSILON = 0.1
 """Ridge, of the median of what the inputs to keep have in a dimension."""
@@ -78,6 +79,18 @@ def directions(
             length = (float(task.diagonal().median()) / 3) ** 0.5
             found |= dict.fromkeys(own, (length * rows).float())
     return found
+
+
+def sums_bytes(widths: Collection[int]) -> int:
+    """What :func:`directions` holds at once at most, for matrices of such input widths ``n``.
+
+    Two float64 sums of ``n²`` grow for each matrix as far as they fit the bound, and one matrix is
+    decomposed meanwhile.
+    """
+    if not widths:
+        return 0
+    most = max(_MOST_BYTES, 12 * max(widths) ** 2)
+    return 2 * min(most, sum(12 * width**2 for width in widths)) + work_bytes(max(widths))
 
 
 _T = TypeVar("_T", bound=Row)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from weightsurgery.checkpoint.stacks import input_width
+from weightsurgery.learning.directions import sums_bytes
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import OnModel
@@ -61,7 +62,8 @@ class BySearch(OnModel):
         else:
             rank = search.neighbours.rank
             trained = sum(min(rank, *shape) * sum(shape) for shape in shapes)
-            copies, statistics = 5, 0  # factors, gradients, two moments, and the copy of a look
+            copies = 5  # factors, gradients, two moments, and the copy of a look
+            statistics = sums_bytes([input_width(job.base, name) for name in job.names])
             activations = _activations(job)
         return SearchPlan(
             edit=edit,

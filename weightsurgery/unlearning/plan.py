@@ -57,7 +57,8 @@ class SearchPlan(TrainingPlan):
 
     Attributes:
         statistics: Bytes of activation statistics (float64, ``n²`` each) and of their eigenvectors
-            (float32), at most: matrices with one input share them. None by neighbours.
+            (float32), at most: matrices with one input share them. By neighbours they are gone
+            before the training begins.
         activations: Bytes of activations and logits of one pass, estimated; 0 where the length of
             the texts decides.
     """
@@ -68,7 +69,9 @@ class SearchPlan(TrainingPlan):
     @property
     def held(self) -> int:
         """Bytes that the training holds at once, on the device, in all."""
-        return self.weights + self.training + self.statistics + self.activations
+        if self.activations:
+            return self.weights + max(self.statistics, self.training + self.activations)
+        return self.weights + self.training + self.statistics
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
