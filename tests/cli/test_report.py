@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 
 import pytest
 import torch
@@ -98,7 +99,6 @@ def test_a_report_takes_scores_completions_and_a_file_alone(ws, projected, tmp_p
     kinds = [each["type"] for each in data_of(page)["sections"]]
     assert {"map", "texts", "scores"} <= set(kinds)
     assert kinds[-1] == "record"
-    assert not out.with_suffix(".html").samefile(page) if out.with_suffix(".html").exists() else 1
     ws.done("report", tmp_path / "tried.json")
     assert section(tmp_path / "tried.json.html", "texts")["names"] == ["base", "edited"]
     told = ws.document("report", tmp_path / "tried.json", "--html", page)
@@ -149,3 +149,37 @@ def test_a_figure_that_cannot_be_is_refused_before_the_work(ws, llama, tmp_path)
         assert name in what
         assert says in remedy
         assert not (tmp_path / "out").exists()
+
+
+def test_reports_of_vectors_and_adapters(ws, llama, subspace, tmp_path):
+    page = tmp_path / "page.html"
+    ws.done("report", subspace, "--html", page)
+    columns = columns_of(page)
+    assert sorted(columns["name"]) == sorted(spectra_of(subspace))
+    assert all(len(values[0]) == 4 for values in columns["values"])
+    adapter = tmp_path / "adapter"
+    ws.done("negate", llama.base, subspace, "-o", adapter, "--as", "adapter")
+    ws.done("report", adapter, "--html", page)
+    record = json.loads((adapter / "weightsurgery.json").read_text())
+    columns = columns_of(page)
+    for at, name in enumerate(columns["name"]):
+        assert columns["norm"][at] == float(f"{record['tensors'][name]['norm']:.4g}")
+    told = json.loads(section(page, "record")["record"])
+    assert told["summary"] == record["summary"]
+    assert "tensors" not in told
+
+
+def test_a_vector_that_was_replaced_since_says_nothing(ws, llama, subspace, tmp_path):
+    vector, out = tmp_path / "vector", tmp_path / "out"
+    shutil.copytree(subspace, vector)
+    ws.done("negate", llama.base, vector, "-o", out)
+    assert "values" in columns_of_report(ws, out)
+    ws.done("subspace", llama.base, llama.keep, "-o", vector, "--rank", "2", "--overwrite")
+    assert "values" not in columns_of_report(ws, out)
+    shutil.rmtree(vector)
+    assert "values" not in columns_of_report(ws, out)
+
+
+def columns_of_report(ws, out) -> dict:
+    ws.done("report", out)
+    return columns_of(out.with_suffix(".html"))

@@ -8,6 +8,8 @@ import torch
 
 from tests.cli.typed import two_lines, ws
 from tests.learning.conftest import slow_greedy, write
+from tests.report.paged import section
+from weightsurgery.report.visible import visible
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -32,7 +34,14 @@ def test_completions_are_the_models_own(other_head):
         base, edited = each["said"][str(root / "base")], each["said"][str(root / "edited")]
         assert base == {"text": tokenizer.decode(own), "ended": len(own) < 6}
         assert edited["text"] != base["text"]
-    shown = ws("try", root / "edited", "--against", root / "base", *given, "--tokens", "6")
+    page = root / "page.html"
+    shown = ws("try", root / "edited", "--against", root / "base", *given, "--tokens", "6",
+               "--html", page)  # fmt: skip
+    for row, each in zip(section(page, "texts")["rows"], document["prompts"], strict=True):
+        for side, name in zip(row["sides"], ("base", "edited"), strict=True):
+            one = each["said"][str(root / name)]
+            text = visible(one["text"] + ("" if one["ended"] else " …"), lines=True)
+            assert "".join(part for part, _ in side) == text
     assert "3 of 3 completions differ" in shown.stdout
     assert shown.stdout.count("≠") == 3
     same = ws("try", root / "base", "--against", root / "base", *given)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.report.paged import data_of
 from weightsurgery.errors import DataError
 from weightsurgery.lab.bench.cost_tables import by_variant, scale_table
 from weightsurgery.lab.bench.figures import figure, is_stage, worst, worst_drift
@@ -286,6 +287,11 @@ def test_a_picture_from_the_command(ws, tmp_path):
     quiet = ws("bench", "--load", path, "--figure", picture, "--json", "--quiet")
     assert quiet.stderr == ""
     assert json.loads(quiet.stdout) == json.loads(path.read_text())
+    page = tmp_path / "page.html"
+    assert ws("bench", "--load", path, "--html", page).returncode == 0
+    shown = data_of(page)["sections"]
+    assert {"negate", "rmu"} <= {each["label"] for each in shown[0]["points"]}
+    assert "Does it last?" in [each["title"] for each in shown]
     # Before anything is run or printed.
     done = ws("bench", "--figure", tmp_path / "a.gif")
     assert (done.returncode, done.stdout) == (1, "")

@@ -12,6 +12,7 @@ from tests.lab.test_bench_tables import BEFORE, bench, outcome
 from weightsurgery.errors import DataError, OutputError, WeightSurgeryError
 from weightsurgery.lab.bench import picture as frontier_picture
 from weightsurgery.lab.bench.frontier import FAMILIES, families, panels, trade_off
+from weightsurgery.lab.bench.paged import bench_sections
 from weightsurgery.lab.bench.picture import draw_frontier
 from weightsurgery.lab.bench.results import Tried
 from weightsurgery.report.labels import place
@@ -150,6 +151,19 @@ def test_the_same_results_are_the_same_bytes(tmp_path):
                  "Seeds 0", "97.5%", "Hollow", "Thin"):  # fmt: skip
         assert name in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "b.png", "b.svg"]
+
+
+def test_a_page_shows_the_same_points():
+    asked = outcome(asked="style", target=0.5)
+    found = [bench(*two_seeds()), bench(asked)]
+    for section, panel in zip(bench_sections(found), panels(found), strict=True):
+        assert [(p["x"], p["y"], p["label"], p["hollow"]) for p in section["points"]] == [
+            (p.harm.mean, p.reached.mean, p.method, not p.held) for p in panel.points
+        ]
+        bars = section["bars"]
+        for point, across, up in zip(panel.points, bars[::2], bars[1::2], strict=True):
+            assert across[2] - point.harm.mean == pytest.approx(point.harm.spread)
+            assert up[3] - up[1] == pytest.approx(2 * point.reached.spread)
 
 
 def test_panels_share_their_scales_and_say_what_they_are(tmp_path):

@@ -61,7 +61,9 @@ def document_of(out: str | os.PathLike[str]) -> dict[str, Any]:
 def _is_same(place: Path, vector: EditRecord, known: Mapping[str, Any]) -> bool:
     """Whether a vector still is what an output was made with, by its record's digests."""
     used = known.get("files", {})
-    return all(vector.files.get(name, {}).get("sha256") == used[name] for name in used)
+    return bool(used) and all(
+        vector.files.get(name, {}).get("sha256") == used[name] for name in used
+    )
 
 
 def output_sections(found: Document) -> list[Section]:
@@ -113,8 +115,9 @@ def _rows(record: EditRecord, vector: Document, out: str | None) -> list[dict[st
     shapes = {} if out is None else _shapes(out)
     rows = []
     for name, facts in record.tensors.items():
-        known = dict((vector.get("tensors") or {}).get(name, {})) if vector else {}
-        known.pop("relative", None) if "relative_change" in facts else None
+        known = (vector.get("tensors") or {}).get(name, {})
+        if "relative_change" in facts:  # the vector's own is of another scale
+            known = {key: value for key, value in known.items() if key != "relative"}
         rows.append({"name": name, "shape": shapes.get(name), **known, **facts})
     return rows
 

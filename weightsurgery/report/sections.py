@@ -50,12 +50,20 @@ def table_section(found: Table, closed: bool = False) -> Section:
 
 def record_section(command: Sequence[str], record: Document | None = None) -> Section:
     """The command that does it again, and all that is recorded but the tensors' figures."""
-    kept = {key: value for key, value in (record or {}).items() if key != "tensors"}
-    if "parameters" in kept:  # samples of the base, for ws alone
-        kept["parameters"] = {k: v for k, v in kept["parameters"].items() if k != "base_samples"}
-    text = json.dumps(kept, indent=1, ensure_ascii=False) if kept else ""
+    text = json.dumps(_short(record), indent=1, ensure_ascii=False) if record else ""
     return {"type": "record", "title": "How it was made", "command": shlex.join(command),
             "record": text}  # fmt: skip
+
+
+def _short(value: Any) -> Any:
+    """A record without what is of every tensor, its parents' too."""
+    if isinstance(value, Mapping):
+        left_out = ("tensors", "base_samples")
+        return {
+            key: _short(each) for key, each in value.items()
+            if not (key in left_out and isinstance(each, Mapping))
+        }  # fmt: skip
+    return [_short(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def difference_sections(

@@ -74,7 +74,7 @@
     const body = el("tbody");
     const count = el("span", { class: "count", role: "status" });
     const more = el("button", { type: "button", on: { click: () => { limit += 100; fill(); } } }, "Show 100 more");
-    let shown = rows, limit = 100, sorted = null;
+    let shown = rows, limit = 100, sorted = null, searched = null;
     const cells = (row) => columns.map(({ left, share, digits }, n) => {
       const text = told(row[n], share, digits);
       const open = pick && n === 0 && el("button", { type: "button", on: { click: () => pick(row) } }, text);
@@ -99,10 +99,8 @@
     });
     const filter = el("input", { type: "search", placeholder: "Filter rows", "aria-label": "Filter rows", on: { input: () => {
       const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-      shown = rows.filter((row) => {
-        const text = columns.map(({ share, digits }, n) => told(row[n], share, digits)).join(" ").toLowerCase();
-        return words.every((word) => text.includes(word));
-      });
+      searched ??= rows.map((row) => columns.map(({ share, digits }, n) => told(row[n], share, digits)).join(" ").toLowerCase());
+      shown = rows.filter((_, n) => words.every((word) => searched[n].includes(word)));
       fill();
     } } });
     fill();

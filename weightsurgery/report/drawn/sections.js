@@ -28,7 +28,10 @@
     const names = section.series.map((each) => each.name);
     const points = section.series.flatMap(({ name, points }) => points.map(([x, y]) => ({ x, y, name })));
     const rules = Object.entries(section.rules).filter(([, value]) => value != null);
-    return drawn(section, (width, look) => Plot.plot(base(width, look, {
+    const at = d3.sort(new Set(points.map((each) => each.x)));
+    const known = section.series.map((each) => new Map(each.points));
+    const listed = table([section.x, ...names].map((label) => ({ label })), at.map((x) => [x, ...known.map((each) => each.get(x))]));
+    return [...drawn(section, (width, look) => Plot.plot(base(width, look, {
       height: 280,
       x: { label: section.x, tickFormat: "d", ticks: d3.ticks(...d3.extent(points, (p) => p.x), 10).filter(Number.isInteger) },
       y: { label: section.y, grid: true, zero: true, ...(section.top ? { domain: [0, section.top] } : { nice: true }) },
@@ -39,7 +42,7 @@
         Plot.line(points, { x: "x", y: "y", stroke: "name" }),
         Plot.dot(points, { x: "x", y: "y", stroke: "name", symbol: "name", r: 3, tip: { fill: "var(--paper)" } }),
       ],
-    })));
+    }))), el("details", {}, el("summary", {}, "The same as a table"), listed)];
   }
 
   function grid(section) {
