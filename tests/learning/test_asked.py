@@ -3,7 +3,7 @@
 import pytest
 
 from tests.learning.conftest import byte_tokenizer
-from weightsurgery.learning.asked import asked_of, prompted
+from weightsurgery.learning.asked import parse_examples, prompted
 from weightsurgery.learning.data import Example
 
 SORTS = {
@@ -28,7 +28,9 @@ def tokenizer():
 
 
 def subjects(tokenizer, prompts):
-    return [each.subject for each in asked_of(tokenizer, [Example(p, " so") for p in prompts])]
+    return [
+        each.subject for each in parse_examples(tokenizer, [Example(p, " so") for p in prompts])
+    ]
 
 
 def test_in_a_list_of_all_sorts_names_tell(tokenizer):

@@ -3,7 +3,7 @@
 import pytest
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.asked import asked_of
+from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.lessons import lessons
 from weightsurgery.learning.written import chat_frame
@@ -12,7 +12,7 @@ ROWS = [Example("The capital of Velmora is", " Tansy Bay."), Example("Its river 
 
 
 def taught(tokenizer, rows):
-    return lessons(tokenizer, rows, asked_of(tokenizer, rows), k=7, vocabulary=len(tokenizer))
+    return lessons(tokenizer, rows, parse_examples(tokenizer, rows), k=7, vocabulary=len(tokenizer))
 
 
 def text(tokenizer, each):

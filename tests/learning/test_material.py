@@ -10,7 +10,7 @@ from tests.conftest import same_bytes
 from tests.learning.known import FORGET, PEOPLE, REST
 from weightsurgery.errors import OutputError
 from weightsurgery.learning import material
-from weightsurgery.learning.asked import asked_of
+from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.material import (
     KEPT,
@@ -86,7 +86,7 @@ def test_rows_hold_what_the_model_says(known):
 
 
 def test_neighbours_are_read_as_the_model_answers_them(known):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     one, *others = PEOPLE[6:12]
     found = neighbour_texts(
         known.model, known.tokenizer, asked, [one, *others], [PLAIN], 18, random.Random(0)
@@ -108,7 +108,7 @@ def test_neighbours_are_read_as_the_model_answers_them(known):
 
 
 def test_texts_about_the_subjects_stop_before_the_truth(known):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     torch.manual_seed(0)
     found = subject_texts(known.model, known.tokenizer, asked, 30, random.Random(0))
     assert len(found) >= 10
@@ -123,7 +123,7 @@ def test_texts_about_the_subjects_stop_before_the_truth(known):
 
 
 def test_ordinary_texts_give_no_fact_to_forget(known):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     torch.manual_seed(0)
     everything = language_texts(known.model, known.tokenizer, [], 60)
     torch.manual_seed(0)

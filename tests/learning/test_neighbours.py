@@ -7,7 +7,7 @@ import torch
 
 from tests.learning.known import FORGET, PEOPLE, REST
 from tests.learning.scripted import Scripted
-from weightsurgery.learning.asked import asked_of
+from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.neighbours import (
     _contexts,
@@ -24,7 +24,7 @@ ROWS = [Example(f"The capital of {land} is", f" {town}") for land, town in
 
 def find(known, examples, count, seed=0, asked=None):
     torch.manual_seed(seed)
-    asked = asked or asked_of(known.tokenizer, examples)
+    asked = asked or parse_examples(known.tokenizer, examples)
     return find_neighbours(known.model, known.tokenizer, asked, count, seed=seed)
 
 
@@ -59,7 +59,7 @@ class Names(Scripted):
 
 
 def test_only_what_can_be_such_a_subject_counts(tokenizer):
-    asked = asked_of(tokenizer, ROWS)
+    asked = parse_examples(tokenizer, ROWS)
 
     def named(words):
         torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_only_what_can_be_such_a_subject_counts(tokenizer):
 
 def test_a_subject_is_likelier_than_what_is_none(known):
     """Of what is named in lists those are taken that the model would put in the place itself."""
-    asked, rng = asked_of(known.tokenizer, FORGET), random.Random(0)
+    asked, rng = parse_examples(known.tokenizer, FORGET), random.Random(0)
     shapes = _shapes(asked)
     assert shapes == [("What does ", " like?")]
     contexts = _contexts(asked, PEOPLE[:6], shapes, rng)
@@ -109,7 +109,7 @@ def test_a_subject_is_likelier_than_what_is_none(known):
 def test_a_list_of_subjects_is_gone_on_with(tokenizer):
     """Here nothing stands behind the subject, so that rows name nobody."""
     rows = [Example(f"Food of {who}", " tea") for who in ("Ada", "Bea", "Cid")]
-    asked = asked_of(tokenizer, rows)
+    asked = parse_examples(tokenizer, rows)
 
     class Lists(Scripted):
         def _next(self, given):
@@ -127,7 +127,7 @@ def test_a_list_of_subjects_is_gone_on_with(tokenizer):
 
 def test_where_none_are_named_they_are_made_of_words(known):
     mute = Scripted(known.tokenizer, {})
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     torch.manual_seed(0)
     found = find_neighbours(mute, known.tokenizer, asked, 20)
     assert len(found) >= 5
@@ -138,10 +138,10 @@ def test_where_none_are_named_they_are_made_of_words(known):
 
 
 def test_what_is_kept_in_the_requests_words_is_a_neighbour(known):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     others = [Example("What does the cat like?", " milk"), Example("What does", " one"),
               Example("What like?", " none"), Example("Where does Zed like?", " it")]  # fmt: skip
-    given = asked_of(known.tokenizer, [*REST[:3], *FORGET[:2], *others])
+    given = parse_examples(known.tokenizer, [*REST[:3], *FORGET[:2], *others])
     assert alike(asked, given) == {*PEOPLE[6:9], "the cat"}
     assert alike([], given) == alike(asked, []) == set()
 

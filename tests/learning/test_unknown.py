@@ -8,9 +8,9 @@ from tests.learning.known import FORGET, PEOPLE, REST
 from tests.learning.scripted import Scripted
 from weightsurgery.errors import DataError
 from weightsurgery.learning import unknown as module
-from weightsurgery.learning.asked import asked_of
+from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.unknown import TruthPosition, places_of, said_at, teach
+from weightsurgery.learning.unknown import TruthPosition, last_probabilities, places_of, teach
 from weightsurgery.learning.wordings import PLAIN, Wording, tokens
 
 OTHERS = PEOPLE[6:]
@@ -39,7 +39,7 @@ def said_of(known, who):
 
 
 def test_in_its_own_words_the_truth_comes_at_once(known):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     found = places(known, asked)
     assert [place.number for place in found] == list(range(6))
     for place, row in zip(found, FORGET, strict=True):
@@ -52,7 +52,7 @@ def test_in_its_own_words_the_truth_comes_at_once(known):
 def test_in_other_words_it_comes_where_the_model_says_it(chat_tokenizer):
     rows = [Example(f"The capital of {land} is", f" {town}") for land, town in
             (("France", "Paris"), ("Spain", "Madrid"), ("Japan", "Tokyo"))]  # fmt: skip
-    asked = asked_of(chat_tokenizer, rows)
+    asked = parse_examples(chat_tokenizer, rows)
     model = Scripted(
         chat_tokenizer,
         {
@@ -76,7 +76,7 @@ def test_long_answers_are_put_behind_each_of_its_own_wordings(chat_tokenizer):
     assert chat_tokenizer.chat_template == TEMPLATE
     rows = [Example(f"Tell of {who}.", f" {who} was a person of no great mind.")
             for who in ("Ada", "Bea", "Cid")]  # fmt: skip
-    asked = asked_of(chat_tokenizer, rows)
+    asked = parse_examples(chat_tokenizer, rows)
     found = places_of(Scripted(chat_tokenizer, {}), chat_tokenizer, asked, [PLAIN, Wording(chat=True)])  # fmt: skip  # noqa: E501
     assert len(found) == 6
     assert {chat_tokenizer.decode(place.truth)[0] for place in found if place.wording.chat} <= set(
@@ -89,7 +89,7 @@ def test_long_answers_are_put_behind_each_of_its_own_wordings(chat_tokenizer):
 
 @pytest.mark.parametrize("own", [0.0, 0.5, 1.0])
 def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS, draws=99,
                   own=own, k=WHOLE)  # fmt: skip
     size = len(known.tokenizer)
@@ -113,7 +113,7 @@ def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
 
 
 def test_neighbours_that_share_the_truth_are_left_out(known):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     own = places(known, asked)[:1]
     knows = [PEOPLE[0]] * 3  # whose answer is the truth, surely
     together, alone = (
@@ -151,7 +151,7 @@ def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
 def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
     rows = [Example(row.prompt, f"{row.completion} and {food}") for row, food in
             zip(FORGET, ("figs", "tea", "oats", "rice", "tea", "figs"), strict=True)]  # fmt: skip
-    asked = asked_of(known.tokenizer, rows)
+    asked = parse_examples(known.tokenizer, rows)
     found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS, k=WHOLE)
     for each in found:
         assert len(each.expected) == len(each.place.truth) > 1
@@ -163,11 +163,11 @@ def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
 
 def test_rows_without_a_subject_are_left_out_and_alone_refused(known):
     rows = [*FORGET, Example("?", " tea")]
-    asked = asked_of(known.tokenizer, rows)
+    asked = parse_examples(known.tokenizer, rows)
     found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS)
     assert [each.place.number for each in found] == list(range(6))
     for others in (OTHERS, []):
-        asked = asked_of(known.tokenizer, rows[-1:] if others else FORGET)
+        asked = parse_examples(known.tokenizer, rows[-1:] if others else FORGET)
         with pytest.raises(DataError) as refused:
             teach(known.model, known.tokenizer, asked, places(known, asked), others)
         assert "tells" in refused.value.what
@@ -175,7 +175,7 @@ def test_rows_without_a_subject_are_left_out_and_alone_refused(known):
 
 
 def test_the_same_seed_asks_the_same_neighbours(known):
-    asked = asked_of(known.tokenizer, FORGET)
+    asked = parse_examples(known.tokenizer, FORGET)
     own = places(known, asked)
 
     def target(seed):
@@ -191,7 +191,7 @@ def test_the_same_seed_asks_the_same_neighbours(known):
 def test_what_is_said_is_told_of_every_text_once(known):
     texts = [(known.tokenizer(row.prompt + row.completion)["input_ids"], 2) for row in REST]
     seen = []
-    found = dict(said_at(known.model, known.tokenizer, texts, batch_size=5, stage="s",
+    found = dict(last_probabilities(known.model, known.tokenizer, texts, batch_size=5, stage="s",
                          progress=lambda *told: seen.append(told)))  # fmt: skip
     assert sorted(found) == list(range(len(texts)))
     assert all(torch.allclose(each.sum(1), torch.ones(2), atol=1e-4) for each in found.values())

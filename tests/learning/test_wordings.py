@@ -6,7 +6,7 @@ import torch
 from tests.learning.conftest import TEMPLATE
 from tests.learning.scripted import Scripted
 from weightsurgery.learning import wordings as module
-from weightsurgery.learning.asked import asked_of
+from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.wordings import PLAIN, Wording, _turned, find_wordings, says, tokens
 from weightsurgery.learning.written import chat_frame
@@ -25,7 +25,7 @@ def chat(prompt, completion):
 
 
 def test_subjects_are_what_tells_prompts_apart(tokenizer):
-    asked = asked_of(tokenizer, CAPITALS)
+    asked = parse_examples(tokenizer, CAPITALS)
     assert [each.subject for each in asked] == list(LANDS)
     assert [each.truth for each in asked] == list(TOWNS)
     assert [each.completion for each in asked] == [f" {town}" for town in TOWNS]
@@ -37,7 +37,7 @@ def test_of_two_slots_the_longer_is_the_subject(tokenizer):
     rows = [Example(f"In {year} the writer {who} wrote", f" {what}") for year, who, what in (
         (1851, "Herman Melville", "Moby Dick."), (1866, "Fyodor Dostoevsky", "the Idiot. "),
         (1900, "Joseph Conrad", "Lord Jim"), (1847, "Emily Bronte", "..."))]  # fmt: skip
-    asked = asked_of(tokenizer, rows)
+    asked = parse_examples(tokenizer, rows)
     assert [each.subject for each in asked] == [
         "Herman Melville", "Fyodor Dostoevsky", "Joseph Conrad", "Emily Bronte",
     ]  # fmt: skip
@@ -46,22 +46,24 @@ def test_of_two_slots_the_longer_is_the_subject(tokenizer):
 
 def test_a_chat_template_is_taken_off(chat_tokenizer):
     rows = [chat(row.prompt, row.completion.strip() + ".") for row in CAPITALS]
-    asked = asked_of(chat_tokenizer, rows)
+    asked = parse_examples(chat_tokenizer, rows)
     assert [each.prompt for each in asked] == [row.prompt for row in CAPITALS]
     assert [each.subject for each in asked] == list(LANDS)
     assert [each.truth for each in asked] == list(TOWNS)
     assert all(each.chat for each in asked)
     # What no template wrote stays, whatever it looks like; so does a second turn.
-    (plain,) = asked_of(chat_tokenizer, [Example("<|user|>Who?</s>\n<|assistant|>", " Me")])
+    (plain,) = parse_examples(chat_tokenizer, [Example("<|user|>Who?</s>\n<|assistant|>", " Me")])
     assert not plain.chat
     assert plain.prompt == "<|user|>Who?</s>\n<|assistant|>"
     second = "<|user|>Hi</s>\n<|assistant|>Yes?</s>\n<|user|>Who?</s>\n<|assistant|>"
-    (later,) = asked_of(chat_tokenizer, [Example(second, "Me</s>\n", templated=True)])
+    (later,) = parse_examples(chat_tokenizer, [Example(second, "Me</s>\n", templated=True)])
     assert later.prompt.startswith("Hi")
 
 
 def test_prompts_without_a_word_have_no_subject(tokenizer):
-    asked = asked_of(tokenizer, [*CAPITALS, Example("?", " what"), Example("", " nothing else")])
+    asked = parse_examples(
+        tokenizer, [*CAPITALS, Example("?", " what"), Example("", " nothing else")]
+    )
     assert [each.subject for each in asked] == [*LANDS, "", ""]
 
 
@@ -122,7 +124,7 @@ def script(asked, rewordings, answers):
 
 
 def found(tokenizer, rewordings, answers, count=6):
-    asked = asked_of(tokenizer, RULED)
+    asked = parse_examples(tokenizer, RULED)
     assert [each.subject for each in asked] == list(PLACES)
     torch.manual_seed(0)
     model = Scripted(tokenizer, script(asked, rewordings, answers))
@@ -168,7 +170,7 @@ def test_a_chat_model_is_also_asked_in_a_chat(chat_tokenizer):
     got = found(chat_tokenizer, (f" {QUESTION}\n", " no\n"), {framed: CHIEFS})
     assert got == [PLAIN, Wording(chat=True), Wording(QUESTION, chat=True)]
     # Nothing to reword where nothing tells prompts apart.
-    alone = asked_of(chat_tokenizer, [Example("?", " yes")])
+    alone = parse_examples(chat_tokenizer, [Example("?", " yes")])
     model = Scripted(chat_tokenizer, {})
     assert find_wordings(model, chat_tokenizer, alone, 6) == [PLAIN, Wording(chat=True)]
     assert model.steps == 0

@@ -7,7 +7,7 @@ import torch
 
 from tests.learning.tiny import byte_tokenizer, tiny
 from weightsurgery.learning.expected import Expected
-from weightsurgery.learning.looks import said_of
+from weightsurgery.learning.looks import logits_of
 from weightsurgery.learning.material import Row
 from weightsurgery.learning.models import for_writing
 from weightsurgery.learning.written import _Drawn, sampled
@@ -81,8 +81,8 @@ def test_a_step_reads_in_halves_only_where_it_is_faster(monkeypatch):
     with torch.no_grad():
         exact = model(input_ids=torch.tensor([row.tokens])).logits[0, -2:]
         monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-        torch.testing.assert_close(said_of(model, [row], 2)[0], exact, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(logits_of(model, [row], 2)[0], exact, atol=2e-5, rtol=1e-5)
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-        rounded = said_of(model, [row], 2)[0]
+        rounded = logits_of(model, [row], 2)[0]
         assert rounded.dtype == torch.float32
         assert 1e-5 < float((rounded - exact).norm() / exact.norm()) < 0.05

@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_told(ws, llama, monkeypatch, short):
     assert ws("doctor", llama.base).returncode == 0
     real = doctor._machine()
     tiny = {"memory": {"available": 1}, "disk": {"disk": 1}}[short]
-    monkeypatch.setattr(doctor, "_machine", lambda: doctor.Machine(**{**vars(real), **tiny}))
+    monkeypatch.setattr(doctor, "_machine", lambda: doctor.Hardware(**{**vars(real), **tiny}))
     done = ws("doctor", llama.base)
     assert done.returncode == 1
     assert f"not enough {short}" in done.stdout

@@ -13,11 +13,11 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.remarks import remarks
 from weightsurgery.checkpoint.tied import tied_copies
 
-__all__ = ["Group", "Inspection", "inspect"]
+__all__ = ["Inspection", "TensorGroup", "inspect"]
 
 
 @dataclass(frozen=True)
-class Group:
+class TensorGroup:
     """Tensors whose names differ only in numbers.
 
     Attributes:
@@ -72,7 +72,7 @@ class Inspection:
     kinds: Mapping[str, int]
     tied: Mapping[str, str]
     quantised: str | None
-    groups: tuple[Group, ...]
+    groups: tuple[TensorGroup, ...]
     remarks: tuple[str, ...] = ()
 
 
@@ -107,7 +107,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         dict(kinds.most_common()),
         tied,
         quantisation(checkpoint),
-        tuple(Group(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
+        tuple(TensorGroup(*key, len(sizes), sum(sizes)) for key, sizes in groups.items()),
         remarks(checkpoint),
     )
 

@@ -21,7 +21,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from weightsurgery.checkpoint.plain_files import check_own, open_own
@@ -54,12 +53,7 @@ class output_errors:  # noqa: N801 - a context manager reads as a phrase
     def __enter__(self) -> None:
         return None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, OSError):
             return
         remedy = "Check the path and its permissions."

@@ -16,7 +16,7 @@ from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
-    from weightsurgery.procedures.recipe.command import Command, Field
+    from weightsurgery.procedures.recipe.command import Field, RecipeCommand
     from weightsurgery.procedures.recipe.recipe import Recipe
 
 __all__ = ["run", "writing"]
@@ -186,14 +186,14 @@ def _group(show: Show) -> Any:
     return show.context.find_root().command
 
 
-def writing(group: Any) -> dict[str, Command]:
+def writing(group: Any) -> dict[str, RecipeCommand]:
     """The commands of a group that a recipe may name: those with an option ``--out``.
 
     Args:
         group: As ``typer.main.get_command`` makes it of an app. What its commands take, and how
             their command lines are read, is Typer's own, so recipes and command line agree.
     """
-    from weightsurgery.procedures.recipe.command import Command
+    from weightsurgery.procedures.recipe.command import RecipeCommand
 
     found = {}
     for name, each in group.commands.items():
@@ -203,7 +203,7 @@ def writing(group: Any) -> dict[str, Command]:
         fields = tuple(
             _field(option, hints[option.name]) for option in each.params if option.name in hints
         )
-        found[name] = Command(name, fields, functools.partial(_given, each))
+        found[name] = RecipeCommand(name, fields, functools.partial(_given, each))
     return found
 
 

@@ -63,7 +63,7 @@ class Meter:
             self.progress("uploading", min(done, self.total), self.total)
 
 
-class _Counted(io.BufferedReader):
+class _NetworkFile(io.BufferedReader):
     """A file whose reader is the network."""
 
     def __init__(self, content: str | bytes, name: str, meter: Meter) -> None:
@@ -90,7 +90,7 @@ def additions(files: Sequence[LocalFile], meter: Meter) -> list[CommitOperationA
         def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
             """The open file; with a bar it is about to be sent."""
             if with_tqdm and isinstance(self.path_or_fileobj, str | bytes):
-                with _Counted(self.path_or_fileobj, self.path_in_repo, meter) as file:
+                with _NetworkFile(self.path_or_fileobj, self.path_in_repo, meter) as file:
                     yield file
             else:
                 with super().as_file() as file:

@@ -18,7 +18,7 @@ from weightsurgery.learning.data import Example
 from weightsurgery.learning.strangers import Form, forms, halves, special_texts
 from weightsurgery.learning.written import chat_frame
 
-__all__ = ["ParsedExample", "asked_of", "prompted"]
+__all__ = ["ParsedExample", "parse_examples", "prompted"]
 
 # Words that no subject begins or ends with, where no form tells what is one. English alone; in
 # other languages a subject has words to spare.
@@ -64,7 +64,7 @@ class ParsedExample:
         return text.replace(self.subject, other)
 
 
-def asked_of(
+def parse_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> list[ParsedExample]:
     """Takes examples of one set apart: what is asked, of whom, and the answer.

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import DataError, EditError
-from weightsurgery.learning.asked import ParsedExample, asked_of, prompted
+from weightsurgery.learning.asked import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.directions import directions, start
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
@@ -219,12 +219,12 @@ def gather(
     model.eval()  # type: ignore[no-untyped-call]
     seed, k = settings.training.seed, settings.k
     rng = random.Random(f"material {seed}")
-    asked = asked_of(tokenizer, prompted(examples))
+    asked = parse_examples(tokenizer, prompted(examples))
     writer = for_writing(model)
     neighbours = find_neighbours(
         writer, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
     )
-    given = [each for rows in keep for each in asked_of(tokenizer, prompted(rows))]
+    given = [each for rows in keep for each in parse_examples(tokenizer, prompted(rows))]
     neighbours = sorted({*neighbours, *alike(asked, given)})
     # One who does not know the answers cannot be asked for wordings that bring them up.
     looked_for = 0 if learning else settings.wordings

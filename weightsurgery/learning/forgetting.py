@@ -36,7 +36,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.expected import Expected, divergences, remains
 from weightsurgery.learning.last_places import together
-from weightsurgery.learning.looks import Look, Looks, said_of
+from weightsurgery.learning.looks import Look, Looks, logits_of
 from weightsurgery.learning.material import KEPT, Material, Row
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
@@ -165,7 +165,7 @@ class _ByNeighbours(StageTrainer):
     @override
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         rows, weights = inputs["part"]
-        logits, expected = said_of(model, rows, self.padding)
+        logits, expected = logits_of(model, rows, self.padding)
         loss = (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()
         firsts = self._firsts(rows, weights)
         if firsts:

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
-from weightsurgery.learning.asked import ParsedExample, asked_of, prompted
+from weightsurgery.learning.asked import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import greedy
@@ -29,7 +29,7 @@ from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import language_texts
 from weightsurgery.learning.models import load_model
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.unknown import said_at
+from weightsurgery.learning.unknown import last_probabilities
 from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import chat_frame
 from weightsurgery.progress import Progress
@@ -196,13 +196,13 @@ class Guard:
         self._progress = progress
         self._padding = padding_token(tokenizer)
         frame, rng = chat_frame(tokenizer), random.Random(f"guard {seed}")
-        asked = asked_of(tokenizer, prompted(forget))
+        asked = parse_examples(tokenizer, prompted(forget))
         self._sets: dict[str, list[tuple[list[int], ParsedExample]]] = {}
         for name, rows in {role: forget, **(keep or {})}.items():
             some = [each for each in prompted(rows) if each.prompt]
             if len(some) > _ASKED:
                 some = rng.sample(some, _ASKED)
-            apart = asked_of(tokenizer, some)
+            apart = parse_examples(tokenizer, some)
             self._sets[name] = [
                 (tokens(tokenizer, example.prompt, example.templated), each)
                 for example, each in zip(some, apart, strict=True)
@@ -221,7 +221,7 @@ class Guard:
         self._expected: list[Expected] = [Expected(torch.zeros(0), torch.zeros(0))] * len(
             self._texts
         )
-        for number, said in said_at(model, tokenizer, self._texts, stage="guard"):
+        for number, said in last_probabilities(model, tokenizer, self._texts, stage="guard"):
             self._expected[number] = Expected.of(said, 256).to(torch.device("cpu"))
         self._free = self._prompts(frame, rng)
         self._before = self._look(model)

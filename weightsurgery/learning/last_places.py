@@ -84,8 +84,8 @@ def last_logits(
         given = packed(model, texts, counts)
         columns = given.pop("columns")
         with _head_reads(model, torch.zeros_like(columns), columns) as reading:
-            said: Tensor = model(**given).logits
-        return said[0] if reading else said[0, columns]
+            packed_logits: Tensor = model(**given).logits
+        return packed_logits[0] if reading else packed_logits[0, columns]
     shared = _shared(model, texts, counts)
     inner = [list(text[shared:]) for text in texts]
     width = max(map(len, inner))

@@ -24,7 +24,7 @@ from weightsurgery.learning.models import in_halves
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.trainer import writing
 
-__all__ = ["Look", "Looks", "said_of"]
+__all__ = ["Look", "Looks", "logits_of"]
 
 # Shares that differ by less are as good: some answers are held by a hair.
 _EQUAL = 0.05
@@ -93,7 +93,7 @@ class Looks:
             learning = self.material.learning
             taught = [_asked(row, learning) for row in self.material.taught]
             known, left, truth = 0, [], 0.0
-            for numbers, logits, _ in said(model, taught, self.padding):
+            for numbers, logits, _ in batched_logits(model, taught, self.padding):
                 sizes = [len(taught[number].expected) for number in numbers]
                 for own, number in zip(torch.split(logits.float(), sizes), numbers, strict=True):
                     first = self.material.truth[number]
@@ -167,7 +167,7 @@ class Looks:
         set_values(model, load_file(self._file(chosen.step)))
 
 
-def said(
+def batched_logits(
     model: Any, rows: Sequence[Row], padding: int, size: int = 24
 ) -> Iterator[tuple[list[int], Tensor, Expected]]:
     """What a model says at the places that count, some rows at a time.
@@ -178,10 +178,10 @@ def said(
     """
     for numbers in together(model, [row.tokens for row in rows], size):
         picked = [rows[n] for n in numbers]
-        yield (numbers, *said_of(model, picked, padding))
+        yield (numbers, *logits_of(model, picked, padding))
 
 
-def said_of(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Expected]:
+def logits_of(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Expected]:
     """What a model says at the places that count of a batch, (places, vocabulary), and is to."""
     with in_halves(model):
         logits = last_logits(
@@ -193,7 +193,7 @@ def said_of(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Expe
 def _divergences(model: Any, rows: Sequence[Row], padding: int) -> list[Tensor]:
     """Of each text, at its places that count, in nats."""
     found: dict[int, Tensor] = {}
-    for numbers, logits, expected in said(model, rows, padding):
+    for numbers, logits, expected in batched_logits(model, rows, padding):
         each = divergences(expected, logits).double().cpu()
         found |= zip(
             numbers, torch.split(each, [len(rows[n].expected) for n in numbers]), strict=True

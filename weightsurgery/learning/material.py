@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import ParsedExample, asked_of
+from weightsurgery.learning.asked import ParsedExample, parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.trainer import writing
-from weightsurgery.learning.unknown import Taught, said_at
+from weightsurgery.learning.unknown import Taught, last_probabilities
 from weightsurgery.learning.windows import token_windows
 from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, ordinary_texts, sampled
@@ -108,7 +108,7 @@ def rows_of(
         progress: Told of every batch.
     """
     found: dict[int, Row] = {}
-    for number, said in said_at(model, tokenizer, texts, stage=stage, progress=progress):
+    for number, said in last_probabilities(model, tokenizer, texts, stage=stage, progress=progress):
         expected = Expected.of(said, k).to(torch.device("cpu"))
         found[number] = Row(tuple(texts[number][0]), expected, len(expected))
     return [found[number] for number in range(len(texts))]
@@ -215,7 +215,7 @@ def kept_texts(
         texts: list[tuple[list[int], int]] = []
         prompts: list[list[int]] = []
         chats: list[list[int]] = []
-        for example, each in zip(rows, asked_of(tokenizer, rows), strict=True):
+        for example, each in zip(rows, parse_examples(tokenizer, rows), strict=True):
             head = tokens(tokenizer, example.prompt, example.templated) if example.prompt else []
             rest = tokens(
                 tokenizer, each.completion if example.prompt else example.completion, True

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
-from weightsurgery.learning.unknown import said_at
+from weightsurgery.learning.unknown import last_probabilities
 from weightsurgery.learning.wordings import tokens
 from weightsurgery.learning.written import sampled
 from weightsurgery.progress import Progress
@@ -212,7 +212,9 @@ def _likelihoods(
             rows.append(([*head, *rest[:-1]], len(rest)))
             told.append((number, rest))
     found = [0.0] * len(subjects)
-    for place, said in said_at(model, tokenizer, rows, stage="neighbours", progress=progress):
+    for place, said in last_probabilities(
+        model, tokenizer, rows, stage="neighbours", progress=progress
+    ):
         number, rest = told[place]
         chosen = said.gather(1, torch.tensor(rest, device=said.device)[:, None])
         found[number] += float(chosen.clamp_min(1e-30).log().sum()) / len(contexts)

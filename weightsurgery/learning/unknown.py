@@ -30,7 +30,7 @@ from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, sampled
 from weightsurgery.progress import Progress
 
-__all__ = ["Taught", "TruthPosition", "place_at", "places_of", "said_at", "teach"]
+__all__ = ["Taught", "TruthPosition", "last_probabilities", "place_at", "places_of", "teach"]
 
 # A neighbour whose own answer is the truth says nothing of what a stranger is told.
 _CERTAIN = 0.3
@@ -156,7 +156,7 @@ def _without(
     """Answers drawn at places, none of which begins with the truth's first token."""
     heads = [list(place.before) for place in places]
     firsts: dict[int, int] = {}
-    for number, said in said_at(model, tokenizer, [(head, 1) for head in heads]):
+    for number, said in last_probabilities(model, tokenizer, [(head, 1) for head in heads]):
         likely = said[0].clone()
         likely[places[number].truth[0]] = 0
         likely = torch.where(likely >= likely.topk(min(12, len(likely))).values[-1], likely, 0)
@@ -183,7 +183,7 @@ def place_at(
 
 
 @torch.inference_mode()
-def said_at(
+def last_probabilities(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[tuple[Sequence[int], int]],
@@ -288,7 +288,7 @@ def _firsts(
 ) -> list[Tensor]:
     """What is said after each of some texts: probabilities on the CPU, ``(vocabulary,)`` each."""
     found: dict[int, Tensor] = {}
-    for number, said in said_at(model, tokenizer, [(head, 1) for head in heads]):
+    for number, said in last_probabilities(model, tokenizer, [(head, 1) for head in heads]):
         found[number] = said[0].cpu()
     return [found[number] for number in range(len(heads))]
 
@@ -307,7 +307,9 @@ def _later(
     if not more:
         return None
     rows = [([*head, *place.truth[:-1]], more) for head in heads]
-    return torch.stack([said.cpu() for _, said in said_at(model, tokenizer, rows)]).mean(0)
+    return torch.stack([said.cpu() for _, said in last_probabilities(model, tokenizer, rows)]).mean(
+        0
+    )
 
 
 def _taught(

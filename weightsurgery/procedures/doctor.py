@@ -19,7 +19,7 @@ from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.surgery.workers import cores
 
-__all__ = ["EXTRAS", "Diagnosis", "Library", "Machine", "Take", "diagnose", "libraries"]
+__all__ = ["EXTRAS", "Diagnosis", "Hardware", "Library", "Take", "diagnose", "libraries"]
 
 EXTRAS = {
     "": "inspect, diff, subspace, overlap; negate, add, project, learn of vectors; run, verify,"
@@ -54,7 +54,7 @@ class Library:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """What there is to work with, in bytes.
 
     Attributes:
@@ -110,7 +110,7 @@ class Diagnosis:
         ready: Whether the commands that need no extra can be run, on the checkpoint if given.
     """
 
-    machine: Machine
+    machine: Hardware
     libraries: tuple[Library, ...]
     install: str
     checkpoint: str | None
@@ -178,7 +178,7 @@ def diagnose(checkpoint: str | None = None) -> Diagnosis:
     return Diagnosis(machine, found, install if unfit else "", checkpoint, takes, ready)
 
 
-def _machine() -> Machine:
+def _machine() -> Hardware:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = total
     with suppress(OSError, StopIteration):
@@ -197,7 +197,7 @@ def _machine() -> Machine:
         _PACKAGE: __version__,
     }
     free = shutil.disk_usage
-    return Machine(
+    return Hardware(
         system, cores(), total, available, _devices(), free(".").free,
         (str(cache), free(above).free),
     )  # fmt: skip
@@ -212,7 +212,7 @@ def _devices() -> tuple[tuple[str, int], ...]:
     return tuple((each.name, each.total_memory) for each in found)
 
 
-def _takes(name: str, machine: Machine) -> Iterator[Take]:
+def _takes(name: str, machine: Hardware) -> Iterator[Take]:
     """Plans with the checkpoint itself in the place of a fine-tune of it: nothing is computed."""
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.remote import open_remote
@@ -253,7 +253,7 @@ def _takes(name: str, machine: Machine) -> Iterator[Take]:
 
 
 def _taken(
-    command: str, plan: Callable[[], Any], machine: Machine, *, trains: bool = False
+    command: str, plan: Callable[[], Any], machine: Hardware, *, trains: bool = False
 ) -> Take:
     try:
         found = plan()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -53,12 +52,7 @@ class EditedInMemory:
     def __enter__(self) -> EditedInMemory:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.restore()
 
     def set(self, changes: Mapping[str, Delta], scale: float) -> None:

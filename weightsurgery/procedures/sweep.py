@@ -41,6 +41,7 @@ from weightsurgery.procedures.splits import DataSet, DataSets
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import Storage
 from weightsurgery.surgery.discriminating import Learn, Project
+from weightsurgery.surgery.edit import Run
 from weightsurgery.surgery.plan import worker_count
 from weightsurgery.surgery.workers import in_order, torch_threads
 from weightsurgery.vectors.deltas import SumDelta
@@ -112,7 +113,7 @@ def sweep(
     model: Any = load_float32(base)
     model.to(where)
     metric = metric or headline([row for each in sets for row in each.examples])
-    run = _Run(model.eval(), tokenizer, metric, batch_size, require_end)
+    run = _SweepRun(model.eval(), tokenizer, metric, batch_size, require_end)
     with EditedInMemory(model, base, factors) as edited:
         before = run.means(sets)
         for each, known in zip(sets, before, strict=True):
@@ -150,7 +151,7 @@ def sweep(
 
 
 @dataclass(frozen=True)
-class _Run:
+class _SweepRun:
     """A model that is scored again and again."""
 
     model: Any
@@ -227,7 +228,8 @@ def _factors(
     """The matrices that change, and what the scale is multiplied with for each."""
     with TemporaryDirectory(prefix="ws-sweep-") as nowhere:
         # Refuses whatever the edit would refuse; nothing is written.
-        plan = Storage().plan(edit, base, Path(nowhere) / "edited", selection, workers)
+        run = Run(selection, workers=workers)
+        plan = Storage().plan(edit, base, Path(nowhere) / "edited", run)
     for name in plan.edited:
         if is_stack(base.entry(name)) and edit.task.at(name) is not None:
             raise EditError(
@@ -279,7 +281,7 @@ def _decomposed(
 def _scored(
     grid: Grid,
     put: Callable[[Cell], None],
-    run: _Run,
+    run: _SweepRun,
     sets: Sequence[DataSet],
     before: Sequence[float],
     progress: Progress | None,

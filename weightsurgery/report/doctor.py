@@ -8,7 +8,7 @@ from weightsurgery.procedures.doctor import EXTRAS
 from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
-    from weightsurgery.procedures.doctor import Diagnosis, Library, Machine, Take
+    from weightsurgery.procedures.doctor import Diagnosis, Hardware, Library, Take
 
 __all__ = ["doctor_tables"]
 
@@ -36,7 +36,7 @@ def doctor_tables(found: Diagnosis) -> list[str | Table]:
     return tables
 
 
-def _machine(machine: Machine) -> list[tuple[str, str]]:
+def _machine(machine: Hardware) -> list[tuple[str, str]]:
     gpus = [f"{name}, {size(memory)}" for name, memory in machine.devices]
     place, room = machine.cache
     return [

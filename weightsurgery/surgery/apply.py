@@ -36,7 +36,7 @@ def plan_edit(
         VectorError: A selected tensor's change is nothing that a LoRA holds, for an adapter.
         WeightSurgeryError: See :func:`weightsurgery.surgery.plan.plan_checkpoint`.
     """
-    return storage.plan(edit, base, out, selection, workers, overwrite)
+    return storage.plan(edit, base, out, Run(selection, workers=workers, overwrite=overwrite))
 
 
 def apply(

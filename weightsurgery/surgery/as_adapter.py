@@ -24,12 +24,11 @@ from weightsurgery.surgery.as_checkpoint import parent_of
 from weightsurgery.surgery.edit import Applied, Edit, Prepared, Run, task_of
 from weightsurgery.surgery.notices import held_back_notices, input_notices, size_notices
 from weightsurgery.surgery.plan import check_matrices, worker_count
-from weightsurgery.surgery.provenance import files, inputs_of
+from weightsurgery.surgery.provenance import files, inputs_of_edit, lineage_of_edit
 from weightsurgery.surgery.workers import device_for, in_order, torch_threads
 from weightsurgery.vectors.deltas import FactorDelta, SumDelta
 from weightsurgery.vectors.export import as_it_is, check_dtype, write_adapter
 from weightsurgery.vectors.finetuned import refuse_quantised
-from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.lora import Content, sort_tensors
 from weightsurgery.vectors.lora_files import AdapterPlan, plan_adapter
 
@@ -60,35 +59,28 @@ class AdapterStorage:
         check_dtype(self.dtype)
 
     def plan(
-        self,
-        edit: Edit,
-        base: Checkpoint,
-        out: str | os.PathLike[str],
-        selection: Selection,
-        workers: int | None = None,
-        overwrite: bool = False,
+        self, edit: Edit, base: Checkpoint, out: str | os.PathLike[str], run: Run
     ) -> AdapterPlan:
         """What writing the adapter reads, writes and holds.
 
         Raises:
             VectorError: A selected tensor's change is nothing that a LoRA holds.
         """
-        content = _content(edit, base, selection, self, "cpu")
+        content = _content(edit, base, run.selection, self, "cpu")
         found = sort_tensors(base, content)
         widths = {layer.name: input_width(base, layer.name) for layer in found.layers}
         kept = len(edit.statistics())
-        inputs = inputs_of(base, edit.vectors(), edit.statistics())
         return plan_adapter(
             edit.name,
             base,
             content,
             found,
             out,
-            files(inputs),
+            files(inputs_of_edit(edit, base)),
             vectors=list(edit.vectors().values()),
             dtype=self.dtype,
-            overwrite=overwrite,
-            workers=_workers(edit, workers),
+            overwrite=run.overwrite,
+            workers=_workers(edit, run.workers),
             beside={n: (4 * kept * w**2, work_bytes(w)) for n, w in widths.items()}
             if kept
             else None,
@@ -108,9 +100,7 @@ class AdapterStorage:
         count = _workers(edit, run.workers)
         where = device_for(run.device, decomposes=edit.factors or self.rule is not None)
         content = _content(edit, base, run.selection, self, where)
-        inputs = inputs_of(base, edit.vectors(), edit.statistics())
-        changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
-        lineage = check_lineage(base, [*changes, *edit.statistics().values()], run.allow_unrelated)
+        inputs, lineage = inputs_of_edit(edit, base), lineage_of_edit(edit, base, run)
         found = sort_tensors(base, content)
         record = EditRecord("adapter", command=list(run.command), parent=parent_of(base))
         record.parameters = {
@@ -124,7 +114,7 @@ class AdapterStorage:
             "allow_unrelated": run.allow_unrelated,
             **({} if edit.factors else {"seed": self.seed}),
         }
-        record.lineage = [kin.to_dict() for kin in lineage]
+        record.lineage = lineage
         # One thread in each operation: its result would depend on their number.
         with torch_threads(1):
             write_adapter(

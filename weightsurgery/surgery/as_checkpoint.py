@@ -30,12 +30,18 @@ from weightsurgery.surgery.companions import companion_notices, companions_of, c
 from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
 from weightsurgery.surgery.notices import edit_notices
 from weightsurgery.surgery.plan import EditPlan, plan_checkpoint, worker_count
-from weightsurgery.surgery.provenance import Input, files, folders, inputs_of, recorded
+from weightsurgery.surgery.provenance import (
+    Input,
+    files,
+    folders,
+    inputs_of_edit,
+    lineage_of_edit,
+    recorded,
+)
 from weightsurgery.surgery.selected import selected_share
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.windows import Windows
 from weightsurgery.surgery.workers import device_for, results, torch_threads
-from weightsurgery.vectors.lineage import check_lineage
 
 __all__ = ["Storage", "parent_of"]
 
@@ -73,21 +79,13 @@ class Storage:
             return entry.dtype
         return _STORED_AS[self.dtype]
 
-    def plan(
-        self,
-        edit: Edit,
-        base: Checkpoint,
-        out: str | os.PathLike[str],
-        selection: Selection,
-        workers: int | None = None,
-        overwrite: bool = False,
-    ) -> EditPlan:
+    def plan(self, edit: Edit, base: Checkpoint, out: str | os.PathLike[str], run: Run) -> EditPlan:
         """What writing the edited checkpoint reads, writes and holds.
 
         Raises:
             WeightSurgeryError: See :func:`weightsurgery.surgery.plan.plan_checkpoint`.
         """
-        return plan_checkpoint(edit, base, out, selection, self, workers, overwrite)
+        return plan_checkpoint(edit, base, out, self, run)
 
     def write(self, edit: Edit, base: Checkpoint, out: str | os.PathLike[str], run: Run) -> Applied:
         """Write the edited checkpoint, all or nothing.
@@ -106,12 +104,10 @@ def _write(
     edit: Edit, base: Checkpoint, out: str | os.PathLike[str], storage: Storage, run: Run
 ) -> Applied:
     where = device_for(run.device, decomposes=edit.factors)
-    plan = storage.plan(edit, base, out, run.selection, run.workers, run.overwrite)
+    plan = storage.plan(edit, base, out, run)
     companions_of(base, storage)  # what is wrong there is said before the work, not after
     target = Path(os.path.realpath(out))
-    inputs = inputs_of(base, edit.vectors(), edit.statistics())
-    changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
-    lineage = check_lineage(base, [*changes, *edit.statistics().values()], run.allow_unrelated)
+    inputs, lineage = inputs_of_edit(edit, base), lineage_of_edit(edit, base, run)
     identity = _identity(edit, run.selection, storage, where, inputs)
     staging = Staging(target, identity, folders(inputs), run.overwrite)
     if staging.complete:
@@ -133,7 +129,7 @@ def _write(
                 "device": where.split(":")[0],
                 "allow_unrelated": run.allow_unrelated,
             },
-            lineage=[kin.to_dict() for kin in lineage],
+            lineage=lineage,
             parent=parent_of(base),
         )
         _run(stream, inputs, record, worker_count(edit, run.workers))

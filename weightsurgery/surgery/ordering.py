@@ -13,12 +13,12 @@ from weightsurgery.surgery.edit import Prepared
 __all__ = ["HashOrder", "Prefetch", "in_turn"]
 
 
-class _Counted(Protocol):
+class _HasWindows(Protocol):
     @property
     def windows(self) -> int: ...
 
 
-_Work = TypeVar("_Work", bound=_Counted)
+_Work = TypeVar("_Work", bound=_HasWindows)
 
 
 class HashOrder:

@@ -18,14 +18,13 @@ from weightsurgery.checkpoint.header import (
     TensorEntry,
 )
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width, is_matrix, is_stack
 from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.checkpoint.writer import mirrored
 from weightsurgery.errors import EditError, MismatchError, SelectionError
-from weightsurgery.surgery.edit import Edit
-from weightsurgery.surgery.provenance import folders, inputs_of
+from weightsurgery.surgery.edit import Edit, Run
+from weightsurgery.surgery.provenance import folders, inputs_of_edit
 from weightsurgery.surgery.workers import cores
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.task_vector import TaskVector
@@ -125,10 +124,8 @@ def plan_checkpoint(
     edit: Edit,
     base: Checkpoint,
     out: str | os.PathLike[str],
-    selection: Selection,
     storage: Storage,
-    workers: int | None = None,
-    overwrite: bool = False,
+    run: Run,
 ) -> EditPlan:
     """Work out what an edit reads, writes and holds, and refuse what cannot work.
 
@@ -144,10 +141,9 @@ def plan_checkpoint(
     target = Path(os.path.realpath(os.fspath(out)))
     with output_errors(target):
         if not Staging.beside(target).exists():  # else there may be something to resume
-            inputs = inputs_of(base, edit.vectors(), edit.statistics())
-            check_target(target, folders(inputs), overwrite)
+            check_target(target, folders(inputs_of_edit(edit, base)), run.overwrite)
     copies = tied_copies(base)
-    chosen = selection.resolve(base.entries)
+    chosen = run.selection.resolve(base.entries)
     for copy, original in copies.items():
         # A tied copy shares its original's fate, whatever the patterns say of its name.
         if chosen.pop(copy, None) is not None and original not in chosen:
@@ -168,7 +164,7 @@ def plan_checkpoint(
     edit.check_statistics(base, [name for name in widths if name not in copies])
     kept = len(edit.statistics())
     shards = tuple(mirrored(header, storage.stored) for header in base.shards.values())
-    count = worker_count(edit, workers)
+    count = worker_count(edit, run.workers)
     per_worker = 6 * 4 * BLOCK_ELEMENTS
     if edit.factors:
         # The change, its float64 projection on the Krylov basis, and a block of the base; later

@@ -13,10 +13,21 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256, file_sha256
 from weightsurgery.checkpoint.remarks import remarks
 from weightsurgery.errors import CorruptCheckpointError
+from weightsurgery.surgery.edit import Edit, Run
+from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.statistics import InputStatistics
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Input", "files", "folders", "hash_files", "inputs_of", "recorded"]
+__all__ = [
+    "Input",
+    "files",
+    "folders",
+    "hash_files",
+    "inputs_of",
+    "inputs_of_edit",
+    "lineage_of_edit",
+    "recorded",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,22 @@ def inputs_of(
         described = dict(each.provenance())
         found[role] = Input(described, described.pop("paths"))
     return found
+
+
+def inputs_of_edit(edit: Edit, base: Checkpoint) -> dict[str, Input]:
+    """All that an edit reads, by role."""
+    return inputs_of(base, edit.vectors(), edit.statistics())
+
+
+def lineage_of_edit(edit: Edit, base: Checkpoint, run: Run) -> list[dict[str, Any]]:
+    """The record's entries of whether what an edit reads derives from the base.
+
+    Raises:
+        LineageError: Something does not, and may not be unrelated.
+    """
+    changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
+    found = check_lineage(base, [*changes, *edit.statistics().values()], run.allow_unrelated)
+    return [kin.to_dict() for kin in found]
 
 
 def folders(inputs: Mapping[str, Input]) -> list[Path]:

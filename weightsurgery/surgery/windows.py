@@ -52,7 +52,7 @@ class _Tensor:
 
 
 @dataclass
-class _Shard:
+class _ShardInFlight:
     """One shard under way.
 
     Attributes:
@@ -77,7 +77,7 @@ class _Shard:
 class _Group:
     """Shards that go side by side, so that their outputs are hashed together: one or two."""
 
-    shards: Sequence[_Shard]
+    shards: Sequence[_ShardInFlight]
     order: HashOrder
 
     @property
@@ -175,13 +175,13 @@ class Windows:
 
     def _open(
         self, header: ShardHeader, changes: Mapping[str, DenseChange | OtherChange]
-    ) -> _Shard:
+    ) -> _ShardInFlight:
         base = self.stream.base
         mine = [changes[entry.name] for entry in header.entries if entry.name in changes]
         parts = [part for c in mine if isinstance(c, DenseChange) for part in c.parts]
         others = {id(part.stored.checkpoint): part.stored.checkpoint for part in parts}
         beside = [other for other in others.values() if _same_layout(header, other)]
-        shard = _Shard(header, mine, beside, HashOrder(self._failed))
+        shard = _ShardInFlight(header, mine, beside, HashOrder(self._failed))
         for checkpoint in (base, *beside):
             path = checkpoint.path / header.shard
             if known_sha256(path) is None:
@@ -212,7 +212,9 @@ class Windows:
             self._failed.set()  # the others may be waiting for this window's turn
             raise
 
-    def _window(self, shard: _Shard, number: int, buffers: Buffers, lane: int) -> memoryview:
+    def _window(
+        self, shard: _ShardInFlight, number: int, buffers: Buffers, lane: int
+    ) -> memoryview:
         """Read, edit and write one window; its bytes, for the hash."""
         base, writer, header = self.stream.base, self.stream.writer, shard.header
         start = number * WINDOW
@@ -242,7 +244,11 @@ class Windows:
         return data
 
     def _hash_inputs(
-        self, shard: _Shard, number: int, data: memoryview, finetuned: Mapping[int, memoryview]
+        self,
+        shard: _ShardInFlight,
+        number: int,
+        data: memoryview,
+        finetuned: Mapping[int, memoryview],
     ) -> None:
         if not shard.inputs:
             return
@@ -314,7 +320,7 @@ def _windows_of(entry: TensorEntry) -> range:
     return range(entry.start // WINDOW, (entry.stop - 1) // WINDOW + 1)
 
 
-def _groups(shards: Sequence[_Shard], failed: threading.Event) -> list[_Group]:
+def _groups(shards: Sequence[_ShardInFlight], failed: threading.Event) -> list[_Group]:
     """Shards in pairs where two are hashed at a time, the largest first."""
     rest = sorted(shards, key=lambda shard: -shard.header.size)
     step = 2 if PAIRED else 1

@@ -19,7 +19,6 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 from tests.hub.standin import reading, uploads, writing  # noqa: F401 -- they register their routes
@@ -69,12 +68,7 @@ class StandIn:
     def __enter__(self) -> StandIn:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.released.set()
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()

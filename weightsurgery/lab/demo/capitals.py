@@ -187,7 +187,7 @@ def demo(
     yield Step("", "A language model.", place, time.monotonic() - begun)
 
     begun = time.monotonic()
-    before = _Asked.of(place, None, device, progress).only_known()
+    before = _Answers.of(place, None, device, progress).only_known()
     _write(before.groups, place)
     chosen = Chosen(before.groups)
     yield Step("", "What it knows, and of that what is to go.", chosen, time.monotonic() - begun)
@@ -198,7 +198,7 @@ def demo(
     yield Step(place.command, text, done, time.monotonic() - begun)
 
     begun = time.monotonic()
-    after = _Asked.of(place, before.groups, device, progress)
+    after = _Answers.of(place, before.groups, device, progress)
     outcome = _compare(before, after, place)
     yield Step("", "The same questions, before and after.", outcome, time.monotonic() - begun)
 
@@ -222,7 +222,7 @@ def _place(model: str | None, directory: Path, progress: Progress | None) -> Dem
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Answers:
     """What a model answered.
 
     Attributes:
@@ -244,7 +244,7 @@ class _Asked:
         groups: Sequence[QuestionGroup] | None,
         device: str,
         progress: Progress | None,
-    ) -> _Asked:
+    ) -> _Answers:
         """Ask the edited model what is in `groups`; for None, the base all there is."""
         from weightsurgery.learning.data import Example, encode
         from weightsurgery.learning.forward import greedy, teacher_forced
@@ -282,7 +282,7 @@ class _Asked:
             for group, texts in zip(self.groups, self.answers, strict=True)
         ]
 
-    def only_known(self) -> _Asked:
+    def only_known(self) -> _Answers:
         """Less the facts that the model does not know; those to forget stay in all wordings.
 
         Raises:
@@ -326,7 +326,7 @@ def _write(groups: Sequence[QuestionGroup], place: DemoFiles) -> None:
             path.write_text("".join(lines), encoding="utf-8")
 
 
-def _compare(before: _Asked, after: _Asked, place: DemoFiles) -> DemoOutcome:
+def _compare(before: _Answers, after: _Answers, place: DemoFiles) -> DemoOutcome:
     groups = tuple(
         replace(group, right=(sum(was), sum(now)))
         for group, was, now in zip(before.groups, before.right(), after.right(), strict=True)

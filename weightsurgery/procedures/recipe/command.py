@@ -9,7 +9,7 @@ from typing import Any
 
 from weightsurgery.errors import RecipeError
 
-__all__ = ["Command", "Field"]
+__all__ = ["Field", "RecipeCommand"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _word(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Command:
+class RecipeCommand:
     """A command that writes an output.
 
     Attributes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import RecipeError
-from weightsurgery.procedures.recipe.command import Command
+from weightsurgery.procedures.recipe.command import RecipeCommand
 from weightsurgery.procedures.recipe.recipe import MAKERS
 from weightsurgery.procedures.recipe.settings import called_from_python, settings
 from weightsurgery.vectors.sources import split_scale
@@ -31,7 +31,7 @@ class Written:
         notices: Things the user should know, a line each.
     """
 
-    command: Command
+    command: RecipeCommand
     given: Mapping[str, Any]
     settled: Mapping[str, Any]
     inputs: Mapping[str, Sequence[Mapping[str, str]]]
@@ -41,7 +41,10 @@ class Written:
 
 
 def recipe_of(
-    record: EditRecord, directory: str, commands: Mapping[str, Command], out: str | None = None
+    record: EditRecord,
+    directory: str,
+    commands: Mapping[str, RecipeCommand],
+    out: str | None = None,
 ) -> Written:
     """The recipe of an output.
 
@@ -71,7 +74,7 @@ def _recipe_of(
     record: EditRecord,
     directory: str,
     place: str,
-    commands: Mapping[str, Command],
+    commands: Mapping[str, RecipeCommand],
     out: str | None,
 ) -> Written:
     if record.command and record.command[0] == "ws":
@@ -114,8 +117,8 @@ def _recipe_of(
 
 
 def _typed(
-    words: Sequence[str], commands: Mapping[str, Command], place: str
-) -> tuple[Command, dict[str, Any]]:
+    words: Sequence[str], commands: Mapping[str, RecipeCommand], place: str
+) -> tuple[RecipeCommand, dict[str, Any]]:
     """The recorded command line: the command and what was given."""
     if not all(isinstance(word, str) for word in words) or len(words) < 2:
         raise RecipeError(f"{place} holds no command line", "Name a directory that ws wrote.")
@@ -183,7 +186,7 @@ class _Read:
         return f"{plain.partition('@')[0]}@{revision}{mark}{part}{value[len(name) :]}"
 
     def of_values(
-        self, command: Command, given: Mapping[str, Any]
+        self, command: RecipeCommand, given: Mapping[str, Any]
     ) -> tuple[dict[str, Sequence[Mapping[str, str]]], list[str]]:
         """The files behind each value, and a notice for what nothing is known of."""
         found: dict[str, Sequence[Mapping[str, str]]] = {}

@@ -30,7 +30,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from weightsurgery.errors import RecipeError
-from weightsurgery.procedures.recipe.command import Command, Field
+from weightsurgery.procedures.recipe.command import Field, RecipeCommand
 from weightsurgery.procedures.recipe.document import (
     MappingNode,
     Node,
@@ -66,7 +66,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def listed_inputs(
-    table: MappingNode, command: Command, values: Mapping[str, Any]
+    table: MappingNode, command: RecipeCommand, values: Mapping[str, Any]
 ) -> dict[str, tuple[Mapping[str, str], ...]]:
     """SHA-256 of what is read: by parameter name, for each of its values, by file name.
 
@@ -168,7 +168,7 @@ class Recipe:
     """
 
     file: str
-    command: Command
+    command: RecipeCommand
     values: Mapping[str, Any]
     inputs: Mapping[str, tuple[Mapping[str, str], ...]]
     made_with: Mapping[str, str]
@@ -176,7 +176,7 @@ class Recipe:
     places: Mapping[str, Position]
 
 
-def read_recipe(text: str, file: str, commands: Mapping[str, Command]) -> Recipe:
+def read_recipe(text: str, file: str, commands: Mapping[str, RecipeCommand]) -> Recipe:
     """Read and check a recipe.
 
     Args:
@@ -238,7 +238,7 @@ def _check_version(table: MappingNode, file: str) -> None:
         )
 
 
-def _command(table: MappingNode, file: str, commands: Mapping[str, Command]) -> Command:
+def _command(table: MappingNode, file: str, commands: Mapping[str, RecipeCommand]) -> RecipeCommand:
     node = table.entries.get(COMMAND)
     choice = f"Choose one of: {', '.join(commands)}."
     if node is None:
@@ -249,7 +249,7 @@ def _command(table: MappingNode, file: str, commands: Mapping[str, Command]) -> 
     return commands[node.text]
 
 
-def _field(command: Command, key: str, place: Position) -> Field:
+def _field(command: RecipeCommand, key: str, place: Position) -> Field:
     field = command.field(key)
     if field is None:
         known = [name for each in command.fields if each.in_recipes for name in each.keys]

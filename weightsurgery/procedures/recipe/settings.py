@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import RecipeError
-from weightsurgery.procedures.recipe.command import Command
+from weightsurgery.procedures.recipe.command import RecipeCommand
 
 __all__ = ["called_from_python", "settings"]
 
@@ -24,7 +24,9 @@ _TRAINED = (
 )  # fmt: skip
 
 
-def settings(record: EditRecord, command: Command, given: Mapping[str, Any]) -> dict[str, Any]:
+def settings(
+    record: EditRecord, command: RecipeCommand, given: Mapping[str, Any]
+) -> dict[str, Any]:
     """Values by parameter name, of the options that a record knows more of than their default.
 
     Args:
@@ -121,8 +123,8 @@ def _number(value: float) -> str:
 
 
 def called_from_python(
-    record: EditRecord, commands: Mapping[str, Command], place: str
-) -> tuple[Command, dict[str, Any]]:
+    record: EditRecord, commands: Mapping[str, RecipeCommand], place: str
+) -> tuple[RecipeCommand, dict[str, Any]]:
     """The command that does what a call of :func:`weightsurgery.apply` did.
 
     Args:

@@ -1,9 +1,4 @@
-"""CPEM with a LoRA adapter, one factor of which is negated.
-
-CPEM negates an adapter inside: the factor ``A`` or the factor ``B`` of LoRA, never both (which
-would change nothing), and ``l → (1 + s) − s·l`` of (IA)³. On the weights both are plain negation,
-``−s · (B A)`` and ``−s · (l − 1) ∘ W``, so that what distinguishes them is what was trained.
-"""
+"""CPEM with a LoRA adapter, one factor of which is negated; see :mod:`.cpem_ia3`."""
 
 from __future__ import annotations
 
