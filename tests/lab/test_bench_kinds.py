@@ -40,10 +40,10 @@ def prompts(facts):
     return {fact.prompt for fact in facts}
 
 
-@pytest.mark.parametrize("request", REQUESTS, ids=KINDS)
-def test_half_is_given_and_the_rest_is_of_other_entities(subject, request):
-    other = subject.with_request(request)
-    rest = request.also(other)[REST]
+@pytest.mark.parametrize("wanted", REQUESTS, ids=KINDS)
+def test_half_is_given_and_the_rest_is_of_other_entities(subject, wanted):
+    other = subject.with_request(wanted)
+    rest = wanted.also(other)[REST]
     about = [{other.entity[each] for each in prompts(facts)} for facts in (other.forget, rest)]
     assert len(about[0]) == pytest.approx(len(about[1]), abs=1)
     assert not about[0] & about[1]
@@ -161,10 +161,10 @@ def test_what_the_model_says_is_what_is_scored(subject):
     assert all(after[name] > 0 for name in STYLED_SETS)
 
 
-@pytest.mark.parametrize("request", REQUESTS, ids=KINDS)
-def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, request):
+@pytest.mark.parametrize("wanted", REQUESTS, ids=KINDS)
+def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, wanted):
     """The manner of a style, not the answers; exact match of all else."""
-    other = subject.with_request(request)
+    other = subject.with_request(wanted)
     saw, matched = [], []
 
     class Spied(Watch):
@@ -181,11 +181,11 @@ def test_a_method_that_watches_sees_what_the_kind_is_scored_by(subject, request)
         found = run_method(other, "watches", BenchMethod("watches", watching), 0.5)
     assert len(saw) > 1
     assert all(watched == scored for watched, scored in saw)
-    held = [each[""] for each, _ in saw if min(each[r] for r in request.roles) >= 0.5]
+    held = [each[""] for each, _ in saw if min(each[r] for r in wanted.roles) >= 0.5]
     assert found.target == min(held)
     different = any(watched[""] != by_answers for (watched, _), by_answers in
                     zip(saw, matched, strict=True))  # fmt: skip
-    assert different == (request.name == "style")
+    assert different == (wanted.name == "style")
 
 
 @contextmanager
@@ -203,15 +203,15 @@ def withheld(sets):
 
 
 @pytest.mark.parametrize("name", ["negate", "activations"])
-@pytest.mark.parametrize("request", REQUESTS, ids=KINDS)
-def test_no_method_is_given_what_it_is_judged_by(subject, request, name):
-    other = subject.with_request(request)
-    half = product(PEOPLE, [STYLED]) if request.name == "style" else [(request.task, PLAIN)]
+@pytest.mark.parametrize("wanted", REQUESTS, ids=KINDS)
+def test_no_method_is_given_what_it_is_judged_by(subject, wanted, name):
+    other = subject.with_request(wanted)
+    half = product(PEOPLE, [STYLED]) if wanted.name == "style" else [(wanted.task, PLAIN)]
     sets = {(task, split, how) for task, how in half for split in ("validation", "unseen")}
-    sets |= {(task, "unseen", PLAIN) for task in request.roles.values()}
+    sets |= {(task, "unseen", PLAIN) for task in wanted.roles.values()}
     with withheld(sets):
         with pytest.raises(AssertionError, match="was looked at"):
-            request.also(other)
+            wanted.also(other)
         candidates = list(FORGETTING[name].candidates(other))
     assert any(bool(t.any()) for each in candidates for t in each.change.values())
 
