@@ -21,6 +21,7 @@ __all__ = [
     "exact",
     "kl",
     "soft_cross_entropy",
+    "weighted_ascent",
 ]
 
 
@@ -58,3 +59,20 @@ def soft_cross_entropy(target: Tensor, current: Tensor, count: Tensor | int) -> 
     """``−mean Σ softmax(target) log softmax(current)``, of logits, over ``count`` positions."""
     each = (exact(target).softmax(-1) * exact(current).log_softmax(-1)).sum(-1)
     return -(each.sum() / count)
+
+
+def weighted_ascent(
+    logits: Tensor, tokens: Tensor, count: Tensor | int, saturation: float, importance: float = 0
+) -> Tensor:
+    """``Σ p^s (1 − p)^i log p / count`` over tokens, in nats; weights take no gradient.
+
+    Args:
+        logits: Shape (positions, vocabulary).
+        tokens: Whose probability is ``p``, int64, shape (positions,).
+        count: Positions that the mean is over.
+        saturation: ``s``.
+        importance: ``i``.
+    """
+    logs = exact(logits).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    p = logs.detach().exp()
+    return (p**saturation * (1 - p) ** importance * logs).sum() / count

@@ -30,6 +30,8 @@ METHODS: Mapping[str, str] = {
     "au": "GenericLabels",
     "rmu": "RMU",
     "undial": "Undial",
+    "wga": "WGA",
+    "satimp": "SatImp",
     "task-vector": "TaskVectorNegation",
     "cpem-lora": "NegatedLora",
     "cpem-ia3": "NegatedScaling",
