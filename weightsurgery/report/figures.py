@@ -109,7 +109,7 @@ def _map(figure: Any, section: Mapping[str, Any]) -> None:
     for layer, module, _, value, *_ in section["cells"]:
         if value is not None:
             grid[modules.index(module)][layers.index(layer)] = factor * value
-    figure.set_size_inches(2.4 + 0.2 * max(8, len(layers)), 0.9 + 0.2 * len(modules))
+    figure.set_size_inches(2.4 + 0.2 * max(8, len(layers)), max(2.0, 0.9 + 0.2 * len(modules)))
     axes = figure.subplots()
     image = axes.pcolormesh(grid, cmap="Blues", edgecolors="white", linewidth=0.5)
     axes.invert_yaxis()

@@ -81,7 +81,7 @@
     return drawn(section, (width, look) => {
       const colour = { before: look.series[1], after: look.series[0] };
       return Plot.plot(base(width, look, {
-        height: groups.length * (names.length * (both ? 24 : 20) + 30) + 50, marginTop: 34, marginRight: 24,
+        height: groups.length * (names.length * (both ? 24 : 20) + (one ? 0 : 30)) + (one ? 46 : 50), marginTop: one ? 10 : 34, marginRight: 24,
         marginLeft: Math.min(190, d3.max(names, (each) => each.length) * 6.6 + 16),
         x: { domain: [0, 100], label: "%", grid: true },
         y: { type: "point", domain: names, label: null, padding: 0.6 },
