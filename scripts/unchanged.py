@@ -398,7 +398,8 @@ def differences(old: object, new: object, where: str = "") -> Iterator[str]:
 def _lines(text: object) -> list[str]:
     """Of a document with its keys sorted: their order says nothing."""
     with contextlib.suppress(ValueError):
-        text = json.dumps(json.loads(str(text)), indent=1, sort_keys=True, ensure_ascii=False)
+        read = json.loads(re.sub(r": (SPACE|SECONDS)\b", r': "\1"', str(text)))
+        text = json.dumps(read, indent=1, sort_keys=True, ensure_ascii=False)
     return ("" if text is None else str(text)).splitlines()
 
 
