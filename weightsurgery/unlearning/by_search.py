@@ -7,6 +7,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.learning.directions import sums_bytes
 from weightsurgery.surgery.plan import EditPlan
@@ -85,11 +86,17 @@ class BySearch(OnModel):
 def _activations(job: Job) -> int:
     """What a backward pass over texts of usual length finds, float32.
 
-    Each linear layer holds what it is given and what it says, and the norms, rotations and gates
-    between them about as much again; logits count three times, with their softmax and gradient.
+    Each linear layer that is trained holds what it is given; what any of them says is held by what
+    follows, and the norms, rotations and gates between them hold about half as much again. Logits
+    count three times, with their softmax and gradient.
     """
     tokens, places = _PASS * _LENGTH, _PASS * _PLACES
     config = job.base.config
     vocabulary = int(config.get("text_config", config).get("vocab_size", 0))
-    layers = sum(sum(job.base.entry(name).shape) for name in job.names)
+    given = sum(input_width(job.base, name) for name in job.names)
+    said = 0
+    for name in Selection("all-linear").resolve(job.base.entries):
+        if len(job.base.entry(name).shape) > 1:
+            said += sum(job.base.entry(name).shape[-2:]) - input_width(job.base, name)
+    layers = given + said
     return 4 * (tokens * int(1.5 * layers) + 3 * places * vocabulary)
