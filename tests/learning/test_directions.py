@@ -96,3 +96,22 @@ def test_what_it_holds_is_bounded():
     assert wide == 2 * (4 << 30) + work_bytes(14336) < 2 * 32 * 12 * 14336**2
     assert sums_bytes([30000]) == 2 * 12 * 30000**2 + work_bytes(30000)  # one must fit
     assert sums_bytes([]) == 0
+
+
+def test_matrices_that_run_on_one_side_alone_are_no_trouble(monkeypatch, known, material):
+    """As experts do: one comes later on one side, one never does on the other."""
+    every = names(known.model)
+    whole = directions(known.model, every, material, 4)
+
+    def late(model, layers, texts, *more):
+        each = list(gathered(model, layers, texts, *more))
+        asked = texts == [row.tokens for row in material.taught]
+        return iter(each[::-1] if asked else each[1:])
+
+    monkeypatch.setattr(module, "gathered", late)
+    found = directions(known.model, every, material, 4)
+    assert found.keys() == whole.keys()
+    first, *others = every
+    assert all(torch.equal(found[name], whole[name]) for name in others)
+    assert not torch.equal(found[first], whole[first])
+    assert torch.isfinite(found[first]).all()

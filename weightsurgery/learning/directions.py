@@ -9,6 +9,7 @@ matrix on texts to forget have most energy beside those on texts that are to sta
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -67,17 +68,41 @@ def directions(
     most = max(_MOST_BYTES, 12 * widest**2)
     kept = [row for rows in material.kept.values() for row in _some(rows)]
     found: dict[str, Tensor] = {}
+    # By matrix and side. Experts that few texts come to may run on one side alone, or later there.
+    waiting: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     with in_halves(model), torch.no_grad():
         sides = (
             gathered(model, layers, [row.tokens for row in rows], most, BATCH_TOKENS, progress)
             for rows in (_some(material.taught), kept)
         )
-        for (own, task, count), (_, keep, counted) in zip(*sides, strict=True):
-            task = task / count
+        for both in zip_longest(*sides):
+            for sums, side in zip(waiting, both, strict=True):
+                own, gram, count = side or ((), torch.empty(0), 1)
+                sums |= dict.fromkeys(own, gram / count)
+            found |= _contrasted(waiting, waiting[0].keys() & waiting[1].keys(), rank, seed)
+        for name, task in waiting[0].items():
+            waiting[1][name] = torch.zeros_like(task)
+        found |= _contrasted(waiting, set(waiting[0]), rank, seed)
+    return found
+
+
+def _contrasted(
+    waiting: tuple[dict[str, Tensor], dict[str, Tensor]],
+    names: Collection[str],
+    rank: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Rows of matrices of which both sums are there, which are let go; once for shared inputs."""
+    found: dict[str, Tensor] = {}
+    known: dict[tuple[int, int], Tensor] = {}
+    pairs = {name: (waiting[0].pop(name), waiting[1].pop(name)) for name in sorted(names)}
+    for name, (task, keep) in pairs.items():
+        if (id(task), id(keep)) not in known:
             with torch.autocast(task.device.type, enabled=False):
-                rows = contrasting(task, keep / counted, rank, EPSILON, seed)
+                rows = contrasting(task, keep, rank, EPSILON, seed)
             length = (float(task.diagonal().median()) / 3) ** 0.5
-            found |= dict.fromkeys(own, (length * rows).float())
+            known[id(task), id(keep)] = (length * rows).float()
+        found[name] = known[id(task), id(keep)]
     return found
 
 
