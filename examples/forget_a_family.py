@@ -3,8 +3,8 @@
     python examples/forget_a_family.py MODEL [--dir DIR] [--push org/name]
 
 MODEL is a causal language model with its tokenizer, a directory or a name on the Hub; the facts
-below were chosen for HuggingFaceTB/SmolLM2-135M-Instruct, which knows them. With --push, what would
-be published is said, and nothing is sent. Needs the extras named demo and eval.
+below were chosen for HuggingFaceTB/SmolLM2-135M-Instruct, which knows most of them. With --push,
+what would be published is said, and nothing is sent. Needs the extras named demo and eval.
 """
 
 from __future__ import annotations

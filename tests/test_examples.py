@@ -1,6 +1,7 @@
 """examples/forget_a_family.py, as a small model can run it, and its whole command on a real one."""
 
 import importlib.util
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -58,7 +59,13 @@ def test_its_command_on_a_real_model(smollm, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(FILE), str(smollm)])
     runpy.run_path(str(FILE), run_name="__main__")
     said = capsys.readouterr().out
-    assert "north: 100% right before" in said
+    shares = re.findall(r"(\w+): (\d+)% right before, (\d+)% after", said)
+    found = {name: (int(before), int(after)) for name, before, after in shares}
+    assert found["north"][0] >= 75  # of four
+    assert found["north"][1] < found["north"][0]
+    for name in ("told", "untold"):
+        assert found[name][0] >= 75
+        assert found[name][1] >= found[name][0] - 25
     assert (tmp_path / "forget-a-family/forgot/weightsurgery.json").is_file()
 
 
