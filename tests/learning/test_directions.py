@@ -86,8 +86,10 @@ def test_texts_of_each_kind_count_alike(monkeypatch, known, material):
     assert sum(len(row.tokens) for row in many.kept["keep"]) > 1000
 
 
-def test_other_matrices_are_left_out(known, material):
+def test_other_matrices_are_left_out_and_random_rows_stay_without_anything_to_keep(known, material):
     assert directions(known.model, ["model.norm.weight"], material, 4) == {}
+    nothing = replace(material, kept=dict.fromkeys(material.kept, ()))
+    assert directions(known.model, names(known.model), nothing, 4) == {}
 
 
 def test_what_it_holds_is_bounded():

@@ -62,11 +62,11 @@ def directions(
         NonFiniteError: The model computes NaN or infinity.
     """
     layers = {name: each for name, each in linear_inputs(model).items() if name in set(names)}
-    if not layers:
+    kept = [row for rows in material.kept.values() for row in _some(rows)]
+    if not layers or not kept:  # nothing to stand out from
         return {}
     widest = max(width for _, width in layers.values())
     most = max(_MOST_BYTES, 12 * widest**2)
-    kept = [row for rows in material.kept.values() for row in _some(rows)]
     found: dict[str, Tensor] = {}
     # By matrix and side. Experts that few texts come to may run on one side alone, or later there.
     waiting: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
@@ -78,7 +78,7 @@ def directions(
         for both in zip_longest(*sides):
             for sums, side in zip(waiting, both, strict=True):
                 own, gram, count = side or ((), torch.empty(0), 1)
-                sums |= dict.fromkeys(own, gram / count)
+                sums |= dict.fromkeys(own, gram.div_(count))
             found |= _contrasted(waiting, waiting[0].keys() & waiting[1].keys(), rank, seed)
         for name, task in waiting[0].items():
             waiting[1][name] = torch.zeros_like(task)
