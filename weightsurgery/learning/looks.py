@@ -33,7 +33,7 @@ _EQUAL = 0.05
 # many places it may still, or not yet, be the likeliest answer, for a look to have seen enough.
 _FAR, _STILL = 0.15, 0.03
 
-_NEIGHBOURS = 96  # texts about them that a look reads, at most
+_NEIGHBOURS = 64  # texts about them that a look reads, at most
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from weightsurgery.learning.asked import ParsedExample, parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
+from weightsurgery.learning.last_places import last_probabilities
 from weightsurgery.learning.trainer import writing
-from weightsurgery.learning.unknown import Taught, last_probabilities
+from weightsurgery.learning.unknown import Taught
 from weightsurgery.learning.windows import token_windows
 from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, ordinary_texts, sampled

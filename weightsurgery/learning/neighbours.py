@@ -23,8 +23,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import ParsedExample
+from weightsurgery.learning.last_places import last_probabilities
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
-from weightsurgery.learning.unknown import last_probabilities
 from weightsurgery.learning.wordings import tokens
 from weightsurgery.learning.written import sampled
 from weightsurgery.progress import Progress
