@@ -16,8 +16,8 @@ up (:mod:`weightsurgery.learning.expected`), not run again.
 The learning rate falls to nothing: what is to stay settles once the request is forgotten. Where the
 look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), or that
 neighbours have not settled, the rate begins anew (warm restarts: Loshchilov & Hutter, arXiv
-1608.03983): how long to push follows from what is seen. Of the looks, the best inside a budget of divergence on text that is not trained on
-counts.
+1608.03983): how long to push follows from what is seen. Of the looks, the best inside a budget of
+divergence on text that is not trained on counts.
 """
 
 from __future__ import annotations
