@@ -128,7 +128,7 @@ class Command(_Helped, TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What cannot be left out, as it is typed, before what can."""
-        options, *words = super().collect_usage_pieces(ctx)  # type: ignore[misc]
+        options, *words = super().collect_usage_pieces(ctx)
         words = [re.sub(r"^{(.*)}(\.*)$", r"\1\2", each) for each in words if each]
         for each in self.params:
             if each.required and each.param_type_name == "option":
