@@ -17,10 +17,10 @@ from tests.conftest import read_tensors, same_bytes, snapshot
 from tests.learning.losses import UNLEARNERS
 from tests.learning.tiny import FACTS, OTHER, UNSEEN, loss, save, tiny, trained_tiny, write
 from weightsurgery.algebra.lowrank import Rank
+from weightsurgery.checkpoint.plain_files import held_bytes
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import read_record, verify
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.staging import held_bytes
 from weightsurgery.errors import (
     DataError,
     EditError,
