@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any, cast
@@ -83,7 +84,11 @@ class StageTrainer(Trainer):
         point = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with writing(str(self.args.output_dir)):
             unseal(point)
-            super()._save_checkpoint(model, trial)
+            try:
+                super()._save_checkpoint(model, trial)
+            except BaseException:
+                shutil.rmtree(point, ignore_errors=True)  # half a point only takes room
+                raise
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.barrier()  # each writes a part of the point
             if self.args.should_save:
