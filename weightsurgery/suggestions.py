@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 
-__all__ = ["one_of"]
+__all__ = ["near_path", "one_of"]
 
 
 def one_of(given: str, known: Iterable[str], more: str = "") -> str:
@@ -22,3 +24,17 @@ def one_of(given: str, known: Iterable[str], more: str = "") -> str:
     )
     asked = f"Did you mean {near[0]!r}? " if near else ""
     return f"{asked}Choose one of: {', '.join(names)}{more}."
+
+
+def near_path(given: str) -> str:
+    """What a path that is none may have meant: a question, with a space after it; or nothing.
+
+    Args:
+        given: The path, as it was typed.
+    """
+    above, name = os.path.split(given.rstrip("/"))
+    with suppress(OSError):
+        names = sorted(os.listdir(os.path.expanduser(above) or "."))
+        for near in get_close_matches(name, names, 1, 0.75):
+            return f"Did you mean {os.path.join(above, near)!r}? "
+    return ""

@@ -136,10 +136,39 @@ def test_errors_of_the_hub(monkeypatch, raised, what, remedy):
         raise raised
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(SourceError) as error:
         resolve_source("org/name@v1")
     says(error, "org/name@v1", what)
     assert remedy in error.value.remedy
+
+
+def test_where_the_hub_is_forbidden_that_is_said_and_no_more(monkeypatch):
+    def download(*_, **__):
+        raise hub.LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError) as error:
+        resolve_source("org/name")
+    says(error, "org/name", "the Hub could not be reached (HF_HUB_OFFLINE is set)")
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("./models/basse", "Did you mean './models/base'? "),
+    ("models/basse", "Did you mean 'models/base'? "),  # might be a name on the Hub
+    ("models/bas/", "Did you mean 'models/base'? "),
+    ("modells", "Did you mean 'models'? "),
+    ("./models/zebra", ""),
+    ("./nowhere/base", ""),
+])  # fmt: skip
+def test_a_mistyped_path_is_asked_about(typed, meant, tmp_path, monkeypatch):
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError) as error:
+        resolve_source(typed)
+    assert error.value.remedy.startswith(meant or ("Give", "Check"))
+    assert ("Did you mean" in error.value.remedy) == bool(meant)
 
 
 def test_bugs_are_not_taken_for_an_absent_hub(monkeypatch):

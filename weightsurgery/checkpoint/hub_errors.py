@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from weightsurgery.errors import SourceError, WeightSurgeryError
+from weightsurgery.suggestions import near_path
 
 __all__ = ["first_line", "hub_errors"]
 
@@ -63,7 +64,7 @@ def hub_errors(
     except RepositoryNotFoundError:
         raise kind(
             f"{where}: neither a directory here nor a repository you can see on the Hub",
-            f"Check the spelling; for a private repository {_LOGIN}.",
+            f"{near_path(where)}Check the spelling; for a private repository {_LOGIN}.",
         ) from None
     except HFValidationError:
         raise kind(
@@ -118,14 +119,16 @@ def _answered(
 def _unreachable(
     kind: type[WeightSurgeryError], where: str, error: BaseException, again: str
 ) -> WeightSurgeryError:
+    from huggingface_hub import constants
+
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_line(error)
     if issubclass(kind, SourceError):
         return kind(
-            f"{where}: no such directory here, and the Hub could not be reached"
-            f" ({first_line(error)})",
-            "Check the path or the connection; with HF_HUB_OFFLINE=1 only cached files are used."
-            f" {again}".rstrip(),
+            f"{where}: no such directory here, and the Hub could not be reached ({reason})",
+            f"{near_path(where)}Check the path or the connection; with HF_HUB_OFFLINE=1 only cached"
+            f" files are used. {again}".rstrip(),
         )
     return kind(
-        f"{where}: the Hub could not be reached ({first_line(error)})",
+        f"{where}: the Hub could not be reached ({reason})",
         f"Check the connection, and that HF_HUB_OFFLINE is not set. {again}".rstrip(),
     )

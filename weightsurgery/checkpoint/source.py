@@ -11,6 +11,7 @@ from weightsurgery.checkpoint.hub_errors import hub_errors
 from weightsurgery.checkpoint.repository import look_up
 from weightsurgery.checkpoint.weight_files import find_weights
 from weightsurgery.errors import SourceError
+from weightsurgery.suggestions import near_path
 
 __all__ = ["Source", "is_hub_name", "resolve_source"]
 
@@ -77,7 +78,8 @@ def resolve_source(name: str | os.PathLike[str], local_only: bool = False) -> So
         )
     if not _HUB_ID.fullmatch(text):
         raise SourceError(
-            f"{text}: no such directory", "Give a directory, or org/name[@revision] on the Hub."
+            f"{text}: no such directory",
+            f"{near_path(text)}Give a directory, or org/name[@revision] on the Hub.",
         )
     return _from_hub(text, local_only)
 

@@ -5,6 +5,7 @@ Common are the options that stand in no panel, and whatever a command cannot do 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -64,8 +65,7 @@ class _Helped:
         own = sorted(found[:-1], key=lambda each: (not each.required, each.name in _LAST))
         found = [*own, found[-1]]
         for each in found:
-            if getattr(each, "is_flag", False) and each.metavar is None:
-                each.metavar = ""  # a switch takes no value: none is named
+            _name_the_value(each, ctx)
         more = copy(found[-1])  # as --help is, whatever the library makes of that
         more.name, more.opts, more.callback = "help_all", [_ALL], _show_all
         more.help, found[-1].help = "Show all options and exit.", "Show this and exit."
@@ -126,6 +126,15 @@ class _Helped:
 class Command(_Helped, TyperCommand):
     """A command whose ``--help`` is one screen."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What cannot be left out, as it is typed, before what can."""
+        options, *words = super().collect_usage_pieces(ctx)
+        words = [re.sub(r"^{(.*)}(\.*)$", r"\1\2", each) for each in words if each]
+        for each in self.params:
+            if each.required and each.param_type_name == "option":
+                words += [each.opts[0], each.metavar]
+        return [*words, options]
+
 
 class Group(_Helped, TyperGroup):
     """A group of commands whose ``--help`` is one screen."""
@@ -136,7 +145,22 @@ class Group(_Helped, TyperGroup):
 
     def _told(self, ctx: Any, rare: list[Any]) -> str:
         path = ctx.command_path
-        return f"'{path} COMMAND --help' explains a command; '{path} {_ALL}' has {len(rare)} more."
+        own = [each.opts[0] for each in rare if "--help" not in each.opts]
+        also = f" Also {', '.join(own[:2])}." if own else ""  # to show completions few ask
+        return f"'{path} COMMAND --help' explains a command.{also}"
+
+
+_VALUES = {"int": "N", "int range": "N", "float": "X", "str": "NAME"}
+
+
+def _name_the_value(param: Any, ctx: Any) -> None:
+    """Name an option's value by what it is, not by its type in Python; a switch has none."""
+    if param.param_type_name == "argument":
+        # Its own name says it.
+        param.display_type_rich = lambda ctx: None
+    elif param.metavar is None:
+        known = "" if param.is_flag else param.display_type_rich(ctx).strip("<>")
+        param.metavar = _VALUES.get(known, known)
 
 
 def _reflowed(text: str | None) -> str | None:

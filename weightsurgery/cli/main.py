@@ -37,13 +37,13 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="ws",
     cls=Group,
-    help="Edit model checkpoints by weight arithmetic.\n\n"
-    "CKPT and BASE are directories or org/name\\[@revision] on the Hub; VECTOR is a change of BASE:"
-    " a fine-tune, a PEFT adapter, what 'ws diff -o' wrote.",
+    help="Edit model checkpoints by weight arithmetic. CKPT, BASE: a directory, or"
+    " org/name\\[@revision]. VECTOR: a fine-tune of BASE, an adapter, a saved change.\n\n"
+    "Example:  ws project ./model --forget facts.jsonl -o ./edited",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 
 for panel, commands in {
