@@ -24,14 +24,14 @@ def pair(tmp_path_factory):
     return write_checkpoint(root / "base", base, 2), write_checkpoint(root / "tuned", tuned, 2)
 
 
-def interrupted(words, begun, number=signal.SIGINT) -> tuple[int, str]:
+def interrupted(words, begun) -> tuple[int, str]:
     """Run it, press Ctrl-C when it has begun; how it ended, and what it said."""
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
     command = [WS, *map(str, words)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while running.poll() is None and not begun():
         time.sleep(0.002)
-    running.send_signal(number)
+    running.send_signal(signal.SIGINT)
     _, said = running.communicate()
     return running.returncode, said.strip()
 
@@ -50,20 +50,6 @@ def test_what_writes_leaves_nothing(pair, tmp_path, words):
     assert (code, said) == (130, "Interrupted; nothing was written.")
     assert left_behind(out) == []
     assert ws(*command).returncode == 0
-
-
-def test_a_scheduler_s_signal_is_as_good(pair, tmp_path):
-    out = tmp_path / "out"
-    command = ["subspace", *pair, "--rank", "200", "-o", out, "--workers", "1"]
-    for _ in range(5):
-        shutil.rmtree(out, ignore_errors=True)
-        code, said = interrupted(
-            command, lambda: left_behind(out) not in ([], ["out"]), signal.SIGTERM
-        )
-        if code != 0:
-            break
-    assert (code, said) == (143, "Interrupted; nothing was written.")
-    assert left_behind(out) == []
 
 
 def test_quiet_is_quiet_then_too(pair, tmp_path):
