@@ -291,11 +291,10 @@ class Staging:
     @staticmethod
     def _commitment(files: Path) -> dict[str, Any]:
         """The journal's last line: which output was about to get its name."""
-        try:
-            record = (files / RECORD_NAME).read_bytes()
-        except FileNotFoundError:
+        path = files / RECORD_NAME
+        if not path.is_file():
             return {"commit": str(files)}  # none that could be known again
-        return {"commit": hashlib.sha256(record).hexdigest()}
+        return {"commit": hashlib.sha256(path.read_bytes()).hexdigest()}
 
     @classmethod
     def clear(cls, target: Path, identity: str) -> None:
