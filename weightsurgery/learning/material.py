@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import ParsedExample, parse_examples
@@ -22,7 +20,7 @@ from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_probabilities
-from weightsurgery.learning.trainer import writing
+from weightsurgery.learning.points import save_tensors, writing
 from weightsurgery.learning.unknown import Taught
 from weightsurgery.learning.windows import token_windows
 from weightsurgery.learning.wordings import Wording, says, tokens
@@ -321,13 +319,8 @@ def write_material(material: Material, file: Path) -> None:
         "notes": dict(material.notes),
         "learning": material.learning,
     }
-    partial = file.with_suffix(".partial")
     with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"told": json.dumps(told)})
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, file)
+        save_tensors(tensors, file, {"told": json.dumps(told)})
 
 
 def read_material(file: Path) -> Material:
