@@ -85,6 +85,7 @@ class Take:
         reads: Weights to be read.
         writes: What would be written.
         holds: Working memory, without the interpreter.
+        fetches: Weights that come from the Hub first; of a repository whose headers were read.
         problem: Why it cannot be done here; empty if it can.
         remedy: What to do about that.
     """
@@ -93,6 +94,7 @@ class Take:
     reads: int | None = None
     writes: int | None = None
     holds: int | None = None
+    fetches: int = 0
     problem: str = ""
     remedy: str = ""
 
@@ -245,16 +247,16 @@ def _takes(name: str, machine: Hardware) -> Iterator[Take]:
         yield _taken("negate or add a fine-tune", negate, machine)
         yield _taken("project with vectors, --rank 64", project, machine)
         yield _taken("subspace --rank 32", subspace, machine)
-        if base.remote:
-            yield Take("project a data set", problem="not fetched", remedy=f"hf download {name}")
-            return
-        yield _taken("project a data set", lambda: _training(base, out), machine, trains=True)
-        yield _taken("identify --mode delta", lambda: _stages(base.path, out), machine, trains=True)
+        # Whatever runs the model has it as a whole.
+        whole = base.to_download
+        yield _taken("project a data set", lambda: _training(base, out), machine, whole)
+        yield _taken("identify --mode delta", lambda: _stages(base, out), machine, whole)
 
 
 def _taken(
-    command: str, plan: Callable[[], Any], machine: Hardware, *, trains: bool = False
+    command: str, plan: Callable[[], Any], machine: Hardware, trained: int | None = None
 ) -> Take:
+    """What a plan says; of a training, what it fetches is given."""
     try:
         found = plan()
     except WeightSurgeryError as error:
@@ -267,15 +269,19 @@ def _taken(
         holds = found.weights + found.gradients + found.optimiser
     else:
         reads, writes, holds = found.read_bytes, found.write_bytes, found.memory_bytes
+    if trained is not None:
+        fetches = trained
+    else:
+        fetches = getattr(found, "fetch_bytes", None) or getattr(found, "download_bytes", 0)
     room = machine.available
-    if trains and machine.devices:
+    if trained is not None and machine.devices:
         room = max(memory for _, memory in machine.devices)
     problem = remedy = ""
     if holds > room:
         problem, remedy = "not enough memory", "Free some, or take a larger machine."
     elif writes > machine.disk:
         problem, remedy = "not enough disk", "Free some, or write elsewhere with -o."
-    return Take(command, reads, writes, holds, problem, remedy)
+    return Take(command, reads, writes, holds, fetches, problem, remedy)
 
 
 def _training(base: Any, out: str) -> Any:
@@ -290,7 +296,7 @@ def _training(base: Any, out: str) -> Any:
         return plan(base, Sources((data,)), out, Search(neighbours=ByNeighbours()))
 
 
-def _stages(path: Path, out: str) -> Any:
+def _stages(base: Any, out: str) -> Any:
     from weightsurgery.deferred import need
 
     need("training runs the model", "transformers", "accelerate", extra="demo")
@@ -298,7 +304,7 @@ def _stages(path: Path, out: str) -> Any:
     from weightsurgery.unlearning.methods import identify
 
     with _data() as data:
-        return identify.plan(path, data, out, Training())
+        return identify.plan(base, data, out, Training())
 
 
 class _data(tempfile.TemporaryDirectory[str]):  # noqa: N801 - a context manager reads as a phrase
