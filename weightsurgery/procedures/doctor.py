@@ -65,6 +65,8 @@ class Hardware:
         devices: Name and memory of each GPU that torch sees.
         disk: Free space in the current directory.
         cache: Where what is kept goes, and the free space there.
+        hub: Of the Hub the ``endpoint``, the ``cache`` of its files, whether it is ``offline``, and
+            whether there is a ``token``; empty without huggingface_hub.
     """
 
     system: dict[str, str]
@@ -74,6 +76,7 @@ class Hardware:
     devices: tuple[tuple[str, int], ...]
     disk: int
     cache: tuple[str, int]
+    hub: dict[str, str | bool]
 
 
 @dataclass(frozen=True)
@@ -201,8 +204,21 @@ def _machine() -> Hardware:
     free = shutil.disk_usage
     return Hardware(
         system, cores(), total, available, _devices(), free(".").free,
-        (str(cache), free(above).free),
+        (str(cache), free(above).free), _hub(),
     )  # fmt: skip
+
+
+def _hub() -> dict[str, str | bool]:
+    try:
+        from huggingface_hub import constants, get_token
+    except ImportError:
+        return {}
+    return {
+        "endpoint": constants.ENDPOINT,
+        "cache": str(constants.HF_HUB_CACHE),
+        "offline": constants.HF_HUB_OFFLINE,
+        "token": get_token() is not None,
+    }
 
 
 def _devices() -> tuple[tuple[str, int], ...]:

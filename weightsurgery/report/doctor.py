@@ -47,7 +47,16 @@ def _machine(machine: Hardware) -> list[tuple[str, str]]:
         ("GPUs", "; ".join(gpus) or "none that torch sees: models run on the CPU"),
         ("disk here", f"{size(machine.disk)} free"),
         ("cache", f"{place}, {size(room)} free"),
+        ("Hub", _hub(machine.hub)),
     ]
+
+
+def _hub(known: dict[str, str | bool]) -> str:
+    if not known:
+        return "huggingface_hub is missing"
+    token = "with a token" if known["token"] else "no token"
+    offline = ", HF_HUB_OFFLINE is set" if known["offline"] else ""
+    return f"{known['endpoint']}, {token}{offline}; its cache: {known['cache']}"
 
 
 def _installed(libraries: tuple[Library, ...]) -> list[tuple[str, str, str]]:
