@@ -21,9 +21,10 @@ BELOW = {
     "vectors": {"algebra", "checkpoint"},
     "surgery": {"vectors", "algebra", "checkpoint"},
     "learning": {"vectors", "algebra", "checkpoint"},
+    "scoring": {"learning", "vectors", "algebra", "checkpoint"},
     "unlearning": {"learning", "surgery", "vectors", "algebra", "checkpoint"},
 }
-BELOW["procedures"] = BELOW["unlearning"] | {"unlearning"}
+BELOW["procedures"] = BELOW["unlearning"] | {"unlearning", "scoring"}
 BELOW["report"] = BELOW["procedures"] | {"procedures"}
 BELOW["hub"] = {"report", "checkpoint"}
 BELOW["lab"] = BELOW["report"] | {"report"}

@@ -186,7 +186,7 @@ def test_what_the_shell_completes_is_what_there_is():
     metrics = completed(("evaluate",), "--metric")
     assert metrics[: len(DEFAULT)] == [*DEFAULT]
     choices = {each.choice for each in METRICS.values()}
-    assert set(metrics) == {"all", "rouge_l_recall", *choices}
+    assert set(metrics) == {"all", "rouge_l_recall", "tofu", *choices}
     # Whatever is offered for a name of a choice stands in its help.
     for words, command in COMMANDS.items():
         for each in command.params:

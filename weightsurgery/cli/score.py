@@ -12,6 +12,7 @@ from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import Show
 from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
+from weightsurgery.cli.yardstick import TOFU, Yardstick
 
 if TYPE_CHECKING:
     from weightsurgery.learning.evaluate import Contexts
@@ -23,7 +24,7 @@ _HOW = "How it is scored"
 # As METRICS in learning.scores calls them, which takes transformers to import.
 _DEFAULT = ["begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall"]
 _OTHERS = ["probability_per_token", "rouge_l", "token_accuracy", "nll", "ma", "el", "es"]
-_METRICS = (*_DEFAULT, *_OTHERS, "truth_ratio", "all")
+_METRICS = (*_DEFAULT, *_OTHERS, "truth_ratio", "all", TOFU)
 
 
 Model = Annotated[
@@ -52,7 +53,8 @@ class Scoring:
             autocompletion=among(*_METRICS),
             metavar="NAME",
             help=f"{', '.join(_DEFAULT)} (these are the default),"
-            f" {', '.join(_METRICS[len(_DEFAULT) : -1])}, or all; repeatable.",
+            f" {', '.join(_METRICS[len(_DEFAULT) : -2])}, or all; and tofu: forget quality, model"
+            " utility, extraction and membership as open-unlearning defines them; repeatable.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -73,6 +75,13 @@ class Scoring:
         ),
     ] = False
 
+    @property
+    def words(self) -> list[str]:
+        """The metrics that every set is scored by; none where the yardstick alone is wanted."""
+        from weightsurgery.learning.scores import DEFAULT
+
+        return [each for each in self.metric or DEFAULT if each != TOFU]
+
     def arguments(self) -> dict[str, Any]:
         """As arguments of the library's functions that score."""
         from weightsurgery.learning.scores import DEFAULT
@@ -90,6 +99,7 @@ def evaluate(
     show: Show,
     pages: Pages,
     how: Scoring,
+    yardstick: Yardstick,
     forget: Forget = None,
     keep: Keep = None,
     against: Annotated[
@@ -163,19 +173,23 @@ def evaluate(
     from weightsurgery.learning.scores import METRICS
     from weightsurgery.report.card_scores import content_of
     from weightsurgery.report.scores import evaluation_tables, task_table
+    from weightsurgery.report.yardstick import yardstick_sections, yardstick_tables
 
     contexts = _contexts(in_context, shots, tasks)
+    unlearned = yardstick.asked(
+        how.metric, contexts is not None or (against is not None and not how.words)
+    )
     wanted = find_tasks(tasks, include_path) if tasks else None
     content = content_of(ckpt) if show.json or pages else None
-    found, figures = None, None
-    if forget or keep or wanted is None:
+    found, figures, measured = None, None, None
+    if how.words and (forget or keep or wanted is None):
         with console.progress(show, unit="examples") as progress:
             found = score(
                 ckpt,
                 forget or [],
                 keep or [],
                 against,
-                **how.arguments(),
+                **{**how.arguments(), "metrics": how.words},
                 chance_of=chance,
                 contexts=contexts,
                 batch_size=batch_size,
@@ -186,6 +200,10 @@ def evaluate(
         if not show.json:
             titles = {name: each.title for name, each in METRICS.items()}
             console.show(*evaluation_tables(found, titles))
+    if unlearned:
+        measured = asdict(yardstick.score(ckpt, forget, keep, show, batch_size, device, seed))
+        if not show.json:
+            console.show(*yardstick_tables(measured))
     if wanted is not None:
         console.notice(f"lm-evaluation-harness runs {', '.join(wanted.names)}.", show)
         figures = run_tasks(ckpt, wanted, against, batch_size=batch_size, device=device)
@@ -200,12 +218,15 @@ def evaluate(
         content = None
     tasks_told = [asdict(each) for each in figures or ()]
     document |= {"content": content, "tasks": tasks_told}
+    if measured is not None:
+        document["tofu"] = measured
     if show.json:
         console.document(document)
     if pages:
         from weightsurgery.report.sections import record_section, score_sections
 
-        sections = [*score_sections(document), record_section(show.command)]
+        more = [] if measured is None else yardstick_sections(measured)
+        sections = [*score_sections(document), *more, record_section(show.command)]
         pages.write(f"Scores of {ckpt}", sections, show)
 
 

@@ -47,6 +47,8 @@ class Forced:
         end_length: How many of the last only say that the completion is over.
         beyond_end: How many of these come after EOS, where generation has stopped: the line feed
             that some chat templates put there.
+        spread: Where it was asked for, mean and variance of the log-likelihood under the model's
+            own prediction, float64, shape (tokens, 2).
     """
 
     labels: Tensor
@@ -54,6 +56,7 @@ class Forced:
     nll: Tensor
     end_length: int
     beyond_end: int = 0
+    spread: Tensor | None = None
 
     @property
     def right(self) -> Tensor:
@@ -93,6 +96,7 @@ def teacher_forced(
     batch_size: int = 32,
     stage: str = "",
     progress: Progress | None = None,
+    spread: bool = False,
 ) -> list[Forced]:
     """Predicts every token of the completions given the ones before it, one forward pass per batch.
 
@@ -103,6 +107,7 @@ def teacher_forced(
         batch_size: Texts per forward pass.
         stage: What to call this to `progress`.
         progress: Told of every batch.
+        spread: Also tell how sure the model is at every token; see `Forced`.
 
     Returns:
         The predictions, in the order of `encoded`.
@@ -139,6 +144,7 @@ def teacher_forced(
                 nll.cpu(),
                 row.end_length,
                 _beyond(row, tokenizer.eos_token_id),
+                _spread(given).cpu() if spread else None,
             )
         if progress is not None:
             progress(stage, start + len(indices), len(order))
@@ -156,6 +162,17 @@ def _read(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     exact = logits.float()
     chosen = exact.gather(-1, labels[:, None])[:, 0].double()
     return logits.argmax(-1), exact.logsumexp(-1).double() - chosen
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """Mean and variance of the log-likelihood of what a model predicts, at every position."""
+    logs = logits.float().log_softmax(-1)
+    p = logs.exp()
+    # A token that cannot come adds nothing: 0 log 0 = 0.
+    weighted = (p * logs).nan_to_num(0.0)
+    mean = weighted.sum(-1).double()
+    square = (weighted * logs).nan_to_num(0.0).sum(-1).double()
+    return torch.stack((mean, square - mean**2), -1)
 
 
 def _check_finite(logits: Tensor, nll: Tensor, index: int) -> None:

@@ -65,9 +65,10 @@ class StageTrainer(Trainer):
         # A loop: `yield from` would end the epoch's iterator along with the step's.
         for number, batch in enumerate(batches, first):
             own = max(0, count - number * together - size * self.accelerator.process_index)
-            if not alone and own < len(batch["labels"]):
+            if not alone and own < size:
                 labels = batch["labels"].clone()
-                labels[own:] = IGNORED
+                # An example may be several rows, one after another.
+                labels[own * (len(labels) // size) :] = IGNORED
                 batch = {**batch, "labels": labels}
             yield batch
 

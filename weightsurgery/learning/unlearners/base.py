@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from weightsurgery.learning.training import EncodedRows
     from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
     from weightsurgery.learning.unlearners.work import Preparation
 
@@ -73,6 +74,13 @@ class Unlearner:
     def prepare(cls, work: Preparation) -> dict[str, Any]:
         """What is needed before the training: frozen references, thresholds."""
         return {}
+
+    @classmethod
+    def rows(cls, work: Preparation, prepared: Mapping[str, Any]) -> EncodedRows:
+        """What is passed over of what to forget; its examples unless a method says otherwise."""
+        from weightsurgery.learning.training import EncodedRows  # which loads models
+
+        return EncodedRows(work.rows(work.forget), work.collate)
 
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         """The loss of a step; float32."""

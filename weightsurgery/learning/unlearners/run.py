@@ -23,7 +23,7 @@ from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.training import EncodedRows, Trained, isolated, train_stage
+from weightsurgery.learning.training import Trained, isolated, train_stage
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.trainer import UnlearningTrainer
 from weightsurgery.learning.unlearners.work import Preparation
@@ -174,7 +174,7 @@ def _train(
     trained = train_stage(
         work.model,
         work.stage,
-        EncodedRows(work.rows(work.forget), work.collate),
+        kind.rows(work, prepared),
         work.training,
         directory=work.workspace and work.workspace / "training",
         device=work.device,

@@ -32,6 +32,8 @@ METHODS: Mapping[str, str] = {
     "undial": "Undial",
     "wga": "WGA",
     "satimp": "SatImp",
+    "idk-dpo": "IdkDPO",
+    "altpo": "AltPO",
     "task-vector": "TaskVectorNegation",
     "cpem-lora": "NegatedLora",
     "cpem-ia3": "NegatedScaling",

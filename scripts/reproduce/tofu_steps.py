@@ -1,0 +1,128 @@
+"""Steps of the TOFU study: command lines of ws, each done once, whatever is killed in between.
+
+A step is done when its output stands under its name, beside the command that made it. Directories
+appear when ws has written them whole, and a killed training goes on; documents are renamed last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FailedError", "Runner"]
+
+WS = (sys.executable, "-m", "weightsurgery")
+TAIL = 8
+"""Lines of what a failed command said that are kept."""
+
+
+class FailedError(Exception):
+    """A command that did not succeed; its last lines."""
+
+
+@dataclass
+class Runner:
+    """Runs what is missing.
+
+    Attributes:
+        work: Where outputs, commands and the log are.
+    """
+
+    work: Path
+
+    def directory(self, name: str, *words: Any) -> Path:
+        """A model or vector that a command of ws writes by `-o`.
+
+        Args:
+            name: Of the output, under ``work``.
+            words: The command; ``-o`` is added.
+
+        Raises:
+            FailedError: The command did not succeed.
+        """
+        out = self.work / name
+        command = [*map(str, words), "-o", str(out)]
+        if self._done(name, out, command):
+            return out
+        if out.exists():  # of another command, or killed before it was noted down
+            shutil.rmtree(out)
+        self._run(name, command, None)
+        return out
+
+    def document(self, name: str, *words: Any) -> dict[str, Any]:
+        """What a command of ws prints with `--json`.
+
+        Args:
+            name: Of the file, under ``work``.
+            words: The command; ``--json`` is added.
+
+        Raises:
+            FailedError: The command did not succeed.
+        """
+        out = self.work / name
+        command = [*map(str, words), "--json"]
+        if not self._done(name, out, command):
+            partial = out.with_name(out.name + ".partial")
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            out.unlink(missing_ok=True)  # of another command
+            self._run(name, command, partial)
+            partial.replace(out)
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+
+    def seconds(self, name: str) -> float:
+        """How long a directory took to be written; 0 if it is not noted."""
+        note = self._note(name)
+        return json.loads(note.read_text(encoding="utf-8"))["seconds"] if note.exists() else 0.0
+
+    def drop(self, name: str) -> None:
+        """Forget a directory that is not needed any more; what was noted of it goes, too."""
+        shutil.rmtree(self.work / name, ignore_errors=True)
+        shutil.rmtree(self.work / f"{name}.vector", ignore_errors=True)
+        self._note(name).unlink(missing_ok=True)
+
+    def _note(self, name: str) -> Path:
+        return self.work / "done" / f"{name.replace('/', '.')}.json"
+
+    def _done(self, name: str, out: Path, command: Sequence[str]) -> bool:
+        note = self._note(name)
+        if not out.exists() or not note.exists():
+            return False
+        said: Mapping[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        return bool(said["command"] == list(command))
+
+    def _run(self, name: str, command: Sequence[str], stdout: Path | None) -> None:
+        print(f"== {name}: ws {shlex.join(command)}", file=sys.stderr, flush=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        log, started = self.work / "log", time.monotonic()
+        with log.open("ab") as said:
+            begun = said.tell()
+            with stdout.open("wb") if stdout else open(os.devnull, "wb") as file:
+                status = subprocess.run(
+                    [*WS, *command], stdout=file, stderr=said, check=False
+                ).returncode
+        if status < 0 or status == 130:
+            raise KeyboardInterrupt
+        if status:
+            with log.open("rb") as file:
+                file.seek(begun)
+                lines = file.read().decode("utf-8", "replace").splitlines()
+            raise FailedError(f"ws {shlex.join(command)}\n" + "\n".join(lines[-TAIL:]))
+        seconds = time.monotonic() - started
+        note = self._note(name)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        partial = note.with_suffix(".partial")
+        partial.write_text(
+            json.dumps({"command": list(command), "seconds": seconds}), encoding="utf-8"
+        )
+        # Before the document gets its name: a note without its output counts for nothing.
+        partial.replace(note)

@@ -1,0 +1,247 @@
+"""TOFU by its own yardstick: teach, retrain, unlearn by every system, score, print.
+
+Usage: tofu_study.py --data DIR --work DIR [--small] [--seed N] [--system NAME]... [--list] CKPT
+
+Every system gets all there is to forget, half of what is to stay, and as many candidates as any
+other. A candidate counts if it keeps 90 % of the taught model's utility on rows that choose; of
+those that count, the one of the best forget quality there is scored, once, on rows that chose
+nothing. Where none counts, the one that keeps most is shown and marked *.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tofu_data import FULL, SMALL, Size, deal, write
+from tofu_steps import FailedError, Runner
+from tofu_tables import draw, render
+
+HERE = Path(__file__).resolve().parent
+KEPT = 0.9
+"""Share of the taught model's utility that a candidate must keep."""
+
+TEACH = (
+    "--mode", "joint", "--lora-rank", "32", "--lr", "2e-3", "--warmup", "10", "--batch", "4",
+    "--precision", "bfloat16", "--save-every", "20",
+)  # fmt: skip
+"""How both models are taught, and the vectors of single sets."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to forget: a command of ws with places, and what is tried at ``{x}``."""
+
+    name: str
+    about: str
+    command: str
+    values: Sequence[str]
+    small: bool = False
+
+    def name_of(self, value: str, words: Sequence[str]) -> str:
+        """A candidate's: of another command it is another."""
+        digest = hashlib.sha256(json.dumps([*words]).encode()).hexdigest()
+        return f"{self.name}.{value}.{digest[:8]}"
+
+    def words(self, places: Mapping[str, object], value: str) -> list[str]:
+        """The command, without its output."""
+        filled = [word.format(**places, x=value, out="") for word in self.command.split()]
+        place = filled.index("-o")
+        return filled[:place] + filled[place + 2 :]
+
+
+def systems() -> list[System]:
+    """Those of tofu_systems.json, in its order."""
+    read = json.loads((HERE / "tofu_systems.json").read_text(encoding="utf-8"))
+    return [System(name, **each) for name, each in read.items()]
+
+
+def chosen(candidates: Sequence[Mapping[str, Any]], taught: float) -> tuple[int | None, bool]:
+    """Which candidate is scored, and whether it counts.
+
+    Args:
+        candidates: Each with ``forget_quality`` and ``model_utility`` on rows that choose, or with
+            ``failed``.
+        taught: The taught model's utility there.
+    """
+    able = [n for n, each in enumerate(candidates) if "failed" not in each]
+    if not able:
+        return None, False
+    counting = [n for n in able if candidates[n]["model_utility"] >= KEPT * taught]
+    if counting:
+        return max(counting, key=lambda n: (candidates[n]["forget_quality"], -n)), True
+    return max(able, key=lambda n: (candidates[n]["model_utility"], -n)), False
+
+
+def save(path: Path, document: Mapping[str, Any]) -> None:
+    """All or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+class Study:
+    """One seed of everything.
+
+    Args:
+        base: The checkpoint.
+        data: TOFU's files.
+        work: Where everything goes.
+        size: How much of it.
+        seed: Of every training.
+    """
+
+    def __init__(self, base: Path, data: Path, work: Path, size: Size, seed: int) -> None:
+        self.base, self.size, self.seed = base, size, seed
+        # A folder for each size: the same names hold other rows.
+        self.run = Runner(work / size.name / f"seed{seed}")
+        self.files = work / size.name / "data"
+        write(self.files, deal(data, size))
+
+    def file(self, name: str) -> Path:
+        """One of the files that TOFU was dealt out to."""
+        return self.files / f"{name}.jsonl"
+
+    def train(self, name: str, base: Path, data: str) -> Path:
+        """The task vector of a file."""
+        how = ("--epochs", self.size.epochs, "--seed", self.seed)
+        return self.run.directory(f"{name}.vector", "identify", base, self.file(data), *TEACH, *how)
+
+    def taught(self, name: str) -> Path:
+        """The base that was taught a file."""
+        vector = self.train(name, self.base, name)
+        return self.run.directory(name, "add", self.base, vector)
+
+    def score(self, name: str, model: Path, reference: Path, choosing: bool) -> dict[str, Any]:
+        """What the yardstick says of a model, on rows that choose or on those that are scored."""
+        words: list[Any] = ["evaluate", model, "--metric", "tofu", "--reference", reference]
+        if choosing:
+            words += ["--forget", self.file("choose.forget"), "--keep", self.file("choose.keep")]
+        else:
+            words += ["--forget", self.file("score.forget"), "--keep", self.file("score.keep")]
+            words += ["--keep", self.file("real_authors"), "--keep", self.file("world_facts")]
+            words += ["--holdout", self.file("holdout"), "--judge", self.base]
+        part = "choose" if choosing else "score"
+        document = self.run.document(f"{part}/{name}.json", *words)
+        found: dict[str, Any] = document["tofu"]
+        return found
+
+    def references(self) -> None:
+        """The taught and the retrained model, and what the yardstick says of both and the base."""
+        self.model, retrained = self.taught("taught"), self.taught("retrained")
+        for choosing in (True, False):
+            self.score("retrained", retrained, retrained, choosing)
+        self.score("taught", self.model, self.reference(True), True)
+        for name, model in (("taught", self.model), ("base", self.base)):
+            self.score(name, model, self.reference(False), False)
+
+    def reference(self, choosing: bool) -> Path:
+        """What was said of the retrained model."""
+        return self.run.work / ("choose" if choosing else "score") / "retrained.json"
+
+    def measure(self, system: System) -> dict[str, Any]:
+        """A row: every candidate made and judged, the chosen one scored; models are dropped."""
+        row: dict[str, Any] = {"system": system.name, "about": system.about}
+        places = {
+            "base": self.model, "forget": self.file("forget"), "keep": self.file("keep"),
+            "steps": self.size.steps, "seed": self.seed,
+        }  # fmt: skip
+        for role in ("forget", "keep"):
+            if f"{{{role}_vector}}" in system.command:
+                places[f"{role}_vector"] = self.train(f"more-{role}", self.model, role)
+        values = list(system.values)[: self.size.candidates]
+        commands = [system.words(places, value) for value in values]
+        names = [system.name_of(*each) for each in zip(values, commands, strict=True)]
+        kept = self.run.work / "rows" / f"{system.name}.json"
+        if kept.exists():
+            found_row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+            if found_row["names"] == names:
+                return found_row
+        candidates, seconds = [], 0.0
+        for value, name, words in zip(values, names, commands, strict=True):
+            found: dict[str, Any] = {"value": value}
+            try:
+                found |= self.judged(name, words)
+            except FailedError as failed:
+                found["failed"] = str(failed)
+            seconds += self.run.seconds(name)
+            candidates.append(found)
+        taught = self.score("taught", self.model, self.reference(True), True)["model_utility"]
+        place, counts = chosen(candidates, taught)
+        row |= {"candidates": candidates, "seconds": seconds, "counts": counts}
+        if place is not None:
+            row["value"] = values[place]
+            row["score"] = self.scored(names[place], commands[place])
+        row["names"] = names
+        save(kept, row)
+        for name in names:
+            self.run.drop(name)
+        return row
+
+    def judged(self, name: str, words: Sequence[str]) -> dict[str, Any]:
+        """A candidate's figures on rows that choose; it is made unless they are there."""
+        path = self.run.work / "choose" / f"{name}.json"
+        if not path.exists():
+            self.run.directory(name, *words)
+        found = self.score(name, self.run.work / name, self.reference(True), True)
+        return {key: found[key] for key in ("forget_quality", "model_utility")}
+
+    def scored(self, name: str, words: Sequence[str]) -> dict[str, Any]:
+        """The chosen candidate on rows that are scored; made again if it was dropped already."""
+        path = self.run.work / "score" / f"{name}.json"
+        if not path.exists():
+            self.run.directory(name, *words)
+        return self.score(name, self.run.work / name, self.reference(False), False)
+
+    def result(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """All there is, as it is printed."""
+        models = {}
+        for name in ("base", "taught", "retrained"):
+            path = self.run.work / "score" / f"{name}.json"
+            models[name] = json.loads(path.read_text(encoding="utf-8"))["tofu"]
+        return {"size": asdict(self.size), "seed": self.seed, "models": models, "rows": list(rows)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", type=Path, metavar="CKPT", help="A small causal language model.")
+    parser.add_argument("--data", type=Path, required=True, help="TOFU's files as JSONL.")
+    parser.add_argument("--work", type=Path, required=True, help="Where everything goes.")
+    parser.add_argument("--small", action="store_true", help="One author, few systems.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--system", action="append", help="Repeatable. Default: all.")
+    parser.add_argument("--figure", type=Path, help="Where the frontier is drawn.")
+    given = parser.parse_args()
+    size = SMALL if given.small else FULL
+    wanted = [each for each in systems() if each.small or not given.small]
+    if given.system:
+        wanted = [each for each in systems() if each.name in given.system]
+        lacking = set(given.system) - {each.name for each in wanted}
+        if lacking:
+            parser.error(f"no such system: {', '.join(sorted(lacking))}")
+    study = Study(given.base.resolve(), given.data, given.work.resolve(), size, given.seed)
+    try:
+        study.references()
+    except FailedError as failed:
+        raise SystemExit(str(failed)) from failed
+    rows = []
+    path = study.run.work / "results.json"
+    for system in wanted:
+        rows.append(study.measure(system))
+        save(path, study.result(rows))
+        print(render(study.result(rows)), file=sys.stderr, flush=True)
+    print(render(study.result(rows)))
+    figure = given.figure or study.run.work / "frontier.svg"
+    draw(study.result(rows), figure)
+    print(f"The frontier: {figure}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The TOFU study: what is dealt to whom, that steps survive a kill, what is chosen and printed."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from weightsurgery.cli.main import app
+
+PLACE = Path(__file__).parents[2] / "scripts" / "reproduce"
+sys.path.insert(0, str(PLACE))
+
+import tofu_data  # noqa: E402
+import tofu_steps  # noqa: E402
+import tofu_study  # noqa: E402
+import tofu_tables  # noqa: E402
+
+TINY = replace(tofu_data.SMALL, world=3)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Rows of the columns that TOFU has, as many as there must be."""
+    root = tmp_path_factory.mktemp("tofu")
+
+    def rows(name, count, **more):
+        lines = [
+            json.dumps({"question": f"{name} {n}?", "answer": f"{name} {n}.", **more})
+            for n in range(count)
+        ]
+        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+    wrong = {"paraphrased_answer": "so", "perturbed_answer": ["no", "not so"]}
+    rows("forget01_perturbed", 40, **wrong)
+    rows("retain_perturbed", 400, **wrong)
+    for name in ("real_authors_perturbed", "world_facts_perturbed"):
+        rows(name, 100, perturbed_answer=["no"])
+    rows("holdout01", 40)
+    return root
+
+
+@pytest.mark.parametrize("size", [tofu_data.FULL, tofu_data.SMALL])
+def test_nothing_that_is_scored_was_given_or_has_chosen(files, size):
+    dealt = tofu_data.deal(files, size)
+    asked = {name: {row["question"] for row in rows} for name, rows in dealt.items()}
+    assert len(asked["forget"]) == 20 * size.forget
+    assert asked["taught"] == asked["forget"] | asked["retrained"]
+    assert not asked["forget"] & asked["retrained"]
+    assert asked["forget"] == asked["choose.forget"] | asked["score.forget"]
+    assert not asked["choose.forget"] & asked["score.forget"]
+    parts = [asked[name] for name in ("keep", "choose.keep", "score.keep")]
+    assert set.union(*parts) == asked["retrained"]
+    assert sum(map(len, parts)) == len(asked["retrained"])
+    for name in ("score.forget", "score.keep", "choose.forget", "choose.keep"):
+        assert all(row["perturbed_answer"] and row["paraphrased_answer"] for row in dealt[name])
+    assert all(set(row) == {"question", "answer"} for row in dealt["taught"])
+    for name in ("holdout", "real_authors", "world_facts"):
+        assert not asked[name] & asked["taught"]
+
+
+def test_a_missing_or_short_file_is_named(files, tmp_path):
+    with pytest.raises(SystemExit, match=r"forget01_perturbed\.jsonl: no such file"):
+        tofu_data.deal(tmp_path, TINY)
+    with pytest.raises(SystemExit, match="100 rows, and 101 are needed"):
+        tofu_data.deal(files, replace(TINY, world=101))
+
+
+def test_files_that_are_the_same_stay(files, tmp_path):
+    dealt = tofu_data.deal(files, TINY)
+    tofu_data.write(tmp_path, dealt)
+    written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(written) == len(dealt)
+    tofu_data.write(tmp_path, {**dealt, "keep": dealt["keep"][:2]})
+    again = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert {name for name in written if written[name] != again[name]} == {"keep.jsonl"}
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    """With a `ws` that writes what it is told to, and counts."""
+    program = tmp_path / "ws.py"
+    program.write_text(
+        "import pathlib, signal, os, sys\n"
+        "words = sys.argv[1:]\n"
+        f"counted = pathlib.Path({str(tmp_path / 'counted')!r})\n"
+        "counted.open('a').write(words[0] + '\\n')\n"
+        "if words[0] == 'fail': sys.exit('what\\nremedy')\n"
+        "if words[0] == 'die': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if '--json' in words: print('{\"said\": \"' + words[0] + '\"}')\n"
+        "if '-o' in words: pathlib.Path(words[words.index('-o') + 1]).mkdir(parents=True)\n"
+    )
+    monkeypatch.setattr(tofu_steps, "WS", (sys.executable, str(program)))
+    found = tofu_steps.Runner(tmp_path / "work")
+    found.counted = lambda: (tmp_path / "counted").read_text().split()
+    return found
+
+
+def test_a_step_is_done_once_and_anew_for_another_command(runner):
+    out = runner.directory("model", "add", "x")
+    assert out.is_dir()
+    assert runner.seconds("model") > 0
+    runner.directory("model", "add", "x")
+    assert runner.document("a/b.json", "score") == {"said": "score"}
+    assert runner.document("a/b.json", "score") == {"said": "score"}
+    assert runner.counted() == ["add", "score"]
+    runner.directory("model", "add", "y")
+    assert runner.document("a/b.json", "other") == {"said": "other"}
+    assert runner.counted() == ["add", "score", "add", "other"]
+    runner.drop("model")
+    assert not out.exists()
+    assert runner.seconds("model") == 0
+
+
+def test_what_was_killed_is_done_again(runner):
+    for step in (runner.directory, runner.document):
+        with pytest.raises(KeyboardInterrupt):
+            step("x", "die")
+        assert not (runner.work / "x").exists()
+    # Killed after the output, before the note; and after the note, before the output's name.
+    runner.directory("model", "add")
+    (runner.work / "done/model.json").unlink()
+    runner.directory("model", "add")
+    runner.document("said.json", "score")
+    (runner.work / "said.json").unlink()
+    assert runner.document("said.json", "score") == {"said": "score"}
+    assert runner.counted() == ["die", "die", "add", "add", "score", "score"]
+
+
+def test_a_failure_says_what_the_command_said(runner):
+    with pytest.raises(tofu_steps.FailedError, match="what\nremedy"):
+        runner.directory("model", "fail")
+
+
+def test_the_best_of_those_that_keep_enough_is_chosen():
+    def of(quality, utility):
+        return {"forget_quality": quality, "model_utility": utility}
+
+    assert tofu_study.chosen([of(0.1, 0.6), of(0.9, 0.53), of(0.5, 0.55)], 0.6) == (2, True)
+    assert tofu_study.chosen([of(0.1, 0.2), of(0.9, 0.1)], 0.6) == (0, False)
+    assert tofu_study.chosen([{"failed": "x"}, of(0.9, 0.6)], 0.6) == (1, True)
+    assert tofu_study.chosen([{"failed": "x"}], 0.6) == (None, False)
+    assert tofu_study.chosen([of(0.5, 0.6), of(0.5, 0.6)], 0.6) == (0, True)
+
+
+@pytest.mark.parametrize("system", tofu_study.systems(), ids=lambda each: each.name)
+def test_every_system_is_a_command_that_ws_takes(system):
+    places = dict.fromkeys(("base", "forget", "keep", "forget_vector", "keep_vector"), "a place")
+    places |= {"steps": 3, "seed": 1}
+    assert len(system.values) == tofu_data.FULL.candidates
+    assert len(set(system.values)) == len(system.values)
+    words = system.words(places, system.values[0])
+    assert "a place" in words
+    assert "-o" not in words
+    assert system.values[0] in words
+    assert system.name_of("1", words) != system.name_of("1", [*words, "--quiet"])
+    command = get_command(app).commands[words[0]]
+    command.make_context(words[0], [*words[1:], "-o", "out"])  # raises what is not an option
+
+
+def test_few_systems_are_small():
+    small = [each.name for each in tofu_study.systems() if each.small]
+    assert small == ["npo", "gradient-difference", "negate", "project-data"]
+
+
+def scores(quality):
+    value = {"value": 0.5, "interval": None}
+    names = ("probability", "rouge_l_recall", "extraction_strength", "exact_memorisation")
+    return {
+        "forget_quality": quality,
+        "model_utility": 0.4321,
+        "sets": [{"scores": dict.fromkeys(names, value)}],
+        "membership": {"min_k": 0.75},
+        "priv_leak": -25.0,
+        "fluency": {"value": 7.25},
+    }
+
+
+def test_tables_and_picture(tmp_path):
+    candidate = {"value": "1", "forget_quality": 0.5, "model_utility": 0.25}
+    rows = [
+        {"system": "poor", "score": scores(1e-7), "counts": False, "value": "2", "seconds": 3.2,
+         "candidates": [{"value": "2", "failed": "no\nreason"}]},
+        {"system": "good", "score": scores(0.75), "counts": True, "value": "1", "seconds": 1.0,
+         "candidates": [candidate]},
+        {"system": "none", "counts": False, "seconds": 0.0, "candidates": []},
+    ]  # fmt: skip
+    models = dict.fromkeys(("base", "taught", "retrained"), scores(1.0))
+    found = {"size": {"forget": 1, "keep": 2}, "seed": 7, "models": models, "rows": rows}
+    lines = tofu_tables.render(found).splitlines()
+    place = next(n for n, line in enumerate(lines) if line.startswith("| good |"))
+    assert lines[place].split(" | ")[1:3] == ["0.750", "0.432"]
+    assert lines[place + 1].startswith("| poor \\* | 1.0e-07 |")
+    assert "| good 1 | 0.500 | 0.250 | chosen |" in lines
+    assert "| poor 2 |  |  | failed: reason |" in lines
+    tofu_tables.draw(found, tmp_path / "frontier.svg")
+    assert "model utility" in (tmp_path / "frontier.svg").read_text()

@@ -1,0 +1,357 @@
+"""TOFU's yardstick of a checkpoint: forget quality, model utility, and what tells its members."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weightsurgery.checkpoint.source import resolve_source
+from weightsurgery.errors import DataError
+from weightsurgery.learning.evaluate import set_names
+from weightsurgery.learning.intervals import Estimate, Measurements, Resampling, estimate
+from weightsurgery.learning.models import load_model, load_tokenizer
+from weightsurgery.progress import Progress
+from weightsurgery.scoring import formulas
+from weightsurgery.scoring.sets import (
+    ATTACKS,
+    Asked,
+    Likelihoods,
+    YardstickSet,
+    read_set,
+    truth_scores,
+)
+
+__all__ = ["Reference", "SetEstimates", "Tofu", "read_reference", "tofu"]
+
+PRIV_LEAK = "min_k"
+"""The attack whose AUC PrivLeak is of, as open-unlearning configures it."""
+
+_NEEDED = (
+    "Train a model as CKPT's base was, on the same data less the rows to forget, and name it by"
+    " --reference; or name what 'ws evaluate --metric tofu --json' said of it."
+)
+
+
+@dataclass(frozen=True)
+class SetEstimates:
+    """Scores of one set.
+
+    Attributes:
+        name: What it is called.
+        path: As given.
+        role: ``forget`` or ``keep``.
+        examples: How many rows.
+        choices: Whether the probability is normalised over the wrong answers.
+        scores: By name, each with its bootstrap interval.
+    """
+
+    name: str
+    path: str
+    role: str
+    examples: int
+    choices: bool
+    scores: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What is known of the model that never saw what is to be forgotten.
+
+    Attributes:
+        name: As given.
+        rows: Digest of the rows that it was asked.
+        log_truth_ratios: Of each row to forget.
+        membership: AUC by attack; empty without held-out rows.
+    """
+
+    name: str
+    rows: str
+    log_truth_ratios: Sequence[float]
+    membership: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Tofu:
+    """The yardstick of one checkpoint; figures are as open-unlearning defines them.
+
+    Attributes:
+        checkpoint: As given.
+        reference: The model that never saw what is to be forgotten, as given.
+        sets: What to forget, then what to keep.
+        forget_quality: p-value in [0, 1]; see :func:`formulas.forget_quality`.
+        model_utility: In [0, 1]; see :func:`formulas.model_utility`.
+        membership: AUC by attack of rows to forget against held-out ones; empty without the
+            latter.
+        reference_membership: The same of the reference.
+        priv_leak: In percent; None without held-out rows, or where the reference's AUC is 1.
+        judge: Whose perplexity ``fluency`` is, as given.
+        fluency: Perplexity, to the judge, of what is answered about what is to be forgotten; high
+            where it is gibberish. It says nothing against the same sentence again and again.
+        log_truth_ratios: Of each row to forget, for who compares with this checkpoint.
+        rows: SHA-256 of the rows to forget and those held out.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+    """
+
+    checkpoint: str
+    reference: str
+    sets: tuple[SetEstimates, ...]
+    forget_quality: float
+    model_utility: float
+    membership: dict[str, float]
+    reference_membership: dict[str, float]
+    priv_leak: float | None
+    judge: str | None
+    fluency: Estimate | None
+    log_truth_ratios: tuple[float, ...]
+    rows: str
+    seed: int
+    resamples: int
+
+
+def tofu(
+    checkpoint: str | Path,
+    forget: Sequence[str | Path],
+    keep: Sequence[str | Path],
+    reference: str | Path | None,
+    *,
+    holdout: Sequence[str | Path] = (),
+    judge: str | Path | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+    seed: int = 0,
+    resamples: int = 2000,
+    progress: Progress | None = None,
+) -> Tofu:
+    """Scores a checkpoint by TOFU's yardstick; one model is held at a time.
+
+    Differences from open-unlearning: an answer is the model's first line (of a truth of several
+    lines as many), of at most 32 tokens more than the set's longest truth, where theirs has up to
+    200; extraction strength is 0 and not 1/T where not even the last token follows; a chat
+    template's end of turn, however many tokens it has, is one end.
+
+    Args:
+        checkpoint: Directory or `org/name[@revision]` of a causal language model.
+        forget: Sets with wrong answers and paraphrases; their rows are one sample.
+        keep: Sets with wrong answers; see :class:`YardstickSet` for those without paraphrases.
+        reference: A model trained without the rows to forget; or a JSON file with what
+            ``ws evaluate --metric tofu --json`` said of it. The checkpoint itself to measure the
+            reference.
+        holdout: Rows that no model saw, for membership inference.
+        judge: A checkpoint to say how fluent the answers are; best the base.
+        batch_size: Examples per forward pass.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+        progress: Told of every batch.
+
+    Raises:
+        DataError: A set cannot be read or lacks what its scores take, there is none to forget or
+            to keep, no reference, or one that was asked other rows.
+        SourceError: A checkpoint cannot be found or loaded.
+        NonFiniteError: A model's predictions are NaN.
+        WeightSurgeryError: A library of the extra ``eval`` is missing.
+    """
+    if not forget or not keep:
+        lacking = "--keep" if forget else "--forget"
+        raise DataError(f"TOFU's yardstick without {lacking}", f"Name a set with {lacking}.")
+    if reference is None:
+        raise DataError("forget quality without a reference to compare with", _NEEDED)
+    if batch_size < 1 or resamples < 1:
+        raise DataError("a batch or a bootstrap of none", "Give whole numbers from 1.")
+    place = resolve_source(checkpoint).path
+    sets = _Sets.read(load_tokenizer(place), forget, keep, holdout)
+    same = _same_checkpoint(reference, place)
+    other = None
+    if not same:
+        other = _reference(reference, sets, batch_size, device, progress)
+    model, tokenizer = load_model(place, device)
+    asked = Asked(model, tokenizer, batch_size, progress)
+    drawn = Resampling(seed, resamples)
+    likely = asked.likelihoods(sets.forget)
+    own = _compared(str(reference), asked, sets, likely)
+    other = own if other is None else other
+    said = asked.answers(sets.forget)
+    found = [_estimates(sets.forget, asked, likely, said, drawn)]
+    for each in sets.keep:
+        found.append(_estimates(each, asked, asked.likelihoods(each), asked.answers(each), drawn))
+    del asked, model
+    fluency = None
+    if judge is not None:
+        fluency = _fluency(judge, sets.forget, said, batch_size, device, drawn)
+    leak = None
+    if sets.holdout is not None:
+        leak = formulas.priv_leak(own.membership[PRIV_LEAK], other.membership[PRIV_LEAK])
+    return Tofu(
+        str(checkpoint),
+        str(reference),
+        tuple(found),
+        formulas.forget_quality(own.log_truth_ratios, other.log_truth_ratios),
+        _utility(found),
+        dict(own.membership),
+        dict(other.membership),
+        leak,
+        None if judge is None else str(judge),
+        fluency,
+        tuple(own.log_truth_ratios),
+        sets.digest,
+        seed,
+        resamples,
+    )
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """All rows, read before a model is loaded."""
+
+    forget: YardstickSet
+    keep: tuple[YardstickSet, ...]
+    holdout: YardstickSet | None
+
+    @classmethod
+    def read(
+        cls,
+        tokenizer: Any,
+        forget: Sequence[str | Path],
+        keep: Sequence[str | Path],
+        holdout: Sequence[str | Path],
+    ) -> _Sets:
+        names = set_names([*forget, *keep, *holdout])
+        roles = [*["forget"] * len(forget), *["keep"] * len(keep), *["holdout"] * len(holdout)]
+        read = [
+            read_set(path, name, role, tokenizer)
+            for path, name, role in zip([*forget, *keep, *holdout], names, roles, strict=True)
+        ]
+
+        def of(role: str) -> list[YardstickSet]:
+            return [each for each in read if each.role == role]
+
+        return cls(
+            _pooled(of("forget")),
+            tuple(of("keep")),
+            _pooled(of("holdout")) if holdout else None,
+        )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rows that figures of a reference are of."""
+        rows = [
+            [e.prompt, e.completion, e.paraphrase, *e.perturbed]
+            for each in (self.forget, self.holdout)
+            if each is not None
+            for e in each.examples
+        ]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _pooled(sets: Sequence[YardstickSet]) -> YardstickSet:
+    """Several files of one role as one sample."""
+    return replace(
+        sets[0],
+        name=" + ".join(each.name for each in sets),
+        path=" + ".join(each.path for each in sets),
+        examples=tuple(row for each in sets for row in each.examples),
+    )
+
+
+def _compared(name: str, asked: Asked, sets: _Sets, likely: Sequence[Likelihoods]) -> Reference:
+    """What a model is compared by: truth ratios, and how well its members are told."""
+    ratios = [each.log_truth_ratio for each in likely]
+    membership = {}
+    if sets.holdout is not None:
+        members, others = asked.losses(sets.forget), asked.losses(sets.holdout)
+        membership = {each: formulas.auc(members[each], others[each]) for each in ATTACKS}
+    return Reference(name, sets.digest, ratios, membership)
+
+
+def _estimates(
+    each: YardstickSet,
+    asked: Asked,
+    likely: Sequence[Likelihoods],
+    said: Sequence[tuple[str, str]],
+    drawn: Resampling,
+) -> SetEstimates:
+    rows: dict[str, Measurements] = dict(truth_scores(each, likely, said))
+    if each.role == "forget":
+        rows |= asked.memorised(each)
+    scores = {name: estimate(values, drawn) for name, values in rows.items()}
+    return SetEstimates(each.name, each.path, each.role, len(each.examples), each.choices, scores)
+
+
+def _utility(found: Sequence[SetEstimates]) -> float:
+    values = []
+    for each in found:
+        if each.role != "keep":
+            continue
+        for name, score in each.scores.items():
+            if score.value is None:
+                raise DataError(f"{each.name}: no {name}: {score.why}", "Leave this set out.")
+            values.append(score.value)
+    return formulas.model_utility(values)
+
+
+def _fluency(
+    judge: str | Path,
+    forget: YardstickSet,
+    said: Sequence[tuple[str, str]],
+    batch_size: int,
+    device: str,
+    drawn: Resampling,
+) -> Estimate:
+    model, tokenizer = load_model(resolve_source(judge).path, device)
+    asked = Asked(model, tokenizer, batch_size)
+    surprise = asked.surprise(forget.name, forget.examples, [answer for _, answer in said])
+    return estimate(surprise, drawn, math.exp)
+
+
+def _same_checkpoint(reference: str | Path, place: Path) -> bool:
+    return not _is_document(reference) and resolve_source(reference).path == place
+
+
+def _is_document(reference: str | Path) -> bool:
+    return str(reference).endswith(".json") and os.path.isfile(os.path.expanduser(reference))
+
+
+def _reference(
+    reference: str | Path, sets: _Sets, batch_size: int, device: str, progress: Progress | None
+) -> Reference:
+    if _is_document(reference):
+        found = read_reference(reference)
+        if found.rows != sets.digest:
+            raise DataError(
+                f"{reference}: was asked other rows to forget or to hold out",
+                "Score the reference on the same --forget and --holdout, or name the checkpoint"
+                " itself.",
+            )
+        return found
+    model, tokenizer = load_model(resolve_source(reference).path, device)
+    asked = Asked(model, tokenizer, batch_size, progress)
+    return _compared(str(reference), asked, sets, asked.likelihoods(sets.forget))
+
+
+def read_reference(path: str | Path) -> Reference:
+    """What an earlier run said of a reference.
+
+    Args:
+        path: A file with what ``ws evaluate --metric tofu --json`` printed.
+
+    Raises:
+        DataError: It is none.
+    """
+    try:
+        document = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        found = document["tofu"]
+        return Reference(
+            str(path), found["rows"], list(found["log_truth_ratios"]), dict(found["membership"])
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: no reference: {type(error).__name__}: {error}",
+            "Name a checkpoint, or the output of 'ws evaluate REFERENCE --metric tofu --json'.",
+        ) from error
