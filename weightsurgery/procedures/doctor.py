@@ -285,10 +285,8 @@ def _taken(
         holds = found.weights + found.gradients + found.optimiser
     else:
         reads, writes, holds = found.read_bytes, found.write_bytes, found.memory_bytes
-    if trained is not None:
-        fetches = trained
-    else:
-        fetches = getattr(found, "fetch_bytes", None) or getattr(found, "download_bytes", 0)
+    planned = getattr(found, "fetch_bytes", None) or getattr(found, "download_bytes", 0)
+    fetches = int(planned) if trained is None else trained
     room = machine.available
     if trained is not None and machine.devices:
         room = max(memory for _, memory in machine.devices)
