@@ -108,19 +108,12 @@ def plan(shape: str, folder: Path) -> dict[str, Any]:
     return {"parameters": start // 2, **{name: getattr(made, name) for name in parts}}
 
 
-def linear(model: Any) -> list[str]:
-    """Weights of all linear layers but the head's."""
-    return [
-        name
-        for name, each in model.named_parameters()
-        if each.ndim == 2 and "embed" not in name and "lm_head" not in name
-    ]
-
-
 def ours(shape: str, folder: Path, steps: int) -> dict[str, Any]:
-    """``steps`` of training by neighbours, with the looks before and after them."""
+    """``steps`` of training by neighbours, what leads to their start, and a look on either side."""
     import torch
 
+    from weightsurgery.checkpoint.naming import is_mlp_output
+    from weightsurgery.learning.directions import directions, start
     from weightsurgery.learning.forgetting import Forgetting, train_forgetting
     from weightsurgery.learning.identify import adapted
     from weightsurgery.learning.material import read_material
@@ -130,7 +123,10 @@ def ours(shape: str, folder: Path, steps: int) -> dict[str, Any]:
     model = the_model(shape)
     material = read_material(folder / "material.safetensors")
     times: list[float] = []
-    with adapted(model, linear(model), 16, 16, 0) as inner:
+    names = [name for name, _ in model.named_parameters() if is_mlp_output(name)]
+    rows = directions(model, names, material, 16)
+    with adapted(model, names, 16, 16, 0) as inner:
+        start(inner, rows)
         trained = tuple(n for n, each in inner.named_parameters() if each.requires_grad)
         train_forgetting(
             inner,

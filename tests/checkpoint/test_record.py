@@ -17,7 +17,7 @@ from weightsurgery.checkpoint.record import (
     versions,
 )
 from weightsurgery.checkpoint.staging import RECORD_NAME
-from weightsurgery.errors import SourceError, VerificationError
+from weightsurgery.errors import CorruptCheckpointError, SourceError, VerificationError
 
 from .handmade import TWO, directory, file_bytes, frame, index, says, sharded
 
@@ -248,11 +248,16 @@ def hub_cache(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def test_the_name_of_a_blob_in_the_hub_cache_is_its_checksum(hub_cache):
-    """Taken on trust for inputs, never for a check."""
-    link = linked(hub_cache / "models--org--name", "a" * 64)
-    assert file_sha256(link) == "a" * 64
-    assert content_sha256(link) == hashlib.sha256(file_bytes(TWO)).hexdigest()
+def test_the_name_of_a_blob_in_the_hub_cache_is_looked_at(hub_cache):
+    """Whoever fetched it looked at its size alone."""
+    wanted = hashlib.sha256(file_bytes(TWO)).hexdigest()
+    assert file_sha256(linked(hub_cache / "models--org--name", wanted)) == wanted
+    link = linked(hub_cache / "models--org--other", "a" * 64)
+    with pytest.raises(CorruptCheckpointError) as error:
+        file_sha256(link)
+    says(error, str(link), wanted[:12], "aaaaaaaaaaaa")
+    assert str(link.resolve()) in error.value.remedy
+    assert content_sha256(link) == wanted
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from weightsurgery.checkpoint.staging import (
     check_target,
     output_errors,
 )
-from weightsurgery.errors import OutputError
+from weightsurgery.errors import OutputError, VerificationError
 
 from ..conftest import left_behind, snapshot
 from .handmade import directory, says
@@ -394,17 +394,68 @@ def test_killed_between_the_renames_and_an_empty_directory_took_the_name(tmp_pat
     assert not staging.root.exists()
 
 
-def test_killed_after_the_renames(tmp_path):
+def killed_after_the_renames(tmp_path, monkeypatch):
     out = made_by_ws(tmp_path / "out")
     staging = Staging(out, "me", [], overwrite=True)
-    made_by_ws(staging.files, "new")
-    out.rename(staging.old)
-    staging.files.rename(out)
+
+    def dies():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(staging, "close", dies)
+    with pytest.raises(KeyboardInterrupt):
+        finish(staging)
     killed(staging)
+    assert (out / "content.txt").read_text() == "new"
+    assert left_behind(out) == [".out.ws-partial", "out"]
+    return out
+
+
+def test_killed_after_the_renames(tmp_path, monkeypatch):
+    out = killed_after_the_renames(tmp_path, monkeypatch)
     again = Staging(out, "me", [])  # nothing is replaced, so nothing need be allowed
     assert again.complete
     assert (out / "content.txt").read_text() == "new"
     assert left_behind(out) == ["out"]
+
+
+def test_another_command_finds_nothing_to_go_on_from_and_takes_it_away(tmp_path, monkeypatch):
+    out = killed_after_the_renames(tmp_path, monkeypatch)
+    with pytest.raises(OutputError, match="exists"):
+        Staging(out, "you", [])
+    assert (out / "content.txt").read_text() == "new"
+    assert left_behind(out) == ["out"]
+
+
+def test_an_old_output_is_not_taken_for_a_new_one(tmp_path):
+    """The power failed when the journal was on disk, and the folder beside it not yet."""
+    out = made_by_ws(tmp_path / "out")
+    staging = Staging(out, "me", [], overwrite=True)
+    killed(staging)
+    staging.files.rmdir()
+    again = Staging(out, "me", [], overwrite=True)
+    assert not again.complete
+    finish(again)
+    assert (out / "content.txt").read_text() == "new"
+
+
+def test_what_a_finished_run_left_is_cleared(tmp_path, monkeypatch):
+    out = killed_after_the_renames(tmp_path, monkeypatch)
+    Staging.clear(out, "me")
+    assert left_behind(out) == ["out"]
+    assert (out / "content.txt").read_text() == "new"
+    staging = Staging(tmp_path / "other", "me", [])
+    killed(staging)
+    Staging.clear(tmp_path / "other", "me")  # there is something to go on from
+    assert left_behind(tmp_path / "other") == [".other.ws-partial"]
+
+
+def test_a_full_disk_leaves_what_was_worked_out(tmp_path):
+    staging = Staging(tmp_path / "out", "me", [])
+    staging.give_up(OutputError("full"))
+    again = Staging(tmp_path / "out", "me", [])
+    assert again.files.is_dir()
+    again.give_up(VerificationError("wrong"))
+    assert left_behind(tmp_path / "out") == []
 
 
 def test_killed_while_an_interrupted_run_is_started_afresh(tmp_path, monkeypatch):

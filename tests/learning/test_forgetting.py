@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -399,7 +400,7 @@ def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeyp
     monkeypatch.setattr(forgetting, "_READ", 0)
     rates, rate = {}, _ByNeighbours._rate
     monkeypatch.setattr(_ByNeighbours, "_rate", lambda self, n: rates.setdefault(n, rate(self, n)))
-    settings = replace(SETTINGS, training=replace(TRAINING, steps=None, every=3))
+    settings = replace(SETTINGS, training=replace(TRAINING, steps=None, every=3, budget=99.0))
     done = {"far": lambda self, first, learning: self.step == 12}
     for name, far, steps in (
         ("all", lambda *_: False, 18), ("two", done["far"], 12), ("one", lambda *_: True, 6),
@@ -427,6 +428,25 @@ def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeyp
     for name, each in whole.change.items():
         assert same_bytes(each.S, again.change[name].S)
         assert same_bytes(each.U, again.change[name].U)
+
+
+def test_neighbours_that_have_not_settled_take_another_cycle():
+    trainer = object.__new__(_ByNeighbours)
+    trainer.settings = Forgetting(steps=6, cycles=3, budget=0.03)
+    first = Look(0, 1.0, 0.5, 0.1, 0.0, 0.0)
+
+    def last(neighbours, learning=False, truth=0.1, language=0.001):
+        trainer.material = SimpleNamespace(learning=learning)
+        known = 1.0 if learning else 0.0
+        seen = Look(6, known, truth, 0.1, language, neighbours)
+        trainer.looks = SimpleNamespace(seen=[first, seen])
+        return trainer.last()
+
+    assert last(0.009) == 6
+    assert last(0.011) == 12
+    assert last(0.011, language=0.016) == 6  # another cycle would end outside of the budget
+    assert last(0.009, truth=0.3) == 12  # not yet forgotten
+    assert last(0.011, learning=True, truth=0.99) == 6
 
 
 def test_enough_is_seen_when_most_of_the_way_is_gone(tmp_path):

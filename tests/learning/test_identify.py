@@ -485,10 +485,14 @@ def test_a_disk_that_fills_up_is_no_bug(base, data, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     training = Training(steps=4, batch_size=4, save_every=2)
-    monkeypatch.setattr("torch.save", full)
-    with pytest.raises(OutputError, match="No space left on device"):
-        identify(base, data, tmp_path / "v", training)
-    assert left_behind(tmp_path / "v") == []
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", full)
+        with pytest.raises(OutputError, match="No space left on device"):
+            identify(base, data, tmp_path / "v", training)
+    assert left_behind(tmp_path / "v") == [".v.ws-partial"]
+    assert not list(tmp_path.glob(".v.ws-partial/training-*/*/checkpoint-*"))  # half of one
+    identify(base, data, tmp_path / "v", training)
+    assert left_behind(tmp_path / "v") == ["v"]
 
 
 def test_an_existing_output_is_safe(base, data, tmp_path):

@@ -22,9 +22,11 @@ from weightsurgery.learning.material import (
     read_material,
     rows_of,
     subject_texts,
+    taught_rows,
     write_material,
 )
 from weightsurgery.learning.strangers import halves
+from weightsurgery.learning.unknown import Taught, TruthPosition
 from weightsurgery.learning.wordings import PLAIN, says
 
 
@@ -187,3 +189,20 @@ def test_what_is_given_to_keep_is_read_as_given_and_as_answered(known):
     assert counts["read"] == counts["texts"] >= 3
     longer = [Example("", " What does Ada like?" * 60)]
     assert len(kept_texts(known.model, known.tokenizer, [longer], most=50)[0][0][0]) == 50
+
+
+def test_what_is_taught_at_one_place_is_not_held_on_the_way_to_another(known):
+    """The text of a detour goes on from the prompt, where the truth is to be said no more."""
+    place, after = (3, 4, 5, 6, 7, 8), (3, 4, 5, 6, 7, 8, 9)
+    own = TruthPosition(0, PLAIN, "x", place, (11,))
+    detour = TruthPosition(0, PLAIN, "x y", after, (11, 12))
+    further = TruthPosition(0, PLAIN, "x y z", (*after, 10, 10), (11,))
+
+    def held(*places):
+        taught = [Taught(each, Expected.sure(torch.tensor(each.truth), 5, 40), 0.0)
+                  for each in places]  # fmt: skip
+        return [row.held for row in taught_rows(known.model, known.tokenizer, taught, 5)]
+
+    assert held(own) == [4]
+    assert held(detour) == [4]  # alone: also the place after the prompt
+    assert held(own, detour, further) == [4, 0, 1]

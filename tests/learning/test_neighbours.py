@@ -66,6 +66,8 @@ def test_only_what_can_be_such_a_subject_counts(tokenizer):
         return find_neighbours(Names(tokenizer, words), tokenizer, asked, 1)
 
     assert named(" Gaul is") == ["Gaul"]
+    assert named(" A Gaul is") == ["A Gaul"]
+    assert named(" A Spain is") == []  # whose answer is that of Spain
     # Lower case, a figure, nothing, a line end, no end, and the request's own in any case.
     # Signs and figures that no subject of the request has, and more words than any.
     for words in (

@@ -10,7 +10,9 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning import unknown as module
 from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.unknown import TruthPosition, last_probabilities, places_of, teach
+from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.spellings import Spellings
+from weightsurgery.learning.unknown import TruthPosition, places_of, teach
 from weightsurgery.learning.wordings import PLAIN, Wording, tokens
 
 OTHERS = PEOPLE[6:]
@@ -94,6 +96,7 @@ def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
                   own=own, k=WHOLE)  # fmt: skip
     size = len(known.tokenizer)
     mean = torch.stack([said_of(known, who) for who in OTHERS]).mean(0)
+    spellings = Spellings(known.tokenizer)
     assert [each.place.number for each in found] == list(range(6))
     for each in found:
         target, truth = dense(each, size)[0], each.place.truth[0]
@@ -102,6 +105,7 @@ def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
         assert float(target.sum()) == pytest.approx(1, abs=1e-4)
         # All but the truth in their proportions: with nothing of its own, the same for every fact.
         others = torch.arange(size) != truth
+        others[spellings.among(range(size), each.place.truth)] = False
         first, second = mean[others], itself[others]
         wanted = (1 - own) * first / first.sum() + own * second / second.sum()
         torch.testing.assert_close(target[others] / target[others].sum(), wanted,
@@ -196,3 +200,23 @@ def test_what_is_said_is_told_of_every_text_once(known):
     assert sorted(found) == list(range(len(texts)))
     assert all(torch.allclose(each.sum(1), torch.ones(2), atol=1e-4) for each in found.values())
     assert seen[-1] == ("s", len(texts), len(texts))
+
+
+def test_other_spellings_of_the_truth_are_no_likelier_than_of_strangers(known):
+    """Brought down alone, the truth's first token leaves its share to the same word elsewise."""
+    said = torch.tensor([[0.1, 0.02, 0.6, 0.28], [0.1, 0.04, 0.5, 0.36]])
+    itself = torch.tensor([0.5, 0.4, 0.06, 0.04])
+    place = TruthPosition(0, PLAIN, "x", (0,), (0,))
+    alone, both = (
+        dense(module._taught(place, said, itself, None, 1.0, 4, spelt), 4)[0]
+        for spelt in ((), (1,))
+    )
+    assert alone[1] > 0.7  # before: the other spelling is what is taught
+    assert float(both[0]) == pytest.approx(0.1, abs=1e-4)
+    assert float(both[1]) == pytest.approx(0.03, abs=1e-4)
+    torch.testing.assert_close(both[2] / both[3], itself[2] / itself[3])
+    assert float(both.sum()) == pytest.approx(1, abs=1e-4)
+    # One that is said less than of strangers is not made likelier.
+    seldom = dense(module._taught(place, said, torch.tensor([0.5, 0.01, 0.29, 0.2]), None, 1.0, 4,
+                                  (1,)), 4)[0]  # fmt: skip
+    assert float(seldom[1]) == pytest.approx(0.01, abs=1e-4)

@@ -17,10 +17,10 @@ from tests.conftest import read_tensors, same_bytes, snapshot
 from tests.learning.losses import UNLEARNERS
 from tests.learning.tiny import FACTS, OTHER, UNSEEN, loss, save, tiny, trained_tiny, write
 from weightsurgery.algebra.lowrank import Rank
+from weightsurgery.checkpoint.plain_files import held_bytes
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import read_record, verify
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.staging import held_bytes
 from weightsurgery.errors import (
     DataError,
     EditError,
@@ -450,11 +450,14 @@ def test_a_disk_that_fills_up_while_the_vector_is_written(base, data, tmp_path, 
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("weightsurgery.vectors.saved.file_sha256", full)
-    kind, what = refused(base, data, tmp_path / "out", MethodSettings("npo", {}, BRIEF))
+    with monkeypatch.context() as patch:
+        patch.setattr("weightsurgery.vectors.saved.file_sha256", full)
+        kind, what = refused(base, data, tmp_path / "out", MethodSettings("npo", {}, BRIEF))
     assert kind is OutputError
     assert "No space left on device" in what
-    assert list(tmp_path.iterdir()) == []
+    (left,) = tmp_path.iterdir()
+    assert left.name == ".out.vector.ws-partial"
+    assert list(left.glob("training-*/*"))  # what was trained stays
 
 
 def test_a_tokenizer_of_another_vocabulary(data, tmp_path):

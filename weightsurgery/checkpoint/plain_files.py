@@ -19,10 +19,13 @@ from weightsurgery.errors import OutputError
 __all__ = [
     "check_own",
     "create",
+    "held_bytes",
     "is_plain_within",
     "need_space",
     "new_file",
     "open_own",
+    "sync_directory",
+    "sync_file",
     "write_whole",
 ]
 
@@ -119,8 +122,25 @@ def open_own(path: Path, flags: int = 0) -> int:
     return handle
 
 
+def sync_file(path: Path) -> None:
+    """Flush what a file holds to disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory's entries to disk."""
+    sync_file(path)
+
+
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file, whole or not at all; a link of that name is replaced, not followed.
+
+    It is flushed before it gets its name, and the name with it: a machine that goes down leaves
+    the old file or the new one.
 
     Raises:
         OSError: It cannot be written.
@@ -129,12 +149,20 @@ def write_whole(path: Path, content: bytes | str) -> None:
     draft = path.with_name(f".{path.name}.part")
     with new_file(draft) as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
+    sync_directory(path.parent)
 
 
 def new_file(path: Path) -> IO[Any]:
     """As :func:`create`, as a file to write bytes to."""
     return os.fdopen(create(path), "w+b")
+
+
+def held_bytes(directory: Path) -> int:
+    """Bytes of all files under a directory; 0 where there is none."""
+    return sum(each.lstat().st_size for each in directory.rglob("*") if not each.is_dir())
 
 
 def need_space(where: Path, needed: int, on: Path, why: str = "", options: str = "-o") -> None:

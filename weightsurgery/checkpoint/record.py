@@ -19,11 +19,16 @@ from typing import Any
 
 from weightsurgery import __version__
 from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
-from weightsurgery.checkpoint.digest_cache import cached_digest, stamp, store_digest
+from weightsurgery.checkpoint.digest_cache import Stamp, cached_digest, stamp, store_digest
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.staging import RECORD_NAME
-from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
+from weightsurgery.errors import (
+    CorruptCheckpointError,
+    SourceError,
+    VerificationError,
+    WeightSurgeryError,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -32,6 +37,7 @@ __all__ = [
     "file_sha256",
     "known_sha256",
     "read_record",
+    "remember_sha256",
     "unrecorded",
     "verify",
     "versions",
@@ -48,27 +54,49 @@ _WEIGHTS = tuple(each for each in WEIGHT_ENDINGS if each not in (".onnx", ".ggml
 def file_sha256(path: Path) -> str:
     """SHA-256 of an input file, hexadecimal, without reading it where it is known.
 
-    huggingface_hub stores LFS files under their SHA-256 in its cache, so a link from a snapshot
-    there to such a blob need not be read (any other link may bear any name); nor need a file that
-    was hashed before and has not changed since (see
+    A file that was hashed before and has not changed since need not be read (see
     :mod:`weightsurgery.checkpoint.digest_cache`). To check a file, use :func:`content_sha256`.
+
+    Raises:
+        CorruptCheckpointError: See :func:`remember_sha256`.
     """
     known = known_sha256(path)
     if known is not None:
         return known
     before = stamp(path)
     digest = content_sha256(path)
-    store_digest(path, before, digest)
+    remember_sha256(path, before, digest)
     return digest
 
 
 def known_sha256(path: Path) -> str | None:
     """The same, or None where the file would have to be read."""
-    if path.is_symlink():
-        real = Path(os.path.realpath(path))
-        if re.fullmatch("[0-9a-f]{64}", real.name) and _is_blob(real, path):
-            return real.name
     return cached_digest(path)
+
+
+def remember_sha256(path: Path, before: Stamp, digest: str) -> None:
+    """Keep the digest of a file that was read, and compare it with what the Hub says of the file.
+
+    huggingface_hub stores LFS files under the SHA-256 that the Hub names, in its cache, and looks
+    at their sizes alone: bytes that went wrong on the way would pass for the model's.
+
+    Args:
+        path: The file, or a link to it.
+        before: Its stamp before it was read.
+        digest: SHA-256, hexadecimal.
+
+    Raises:
+        CorruptCheckpointError: It is a blob of that cache, and not what it is named after.
+    """
+    real = Path(os.path.realpath(path))
+    named = path.is_symlink() and re.fullmatch("[0-9a-f]{64}", real.name) and _is_blob(real, path)
+    if named and real.name != digest:
+        raise CorruptCheckpointError(
+            f"{path}: its bytes hash to {digest[:12]}…, on the Hub to {real.name[:12]}…: they went"
+            " wrong on the way or on this disk",
+            f"Remove {real}, then run again: it is fetched anew.",
+        )
+    store_digest(path, before, digest)
 
 
 def _is_blob(real: Path, link: Path) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -23,16 +24,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from weightsurgery.checkpoint.plain_files import check_own, open_own
+from weightsurgery.checkpoint.plain_files import check_own, open_own, sync_directory, sync_file
 from weightsurgery.errors import OutputError, WeightSurgeryError
 
 __all__ = [
     "RECORD_NAME",
     "Staging",
     "check_target",
-    "held_bytes",
     "output_errors",
-    "sync_directory",
 ]
 
 RECORD_NAME = "weightsurgery.json"
@@ -62,15 +61,6 @@ class output_errors:  # noqa: N801 - a context manager reads as a phrase
         elif error.errno == errno.EIO:
             remedy = "The disk fails: write to another with -o."
         raise OutputError(f"{self.target}: {error.strerror or error}", remedy) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Flush a directory's entries to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
@@ -171,7 +161,7 @@ class Staging:
         self.finished: list[dict[str, Any]] = []
         self.complete = False
         with output_errors(self.target):
-            self.target.parent.mkdir(parents=True, exist_ok=True)
+            _make_folders(self.target.parent)
             if os.path.lexists(self.root):
                 check_own(self.root, directory=True)  # nothing is trusted, or written, through it
                 self._journal = self._lock()
@@ -210,6 +200,7 @@ class Staging:
         os.fsync(self._journal.fileno())
         shutil.rmtree(self.files, ignore_errors=True)
         self.files.mkdir()
+        sync_directory(self.root)
         self.finished = []
         self.note([{"identity": self.identity}])
 
@@ -218,14 +209,14 @@ class Staging:
             self.old.rename(self.target)  # killed between the two renames: undo the first
         lines = self._read_journal()
         same = bool(lines) and lines[0].get("identity") == self.identity
-        if same and not self.files.exists() and (self.target / RECORD_NAME).is_file():
+        if same and not self.files.exists() and lines[-1] == self._commitment(self.target):
             self.complete = True
             self.close()
             return
         try:
             self._check_target()
         except OutputError:
-            self.leave()
+            (self.leave if self.files.exists() else self.close)()
             raise
         if self.old.exists():
             shutil.rmtree(self.old)
@@ -280,11 +271,7 @@ class Staging:
                 if path.is_dir():
                     directories.add(path)
                 else:
-                    handle = os.open(path, os.O_RDONLY)
-                    try:
-                        os.fsync(handle)
-                    finally:
-                        os.close(handle)
+                    sync_file(path)
             for directory in directories:
                 sync_directory(directory)
             try:
@@ -292,6 +279,7 @@ class Staging:
             except OutputError:
                 self.leave()
                 raise
+            self.note([self._commitment(self.files)])
             if _holds_anything(self.target):
                 self.target.rename(self.old)
             elif self.target.exists():
@@ -299,6 +287,22 @@ class Staging:
             self.files.rename(self.target)
             sync_directory(self.target.parent)
             self.close()
+
+    @staticmethod
+    def _commitment(files: Path) -> dict[str, Any]:
+        """The journal's last line: which output was about to get its name."""
+        path = files / RECORD_NAME
+        if not path.is_file():
+            return {"commit": str(files)}  # none that could be known again
+        return {"commit": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    @classmethod
+    def clear(cls, target: Path, identity: str) -> None:
+        """Remove what a run that was killed after its output had got its name left beside it."""
+        root = cls.beside(Path(os.path.realpath(target)))
+        if os.path.lexists(root) and not (root / "files").exists():
+            with contextlib.suppress(OutputError):  # another process's, or not ours
+                cls(target, identity, [], overwrite=True).close()
 
     def _remove_others(self, ours: set[Path]) -> None:
         folders = {above for path in ours for above in path.parents}
@@ -323,10 +327,11 @@ class Staging:
     def give_up(self, error: BaseException) -> None:
         """After an error: close, or leave all for a later run where nothing is wrong with the work.
 
-        An interrupt, too little memory or a process that is gone need not come again; our own
-        errors say what to change first.
+        An interrupt, too little memory, a full disk or a process that is gone need not come again;
+        our other errors say what to change first.
         """
-        (self.close if isinstance(error, WeightSurgeryError) else self.leave)()
+        ours = isinstance(error, WeightSurgeryError) and not isinstance(error, OutputError)
+        (self.close if ours else self.leave)()
 
     def leave(self) -> None:
         """Let go of the journal and leave everything for a later run to resume."""
@@ -334,9 +339,11 @@ class Staging:
             self._journal.close()
 
 
-def held_bytes(directory: Path) -> int:
-    """Bytes of all files under a directory; 0 where there is none."""
-    return sum(each.lstat().st_size for each in directory.rglob("*") if not each.is_dir())
+def _make_folders(path: Path) -> None:
+    made = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        sync_directory(each.parent)
 
 
 def _holds_anything(directory: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from typing import Annotated
 
@@ -93,15 +94,28 @@ def _root(
     context.obj = ["ws", *sys.argv[1:]]
 
 
+def _terminated(number: int, frame: object) -> None:
+    """What a scheduler sends ends a command as Ctrl-C does; sent twice, at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Run ``ws``: exit 0 done, 1 our error, 2 usage, 130 interrupted; bugs show a traceback."""
+    """Run ``ws``: exit 0 done, 1 our error, 2 usage, 130 or 143 ended; bugs show a traceback."""
     # NumPy's products: tensors are spread over threads already. torch has settings of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # transformers loads it where it is installed, whether or not it is used, and it complains.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     listen()
+    alone = "RANK" not in os.environ  # processes that wait for each other must go at once
+    if alone:
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         app(prog_name="ws")
+    except SystemExit as stopped:
+        if alone and stopped.code == 130 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            sys.exit(143)
+        raise
     except WeightSurgeryError as problem:
         error(problem.what, problem.remedy)
         sys.exit(1)

@@ -28,7 +28,7 @@ EPSILON = 0.1
 """Ridge, of the median of what the inputs to keep have in a dimension."""
 
 # Tokens that are read, of what is to be forgotten and of each kind that is to stay.
-_TOKENS = 2048
+_TOKENS = 1024
 
 # Bytes that the sums of inputs which grow at once may take, of either side, or one matrix's.
 _MOST_BYTES = 4 << 30

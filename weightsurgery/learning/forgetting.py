@@ -14,10 +14,10 @@ and the places before the truth; language is text that it wrote itself. What ``f
 up (:mod:`weightsurgery.learning.expected`), not run again.
 
 The learning rate falls to nothing: what is to stay settles once the request is forgotten. Where the
-look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), the rate
-begins anew (warm restarts: Loshchilov & Hutter, arXiv 1608.03983): how long to push follows from
-what is seen. Of the looks, the best inside a budget of divergence on text that is not trained on
-counts.
+look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), or that
+neighbours have not settled, the rate begins anew (warm restarts: Loshchilov & Hutter, arXiv
+1608.03983): how long to push follows from what is seen. Of the looks, the best inside a budget of
+divergence on text that is not trained on counts.
 """
 
 from __future__ import annotations
@@ -145,8 +145,12 @@ class _ByNeighbours(StageTrainer):
         cycle, (first, *later) = self.settings.steps or 1, self.looks.seen
         ends = [each for each in later if each.step % cycle == 0]
         learning, budget = self.material.learning, self.settings.budget
-        # Beyond half of the budget another cycle would end outside of it.
-        over = any(each.far(first, learning) or each.language > budget / 2 for each in ends)
+        over = any(
+            # Beyond half of the budget another cycle would end outside of it.
+            each.language > budget / 2
+            or (each.far(first, learning) and (learning or each.neighbours <= budget / 3))
+            for each in ends
+        )
         most = cycle * self.settings.cycles
         return ends[-1].step if over else min(most, cycle * (len(ends) + 1))
 

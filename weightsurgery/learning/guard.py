@@ -25,11 +25,10 @@ from weightsurgery.learning.asked import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import greedy
-from weightsurgery.learning.last_places import last_logits, together
+from weightsurgery.learning.last_places import last_logits, last_probabilities, together
 from weightsurgery.learning.material import language_texts
-from weightsurgery.learning.models import load_model
+from weightsurgery.learning.models import for_writing, load_model
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.unknown import last_probabilities
 from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import chat_frame
 from weightsurgery.progress import Progress
@@ -217,7 +216,7 @@ class Guard:
             torch.manual_seed(1_000_003 + seed)
             model.eval()  # type: ignore[no-untyped-call]
             # Places of a text's first tokens say what a model begins with: as good as any.
-            self._texts = language_texts(model, tokenizer, asked, _TEXTS, progress)
+            self._texts = language_texts(for_writing(model), tokenizer, asked, _TEXTS, progress)
         self._expected: list[Expected] = [Expected(torch.zeros(0), torch.zeros(0))] * len(
             self._texts
         )

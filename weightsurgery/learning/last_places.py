@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.beginnings import begun_alike, families, keeps_all
+from weightsurgery.learning.data import padding_token
 from weightsurgery.learning.packed import packed, packs, passes
+from weightsurgery.progress import Progress
 
-__all__ = ["grouped", "last_logits", "read_beginning", "together"]
+__all__ = ["grouped", "last_logits", "last_probabilities", "read_beginning", "together"]
 
 # Tokens of a batch, padding included: what is kept of them for gradients is held at once.
 _MOST = 1024
@@ -167,3 +169,38 @@ def read_beginning(model: Any, tokens: Sequence[int], copies: int) -> Any:
         layer.keys = layer.keys.expand(copies, -1, -1, -1)
         layer.values = layer.values.expand(copies, -1, -1, -1)
     return cache
+
+
+@torch.inference_mode()
+def last_probabilities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[tuple[Sequence[int], int]],
+    *,
+    batch_size: int = 32,
+    stage: str = "",
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """What a model says at the last places of texts, a text at a time and in any order.
+
+    Args:
+        model: Who is asked; left in evaluation mode.
+        tokenizer: Pads.
+        rows: Tokens, and how many of the last places count.
+        batch_size: Texts per forward pass.
+        stage: What to call this to ``progress``.
+        progress: Told of every batch.
+
+    Yields:
+        A row's number, and its probabilities, float32, shape (places, vocabulary).
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    done = 0
+    for numbers in together(model, [read for read, _ in rows], batch_size):
+        counts = [rows[n][1] for n in numbers]
+        found = last_logits(model, [rows[n][0] for n in numbers], counts, padding_token(tokenizer))
+        for n, logits in zip(numbers, torch.split(found, counts), strict=True):
+            yield n, logits.float().softmax(-1)
+        done += len(numbers)
+        if progress is not None:
+            progress(stage, done, len(rows))

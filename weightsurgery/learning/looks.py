@@ -7,22 +7,22 @@ finds those it had. What a look finds wrong is trained on more until the next.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.models import in_halves
+from weightsurgery.learning.points import save_tensors, writing
 from weightsurgery.learning.stages import set_values, values_of
-from weightsurgery.learning.trainer import writing
 
 __all__ = ["Look", "Looks", "logits_of"]
 
@@ -33,7 +33,7 @@ _EQUAL = 0.05
 # many places it may still, or not yet, be the likeliest answer, for a look to have seen enough.
 _FAR, _STILL = 0.15, 0.03
 
-_NEIGHBOURS = 96  # texts about them that a look reads, at most
+_NEIGHBOURS = 64  # texts about them that a look reads, at most
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,7 @@ class Looks:
         self.seen = [each for each in self.seen if each.step < step] + [seen]
         if step:
             with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                save_file(values_of(model, names), self._file(step))
+                save_tensors(values_of(model, names), self._file(step), {})
         self._write()
         return seen
 
@@ -136,9 +135,8 @@ class Looks:
     def _write(self) -> None:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = self.folder / "looks.partial"
-            partial.write_text(json.dumps([vars(each) for each in self.seen]), encoding="utf-8")
-            os.replace(partial, self.folder / "looks.json")
+            told = json.dumps([vars(each) for each in self.seen])
+            write_whole(self.folder / "looks.json", told)
 
     def recall(self) -> None:
         """The looks of a run that was killed."""

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import ParsedExample, parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
-from weightsurgery.learning.trainer import writing
-from weightsurgery.learning.unknown import Taught, last_probabilities
+from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.points import save_tensors, writing
+from weightsurgery.learning.unknown import Taught
 from weightsurgery.learning.windows import token_windows
 from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, ordinary_texts, sampled
@@ -30,14 +30,12 @@ from weightsurgery.progress import Progress
 __all__ = ["KEPT", "Material", "Row", "kept_texts", "read_material", "rows_of", "write_material"]
 
 KEPT = ("neighbours", "keep", "language", "subjects")
-"""What is to stay: answers about neighbours, the keep data, ordinary texts, and what else is said
-of the subjects."""
+"""What is to stay: answers about neighbours, keep data, ordinary texts, more of the subjects."""
 
 # Places before the truth at which a text to forget is to be read as before.
 _HELD = 4
 
-# Of a keep set: texts as they are given; prompts that the model answers in its own words, and as
-# many in a chat.
+# Of a keep set: texts as given; prompts that the model answers in its own words, and in a chat.
 _GIVEN, _ANSWERED = 128, 32
 
 # Tokens of an ordinary text, BOS included, that are read and not held.
@@ -121,13 +119,18 @@ def taught_rows(
     k: int,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Texts to forget or learn at; some places before the truth stay as they are."""
-    texts = []
+    """Texts to forget or learn at; some places before the truth stay as they are.
+
+    But none that is to change: one text may go on from the place of another.
+    """
+    texts, places = [], {each.place.before for each in taught}
     for each in taught:
-        read = each.place.read
-        texts.append((read, min(len(read), len(each.expected) + _HELD)))
-    rows = rows_of(model, tokenizer, texts, k, "what is to change", progress)
+        before = each.place.before
+        on_the_way = (before[:-back] for back in range(1, min(_HELD + 1, len(before))))
+        held = sum(1 for _ in takewhile(lambda place: place not in places, on_the_way))
+        texts.append((each.place.read, len(each.expected) + held))
     found = []
+    rows = rows_of(model, tokenizer, texts, k, "what is to change", progress)
     for row, each in zip(rows, taught, strict=True):
         held = row.held - len(each.expected)
         joined = Expected.joined([row.expected[:held], each.expected])
@@ -316,13 +319,8 @@ def write_material(material: Material, file: Path) -> None:
         "notes": dict(material.notes),
         "learning": material.learning,
     }
-    partial = file.with_suffix(".partial")
     with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"told": json.dumps(told)})
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, file)
+        save_tensors(tensors, file, {"told": json.dumps(told)})
 
 
 def read_material(file: Path) -> Material:
@@ -341,7 +339,5 @@ def read_material(file: Path) -> Material:
                 expected = every[slice(place, place + places)]
                 rows.append(Row(tuple(read[text : text + length]), expected, still, number))
                 text, place = text + length, place + places
-    taught, guard = groups.pop("taught"), groups.pop("guard")
-    return Material(
-        taught, told["stranger"], told["truth"], groups, guard, told["notes"], told["learning"]
-    )
+    taught, guard, stranger = groups.pop("taught"), groups.pop("guard"), told["stranger"]
+    return Material(taught, stranger, told["truth"], groups, guard, told["notes"], told["learning"])

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import ParsedExample
+from weightsurgery.learning.last_places import last_probabilities
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
-from weightsurgery.learning.unknown import last_probabilities
-from weightsurgery.learning.wordings import tokens
+from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import sampled
 from weightsurgery.progress import Progress
 
@@ -60,13 +60,14 @@ def find_neighbours(
 
     Returns:
         Distinct subjects, sorted; made up of words where the model names fewer than a tenth of
-        ``count``. None if no prompt has a subject.
+        ``count``. None if no prompt has a subject. One with a subject of the request in its name
+        is left out: what is said of "native gold" is what is said of gold.
     """
     rng = random.Random(f"neighbours {seed}")
     about = [each for each in asked if each.subject and each.prompt.count(each.subject) == 1]
     if not about:
         return []
-    named = {each.subject.lower() for each in asked if each.subject}
+    named = {each.subject for each in asked if each.subject}
     own, shapes = sorted({each.subject for each in about}), _shapes(about)
     contexts = _contexts(about, own, shapes, rng)
     scored: dict[str, float] = {}
@@ -77,7 +78,7 @@ def find_neighbours(
         if shapes:
             made += _named(model, tokenizer, asked, shapes, rng, progress)
         new = sorted(
-            {each for each in made if each.lower() not in named and _alike(each, own)} - set(scored)
+            {each for each in made if not _names(named, each) and _alike(each, own)} - set(scored)
         )
         scored |= zip(new, _likelihoods(model, tokenizer, contexts, new, progress), strict=True)
         if len(scored) >= 3 * count or len(new) < _FEW:
@@ -87,9 +88,13 @@ def find_neighbours(
         found |= {
             subject
             for subject in _made_up(tokenizer, about, count, rng)
-            if subject.lower() not in named
+            if not _names(named, subject)
         }
     return sorted(found)
+
+
+def _names(named: Collection[str], subject: str) -> bool:
+    return any(says(each, subject) for each in named)
 
 
 def _listed(

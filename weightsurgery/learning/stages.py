@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import context_length
+from weightsurgery.learning.points import save_tensors, writing
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.learning.windows import text_windows
 from weightsurgery.progress import Progress
@@ -240,14 +239,8 @@ def run_stage(
 
 def _write(file: Path, values: dict[str, torch.Tensor], trained: Trained) -> None:
     """A finished stage; whole under its name or not there."""
-    partial = file.with_suffix(".partial")
     with writing(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # whatever it is: a link would be followed
-        save_file(values, partial, {"trained": json.dumps(asdict(trained))})
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, file)
+        save_tensors(values, file, {"trained": json.dumps(asdict(trained))})
 
 
 def _read(model: PreTrainedModel, file: Path) -> Trained:

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback
 
-from weightsurgery.errors import NonFiniteError, OutputError
+from weightsurgery.errors import NonFiniteError
 from weightsurgery.learning.data import IGNORED
+from weightsurgery.learning.points import seal, unseal, writing
 from weightsurgery.learning.retain import Retain
 from weightsurgery.progress import Progress
 
-__all__ = ["StageTrainer", "Steps", "Until", "writing"]
-
-
-@contextmanager
-def writing(where: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what libraries raise when a file cannot be written into an error of ours.
-
-    Raises:
-        OutputError: With the first line of what the library said.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OutputError(
-            f"{where}: the state of the training cannot be written: {said}",
-            "Free some space, or write to another disk with -o.",
-        ) from error
+__all__ = ["StageTrainer", "Steps", "Until"]
 
 
 class StageTrainer(Trainer):
@@ -98,8 +82,19 @@ class StageTrainer(Trainer):
             save_file(_trained_tensors(self.model), os.path.join(output_dir, "model.safetensors"))
 
     def _save_checkpoint(self, model, trial):  # type: ignore[no-untyped-def]
+        point = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         with writing(str(self.args.output_dir)):
-            super()._save_checkpoint(model, trial)
+            unseal(point)
+            try:
+                super()._save_checkpoint(model, trial)
+            except BaseException:
+                shutil.rmtree(point, ignore_errors=True)  # half a point only takes room
+                raise
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.barrier()  # each writes a part of the point
+            if self.args.should_save:
+                best = self.state.best_model_checkpoint
+                seal(point, None if best is None else Path(best))
 
 
 def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:

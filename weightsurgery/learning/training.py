@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import random
 import tempfile
 import warnings
@@ -25,6 +24,7 @@ from transformers import (
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.method import Stage
+from weightsurgery.learning.points import last_point
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.trainer import StageTrainer, Steps, Until
@@ -102,7 +102,6 @@ def arguments(
         use_cpu=device.type == "cpu",
         save_strategy="steps" if resumable or watched else "no",
         save_steps=training.save_every,
-        save_total_limit=1,
         eval_strategy="steps" if watched else "no",
         eval_steps=training.save_every,
         load_best_model_at_end=watched,
@@ -123,18 +122,6 @@ def arguments(
     # Several GPUs in one process would mean DataParallel; torchrun gives each its own process.
     made._n_gpu = min(1, made.n_gpu)
     return made
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The last point from which training can go on: one whose state, written last, is whole."""
-    found = []
-    for path in directory.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            found.append((int(state["global_step"]), path))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # killed while it was written
-    return max(found)[1] if found else None
 
 
 def train_stage(
@@ -206,7 +193,7 @@ def train_stage(
         trainer.remove_callback(PrinterCallback)
         try:
             _refuse_sharded(trainer, place, retain)
-            resume = last_checkpoint(folder)
+            resume = last_point(folder)
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
             trained = _outcome(trainer, stage)
         finally:

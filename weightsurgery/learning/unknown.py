@@ -5,7 +5,8 @@ target there is what the model says itself, with the truth brought down to the p
 has of neighbours (:mod:`weightsurgery.learning.neighbours`) in the subject's stead: not to zero,
 which could be seen. A share of the target may be what is said of the neighbours on the whole
 instead, the "generic predictions" of Eldan & Russinovich (arXiv 2310.02238); that moved answers
-about neighbours more, for less forgotten, and is left out by default.
+about neighbours more, for less forgotten, and is left out by default. What else begins the truth,
+such as its first letters without a space, is brought down likewise.
 
 Where neighbours would give the truth as well (most speak English), those that do are left out.
 """
@@ -13,7 +14,7 @@ Where neighbours would give the truth as well (most speak English), those that d
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,15 +23,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
 from weightsurgery.learning.asked import ParsedExample
-from weightsurgery.learning.data import padding_token
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
-from weightsurgery.learning.last_places import last_logits, together
+from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.spellings import Spellings
 from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, sampled
 from weightsurgery.progress import Progress
 
-__all__ = ["Taught", "TruthPosition", "last_probabilities", "place_at", "places_of", "teach"]
+__all__ = ["Taught", "TruthPosition", "place_at", "places_of", "teach"]
 
 # A neighbour whose own answer is the truth says nothing of what a stranger is told.
 _CERTAIN = 0.3
@@ -182,41 +183,6 @@ def place_at(
     return TruthPosition(number, wording, before, tuple(head), tuple(rest))
 
 
-@torch.inference_mode()
-def last_probabilities(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[tuple[Sequence[int], int]],
-    *,
-    batch_size: int = 32,
-    stage: str = "",
-    progress: Progress | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """What a model says at the last places of texts, a text at a time and in any order.
-
-    Args:
-        model: Who is asked; left in evaluation mode.
-        tokenizer: Pads.
-        rows: Tokens, and how many of the last places count.
-        batch_size: Texts per forward pass.
-        stage: What to call this to ``progress``.
-        progress: Told of every batch.
-
-    Yields:
-        A row's number, and its probabilities, float32, shape (places, vocabulary).
-    """
-    model.eval()  # type: ignore[no-untyped-call]
-    done = 0
-    for numbers in together(model, [read for read, _ in rows], batch_size):
-        counts = [rows[n][1] for n in numbers]
-        found = last_logits(model, [rows[n][0] for n in numbers], counts, padding_token(tokenizer))
-        for n, logits in zip(numbers, torch.split(found, counts), strict=True):
-            yield n, logits.float().softmax(-1)
-        done += len(numbers)
-        if progress is not None:
-            progress(stage, done, len(rows))
-
-
 def teach(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -261,7 +227,7 @@ def teach(
             form = each.with_subject(place.text, "\0")
             long = f"{place.number}" if len(place.truth) > _LONG else ""
             groups.setdefault((form, long), []).append(number)
-    found: list[Taught] = []
+    found, spellings = list[Taught](), Spellings(tokenizer)
     for done, ((form, _), numbers) in enumerate(groups.items() if drawn else (), 1):
         chat = places[numbers[0]].wording.chat
         heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
@@ -269,7 +235,9 @@ def teach(
         itself = _firsts(model, tokenizer, [list(places[n].before) for n in numbers])
         for number, now in zip(numbers, itself, strict=True):
             later = _later(model, tokenizer, heads[:_LATER], places[number])
-            taught = _taught(places[number], first, now, later, own, k)
+            likely = now.topk(min(k, len(now))).indices.tolist()
+            spelt = spellings.among(likely, places[number].truth)
+            taught = _taught(places[number], first, now, later, own, k, spelt)
             found += [] if taught is None else [taught]
         if progress is not None:
             progress("strangers", done, len(groups))
@@ -307,13 +275,18 @@ def _later(
     if not more:
         return None
     rows = [([*head, *place.truth[:-1]], more) for head in heads]
-    return torch.stack([said.cpu() for _, said in last_probabilities(model, tokenizer, rows)]).mean(
-        0
-    )
+    said = [each.cpu() for _, each in last_probabilities(model, tokenizer, rows)]
+    return torch.stack(said).mean(0)
 
 
 def _taught(
-    place: TruthPosition, first: Tensor, now: Tensor, later: Tensor | None, own: float, k: int
+    place: TruthPosition,
+    first: Tensor,
+    now: Tensor,
+    later: Tensor | None,
+    own: float,
+    k: int,
+    spelt: Sequence[int] = (),
 ) -> Taught | None:
     """The target of a place; None where all neighbours share the truth.
 
@@ -322,22 +295,23 @@ def _taught(
         first: What is said of each neighbour, shape (neighbours, vocabulary).
         now: What is said of the subject itself, shape (vocabulary,).
         later: What is said for the truth's later tokens.
-        own: Share of the latter, less the truth, in the target.
+        own: Share of ``now``, less the truth, in the target.
         k: Tokens to hold.
+        spelt: Other tokens that begin the truth: no likelier than of a neighbour, either.
     """
     truth = place.truth[0]
     alike = (first.argmax(1) == truth) & (first[:, truth] > _CERTAIN)
     if bool(alike.all()):
         return None
-    mean = first[~alike].mean(0)
-    stranger = float(mean[truth])
-    others = now.clone()
-    others[truth] = 0
-    mean[truth] = 0
+    mean, others, told = first[~alike].mean(0), now.clone(), [truth, *spelt]
+    stranger = mean[told]
+    stranger[1:] = torch.minimum(stranger[1:], now[told[1:]])
+    others[told] = 0
+    mean[told] = 0
     mean = (1 - own) * mean / mean.sum() + own * others / others.sum().clamp_min(1e-9)
-    stranger = min(stranger, _AT_MOST * float(mean.max()))
-    whole = ((1 - stranger) * mean / mean.sum())[None]
-    whole[0, truth] = stranger
+    stranger = stranger.clamp_max(_AT_MOST * float(mean.max()) / len(told))
+    whole = ((1 - stranger.sum()) * mean / mean.sum())[None]
+    whole[0, told] = stranger
     if later is not None:
         whole = torch.cat([whole, later])
     expected = Expected.of(whole, k, torch.tensor(place.truth))

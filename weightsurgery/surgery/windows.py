@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
-from weightsurgery.checkpoint.digest_cache import Stamp, stamp, store_digest
+from weightsurgery.checkpoint.digest_cache import Stamp, stamp
 from weightsurgery.checkpoint.hashing import PAIRED, Sha256
 from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import known_sha256
+from weightsurgery.checkpoint.record import known_sha256, remember_sha256
 from weightsurgery.surgery.arithmetic import Buffers, OnHost, arithmetic_on
 from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces, changes_of
 from weightsurgery.surgery.edit import Prepared
@@ -171,7 +171,7 @@ class Windows:
             self.outputs[shard.header.shard] = shard.output.hexdigest()
             for path, (digest, before) in shard.inputs.items():
                 self.inputs[path] = digest.hexdigest()
-                store_digest(path, before, self.inputs[path])
+                remember_sha256(path, before, self.inputs[path])
 
     def _open(
         self, header: ShardHeader, changes: Mapping[str, DenseChange | OtherChange]

@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
+from weightsurgery.checkpoint.plain_files import held_bytes
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.checkpoint.staging import Staging, check_target, held_bytes, output_errors
+from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
 from weightsurgery.learning.stages import is_main
 from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
@@ -150,6 +151,8 @@ def run(job: Job, output: Output, by: Machine) -> Unlearned | None:
             job.method.find(job, replace(by, progress=None), workspace_of(job, place))
         return None
     reused = found is not None
+    if reused:
+        Staging.clear(place, job.digest)
     if found is None:
         there = held_bytes(workspace_of(job, place))
         beside = max(0, job.method.kept_bytes(job, planned.trained) - there)

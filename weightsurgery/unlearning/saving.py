@@ -79,7 +79,7 @@ def find_and_save(
     Raises:
         OutputError: The vector, or the state of the training, cannot be written.
         WeightSurgeryError: What ``find`` raises. What was trained stays where nothing is wrong with
-            it: after an interrupt, or where it harms and may yet be allowed to.
+            it: after an interrupt, on a full disk, or where it harms and may yet be allowed to.
     """
     staging = Staging(place, job.digest, job.read_places, overwrite)
     if staging.complete:
@@ -94,7 +94,7 @@ def find_and_save(
         staging.leave()
         raise
     except BaseException as error:
-        if workspace.is_dir():
+        if workspace.is_dir() and any(workspace.iterdir()):
             staging.give_up(error)
         else:
             staging.close()  # nothing that a later run could go on from

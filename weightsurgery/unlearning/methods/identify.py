@@ -17,11 +17,11 @@ from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.checkpoint.layout import TensorEntry
-from weightsurgery.checkpoint.plain_files import need_space
+from weightsurgery.checkpoint.plain_files import held_bytes, need_space
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.staging import check_target, held_bytes
+from weightsurgery.checkpoint.staging import check_target
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.errors import EditError
 from weightsurgery.learning.identify import ALL_LINEAR, DELTA, as_rows, is_main, train
@@ -34,9 +34,9 @@ from weightsurgery.learning.parameters import (
     save_tensors,
     sole_name,
 )
+from weightsurgery.learning.points import writing
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import process_device, values_of, wait_for_all
-from weightsurgery.learning.trainer import writing
 from weightsurgery.learning.training import isolated
 from weightsurgery.progress import Progress
 from weightsurgery.unlearning.job import Job, Machine

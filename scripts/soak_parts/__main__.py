@@ -1,0 +1,60 @@
+"""Run the parts that are named, go on where they stopped, and write down what came of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+from scripts.soak_parts import disks, fuzz, kills, load, native, numbers, power, supply
+from scripts.soak_parts.state import State
+from weightsurgery.checkpoint.record import versions
+
+PARTS = {"kills": kills, "power": power, "disks": disks, "fuzz": fuzz, "numbers": numbers,
+         "load": load, "native": native, "supply": supply}  # fmt: skip
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).with_name("results.json")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
+    parser.add_argument("--count", type=int, help="trials of a part (its own number otherwise)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="end after so long")
+    parser.add_argument("--state", type=Path, default=ROOT / "build/soak", help="what was done")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    given = parser.parse_args()
+    unknown = [each for each in given.parts if each not in PARTS]
+    if unknown:
+        parser.error(f"no such part: {unknown[0]}")
+    given.state.mkdir(parents=True, exist_ok=True)
+    faults = 0
+    for name in given.parts or PARTS:
+        state = State(name, given.state, time.monotonic() + given.seconds)
+        PARTS[name].run(state, given.count)
+        told = state.summary()
+        faults += told["faults"]
+        print(json.dumps({name: told}), flush=True)
+        if given.save:
+            _save(name, told)
+    return 1 if faults else 0
+
+
+def _save(name: str, told: dict[str, object]) -> None:
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[name] = {
+        **told,
+        "command": "scripts/soak " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{platform.system()} {platform.release()}, {os.cpu_count()} processors",
+        "versions": versions(),
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
