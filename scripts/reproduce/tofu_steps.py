@@ -117,12 +117,13 @@ class Runner:
                 file.seek(begun)
                 lines = file.read().decode("utf-8", "replace").splitlines()
             raise FailedError(f"ws {shlex.join(command)}\n" + "\n".join(lines[-TAIL:]))
-        seconds = time.monotonic() - started
+        self.noted(name, command, time.monotonic() - started)
+
+    def noted(self, name: str, command: Sequence[str], seconds: float) -> None:
+        """Note down that a step is done; without its output the note counts for nothing."""
         note = self._note(name)
         note.parent.mkdir(parents=True, exist_ok=True)
         partial = note.with_suffix(".partial")
-        partial.write_text(
-            json.dumps({"command": list(command), "seconds": seconds}), encoding="utf-8"
-        )
-        # Before the document gets its name: a note without its output counts for nothing.
+        text = json.dumps({"command": list(command), "seconds": seconds})
+        partial.write_text(text, encoding="utf-8")
         partial.replace(note)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from tests.cli.typed import Command
+from tests.learning import tiny
 from weightsurgery.cli.main import app
 
 PLACE = Path(__file__).parents[2] / "scripts" / "reproduce"
@@ -163,6 +165,51 @@ def test_every_system_is_a_command_that_ws_takes(system):
 def test_few_systems_are_small():
     small = [each.name for each in tofu_study.systems() if each.small]
     assert small == ["npo", "gradient-difference", "negate", "project-data"]
+
+
+def test_the_study_goes_on_where_it_was_killed(files, tmp_path, capsys, monkeypatch):
+    """Of a tiny model: every command is run once, but for the one that was killed."""
+    size = replace(TINY, epochs=1, steps=2, candidates=1)
+    base = tiny.save(tiny.tiny("llama"), tmp_path / "base")
+    wanted = [each for each in tofu_study.systems() if each.name in ("npo", "negate")]
+    ws, ran, killed = Command(capsys, monkeypatch), [], []
+
+    def in_process(self, name, command, stdout):
+        ran.append(name)
+        if len(ran) in (3, 12, 15):  # teaching, judging, scoring
+            killed.append(name)
+            raise KeyboardInterrupt
+        out, _ = ws.done(*command)
+        if stdout is not None:
+            stdout.write_text(out)
+        self.noted(name, command, 1.0)
+
+    monkeypatch.setattr(tofu_steps.Runner, "_run", in_process)
+
+    def study():
+        made = tofu_study.Study(base, files, tmp_path / "work", size, 0)
+        made.references()
+        return made.result([made.measure(system) for system in wanted])
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            study()
+    found = study()
+    assert killed == [
+        "retrained.vector",
+        "choose/npo.1e-3." + killed[1][-13:],
+        "more-forget.vector",
+    ]
+    assert len(ran) == 3 + len(set(ran))
+    assert found["models"]["retrained"]["forget_quality"] == 1
+    npo, negate = found["rows"]
+    assert (npo["seconds"], negate["value"]) == (1.0, "1")
+    assert 0 <= npo["score"]["model_utility"] <= 1
+    assert npo["score"]["log_truth_ratios"] != found["models"]["taught"]["log_truth_ratios"]
+    assert not list((tmp_path / "work/small/seed0").glob("npo*"))  # models are gone
+    count = len(ran)
+    assert study() == found
+    assert len(ran) == count
 
 
 def scores(quality):

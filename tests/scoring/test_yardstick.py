@@ -168,13 +168,17 @@ def test_fluency_is_the_judges_perplexity_of_what_is_said(tofu_world, found):
     assert measure(tofu_world, "taught", "retrained", judge=None).fluency is None
 
 
-def test_a_judge_reads_as_much_as_it_can(tofu_world):
+def test_a_judge_reads_as_much_as_it_can(tofu_world, caplog):
     """An answer of 60 tokens after a prompt of 19, to a judge that reads 64: 45 of them count."""
     judge = Asked(*load_model(tofu_world / "retrained"))
     (prompt,) = [Example("The colour of a is", "")]
     own = Oracle(tofu_world / "retrained")
     for text, counted in (("x" * 59, 45), ("x" * 44, 45), ("x", 2)):
+        # Said anew, since a tokenizer warns of long texts once.
+        judge.tokenizer.deprecation_warnings.clear()
+        caplog.clear()
         found = judge.surprise("answers", [prompt, prompt], [text, ""])
+        assert caplog.records == []
         nll = own.nll(prompt.prompt, text)[:counted]
         assert found.values[0] == pytest.approx(nll.mean(), rel=1e-4)
         assert found.weights[0] == counted

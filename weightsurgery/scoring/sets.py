@@ -15,7 +15,7 @@ from weightsurgery.learning import answers, metrics
 from weightsurgery.learning.data import Encoded, Example, encode_all, read_examples
 from weightsurgery.learning.forward import Forced, check_lengths, teacher_forced
 from weightsurgery.learning.intervals import Measurements
-from weightsurgery.learning.models import context_length
+from weightsurgery.learning.models import context_length, quiet
 from weightsurgery.learning.scores import encode_set
 from weightsurgery.progress import Progress
 from weightsurgery.scoring import formulas
@@ -206,7 +206,8 @@ class Asked:
         values: list[float | None] = [None] * len(texts)
         weights = [1.0] * len(texts)
         limit = context_length(self.model)
-        encoded = [_cut(row, limit) for row in encode_all(self.tokenizer, said)]
+        with quiet():  # a tokenizer warns of what is cut here
+            encoded = [_cut(row, limit) for row in encode_all(self.tokenizer, said)]
         check_lengths(self.model, encoded, name)
         for (n, _), each in zip(rows, self._passed(name, encoded), strict=True):
             tokens = each.answer(each.nll)
