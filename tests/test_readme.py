@@ -52,7 +52,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture
 def here(small, tmp_path):
-    """A directory as `ws demo --toy --dir demo` leaves one, with a smaller world."""
+    """A directory as `ws demo --toy --world-only --dir demo` leaves one, with a smaller world."""
     copy_world(small, tmp_path / "demo")
     return tmp_path
 

@@ -51,11 +51,11 @@ class Disk:
         self._synced: dict[_Node, list[int]] = defaultdict(list)
         self.root = self._read(before)
         self.calls = 0
-        self.kinds: list[str] = []
+        self.kinds: dict[int, str] = {}  # letters of the calls, by their numbers
         for line in log.read_text().splitlines():
             kind, when, number, path, second = line.split("\t")
             self.calls = int(when)
-            self.kinds.append(kind)
+            self.kinds[self.calls] = kind
             self._take(kind, int(when), int(number), path, second, Path(f"{log}.d"))
         for change in reversed(self._changes):  # back to the beginning
             for folder, name, _ in change.entries:

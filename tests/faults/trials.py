@@ -119,7 +119,7 @@ def whole(trial: Trial, server: Server, inputs: Path, root: Path, logged: bool =
 
 def visible(state: Mapping[str, str]) -> dict[str, str]:
     """What stands under names that are no work under way."""
-    return {name: text for name, text in state.items() if not name.startswith(".")}
+    return {n: text for n, text in state.items() if not any(p[0] == "." for p in n.split("/"))}
 
 
 def judge(found: Whole, finished: bool = False) -> Done | None:
@@ -138,7 +138,8 @@ def judge(found: Whole, finished: bool = False) -> Done | None:
         now = {k: v for k, v in left.items() if k.split("/")[0] == top}
         states = [{k: v for k, v in each.items() if k.split("/")[0] == top}
                   for each in (found.wanted, found.old)]  # fmt: skip
-        assert now in states or now == {top: "directory"}, (name, "partial", top, sorted(now))
+        empty = set(now.values()) == {"directory"}
+        assert now in states or empty, (name, "partial", top, sorted(now))
     if finished:
         assert left == visible(found.wanted), (name, "was done, and is gone", sorted(left))
     if left == visible(found.wanted) and left != visible(found.old) and finished:

@@ -350,3 +350,25 @@ def test_vectors_and_adapters_of_the_hub_are_told_apart(hub, pair):
     local = document(hub.ws("diff", pair / "base", pair / "vector", "--layers", "0", "--json"))
     assert remote["tensors"] == local["tensors"]
     assert len(remote["tensors"]) == 2
+
+
+def test_doctor_plans_trainings_from_config_and_headers(hub, known, tmp_path):
+    """With the figures that it has of the same files in a directory; no weight is fetched."""
+    known.model.save_pretrained(tmp_path / "known")
+    known.tokenizer.save_pretrained(tmp_path / "known")
+    hub.server.add("org/known", files(tmp_path / "known"))
+    there, here = (
+        {each["command"]: each for each in document(hub.ws("doctor", name, "--json"))["takes"]}
+        for name in ("org/known", tmp_path / "known")
+    )
+    assert there.keys() == here.keys()
+    weights = sum(path.stat().st_size for path in (tmp_path / "known").glob("*.safetensors"))
+    for command in ("project a data set", "identify --mode delta"):
+        assert not there[command]["problem"]
+        assert there[command]["holds"] == here[command]["holds"] > 0
+        assert there[command]["writes"] == here[command]["writes"] > 0
+        assert (there[command]["fetches"], here[command]["fetches"]) == (weights, 0)
+    assert fetched(hub) == headers(tmp_path / "known")
+    shown = hub.ws("doctor", "org/known").stdout
+    assert "fetches" in shown
+    assert "fetches" not in hub.ws("doctor", tmp_path / "known").stdout

@@ -126,6 +126,26 @@ def test_training_is_planned_where_it_can_be(ws, known, tmp_path, monkeypatch):
     assert "weightsurgery[demo]" in takes["identify --mode delta"]["remedy"]
 
 
+def test_the_hub_is_told_without_its_token(ws, monkeypatch):
+    """What somebody who reads a report of a fault asks first."""
+    import huggingface_hub
+
+    def told(token: str | None, offline: bool) -> tuple[str, dict]:
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        shown, printed = ws("doctor").stdout, ws("doctor", "--json").stdout
+        assert "hf_secret" not in shown + printed
+        return shown, json.loads(printed)["machine"]["hub"]
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.invalid")
+    shown, hub = told("hf_secret", False)
+    assert "https://hub.invalid, with a token; its cache: " in shown
+    assert (hub["token"], hub["offline"]) == (True, False)
+    shown, hub = told(None, True)
+    assert "https://hub.invalid, no token, HF_HUB_OFFLINE is set; " in shown
+    assert (hub["token"], hub["offline"]) == (False, True)
+
+
 @pytest.mark.parametrize("short", ["memory", "disk"])
 def test_what_does_not_fit_is_told(ws, llama, monkeypatch, short):
     assert ws("doctor", llama.base).returncode == 0

@@ -146,6 +146,10 @@ class Checkpoint:
         path = self.path / name
         return path if path.is_file() else None
 
+    def beside(self) -> Path:
+        """The directory that holds the files beside the weights, as the tokenizer's."""
+        return self.path
+
     def prefetch(self, names: Iterable[str]) -> None:
         """Say which tensors will be read, so that a remote checkpoint can fetch them ahead."""
 

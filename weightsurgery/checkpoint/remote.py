@@ -37,6 +37,9 @@ PIECE = 32 << 20
 # Bytes after which a range that is still growing is flushed and listed: what a kill can cost.
 NOTED = 8 << 20
 
+# Files that configs and tokenizers consist of.
+_BESIDE = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".vocab", ".bpe", ".spm")
+
 
 def open_remote(name: str | os.PathLike[str]) -> Checkpoint:
     """Like :meth:`Checkpoint.open`, but of a Hub repository only headers are fetched at first.
@@ -264,6 +267,16 @@ class RemoteCheckpoint(Checkpoint):
     @override
     def file(self, name: str) -> Path | None:
         return self._repository.download(name) if name in self._repository.files else None
+
+    @override
+    def beside(self) -> Path:
+        """See :meth:`Checkpoint.beside`; fetches config and tokenizer: kilobytes, or a few MB."""
+        found = [
+            self._repository.download(name).parent
+            for name in self._repository.files
+            if name.endswith(_BESIDE) and "/" not in name and not name.endswith(".index.json")
+        ]
+        return found[0] if found else self.path
 
     def prefetch(self, names: Iterable[str]) -> None:
         """See :meth:`Checkpoint.prefetch`: ranges that touch each other are fetched as one."""

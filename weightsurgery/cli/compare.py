@@ -144,6 +144,7 @@ def _compare(
     if pages is not None:
         pages.check()
     spectra: dict[str, list[float]] | None = {} if pages else None
+    looked = None
     base, out, rule, opener = asked.base, asked.out, truncate.rule(), asked.opener(which)
     selection = which.selection("all-linear" if asked.matrices_only else "all")
     with ExitStack() as stack:
@@ -184,6 +185,11 @@ def _compare(
                 progress=progress,
                 spectra=spectra,
             )
+            if pages and rule is None and not opened.remote:
+                from weightsurgery.surgery.spectra import leading_spectra
+
+                sizes = {row.name: row.norm for row in found.tensors}
+                looked = leading_spectra(opened, vector, sizes, progress=progress)
     document = {**asdict(found), "saved": out} if show.json or pages else {}
     if show.json:
         console.document(document)
@@ -202,9 +208,11 @@ def _compare(
         console.notice(f"Saved the task vector in {out}.", show)
     if pages:
         from weightsurgery.report.sections import difference_sections, record_section
+        from weightsurgery.report.spectra import Shown, shown
 
         record = None if found.saved is None else vars(found.saved)
-        sections = difference_sections(document, spectra)
+        known = Shown(spectra or {}) if looked is None else shown(looked)
+        sections = difference_sections(document, known.values, known.note, known.unknown)
         pages.write(
             f"{asked.finetuned} − {base}", [*sections, record_section(show.command, record)], show
         )

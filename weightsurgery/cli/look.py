@@ -175,7 +175,9 @@ def report(
     chosen = pages if pages else Pages(f"{out.rstrip('/')}.html")
     chosen.check()
     place = Path(out)
-    title, sections = output_page(place, [Path(os.path.expanduser(each)) for each in with_ or ()])
+    more = [Path(os.path.expanduser(each)) for each in with_ or ()]
+    with console.progress(show) as progress:
+        title, sections = output_page(place, more, progress=progress)
     if show.json:
         console.document({"title": title, "sections": sections})
     chosen.write(title, sections, show)

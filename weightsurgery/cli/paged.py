@@ -71,7 +71,9 @@ class Pages:
 
         from weightsurgery.report.outputs import output_page
 
-        self.write(*output_page(Path(out), guard=guard), show)
+        with console.progress(show, interrupted=f"{out} is whole.") as progress:
+            page = output_page(Path(out), guard=guard, progress=progress)
+        self.write(*page, show)
 
     def write(self, title: str, sections: Sequence[Mapping[str, Any]], show: Show) -> None:
         """Write what was asked for, and say so.

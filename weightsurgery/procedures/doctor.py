@@ -65,6 +65,8 @@ class Hardware:
         devices: Name and memory of each GPU that torch sees.
         disk: Free space in the current directory.
         cache: Where what is kept goes, and the free space there.
+        hub: Of the Hub the ``endpoint``, the ``cache`` of its files, whether it is ``offline``, and
+            whether there is a ``token``; empty without huggingface_hub.
     """
 
     system: dict[str, str]
@@ -74,6 +76,7 @@ class Hardware:
     devices: tuple[tuple[str, int], ...]
     disk: int
     cache: tuple[str, int]
+    hub: dict[str, str | bool]
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Take:
         reads: Weights to be read.
         writes: What would be written.
         holds: Working memory, without the interpreter.
+        fetches: Weights that come from the Hub first; of a repository whose headers were read.
         problem: Why it cannot be done here; empty if it can.
         remedy: What to do about that.
     """
@@ -93,6 +97,7 @@ class Take:
     reads: int | None = None
     writes: int | None = None
     holds: int | None = None
+    fetches: int = 0
     problem: str = ""
     remedy: str = ""
 
@@ -199,8 +204,21 @@ def _machine() -> Hardware:
     free = shutil.disk_usage
     return Hardware(
         system, cores(), total, available, _devices(), free(".").free,
-        (str(cache), free(above).free),
+        (str(cache), free(above).free), _hub(),
     )  # fmt: skip
+
+
+def _hub() -> dict[str, str | bool]:
+    try:
+        from huggingface_hub import constants, get_token
+    except ImportError:
+        return {}
+    return {
+        "endpoint": constants.ENDPOINT,
+        "cache": str(constants.HF_HUB_CACHE),
+        "offline": constants.HF_HUB_OFFLINE,
+        "token": get_token() is not None,
+    }
 
 
 def _devices() -> tuple[tuple[str, int], ...]:
@@ -245,16 +263,16 @@ def _takes(name: str, machine: Hardware) -> Iterator[Take]:
         yield _taken("negate or add a fine-tune", negate, machine)
         yield _taken("project with vectors, --rank 64", project, machine)
         yield _taken("subspace --rank 32", subspace, machine)
-        if base.remote:
-            yield Take("project a data set", problem="not fetched", remedy=f"hf download {name}")
-            return
-        yield _taken("project a data set", lambda: _training(base, out), machine, trains=True)
-        yield _taken("identify --mode delta", lambda: _stages(base.path, out), machine, trains=True)
+        # Whatever runs the model has it as a whole.
+        whole = base.to_download
+        yield _taken("project a data set", lambda: _training(base, out), machine, whole)
+        yield _taken("identify --mode delta", lambda: _stages(base, out), machine, whole)
 
 
 def _taken(
-    command: str, plan: Callable[[], Any], machine: Hardware, *, trains: bool = False
+    command: str, plan: Callable[[], Any], machine: Hardware, trained: int | None = None
 ) -> Take:
+    """What a plan says; of a training, what it fetches is given."""
     try:
         found = plan()
     except WeightSurgeryError as error:
@@ -267,15 +285,17 @@ def _taken(
         holds = found.weights + found.gradients + found.optimiser
     else:
         reads, writes, holds = found.read_bytes, found.write_bytes, found.memory_bytes
+    planned = getattr(found, "fetch_bytes", None) or getattr(found, "download_bytes", 0)
+    fetches = int(planned) if trained is None else trained
     room = machine.available
-    if trains and machine.devices:
+    if trained is not None and machine.devices:
         room = max(memory for _, memory in machine.devices)
     problem = remedy = ""
     if holds > room:
         problem, remedy = "not enough memory", "Free some, or take a larger machine."
     elif writes > machine.disk:
         problem, remedy = "not enough disk", "Free some, or write elsewhere with -o."
-    return Take(command, reads, writes, holds, problem, remedy)
+    return Take(command, reads, writes, holds, fetches, problem, remedy)
 
 
 def _training(base: Any, out: str) -> Any:
@@ -290,7 +310,7 @@ def _training(base: Any, out: str) -> Any:
         return plan(base, Sources((data,)), out, Search(neighbours=ByNeighbours()))
 
 
-def _stages(path: Path, out: str) -> Any:
+def _stages(base: Any, out: str) -> Any:
     from weightsurgery.deferred import need
 
     need("training runs the model", "transformers", "accelerate", extra="demo")
@@ -298,7 +318,7 @@ def _stages(path: Path, out: str) -> Any:
     from weightsurgery.unlearning.methods import identify
 
     with _data() as data:
-        return identify.plan(path, data, out, Training())
+        return identify.plan(base, data, out, Training())
 
 
 class _data(tempfile.TemporaryDirectory[str]):  # noqa: N801 - a context manager reads as a phrase

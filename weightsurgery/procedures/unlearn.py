@@ -111,7 +111,7 @@ def _search_job(
             "Give data sets alone, or vectors alone.",
         )
     data, others = split_data(sources.keep)
-    tokenizer = load_tokenizer(base.path)
+    tokenizer = load_tokenizer(base.beside())
     watched = sources.validation_target
     sets = Sets.read(
         tokenizer,
@@ -174,7 +174,7 @@ def _method_job(
     where = process_device(device) if distributed() else pick_device(device)
     chosen = selection or Selection("all-linear")
     names = matrices(base, chosen)
-    tokenizer = load_tokenizer(base.path)
+    tokenizer = load_tokenizer(base.beside())
     return Job(
         base,
         tokenizer,

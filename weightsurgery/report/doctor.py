@@ -21,10 +21,11 @@ def doctor_tables(found: Diagnosis) -> list[str | Table]:
         Table("Installed", ("extra", "libraries", "for"), _installed(found.libraries), left=words),
     ]
     if found.takes:
-        heading = ("ws", "reads", "writes", "holds", "here")
-        rows = [_row(each) for each in found.takes]
+        remote = any(each.fetches for each in found.takes)
+        heading = ("ws", *(["fetches"] if remote else []), "reads", "writes", "holds", "here")
+        rows = [_row(each, remote) for each in found.takes]
         note = "As --dry-run of the command says it; memory without that of the interpreter."
-        left = frozenset({0, 4})
+        left = frozenset({0, len(heading) - 1})
         tables.append(Table(f"What commands take of {found.checkpoint}", heading, rows, note, left))
         tables += [
             f"{each.command}: {each.problem}. {each.remedy}" for each in found.takes if each.problem
@@ -46,7 +47,16 @@ def _machine(machine: Hardware) -> list[tuple[str, str]]:
         ("GPUs", "; ".join(gpus) or "none that torch sees: models run on the CPU"),
         ("disk here", f"{size(machine.disk)} free"),
         ("cache", f"{place}, {size(room)} free"),
+        ("Hub", _hub(machine.hub)),
     ]
+
+
+def _hub(known: dict[str, str | bool]) -> str:
+    if not known:
+        return "huggingface_hub is missing"
+    token = "with a token" if known["token"] else "no token"
+    offline = ", HF_HUB_OFFLINE is set" if known["offline"] else ""
+    return f"{known['endpoint']}, {token}{offline}; its cache: {known['cache']}"
 
 
 def _installed(libraries: tuple[Library, ...]) -> list[tuple[str, str, str]]:
@@ -63,6 +73,7 @@ def _told(each: Library) -> str:
     return f"{each.name} {each.installed}" + ("" if each.fits else f" (WANTED {each.wanted})")
 
 
-def _row(take: Take) -> tuple[str, str, str, str, str]:
-    figures = ["" if each is None else size(each) for each in (take.reads, take.writes, take.holds)]
-    return take.command, figures[0], figures[1], figures[2], take.problem[:30] or "yes"
+def _row(take: Take, remote: bool) -> tuple[str, ...]:
+    known = (*([take.fetches] if remote else []), take.reads, take.writes, take.holds)
+    figures = ["" if each is None else size(each) for each in known]
+    return take.command, *figures, take.problem[:30] or "yes"

@@ -77,6 +77,7 @@ def tensor_map(
     measures: Mapping[str, str] = LABELS,
     spectra: Mapping[str, Sequence[float]] | None = None,
     note: str = "",
+    unknown: str = "",
 ) -> dict[str, Any] | None:
     """A section of a page: the map, and each tensor behind it.
 
@@ -86,6 +87,7 @@ def tensor_map(
         measures: The figures to show, in words.
         spectra: Singular values of a tensor's change, descending, by its name.
         note: Below it.
+        unknown: Why the singular values of a tensor are not there.
 
     Returns:
         None where no tensor has any of the figures.
@@ -119,6 +121,7 @@ def tensor_map(
         "type": "map",
         "title": title,
         "note": " ".join(each for each in (note, words) if each),
+        **({"unknown": unknown} if unknown else {}),
         "measures": [
             {"key": key, "label": measures[key], "share": key in _SHARES, "digits": _digits(key)}
             for key in keys

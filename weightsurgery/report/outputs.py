@@ -14,7 +14,7 @@ from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.errors import DataError, WeightSurgeryError
 from weightsurgery.report.card_scores import check_content
 from weightsurgery.report.guarded import look_table
-from weightsurgery.report.matrices import spectra_of, tensor_map
+from weightsurgery.report.matrices import tensor_map
 from weightsurgery.report.sections import (
     Document,
     Section,
@@ -27,6 +27,7 @@ from weightsurgery.report.sections import (
     table_section,
     try_sections,
 )
+from weightsurgery.report.spectra import Progress, spectra_of_output
 from weightsurgery.report.sweep import sweep_sections
 from weightsurgery.report.tables import Table
 
@@ -66,13 +67,14 @@ def _is_same(place: Path, vector: EditRecord, known: Mapping[str, Any]) -> bool:
     )
 
 
-def output_sections(found: Document) -> list[Section]:
+def output_sections(found: Document, progress: Progress | None = None) -> list[Section]:
     """Of a record: what was done to each matrix, and what the guard saw, where it looked.
 
     Args:
         found: A record as a dictionary; with ``out``, the directory, where shapes and singular
             values can be read; ``vector`` (the same of the vector, and its ``path``) and ``guard``
             where they are known.
+        progress: Called as ``progress(stage, done, total)`` in bytes.
     """
     record = EditRecord(**{key: found[key] for key in _KEYS if key in found})
     vector: Document = found.get("vector") or (found if record.kind == "task-vector" else {})
@@ -80,12 +82,11 @@ def output_sections(found: Document) -> list[Section]:
     looks = (vector.get("summary") or {}).get("looks")
     tables = [each for each in _facts(record) if isinstance(each, Table)]
     rows = _rows(record, vector, found.get("out"))
-    place = vector.get("path") or found.get("out")
-    spectra = spectra_of(place) if place and vector else {}
-    note = ""
-    if spectra and "survived" in {key for row in rows for key in row}:
-        note = "Singular values are of the task as it was saved, before discrimination."
-    drawn = tensor_map("Change by layer and module", rows, spectra=spectra, note=note)
+    spectra = spectra_of_output(found, rows, progress)
+    drawn = tensor_map(
+        "Change by layer and module", rows, spectra=spectra.values, note=spectra.note,
+        unknown=spectra.unknown,
+    )  # fmt: skip
     return [
         *map(table_section, tables),
         *([drawn] if drawn else []),
@@ -177,7 +178,10 @@ def read_document(file: Path) -> dict[str, Any]:
 
 
 def output_page(
-    out: Path, files: Sequence[Path] = (), guard: Document | None = None
+    out: Path,
+    files: Sequence[Path] = (),
+    guard: Document | None = None,
+    progress: Progress | None = None,
 ) -> tuple[str, list[Section]]:
     """Title and sections of the page about an output, and what else is to stand there.
 
@@ -185,6 +189,8 @@ def output_page(
         out: A directory written by ws, or a file that a command printed with ``--json``.
         files: More of such files.
         guard: What the guard found, where the record does not hold it.
+        progress: Called as ``progress(stage, done, total)`` in bytes, while matrices are
+            decomposed.
 
     Raises:
         WeightSurgeryError: One of them is nothing that a page can be made of, or scores are of
@@ -197,7 +203,7 @@ def output_page(
         found = document_of(out)
         edit = found["parameters"].get("edit") or found["kind"]
         title = f"{out.name or out}: {edit}"
-        sections = output_sections(found if guard is None else {**found, "guard": guard})
+        sections = output_sections(found if guard is None else {**found, "guard": guard}, progress)
     for file in files:
         document = read_document(file)
         if out.is_dir() and _is_about(document, out):

@@ -67,13 +67,18 @@ def _short(value: Any) -> Any:
 
 
 def difference_sections(
-    found: Document, spectra: Mapping[str, Sequence[float]] | None = None
+    found: Document,
+    spectra: Mapping[str, Sequence[float]] | None = None,
+    note: str = "",
+    unknown: str = "",
 ) -> list[Section]:
     """Of ``ws diff --json``.
 
     Args:
         found: The document.
         spectra: Singular values by tensor, where they are known.
+        note: What they are of.
+        unknown: Why those of a tensor are not there.
     """
     facts = [
         ("size ‖T‖", f"{found['norm']:.4g}"),
@@ -81,7 +86,9 @@ def difference_sections(
         ("tensors", str(len(found["tensors"]))),
         *_lineage(found["lineage"]),
     ]
-    drawn = tensor_map("Change by layer and module", found["tensors"], spectra=spectra)
+    drawn = tensor_map(
+        "Change by layer and module", found["tensors"], spectra=spectra, note=note, unknown=unknown
+    )
     return [_facts("At a glance", facts), *([drawn] if drawn else [])]
 
 

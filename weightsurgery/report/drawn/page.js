@@ -156,7 +156,7 @@
     function values(data, n, columns_) {
       const found = data.values?.[n];
       const head = el("h3", {}, data.name[n]);
-      if (!found) return [head, el("p", { class: "note" }, "Singular values are not known: the change was not saved in factors.")];
+      if (!found) return [head, el("p", { class: "note" }, `Singular values are not known: ${section.unknown ?? "the change was not saved in factors"}.`)];
       const pairs = d3.zip(found[0], found[1]);
       const rank = columns_.some(({ key }) => key === "rank") ? data.rank[n] : null;
       const long = d3.max(found[0]) > 40;

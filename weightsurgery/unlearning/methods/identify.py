@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -252,7 +253,7 @@ def read_job(
         )
     names = tuple(selection.resolve(base.entries))
     stages_of(list(names), method)
-    tokenizer = load_tokenizer(base.path)
+    tokenizer = load_tokenizer(base.beside())
     sets = Sets.read(
         tokenizer,
         target=[os.fspath(data)],
@@ -321,7 +322,7 @@ def identify(
 
 
 def plan(
-    checkpoint: Name,
+    checkpoint: Name | Checkpoint,
     data: Name,
     out: Name,
     training: Training,
@@ -333,12 +334,17 @@ def plan(
     device: str = "auto",
     overwrite: bool = False,
 ) -> IdentifyPlan:
-    """What `identify` with these arguments would train and hold; no weight is read.
+    """What `identify` with these arguments would train and hold; headers are enough.
 
     Raises:
         WeightSurgeryError: What `identify` would raise before it loads the model.
     """
-    with Checkpoint.open(checkpoint) as base:
+    with ExitStack() as stack:
+        base = (
+            checkpoint
+            if isinstance(checkpoint, Checkpoint)
+            else stack.enter_context(Checkpoint.open(checkpoint))
+        )
         job = read_job(base, data, keep, validation, training, method, selection, device)
         check_target(Path(os.path.realpath(out)), job.read_places, overwrite)
         return Identify(method, training).planned(job)
