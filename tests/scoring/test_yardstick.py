@@ -16,8 +16,9 @@ from tests.scoring.conftest import rows, saved
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.models import load_model
+from weightsurgery.scoring.references import read_reference
 from weightsurgery.scoring.sets import Asked
-from weightsurgery.scoring.yardstick import read_reference, tofu
+from weightsurgery.scoring.yardstick import tofu
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from weightsurgery.learning.intervals import Estimate, Measurements, Resampling,
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.progress import Progress
 from weightsurgery.scoring import formulas
+from weightsurgery.scoring.references import Reference, read_reference
 from weightsurgery.scoring.sets import (
     ATTACKS,
     Asked,
@@ -27,7 +28,7 @@ from weightsurgery.scoring.sets import (
     truth_scores,
 )
 
-__all__ = ["Reference", "SetEstimates", "Tofu", "read_reference", "tofu"]
+__all__ = ["SetEstimates", "Tofu", "tofu"]
 
 PRIV_LEAK = "min_k"
 """The attack whose AUC PrivLeak is of, as open-unlearning configures it."""
@@ -57,23 +58,6 @@ class SetEstimates:
     examples: int
     choices: bool
     scores: dict[str, Estimate]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What is known of the model that never saw what is to be forgotten.
-
-    Attributes:
-        name: As given.
-        rows: Digest of the rows that it was asked.
-        log_truth_ratios: Of each row to forget.
-        membership: AUC by attack; empty without held-out rows.
-    """
-
-    name: str
-    rows: str
-    log_truth_ratios: Sequence[float]
-    membership: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -333,25 +317,3 @@ def _reference(
     model, tokenizer = load_model(resolve_source(reference).path, device)
     asked = Asked(model, tokenizer, batch_size, progress)
     return _compared(str(reference), asked, sets, asked.likelihoods(sets.forget))
-
-
-def read_reference(path: str | Path) -> Reference:
-    """What an earlier run said of a reference.
-
-    Args:
-        path: A file with what ``ws evaluate --metric tofu --json`` printed.
-
-    Raises:
-        DataError: It is none.
-    """
-    try:
-        document = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        found = document["tofu"]
-        return Reference(
-            str(path), found["rows"], list(found["log_truth_ratios"]), dict(found["membership"])
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: no reference: {type(error).__name__}: {error}",
-            "Name a checkpoint, or the output of 'ws evaluate REFERENCE --metric tofu --json'.",
-        ) from error
