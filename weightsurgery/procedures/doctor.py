@@ -285,7 +285,7 @@ def _taken(
         holds = found.weights + found.gradients + found.optimiser
     else:
         reads, writes, holds = found.read_bytes, found.write_bytes, found.memory_bytes
-    planned = getattr(found, "fetch_bytes", None) or getattr(found, "download_bytes", 0)
+    planned = getattr(found, "fetch_bytes", 0) or getattr(found, "download_bytes", 0)
     fetches = int(planned) if trained is None else trained
     room = machine.available
     if trained is not None and machine.devices:
