@@ -38,15 +38,18 @@ def forget(
     """Edit, check, and score: by data set the share of right answers before and after."""
     with ws.Checkpoint.open(model) as base:
         done = ws.unlearn(base, ws.Sources((forget,), (keep,)), out, search)
+    assert done is not None  # only in the second of several processes
     moved = done.applied.record.summary["relative_change"]
     print(f"The weights moved by {moved:.2%} of their norm.")
     ws.verify(out)
     scores = ws.evaluate(out, [forget], [keep, unseen], model, metrics=["begins_with"])
-    return {
-        each.name: (each.before["begins_with"].value, each.scores["begins_with"].value)
-        for each in scores.sets
-        if each.before is not None
-    }
+    found: dict[str, tuple[float, float]] = {}
+    for each in scores.sets:
+        before, after = (each.before or {})["begins_with"].value, each.scores["begins_with"].value
+        assert before is not None  # None where no row can be scored
+        assert after is not None
+        found[each.name] = (before, after)
+    return found
 
 
 def would_push(out: Path, repository: str) -> ws.PushPlan:
@@ -66,13 +69,14 @@ def main() -> None:
     parser.add_argument("--push", metavar="org/name")
     asked = parser.parse_args()
     asked.dir.mkdir(exist_ok=True)
-    sets = [
+    north, told, untold = (
         write_facts(asked.dir / f"{name}.jsonl", facts)
         for name, facts in (("north", NORTH), ("told", TOLD), ("untold", UNTOLD))
-    ]
+    )
     out = asked.dir / "forgot"
     search = ws.Search(neighbours=ws.ByNeighbours())  # as `ws project` is by default
-    for name, (before, after) in forget(asked.model, *sets, out, search).items():
+    scores = forget(asked.model, north, told, untold, out, search)
+    for name, (before, after) in scores.items():
         print(f"{name:>8}: {before:.0%} right before, {after:.0%} after")
     if asked.push:
         would_push(out, asked.push)

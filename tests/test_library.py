@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -99,15 +100,17 @@ def test_a_user_s_script_is_checked(tmp_path):
     )
     (tmp_path / "good.py").write_text(GOOD)
     (tmp_path / "wrong.py").write_text(WRONG)
+    shutil.copy(ROOT / "examples/forget_a_family.py", tmp_path / "good_example.py")
+    files = ("good.py", "good_example.py", "wrong.py")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "good.py", "wrong.py"],
+        [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", *files],
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     if "No module named mypy" in done.stderr:
         pytest.skip("mypy is not installed")
-    own = [line for line in done.stdout.splitlines() if line.startswith(("good.py", "wrong.py"))]
-    assert [line for line in own if line.startswith("good.py")] == []
+    own = [line for line in done.stdout.splitlines() if line.startswith(files)]
+    assert [line for line in own if line.startswith("good")] == []
     lines = sorted({int(line.split(":")[1]) for line in own})
     assert lines == [4, 5, 6, 7, 8], done.stdout
 
