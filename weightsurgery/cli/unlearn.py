@@ -157,8 +157,8 @@ def unlearn(
 ) -> None:
     """Forget data by a system of the unlearning survey, for comparison.
 
-    arXiv 2311.15766; 'ws project' is this tool's own way. A killed run goes on when started again
-    (but for systems of several trainings). torchrun --no-python and accelerate launch work.
+    arXiv 2311.15766; 'ws project' is this tool's own way. A killed run of one
+    training goes on when started again. torchrun and accelerate launch work.
 
     Example:  ws unlearn ./model --method npo --forget authors.jsonl -o ./edited
     """
