@@ -30,7 +30,7 @@ def interrupted(words, begun) -> tuple[int, str]:
     command = [WS, *map(str, words)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     while running.poll() is None and not begun():
-        time.sleep(0.002)
+        time.sleep(0.0002)
     running.send_signal(signal.SIGINT)
     _, said = running.communicate()
     return running.returncode, said.strip()

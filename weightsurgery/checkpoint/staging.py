@@ -168,12 +168,14 @@ class Staging:
                 self._recover()
             else:
                 self._check_target()
-                self.root.mkdir()
-                self._journal = self._lock()
                 try:
+                    self.root.mkdir()
+                    self._journal = self._lock()
                     self._begin()
+                except OutputError:  # another process was there in between
+                    raise
                 except BaseException:
-                    self.close()
+                    shutil.rmtree(self.root, ignore_errors=True)
                     raise
 
     @staticmethod
