@@ -450,14 +450,18 @@ def test_a_disk_that_fills_up_while_the_vector_is_written(base, data, tmp_path, 
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    how = MethodSettings("npo", {}, {**BRIEF, "save_every": 1})
     with monkeypatch.context() as patch:
         patch.setattr("weightsurgery.vectors.saved.file_sha256", full)
-        kind, what = refused(base, data, tmp_path / "out", MethodSettings("npo", {}, BRIEF))
-    assert kind is OutputError
-    assert "No space left on device" in what
+        with pytest.raises(OutputError, match="No space left on device") as met:
+            run(base, data, tmp_path / "out", how)
+    assert met.value.remedy
     (left,) = tmp_path.iterdir()
     assert left.name == ".out.vector.ws-partial"
-    assert list(left.glob("training-*/*"))  # what was trained stays
+    kept = sorted(path.relative_to(left).as_posix() for path in left.rglob("*") if path.is_file())
+    assert [each for each in kept if each.startswith("training-")], kept  # what was trained stays
+    run(base, data, tmp_path / "out", how)  # there is room again
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.vector"}
 
 
 def test_a_tokenizer_of_another_vocabulary(data, tmp_path):
