@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scripts.soak_parts.state import State
 from tests.faults.running import Server
 from tests.faults.trials import Trial, Whole, whole
 
-__all__ = ["TRIALS", "each_whole", "inputs"]
+__all__ = ["TRIALS", "disturb", "inputs"]
 
 _NEGATE = "negate IN/base16 IN/tuned16 -o out"
 _SETS = "--forget IN/forget.jsonl --keep IN/rest.jsonl"
@@ -76,21 +77,29 @@ def inputs(state: State) -> Path:
     return place
 
 
-@contextmanager
-def each_whole(state: State, trials: list[Trial]) -> Iterator[Iterator[Whole]]:
-    """Each command's undisturbed run, one after the other, in a folder that goes afterwards."""
+def disturb(
+    state: State, count: int, once: Callable[[Whole, random.Random, dict[str, Any]], None]
+) -> None:
+    """Disturb each command so often, as its trial's name draws it.
+
+    Args:
+        state: What has been done, and where.
+        count: Trials, over all commands.
+        once: One disturbance and its judgement: the undisturbed run, a source of numbers, and the
+            facts to write down.
+    """
     given = inputs(state)
     with Server() as server, tempfile.TemporaryDirectory(dir=state.folder) as root:
-        place = Path(root)
-
-        def runs() -> Iterator[Whole]:
-            for number, trial in enumerate(trials):
-                try:
-                    found = whole(trial, server, given, place / str(number))
-                except AssertionError as error:
-                    state.note(f"{trial.name}:whole", "fault", error=str(error)[:2000])
-                    continue
-                yield found
-                shutil.rmtree(place / str(number))
-
-        yield runs()
+        for place, trial in enumerate(TRIALS):
+            names = [f"{trial.name}:{number}" for number in range(-(-count // len(TRIALS)))]
+            if not any(map(state.todo, names)):
+                continue
+            try:
+                found = whole(trial, server, given, Path(root) / str(place))
+            except AssertionError as error:
+                state.note(f"{trial.name}:whole", "fault", error=str(error)[:2000])
+                continue
+            for name in filter(state.todo, names):
+                with state.trial(name) as facts:
+                    once(found, random.Random(name), facts)
+            shutil.rmtree(Path(root) / str(place))
