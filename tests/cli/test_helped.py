@@ -11,7 +11,7 @@ import typer.main
 
 from tests.cli.typed import WS
 from weightsurgery.cli.main import app
-from weightsurgery.errors import DataError
+from weightsurgery.errors import DataError, SelectionError
 
 GROUP = typer.main.get_command(app)
 COMMANDS = {
@@ -187,12 +187,26 @@ def test_what_the_shell_completes_is_what_there_is():
     assert metrics[: len(DEFAULT)] == [*DEFAULT]
     choices = {each.choice for each in METRICS.values()}
     assert set(metrics) == {"all", "rouge_l_recall", "tofu", *choices}
+    assert set(completed(("sweep",), "--metric")) == {k for k, v in METRICS.items() if v.share}
     # Whatever is offered for a name of a choice stands in its help.
     for words, command in COMMANDS.items():
         for each in command.params:
             if each.param_type_name == "option":
                 offered = completed(words, each.opts[0])
                 assert all(name in each.help for name in offered), (words, each.opts)
+
+
+def test_an_attack_is_offered_the_metrics_that_it_accepts():
+    from weightsurgery.learning.scores import choose
+
+    with pytest.raises(SelectionError):
+        choose(["tofu"])
+    for kind in ("relearn", "quantize"):
+        (option,) = [each for each in COMMANDS["attack", kind].params if each.name == "metric"]
+        assert "tofu" not in option.help
+        offered = completed(("attack", kind), "--metric")
+        assert len(offered) >= 10
+        assert all(choose([each]) for each in offered)
 
 
 def test_bash_completes(tmp_path):

@@ -368,6 +368,10 @@ def test_doctor_plans_trainings_from_config_and_headers(hub, known, tmp_path):
         assert there[command]["holds"] == here[command]["holds"] > 0
         assert there[command]["writes"] == here[command]["writes"] > 0
         assert (there[command]["fetches"], here[command]["fetches"]) == (weights, 0)
+    # Base and vector are one repository: read twice, fetched once.
+    decomposed = there["subspace --rank 32"]
+    assert 0 < decomposed["fetches"] < weights
+    assert decomposed["reads"] == 2 * decomposed["fetches"]
     assert fetched(hub) == headers(tmp_path / "known")
     shown = hub.ws("doctor", "org/known").stdout
     assert "fetches" in shown

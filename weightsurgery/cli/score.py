@@ -23,8 +23,11 @@ _HOW = "How it is scored"
 
 # As METRICS in learning.scores calls them, which takes transformers to import.
 _DEFAULT = ["begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall"]
-_OTHERS = ["probability_per_token", "rouge_l", "token_accuracy", "nll", "ma", "el", "es"]
-_METRICS = (*_DEFAULT, *_OTHERS, "truth_ratio", "all", TOFU)
+_OTHERS = [
+    "probability_per_token", "rouge_l", "token_accuracy", "nll", "ma", "el", "es", "truth_ratio",
+]  # fmt: skip
+_METRICS = (*_DEFAULT, *_OTHERS, "all")
+_LISTED = f"{', '.join(_DEFAULT)} (these are the default), {', '.join(_OTHERS)}"
 
 
 Model = Annotated[
@@ -52,9 +55,7 @@ class Scoring:
         typer.Option(
             autocompletion=among(*_METRICS),
             metavar="NAME",
-            help=f"{', '.join(_DEFAULT)} (these are the default),"
-            f" {', '.join(_METRICS[len(_DEFAULT) : -2])}, or all; and tofu: forget quality, model"
-            " utility, extraction and membership as open-unlearning defines them; repeatable.",
+            help=f"{_LISTED}, or all; repeatable.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -93,12 +94,28 @@ class Scoring:
         }
 
 
+@dataclass(frozen=True)
+class _Evaluated(Scoring):
+    """What is measured where the yardstick can be, too."""
+
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            autocompletion=among(*_METRICS, TOFU),
+            metavar="NAME",
+            help=f"{_LISTED}, or all; and tofu: forget quality, model utility, extraction and"
+            " membership as open-unlearning defines them; repeatable.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+
+
 @options
 def evaluate(
     ckpt: Model,
     show: Show,
     pages: Pages,
-    how: Scoring,
+    how: _Evaluated,
     yardstick: Yardstick,
     forget: Forget = None,
     keep: Keep = None,

@@ -11,6 +11,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import rank_rule
+from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work
 from weightsurgery.cli.paged import Pages
@@ -25,6 +26,12 @@ __all__ = ["sweep"]
 _Value = TypeVar("_Value", int, float, str)
 
 _GRID, _DATA, _SUBSPACES = "The grid", "Data", "Subspaces"
+
+# Of METRICS in learning.scores, which takes transformers to import, those that are shares.
+_SHARES = (
+    "begins_with", "contains", "exact_match", "token_accuracy", "probability",
+    "probability_per_token", "rouge_l_recall", "rouge_l_f", "ma", "el", "es",
+)  # fmt: skip
 
 
 @options
@@ -103,9 +110,9 @@ def sweep(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="begins_with, contains, exact_match, token_accuracy, probability,"
-            " probability_per_token, rouge_l_recall, rouge_l_f, ma, el or es. Default:"
-            " begins_with; of conversations contains.",
+            autocompletion=among(*_SHARES),
+            help=f"{', '.join(_SHARES[:-1])} or {_SHARES[-1]}. Default: begins_with; of"
+            " conversations contains.",
             rich_help_panel=_DATA,
         ),
     ] = None,

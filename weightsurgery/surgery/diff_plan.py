@@ -91,10 +91,10 @@ def plan_diff(
             "Widen --targets, --include, --exclude or --layers.",
         )
     names = [entry.name for entry in touched]
-    fetched = base.absent(names)
+    absent = {base.path: base.absent(names)}  # what is compared with itself comes once
     for _, change in vector.terms:
         if isinstance(change, FinetunedChange):
-            fetched += change.absent(names)
+            absent[change.finetuned.path] = change.absent(names)
     free = None
     if save_to is not None:
         target = Path(os.path.realpath(save_to))
@@ -110,7 +110,7 @@ def plan_diff(
         tuple(names),
         sum(entry.numel for entry in touched),
         read,
-        fetched,
+        sum(absent.values()),
         sum(_saved(entry, rule) for entry in touched) if save_to is not None else 0,
         sum(sorted(held)[-count:]) + count * 6 * 4 * BLOCK_ELEMENTS,
         free,
