@@ -1,8 +1,26 @@
-"""``python -m weightsurgery`` is ``ws``."""
+"""``python -m weightsurgery`` is ``ws``, which begins here too."""
 
-from weightsurgery.cli.main import main
+from __future__ import annotations
+
+import signal
+import sys
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run ``ws``; Ctrl-C is heeded from the first import to the interpreter's own end."""
+    try:
+        from weightsurgery.cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        sys.exit(130)
+    finally:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is left would show a traceback
+
 
 if __name__ == "__main__":
     main()

@@ -19,7 +19,7 @@ __all__ = ["TRIALS", "disturb", "inputs"]
 _NEGATE = "negate IN/base16 IN/tuned16 -o out"
 _SETS = "--forget IN/forget.jsonl --keep IN/rest.jsonl"
 _SHORT = (
-    "--steps 6 --save-every 2 --batch 4 --neighbours 5 --wordings 0 --draws 3 --lora-rank 2"
+    "--steps 6 --batch 4 --neighbours 5 --wordings 0 --draws 3 --lora-rank 2"
     " --keep-weight 1 --device cpu --allow-harm"
 )
 

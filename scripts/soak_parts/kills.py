@@ -29,4 +29,8 @@ def _once(found: Whole, draw: random.Random, facts: dict[str, Any]) -> None:
         done = killed(found, None, draw.uniform(0, found.seconds), sent)
     facts["code"] = done.code
     facts["outcome"] = "done before" if done.code == 0 else "held"
-    assert done.code in (0, -9, 130, 143), done
+    ends = {"call": -9, "clock": -9, "SIGINT": 130, "SIGTERM": 143}
+    assert done.code in (0, ends[how]), done
+    if done.code in (130, 143):
+        assert "Traceback" not in done.stderr, done
+        assert done.stderr.count("Interrupted") == 1, done

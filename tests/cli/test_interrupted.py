@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch
 
 from tests.cli.typed import WS, ws
 from tests.conftest import left_behind, write_checkpoint
+from weightsurgery.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +59,38 @@ def test_quiet_is_quiet_then_too(pair, tmp_path):
     command = ["subspace", *pair, "--rank", "200", "-o", out, "--workers", "1", "-q"]
     code, said = interrupted(command, lambda: left_behind(out) not in ([], ["out"]))
     assert (code, said) in ((130, ""), (0, ""))
+
+
+_WHILE_IMPORTING = """
+import sys
+class Pressed:
+    def find_spec(self, name, *_):
+        if name == "weightsurgery.cli.sweep":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed())
+sys.argv = ["ws", "--version"]
+"""
+
+
+@pytest.mark.parametrize(("entry", "ends"), [
+    ("weightsurgery.cli.main", None), ("weightsurgery.__main__", (130, "Interrupted.")),
+], ids=["before", "as ws begins"])  # fmt: skip
+def test_pressed_while_the_commands_are_imported(entry, ends):
+    code = f"{_WHILE_IMPORTING}\nfrom {entry} import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if ends is None:
+        assert "Traceback" in done.stderr
+    else:
+        assert (done.returncode, done.stderr.strip()) == ends
+
+
+def test_pressed_before_the_command_line_is_read(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ws", "--version"])
+    monkeypatch.setattr("typer.main.get_group", pressed)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert (stopped.value.code, capsys.readouterr().err.strip()) == (130, "Interrupted.")
+
+
+def pressed(*_):
+    raise KeyboardInterrupt

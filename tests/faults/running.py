@@ -105,8 +105,12 @@ class Running:
     code: int | None = None
     begun: float = field(default_factory=time.monotonic)
 
-    def send(self, number: int) -> None:
-        """A signal to it, if it is still there."""
+    def send(self, number: int, after: float = 0.0) -> None:
+        """A signal to it, if it is still there, so many seconds after it has begun."""
+        while not (self.place / "begun").exists():
+            assert time.monotonic() < self.begun + 60, "it never began"
+            time.sleep(0.0005)
+        time.sleep(after)
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -240,7 +244,6 @@ def _command(asked: dict) -> None:  # type: ignore[type-arg]
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, value in asked["limits"].items():
         resource.setrlimit(getattr(resource, name), (value, value))
     faults = asked["faults"]
@@ -252,8 +255,10 @@ def _command(asked: dict) -> None:  # type: ignore[type-arg]
     try:
         if asked["before"]:
             exec(asked["before"])
-        from weightsurgery.cli.main import main
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        from weightsurgery.__main__ import main
 
+        (place / "begun").touch()
         main()
         code: object = 0
     except SystemExit as stopped:

@@ -24,7 +24,8 @@ def edited(
     out = place / f"out{workers}"
     with Checkpoint.open(place / "base") as opened:
         vector = open_vector(opened, [str(place / "tuned")])
-        apply(Add(vector, scale), opened, out, workers=workers, overwrite=True)
+        apply(Add(vector, scale), opened, out, workers=workers, overwrite=True,
+              allow_unrelated=True)  # fmt: skip
     return out
 
 

@@ -16,6 +16,9 @@ TRIALS = [
     Trial("replaced", f"{NEGATE} --overwrite", f"{NEGATE} --scale 0.5"),
     Trial("vector", "subspace IN/base IN/tuned -o out --rank 2"),
     Trial("page", "diff IN/base IN/tuned --html page.html"),
+    Trial("page of an edit", f"{NEGATE} --html page.html"),
+    Trial("page of a vector", "diff IN/base IN/tuned -o out --html page.html"),
+    Trial("page of an adapter", f"{NEGATE} --as adapter --rank 2 --html page.html"),
 ]  # fmt: skip
 
 
@@ -43,7 +46,7 @@ def test_the_power_fails(runs: list[Whole], number: int) -> None:
 
 
 def test_killed_before_a_rename(runs: list[Whole]) -> None:
-    for found in runs[::2]:
+    for found in (runs[0], *runs[2:]):  # the last is a page's, where there is one
         for call in moments(found, "R"):
             assert killed(found, Faults(found.here, kill_at=call)).code == -9
 

@@ -168,8 +168,7 @@ def killed(found: Whole, faults: Faults | None = None, after: float | None = Non
     reset(found)
     running = found.server.start(found.argv, found.here, faults)
     if after is not None:
-        time.sleep(after)
-        running.send(number)
+        running.send(number, after)
     done = running.wait()
     judge(found, finished=done.code == 0)
     return done

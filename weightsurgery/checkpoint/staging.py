@@ -21,9 +21,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from weightsurgery.checkpoint.afterwards import afterwards
 from weightsurgery.checkpoint.plain_files import check_own, open_own, sync_directory, sync_file
 from weightsurgery.errors import OutputError, WeightSurgeryError
 
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 RECORD_NAME = "weightsurgery.json"
+_JOURNAL = "journal.jsonl"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -187,7 +190,7 @@ class Staging:
         check_target(self.target, self._inputs, self._overwrite)
 
     def _lock(self) -> IO[bytes]:
-        journal = os.fdopen(open_own(self.root / "journal.jsonl", os.O_APPEND), "ab+")
+        journal = os.fdopen(open_own(self.root / _JOURNAL, os.O_APPEND), "ab+")
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -213,7 +216,7 @@ class Staging:
         same = bool(lines) and lines[0].get("identity") == self.identity
         if same and not self.files.exists() and lines[-1] == self._commitment(self.target):
             self.complete = True
-            self.close()
+            self._end()
             return
         try:
             self._check_target()
@@ -288,7 +291,19 @@ class Staging:
                 self.target.rmdir()
             self.files.rename(self.target)
             sync_directory(self.target.parent)
+            self._end()
+
+    def _end(self) -> None:
+        """The output has its name: remove what is beside it, at the latest when all is written."""
+        if not afterwards(partial(self.clear, self.target, self.identity)):
             self.close()
+            return
+        for path in self.root.iterdir():  # but for the journal, by which it is known again
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _JOURNAL:
+                path.unlink()
+        self.leave()
 
     @staticmethod
     def _commitment(files: Path) -> dict[str, Any]:

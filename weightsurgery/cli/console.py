@@ -39,7 +39,7 @@ from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table
 from weightsurgery.report.visible import visible, visible_json
 
-__all__ = ["document", "error", "listen", "notice", "progress", "show"]
+__all__ = ["document", "error", "listen", "notice", "progress", "say_interrupted", "show"]
 
 # A stream that was closed from outside leaves a hole, into which the next opened file would fall.
 sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
@@ -160,6 +160,8 @@ class _Heard(logging.Handler):
 
 def listen() -> None:
     """From here on, say what the library logs as information, unless :class:`Show` is quiet."""
+    global _said_interrupted
+    _said_interrupted = False
     log = logging.getLogger("weightsurgery")
     for old in [each for each in log.handlers if isinstance(each, _Heard)]:
         log.removeHandler(old)
@@ -178,6 +180,22 @@ def error(what: str, remedy: str) -> None:
     _err.print(Text.assemble(("error:", "bold red"), f" {visible(what)}"))
     if remedy:
         _err.print(Text(visible(remedy)))
+
+
+_said_interrupted = False
+
+
+def say_interrupted(text: str = "Interrupted.", quiet: bool = False) -> None:
+    """Say once that the work was interrupted; who is nearest to it knows what becomes of it.
+
+    Args:
+        text: What to say.
+        quiet: Say nothing, now or later.
+    """
+    global _said_interrupted
+    if not (_said_interrupted or quiet):
+        _err.print(Text(visible(text), "dim"))
+    _said_interrupted = True
 
 
 class _Rate(ProgressColumn):
@@ -254,7 +272,7 @@ def progress(
         with _progress(options, unit) as shown:
             yield shown
     except KeyboardInterrupt:
-        notice(f"Interrupted; {interrupted}", options)
+        say_interrupted(f"Interrupted; {interrupted}", options.quiet)
         raise
 
 

@@ -28,7 +28,7 @@ from weightsurgery.cli import (
     sweep,
     unlearn,
 )
-from weightsurgery.cli.console import error, listen
+from weightsurgery.cli.console import error, listen, say_interrupted
 from weightsurgery.cli.helped import Command, Group
 from weightsurgery.errors import WeightSurgeryError
 
@@ -102,20 +102,32 @@ def _terminated(number: int, frame: object) -> None:
 
 def main() -> None:
     """Run ``ws``: exit 0 done, 1 our error, 2 usage, 130 or 143 ended; bugs show a traceback."""
+    alone = "RANK" not in os.environ  # processes that wait for each other must go at once
+    if alone:
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        _run()
+    except KeyboardInterrupt:  # where the library of commands does not look for it
+        code: object = 130
+    except SystemExit as stopped:
+        code = stopped.code
+    else:
+        code = 0
+    if code == 130:
+        say_interrupted()
+        if alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            code = 143
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def _run() -> None:
     # NumPy's products: tensors are spread over threads already. torch has settings of its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # transformers loads it where it is installed, whether or not it is used, and it complains.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     listen()
-    alone = "RANK" not in os.environ  # processes that wait for each other must go at once
-    if alone:
-        signal.signal(signal.SIGTERM, _terminated)
     try:
         app(prog_name="ws")
-    except SystemExit as stopped:
-        if alone and stopped.code == 130 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            sys.exit(143)
-        raise
     except WeightSurgeryError as problem:
         error(problem.what, problem.remedy)
         sys.exit(1)

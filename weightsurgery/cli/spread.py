@@ -9,8 +9,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
+
+from weightsurgery.checkpoint.afterwards import until_all_is_written
+from weightsurgery.cli.paged import Pages
 
 __all__ = ["option_of", "options"]
 
@@ -43,7 +47,9 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     def spread(**values: Any) -> None:
         for name, kind in groups.items():
             values[name] = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
-        command(**values)
+        pages = any(values[name] for name, kind in groups.items() if kind is Pages)
+        with until_all_is_written() if pages else nullcontext():
+            command(**values)
 
     spread.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
     spread.__annotations__ = {each.name: each.annotation for each in flat}

@@ -117,7 +117,7 @@ class AdapterStorage:
         record.lineage = lineage
         # One thread in each operation: its result would depend on their number.
         with torch_threads(1):
-            write_adapter(
+            record = write_adapter(
                 base,
                 content,
                 found,

@@ -7,8 +7,6 @@ once it is written, so memory does not grow with the model.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +18,7 @@ from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.header import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.plain_files import need_space, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record, versions
-from weightsurgery.checkpoint.selection import Selection
+from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError
@@ -34,6 +31,7 @@ from weightsurgery.surgery.provenance import (
     Input,
     files,
     folders,
+    identity_of,
     inputs_of_edit,
     lineage_of_edit,
     recorded,
@@ -108,7 +106,14 @@ def _write(
     companions_of(base, storage)  # what is wrong there is said before the work, not after
     target = Path(os.path.realpath(out))
     inputs, lineage = inputs_of_edit(edit, base), lineage_of_edit(edit, base, run)
-    identity = _identity(edit, run.selection, storage, where, inputs)
+    identity = identity_of(
+        inputs,
+        edit=edit.name,
+        parameters=edit.parameters(),
+        selection=asdict(run.selection),
+        storage=asdict(storage),
+        device=where.split(":")[0],
+    )
     staging = Staging(target, identity, folders(inputs), run.overwrite)
     if staging.complete:
         return Applied(read_record(target), ("An earlier run had finished this output.",))
@@ -156,32 +161,6 @@ def parent_of(base: Checkpoint) -> dict[str, str] | None:
     if not path.is_file():
         return None
     return {"name": base.source.name, "record_sha256": file_sha256(path)}
-
-
-def _identity(
-    edit: Edit,
-    selection: Selection,
-    storage: Storage,
-    device: str,
-    inputs: Mapping[str, Input],
-) -> str:
-    """A digest of everything the output depends on; input files by size and time of change."""
-    described = {
-        "edit": edit.name,
-        "parameters": edit.parameters(),
-        "selection": asdict(selection),
-        "storage": asdict(storage),
-        "device": device.split(":")[0],
-        "versions": versions(),
-        "inputs": {
-            role: [
-                each.described,
-                [[str(p), os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in each.paths],
-            ]
-            for role, each in inputs.items()
-        },
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _run(stream: Stream, inputs: Mapping[str, Input], record: EditRecord, workers: int) -> None:

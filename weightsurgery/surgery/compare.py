@@ -15,14 +15,14 @@ from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.algebra.svd import Truncation, truncated_svd
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.diff_plan import compared, diff_workers
 from weightsurgery.surgery.difference import TensorDifference, borrowed, difference, empty
-from weightsurgery.surgery.provenance import folders, hash_files, inputs_of, recorded
+from weightsurgery.surgery.provenance import folders, hash_files, identity_of, inputs_of, recorded
 from weightsurgery.surgery.workers import device_for, in_order, torch_threads
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 from weightsurgery.vectors.lineage import Kinship, kinship, samples_of
@@ -132,13 +132,16 @@ def diff(
     lineage = tuple(kinship(base, change, among) for _, change in vector.terms)
     inputs = inputs_of(base, {"vector": vector})
     count = diff_workers(workers, whole=rule is not None or save_to is not None)
-    writer = None
+    writer, saved = None, None
     if save_to is not None:
-        writer = VectorWriter(Path(save_to), folders(inputs), overwrite)
+        identity = identity_of(inputs, rule=str(rule), selection=asdict(selection), seed=seed,
+                               matrices_only=matrices_only, device=where.split(":")[0])  # fmt: skip
+        writer = VectorWriter(Path(save_to), folders(inputs), overwrite, identity=identity)
+        if writer.complete:  # of a run that was killed thereafter
+            writer, saved = None, read_record(Path(save_to))
     done, total = 0, sum(entry.nbytes for entry in entries)
     rows: list[TensorDifference] = []
     sums = ChangeStats()
-    saved = None
     # What only looks need not load torch.
     single = nullcontext() if rule is None and save_to is None else torch_threads(1)
     with single, writer or nullcontext():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint import identity
 from weightsurgery.checkpoint.digest_cache import declared_digest
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256, file_sha256
@@ -23,6 +24,7 @@ __all__ = [
     "files",
     "folders",
     "hash_files",
+    "identity_of",
     "inputs_of",
     "inputs_of_edit",
     "lineage_of_edit",
@@ -92,6 +94,12 @@ def folders(inputs: Mapping[str, Input]) -> list[Path]:
 def files(inputs: Mapping[str, Input]) -> list[Path]:
     """All files of all inputs, each once."""
     return list(dict.fromkeys(path for each in inputs.values() for path in each.paths))
+
+
+def identity_of(inputs: Mapping[str, Input], **described: Any) -> str:
+    """See :func:`weightsurgery.checkpoint.identity.identity_of`."""
+    read = {role: (each.described, each.paths) for role, each in inputs.items()}
+    return identity.identity_of(read, **described)
 
 
 def hash_files(inputs: Mapping[str, Input], workers: int) -> dict[Path, str]:

@@ -19,8 +19,9 @@ from typing import Any
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.algebra.svd import Truncation
+from weightsurgery.checkpoint.identity import identity_of
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256
+from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.deferred import torch
@@ -270,7 +271,10 @@ def write_adapter(
             weights[layer.name] = _energy(base, layer.name)
         return a, b, {**facts, **_facts(truncation, missed)}
 
-    staging = Staging(Path(save_to), f"adapter {os.getpid()} {id(found)}", folders, overwrite)
+    identity = identity_of(inputs, parameters=record.parameters, dtype=dtype, relative=relative)
+    staging = Staging(Path(save_to), identity, folders, overwrite)
+    if staging.complete:  # of a run that was killed thereafter
+        return read_record(staging.target)
     with LoraWriter(staging, dtype) as writer:
         tensors: dict[str, dict[str, Any]] = {}
         done, total = 0, sum(base.entry(layer.name).nbytes for layer in found.layers)

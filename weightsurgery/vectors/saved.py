@@ -194,6 +194,11 @@ class VectorWriter:
         shard_bytes: Size from which on a shard is closed; what is held in memory.
         stem: What the names of shards and index begin with.
         staging: Where to write, if the caller holds the place beside the target already.
+        identity: Digest of what decides the vector. A killed extraction is begun again; killed
+            after the vector had got its name, the same one finds it whole.
+
+    Attributes:
+        complete: Such a vector is there, and nothing is to be written.
     """
 
     def __init__(
@@ -204,12 +209,12 @@ class VectorWriter:
         shard_bytes: int = 1 << 27,
         stem: str = "vector",
         staging: Staging | None = None,
+        identity: str = "",
     ) -> None:
-        # The identity is this process's own: a killed extraction is begun again, not resumed.
-        self._staging = staging or Staging(
-            target, f"vector {os.getpid()} {id(self)}", inputs, overwrite
-        )
+        identity = identity or f"vector {os.getpid()} {id(self)}"  # this process's own
+        self._staging = staging or Staging(target, identity, inputs, overwrite)
         self._lent = staging is not None
+        self.complete = self._staging.complete
         self._limit = shard_bytes
         self._stem = stem
         self._pending: dict[str, torch.Tensor] = {}
