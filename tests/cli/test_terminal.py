@@ -80,19 +80,29 @@ def test_a_bar_s_stage_is_text(monkeypatch, capsys):
     assert "]0;x" not in capsys.readouterr().err.replace("\\x1b]0;x", "")
 
 
-def test_a_bar_of_counts_tells_its_rate(monkeypatch, capsys):
+def terminal(monkeypatch) -> None:
+    """What bars take for one."""
     monkeypatch.setattr(console._err, "_force_terminal", True)
     monkeypatch.setattr(console._err, "is_interactive", True)  # else nothing is drawn
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(console.sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
+
+
+def clocked(bar, now: list[float]) -> None:
+    """A bar that goes by a clock of ours."""
+    bar._bar.get_time = lambda: now[0]
+    bar._bar.tasks[0]._get_time = bar._bar.get_time
+    bar._bar.reset(bar._task)
+
+
+def test_a_bar_of_counts_tells_its_rate(monkeypatch, capsys):
+    terminal(monkeypatch)
     now = [0.0]
     with console.progress(Show(None), "steps") as bar:
         bar._begun -= 10
         bar("training", 0, 100)
-        bar._bar.get_time = lambda: now[0]
-        bar._bar.tasks[0]._get_time = bar._bar.get_time
-        bar._bar.reset(bar._task)
+        clocked(bar, now)
         for done in range(1, 9):
             now[0] += 0.5
             bar("training", done, 100)
@@ -138,3 +148,25 @@ def test_a_recipe_of_strange_names_is_a_recipe(ws, tmp_path, monkeypatch):
     assert yaml.safe_load(recipe)["vectors"] == [name]
     Path("r.yaml").write_text(recipe)
     ws.done("run", "r.yaml", "-o", "again")
+
+
+@pytest.mark.parametrize(("unit", "rate"), [("bytes", "60.0 MB/s"), ("steps", "59,988,002/s")])
+def test_threads_that_end_together_make_no_rate(monkeypatch, capsys, unit, rate):
+    terminal(monkeypatch)
+    now = [0.0]
+    with console.progress(Show(None), unit) as bar:
+        bar._begun -= 10
+        bar("negate", 0, 10**9)
+        clocked(bar, now)
+        for done in (1, 2):  # both within a millisecond: 50 GB/s
+            now[0] += 0.001
+            bar("negate", done * 50 * 10**6, 10**9)
+        bar._bar.refresh()
+        assert "/s" not in capsys.readouterr().err
+        for done in range(3, 8):
+            now[0] += 1
+            bar("negate", done * 50 * 10**6, 10**9)
+        bar._bar.refresh()
+        shown = capsys.readouterr().err
+        assert rate in shown
+        assert "0:00:1" in shown

@@ -198,11 +198,29 @@ def say_interrupted(text: str = "Interrupted.", quiet: bool = False) -> None:
     _said_interrupted = True
 
 
+_SETTLED = 0.5  # seconds: threads that end together would make a rate of their first instant
+
+
+def _settled(task: Task) -> bool:
+    return (task.elapsed or 0) >= _SETTLED
+
+
 class _Rate(ProgressColumn):
     """How fast plain counts go, in the words of the lines."""
 
     def render(self, task: Task) -> Text:
-        return Text(rate(task.speed) if task.speed else "", "progress.data.speed")
+        known = task.speed and _settled(task)
+        return Text(rate(task.speed or 0) if known else "", "progress.data.speed")
+
+
+class _ByteRate(TransferSpeedColumn):
+    def render(self, task: Task) -> Text:
+        return super().render(task) if _settled(task) else Text("")
+
+
+class _Remaining(TimeRemainingColumn):
+    def render(self, task: Task) -> Text:
+        return super().render(task) if _settled(task) else Text("")
 
 
 class _Bar:
@@ -293,7 +311,7 @@ def _progress(options: Show, unit: str) -> Iterator[_Bar | _Log | None]:
 def _bar(unit: str) -> _Bar:
     columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
     if unit == "bytes":
-        columns += [DownloadColumn(), TransferSpeedColumn()]
+        columns += [DownloadColumn(), _ByteRate()]
     else:
         columns += [MofNCompleteColumn(), _Rate()]
-    return _Bar([*columns, TimeRemainingColumn()])
+    return _Bar([*columns, _Remaining()])
