@@ -60,6 +60,41 @@ def test_a_newline_makes_no_line_of_its_own(capsys):
     assert capsys.readouterr().err == "a\\nerror: b\nerror: a\\nb\nc\\nd\n"
 
 
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_table_of_scores_fits_a_terminal(monkeypatch, capsys, width):
+    monkeypatch.setattr(console._out, "width", width)
+    columns = ("set", "", "metric", "before", "after", "beyond", "95 % interval")
+    row = ("painters.unseen", "keep, 24 examples", "begins with the truth",
+           "100.0 %", "100.0 %", "+3.1", "+0.0 – +100.0 %")  # fmt: skip
+    assert sum(map(len, row)) + 2 * len(row) > 80
+    console.show(Table("Scores", columns, [row], "", frozenset({0, 1, 2})))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(any(figure in line for line in lines) for figure in (*row[3:], "95 %"))
+    # Where there is room nothing is folded.
+    assert any(row[2] in line and row[0] in line for line in lines) == (width == 140)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_terminal_breaks_between_words_and_never_a_command(monkeypatch, capsys, drawn):
+    command = f"ws verify {'long/' * 12}name --and more-of-it"
+    sentence = "What is said here goes on for longer than the line of a terminal that is 80 wide"
+    monkeypatch.setattr(console.sys.stderr, "isatty", lambda: drawn)
+    monkeypatch.setenv("COLUMNS", "80")
+    console.notice(f"{sentence}; check it with:  {command}", Show(None))
+    console.error(sentence, f"{sentence}.")
+    lines = capsys.readouterr().err.splitlines()
+    if not drawn:  # who reads a log gets each as one line
+        assert [len(each) > 80 for each in lines] == [True, True, True]
+        return
+    assert lines.pop(2) == f"  {command}"
+    assert all(len(each) <= 80 for each in lines)
+    told = "What", "wide; check it with:", "error: What", "80 wide", "What", "wide."
+    assert [
+        line.startswith(a) or line.endswith(a) for line, a in zip(lines, told, strict=True)
+    ] == [True] * 6
+
+
 def test_documents_mean_what_they_meant(capsys):
     console.document({TEXT: [TEXT]})
     out = capsys.readouterr().out

@@ -164,9 +164,9 @@ for _command in (relearn, quantize):
 
 def _show(found: Attack, show: Show) -> None:
     from weightsurgery.learning.scores import METRICS
-    from weightsurgery.report.attacked import attack_table
+    from weightsurgery.report.attacked import attack_tables
 
     if show.json:
         console.document(asdict(found))
         return
-    console.show(attack_table(found, {name: each.title for name, each in METRICS.items()}))
+    console.show(*attack_tables(found, {name: each.title for name, each in METRICS.items()}))

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from textwrap import wrap
 from typing import Any
 
 from rich import box
@@ -94,23 +95,23 @@ def _show_table(table: Table) -> None:
     _out.print(Text(visible(table.title, lines=True), "bold"))
     # Figures stay whole, names fold, and so do headings where that helps. Where even that is too
     # wide for the terminal, its own wrapping of whole lines loses nothing.
-    least, widest = _widths(table, margin=3)
+    least, widest = _widths(table, margin=3, words=20)
     narrow = least > _out.width
     if narrow:
-        folded = tuple(heading.replace(" ", "\n") for heading in table.columns)
-        table = dataclasses.replace(table, columns=folded)
-        least, widest = _widths(table, margin=2)
+        folded = (heading.replace(" ", "\n").replace("\n%", " %") for heading in table.columns)
+        table = dataclasses.replace(table, columns=tuple(folded))
+        least, widest = _widths(table, margin=2, words=9)
     width = _out.width if least <= _out.width else widest
     Console(highlight=False, emoji=False, width=width).print(_rich(table, narrow), crop=False)
     if table.note:
         _out.print(Text(visible(table.note, lines=True), "dim"), soft_wrap=False)
 
 
-def _widths(table: Table, margin: int) -> tuple[int, int]:
-    """What a table needs with names folded, and with nothing folded."""
+def _widths(table: Table, margin: int, words: int) -> tuple[int, int]:
+    """What a table needs with names folded to so many letters, and with nothing folded."""
     columns = zip(table.columns, *table.rows, strict=True)
     widths = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
-    least = [min(w, 20) if n in table.left else w for n, w in enumerate(widths)]
+    least = [min(w, words) if n in table.left else w for n, w in enumerate(widths)]
     margins = margin * len(widths)
     return sum(least) + margins, sum(widths) + margins
 
@@ -155,7 +156,7 @@ class _Heard(logging.Handler):
         text = record.getMessage()
         if text not in self._said and os.environ.get("RANK", "0") == "0":
             self._said.add(text)
-            _err.print(Text(visible(text), "dim"))
+            _err.print(Text(_laid_out(text), "dim"))
 
 
 def listen() -> None:
@@ -172,14 +173,29 @@ def listen() -> None:
 def notice(text: str, options: Show) -> None:
     """Say something that is no data."""
     if not options.quiet:
-        _err.print(Text(visible(text), "dim"))
+        _err.print(Text(_laid_out(text), "dim"))
 
 
 def error(what: str, remedy: str) -> None:
     """Print an error: what and where; what to do."""
-    _err.print(Text.assemble(("error:", "bold red"), f" {visible(what)}"))
+    said = Text(_laid_out(f"error: {what}"))
+    said.stylize("bold red", 0, len("error:"))
+    _err.print(said)
     if remedy:
-        _err.print(Text(visible(remedy)))
+        _err.print(_laid_out(remedy), markup=False)
+
+
+def _laid_out(text: str) -> str:
+    """A sentence for stderr. A terminal breaks it between words, and gives a command its own line.
+
+    The command, after a colon and two spaces, is never broken: it is there to be pasted.
+    """
+    text = visible(text)
+    if not sys.stderr.isatty() or len(text) <= _err.width:
+        return text
+    words, colon, command = text.partition(":  ")
+    lines = wrap(f"{words}{colon}", _err.width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join([*lines, f"  {command}"] if command else lines)
 
 
 _said_interrupted = False

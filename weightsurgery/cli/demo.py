@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demo"]
 
-_AGAIN = "models stay in the cache; the same command asks and edits again."
+_AGAIN = "finished models stay in the cache; the same command does the rest again."
 
 
 @options

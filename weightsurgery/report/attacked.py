@@ -10,44 +10,66 @@ from weightsurgery.report.tables import Table
 
 if TYPE_CHECKING:
     from weightsurgery.learning.intervals import Estimate
-    from weightsurgery.procedures.attacked import Attack, AttackedSet
+    from weightsurgery.procedures.attacked import Attack, AttackedModel, AttackedSet
 
-__all__ = ["attack_table"]
+__all__ = ["attack_tables"]
 
 
-def attack_table(found: Attack, titles: Mapping[str, str]) -> Table:
-    """Scores before and after, the change with its interval, and the same of the control.
+def attack_tables(found: Attack, titles: Mapping[str, str]) -> list[str | Table]:
+    """Per attack the scores before and after, the change with its interval, and the control's.
 
     Args:
         found: What was measured.
         titles: Per metric its name for people.
     """
     titles = metric_titles(titles, found.n)
-    rows, notes = [], [_told(found)]
-    for each in found.sets:
-        for attack in found.attacks:
-            for name, after in each.checkpoint.after[attack].items():
-                rows.append(_row(found, each, attack, name, titles[name]))
-                if after.why and attack == found.attacks[0]:
-                    notes.append(f"{each.name}, {titles[name]}: {after.why}.")
-    columns: tuple[str, ...] = ("set", "", "examples", "metric")
-    if len(found.attacks) > 1:
-        columns = (*columns, "weights")
-    columns = (*columns, "before", "after", "points", "95 % interval")
-    left = {0, 1, *range(3, columns.index("before"))}
-    if found.against is not None:
-        columns = (
-            *columns, "control before", "control after", "beyond control", "95 % interval",
-        )  # fmt: skip
-        notes.append(
-            f"Control: {found.against}, attacked in the same way; beyond: the change of"
-            f" {found.checkpoint} less the control's."
-        )
     word = "relearning" if found.kind == "relearn" else "rounding"
-    return Table(
-        f"{found.checkpoint} before and after {word}", columns, rows, " ".join(notes),
-        frozenset(left),
-    )  # fmt: skip
+    tables: list[str | Table] = []
+    for attack in found.attacks:
+        which = f" ({attack})" if len(found.attacks) > 1 else ""
+        own = _Rows(f"{found.checkpoint} before and after {word}{which}", "points", _told(found))
+        control = _Rows(
+            f"The control, {found.against}, attacked in the same way{which}",
+            "beyond",
+            f"Beyond: the change of {found.checkpoint} less the control's, in points.",
+        )
+        for each in found.sets:
+            own.add(each, titles, each.checkpoint, attack, each.checkpoint.change[attack])
+            if each.control is not None and each.beyond is not None:
+                control.add(each, titles, each.control, attack, each.beyond[attack])
+        tables += [rows.table() for rows in (own, control) if rows.rows]
+    return tables
+
+
+class _Rows:
+    """The rows of one table."""
+
+    def __init__(self, title: str, change: str, note: str) -> None:
+        self.title, self.change, self.notes = title, change, [note]
+        self.rows: list[tuple[str, ...]] = []
+
+    def add(
+        self,
+        each: AttackedSet,
+        titles: Mapping[str, str],
+        scores: AttackedModel,
+        attack: str,
+        changes: Mapping[str, Estimate],
+    ) -> None:
+        """Rows about a set, of which the first says which."""
+        role = f"{each.role}, {each.part}" if each.part else each.role
+        for number, (name, after) in enumerate(scores.after[attack].items()):
+            whose = ("", "") if number else (each.name, f"{role}, {each.examples} examples")
+            before = figure(name, scores.before[name].value)
+            points = _points(changes.get(name))
+            self.rows.append((*whose, titles[name], before, figure(name, after.value), *points))
+            if after.why:  # it is defined on fewer
+                self.notes.append(f"{each.name}, {titles[name]}: {after.why}.")
+
+    def table(self) -> Table:
+        columns = ("set", "", "metric", "before", "after", self.change, "95 % interval")
+        note = " ".join(dict.fromkeys(self.notes))
+        return Table(self.title, columns, self.rows, note, frozenset({0, 1, 2}))
 
 
 def _told(found: Attack) -> str:
@@ -63,28 +85,6 @@ def _told(found: Attack) -> str:
         f"Trained on {count} examples for {settings['steps']} steps of {batch} at"
         f" {settings['learning_rate']:g}; held out are those that speak of others."
     )
-
-
-def _row(found: Attack, each: AttackedSet, attack: str, name: str, title: str) -> tuple[str, ...]:
-    role = f"{each.role}, {each.part}" if each.part else each.role
-    after = each.checkpoint.after[attack][name]
-    cells: tuple[str, ...] = (each.name, role, str(after.examples), title)
-    if len(found.attacks) > 1:
-        cells = (*cells, attack)
-    cells = (
-        *cells,
-        figure(name, each.checkpoint.before[name].value),
-        figure(name, after.value),
-        *_points(each.checkpoint.change[attack].get(name)),
-    )
-    if each.control is not None and each.beyond is not None:
-        cells = (
-            *cells,
-            figure(name, each.control.before[name].value),
-            figure(name, each.control.after[attack][name].value),
-            *_points(each.beyond[attack].get(name)),
-        )
-    return cells
 
 
 def _points(change: Estimate | None) -> tuple[str, str]:

@@ -40,7 +40,7 @@ def evaluation_tables(found: Evaluation, titles: Mapping[str, str]) -> list[str 
         for number, (name, score) in enumerate(each.scores.items()):
             rows.append(_score_row(each, name, titles[name], first=not number))
             notes += [f"{each.name}, {titles[name]}: {score.why}."] if score.why else []
-    columns: tuple[str, ...] = ("set", "", "examples", "metric", "score", "95 % interval")
+    columns: tuple[str, ...] = ("set", "", "metric", "score", "95 % interval")
     if found.against is not None:
         columns = (*columns, "before")
     title = f"Scores of {found.checkpoint}"
@@ -48,7 +48,7 @@ def evaluation_tables(found: Evaluation, titles: Mapping[str, str]) -> list[str 
         title += f" ({found.contexts.method}, in-context, weights unchanged)"
         notes.append(_context_note(found))
     note = " ".join(notes)
-    tables: list[str | Table] = [Table(title, columns, rows, note, frozenset({0, 1, 3}))]
+    tables: list[str | Table] = [Table(title, columns, rows, note, frozenset({0, 1, 2}))]
     if found.against is not None:
         tables.append(_change_table(found, titles))
     return tables
@@ -71,7 +71,7 @@ def _context_note(found: Evaluation) -> str:
 def _score_row(each: SetScores, name: str, title: str, first: bool) -> tuple[str, ...]:
     score = each.scores[name]
     before = () if each.before is None else (figure(name, each.before[name].value),)
-    whose = (each.name, each.role, str(each.examples)) if first else ("", "", "")
+    whose = (each.name, f"{each.role}, {each.examples} examples") if first else ("", "")
     # The set has as many; a metric that is defined on fewer says why in a note.
     return (
         *whose,
@@ -91,8 +91,9 @@ def _change_table(found: Evaluation, titles: Mapping[str, str]) -> Table:
             ("drift", 100, each.drift),
         )
         for word, factor, estimates in changes:
-            for name, change in (estimates or {}).items():
-                rows.append((each.name, word, titles[name], *_percent(change, factor)))
+            for number, (name, change) in enumerate((estimates or {}).items()):
+                whose = ("", "") if number else (each.name, word)
+                rows.append((*whose, titles[name], *_percent(change, factor)))
                 why = change.why if change.why != each.scores[name].why else ""
                 notes += [f"{each.name}, {word}, {titles[name]}: {why}."] if why else []
         if each.normalised_forgetting:
