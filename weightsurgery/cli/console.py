@@ -210,7 +210,7 @@ def say_interrupted(text: str = "Interrupted.", quiet: bool = False) -> None:
     """
     global _said_interrupted
     if not (_said_interrupted or quiet):
-        _err.print(Text(visible(text), "dim"))
+        _err.print(Text(_laid_out(text), "dim"))
     _said_interrupted = True
 
 
