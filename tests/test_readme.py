@@ -83,7 +83,10 @@ def test_examples_run_in_their_order(here, programs):
     (example,) = blocks("python")
     done = run([sys.executable, "-"], here, example, programs)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) > 0
+    change, kept, score = (line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert float(change[0]) > 0
+    assert 0.5 < float(kept[1]) <= 1
+    assert 0 <= float(score[0]) <= 1
 
 
 def test_a_wrong_example_is_found(here, programs):

@@ -187,4 +187,7 @@ def test_scores_are_the_documents_with_their_intervals():
     plain = [row for row in found["rows"] if not row["share"]]
     assert [row["after"] for row in plain] == [[3.25, None, None]] * 2
     table = section(page_text("Scores", sections_of(evaluated())), "table")
-    assert table["rows"][0][4:6] == ["75.0 % [50.0, 100.0]", "12.5 % [6.2, 100.0]"]
+    # A phone shows the beginning: whose it is, and then what became of it.
+    assert table["rows"][0][2:4] == ["75.0 % [50.0, 100.0]", "12.5 % [6.2, 100.0]"]
+    assert table["columns"][0] == "set"
+    assert table["columns"][-1] == "examples"

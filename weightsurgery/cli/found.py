@@ -20,8 +20,8 @@ __all__ = ["INTERRUPTED", "show_found"]
 
 
 INTERRUPTED = (
-    "the same command uses the vector if it was finished, and goes on with the training where a"
-    " point of it was saved."
+    "the same command goes on from what is finished: the answers it asked for, the last point of"
+    " the training that was saved, or the vector."
 )
 """What becomes of the work if finding the vector is interrupted."""
 
