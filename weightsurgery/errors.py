@@ -48,6 +48,18 @@ __all__ = [
 ]
 
 
+# What is wrong is often quoted from a file, which may be a stranger's and of any length.
+_MOST_WHAT, _MOST_REMEDY = 2800, 900
+
+
+def _bounded(text: str, most: int) -> str:
+    """A text, without its middle where it would fill the screen."""
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end]} [… {len(text) - most} characters …] {text[-end:]}"
+
+
 class WeightSurgeryError(Exception):
     """Base of all errors raised on purpose.
 
@@ -57,9 +69,10 @@ class WeightSurgeryError(Exception):
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
+        what = _bounded(what, _MOST_WHAT)
         super().__init__(what)
         self.what = what
-        self.remedy = remedy
+        self.remedy = _bounded(remedy, _MOST_REMEDY)
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.remedy}" if self.remedy else self.what

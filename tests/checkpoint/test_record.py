@@ -3,6 +3,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 
 import pytest
 
@@ -260,9 +261,22 @@ def test_the_name_of_a_blob_in_the_hub_cache_is_looked_at(hub_cache):
     assert content_sha256(link) == wanted
 
 
+def test_so_is_that_of_a_small_one(hub_cache):
+    """Git's SHA-1, by which the Hub names what is not in LFS; or, of a mirror, the bytes' own."""
+    data = file_bytes(TWO)
+    named = subprocess.run(["git", "hash-object", "--stdin"], input=data, stdout=subprocess.PIPE)
+    for good in (named.stdout.decode().strip(), hashlib.sha1(data).hexdigest()):
+        assert len(good) == 40
+        link = linked(hub_cache / "models--org--name", good)
+        assert file_sha256(link) == hashlib.sha256(data).hexdigest()
+    with pytest.raises(CorruptCheckpointError) as error:
+        file_sha256(linked(hub_cache / "models--org--name", "a" * 40))
+    says(error, named.stdout.decode()[:12], "aaaaaaaaaaaa")
+
+
 @pytest.mark.parametrize(
     ("target", "folder"),
-    [("a" * 40, "blobs"), ("A" * 64, "blobs"), ("a" * 65, "blobs"), ("a" * 64, "x")],
+    [("a" * 39, "blobs"), ("A" * 64, "blobs"), ("a" * 65, "blobs"), ("a" * 64, "x")],
 )
 def test_other_links_are_read(hub_cache, target, folder):
     link = linked(hub_cache / "models--org--name", target, folder)

@@ -11,28 +11,25 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weightsurgery import __version__
+from weightsurgery.checkpoint.blobs import check_blob
 from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
 from weightsurgery.checkpoint.digest_cache import Stamp, cached_digest, stamp, store_digest
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.staging import RECORD_NAME
-from weightsurgery.errors import (
-    CorruptCheckpointError,
-    SourceError,
-    VerificationError,
-    WeightSurgeryError,
-)
+from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
 
 __all__ = [
     "FORMAT_VERSION",
     "EditRecord",
+    "as_recorded",
     "content_sha256",
     "file_sha256",
     "known_sha256",
@@ -77,45 +74,17 @@ def known_sha256(path: Path) -> str | None:
 def remember_sha256(path: Path, before: Stamp, digest: str) -> None:
     """Keep the digest of a file that was read, and compare it with what the Hub says of the file.
 
-    huggingface_hub stores LFS files under the SHA-256 that the Hub names, in its cache, and looks
-    at their sizes alone: bytes that went wrong on the way would pass for the model's.
-
     Args:
         path: The file, or a link to it.
         before: Its stamp before it was read.
         digest: SHA-256, hexadecimal.
 
     Raises:
-        CorruptCheckpointError: It is a blob of that cache, and not what it is named after.
+        CorruptCheckpointError: It is a blob of huggingface_hub's cache, and not what it is named
+            after.
     """
-    real = Path(os.path.realpath(path))
-    named = path.is_symlink() and re.fullmatch("[0-9a-f]{64}", real.name) and _is_blob(real, path)
-    if named and real.name != digest:
-        raise CorruptCheckpointError(
-            f"{path}: its bytes hash to {digest[:12]}…, on the Hub to {real.name[:12]}…: they went"
-            " wrong on the way or on this disk",
-            f"Remove {real}, then run again: it is fetched anew.",
-        )
+    check_blob(path, digest)
     store_digest(path, before, digest)
-
-
-def _is_blob(real: Path, link: Path) -> bool:
-    """Whether a file is a blob of the repository in huggingface_hub's own cache that links to it.
-
-    Args:
-        real: The file, resolved.
-        link: What led there.
-    """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    repository = real.parent.parent
-    here = Path(os.path.realpath(HF_HUB_CACHE))
-    return (
-        real.parent.name == "blobs"
-        and repository.parent == here
-        and Path(os.path.realpath(link.parent)).is_relative_to(repository / "snapshots")
-        and real.is_file()
-    )
 
 
 def content_sha256(path: Path) -> str:
@@ -199,6 +168,7 @@ def read_record(directory: Path) -> EditRecord:
                 "Update weightsurgery.",
             )
         record = EditRecord(**data)
+        _check_shape(record)
         for name, facts in record.files.items():
             if not isinstance(facts["bytes"], int) or not isinstance(facts["sha256"], str):
                 raise ValueError(f"no size and SHA-256 of {name!r}")
@@ -207,6 +177,49 @@ def read_record(directory: Path) -> EditRecord:
             f"{path}: damaged ({error})", "Make the output again from its inputs."
         ) from None
     return record
+
+
+_OBJECTS = ("parameters", "inputs", "files", "tensors", "summary", "versions")
+
+
+def _check_shape(record: EditRecord) -> None:
+    """Refuse what all readers of records would stumble over.
+
+    Raises:
+        TypeError: A part is of another kind than ws writes.
+    """
+    for name in _OBJECTS:
+        if not isinstance(getattr(record, name), dict):
+            raise TypeError(f"{name} is no object")
+    if not isinstance(record.parent, dict | None):
+        raise TypeError("parent is no object")
+    for name, parts in (("inputs", record.inputs.values()), ("tensors", record.tensors.values()),
+                        ("lineage", record.lineage)):  # fmt: skip
+        if not all(isinstance(each, dict) for each in parts):
+            raise TypeError(f"{name} holds what is no object")
+    if not all(isinstance(each, str) for each in record.command):
+        raise TypeError("command holds what is no word")
+
+
+@contextmanager
+def as_recorded(place: str | os.PathLike[str] = RECORD_NAME) -> Iterator[None]:
+    """Inside, a record is told of; one that is not as ws writes it is refused.
+
+    A record may be a stranger's, and any of its many figures another thing.
+
+    Args:
+        place: Where it is, for the message.
+
+    Raises:
+        VerificationError: Something in it is not what it should be.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        raise VerificationError(
+            f"{place}: its record is not as ws writes it ({type(error).__name__}: {error})"[:500],
+            "Check the output with 'ws verify', or make it again from its inputs.",
+        ) from error
 
 
 def verify(

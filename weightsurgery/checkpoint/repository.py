@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from weightsurgery.checkpoint.blobs import check_file
 from weightsurgery.checkpoint.hub_errors import hub_errors
 from weightsurgery.errors import SourceError, UnsupportedCheckpointError
 
@@ -22,11 +23,13 @@ class RemoteFile:
         name: Path in the repository.
         size: In bytes.
         sha256: Of its content, for files in LFS or xet storage; None for small ones in git.
+        sha1: Of a small one, as git names it; None where the server does not say.
     """
 
     name: str
     size: int
     sha256: str | None
+    sha1: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,25 @@ class Repository:
         return Path(found) if isinstance(found, str) else None
 
     def download(self, name: str) -> Path:
-        """A whole file, through huggingface_hub's cache.
+        """A whole file, through huggingface_hub's cache; a small one is compared with its hash.
 
         Raises:
             SourceError: It is not there, or may not be read.
+            CorruptCheckpointError: It is not what the repository's listing says.
         """
         from huggingface_hub import hf_hub_download
 
         with hub_errors(self.requested):
-            return Path(hf_hub_download(self.name, name, revision=self.commit))
+            path = Path(hf_hub_download(self.name, name, revision=self.commit))
+        if named := self.hashes.get(name):
+            check_file(path, named)
+        return path
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256, or git's SHA-1, of each file of which the server says it."""
+        return {each.name: named for each in self.files.values()
+                if (named := each.sha256 or each.sha1)}  # fmt: skip
 
 
 @cache
@@ -109,6 +122,7 @@ def look_up(text: str) -> Repository | None:
             _name(text, each.rfilename),
             _size(text, each.size),
             _digest(text, each.lfs.sha256, 64) if each.lfs is not None else None,
+            _digest(text, each.blob_id, 40) if each.lfs is None and each.blob_id else None,
         )
         for each in info.siblings or ()
     }

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from weightsurgery.checkpoint.blobs import check_snapshot
 from weightsurgery.checkpoint.hub_errors import hub_errors
 from weightsurgery.checkpoint.repository import look_up
 from weightsurgery.checkpoint.weight_files import find_weights
@@ -110,4 +111,5 @@ def _from_hub(text: str, local_only: bool) -> Source:
         path = snapshot(revision or None)
         if found is not None and path.name != found.commit:
             path = snapshot(found.commit)  # somebody pushed in between
+    check_snapshot(path, {} if found is None else found.hashes)
     return Source(text, path, path.name)

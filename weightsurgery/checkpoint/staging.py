@@ -162,7 +162,7 @@ class Staging:
         self.files = self.root / "files"
         self.old = self.root / "old"
         self.finished: list[dict[str, Any]] = []
-        self.complete = False
+        self.complete = self._promised = False
         with output_errors(self.target):
             _make_folders(self.target.parent)
             if os.path.lexists(self.root):
@@ -215,8 +215,8 @@ class Staging:
         lines = self._read_journal()
         same = bool(lines) and lines[0].get("identity") == self.identity
         if same and not self.files.exists() and lines[-1] == self._commitment(self.target):
-            self.complete = True
-            self._end()
+            self.complete = self._promised = True
+            self.close()
             return
         try:
             self._check_target()
@@ -284,6 +284,7 @@ class Staging:
             except OutputError:
                 self.leave()
                 raise
+            self._promised = True
             self.note([self._commitment(self.files)])
             if _holds_anything(self.target):
                 self.target.rename(self.old)
@@ -291,19 +292,7 @@ class Staging:
                 self.target.rmdir()
             self.files.rename(self.target)
             sync_directory(self.target.parent)
-            self._end()
-
-    def _end(self) -> None:
-        """The output has its name: remove what is beside it, at the latest when all is written."""
-        if not afterwards(partial(self.clear, self.target, self.identity)):
             self.close()
-            return
-        for path in self.root.iterdir():  # but for the journal, by which it is known again
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != _JOURNAL:
-                path.unlink()
-        self.leave()
 
     @staticmethod
     def _commitment(files: Path) -> dict[str, Any]:
@@ -332,7 +321,7 @@ class Staging:
 
     def close(self) -> None:
         """Remove what is beside the target, unless it was left; after a commit, or to give up."""
-        if self._journal.closed:
+        if self._journal.closed or self._kept_for_later():
             return
         if self.old.exists() and not _holds_anything(self.target):
             with contextlib.suppress(OSError):
@@ -340,6 +329,19 @@ class Staging:
         if not self.old.exists() or _holds_anything(self.target):
             shutil.rmtree(self.root, ignore_errors=True)  # else it holds the only copy
         self.leave()
+
+    def _kept_for_later(self) -> bool:
+        """Whether the output has its name, and its journal is wanted until all is written."""
+        named = self._promised and not self.files.exists()
+        if not named or not afterwards(partial(self.clear, self.target, self.identity)):
+            return False
+        for path in self.root.iterdir():  # but for the journal, by which it is known again
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != _JOURNAL:
+                path.unlink()
+        self.leave()
+        return True
 
     def give_up(self, error: BaseException) -> None:
         """After an error: close, or leave all for a later run where nothing is wrong with the work.

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.record import EditRecord, as_recorded
 from weightsurgery.report.card_figures import (
     PICTURE,
     checksums,
@@ -35,8 +36,6 @@ from weightsurgery.report.card_text import (
 
 if TYPE_CHECKING:
     from jinja2 import Template
-
-    from weightsurgery.checkpoint.record import EditRecord
 
 __all__ = ["CARRIED", "Base", "Place", "card_section", "front_matter"]
 
@@ -78,6 +77,7 @@ class Place:
     picture: bool = False
 
 
+@as_recorded()
 def front_matter(record: EditRecord, base: Base) -> dict[str, Any]:
     """The card's metadata; keys of which nothing is known are left out."""
     from huggingface_hub import ModelCardData
@@ -104,6 +104,7 @@ def front_matter(record: EditRecord, base: Base) -> dict[str, Any]:
     return found
 
 
+@as_recorded()
 def card_section(record: EditRecord, base: Base, place: Place, alone: bool) -> str:
     """Our part of the card, Markdown, by the template ``card.md.jinja`` beside this file.
 

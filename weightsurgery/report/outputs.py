@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, read_record
+from weightsurgery.checkpoint.record import EditRecord, as_recorded, read_record
 from weightsurgery.errors import DataError, WeightSurgeryError
 from weightsurgery.report.card_scores import check_content
 from weightsurgery.report.guarded import look_table
@@ -200,10 +200,12 @@ def output_page(
     if out.is_file():
         files, title = (out, *files), out.name
     else:
-        found = document_of(out)
-        edit = found["parameters"].get("edit") or found["kind"]
-        title = f"{out.name or out}: {edit}"
-        sections = output_sections(found if guard is None else {**found, "guard": guard}, progress)
+        with as_recorded(out):
+            found = document_of(out)
+            edit = found["parameters"].get("edit") or found["kind"]
+            title = f"{out.name or out}: {edit}"
+            shown = found if guard is None else {**found, "guard": guard}
+            sections = output_sections(shown, progress)
     for file in files:
         document = read_document(file)
         if out.is_dir() and _is_about(document, out):
