@@ -1,4 +1,4 @@
-"""A large checkpoint edited again and again under a bound of memory, and fifty edits at once."""
+"""A large checkpoint edited again and again under a bound of memory; many tensors, many edits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ COUNT = 20
 MEMORY = 2 << 30
 PARAMETERS = 3_000_000_000
 TOGETHER = 50
+TENSORS = 1_000_000
+TENSOR_BYTES = 10_000  # of memory, each
 _SHARDS, _WIDTH = 8, 4096
 
 
@@ -60,7 +62,9 @@ def _bounded() -> None:
 
 
 def run(state: State, count: int | None) -> None:
-    """Edits in a row, each of which may hold two gigabytes; then many small ones side by side."""
+    """Many small edits side by side; a million tensors; edits in a row, of two gigabytes each."""
+    _together(state)
+    _tiny(state)
     names = [f"in a row:{number}" for number in range(count or COUNT)]
     parameters = int(os.environ.get("SOAK_PARAMETERS", PARAMETERS))
     place = state.folder / "load"
@@ -71,7 +75,6 @@ def run(state: State, count: int | None) -> None:
         else:
             _in_a_row(state, names, place, parameters)
             shutil.rmtree(place)
-    _together(state)
 
 
 def _in_a_row(state: State, names: list[str], place: Path, parameters: int) -> None:
@@ -97,6 +100,28 @@ def _in_a_row(state: State, names: list[str], place: Path, parameters: int) -> N
             assert used.ru_maxrss * 1024 < MEMORY, facts
             wanted = wanted or _digest(out)
             assert _digest(out) == wanted
+
+
+def _tiny(state: State) -> None:
+    from tests.faults.many import COMMANDS, measured, write_many
+
+    tensors = int(os.environ.get("SOAK_TENSORS", TENSORS))
+    names = {name: f"{tensors} tiny tensors, {name}:1" for name in COMMANDS}
+    if not any(map(state.todo, names.values())):
+        return
+    here = state.folder / "tiny"
+    shutil.rmtree(here, ignore_errors=True)
+    for folder, value in (("base", 1.0), ("tuned", 1.5)):
+        write_many(here / folder, tensors, value)
+    for command, name in names.items():
+        if not state.todo(name):
+            continue
+        with state.trial(name) as facts:
+            code, _, seconds, megabytes = measured(COMMANDS[command], here)
+            facts.update(seconds=round(seconds, 1), peak_mb=round(megabytes))
+            assert code == 0, code
+            assert megabytes < TENSOR_BYTES * tensors / 1e6 + 1000, facts
+    shutil.rmtree(here)
 
 
 def _together(state: State) -> None:

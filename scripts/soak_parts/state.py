@@ -13,6 +13,9 @@ from typing import Any
 __all__ = ["State"]
 
 
+_FIGURES = {"seconds", "peak_mb", "parameters", "runs", "packages", "why"}
+
+
 class State:
     """The trials of a part.
 
@@ -65,9 +68,12 @@ class State:
         about: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for each in self.lines.values():
             about[each["trial"].rpartition(":")[0] or each["trial"]][each["outcome"]] += 1
+        measured = {name: {k: told[k] for k in _FIGURES if k in told}
+                    for name, told in self.lines.items() if _FIGURES & told.keys()}  # fmt: skip
         return {
             "trials": len(self.lines),
             "faults": ends["fault"],
             "ends": dict(sorted(ends.items())),
             "by": {name: dict(sorted(each.items())) for name, each in sorted(about.items())},
+            **({"measured": measured} if measured else {}),
         }
