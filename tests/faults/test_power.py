@@ -9,7 +9,17 @@ import pytest
 
 from tests.faults.disk import Disk, lay
 from tests.faults.running import Faults, Server
-from tests.faults.trials import Trial, Whole, digests, killed, power_lost, reset, whole
+from tests.faults.trials import (
+    Trial,
+    Whole,
+    digests,
+    judge,
+    killed,
+    power_lost,
+    reset,
+    visible,
+    whole,
+)
 
 NEGATE = "negate IN/base IN/tuned -o out"
 TRIALS = [
@@ -49,6 +59,26 @@ def test_killed_before_a_rename(runs: list[Whole]) -> None:
     for found in (runs[0], *runs[2:]):  # the last is a page's, where there is one
         for call in moments(found, "R"):
             assert killed(found, Faults(found.here, kill_at=call)).code == -9
+
+
+PRESSED = """
+import pathlib
+from weightsurgery.checkpoint import staging
+def pressed(path, flush=staging.sync_directory, out=pathlib.Path("out")):
+    flush(path)
+    if out.exists():
+        raise KeyboardInterrupt
+staging.sync_directory = pressed
+"""
+
+
+def test_ctrl_c_when_the_output_has_just_got_its_name(runs: list[Whole]) -> None:
+    for found in runs[3:]:
+        reset(found)
+        done = found.server.run(found.argv, found.here, before=PRESSED)
+        assert (done.code, done.stderr.count("Interrupted")) == (130, 1), done
+        assert {each.split("/")[0] for each in visible(digests(found.here))} == {"out"}
+        assert judge(found) is not None  # its page comes with the same command
 
 
 def test_an_unflushed_file_is_lost(tmp_path: Path, runs: list[Whole]) -> None:

@@ -216,7 +216,7 @@ def test_a_template_does_not_leave_its_sandbox(
 
 
 OTHERS: list[tuple[str, Any]] = [
-    ("inputs", {"base": []}), ("inputs", {"base": {"files": "x"}}), ("parent", 1),
+    ("inputs", {"base": []}), ("parent", 1),
     ("parameters", {"selection": {"scales": [[1, 2, 3]]}}), ("parameters", []), ("lineage", ["x"]),
     ("summary", {"selected": {}}), ("summary", {"surviving_fraction": "x"}), ("summary", {}),
     ("versions", 0.5), ("tensors", {NAME: {"relative_change": "BF16"}}), ("tensors", {NAME: 1}),
