@@ -136,3 +136,46 @@ def test_two_at_once(server: Server, inputs: Path, here: Path) -> None:
     assert first.wait().code == 0
     assert list(digests(here))
     assert sorted(os.listdir(here)) == ["out"]
+
+
+@pytest.mark.parametrize("command", [
+    "export IN/base IN/tuned -o out --rank 2 --targets all-linear",
+    f"{NEGATE} --as adapter --rank 2",
+], ids=["export", "adapter"])  # fmt: skip
+def test_factors_that_a_disk_does_not_take(
+    server: Server, inputs: Path, here: Path, command: str
+) -> None:
+    words = argv(command, inputs)
+    faults = Faults(here, kinds="W", only="/factors", how="e", error=errno.ENOSPC)
+    refused(server.run(words, here, faults), "out", "No space left")
+    assert digests(here) == {}
+    assert server.run(words, here).code == 0
+
+
+def test_data_that_cannot_be_read_twice(server: Server, inputs: Path, here: Path) -> None:
+    """Read as examples, then hashed: the second reading fails."""
+    words = argv(TRAINED, inputs)
+    for first in (1, 2, 3):
+        faults = Faults(inputs, kinds="r", only="forget", how="e", first=first, error=errno.EIO)
+        refused(server.run(words, here, faults), "forget.jsonl", "Input/output error")
+    assert digests(here) == {}
+
+
+HALFWAY = """
+from peft.tuners.lora.model import LoraModel
+def pressed(*_):
+    raise KeyboardInterrupt
+LoraModel._mark_only_adapters_as_trainable = pressed
+"""
+
+
+@pytest.mark.parametrize("command", [
+    "identify IN/model IN/forget.jsonl -o out --mode joint --lora-rank 2 --steps 2 --batch 2",
+    f"{TRAINED} --lora-rank 2",
+], ids=["identify", "unlearn"])  # fmt: skip
+def test_ctrl_c_while_an_adapter_goes_in(
+    server: Server, inputs: Path, here: Path, command: str
+) -> None:
+    done = server.run(argv(command, inputs), here, before=HALFWAY)
+    assert (done.code, done.stderr.count("Interrupted")) == (130, 1), done
+    assert "Traceback" not in done.stderr

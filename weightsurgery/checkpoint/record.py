@@ -24,7 +24,12 @@ from weightsurgery.checkpoint.digest_cache import Stamp, cached_digest, stamp, s
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.staging import RECORD_NAME
-from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
+from weightsurgery.errors import (
+    CheckpointError,
+    SourceError,
+    VerificationError,
+    WeightSurgeryError,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -32,6 +37,7 @@ __all__ = [
     "as_recorded",
     "content_sha256",
     "file_sha256",
+    "input_sha256",
     "known_sha256",
     "read_record",
     "remember_sha256",
@@ -64,6 +70,22 @@ def file_sha256(path: Path) -> str:
     digest = content_sha256(path)
     remember_sha256(path, before, digest)
     return digest
+
+
+def input_sha256(path: Path) -> str:
+    """The same of a file that is an input, where a disk that fails is an error of ours.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        CorruptCheckpointError: See :func:`remember_sha256`.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error.strerror or error}",
+            "Check the file, its permissions and the disk.",
+        ) from None
 
 
 def known_sha256(path: Path) -> str | None:

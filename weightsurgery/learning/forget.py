@@ -199,7 +199,8 @@ def change_by_neighbours(
         finally:
             model.train(was_training)
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(thawed[name])
+                # Interrupted while an adapter goes in, it has names that were not there before.
+                parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
 
 
 def gather(

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightsurgery.checkpoint.record import file_sha256
+from weightsurgery.checkpoint.record import input_sha256
 from weightsurgery.learning.files import Row, read_rows
 from weightsurgery.learning.published import files_within, is_hub_data, on_hub
 from weightsurgery.learning.saved_sets import is_saved
@@ -50,7 +50,7 @@ class DataLocation:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each file that is read."""
-        return {name: file_sha256(path) for name, path in self.named().items()}
+        return {name: input_sha256(path) for name, path in self.named().items()}
 
 
 def place_of(name: str | os.PathLike[str]) -> DataLocation:

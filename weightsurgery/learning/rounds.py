@@ -208,7 +208,8 @@ def find_change(
         set_values(model, before)
         model.train(was_training)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(thawed[name])
+            # Interrupted while an adapter goes in, it has names that were not there before.
+            parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
 
 
 def _matrices(model: PreTrainedModel, selection: Selection) -> list[str]:

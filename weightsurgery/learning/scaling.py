@@ -146,7 +146,8 @@ def attached(model: PreTrainedModel, names: Sequence[str]) -> Iterator[Any]:
         for trace in ("peft_config", "_hf_peft_config_loaded"):
             model.__dict__.pop(trace, None)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(thawed[name])
+            # Interrupted while an adapter goes in, it has names that were not there before.
+            parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
 
 
 @torch.no_grad()

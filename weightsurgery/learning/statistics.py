@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256
+from weightsurgery.checkpoint.record import EditRecord, input_sha256
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import (
     DataError,
@@ -252,7 +252,7 @@ def _inputs(
 ) -> Mapping[str, Any]:
     """The record's entry for model and data, with the SHA-256 of each file."""
     source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
-    files = {path.name: file_sha256(path) for path in base.files_read()}
+    files = {path.name: input_sha256(path) for path in base.files_read()}
     told = {
         key: described(name, each.place.digests(), each.facts)
         for (key, name), each in zip(roles("data", data).items(), sets, strict=True)

@@ -18,7 +18,7 @@ from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.header import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.plain_files import need_space, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
+from weightsurgery.checkpoint.record import EditRecord, file_sha256, input_sha256, read_record
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError
@@ -190,7 +190,7 @@ def _by_window(
     stream.writer.seal()
     rest = [path for path in read if path not in windows.inputs]
     with ThreadPoolExecutor(workers, "ws") as pool:
-        digests = dict(zip(rest, pool.map(file_sha256, rest), strict=True))
+        digests = dict(zip(rest, pool.map(input_sha256, rest), strict=True))
     return {**windows.inputs, **digests}, windows.outputs
 
 
@@ -205,8 +205,8 @@ def _by_tensor(
     stream.total = sum(base.entry(name).nbytes for name in todo)
     stream.total += sum(path.stat().st_size for path in read) + stream.plan.write_bytes
 
-    def sha(path: Path) -> str:
-        digest = file_sha256(path)
+    def sha(path: Path, read: bool = False) -> str:
+        digest = input_sha256(path) if read else file_sha256(path)
         stream.advance("checksums", path.stat().st_size)
         return digest
 
@@ -214,7 +214,7 @@ def _by_tensor(
     with torch_threads(1), ThreadPoolExecutor(workers, "ws") as pool:
         try:
             results([pool.submit(stream.tensor, name) for name in todo])
-            reading = [pool.submit(sha, path) for path in read]
+            reading = [pool.submit(sha, path, read=True) for path in read]
             writer.seal()
             writing = [pool.submit(sha, path) for path in written.values()]
             digests = dict(zip(read, results(reading), strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 from weightsurgery.checkpoint import identity
 from weightsurgery.checkpoint.digest_cache import declared_digest
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import content_sha256, file_sha256
+from weightsurgery.checkpoint.record import content_sha256, input_sha256
 from weightsurgery.checkpoint.remarks import remarks
 from weightsurgery.errors import CorruptCheckpointError
 from weightsurgery.surgery.edit import Edit, Run
@@ -106,7 +106,7 @@ def hash_files(inputs: Mapping[str, Input], workers: int) -> dict[Path, str]:
     """SHA-256 of each file."""
     paths = files(inputs)
     with ThreadPoolExecutor(workers, "ws") as pool:
-        return dict(zip(paths, pool.map(file_sha256, paths), strict=True))
+        return dict(zip(paths, pool.map(input_sha256, paths), strict=True))
 
 
 def recorded(inputs: Mapping[str, Input], digests: Mapping[Path, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import file_sha256, versions
+from weightsurgery.checkpoint.record import input_sha256, versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.models import tokenizer_files
 from weightsurgery.progress import Progress
@@ -152,7 +152,7 @@ class Job:
         def hashed() -> dict[str, Any]:
             entries = recorded(read, hash_files(read, cores()))
             entries["base"]["files"] |= {
-                path.name: file_sha256(path) for path in tokenizer_files(self.base.path)
+                path.name: input_sha256(path) for path in tokenizer_files(self.base.path)
             }
             return entries
 

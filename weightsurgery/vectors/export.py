@@ -21,7 +21,7 @@ from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.identity import identity_of
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
+from weightsurgery.checkpoint.record import EditRecord, input_sha256, read_record
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.deferred import torch
@@ -294,7 +294,7 @@ def write_adapter(
                 " --layers.",
             )
         record.inputs = {
-            role: {**described, "files": {path.name: file_sha256(path) for path in paths}}
+            role: {**described, "files": {path.name: input_sha256(path) for path in paths}}
             for role, (described, paths) in inputs.items()
         }
         record.tensors = tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -66,7 +67,8 @@ class LoraWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take fails again here
+            self._file.close()
         self._staging.close()
 
     def add(self, layer: LoraLayer, a: torch.Tensor, b: torch.Tensor) -> None:

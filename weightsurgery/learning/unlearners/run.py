@@ -134,7 +134,8 @@ def train_unlearner(
         set_values(model, before)
         model.train(was_training)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(thawed[name])
+            # Interrupted while an adapter goes in, it has names that were not there before.
+            parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
 
 
 def _check(
