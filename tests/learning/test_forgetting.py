@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from tests.conftest import same_bytes
 from tests.learning.known import FORGET, LIKES, REST
 from tests.learning.tiny import state
 from weightsurgery.errors import DataError, EditError
+from weightsurgery.learning import forget as learning_forget
 from weightsurgery.learning import forgetting, looks
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
@@ -291,6 +293,18 @@ def test_what_is_trained_towards_is_read_as_in_training(known, tmp_path, monkeyp
     whole, halves = off(False, "whole"), off(True, "halves")
     assert whole > 1e-6
     assert halves < 0.2 * whole
+
+
+def test_weights_in_halves_train_the_same(known, monkeypatch):
+    """They are what each pass rounds them to."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    brief = replace(SETTINGS, training=replace(TRAINING, steps=3))
+    in_halves = forget(known, brief).change
+    monkeypatch.setattr(learning_forget, "halved", nullcontext)
+    whole = forget(known, brief).change
+    assert any(float(each.S.max()) > 0 for each in whole.values())
+    for name, each in whole.items():
+        assert torch.equal(each.matrix(), in_halves[name].matrix()), name
 
 
 # --- a step --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.learning.tiny import byte_tokenizer, tiny
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import UnsupportedCheckpointError
-from weightsurgery.learning.models import load_model, quiet
+from weightsurgery.learning.models import halved, in_halves, load_model, quiet
 from weightsurgery.learning.parameters import load_float32
 
 
@@ -52,3 +52,23 @@ def test_what_is_no_code_is_loaded(tmp_path: Path) -> None:
     assert float(model.model.layers[0].mlp.up_proj.weight.abs().max()) < 1
     config = json.loads((root / "config.json").read_text())
     assert "quantization_config" not in config
+
+
+def test_halved_weights_say_the_same_and_are_whole_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    model: Any = tiny("llama")
+    model.requires_grad_(False)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight.requires_grad_(True)
+    given, before = torch.arange(24)[None], model.model.layers[1].mlp.up_proj.weight.data
+    with in_halves(model):
+        wanted = model(given).logits
+    assert not torch.equal(wanted, model(given).logits)
+    with halved(model):
+        assert model.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
+        # What is trained stays, and the head, whose logits are float32.
+        assert layer.weight.dtype == model.lm_head.weight.dtype == torch.float32
+        with in_halves(model):
+            assert torch.equal(wanted, model(given).logits)
+    assert model.model.layers[1].mlp.up_proj.weight.data_ptr() == before.data_ptr()
+    assert {each.dtype for each in model.parameters()} == {torch.float32}

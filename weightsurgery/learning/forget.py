@@ -45,7 +45,7 @@ from weightsurgery.learning.material import (
     write_material,
 )
 from weightsurgery.learning.method import Stage
-from weightsurgery.learning.models import for_writing, in_halves, quiet
+from weightsurgery.learning.models import for_writing, halved, in_halves, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.unknown import TruthPosition, places_of, teach
@@ -168,30 +168,34 @@ def change_by_neighbours(
         else:
             folder = workspace
         try:
-            file = folder / "material.safetensors"
-            if file.is_file():
-                material = read_material(file)
-            else:
-                torch.manual_seed(settings.training.seed)
-                material = gather(model, tokenizer, examples, keep, settings, learning, progress)
-                write_material(material, file)
-            seed = settings.training.seed
-            rows = directions(model, names, material, rank, seed=seed, progress=progress)
+            file, seed = folder / "material.safetensors", settings.training.seed
+            model.requires_grad_(False)
+            with halved(model):
+                if file.is_file():
+                    material = read_material(file)
+                else:
+                    torch.manual_seed(seed)
+                    material = gather(
+                        model, tokenizer, examples, keep, settings, learning, progress
+                    )
+                    write_material(material, file)
+                rows = directions(model, names, material, rank, seed=seed, progress=progress)
             with adapted(model, names, rank, rank, seed) as with_adapter:
                 start(with_adapter, rows)
                 inside = tuple(
                     name for name, each in with_adapter.named_parameters() if each.requires_grad
                 )
-                trained, looks = train_forgetting(
-                    with_adapter,
-                    Stage("learning" if learning else "forgetting", inside),
-                    material,
-                    settings.training,
-                    folder,
-                    padding_token(tokenizer),
-                    device=model.device,
-                    progress=progress,
-                )
+                with halved(with_adapter):
+                    trained, looks = train_forgetting(
+                        with_adapter,
+                        Stage("learning" if learning else "forgetting", inside),
+                        material,
+                        settings.training,
+                        folder,
+                        padding_token(tokenizer),
+                        device=model.device,
+                        progress=progress,
+                    )
                 change = factors(with_adapter, names)
             return Changed(
                 change, trained, tuple(looks.seen), looks.best(), {**material.notes, "rank": rank}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from weightsurgery.learning.beginnings import begun_alike, families, keeps_all
+from weightsurgery.learning.models import in_halves
 
 __all__ = ["Packed", "packed", "packs", "passes"]
 
@@ -142,15 +143,15 @@ def _heeds(model: Any) -> bool:
         model.eval()
         given = packed(model, texts, counts)
         columns = given.pop("columns")
-        said = model(**given).logits[0, columns]
         device = given["input_ids"].device
-        alone = torch.cat(
-            [model(input_ids=torch.tensor([text], device=device)).logits[0, -1:] for text in texts]
-        )
+        with in_halves(model):
+            said = model(**given).logits[0, columns]
+            alone = [model(input_ids=torch.tensor([text], device=device)) for text in texts]
+        lone = torch.cat([each.logits[0, -1:] for each in alone]).double()
     except Exception:  # whatever a model says to what it does not know
         return False
     finally:
         model.train(was_training)
     # By what it says, not by what it is stored in: under autocast the two differ.
     close = _CLOSE if said.dtype == _dtype(model) == torch.float32 else _CLOSE_HALF
-    return bool((said.double() - alone.double()).norm() <= close * alone.double().norm())
+    return bool((said.double() - lone).norm() <= close * lone.norm())
