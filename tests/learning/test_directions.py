@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.learning.known import FORGET, REST
-from weightsurgery.algebra.activations import work_bytes
+from weightsurgery.algebra.contrast import WORK_BYTES
 from weightsurgery.learning import directions as module
 from weightsurgery.learning.activations import gathered, linear_inputs
 from weightsurgery.learning.adapter import factors
@@ -94,9 +94,9 @@ def test_other_matrices_are_left_out_and_random_rows_stay_without_anything_to_ke
 
 def test_what_it_holds_is_bounded():
     small, wide = sums_bytes([64] * 4), sums_bytes([14336] * 32)
-    assert small == 2 * 4 * 12 * 64**2 + work_bytes(64)
-    assert wide == 2 * (4 << 30) + work_bytes(14336) < 2 * 32 * 12 * 14336**2
-    assert sums_bytes([30000]) == 2 * 12 * 30000**2 + work_bytes(30000)  # one must fit
+    assert small == 2 * 4 * 12 * 64**2 + WORK_BYTES * 64**2
+    assert wide == 2 * (4 << 30) + WORK_BYTES * 14336**2 < 2 * 32 * 12 * 14336**2
+    assert sums_bytes([30000]) == 2 * 12 * 30000**2 + WORK_BYTES * 30000**2  # one must fit
     assert sums_bytes([]) == 0
 
 

@@ -82,7 +82,8 @@ def contrasting(
 
     def times(block: torch.Tensor) -> torch.Tensor:
         inner = torch.linalg.solve_triangular(factor.mT, block, upper=True)
-        return torch.linalg.solve_triangular(factor, task @ inner, upper=False)
+        outer: torch.Tensor = torch.linalg.solve_triangular(factor, task @ inner, upper=False)
+        return outer
 
     vectors = _leading(times, len(task), min(k, len(task)), seed, task.device)
     rows = torch.linalg.solve_triangular(factor.mT, vectors, upper=True).T

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from weightsurgery.algebra.activations import work_bytes
-from weightsurgery.algebra.contrast import contrasting
+from weightsurgery.algebra.contrast import WORK_BYTES, contrasting
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
 from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.models import in_halves
@@ -115,7 +114,8 @@ def sums_bytes(widths: Collection[int]) -> int:
     if not widths:
         return 0
     most = max(_MOST_BYTES, 12 * max(widths) ** 2)
-    return 2 * min(most, sum(12 * width**2 for width in widths)) + work_bytes(max(widths))
+    sums = min(most, sum(12 * width**2 for width in widths))
+    return 2 * sums + WORK_BYTES * max(widths) ** 2
 
 
 _T = TypeVar("_T", bound=Row)

@@ -33,6 +33,7 @@ __all__ = [
     "context_length",
     "for_writing",
     "halved",
+    "halves_sooner",
     "in_halves",
     "load_model",
     "load_tokenizer",
@@ -142,11 +143,15 @@ def load_model(
     return model, tokenizer
 
 
-def sooner_in_halves(model: PreTrainedModel) -> bool:
-    """Whether weights are float32 on a CPU that multiplies bfloat16 itself (AMX, AVX-512)."""
+def halves_sooner(device: torch.device) -> bool:
+    """Whether it is a CPU that multiplies bfloat16 itself (AMX, AVX-512)."""
     able = torch.cpu.get_capabilities()
-    fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
-    return fast and model.device.type == "cpu" and model.dtype == torch.float32
+    return device.type == "cpu" and bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+
+
+def sooner_in_halves(model: PreTrainedModel) -> bool:
+    """Whether weights are float32 where :func:`halves_sooner`."""
+    return model.dtype == torch.float32 and halves_sooner(model.device)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing_extensions import override
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.learning.directions import sums_bytes
+from weightsurgery.learning.models import halves_sooner
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import OnModel
@@ -55,7 +56,7 @@ class BySearch(OnModel):
         search, entries = self.search, job.base.entries
         shapes = [entries[name].shape for name in job.names]
         if search.neighbours is None:
-            trained = sum(rows * columns for rows, columns in shapes)
+            trained, halves = sum(rows * columns for rows, columns in shapes), 0
             # Gradients, two moments, the weights before and after, and the watch's best.
             copies = 6 if job.sets.watching else 5
             statistics = sum(12 * input_width(job.base, name) ** 2 for name in job.names)
@@ -66,6 +67,7 @@ class BySearch(OnModel):
             copies = 5  # factors, gradients, two moments, and the copy of a look
             statistics = sums_bytes([input_width(job.base, name) for name in job.names])
             activations = _activations(job)
+            halves = _halves(job) if halves_sooner(job.device) else 0
         return SearchPlan(
             edit=edit,
             vector=str(vector),
@@ -76,11 +78,18 @@ class BySearch(OnModel):
             keep_examples=sum(len(each.examples) for each in job.sets.keep),
             matrices=len(job.names),
             trained=trained,
-            weights=4 * sum(entry.numel for entry in entries.values()),
+            weights=4 * sum(entry.numel for entry in entries.values()) + halves,
             training=4 * copies * trained,
             statistics=statistics,
             activations=activations,
         )
+
+
+def _halves(job: Job) -> int:
+    """Bytes of the linear layers' weights in bfloat16, which stand beside the float32 ones."""
+    return 2 * sum(
+        job.base.entry(name).numel for name in Selection("all-linear").resolve(job.base.entries)
+    )
 
 
 def _activations(job: Job) -> int:

@@ -29,7 +29,7 @@ class TrainingPlan:
         keep_examples: To keep, in all.
         matrices: How many are selected; a method may train fewer.
         trained: How many numbers are trained, at most.
-        weights: Bytes of the model in float32.
+        weights: Bytes of the model in float32, and of its halves where it is trained in them.
         training: Bytes of gradients, of the optimiser's moments and of copies, at most.
     """
 
