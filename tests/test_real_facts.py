@@ -157,7 +157,7 @@ def test_the_truth_of_a_free_answer_is_asked_after_what_leads_to_it(scripts):
 
 
 def test_repetition_is_the_share_of_runs_seen_before(scripts):
-    from score import repeated
+    from fluency import repeated
 
     assert repeated([1, 2, 3]) == 0
     assert repeated(range(20)) == 0
