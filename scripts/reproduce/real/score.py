@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from asking import Answer, Asked, Asker, digest, judged
-from fluency import generations, prose_key, prose_scores, prose_states
+from fluency import LENGTH, generations, prose_key, prose_scores, prose_states
 
 HERE = Path(__file__).resolve().parent
 VERSION = 1
