@@ -1,9 +1,9 @@
 """Neighbours: subjects like those of a request, named by the model itself.
 
 A fact's neighbours are what else may stand in its prompt's slot: other countries, other people,
-real and invented. A list of the request's own subjects, or some of its rows and the beginning of
-the next: the model goes on with a subject of the same kind. No file need list them. They serve
-twice:
+real and invented. A list of the request's own subjects: the model goes on with subjects of the same
+kind. Some of its rows and the beginning of the next: of all tokens there, the likeliest begin one
+each. No file need list them. They serve twice:
 
 - What the model says of them is to stay. That is what "similar facts that nobody gave" means.
 - What it says of them, on the whole, in place of a fact to forget, is what a model says that never
@@ -23,6 +23,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.asked import ParsedExample
+from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_probabilities
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
 from weightsurgery.learning.wordings import says, tokens
@@ -32,9 +33,10 @@ from weightsurgery.progress import Progress
 __all__ = ["alike", "find_neighbours"]
 
 _LONGEST = 40  # characters of a subject; what is longer is a sentence
-_TRIES = 3  # batches after which what was found must do
-_LISTS, _NAMED = 24, 32
+_TRIES = 3  # batches of lists after which what was found must do
+_LISTS = 24
 _CONTEXTS = 2  # in which the likelihood of a subject is taken
+_FIRST, _FIRST_CONTEXTS = 256, 6  # tokens that may begin one, and in how many contexts
 _SIGNS = " -'’.&"  # that names have
 _FEW = 4  # new ones in a batch, under which there is little more to find
 
@@ -74,14 +76,14 @@ def find_neighbours(
     for _ in range(_TRIES):
         # What was found leads on to more: lists of Europe alone seldom come to Uganda.
         likely = sorted(scored, key=lambda each: -scored[each])[: max(8, count // 3)]
-        made = _listed(model, tokenizer, own, likely if scored else [], rng, progress)
-        if shapes:
-            made += _named(model, tokenizer, asked, shapes, rng, progress)
+        made = _listed(model, tokenizer, own, likely, rng, progress)
+        if shapes and not scored:
+            made += _likeliest(model, tokenizer, about, shapes[0], rng, progress)
         new = sorted(
             {each for each in made if not _names(named, each) and _alike(each, own)} - set(scored)
         )
         scored |= zip(new, _likelihoods(model, tokenizer, contexts, new, progress), strict=True)
-        if len(scored) >= 3 * count or len(new) < _FEW:
+        if len(scored) >= 2 * count or len(new) < _FEW:
             break
     found = set(sorted(scored, key=lambda each: -scored[each])[:count])
     if 10 * len(found) < count:
@@ -151,26 +153,41 @@ def _shapes(about: Sequence[ParsedExample]) -> list[tuple[str, str]]:
     return [shape for shape, held in counted.most_common(3) if held > 1 and shape[1].strip()]
 
 
-def _named(
+def _likeliest(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[ParsedExample],
-    shapes: Sequence[tuple[str, str]],
+    about: Sequence[ParsedExample],
+    shape: tuple[str, str],
     rng: random.Random,
     progress: Progress | None,
 ) -> list[str]:
-    """Subjects from rows of the request that the model goes on with."""
-    prompts, after = [], []
-    for _ in range(_NAMED):
-        head, tail = rng.choice(list(shapes))
-        # Not the space before the subject: it is the first token's own.
-        prompts.append(tokens(tokenizer, (_rows(asked, rng) + head).rstrip(" ") or "\n"))
-        after.append(tail)
-    longest = max(len(tokens(tokenizer, each.subject)) for each in asked if each.subject)
-    made = sampled(model, tokenizer, prompts, longest + 4, stage="neighbours", progress=progress)
+    """Subjects after rows of the request, one for each of the tokens likeliest to begin one.
+
+    Sampled ones say the commonest again and again, and, being seldom, what is no subject at all.
+    """
+    head, tail = shape
+    # Not the space before the subject: it is the first token's own.
+    contexts = [
+        tokens(tokenizer, (_rows(about, rng) + head).rstrip(" ") or "\n")
+        for _ in range(_FIRST_CONTEXTS)
+    ]
+    rows = [(context, 1) for context in contexts]
+    said = sum(
+        each[0].double().clamp_min(1e-30).log()
+        for _, each in last_probabilities(
+            model, tokenizer, rows, stage="neighbours", progress=progress
+        )
+    )
+    assert isinstance(said, torch.Tensor)
+    first = said.topk(min(_FIRST, said.numel())).indices.tolist()
+    longest = max(len(tokens(tokenizer, each.subject)) for each in about)
+    prompts = [[*contexts[0], token] for token in first]
+    made = greedy(
+        model, tokenizer, prompts, [longest + 3] * len(prompts), 64, "neighbours", progress
+    )
     found = []
-    for tail, written in zip(after, made, strict=True):
-        text = str(tokenizer.decode(written, skip_special_tokens=True))
+    for token, written in zip(first, made, strict=True):
+        text = str(tokenizer.decode([token, *written], skip_special_tokens=True))
         # The beginning of what follows will do: some of it may be cut off.
         subject, mark, _ = text.partition(tail[: max(3, len(tail.split()[0]) + 1)])
         if mark:
