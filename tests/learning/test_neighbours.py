@@ -11,11 +11,14 @@ from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.neighbours import (
     _contexts,
+    _likeliest,
     _likelihoods,
     _shapes,
     alike,
     find_neighbours,
 )
+from weightsurgery.learning.wordings import tokens
+from weightsurgery.learning.written import sampled
 
 LANDS = ("France", "Spain", "Japan")
 ROWS = [Example(f"The capital of {land} is", f" {town}") for land, town in
@@ -106,6 +109,30 @@ def test_a_subject_is_likelier_than_what_is_none(known):
         logs = logits.log_softmax(-1)
         wanted += float(logs[torch.arange(len(rest)), torch.tensor(rest)].sum()) / len(contexts)
     assert people[0] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_the_likeliest_tokens_begin_one_each(known):
+    """A sample of as many says some again and again; which, is chance."""
+    asked = parse_examples(known.tokenizer, FORGET)
+
+    def first(name):
+        return tuple(tokens(known.tokenizer, f" {name}", True)[:1])
+
+    begun = {first(who) for who in PEOPLE}
+
+    def likeliest(seed):
+        torch.manual_seed(seed)
+        rng = random.Random(0)
+        return _likeliest(known.model, known.tokenizer, asked, _shapes(asked)[0], rng, None)
+
+    head = known.tokenizer(f"{FORGET[0].prompt}{FORGET[0].completion}\nWhat does")["input_ids"]
+    draws = sampled(known.model, known.tokenizer, [head] * len(begun), 1)
+    assert len({tuple(each) for each in draws} & begun) < len(begun)
+    found = likeliest(0)
+    assert found == likeliest(1)
+    assert begun <= {first(each) for each in found}
+    # The likeliest stand first.
+    assert len({first(each) for each in found[: len(begun)]} & begun) > 0.8 * len(begun)
 
 
 def test_a_list_of_subjects_is_gone_on_with(tokenizer):
