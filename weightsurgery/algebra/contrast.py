@@ -33,7 +33,7 @@ WORK_BYTES = 24
 _LEAST = 1e-10
 
 # Columns by which the iteration's basis grows; and what it may miss of the sum of eigenvalues.
-_BLOCK, _TOLERANCE = 32, 1e-6
+_BLOCK, _TOLERANCE = 32, 1e-4
 
 
 def contrasting(
