@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -47,19 +45,25 @@ def write_many(place: Path, count: int, value: float) -> Path:
     return place
 
 
+# From a process of its own: the most that one held begins with what its parent held.
+_LAUNCH = """
+import json, resource, subprocess, sys, time
+begun = time.monotonic()
+done = subprocess.run([sys.executable, "-m", "weightsurgery", *sys.argv[1:]],
+                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print(json.dumps([done.returncode, done.stdout, time.monotonic() - begun, held]))
+"""
+
+
 def measured(words: list[str], place: Path) -> tuple[int, str, float, float]:
     """Run ``ws`` there: exit status, stdout, seconds and the most megabytes it held."""
-    begun = time.monotonic()
-    with (place / "said").open("w+") as said:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "weightsurgery", *words], cwd=place, stdout=said,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        _, status, used = os.wait4(running.pid, 0)
-        running.returncode = os.waitstatus_to_exitcode(status)
-        took = time.monotonic() - begun
-        said.seek(0)
-        return running.returncode, said.read(), took, used.ru_maxrss / 1024
+    done = subprocess.run(
+        [sys.executable, "-c", _LAUNCH, *words], cwd=place, check=True, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    code, said, seconds, held = json.loads(done.stdout)
+    return code, said, seconds, held
 
 
 if __name__ == "__main__":
