@@ -215,10 +215,12 @@ def _check_shape(record: EditRecord) -> None:
             raise TypeError(f"{name} is no object")
     if not isinstance(record.parent, dict | None):
         raise TypeError("parent is no object")
-    for name, parts in (("inputs", record.inputs.values()), ("tensors", record.tensors.values()),
-                        ("lineage", record.lineage)):  # fmt: skip
-        if not all(isinstance(each, dict) for each in parts):
-            raise TypeError(f"{name} holds what is no object")
+    named = (("inputs", record.inputs.items()), ("tensors", record.tensors.items()),
+             ("lineage", enumerate(record.lineage)))  # fmt: skip
+    for name, parts in named:
+        for key, each in parts:
+            if not isinstance(each, dict):
+                raise TypeError(f"{name}: {key!r} is no object")
     if not all(isinstance(each, str) for each in record.command):
         raise TypeError("command holds what is no word")
 
