@@ -125,6 +125,17 @@ def test_there_is_one_version():
     assert project["dynamic"] == ["version"]
 
 
+def test_the_demo_brings_what_its_next_commands_take():
+    """It names ``ws evaluate``, whose scores take ROUGE-L where nothing else is asked for."""
+    from weightsurgery.lab.demo import capitals
+    from weightsurgery.learning.scores import METRICS
+
+    assert '"ws", "evaluate"' in Path(capitals.__file__).read_text()
+    assert any(each.choice == "rouge_l" for each in METRICS.values())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "rouge-score>=0.1.2" in project["optional-dependencies"]["demo"]
+
+
 def test_pages_lead_to_pages(tmp_path):
     """What scripts/docs hands to mkdocs: all names, and no link to what is no page."""
     script = ROOT / "scripts/docs_pages.py"

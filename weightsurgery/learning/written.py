@@ -62,6 +62,8 @@ def sampled(
     if (room := context_length(model)) is not None:  # some models have no further positions
         prompts = [prompt[-max(1, room - limit) :] for prompt in prompts]
     padding, done = padding_token(tokenizer), 0
+    if progress is not None:
+        progress(stage, 0, len(prompts))
     for numbers in batches(prompts, [limit] * len(prompts), batch_size):
         rows = [prompts[number] for number in numbers]
         out = continued(model, rows, padding, settings, choosing=[_Drawn(temperature)])
