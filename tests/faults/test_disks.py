@@ -107,6 +107,23 @@ def test_reads_that_fail_or_fall_short(server: Server, inputs: Path, here: Path)
         assert digests(here) == whole
 
 
+def test_a_slow_disk_changes_nothing(server: Server, inputs: Path, here: Path) -> None:
+    """Each read and write waits, as one over a network does."""
+    place = here.parent / "copy"
+    shutil.copytree(inputs, place)
+    words = argv(NEGATE, place)
+    assert server.run(words, here).code == 0
+    whole = digests(here)
+    for root, kinds in ((place, "r"), (here, "W")):
+        shutil.rmtree(here / "out")
+        begun = time.monotonic()
+        slow = Faults(root, kinds=kinds, how="d", times=5, error=400)
+        done = server.run(words, here, slow)
+        assert done.code == 0, done
+        assert time.monotonic() - begun > 1.2  # three calls at least have waited
+        assert digests(here) == whole
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ended_by_a_signal(server: Server, inputs: Path, here: Path, number: int) -> None:
     words, slow = argv(TRAINED, inputs), Faults(here, kinds="F", how="d", error=300)
