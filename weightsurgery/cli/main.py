@@ -108,7 +108,7 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:  # where the library of commands does not look for it
-        code: object = 130
+        code: str | int | None = 130
     except SystemExit as stopped:
         code = stopped.code
     else:
@@ -117,7 +117,7 @@ def main() -> None:
         say_interrupted()
         if alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             code = 143
-    sys.exit(code)  # type: ignore[arg-type]
+    sys.exit(code)
 
 
 def _run() -> None:

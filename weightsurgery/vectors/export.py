@@ -271,7 +271,9 @@ def write_adapter(
             weights[layer.name] = _energy(base, layer.name)
         return a, b, {**facts, **_facts(truncation, missed)}
 
-    identity = identity_of(inputs, parameters=record.parameters, dtype=dtype, relative=relative)
+    # Devices round differently: what one left is not what another would write.
+    identity = identity_of(inputs, parameters=record.parameters, dtype=dtype, relative=relative,
+                           device=str(device).split(":")[0])  # fmt: skip
     staging = Staging(Path(save_to), identity, folders, overwrite)
     if staging.complete:  # of a run that was killed thereafter
         return read_record(staging.target)
