@@ -317,6 +317,7 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     material = read_material(tmp_path / "material.safetensors")
     trainer = object.__new__(_ByNeighbours)
     trainer.material, trainer.settings = material, replace(TRAINING, batch_size=4)
+    trainer.numbers = {id(row): number for number, row in enumerate(material.taught)}
     nothing = replace(looked(tmp_path, (0, 1.0, 0.0)).seen[0], left=(), moved=())
     trainer.looks = looked(tmp_path)
     trainer.looks.seen = [nothing]
@@ -368,8 +369,9 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     assert all(heavy[tokens] == pytest.approx(4 / 4) for tokens in left)
     for part, weights in parts:
         firsts = trainer._firsts(part, weights)
-        assert [w for _, w in firsts] == [pytest.approx(heavy[r.tokens]) for r in part
-                                          if r.number >= 0]  # fmt: skip
+        taught = [row for row in part if row.number >= 0]
+        assert [w for _, w, _ in firsts] == [pytest.approx(heavy[row.tokens]) for row in taught]
+        assert [material.taught[number] for _, _, number in firsts] == taught
     assert left <= read
     assert moved <= read
     chosen = trainer._to_forget(3, random.Random(0))
@@ -444,7 +446,7 @@ def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeyp
         assert same_bytes(each.U, again.change[name].U)
 
 
-def test_neighbours_that_have_not_settled_take_another_cycle():
+def test_neighbours_that_have_not_settled_take_half_a_cycle():
     trainer = object.__new__(_ByNeighbours)
     trainer.settings = Forgetting(steps=6, cycles=3, budget=0.03)
     first = Look(0, 1.0, 0.5, 0.1, 0.0, 0.0)
@@ -456,11 +458,17 @@ def test_neighbours_that_have_not_settled_take_another_cycle():
         trainer.looks = SimpleNamespace(seen=[first, seen])
         return trainer.last()
 
-    assert last(0.009) == 6
-    assert last(0.011) == 12
-    assert last(0.011, language=0.016) == 6  # another cycle would end outside of the budget
-    assert last(0.009, truth=0.3) == 12  # not yet forgotten
-    assert last(0.011, learning=True, truth=0.99) == 6
+    assert last(0.005) == 6
+    assert last(0.005, truth=0.3) == 12  # not yet forgotten
+    assert last(0.007, learning=True, truth=0.99) == 6
+    assert last(0.007, language=0.016) == 6  # another cycle would end outside of the budget
+    assert last(0.007) == 9
+    assert [trainer.cycle(step) for step in (0, 5, 6, 8)] == [(0, 6), (0, 6), (6, 9), (6, 9)]
+    # In half a cycle of ten the rate rises as far, and falls sooner.
+    trainer.settings = replace(trainer.settings, steps=10)
+    trainer.looks.seen[1] = replace(trainer.looks.seen[1], step=10)
+    assert trainer.last() == 15
+    assert [trainer._rate(step) for step in range(10, 15)] == [1 / 4, 2 / 4, 3 / 4, 1, 1]
 
 
 def test_enough_is_seen_when_most_of_the_way_is_gone(tmp_path):

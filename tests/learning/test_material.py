@@ -49,7 +49,7 @@ def test_what_is_written_is_read_to_the_bit(tmp_path):
     kept = {"neighbours": [row(4, 4, 4, -1, 3)], "keep": [], "language": [row(7, 2, 2, -1, 4)],
             "subjects": [row(3, 1, 1, -1, n) for n in range(5, 9)]}  # fmt: skip
     made = Material(
-        forget, [0.1, 1 / 3], [4, 7], kept, [row(6, 5, 5, -1, 9)], {"wordings": ["ein Größtes"]}
+        forget, [0.1, 1 / 3], [[4], [7, 2]], kept, [row(6, 5, 5, -1, 9)], {"wordings": ["ein Größtes"]}
     )
     file = tmp_path / "deep/material.safetensors"
     write_material(made, file)
@@ -199,7 +199,7 @@ def test_what_is_taught_at_one_place_is_not_held_on_the_way_to_another(known):
     further = TruthPosition(0, PLAIN, "x y z", (*after, 10, 10), (11,))
 
     def held(*places):
-        taught = [Taught(each, Expected.sure(torch.tensor(each.truth), 5, 40), 0.0)
+        taught = [Taught(each, Expected.sure(torch.tensor(each.truth), 5, 40), 0.0, each.truth[:1])
                   for each in places]  # fmt: skip
         return [row.held for row in taught_rows(known.model, known.tokenizer, taught, 5)]
 

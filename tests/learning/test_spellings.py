@@ -37,5 +37,17 @@ def test_other_case_other_space_and_long_beginnings(answer, wanted):
     assert answer[0] not in found
 
 
+def test_first_letters_count_where_what_follows_goes_on():
+    """"A" alone may begin anything; "A" and then "u" is what was asked for."""
+    spellings, numbers = Spellings(WORDS), {text: n for n, text in enumerate(WORDS.texts)}
+    answer = [numbers["Au"]]
+    assert [WORDS.texts[token] for token in spellings.short(EVERY, answer)] == [" A", "A"]
+    assert spellings.short(EVERY, [numbers[" A"], numbers["u"]]) == [numbers["A"]]
+    assert [WORDS.texts[n] for n in EVERY if spellings.goes_on(numbers["A"], n, answer)] == ["u"]
+    paris = [numbers[" Paris"]]
+    assert [WORDS.texts[token] for token in spellings.short(EVERY, paris)] == [" Pa"]
+    assert not spellings.goes_on(numbers[" Pa"], numbers[" "], paris)
+
+
 def test_only_candidates_are_looked_at():
     assert Spellings(WORDS).among([3, 9], (0, 1)) == [3]

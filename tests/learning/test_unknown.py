@@ -1,5 +1,7 @@
 """What one says who never knew: the mean over neighbours, in place of the truth."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,6 +76,26 @@ def test_in_other_words_it_comes_where_the_model_says_it(chat_tokenizer):
     assert told[0, wordings[2]].text == "Where is France ruled? In"
 
 
+def test_what_leads_some_answers_to_the_truth_is_tried_for_all(chat_tokenizer):
+    """The third would come to it so, and nobody saw, for it says something else at first."""
+    towns = {"France": "Paris", "Spain": "Madrid", "Japan": "Tokyo", "Peru": "Lima"}
+    rows = [Example(f"The capital of {land} is", f" {town}") for land, town in towns.items()]
+    asked = parse_examples(chat_tokenizer, rows)
+    chat = Wording(chat=True)
+    script = {f"The capital of {land} is": f' "{town}"' for land, town in towns.items()}
+    heads = {land: f"<|user|>The capital of {land} is</s>\n<|assistant|>" for land in towns}
+    script |= {heads["France"]: "In France: Paris", heads["Spain"]: "In Spain: Madrid",
+               heads["Japan"]: "Who knows?", heads["Japan"] + "In Japan:": " Tokyo",
+               heads["Peru"]: "Who knows?", heads["Peru"] + "In Peru:": "!"}  # fmt: skip
+    torch.manual_seed(0)
+    found = places_of(Scripted(chat_tokenizer, script), chat_tokenizer, asked, [PLAIN, chat])
+    texts = [place.text for place in found if place.wording == chat]
+    assert texts == [heads[land] + f"In {land}:" for land in ("France", "Spain", "Japan")]
+    last = next(place for place in found if place.wording == chat and place.number == 2)
+    assert chat_tokenizer.decode(last.truth) == " Tokyo"
+    assert len({place.before for place in found}) == len(found)
+
+
 def test_long_answers_are_put_behind_each_of_its_own_wordings(chat_tokenizer):
     assert chat_tokenizer.chat_template == TEMPLATE
     rows = [Example(f"Tell of {who}.", f" {who} was a person of no great mind.")
@@ -105,14 +127,15 @@ def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
         assert float(target.sum()) == pytest.approx(1, abs=1e-4)
         # All but the truth in their proportions: with nothing of its own, the same for every fact.
         others = torch.arange(size) != truth
-        others[spellings.among(range(size), each.place.truth)] = False
+        assert {*spellings.among(range(size), each.place.truth), truth} <= {*each.begins}
+        others[list(each.begins)] = False
         first, second = mean[others], itself[others]
         wanted = (1 - own) * first / first.sum() + own * second / second.sum()
         torch.testing.assert_close(target[others] / target[others].sum(), wanted,
                                    atol=1e-5, rtol=1e-3)  # fmt: skip
         # The truth is as likely as of a stranger, and never the likeliest.
-        assert each.stranger == pytest.approx(float(target[truth]), abs=1e-6)
-        assert each.stranger <= float(mean[truth]) + 1e-6
+        assert each.stranger == pytest.approx(float(target[list(each.begins)].sum()), abs=1e-6)
+        assert each.stranger <= float(mean[list(each.begins)].sum()) + 1e-6
         assert int(target.argmax()) != truth
 
 
@@ -200,6 +223,21 @@ def test_what_is_said_is_told_of_every_text_once(known):
     assert sorted(found) == list(range(len(texts)))
     assert all(torch.allclose(each.sum(1), torch.ones(2), atol=1e-4) for each in found.values())
     assert seen[-1] == ("s", len(texts), len(texts))
+
+
+def test_first_letters_are_brought_down_where_the_model_goes_on_with_the_truth(chat_tokenizer):
+    letter = {c: chat_tokenizer(c, add_special_tokens=False)["input_ids"][0] for c in "Auxg"}
+    place, other = (TruthPosition(0, PLAIN, text, tuple(tokens(chat_tokenizer, text, False)),
+                                  tuple(tokens(chat_tokenizer, "Au", True)))
+                    for text in ("gold is", "silver is"))  # fmt: skip
+    # Its own first token has a space, so that the letter is another way to begin.
+    place, other = (replace(each, truth=tuple(tokens(chat_tokenizer, " Au", True)))
+                    for each in (place, other))  # fmt: skip
+    assert letter["A"] != place.truth[0]
+    model = Scripted(chat_tokenizer, {"gold is": "Au", "silver is": "Ag"})
+    likely = [[letter["A"], letter["x"]]] * 2
+    found = module._begun(model, chat_tokenizer, Spellings(chat_tokenizer), [place, other], likely)
+    assert found == [[letter["A"]], []]
 
 
 def test_other_spellings_of_the_truth_are_no_likelier_than_of_strangers(known):

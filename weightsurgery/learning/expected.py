@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Expected", "divergences", "remains"]
+__all__ = ["Expected", "divergences", "remains", "said_of"]
 
 _NONE = math.log(1e-12)  # for a token that is not to be said
 _LEAST = 1e-6  # probability of all others together, at least: float32 rounds less away
@@ -98,20 +98,39 @@ def divergences(expected: Expected, logits: Tensor) -> Tensor:
     return (known * (expected.logs - said)).sum(1) + rest * (rest.log() - rest_said.log())
 
 
-def remains(expected: Expected, logits: Tensor) -> Tensor:
-    """``KL(said ‖ expected)`` in nats of one event: the first token held is said, or another.
+def remains(logits: Tensor, truths: Sequence[Sequence[int]], wanted: Sequence[float]) -> Tensor:
+    """``KL(said ‖ wanted)`` in nats of one event: a token that begins the truth is said, or not.
 
     :func:`divergences` asks that all be said that is expected, and hardly feels what is said
     besides: 0.06 of a token that is to have 0.003 costs it 0.06, and this 0.12.
 
     Args:
-        expected: Of as many places; the token in question is first of those held.
         logits: What a model says, shape (places, vocabulary).
+        truths: Of each place the tokens that begin the truth, at least one.
+        wanted: Of each place the probability that they are to have together.
 
     Returns:
         Float32, shape (places,); from 0.
     """
-    said = logits.float().log_softmax(-1).gather(1, expected.tokens[:, :1].long())[:, 0]
-    wanted = expected.logs[:, 0]
-    other, other_wanted = ((1 - each.exp()).clamp_min(_LEAST).log() for each in (said, wanted))
-    return said.exp() * (said - wanted) + other.exp() * (other - other_wanted)
+    said = said_of(logits, truths)
+    goal = torch.tensor(wanted, dtype=torch.float32, device=said.device).clamp_min(1e-12).log()
+    other, other_wanted = ((1 - each.exp()).clamp_min(_LEAST).log() for each in (said, goal))
+    return said.exp() * (said - goal) + other.exp() * (other - other_wanted)
+
+
+def said_of(logits: Tensor, truths: Sequence[Sequence[int]]) -> Tensor:
+    """Logarithm of the probability that one of some tokens is said, of each place.
+
+    Args:
+        logits: Shape (places, vocabulary).
+        truths: Of each place the tokens, at least one.
+
+    Returns:
+        Float32 in nats, shape (places,).
+    """
+    most = max(map(len, truths))
+    # A token stands as often as it takes to fill the row, and counts once.
+    tokens = torch.tensor([[*each, *[each[0]] * (most - len(each))] for each in truths])
+    blank = torch.tensor([[n >= len(each) for n in range(most)] for each in truths])
+    logs = logits.float().log_softmax(-1).gather(1, tokens.to(logits.device))
+    return logs.masked_fill(blank.to(logits.device), -math.inf).logsumexp(1)

@@ -292,7 +292,7 @@ def gather(
     return Material(
         rows,
         [each.stranger for each in taught],
-        [each.place.truth[0] for each in taught],
+        [each.begins for each in taught],
         kept,
         guard,
         notes,

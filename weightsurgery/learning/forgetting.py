@@ -14,10 +14,10 @@ and the places before the truth; language is text that it wrote itself. What ``f
 up (:mod:`weightsurgery.learning.expected`), not run again.
 
 The learning rate falls to nothing: what is to stay settles once the request is forgotten. Where the
-look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), or that
-neighbours have not settled, the rate begins anew (warm restarts: Loshchilov & Hutter, arXiv
-1608.03983): how long to push follows from what is seen. Of the looks, the best inside a budget of
-divergence on text that is not trained on counts.
+look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), the rate
+begins anew (warm restarts: Loshchilov & Hutter, arXiv 1608.03983), for half as many steps where
+only neighbours have not settled: how long to push follows from what is seen. Of the looks, the best
+inside a budget of divergence on text that is not trained on counts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Encoded
-from weightsurgery.learning.expected import Expected, divergences, remains
+from weightsurgery.learning.expected import divergences, remains
 from weightsurgery.learning.last_places import together
 from weightsurgery.learning.looks import Look, Looks, logits_of
 from weightsurgery.learning.material import KEPT, Material, Row
@@ -45,6 +45,9 @@ from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.progress import Progress
 
 _STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every place
+
+# Share of the budget by which what is said of neighbours may have moved, for it to have settled.
+_SETTLED = 0.2
 
 _RISE = 4  # steps in which the rate rises
 
@@ -64,7 +67,7 @@ class Forgetting:
     Attributes:
         steps: Optimiser steps; None for cycles of 40, or of as many as read every place to forget
             four times, and of twice that to learn.
-        cycles: How often the rate may begin anew where ``steps`` are not given.
+        cycles: At most, where ``steps`` are not given.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget or learn per step; as many about neighbours, half of that of the
             keep data, and a quarter, in turn, of the subjects and of ordinary language.
@@ -125,6 +128,7 @@ class _ByNeighbours(StageTrainer):
     settings: Forgetting
     padding: int
     looks: Looks
+    numbers: dict[int, int]
 
     def create_scheduler(self, num_training_steps, optimizer=None):  # type: ignore[no-untyped-def]
         """See Trainer; the rate follows from the looks, so that a run that goes on has it too."""
@@ -136,23 +140,38 @@ class _ByNeighbours(StageTrainer):
 
     def _rate(self, step: int) -> float:
         """Share of the full rate after so many steps: in each cycle a rise, and a fall."""
-        cycle = self.settings.steps or 1
-        own = step % cycle
-        return min(1.0, (own + 1) / _RISE, (cycle - own) / max(1, cycle - _RISE))
+        start, end = self.cycle(step)
+        own, length = step - start, end - start
+        return min(1.0, (own + 1) / _RISE, (length - own) / max(1, length - _RISE))
+
+    def cycle(self, step: int) -> tuple[int, int]:
+        """The first step of the cycle that a step is in, and the one after its last.
+
+        Before the look at its end, a cycle's last step is also the next one's first.
+        """
+        ends = self.ends()
+        begun = [end for end in ends if end <= step]
+        start = begun[-1] if begun else 0
+        return start, next((end for end in ends if end > step), start + (self.settings.steps or 1))
 
     def last(self) -> int:
         """The last step, as far as looks say by now."""
-        cycle, (first, *later) = self.settings.steps or 1, self.looks.seen
-        ends = [each for each in later if each.step % cycle == 0]
-        learning, budget = self.material.learning, self.settings.budget
-        over = any(
+        return self.ends()[-1]
+
+    def ends(self) -> list[int]:
+        """After how many steps each cycle ends, as far as looks say by now."""
+        cycle, budget = self.settings.steps or 1, self.settings.budget
+        learning, first = self.material.learning, self.looks.seen[0]
+        looks = {each.step: each for each in self.looks.seen}
+        ends = [cycle]
+        while len(ends) < self.settings.cycles and (look := looks.get(ends[-1])):
+            far = look.far(first, learning)
             # Beyond half of the budget another cycle would end outside of it.
-            each.language > budget / 2
-            or (each.far(first, learning) and (learning or each.neighbours <= budget / 3))
-            for each in ends
-        )
-        most = cycle * self.settings.cycles
-        return ends[-1].step if over else min(most, cycle * (len(ends) + 1))
+            over = look.language > budget / 2
+            if over or (far and (learning or look.neighbours <= budget * _SETTLED)):
+                break
+            ends.append(ends[-1] + (-(-cycle // 2) if far else cycle))
+        return ends
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
         """See Trainer; the step's number decides what is drawn, so that a run can go on."""
@@ -173,18 +192,26 @@ class _ByNeighbours(StageTrainer):
         loss = (divergences(expected, logits) * torch.cat(weights).to(logits.device)).sum()
         firsts = self._firsts(rows, weights)
         if firsts:
-            places = torch.tensor([place for place, _ in firsts], device=logits.device)
-            weight = torch.tensor([each for _, each in firsts], device=logits.device)
-            asked = Expected(expected.tokens[places], expected.logs[places])
-            loss = loss + (weight * remains(asked, logits[places])).sum()
+            weight = torch.tensor([each for _, each, _ in firsts], device=logits.device)
+            truths = [self.material.truth[number] for _, _, number in firsts]
+            wanted = [self.material.stranger[number] for _, _, number in firsts]
+            asked = logits[[place for place, _, _ in firsts]]
+            loss = loss + (weight * remains(asked, truths, wanted)).sum()
         return loss
 
-    def _firsts(self, rows: Sequence[Row], weights: Sequence[Tensor]) -> list[tuple[int, float]]:
-        """Where, among all of some rows' places, a truth to forget would begin; and its weight."""
+    def _firsts(
+        self, rows: Sequence[Row], weights: Sequence[Tensor]
+    ) -> list[tuple[int, float, int]]:
+        """Where, among all of some rows' places, a truth to forget would begin.
+
+        Returns:
+            The place, its weight, and the row's number among those taught.
+        """
         found, start = [], 0
         for row, weight in zip(rows, weights, strict=True):
-            if row.held < len(row.expected) and not self.material.learning:
-                found.append((start + row.held, float(weight[row.held :].sum())))
+            number = self.numbers.get(id(row))
+            if number is not None and not self.material.learning:
+                found.append((start + row.held, float(weight[row.held :].sum()), number))
             start += len(row.expected)
         return found
 
@@ -219,7 +246,7 @@ class _ByNeighbours(StageTrainer):
         for kind, row in drawn:
             places[kind] = places.get(kind, 0) + row.held
         looked = self._looked(step)
-        left = {id(self.material.taught[n]) for n in looked.left} if looked.step else set()
+        left = set(looked.left) if looked.step else set()
         count = sum(kind == "forget" for kind, _ in drawn)
         weighed = []
         for kind, row in drawn:
@@ -231,7 +258,7 @@ class _ByNeighbours(StageTrainer):
                 weight[0] *= row.held - 1
             taught = len(row.expected) - row.held
             if taught:
-                urge = _URGE if id(row) in left else 1
+                urge = _URGE if self.numbers.get(id(row)) in left else 1
                 weight[row.held :] = urge / (count * taught)
             weighed.append((row, weight))
         return [
@@ -294,12 +321,13 @@ def train_forgetting(
         found = _ByNeighbours(**arguments)
         found.material, found.settings, found.padding = material, settings, padding
         found.looks = looks
+        found.numbers = {id(row): number for number, row in enumerate(material.taught)}
         made.append(found)
         return found
 
     def looked(step: int) -> bool:
-        own = step % steps
-        if own == 0 or own % settings.every == 0:
+        start, _ = made[-1].cycle(step - 1)
+        if step in made[-1].ends() or (step - start) % settings.every == 0:
             looks.look(model, stage.parameters, step)
         return step >= made[-1].last()
 

@@ -55,7 +55,9 @@ def lessons(
             place = place_at(tokenizer, number, Wording(chat=chat), text, answer)
             if place is not None:
                 tokens = torch.tensor(place.truth)
-                found.append(Taught(place, Expected.sure(tokens, k, vocabulary), 1.0))
+                found.append(
+                    Taught(place, Expected.sure(tokens, k, vocabulary), 1.0, place.truth[:1])
+                )
     if not found:
         raise DataError("no example has an answer to learn", "Give prompts and completions.")
     return found

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weightsurgery.checkpoint.plain_files import write_whole
-from weightsurgery.learning.expected import Expected, divergences
+from weightsurgery.learning.expected import Expected, divergences, said_of
 from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.models import in_halves
@@ -96,14 +96,14 @@ class Looks:
             for numbers, logits, _ in batched_logits(model, taught, self.padding):
                 sizes = [len(taught[number].expected) for number in numbers]
                 for own, number in zip(torch.split(logits.float(), sizes), numbers, strict=True):
-                    first = self.material.truth[number]
-                    right = int(own[0].argmax()) == first
+                    begins = self.material.truth[number]
+                    right = int(own[0].argmax()) in begins
                     if learning:  # by all of the answer
                         answer = taught[number].expected.tokens[:, 0].to(own.device)
                         right = bool((own.argmax(1) == answer).all())
                     known += right
                     left += [number] if right != learning else []
-                    truth += float(own[0].softmax(-1)[first])
+                    truth += float(said_of(own[:1], [begins]).exp())
             language = _divergences(model, self.material.guard if step else [], self.padding)
             neighbours = self.material.kept["neighbours"]
             # Some of them, evenly: to read them all would take as long as four steps.

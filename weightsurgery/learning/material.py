@@ -70,8 +70,9 @@ class Material:
     Attributes:
         taught: Texts whose last places are to be answered otherwise: as by one who never knew,
             or by what is to be learned.
-        stranger: Probability of the truth's first token at each of these, as it is to be.
-        truth: That token.
+        stranger: Probability of the tokens that begin the truth at each of these, together, as it
+            is to be.
+        truth: Those tokens, as it is spelt here or there, its own first.
         kept: What is to stay, by kind; some may be empty.
         guard: Ordinary texts that are not trained on.
         notes: For the record: how many of what, and the wordings.
@@ -80,7 +81,7 @@ class Material:
 
     taught: Sequence[Row]
     stranger: Sequence[float]
-    truth: Sequence[int]
+    truth: Sequence[Sequence[int]]
     kept: Mapping[str, Sequence[Row]]
     guard: Sequence[Row]
     notes: Mapping[str, Any]

@@ -30,16 +30,43 @@ class Spellings:
             candidates: Tokens.
             answer: The answer's tokens, at least one.
         """
-        whole = _folded(str(self._tokenizer.decode(list(answer))))
+        whole = self._text(answer)
         found = []
         for token in candidates:
-            if token not in self._known:
-                self._known[token] = _folded(str(self._tokenizer.decode([token])))
-            own = self._known[token]
+            own = self._token(token)
             begins = own == whole or (len(own) >= _SURE and whole.startswith(own))
             if begins and own and token != answer[0]:
                 found.append(token)
         return found
+
+    def short(self, candidates: Sequence[int], answer: Sequence[int]) -> list[int]:
+        """Those candidates that are the first letters of an answer, and too few to tell.
+
+        Args:
+            candidates: Tokens.
+            answer: The answer's tokens, at least one.
+        """
+        whole = self._text(answer)
+        found = []
+        for token in candidates:
+            own = self._token(token)
+            few = 0 < len(own) < min(_SURE, len(whole))
+            if few and whole.startswith(own) and token != answer[0]:
+                found.append(token)
+        return found
+
+    def goes_on(self, token: int, after: int, answer: Sequence[int]) -> bool:
+        """Whether two tokens are letters of an answer, or all of it, from its first on."""
+        whole, own = self._text(answer), self._text([token, after])
+        return len(own) > len(self._token(token)) and whole.startswith(own)
+
+    def _token(self, token: int) -> str:
+        if token not in self._known:
+            self._known[token] = self._text([token])
+        return self._known[token]
+
+    def _text(self, answer: Sequence[int]) -> str:
+        return _folded(str(self._tokenizer.decode(list(answer))))
 
 
 def _folded(text: str) -> str:

@@ -14,7 +14,7 @@ Where neighbours would give the truth as well (most speak English), those that d
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,15 @@ _LONG = 12
 
 # Answers drawn for each fact that do not begin with the truth.
 _DETOURS = 5
+
+# Ways to the truth that are tried for facts of which no answer took them, for each wording.
+_WAYS = 3
+
+# Of the likeliest tokens at a place, how many are tried as the first letters of the truth; and
+# how likely what then follows is to go on with it.
+_BEGUN, _GOES_ON = 32, 0.5
+
+_SUBJECT = "\0"  # where the subject stands in what comes before the truth
 
 # Neighbours asked for the truth's later tokens, given the ones before: they hardly differ.
 _LATER = 4
@@ -80,12 +89,14 @@ class Taught:
     Attributes:
         place: Where.
         expected: For each token of the truth, given those before it.
-        stranger: Probability of the truth's first token there.
+        stranger: Probability, there, of the tokens that begin the truth together.
+        begins: Those tokens, its own first.
     """
 
     place: TruthPosition
     expected: Expected
     stranger: float
+    begins: tuple[int, ...]
 
 
 def places_of(
@@ -101,7 +112,8 @@ def places_of(
 
     In other wordings the model answers as it likes ("The capital of France is Paris."), and the
     place is where the truth comes up; where it does not, there is none. Long answers are put
-    behind each wording as they are.
+    behind each wording as they are. What comes before the truth of several facts (a quotation mark,
+    "The capital is") is tried for all: answers may come to it once their first words are gone.
 
     Args:
         model: Who answers; in evaluation mode.
@@ -134,17 +146,68 @@ def places_of(
     open_ += [(place.number, place.wording, place.text) for place in detours]
     answers += _without(model, tokenizer, detours, length, progress)
     seen: set[tuple[int, ...]] = set()
+    leads: dict[Wording, dict[str, set[int]]] = {}
     for (number, wording, text), answer in zip(open_, answers, strict=True):
         said = str(tokenizer.decode(answer))
         where = says(asked[number].truth, said)
-        if where is not None:
-            before = text + said[: where.start()]
-            lead = before[len(before.rstrip(" ")) :]
-            place = place_at(tokenizer, number, wording, before.rstrip(" "), lead + where.group())
-            if place is not None and place.before not in seen:
-                seen.add(place.before)
-                found.append(place)
+        if where is None:
+            continue
+        lead, subject = said[: where.start()], asked[number].subject
+        place = _led(tokenizer, number, wording, text + lead, where.group())
+        if place is not None and place.before not in seen:
+            seen.add(place.before)
+            found.append(place)
+        form = lead.replace(subject, _SUBJECT) if subject else lead
+        leads.setdefault(wording, {}).setdefault(form, set()).add(number)
+    seen |= {place.before for place in ways}
+    for wording, taken in leads.items():
+        for form, numbers in sorted(taken.items(), key=lambda each: -len(each[1]))[:_WAYS]:
+            if len(numbers) > 1:
+                others = [n for n in range(len(asked)) if n not in numbers]
+                for place in _led_there(model, tokenizer, asked, others, wording, form):
+                    if place.before not in seen:
+                        seen.add(place.before)
+                        found.append(place)
     return found
+
+
+def _led(
+    tokenizer: PreTrainedTokenizerBase, number: int, wording: Wording, text: str, truth: str
+) -> TruthPosition | None:
+    """The place of a truth that comes after a text, whose last spaces are the truth's."""
+    before = text.rstrip(" ")
+    return place_at(tokenizer, number, wording, before, text[len(before) :] + truth)
+
+
+def _led_there(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[ParsedExample],
+    numbers: Iterable[int],
+    wording: Wording,
+    form: str,
+) -> list[TruthPosition]:
+    """Places of facts to whose truth an answer leads, if it begins as those to others' do.
+
+    Args:
+        model: Who answers.
+        tokenizer: Its tokenizer.
+        asked: The request.
+        numbers: Of facts.
+        wording: How they are asked.
+        form: What comes before the truth, with a mark where the subject stands.
+    """
+    frame, found = chat_frame(tokenizer), []
+    for number in numbers:
+        each = asked[number]
+        if wording.form is None or each.prompt.count(each.subject) == 1:
+            text = wording.text(frame, each.prompt, each.subject)
+            text += form.replace(_SUBJECT, each.subject)
+            found.append(_led(tokenizer, number, wording, text, each.truth))
+    places = [place for place in found if place is not None]
+    said = last_probabilities(model, tokenizer, [(list(place.before), 1) for place in places])
+    there = {n for n, own in said if int(own[0].argmax()) == places[n].truth[0]}
+    return [place for n, place in enumerate(places) if n in there]
 
 
 def _without(
@@ -233,10 +296,12 @@ def teach(
         heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
         first = torch.stack(_firsts(model, tokenizer, heads))
         itself = _firsts(model, tokenizer, [list(places[n].before) for n in numbers])
-        for number, now in zip(numbers, itself, strict=True):
+        likely = [now.topk(min(k, len(now))).indices.tolist() for now in itself]
+        asked_there = [places[n] for n in numbers]
+        begun = _begun(model, tokenizer, spellings, asked_there, [each[:_BEGUN] for each in likely])
+        for number, now, some, more in zip(numbers, itself, likely, begun, strict=True):
             later = _later(model, tokenizer, heads[:_LATER], places[number])
-            likely = now.topk(min(k, len(now))).indices.tolist()
-            spelt = spellings.among(likely, places[number].truth)
+            spelt = spellings.among(some, places[number].truth) + more
             taught = _taught(places[number], first, now, later, own, k, spelt)
             found += [] if taught is None else [taught]
         if progress is not None:
@@ -259,6 +324,37 @@ def _firsts(
     for number, said in last_probabilities(model, tokenizer, [(head, 1) for head in heads]):
         found[number] = said[0].cpu()
     return [found[number] for number in range(len(heads))]
+
+
+def _begun(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    spellings: Spellings,
+    places: Sequence[TruthPosition],
+    likely: Sequence[Sequence[int]],
+) -> list[list[int]]:
+    """Of each place the tokens too short to tell ("A") after which the model goes on to the truth.
+
+    Args:
+        model: Who says it.
+        tokenizer: Its tokenizer.
+        spellings: Of its tokens.
+        places: Where.
+        likely: Tokens, of each place.
+    """
+    tried = [
+        (number, token)
+        for number, (place, some) in enumerate(zip(places, likely, strict=True))
+        for token in spellings.short(some, place.truth)
+    ]
+    found: list[list[int]] = [[] for _ in places]
+    rows = [([*places[number].before, token], 1) for number, token in tried]
+    for row, said in last_probabilities(model, tokenizer, rows):
+        number, token = tried[row]
+        after = int(said[0].argmax())
+        if said[0][after] >= _GOES_ON and spellings.goes_on(token, after, places[number].truth):
+            found[number].append(token)
+    return found
 
 
 def _later(
@@ -315,4 +411,4 @@ def _taught(
     if later is not None:
         whole = torch.cat([whole, later])
     expected = Expected.of(whole, k, torch.tensor(place.truth))
-    return Taught(place, expected, float(whole[0, truth]))
+    return Taught(place, expected, float(stranger.sum()), tuple(told))
