@@ -14,6 +14,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before torch is loaded: what tests compare was worked out on processors. With WS_TEST_GPU=1 those
+# that are marked `gpu` run, and no others.
+os.environ.update({} if os.environ.get("WS_TEST_GPU") == "1" else {"CUDA_VISIBLE_DEVICES": ""})
 
 import hypothesis
 import numpy as np
@@ -23,6 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 torch.set_num_threads(1)
+
+ON_GPU = os.environ.get("WS_TEST_GPU") == "1"
 
 hypothesis.settings.register_profile(
     "theorems",
@@ -53,8 +58,19 @@ TINY = {  # spacing of the subnormals, which bounds the rounding near zero
 LONG = ("test_readme.py", "test_world.py", "test_unlearn.py", "test_bench.py", "test_rounds.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; all others in their order."""
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs a GPU; runs with WS_TEST_GPU=1 alone")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long files first; all others in their order. Tests of GPUs with WS_TEST_GPU=1, and alone."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not (ON_GPU and torch.cuda.is_available()):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and WS_TEST_GPU=1"))
+    if ON_GPU:
+        others = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.get_closest_marker("gpu")]
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 

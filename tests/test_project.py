@@ -181,3 +181,17 @@ def test_errors_are_drawn_in_their_module():
     for name in errors.__all__:
         assert name in errors.__doc__
         assert issubclass(getattr(errors, name), errors.WeightSurgeryError)
+
+
+def test_no_test_sees_a_gpu_unless_it_is_marked():
+    """The suite is for any machine: what it compares was worked out on processors."""
+    code = (
+        "import os; os.environ['CUDA_VISIBLE_DEVICES'] = '0'; os.environ['WS_TEST_GPU'] = '{}'\n"
+        "import tests.conftest; print(repr(os.environ['CUDA_VISIBLE_DEVICES']))"
+    )
+    for wanted, seen in (("", "''"), ("1", "'0'")):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(wanted)],
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        assert done.stdout.strip() == seen

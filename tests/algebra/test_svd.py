@@ -257,7 +257,7 @@ def test_effective_rank_of_small_matrices_is_exact() -> None:
     assert truncated_svd(torch.zeros(700, 500), Rank(2)).effective_rank == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["noise", "power -1", "rank under the one asked for"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_on_a_gpu_nothing_but_numbers_comes_back(kind: str, shape: tuple[int, int]) -> None:

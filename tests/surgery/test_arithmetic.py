@@ -14,7 +14,7 @@ from weightsurgery.surgery import windows
 from weightsurgery.surgery.arithmetic import OnDevices, OnHost, arithmetic_on
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-gpu = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+gpu = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 def raw(tensor):
@@ -84,7 +84,7 @@ def test_an_edit_through_torch_writes_the_same_shards(tmp_path, monkeypatch):
     assert all(host[name] == other[name] for name in shards)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_edits_on_a_gpu(tmp_path):
     """Elementwise: the same shards. Decomposed: within the tolerance of float32 factors."""
     assert isinstance(arithmetic_on("cuda"), OnDevices)

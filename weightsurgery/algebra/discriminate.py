@@ -52,6 +52,7 @@ from functools import cached_property
 
 from weightsurgery.algebra.activations import check_epsilon
 from weightsurgery.algebra.lowrank import LowRank, orth, recompress
+from weightsurgery.algebra.precision import exact_products
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 from weightsurgery.suggestions import one_of
@@ -209,6 +210,7 @@ SIDES = (*_HARD, "soft")
 BASES = ("joint", "sum")
 
 
+@exact_products()
 def discriminate(
     task: LowRank, keep: KeepSpace, side: str = "right", epsilon: float = SOFT_EPSILON
 ) -> LowRank:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.algebra.precision import exact_products
 from weightsurgery.deferred import torch
 
 __all__ = ["cosine", "inner_product", "overlap", "principal_angles"]
 
 
+@exact_products()
 def principal_angles(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Principal angles between two subspaces, in radians, ascending.
 
@@ -46,6 +48,7 @@ def overlap(first: torch.Tensor, second: torch.Tensor) -> float:
     return min(1.0, float((first.double().T @ second.double()).square().sum()) / smaller)
 
 
+@exact_products()
 def inner_product(first: LowRank, second: LowRank) -> float:
     """Frobenius inner product of two matrices given by factors, computed on the factors."""
     left = (first.U.T @ second.U).double() * second.S.double()

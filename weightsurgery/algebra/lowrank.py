@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from weightsurgery.algebra.precision import exact_products
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 
@@ -62,6 +63,7 @@ class LowRank:
         """Squared Frobenius norm."""
         return float(self.S.double().square().sum())
 
+    @exact_products()
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Rows ``start:stop`` of ``U diag(S) Vᵀ``, shape ``(stop - start, n)``."""
         return (self.U[start:stop] * self.S) @ self.V.T
@@ -159,6 +161,7 @@ def orth(columns: torch.Tensor, tolerance: float | None = None) -> torch.Tensor:
     return found
 
 
+@exact_products()
 def recompress(
     left: torch.Tensor, middle: torch.Tensor, right: torch.Tensor, rank: int | None = None
 ) -> LowRank:

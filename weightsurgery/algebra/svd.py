@@ -19,6 +19,7 @@ from weightsurgery.algebra.lowrank import (
     participation_of,
     rank_for,
 )
+from weightsurgery.algebra.precision import exact_products
 from weightsurgery.deferred import torch
 
 __all__ = ["EXACT_UP_TO", "Truncation", "energy", "truncated_svd"]
@@ -68,6 +69,7 @@ class Truncation:
         return min(1.0, self.factors.energy / self.total) if self.total > 0 else 1.0
 
 
+@exact_products()
 def truncated_svd(
     matrix: torch.Tensor,
     rule: RankRule,

@@ -201,7 +201,9 @@ def identify(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be trained and held.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda. Where to train.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:0. Where to train.")
+    ] = "auto",
 ) -> None:
     """Find the task vector of a data set, layer by layer.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from weightsurgery.algebra.precision import exact_products
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.progress import Progress
 
@@ -267,6 +268,7 @@ def _blocks(width: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, width)
 
 
+@exact_products()
 def _add_products(total: Tensor, rows: Tensor) -> None:
     """``total += rowsᵀ rows`` on and below the blocks of the diagonal: half the work."""
     with torch.autocast(rows.device.type, enabled=False):

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from weightsurgery.algebra.activations import InputSpace, outside
+from weightsurgery.algebra.precision import exact_products
 from weightsurgery.errors import EditError
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
@@ -147,6 +148,7 @@ class SubspaceAdam(torch.optim.Optimizer):
                     self._step(weight, group)
         return loss
 
+    @exact_products()
     def _step(self, weight: torch.nn.Parameter, group: dict[str, Any]) -> None:
         inside = self._inside[weight]
         assert weight.grad is not None

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 
 from weightsurgery.learning.data import Collator, Example, encode_all, padding_token
 from weightsurgery.learning.models import quiet
+from weightsurgery.learning.placement import check_steps, gpus_in_use, on_device, pinned, repeatable
 
 __all__ = ["Schedule", "fit", "isolated"]
 
@@ -64,7 +66,7 @@ def isolated(seed: int, threads: int) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     threads_before = torch.get_num_threads()
     try:
-        with torch.random.fork_rng(devices=_gpus()):
+        with torch.random.fork_rng(devices=gpus_in_use()):
             torch.set_num_threads(threads)
             torch.manual_seed(seed)
             numpy.random.seed(seed % 2**32)
@@ -76,22 +78,16 @@ def isolated(seed: int, threads: int) -> Iterator[None]:
         numpy.random.set_state(numpy_state)
 
 
-def _gpus() -> range:
-    """The GPUs whose random numbers may be drawn: none where none is in use yet."""
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    return range(torch.cuda.device_count() if in_use else 0)
-
-
 class _AfterStep(TrainerCallback):
     """Asks after every step whether training is done."""
 
     def __init__(self, done: Callable[[int], bool]) -> None:
-        self.done = done
+        self.done, self.ended = done, False
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Ends training where the answer is yes."""
         if self.done(state.global_step):
-            control.should_training_stop = True
+            control.should_training_stop = self.ended = True
         return control
 
 
@@ -106,8 +102,7 @@ def fit(
     """Trains all weights on the examples' completions, printing nothing.
 
     Args:
-        model: Trained in place, on the CPU if it is there and on the first GPU otherwise; left in
-            evaluation mode.
+        model: Trained in place, where it is; left in evaluation mode.
         tokenizer: Its tokenizer.
         examples: What to learn; their order is drawn from `seed`.
         schedule: How long and how fast.
@@ -116,7 +111,26 @@ def fit(
 
     Returns:
         Steps taken, at most `schedule.step_cap`.
+
+    Raises:
+        EditError: Fewer were taken, although it was not done.
     """
+    with on_device(model.device):
+        steps = repeatable(
+            model.device, partial(_fit, model, tokenizer, examples, schedule, seed, done)
+        )
+    model.eval()  # type: ignore[no-untyped-call]
+    return steps
+
+
+def _fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    schedule: Schedule,
+    seed: int,
+    done: Callable[[int], bool],
+) -> int:
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=schedule.learning_rate,
@@ -140,16 +154,18 @@ def fit(
             disable_tqdm=True,
             remove_unused_columns=False,
         )
+        after = _AfterStep(done)
         trainer = Trainer(
             model=model,
-            args=arguments,
+            args=pinned(arguments, model.device),
             data_collator=Collator(padding_token(tokenizer)),
             train_dataset=encode_all(tokenizer, examples),
-            callbacks=[_AfterStep(done)],
+            callbacks=[after],
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         steps = trainer.state.global_step
-    model.eval()  # type: ignore[no-untyped-call]
+    if not after.ended:
+        check_steps(steps, schedule.step_cap, "fine-tuning")
     return steps

@@ -28,6 +28,7 @@ from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_logits, last_probabilities, together
 from weightsurgery.learning.material import language_texts
 from weightsurgery.learning.models import for_writing, load_model
+from weightsurgery.learning.placement import gpus_in_use
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import chat_frame
@@ -212,7 +213,7 @@ class Guard:
                     for each in apart
                 ]
         self._sets = {name: rows for name, rows in self._sets.items() if rows}
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=gpus_in_use()):
             torch.manual_seed(1_000_003 + seed)
             model.eval()  # type: ignore[no-untyped-call]
             # Places of a text's first tokens say what a model begins with: as good as any.

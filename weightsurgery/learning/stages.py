@@ -15,10 +15,12 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from weightsurgery.algebra.devices import pick_device
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import context_length
+from weightsurgery.learning.placement import distributed
 from weightsurgery.learning.points import save_tensors, writing
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
@@ -47,20 +49,23 @@ def is_main() -> bool:
 
 
 def process_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` as this process's device.
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:i`` as this process's device.
+
+    Of several processes, each has the GPU of its rank.
 
     Raises:
-        EditError: No such device here.
+        EditError: No such device here, or one GPU is named for all processes.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise EditError(f"device {name!r}", "Use auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
+    found = pick_device(name)
+    if found.type != "cuda" or not distributed():
+        return found
+    if ":" in name:
         raise EditError(
-            "device 'cuda': torch sees none", "Use --device cpu, or install a CUDA build of torch."
+            f"device {name!r} for {os.environ['WORLD_SIZE']} processes",
+            "Use auto or cuda, which gives each process the GPU of its rank; CUDA_VISIBLE_DEVICES"
+            " says which there are.",
         )
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
 
 
 def wait_for_all() -> None:

@@ -24,6 +24,13 @@ from transformers import (
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.method import Stage
+from weightsurgery.learning.placement import (
+    check_steps,
+    gpus_in_use,
+    on_device,
+    pinned,
+    repeatable,
+)
 from weightsurgery.learning.points import last_point
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
@@ -72,7 +79,7 @@ def isolated() -> Iterator[None]:
     """Random numbers drawn inside, and seeds set there, do not show outside."""
     python_state, numpy_state = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=gpus_in_use()):
             yield
     finally:
         random.setstate(python_state)
@@ -119,9 +126,7 @@ def arguments(
         prediction_loss_only=True,
         **{"lr_scheduler_type": "constant_with_warmup", **training.extra},
     )
-    # Several GPUs in one process would mean DataParallel; torchrun gives each its own process.
-    made._n_gpu = min(1, made.n_gpu)
-    return made
+    return pinned(made, device)
 
 
 def train_stage(
@@ -165,8 +170,34 @@ def train_stage(
     Raises:
         NonFiniteError: The loss, or a trained weight, is NaN or infinite.
         OutputError: A checkpoint cannot be written.
-        EditError: Another stage follows and the model is sharded (FSDP).
+        EditError: Another stage follows and the model is sharded (FSDP), or fewer steps were
+            taken than asked for.
     """
+
+    def once() -> Trained:
+        return _train_stage(
+            model, stage, rows, training, directory, device, retain, place, progress, optimizer,
+            enough, kind,
+        )  # fmt: skip
+
+    with on_device(device):
+        return repeatable(device, once)
+
+
+def _train_stage(
+    model: PreTrainedModel,
+    stage: Stage,
+    rows: EncodedRows,
+    training: Training,
+    directory: Path | None,
+    device: torch.device,
+    retain: Retain | None,
+    place: tuple[int, int],
+    progress: Progress | None,
+    optimizer: torch.optim.Optimizer | None,
+    enough: Callable[[int], bool] | None,
+    kind: Callable[..., StageTrainer],
+) -> Trained:
     wanted = set(stage.parameters)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in wanted)
@@ -195,6 +226,9 @@ def train_stage(
             _refuse_sharded(trainer, place, retain)
             resume = last_point(folder)
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            endless = enough is None and training.patience is None and kind is StageTrainer
+            asked = trainer.state.max_steps if endless else 1  # others may end sooner
+            check_steps(trainer.state.global_step, asked, stage.name)
             trained = _outcome(trainer, stage)
         finally:
             _take_off(trainer, model, cached)

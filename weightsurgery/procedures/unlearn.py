@@ -12,12 +12,13 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.models import load_tokenizer
+from weightsurgery.learning.placement import refuse_several
 from weightsurgery.learning.stages import process_device
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.unlearning import run as road
 from weightsurgery.unlearning.by_system import BySystem, MethodSettings
-from weightsurgery.unlearning.job import Job, Machine, Output, distributed
+from weightsurgery.unlearning.job import Job, Machine, Output
 from weightsurgery.unlearning.matrices import matrices
 from weightsurgery.unlearning.methods.neighbours import Neighbours
 from weightsurgery.unlearning.methods.rounds import InRounds
@@ -101,6 +102,10 @@ def _search_job(
             f"{sources.unseen[0]}: unseen data, which a search does not look at",
             "Leave it out, or choose a method of 'ws unlearn' that measures by it.",
         )
+    refuse_several(
+        f"ws {search.edit} from data sets",
+        "Run it without torchrun, in one process; 'ws unlearn' and 'ws identify' train in several.",
+    )
     where = pick_device(device)
     selection = selection or Selection(search.targets)
     names = matrices(base, selection)
@@ -171,7 +176,7 @@ def _method_job(
             f"validation data with {settings.method}, which does not look at it", "Leave it out."
         )
     method.check(bool(sources.keep), bool(sources.unseen))
-    where = process_device(device) if distributed() else pick_device(device)
+    where = process_device(device)
     chosen = selection or Selection("all-linear")
     names = matrices(base, chosen)
     tokenizer = load_tokenizer(base.beside())

@@ -36,12 +36,7 @@ from weightsurgery.vectors.sources import Keep
 if TYPE_CHECKING:
     from weightsurgery.unlearning.method import Method
 
-__all__ = ["Job", "Machine", "Output", "distributed"]
-
-
-def distributed() -> bool:
-    """Whether this process is one of several that torchrun or accelerate launched."""
-    return "WORLD_SIZE" in os.environ
+__all__ = ["Job", "Machine", "Output"]
 
 
 @dataclass(frozen=True)

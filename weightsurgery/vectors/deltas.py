@@ -18,6 +18,7 @@ from weightsurgery.algebra.lowrank import (
     rank_by,
     recompress,
 )
+from weightsurgery.algebra.precision import exact_products
 from weightsurgery.algebra.svd import Truncation, energy, truncated_svd
 from weightsurgery.checkpoint.header import BLOCK_ELEMENTS, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -113,6 +114,7 @@ class FactorDelta:
     left: torch.Tensor
     right: torch.Tensor
 
+    @exact_products()
     def add_rows(
         self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
     ) -> None:
@@ -138,6 +140,7 @@ class StackDelta:
     left: torch.Tensor
     right: torch.Tensor
 
+    @exact_products()
     def add_rows(
         self, out: torch.Tensor, start: int, stop: int, scale: float, base: torch.Tensor
     ) -> None:

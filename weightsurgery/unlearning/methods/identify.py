@@ -296,7 +296,7 @@ def identify(
         selection: Which tensors, by the checkpoint's names.
         keep: Data on which the model is held to what the checkpoint says.
         validation: Data on which the loss is watched; the best weights count.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or, in one process, ``"cuda:i"``.
         overwrite: Replace an existing output of this tool.
         command: The command line, for the record.
         progress: Called as ``progress(text, done, total)`` in steps.

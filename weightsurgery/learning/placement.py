@@ -1,0 +1,146 @@
+"""Where a training runs, and how: on the one device asked for, with the same sums each time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import import_utils
+
+from weightsurgery.algebra.precision import kept_precision
+from weightsurgery.errors import EditError
+
+__all__ = [
+    "check_steps",
+    "distributed",
+    "gpus_in_use",
+    "on_device",
+    "pinned",
+    "refuse_several",
+    "repeatable",
+]
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+def distributed() -> bool:
+    """Whether this process is one of several that torchrun or accelerate launched."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def refuse_several(what: str, remedy: str) -> None:
+    """Refuse what each of several processes would do, and write, by itself.
+
+    Raises:
+        EditError: This is one of several.
+    """
+    if distributed():
+        raise EditError(
+            f"{what} in {os.environ['WORLD_SIZE']} processes, each of which would do all of it",
+            remedy,
+        )
+
+
+def gpus_in_use() -> range:
+    """The GPUs whose random numbers may be drawn: none where none is in use yet."""
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return range(torch.cuda.device_count() if in_use else 0)
+
+
+def pinned(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:
+    """Arguments of a training that is on this device, and on no other.
+
+    Of several GPUs, Trainer takes all at once in one process (DataParallel): a batch that was to be
+    dropped if it is not full is then as many times as large, and data may hold none. And it begins
+    with the first, wherever the model is. Under torchrun each process has the GPU of its rank.
+
+    Args:
+        arguments: Changed in place.
+        device: Where the model is.
+    """
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
+        torch.cuda.set_device(device)
+        arguments.__dict__["_setup_devices"] = device  # what the property `device` says from now on
+        arguments.distributed_state.device = device  # what accelerate moves to
+    return arguments
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """The current GPU, and how precise products are, may be set inside; as before after."""
+    # Of several processes, each goes on with the GPU of its rank: they wait for each other by it.
+    alone = device.type == "cuda" and "LOCAL_RANK" not in os.environ
+    with torch.cuda.device(device) if alone else nullcontext(), kept_precision():
+        try:
+            yield
+        finally:
+            # It remembers that it set TF32, and would not do so again.
+            getattr(import_utils.enable_tf32, "cache_clear", lambda: None)()
+
+
+def check_steps(taken: int, wanted: int, what: str) -> None:
+    """Refuse to call a training done that took fewer steps than were asked for.
+
+    Raises:
+        EditError: It did.
+    """
+    if taken < wanted:
+        raise EditError(
+            f"{what}: {taken} of {wanted} steps were taken, as the data made no whole batch",
+            "Give more examples or a smaller batch size.",
+        )
+
+
+def repeatable(device: torch.device, train: Callable[[], _T]) -> _T:
+    """What a training gives, with sums that come out the same each time where there are such.
+
+    On the CPU they do. On a GPU some kernels add up as it happens, as attention's backward pass
+    does, unless torch is told not to take them. Where an operation has no other kernel, the
+    training begins again with what there is, and says so.
+
+    Args:
+        device: Where.
+        train: Trains; called again only if it took no step.
+    """
+    if device.type != "cuda":
+        return train()
+    try:
+        with _same_sums():
+            return train()
+    except RuntimeError as error:
+        name, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found or torch.are_deterministic_algorithms_enabled():
+            raise
+    _log.warning(
+        "%s adds up in no fixed order on a GPU: this training will not repeat to the byte.",
+        name.splitlines()[-1],
+    )
+    return train()
+
+
+@contextmanager
+def _same_sums() -> Iterator[None]:
+    """Kernels that add up in a fixed order inside, and an error where there is none."""
+    # Without it torch refuses products in this mode.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    modes: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled()
+    warns, fills = (
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        modes.fill_uninitialized_memory,
+    )
+    try:
+        torch.use_deterministic_algorithms(True)
+        modes.fill_uninitialized_memory = False  # nothing here reads what it did not write
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        modes.fill_uninitialized_memory = fills
