@@ -1,11 +1,11 @@
-"""From the name of a device to the device."""
+"""From the name of a device to the device; and whether its memory was enough."""
 
 from __future__ import annotations
 
 from weightsurgery.deferred import torch
 from weightsurgery.errors import EditError
 
-__all__ = ["pick_device"]
+__all__ = ["pick_device", "ran_out"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,3 +28,9 @@ def pick_device(name: str) -> torch.device:
             "Use --device cpu, or install a CUDA build of torch.",
         )
     return device
+
+
+def ran_out(problem: BaseException) -> bool:
+    """Whether something ended for want of memory, on a GPU or on the processor."""
+    on_gpu = any(kind.__name__ == "OutOfMemoryError" for kind in type(problem).__mro__)
+    return on_gpu or isinstance(problem, MemoryError) or "can't allocate memory" in str(problem)

@@ -30,6 +30,7 @@ from weightsurgery.cli import (
 )
 from weightsurgery.cli.console import error, listen, say_interrupted
 from weightsurgery.cli.helped import Command, Group
+from weightsurgery.cli.memory import out_of_memory
 from weightsurgery.errors import WeightSurgeryError
 
 __all__ = ["app", "main"]
@@ -133,4 +134,10 @@ def _run() -> None:
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
+        sys.exit(1)
+    except Exception as problem:
+        told = out_of_memory(problem, app, sys.argv[1:])
+        if told is None:
+            raise
+        error(*told)
         sys.exit(1)

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from weightsurgery.algebra.devices import pick_device
+from weightsurgery.algebra.devices import pick_device, ran_out
 from weightsurgery.checkpoint.quantised import FP8, quantisation
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import (
@@ -254,9 +254,9 @@ def _named(checkpoint: str | Path, what: str) -> Iterator[None]:
     """Says which checkpoint it was that transformers failed to load."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
-        raise
     except Exception as error:  # what transformers and tokenizers raise has no common base
+        if ran_out(error):
+            raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise SourceError(
             f"{checkpoint}: transformers cannot load a {what} from it: {lines[0]}",

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from weightsurgery.algebra.devices import ran_out
 from weightsurgery.checkpoint.plain_files import sync_directory, sync_file, write_whole
 from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.errors import OutputError
@@ -37,9 +37,9 @@ def writing(where: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (OSError, SafetensorError, RuntimeError) as error:
+        if ran_out(error):
+            raise
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OutputError(
             f"{where}: the state of the training cannot be written: {said}",
