@@ -66,7 +66,7 @@ class How:
         typer.Option(
             metavar="GB",
             help="What sums may take at once in mode activations; with less, the data is run more"
-            " often. Default: 2.",
+            " often. Default: 2, or half of what is free on a GPU, and room for one matrix always.",
             rich_help_panel="Which weights at a time",
         ),
     ] = None

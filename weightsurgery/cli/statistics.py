@@ -25,9 +25,8 @@ def gather_statistics(
 ) -> None:
     """Gather, save, and say what was gathered."""
     need("identify runs the model", "transformers", extra="demo")
-    bound = 2.0 if max_memory is None else max_memory
-    if not 0 < bound < 1e9:
-        raise EditError(f"--max-memory {bound:g}", "Give a positive number of GB.")
+    if max_memory is not None and not 0 < max_memory < 1e9:
+        raise EditError(f"--max-memory {max_memory:g}", "Give a positive number of GB.")
     from weightsurgery.learning.statistics import gather_to
 
     with console.progress(show, unit="tokens") as progress:
@@ -37,7 +36,7 @@ def gather_statistics(
             data,
             selection=which.selection("all-linear"),
             device=device,
-            max_bytes=int(bound * 1e9),
+            max_bytes=None if max_memory is None else int(max_memory * 1e9),
             overwrite=overwrite,
             command=show.command,
             progress=progress,

@@ -21,7 +21,7 @@ from weightsurgery.algebra.precision import exact_products
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.progress import Progress
 
-__all__ = ["BATCH_TOKENS", "gathered", "linear_inputs"]
+__all__ = ["BATCH_TOKENS", "gathered", "linear_inputs", "sums_bound"]
 
 BATCH_TOKENS = 4096
 """Tokens in one forward pass, at most."""
@@ -40,6 +40,28 @@ def linear_inputs(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
         elif isinstance(module, Conv1D):
             found[f"{name}.weight"] = module, module.weight.shape[0]
     return found
+
+
+def sums_bound(
+    model: nn.Module, layers: Mapping[str, tuple[nn.Module, int]], usual: int = 2 << 30
+) -> int:
+    """What the sums of :func:`gathered` may take where nobody said: at least what one needs.
+
+    Args:
+        model: Where it is, they are.
+        layers: As there.
+        usual: On the processor; on a GPU half of what is free, if that is more, so that the data of
+            a large model is run fewer times.
+    """
+    device = next(model.parameters()).device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    widest = max((width for _, width in layers.values()), default=0)
+    return max(usual, free // 2, _alone(widest))
+
+
+def _alone(width: int) -> int:
+    """Bytes of float64 sums, and of one float32 product on its way into them."""
+    return 12 * width**2
 
 
 class _Enough(Exception):  # noqa: N818 - no error
@@ -194,12 +216,11 @@ def _passes(shared: Sequence[_Shared], max_bytes: int | None) -> list[list[_Shar
         return [list(shared)] if shared else []
     passes: list[list[_Shared]] = []
     for each in shared:
-        # Float64 sums, and one float32 product on its way into them.
-        if 12 * each.width**2 > max_bytes:
+        if _alone(each.width) > max_bytes:
             raise EditError(
-                f"tensor {each.names[0]!r}: its statistics take {12 * each.width**2 / 1e6:,.1f} MB,"
+                f"tensor {each.names[0]!r}: its statistics take {_alone(each.width) / 1e6:,.1f} MB,"
                 f" {max_bytes / 1e6:,.1f} MB are allowed",
-                "Allow at least that much, or leave the tensor out.",
+                f"Allow so much by --max-memory, or leave it out: --exclude '{each.names[0]}'.",
             )
         together = [*passes[-1], each] if passes else [each]
         widest = max(other.width for other in together)

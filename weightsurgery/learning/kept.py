@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import MismatchError
-from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
+from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound
 from weightsurgery.learning.constrained import Confinement, confine
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.statistics import Text, tokens_of
@@ -131,7 +131,8 @@ def confinements(
     rows = tokens_of(tokenizer, texts, model)
     found: dict[str, Confinement] = {}
     # Decomposed as they come: no more than one run's sums are held.
-    for together, gram, _ in gathered(model, chosen, rows, _SUMS, BATCH_TOKENS, progress):
+    bound = sums_bound(model, chosen, _SUMS)
+    for together, gram, _ in gathered(model, chosen, rows, bound, BATCH_TOKENS, progress):
         shared: Confinement | None = None
         for name in together:
             more, v = kept.gram(name), kept.directions.get(name)

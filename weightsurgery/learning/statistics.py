@@ -23,7 +23,7 @@ from weightsurgery.errors import (
     MismatchError,
     UnsupportedCheckpointError,
 )
-from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
+from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound
 from weightsurgery.learning.data import Example, encode
 from weightsurgery.learning.models import context_length, load_model, load_tokenizer
 from weightsurgery.learning.places import place_of
@@ -99,7 +99,7 @@ def gather_to(
     *,
     selection: Selection | None = None,
     device: str = "auto",
-    max_bytes: int = 2 << 30,
+    max_bytes: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
     command: Sequence[str] = (),
@@ -116,7 +116,8 @@ def gather_to(
             are listed in the record under ``not_gathered``.
         device: Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         max_bytes: What the float64 sums that grow at once may take: 12 n² bytes for the largest,
-            8 n² for each other matrix of a run over the data.
+            8 n² for each other matrix of a run over the data. None for
+            :func:`weightsurgery.learning.activations.sums_bound`.
         batch_tokens: Tokens in one forward pass, at most (a longer example runs alone).
         overwrite: Replace an existing output of this tool.
         command: The command line, for the record.
@@ -148,9 +149,8 @@ def gather_to(
             chosen = {name: layers[name] for name in names if name in layers}
             rows = tokens_of(tokenizer, texts, model)
             done, matrices = set[str](), 0
-            for each, gram, tokens in gathered(
-                model, chosen, rows, max_bytes, batch_tokens, progress
-            ):
+            bound = sums_bound(model, chosen) if max_bytes is None else max_bytes
+            for each, gram, tokens in gathered(model, chosen, rows, bound, batch_tokens, progress):
                 writer.add(each, gram, tokens)
                 done |= set(each)
                 matrices += 1

@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.source import Source, resolve_source
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.checkpoint.staging import Staging, check_target
 from weightsurgery.errors import EditError
-from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs
+from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound
 from weightsurgery.learning.kept import Kept, keep_texts
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.statistics import tokens_of
@@ -96,7 +96,6 @@ def keep_data(
     prompts: int = 2000,
     seed: int = 0,
     device: str = "auto",
-    max_bytes: int = 2 << 30,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -113,7 +112,6 @@ def keep_data(
         prompts: Strangers' prompts, in equal parts of the form of each data set; 0 for none.
         seed: Of the draws.
         device: Where the model runs.
-        max_bytes: See :func:`weightsurgery.learning.statistics.gather_to`.
         overwrite: Whether the output may replace one.
         dry_run: Gather nothing, and yield :class:`PlannedStatistics`.
         progress: Called as ``progress(stage, done, total)`` in tokens.
@@ -159,9 +157,8 @@ def keep_data(
         where = staging.root / "statistics"
         shutil.rmtree(where, ignore_errors=True)  # of a killed run
         with StatisticsWriter(where, [base.path]) as writer:
-            for each, gram, tokens in gathered(
-                model, layers, rows, max_bytes, BATCH_TOKENS, progress
-            ):
+            bound = sums_bound(model, layers)
+            for each, gram, tokens in gathered(model, layers, rows, bound, BATCH_TOKENS, progress):
                 writer.add([held[name] for name in each], gram, tokens)
             record = EditRecord("activation-statistics")
             record.parameters = {"base_samples": samples_of(base)}
