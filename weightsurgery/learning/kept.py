@@ -29,10 +29,10 @@ from weightsurgery.learning.strangers import (
 )
 from weightsurgery.progress import Progress
 
-__all__ = ["Kept", "confinements", "keep_texts", "words_for"]
+__all__ = ["SUMS", "Kept", "confinements", "keep_texts", "words_for"]
 
-# What sums of activation statistics may take at once; larger models run over the texts again.
-_SUMS = 4 << 30
+SUMS = 4 << 30
+"""What sums of activation statistics may take at once; larger models run over the texts again."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def confinements(
     rows = tokens_of(tokenizer, texts, model)
     found: dict[str, Confinement] = {}
     # Decomposed as they come: no more than one run's sums are held.
-    bound = sums_bound(model, chosen, _SUMS)
+    bound = sums_bound(model, chosen, SUMS)
     for together, gram, _ in gathered(model, chosen, rows, bound, BATCH_TOKENS, progress):
         shared: Confinement | None = None
         for name in together:

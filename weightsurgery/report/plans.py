@@ -133,15 +133,27 @@ def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
             ]
         facts += [
             ("model", f"{size(plan.weights)} (float32)"),
-            ("training", f"{size(plan.training)} of gradients, moments and copies"),
+            *_training("", plan),
         ]
         if plan.statistics:
             text = f"up to {size(plan.statistics)}, n x n for every distinct input"
             facts.append(("statistics", text))
-        if plan.activations:
-            facts.append(("activations", f"about {size(plan.activations)}"))
+        if plan.eigenvectors:
+            facts.append(("eigenvectors", f"up to {size(plan.eigenvectors)} of those"))
+        told = f"about {size(plan.activations)}" if plan.activations else "come on top"
+        facts.append(("activations", told))
         facts.append(("vector", f"{plan.vector}, {size(plan.vector_bytes)}"))
     return facts
+
+
+def _training(bound: str, plan: TrainingPlan) -> list[tuple[str, ...]]:
+    """What is held beside the model, and by the processor for a model that is on a GPU."""
+    if not plan.copies:
+        return [("training", f"{bound}{size(plan.training)} of gradients, moments and copies")]
+    return [
+        ("training", f"{bound}{size(plan.training)} of gradients and moments, on the GPU"),
+        ("copies", f"{bound}{size(plan.copies)}, by the processor"),
+    ]
 
 
 def _verb(plan: SearchPlan) -> str:
@@ -164,7 +176,8 @@ def _system_facts(plan: SystemPlan) -> list[tuple[str, ...]]:
             ("trained", f"up to {plan.matrices} matrices, {plan.trained:,} numbers{adapter}"),
             ("length", f"{steps} of {plan.batch_size} examples, lr {plan.learning_rate:g}"),
             ("model", f"{size(plan.weights)} (float32)"),
-            ("training", f"up to {size(plan.training)} of gradients, moments and copies"),
+            *_training("up to ", plan),
+            ("activations", "come on top"),
             ("vector", f"{plan.vector}, up to {size(plan.vector_bytes)}"),
         ]
     return facts

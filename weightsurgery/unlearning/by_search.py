@@ -10,15 +10,16 @@ from typing_extensions import override
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.learning.directions import sums_bytes
+from weightsurgery.learning.kept import SUMS
 from weightsurgery.learning.models import halves_sooner
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import OnModel
-from weightsurgery.unlearning.plan import SearchPlan
+from weightsurgery.unlearning.plan import SearchPlan, apart
 from weightsurgery.unlearning.search import Search
 from weightsurgery.vectors.lora_files import AdapterPlan
 
-__all__ = ["BySearch"]
+__all__ = ["BySearch", "distinct_widths"]
 
 # Texts of a pass, their usual length in tokens, and the places of each that count.
 _PASS, _LENGTH, _PLACES = 16, 40, 14
@@ -53,36 +54,74 @@ class BySearch(OnModel):
     def plan(
         self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
     ) -> SearchPlan:
-        search, entries = self.search, job.base.entries
-        shapes = [entries[name].shape for name in job.names]
-        if search.neighbours is None:
-            trained, halves = sum(rows * columns for rows, columns in shapes), 0
-            # Gradients, two moments, the weights before and after, and the watch's best.
-            copies = 6 if job.sets.watching else 5
-            statistics = sum(12 * input_width(job.base, name) ** 2 for name in job.names)
-            activations = 0
-        else:
-            rank = search.neighbours.rank
-            trained = sum(min(rank, *shape) * sum(shape) for shape in shapes)
-            copies = 5  # factors, gradients, two moments, and the copy of a look
-            statistics = sums_bytes([input_width(job.base, name) for name in job.names])
-            activations = _activations(job)
-            halves = _halves(job) if halves_sooner(job.device) else 0
+        entries = job.base.entries
+        found = _in_rounds(job) if self.search.neighbours is None else _by_neighbours(job, self)
         return SearchPlan(
             edit=edit,
             vector=str(vector),
-            vector_bytes=4 * trained,
+            vector_bytes=4 * found["trained"],
             finished=finished,
-            settings={"edit": search.edit, **search.described()},
+            settings={"edit": self.search.edit, **self.search.described()},
             examples=len(job.sets.examples),
             keep_examples=sum(len(each.examples) for each in job.sets.keep),
             matrices=len(job.names),
-            trained=trained,
-            weights=4 * sum(entry.numel for entry in entries.values()) + halves,
-            training=4 * copies * trained,
-            statistics=statistics,
-            activations=activations,
+            weights=4 * sum(entry.numel for entry in entries.values()) + found.pop("halves", 0),
+            **found,
         )
+
+
+def _in_rounds(job: Job) -> dict[str, int]:
+    """Whole matrices, confined by the eigenvectors of what they are given."""
+    trained = sum(job.base.entry(name).numel for name in job.names)
+    widths = distinct_widths(job)
+    eigenvectors = sum(4 * width**2 for width in widths)
+    sums = min(max(SUMS, 12 * max(widths) ** 2), sum(8 * width**2 for width in widths))
+    # Decomposed one by one: beside its sum a float64 copy, vectors and what LAPACK works in.
+    statistics = sums + 28 * max(widths) ** 2
+    # The weights before and after, and the watch's best.
+    copies = (3 if job.sets.watching else 2) * 4 * trained
+    if job.device.type == "cpu":
+        statistics += eigenvectors  # of those that were decomposed before
+    else:
+        copies += eigenvectors
+    gradients_and_moments = 3 * 4 * trained
+    return {
+        "trained": trained,
+        "statistics": statistics,
+        "eigenvectors": eigenvectors,
+        **apart(job.device, gradients_and_moments, copies),
+    }
+
+
+def _by_neighbours(job: Job, method: BySearch) -> dict[str, int]:
+    """An adapter's factors."""
+    assert method.search.neighbours is not None
+    rank = method.search.neighbours.rank
+    shapes = [job.base.entry(name).shape for name in job.names]
+    trained = sum(min(rank, *shape) * sum(shape) for shape in shapes)
+    # Factors, gradients and two moments; a look's copy.
+    held = apart(job.device, 4 * 4 * trained, 4 * trained)
+    return {
+        "trained": trained,
+        "halves": _halves(job) if halves_sooner(job.device) else 0,
+        "statistics": sums_bytes(distinct_widths(job)),
+        "activations": _activations(job),
+        **held,
+    }
+
+
+# Matrices that are given the same, as the families whose weights have such names have it.
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+
+
+def distinct_widths(job: Job) -> list[int]:
+    """Widths ``n`` of what a job's matrices are given, once for those that are given the same."""
+    found: dict[tuple[str, str], int] = {}
+    for name in job.names:
+        above, _, own = name.removesuffix(".weight").rpartition(".")
+        first = next((each[0] for each in _TOGETHER if own in each), own)
+        found[above, first] = input_width(job.base, name)
+    return list(found.values())
 
 
 def _halves(job: Job) -> int:

@@ -21,7 +21,7 @@ from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
-from weightsurgery.unlearning.plan import SystemPlan
+from weightsurgery.unlearning.plan import SystemPlan, apart
 from weightsurgery.unlearning.saving import MethodResult
 from weightsurgery.unlearning.system import ChangeRequest, System
 from weightsurgery.vectors.lora_files import AdapterPlan
@@ -169,8 +169,12 @@ class BySystem(OnModel):
             matrices=len(job.names),
             trained=sum(sizes),
             weights=4 * sum(entry.numel for entry in entries.values()),
-            # Gradients, two moments, the values before and after, and frozen references.
-            training=4 * (5 + self.row.references) * sum(sizes),
+            # Gradients, two moments and frozen references; before and after, of whole matrices.
+            **apart(
+                job.device,
+                4 * (3 + self.row.references) * sum(sizes),
+                4 * (sum(entries[name].numel for name in job.names) + sum(sizes)),
+            ),
             method=self.name,
             source=self.row.paper,
             steps=how.steps,

@@ -8,11 +8,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from weightsurgery.checkpoint.plain_files import need_space
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.vectors.lora_files import AdapterPlan
 
-__all__ = ["SearchPlan", "SystemPlan", "TrainingPlan", "check_space"]
+__all__ = ["SearchPlan", "SystemPlan", "TrainingPlan", "apart", "check_space"]
+
+
+def apart(device: torch.device, beside_model: int, by_processor: int) -> dict[str, int]:
+    """``training`` and ``copies`` of a plan: on the processor, both are in one memory."""
+    if device.type == "cpu":
+        return {"training": beside_model + by_processor, "copies": 0}
+    return {"training": beside_model, "copies": by_processor}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,10 @@ class TrainingPlan:
         matrices: How many are selected; a method may train fewer.
         trained: How many numbers are trained, at most.
         weights: Bytes of the model in float32, and of its halves where it is trained in them.
-        training: Bytes of gradients, of the optimiser's moments and of copies, at most.
+        training: Bytes of gradients, of the optimiser's moments and of copies, at most, where the
+            model is.
+        copies: Bytes that the processor holds for a model that is on a GPU, at most; 0 for one
+            that is not.
     """
 
     edit: EditPlan | AdapterPlan
@@ -44,6 +56,7 @@ class TrainingPlan:
     trained: int
     weights: int
     training: int
+    copies: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
@@ -56,22 +69,22 @@ class SearchPlan(TrainingPlan):
     """What ``ws project`` and ``ws learn`` would do with data sets.
 
     Attributes:
-        statistics: Bytes of activation statistics (float64, ``n²`` each) and of their eigenvectors
-            (float32), at most: matrices with one input share them. By neighbours they are gone
-            before the training begins.
+        statistics: Bytes of activation statistics (float64, ``n²`` for each distinct input) as they
+            are gathered and decomposed, at most; they are gone before the training begins.
+        eigenvectors: Bytes of what stays of them (float32), where the model is; 0 by neighbours.
         activations: Bytes of activations and logits of one pass, estimated; 0 where the length of
             the texts decides.
     """
 
     statistics: int = 0
+    eigenvectors: int = 0
     activations: int = 0
 
     @property
     def held(self) -> int:
         """Bytes that the training holds at once, on the device, in all."""
-        if self.activations:
-            return self.weights + max(self.statistics, self.training + self.activations)
-        return self.weights + self.training + self.statistics
+        training = self.training + self.eigenvectors + self.activations
+        return self.weights + max(self.statistics, training)
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
