@@ -19,6 +19,8 @@ WeightSurgeryError
 │   └── HarmError                    an edit over its budget of harm, or useless inside it
 ├── OutputError               an output that may not or cannot be written
 ├── VerificationError         an output that differs from its record
+├── ClusterError              a cluster that cannot be reached, or does not see the files
+│   └── LostWorkError                tasks that were lost there; what was done stays
 ├── HubError                  the Hub refuses to take something, or cannot be reached while it does
 ├── RecipeError               a recipe that says nothing that can be run
 └── DataError                 a data set that cannot be read
@@ -29,12 +31,14 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "CorruptCheckpointError",
     "DataError",
     "EditError",
     "HarmError",
     "HubError",
     "LineageError",
+    "LostWorkError",
     "MismatchError",
     "NonFiniteError",
     "OutputError",
@@ -128,6 +132,14 @@ class OutputError(WeightSurgeryError):
 
 class VerificationError(WeightSurgeryError):
     """An output that differs from its record."""
+
+
+class ClusterError(WeightSurgeryError):
+    """A cluster that cannot be reached, or whose nodes are not what an edit needs."""
+
+
+class LostWorkError(ClusterError):
+    """Tasks that were lost on a cluster; what was done stays for the same command to go on from."""
 
 
 class HubError(WeightSurgeryError):

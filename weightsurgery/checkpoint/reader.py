@@ -96,6 +96,18 @@ class Checkpoint:
         self.source = source
         self.layout = layout
         self.entries: Mapping[str, TensorEntry] = layout.entries
+        self._open_nothing()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process opens it by: where it lies and what it holds, no open files."""
+        own = ("_files", "_lock", "_found", "_closer")
+        return {key: each for key, each in self.__dict__.items() if key not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open_nothing()
+
+    def _open_nothing(self) -> None:
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
         self._found: dict[str, Any] = {}

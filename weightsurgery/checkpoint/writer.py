@@ -29,7 +29,13 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.staging import Staging, output_errors
 from weightsurgery.errors import OutputError
 
-__all__ = ["ALIGNMENT", "CheckpointWriter", "free_space_needed", "mirrored"]
+__all__ = [
+    "ALIGNMENT",
+    "CheckpointWriter",
+    "free_space_needed",
+    "mirrored",
+    "write_all",
+]
 
 _COPY_BLOCK = 1 << 23
 
@@ -101,8 +107,8 @@ class CheckpointWriter:
         self._flusher = threading.Thread(target=self._flush_now_and_then, daemon=True)
         self._flusher.start()
 
-    def _path(self, shard: str) -> Path:
-        """``NAME.part`` while it is filled: preallocated, it would pass for a valid file."""
+    def path(self, shard: str) -> Path:
+        """A shard's file: ``NAME.part`` while it is filled, as it would pass for a valid one."""
         final = self.staging.files / shard
         return final if final.is_file() else final.with_name(f"{final.name}.part")
 
@@ -113,21 +119,21 @@ class CheckpointWriter:
             if {"tensor", "facts"} <= line.keys()
         }
         whole = all(
-            self._path(h.shard).is_file() and self._path(h.shard).stat().st_size == h.size
+            self.path(h.shard).is_file() and self.path(h.shard).stat().st_size == h.size
             for h in shards
         )
         if finished and not whole:
             self.staging.restart()
             finished = {}
         for header in shards:
-            path = self._path(header.shard)
+            path = self.path(header.shard)
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = open_own(path)
             self._shards[header.shard] = _Shard(header, handle, _open_direct(path))
             if not finished:
                 os.posix_fallocate(handle, 0, max(1, header.size))
                 os.ftruncate(handle, header.size)
-            _write_all(handle, header.raw, 0)
+            write_all(handle, header.raw, 0)
         if not finished:
             for shard in self._shards.values():
                 os.fsync(shard.handle)
@@ -139,15 +145,15 @@ class CheckpointWriter:
         }
 
     def _digest(self, name: str, facts: Mapping[str, Any]) -> str:
-        """SHA-256 of a tensor's facts, and of its bytes as they are in the unfinished output."""
+        """What is noted of a tensor whose bytes are as they are in the unfinished output."""
         entry = self.entries[name]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest = hashlib.sha256()
         buffer = memoryview(bytearray(min(_COPY_BLOCK, entry.nbytes)))
         for start in range(entry.start, entry.stop, _COPY_BLOCK):
             view = buffer[: min(_COPY_BLOCK, entry.stop - start)]
             self.read_window(entry.shard, start, view)
             digest.update(view)
-        return digest.hexdigest()
+        return _noted(facts, digest.hexdigest())
 
     def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
         """Write some of a tensor's bytes at ``offset``, relative to the tensor."""
@@ -155,7 +161,7 @@ class CheckpointWriter:
         if offset < 0 or offset + len(data) > entry.nbytes:
             raise ValueError(f"bytes {offset}+{len(data)} outside tensor {name!r}")
         with output_errors(self.staging.target):
-            _write_all(self._shards[entry.shard].handle, data, entry.start + offset)
+            write_all(self._shards[entry.shard].handle, data, entry.start + offset)
 
     def write_window(self, shard: str, offset: int, data: memoryview) -> None:
         """Write a stretch of a shard's file, past the page cache where that can be.
@@ -174,12 +180,12 @@ class CheckpointWriter:
             if place.direct is not None and offset % ALIGNMENT == 0:
                 whole = len(data) // ALIGNMENT * ALIGNMENT
                 try:
-                    _write_all(place.direct, data[:whole], offset)
+                    write_all(place.direct, data[:whole], offset)
                     done = whole
                 except OSError as error:
                     if error.errno != errno.EINVAL:  # other alignment wanted, or not at all
                         raise
-            _write_all(place.handle, data[done:], offset + done)
+            write_all(place.handle, data[done:], offset + done)
 
     def read_window(self, shard: str, offset: int, buffer: memoryview) -> None:
         """Read back what an interrupted run has written."""
@@ -215,14 +221,17 @@ class CheckpointWriter:
             self.write(name, done, memoryview(base.read_bytes(name, done, stop)))
             done = stop
 
-    def finish(self, name: str, facts: dict[str, Any], kept: bool = True) -> None:
+    def finish(
+        self, name: str, facts: dict[str, Any], kept: bool = True, sha256: str | None = None
+    ) -> None:
         """Say that all of a tensor's bytes are written.
 
         Args:
             name: The tensor.
             facts: What is known of its change.
-            kept: Whether an interrupted run need not do it again. Its bytes are then read back,
-                and noted by their SHA-256.
+            kept: Whether an interrupted run need not do it again. Its bytes are then noted by
+                their SHA-256.
+            sha256: Of its bytes; None to read them back.
 
         Raises:
             OutputError: An earlier flush failed (a full disk shows up late).
@@ -230,7 +239,9 @@ class CheckpointWriter:
         if self._failure is not None:
             with output_errors(self.staging.target):
                 raise self._failure
-        noted = self._digest(name, facts) if kept else None
+        noted = None
+        if kept:
+            noted = self._digest(name, facts) if sha256 is None else _noted(facts, sha256)
         with self._lock:
             self._pending.append((name, facts, noted))
 
@@ -275,7 +286,7 @@ class CheckpointWriter:
                 )
             for name, shard in self._shards.items():
                 os.fsync(shard.handle)
-                self._path(name).rename(self.staging.files / name)
+                self.path(name).rename(self.staging.files / name)
             self._close_files()
 
     def abandon(self) -> None:
@@ -292,6 +303,11 @@ class CheckpointWriter:
                 os.close(shard.direct)
 
 
+def _noted(facts: Mapping[str, Any], sha256: str) -> str:
+    """SHA-256 of a tensor's facts and of its bytes' SHA-256, by which the journal knows both."""
+    return hashlib.sha256(f"{json.dumps(facts, sort_keys=True)}\n{sha256}".encode()).hexdigest()
+
+
 def _open_direct(path: Path) -> int | None:
     try:
         return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -299,7 +315,8 @@ def _open_direct(path: Path) -> int | None:
         return None
 
 
-def _write_all(handle: int, data: memoryview | bytes, offset: int) -> None:
+def write_all(handle: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of some bytes at an offset of a file."""
     view = memoryview(data)
     done = 0
     while done < len(view):

@@ -18,6 +18,7 @@ from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.errors import EditError
     from weightsurgery.surgery.apply import AdapterStorage, Storage
     from weightsurgery.surgery.edit import Edit
 
@@ -29,6 +30,16 @@ Vectors = Annotated[
     typer.Argument(metavar="VECTOR", help="Changes of BASE; VECTOR:0.5 scales one of several."),
 ]
 Scale = Annotated[float, typer.Option(metavar="λ", help="Factor of the change.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ray[://HOST:PORT]",
+        help="Spread the work over a Ray cluster: the one in RAY_ADDRESS, this machine's, or one"
+        " started for this run. Inputs and output lie on storage that its nodes share; --workers"
+        " bounds the tasks under way.",
+        rich_help_panel="The machine",
+    ),
+]
 
 
 @options
@@ -43,13 +54,14 @@ def negate(
     show: Show,
     pages: Pages,
     scale: Scale = 1.0,
+    cluster: Cluster = None,
 ) -> None:
     """Take a task vector away: W − λT (task arithmetic).
 
     Example:  ws negate ./base ./finetuned -o ./edited --scale 0.7
     Example:  ws negate ./base ./subspace -o ./adapter --as adapter
     """
-    _plain("negate", base, vectors, scale, store, which, truncate, fit, work, show, pages)
+    _plain("negate", base, vectors, scale, store, which, truncate, fit, work, show, pages, cluster)
 
 
 @options
@@ -64,12 +76,13 @@ def add(
     show: Show,
     pages: Pages,
     scale: Scale = 1.0,
+    cluster: Cluster = None,
 ) -> None:
     """Add task vectors: W + λT; several VECTOR:scale combine.
 
     Example:  ws add ./base ./finetuned/a:0.5 ./finetuned/b:0.3 -o ./edited
     """
-    _plain("add", base, vectors, scale, store, which, truncate, fit, work, show, pages)
+    _plain("add", base, vectors, scale, store, which, truncate, fit, work, show, pages, cluster)
 
 
 @options
@@ -89,6 +102,7 @@ def project(
     show: Show,
     pages: Pages,
     scale: Scale = 1.0,
+    cluster: Cluster = None,
 ) -> None:
     """Forget a task, less what it shares with what to keep (UNLEARN).
 
@@ -100,7 +114,8 @@ def project(
     Example:  ws project ./base --forget ./tuned/a --keep ./tuned/b -o ./edited
     """
     _discriminating(
-        "project", base, forget, scale, share, truncate, data, store, which, fit, work, show, pages
+        "project", base, forget, scale, share, truncate, data, store, which, fit, work, show, pages,
+        cluster,
     )  # fmt: skip
 
 
@@ -121,6 +136,7 @@ def learn(
     show: Show,
     pages: Pages,
     scale: Scale = 1.0,
+    cluster: Cluster = None,
 ) -> None:
     """Learn a task, less what it shares with what to keep (LEARN).
 
@@ -130,7 +146,8 @@ def learn(
     Example:  ws learn ./base --task ./adapter --keep ./tuned/poets -o ./edited
     """
     _discriminating(
-        "learn", base, task, scale, share, truncate, data, store, which, fit, work, show, pages
+        "learn", base, task, scale, share, truncate, data, store, which, fit, work, show, pages,
+        cluster,
     )  # fmt: skip
 
 
@@ -146,6 +163,7 @@ def _plain(
     work: Work,
     show: Show,
     pages: Pages,
+    cluster: str | None,
 ) -> None:
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.checkpoint.remote import open_remote
@@ -157,7 +175,7 @@ def _plain(
     with open_base(base, fit, opener) as opened:
         vector = open_vector(opened, vectors, fit.vocab, fit.missing, opener, fit.partial)
         edit = PLAIN[name](vector, scale)
-        _apply(edit, opened, storage, store, which, work, show, pages)
+        _apply(edit, opened, storage, store, which, work, show, pages, cluster)
 
 
 def _discriminating(
@@ -174,8 +192,11 @@ def _discriminating(
     work: Work,
     show: Show,
     pages: Pages,
+    cluster: str | None,
 ) -> None:
     if from_data(task):
+        if cluster is not None:
+            raise _trains()
         edit_from_data(
             name, base, task, scale, share, truncate, data, store, which, fit, work, show, pages
         )  # fmt: skip
@@ -189,6 +210,8 @@ def _discriminating(
 
     storage = store.storage()
     files, others = split_data(share.keep or ())
+    if files and cluster is not None:
+        raise _trains()
     data.refuse_with_vectors(keeps_data=bool(files))
     if files:
         refuse_running(fit, "data to keep")
@@ -214,7 +237,16 @@ def _discriminating(
                 (*keep.inputs, *gathered),
                 share.epsilon,
             )
-            _apply(edit, opened, storage, store, which, work, show, pages)
+            _apply(edit, opened, storage, store, which, work, show, pages, cluster)
+
+
+def _trains() -> EditError:
+    from weightsurgery.errors import EditError
+
+    return EditError(
+        "--cluster with data: a model is run on them, on this machine",
+        "Leave it out; or save a vector first ('ws identify'), and give that.",
+    )
 
 
 def _apply(
@@ -226,6 +258,7 @@ def _apply(
     work: Work,
     show: Show,
     pages: Pages,
+    cluster: str | None,
 ) -> None:
     from weightsurgery.report.exported import written_tables
     from weightsurgery.report.plans import planned_lines
@@ -264,6 +297,7 @@ def _apply(
             allow_unrelated=store.allow_unrelated,
             command=show.command,
             progress=progress,
+            cluster=cluster,
         )
     if done.resumed:
         console.notice(f"Resumed: {done.resumed} tensors were finished already.", show)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.edit import Cluster
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.spread import options
 
@@ -30,6 +31,7 @@ _OF_ONE_RUN = {
     "quiet",
     "verbose",
     "workers",
+    "cluster",
     "html",
     "figure",
     "remote",
@@ -91,6 +93,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(help="Threads.", rich_help_panel="The machine")
     ] = None,
+    cluster: Cluster = None,
 ) -> None:  # fmt: skip
     """Make an output again from its recipe, or print the recipe.
 
@@ -108,7 +111,12 @@ def run(
     if (recipe is None) == (from_ is None):
         raise typer.BadParameter("give a RECIPE or --from OUT")
     if from_ is not None:
-        if overwrite or with_code or dry_run or device is not None or workers is not None:
+        if (
+            overwrite
+            or with_code
+            or dry_run
+            or any(each is not None for each in (device, workers, cluster))
+        ):
             raise typer.BadParameter("--from runs nothing; of the edit it takes -o alone")
         _print_recipe(from_, out, show)
         return
@@ -117,7 +125,7 @@ def run(
 
     assert recipe is not None
     read = read_recipe(read_text(recipe), recipe, writing(_group(show)))
-    changed = {"out": out, "device": device, "workers": workers}
+    changed = {"out": out, "device": device, "workers": workers, "cluster": cluster}
     flags = {
         "overwrite": overwrite, "with_code": with_code, "dry_run": dry_run, "json": show.json,
         "quiet": show.quiet, "verbose": show.verbose,

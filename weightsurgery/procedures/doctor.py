@@ -27,6 +27,7 @@ EXTRAS = {
     "demo": "project and learn of data, identify, unlearn, bench, demo",
     "eval": "try, evaluate, sweep, attack, --check; Parquet and data sets of the Hub",
     "report": "--figure",
+    "ray": "--cluster of negate, add, project and learn",
     "quantize": "attack quantize --method nf4-bitsandbytes",
 }
 """What each extra is for; the first needs none."""

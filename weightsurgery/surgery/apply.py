@@ -52,6 +52,7 @@ def apply(
     allow_unrelated: bool = False,
     command: Sequence[str] = (),
     progress: Progress | None = None,
+    cluster: str | None = None,
 ) -> Applied:
     """Edit a checkpoint: read ``base``, write ``out``, all or nothing.
 
@@ -68,12 +69,17 @@ def apply(
         allow_unrelated: Edit although a vector does not derive from the base.
         command: The command line, for the record.
         progress: Called as ``progress(stage, done, total)`` in bytes, from worker threads.
+        cluster: ``ray`` for a running Ray cluster (``RAY_ADDRESS``, else this machine's, else one
+            started for this run), or ``ray://host:port`` through Ray's client; ``workers`` then
+            bounds the tasks under way.
 
     Returns:
         The record and notices.
 
     Raises:
         VectorError: A selected tensor's change is nothing that a LoRA holds, for an adapter.
+        ClusterError: The cluster is not there, does not see the files, or lost what was done; what
+            is finished stays, and the same call goes on from it.
         WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left of the output then.
 
     Example::
@@ -82,5 +88,5 @@ def apply(
             apply(Negate(open_vector(base, ["tuned"]), scale=0.5), base, "edited")
     """
     selection = selection or Selection("all-linear" if edit.factors else "all")
-    run = Run(selection, device, workers, overwrite, allow_unrelated, command, progress)
+    run = Run(selection, device, workers, overwrite, allow_unrelated, command, progress, cluster)
     return (storage or Storage()).write(edit, base, out, run)

@@ -97,6 +97,11 @@ class AdapterStorage:
             VectorError: A selected tensor's change is nothing that a LoRA holds.
             WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is left of the output then.
         """
+        if run.cluster is not None:
+            raise EditError(
+                "an adapter on a cluster: it is worked out on one machine",
+                "Leave out --cluster, or write a checkpoint.",
+            )
         count = _workers(edit, run.workers)
         where = device_for(run.device, decomposes=edit.factors or self.rule is not None)
         content = _content(edit, base, run.selection, self, where)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, file_sha256, input_sha256, read_record
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
-from weightsurgery.errors import EditError
+from weightsurgery.errors import EditError, LostWorkError
 from weightsurgery.suggestions import one_of
+from weightsurgery.surgery.cluster import RayCluster
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
 from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
 from weightsurgery.surgery.notices import edit_notices
+from weightsurgery.surgery.on_cluster import by_cluster
 from weightsurgery.surgery.plan import EditPlan, plan_checkpoint, worker_count
 from weightsurgery.surgery.provenance import (
     Input,
@@ -101,9 +104,25 @@ class Storage:
 def _write(
     edit: Edit, base: Checkpoint, out: str | os.PathLike[str], storage: Storage, run: Run
 ) -> Applied:
-    where = device_for(run.device, decomposes=edit.factors)
     plan = storage.plan(edit, base, out, run)
     companions_of(base, storage)  # what is wrong there is said before the work, not after
+    with nullcontext() if run.cluster is None else RayCluster(run.cluster) as cluster:
+        return _made(edit, base, out, storage, run, plan, cluster)
+
+
+def _made(
+    edit: Edit,
+    base: Checkpoint,
+    out: str | os.PathLike[str],
+    storage: Storage,
+    run: Run,
+    plan: EditPlan,
+    cluster: RayCluster | None,
+) -> Applied:
+    if cluster is None:
+        where = device_for(run.device, decomposes=edit.factors)
+    else:
+        where = cluster.device(run.device, decomposes=edit.factors)
     target = Path(os.path.realpath(out))
     inputs, lineage = inputs_of_edit(edit, base), lineage_of_edit(edit, base, run)
     identity = identity_of(
@@ -137,11 +156,11 @@ def _write(
             lineage=lineage,
             parent=parent_of(base),
         )
-        _run(stream, inputs, record, worker_count(edit, run.workers))
+        _run(stream, inputs, record, run.workers, cluster)
         selected = selected_share(base, task_of(edit), plan.edited, plan.copies)
         record.summary = {**record.summary, "selected": selected}
         _finish(staging, base, storage, record)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, LostWorkError):
         if writer is not None:
             writer.abandon()
         staging.leave()
@@ -163,14 +182,21 @@ def parent_of(base: Checkpoint) -> dict[str, str] | None:
     return {"name": base.source.name, "record_sha256": file_sha256(path)}
 
 
-def _run(stream: Stream, inputs: Mapping[str, Input], record: EditRecord, workers: int) -> None:
+def _run(
+    stream: Stream[CheckpointWriter],
+    inputs: Mapping[str, Input],
+    record: EditRecord,
+    workers: int | None,
+    cluster: RayCluster | None,
+) -> None:
     """Do all tensors, hash all files, and complete the record."""
-    read = files(inputs)
-    windows = Windows.of(stream)
-    if windows is not None:
-        digests, shas = _by_window(windows, read, workers)
+    read, count = files(inputs), worker_count(stream.edit, workers)
+    if cluster is not None:
+        digests, shas = by_cluster(cluster, stream, read, workers)
+    elif (windows := Windows.of(stream)) is not None:
+        digests, shas = _by_window(windows, read, count)
     else:
-        digests, shas = _by_tensor(stream, read, workers)
+        digests, shas = _by_tensor(stream, read, count)
     record.files = {
         header.shard: {"sha256": shas[header.shard], "bytes": header.size}
         for header in stream.plan.shards
@@ -195,7 +221,7 @@ def _by_window(
 
 
 def _by_tensor(
-    stream: Stream, read: Sequence[Path], workers: int
+    stream: Stream[CheckpointWriter], read: Sequence[Path], workers: int
 ) -> tuple[dict[Path, str], dict[str, str]]:
     """Digests of the inputs and of the output's shards, taken when the tensors are done."""
     base, writer = stream.base, stream.writer

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from weightsurgery.algebra.elementwise import DTYPES, Term, combine, finite
 from weightsurgery.algebra.rounding import ChangeStats
@@ -19,10 +20,12 @@ from weightsurgery.deferred import torch
 from weightsurgery.surgery.arithmetic import Arithmetic, Buffers
 from weightsurgery.surgery.edit import Edit, Prepared, refuse_non_finite
 from weightsurgery.surgery.plan import EditPlan
-from weightsurgery.surgery.stream import Stream
 from weightsurgery.vectors.deltas import DenseDelta, Stored, SumDelta, needs_base
 
-__all__ = ["ChangeTerm", "DenseChange", "OtherChange", "Pieces", "changes_of"]
+if TYPE_CHECKING:
+    from weightsurgery.surgery.as_checkpoint import Storage
+
+__all__ = ["ChangeTerm", "DenseChange", "OtherChange", "Pieces", "changes_of", "rewritten"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,21 @@ def changes_of(
     return changes
 
 
+def rewritten(
+    edit: Edit, base: Checkpoint, plan: EditPlan, storage: Storage
+) -> dict[str, DenseChange | OtherChange] | None:
+    """The same, where the output is the base with some bytes rewritten.
+
+    Returns:
+        None if not: if it gets another dtype, or rounds otherwise than to nearest.
+    """
+    if storage.rounding != "nearest" or not base.as_stored:
+        return None
+    if any(mine is not base.shards[mine.shard] for mine in plan.shards):
+        return None
+    return changes_of(edit, base, plan)
+
+
 def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[ChangeTerm, ...] | None:
     found = []
     for factor, term in delta.terms:
@@ -121,12 +139,13 @@ class Pieces:
     """Adds changes to what was read of a shard's file; any thread may, with buffers of its own.
 
     Args:
-        stream: The run: edit and base.
+        edit: What is done.
+        base: The checkpoint that is edited.
         arithmetic: What adds the terms.
     """
 
-    def __init__(self, stream: Stream, arithmetic: Arithmetic) -> None:
-        self._edit, self._base = stream.edit, stream.base
+    def __init__(self, edit: Edit, base: Checkpoint, arithmetic: Arithmetic) -> None:
+        self._edit, self._base = edit, base
         self._arithmetic = arithmetic
 
     def dense(

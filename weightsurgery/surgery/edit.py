@@ -89,6 +89,7 @@ class Run:
         allow_unrelated: Edit although a vector does not derive from the base.
         command: The command line, for the record.
         progress: Called as ``progress(stage, done, total)`` in bytes, from worker threads.
+        cluster: ``ray`` or ``ray://host:port``, to do the work there; None for this machine.
     """
 
     selection: Selection
@@ -98,6 +99,7 @@ class Run:
     allow_unrelated: bool = False
     command: Sequence[str] = ()
     progress: Progress | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from weightsurgery.algebra.elementwise import DTYPES, Term, combine
 from weightsurgery.algebra.rounding import ChangeStats, compute_dtype, generator_for, round_to
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint, torch_dtype
-from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.progress import Progress
@@ -22,7 +22,31 @@ from weightsurgery.surgery.plan import EditPlan
 if TYPE_CHECKING:
     from weightsurgery.surgery.as_checkpoint import Storage
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "TensorWriter"]
+
+
+class TensorWriter(Protocol):
+    """Where a tensor's bytes go; see :class:`weightsurgery.checkpoint.writer.CheckpointWriter`."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """The output's tensors."""
+        ...
+
+    def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
+        """Write some of a tensor's bytes; each tensor's come in order."""
+        ...
+
+    def copy(self, name: str, base: Checkpoint) -> None:
+        """Copy a tensor's bytes from the base."""
+        ...
+
+    def finish(self, name: str, facts: dict[str, Any]) -> None:
+        """Say that all of a tensor's bytes are written."""
+        ...
+
+
+_W = TypeVar("_W", bound=TensorWriter)
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
@@ -30,7 +54,7 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 @dataclass
-class Stream:
+class Stream(Generic[_W]):
     """One run over a checkpoint's tensors.
 
     Attributes:
@@ -50,7 +74,7 @@ class Stream:
     plan: EditPlan
     storage: Storage
     device: str
-    writer: CheckpointWriter
+    writer: _W
     progress: Progress | None
     total: int
     done: int = 0
@@ -68,9 +92,7 @@ class Stream:
         entry = self.base.entry(name)
         original = self.plan.copies.get(name, name)
         factor = self.plan.edited.get(name)
-        prepared = None
-        if factor is not None and entry.numel:
-            prepared = self.edit.prepare(self.base, original, self.device_for(original))
+        prepared = self.prepared(name) if factor is not None and entry.numel else None
         facts: dict[str, Any] = {}
         target = self.writer.entries[name]
         if prepared is not None and factor is not None:
@@ -83,6 +105,11 @@ class Stream:
         else:
             self._edit(entry, target, None, original, 0.0)
         self.writer.finish(name, facts)
+
+    def prepared(self, name: str) -> Prepared | None:
+        """Work out one tensor's change; None where there is none."""
+        original = self.plan.copies.get(name, name)
+        return self.edit.prepare(self.base, original, self.device_for(original))
 
     def device_for(self, name: str) -> str:
         """Several GPUs take the tensors in turn; a tied copy goes where its original went."""

@@ -26,14 +26,14 @@ from weightsurgery.checkpoint.hashing import PAIRED, Sha256
 from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import known_sha256, remember_sha256
+from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.surgery.arithmetic import Buffers, OnHost, arithmetic_on
-from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces, changes_of
-from weightsurgery.surgery.edit import Prepared
+from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces, rewritten
 from weightsurgery.surgery.ordering import HashOrder, Prefetch, in_turn
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.workers import cores, results, torch_threads
 
-__all__ = ["Windows"]
+__all__ = ["WINDOW", "Windows", "merged"]
 
 # Bytes of a shard's file worked on at a time: with a fine-tune's beside it, it stays in cache.
 WINDOW = 1 << 21
@@ -98,7 +98,9 @@ class Windows:
         outputs: After :meth:`run`: SHA-256 of the output's shards, by name.
     """
 
-    def __init__(self, stream: Stream, changes: Mapping[str, DenseChange | OtherChange]) -> None:
+    def __init__(
+        self, stream: Stream[CheckpointWriter], changes: Mapping[str, DenseChange | OtherChange]
+    ) -> None:
         self.stream = stream
         self.inputs: dict[Path, str] = {}
         self.outputs: dict[str, str] = {}
@@ -108,7 +110,7 @@ class Windows:
         self._resumed = self._worked_out & stream.writer.done.keys()
         # What is worked out comes back from its device, and is added here.
         self._arithmetic = OnHost() if self._other else arithmetic_on(stream.device)
-        self._pieces = Pieces(stream, self._arithmetic)
+        self._pieces = Pieces(stream.edit, stream.base, self._arithmetic)
         self._prefetch: Prefetch | None = None
         self._failed = threading.Event()
         self._lock = threading.Lock()
@@ -120,20 +122,13 @@ class Windows:
                 self._tensors[entry.name] = _Tensor(count, [None] * count)
 
     @classmethod
-    def of(cls, stream: Stream) -> Windows | None:
+    def of(cls, stream: Stream[CheckpointWriter]) -> Windows | None:
         """The edit as windows; None if the output is no base with some bytes rewritten.
 
         That is: if it gets another dtype, or rounds otherwise than to nearest.
         """
-        plan, storage = stream.plan, stream.storage
-        if storage.rounding != "nearest" or not stream.base.as_stored:
-            return None
-        if any(mine is not stream.base.shards[mine.shard] for mine in plan.shards):
-            return None
-        changes = changes_of(stream.edit, stream.base, plan)
-        if changes is None:
-            return None
-        return cls(stream, changes)
+        changes = rewritten(stream.edit, stream.base, stream.plan, stream.storage)
+        return None if changes is None else cls(stream, changes)
 
     def run(self, workers: int) -> None:
         """Do all windows.
@@ -151,7 +146,7 @@ class Windows:
             changes = [change for shard in self._shards for change in shard.changes]
             names = [c.entry.name for c in changes if isinstance(c, OtherChange)]
             names = [name for name in names if name not in done]
-            self._prefetch = Prefetch(self._prepare, names, workers)
+            self._prefetch = Prefetch(self.stream.prepared, names, workers)
             # A result would depend on the number of threads in an operation.
             threads: AbstractContextManager[None] = torch_threads(1)
         else:
@@ -187,11 +182,6 @@ class Windows:
             if known_sha256(path) is None:
                 shard.inputs[path] = (Sha256(), stamp(path))
         return shard
-
-    def _prepare(self, name: str) -> Prepared | None:
-        stream = self.stream
-        original = stream.plan.copies.get(name, name)
-        return stream.edit.prepare(stream.base, original, stream.device_for(original))
 
     def _work(self, todo: Iterator[tuple[_Group, int]]) -> None:
         buffers = self._arithmetic.buffers()
@@ -299,11 +289,23 @@ class Windows:
         found = [stats for stats in tensor.stats if stats is not None]
         if not found:
             return {}
-        total = ChangeStats()
-        for stats in found:  # in the order of the bytes, whoever came first
-            total.merge(stats)
-        factor = self.stream.plan.edited[name]
-        return {"stats": asdict(total), "factor": factor, **tensor.facts}
+        return merged(found, self.stream.plan.edited[name], tensor.facts)
+
+
+def merged(
+    stats: Sequence[ChangeStats], factor: float, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What is kept of a tensor's change.
+
+    Args:
+        stats: Of its windows, in the order of the bytes, whoever came first.
+        factor: Of the selection.
+        facts: What else is known.
+    """
+    total = ChangeStats()
+    for each in stats:
+        total.merge(each)
+    return {"stats": asdict(total), "factor": factor, **(facts or {})}
 
 
 def _same_layout(header: ShardHeader, other: Checkpoint) -> bool:

@@ -1,0 +1,205 @@
+"""Edits on a Ray cluster of two nodes, which tests may lose; all of this module share one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import left_behind, read_tensors, write_checkpoint
+from tests.surgery.inputs import MATRICES, digests, edits, vector, write_inputs
+from tests.surgery.unlucky import KilledOnce, StuckOn
+from weightsurgery import Negate, Storage, apply
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.errors import NonFiniteError
+from weightsurgery.surgery import tasks
+
+ray = pytest.importorskip("ray")
+
+SMALL: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+
+# A driver that is killed in the middle: as another process, so that its cluster outlives it.
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from tests.surgery.inputs import edits
+from weightsurgery import Checkpoint, apply
+from weightsurgery.checkpoint.writer import CheckpointWriter
+
+CheckpointWriter.FLUSH_SECONDS = 0.01
+root, out = Path(sys.argv[1]), Path(sys.argv[2])
+journal = out.parent / f".{out.name}.ws-partial/journal.jsonl"
+
+def progress(*_):
+    while len(journal.read_text().splitlines()) < 2:
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+base = Checkpoint.open(root / "base")
+edit, storage = edits(root, base)["stochastic"]
+apply(edit, base, out, storage=storage, cluster="ray", workers=1, progress=progress)
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cluster")
+    write_inputs(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A cluster of two nodes on this machine, to which this process is connected."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setattr(tasks, "RANGE", tasks.WINDOW)
+        cluster = Cluster(True, head_node_args={**SMALL, "include_dashboard": False})
+        cluster.add_node(**SMALL)
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def wanted(inputs: Path) -> dict[str, dict[str, str]]:
+    """What runs on one machine write, by edit."""
+    base = Checkpoint.open(inputs / "base")
+    found = {}
+    for name, (edit, storage) in edits(inputs, base).items():
+        apply(edit, base, inputs / name, storage=storage)
+        found[name] = digests(inputs / name)
+    before = digests(inputs / "base")
+    for each in found.values():
+        assert not set(each.values()) & {before[name] for name in before if "-of-" in name}
+    return found
+
+
+@pytest.mark.parametrize("name", ["stretches", "matrices", "blocks"])
+def test_two_nodes_write_the_same_bytes(
+    nodes: Any, inputs: Path, tmp_path: Path, wanted: Any, name: str
+) -> None:
+    base = Checkpoint.open(inputs / "base")
+    edit, storage = edits(inputs, base)[name]
+    steps: list[tuple[int, int]] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        steps.append((done, total))
+
+    out = tmp_path / "out"
+    apply(edit, base, out, storage=storage, cluster="ray", progress=progress)
+    assert digests(out) == wanted[name]
+    assert left_behind(out) == ["out"]
+    assert steps == sorted(steps)
+    assert steps[-1][0] == steps[-1][1]
+    assert ray.is_initialized()  # a connection of the caller's stays
+
+
+def test_a_task_whose_process_dies_is_done_again(
+    nodes: Any, inputs: Path, tmp_path: Path, wanted: Any
+) -> None:
+    base = Checkpoint.open(inputs / "base")
+    marker = tmp_path / "marker"
+    edit = KilledOnce(vector(inputs, base, "tuned"), 0.7, str(marker))
+    storage = Storage(dtype="float32")
+    plain = Negate(vector(inputs, base, "tuned"), 0.7)
+    apply(plain, base, tmp_path / "plain", storage=storage)
+    apply(edit, base, tmp_path / "out", storage=storage, cluster="ray")
+    assert marker.exists()
+    weights = {n for n in digests(tmp_path / "plain") if n.endswith(".safetensors")}
+    found, expected = digests(tmp_path / "out"), digests(tmp_path / "plain")
+    assert {n: found[n] for n in weights} == {n: expected[n] for n in weights}
+    assert len(weights) == 2
+
+
+def test_an_error_on_a_node_comes_back_as_itself(nodes: Any, inputs: Path, tmp_path: Path) -> None:
+    tensors = read_tensors(inputs / "tuned")
+    tensors[MATRICES[3]][5, 7] = torch.nan
+    write_checkpoint(tmp_path / "tuned", tensors)
+    base = Checkpoint.open(inputs / "base")
+    said = []
+    for cluster in (None, "ray"):
+        edit = Negate(vector(tmp_path, base, "tuned"))
+        with pytest.raises(NonFiniteError) as found:
+            apply(edit, base, tmp_path / "out", cluster=cluster, allow_unrelated=True)
+        said.append(str(found.value))
+        assert type(found.value) is NonFiniteError
+        assert left_behind(tmp_path / "out") == []
+    assert said[0] == said[1]
+    assert MATRICES[3] in said[0]
+    assert len(said[0].splitlines()) == 2
+
+
+def test_a_killed_driver_goes_on_where_it_was(
+    nodes: Any, inputs: Path, tmp_path: Path, wanted: Any
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", DRIVER, str(inputs), str(out)]
+    root = str(Path(__file__).parents[2])
+    env = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(command, cwd=root, env=env, check=False, timeout=240)
+    assert done.returncode == -signal.SIGKILL
+    assert left_behind(out) == [".out.ws-partial"]
+    base = Checkpoint.open(inputs / "base")
+    edit, storage = edits(inputs, base)["stochastic"]
+    again = apply(edit, base, out, storage=storage, cluster="ray")
+    assert 0 < again.resumed < len(MATRICES)
+    assert digests(out) == wanted["stochastic"]
+
+
+def test_the_command_line_does_the_same(
+    nodes: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from weightsurgery.cli.main import main
+
+    for name, more in (("here", []), ("there", ["--cluster", "ray"])):
+        typed = ["ws", "negate", str(inputs / "base"), str(inputs / "tuned"), "-q", *more]
+        monkeypatch.setattr(sys, "argv", [*typed, "-o", str(tmp_path / name)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code
+    here, there = digests(tmp_path / "here"), digests(tmp_path / "there")
+    differ = {name for name in here if here[name] != there[name]}
+    assert differ == {"weightsurgery.json"}  # it holds the command line
+    assert "--cluster" in (tmp_path / "there/weightsurgery.json").read_text()
+
+
+def test_a_lost_node_changes_nothing(
+    nodes: Any, inputs: Path, tmp_path: Path, wanted: Any
+) -> None:  # the last of the module: one node is left
+    (other,) = (node for node in nodes.list_all_nodes() if not node.head)
+    marker = tmp_path / "marker"
+    base = Checkpoint.open(inputs / "base")
+    edit = StuckOn(vector(inputs, base, "tuned"), 0.7, str(marker), other.node_id)
+    storage = Storage(rounding="stochastic")
+    plain = Negate(vector(inputs, base, "tuned"), 0.7)
+    apply(plain, base, tmp_path / "plain", storage=storage)
+
+    def lose() -> None:
+        end = time.monotonic() + 120
+        while not marker.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        nodes.remove_node(other, allow_graceful=False)
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    apply(edit, base, tmp_path / "out", storage=storage, cluster="ray")
+    losing.join()
+    assert marker.exists()  # a task was under way there, and ended with its node
+    assert [node["Alive"] for node in ray.nodes()].count(True) == 1
+    expected, found = digests(tmp_path / "plain"), digests(tmp_path / "out")
+    assert found == expected

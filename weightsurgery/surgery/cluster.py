@@ -1,0 +1,245 @@
+"""Work spread over a Ray cluster; nothing else here knows Ray.
+
+Ray starts processes, places tasks and does them again where a machine or a process was lost. Each
+task is told apart from the others by its place in the output alone, so no order is kept, and no
+weights travel: a task gets a few numbers and gives back a few.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from weightsurgery.checkpoint.record import versions
+from weightsurgery.deferred import need
+from weightsurgery.errors import ClusterError, EditError, LostWorkError, WeightSurgeryError
+
+__all__ = ["Needs", "RayCluster"]
+
+_T = TypeVar("_T")
+
+# How often a task is begun again whose process or machine was lost.
+RETRIES = 8
+
+# Seconds until an address counts as wrong, and those that tasks are given to end.
+_CONNECT, _CANCEL = 5.0, 10.0
+
+_LOCATED = "--cluster ray, or --cluster ray://host:port (a client's port, 10001 by default)."
+_GOES_ON = "the same command goes on where this one stopped."
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a task takes of its machine.
+
+    Attributes:
+        gpu: Whether it takes one.
+        memory: Bytes, bounded by what the largest machine has; 0 for few.
+    """
+
+    gpu: bool = False
+    memory: int = 0
+
+
+class RayCluster:
+    """A connection to a cluster, as a context manager.
+
+    Args:
+        name: ``ray``: the one in ``RAY_ADDRESS``, else one on this machine, else one of this
+            process alone, which ends with it. ``ray://host:port``: through Ray's client.
+
+    Raises:
+        ClusterError: Ray is not installed, the name is none, or nothing answers there.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._address = name if name != "ray" else os.environ.get("RAY_ADDRESS") or None
+        if name != "ray" and not (name.startswith("ray://") and name[6:]):
+            raise ClusterError(f"cluster {name!r}", f"Give {_LOCATED}")
+        need("--cluster spreads the work with Ray", "ray", extra="ray", kind=ClusterError)
+        if self._client:
+            need("ray:// is the address of Ray's client", "grpc", extra="ray", kind=ClusterError)
+
+    @property
+    def _client(self) -> bool:
+        return "://" in (self._address or "")
+
+    def __enter__(self) -> RayCluster:
+        import ray
+
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            self._connect()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        if self._ours:
+            ray.shutdown()
+
+    def _connect(self) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self._answers()
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._address is None:
+            quiet["include_dashboard"] = False
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTERM) if main else None
+        try:
+            ray.init(self._address, **quiet)
+        except (Exception, SystemExit) as error:  # its core exits where nobody answers
+            ray.shutdown()
+            why = str(error).strip().split("\n")[0] or type(error).__name__
+            raise ClusterError(
+                f"cluster {self._address or 'ray'}: Ray does not connect: {why}",
+                "Check the address, that 'ray status' answers there, and that Ray and Python are"
+                " of the same versions here.",
+            ) from None
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there
+
+    def _answers(self) -> None:
+        """Refuse an address where nothing listens; Ray would try it for minutes, and then exit."""
+        place = (self._address or "").removeprefix("ray://")
+        if not place or place in ("auto", "local") or "://" in place:
+            return
+        host, colon, port = place.partition("/")[0].rpartition(":")
+        try:
+            if not colon:
+                raise OSError("no port in it")
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
+        except (OSError, ValueError) as error:
+            raise ClusterError(
+                f"cluster {self._address}: nothing answers there ({error})",
+                f"Start one with 'ray start --head', and give {_LOCATED}",
+            ) from None
+
+    def device(self, name: str, decomposes: bool) -> str:
+        """The device of tasks that decompose: a GPU each where there are any.
+
+        Raises:
+            EditError: The cluster has no such device.
+        """
+        import ray
+
+        gpus = ray.cluster_resources().get("GPU", 0) >= 1
+        if name == "cpu" or (name == "auto" and not (decomposes and gpus)):
+            return "cpu"
+        if name in ("auto", "cuda") and gpus:
+            return "cuda"
+        raise EditError(
+            f"device {name!r} on a cluster with{'' if gpus else 'out'} GPUs",
+            "Use auto, cpu or cuda: each task that decomposes gets a GPU of its own.",
+        )
+
+    def results(
+        self,
+        run: str,
+        packed: bytes,
+        work: Iterable[_T],
+        needs: Callable[[_T], Needs],
+        limit: int | None,
+    ) -> Generator[Any, None, None]:
+        """What tasks give back, as they end; few are under way at any time.
+
+        Args:
+            run: What tells the run from others.
+            packed: What all tasks share, for :func:`weightsurgery.surgery.performing.performer`.
+            work: One after another.
+            needs: What each takes.
+            limit: At most so many under way; by default two for each processor.
+
+        Raises:
+            LostWorkError: A machine or process was lost more than :data:`RETRIES` times.
+            WeightSurgeryError: As the task raised it.
+        """
+        import ray
+
+        has = ray.cluster_resources()
+        limit = limit or max(2, 2 * int(has.get("CPU", 1)))
+        largest = max(each["Resources"].get("memory", 0) for each in ray.nodes())
+        shared = [ray.put(packed)]  # in a list, so that a process fetches it once, not each task
+        task = ray.remote(_perform)
+        rest = iter(work)
+
+        def start(count: int) -> list[Any]:
+            begun = []
+            for each in islice(rest, count):
+                takes = needs(each)
+                begun.append(
+                    task.options(
+                        scheduling_strategy="SPREAD",
+                        max_retries=RETRIES,
+                        num_cpus=1,
+                        num_gpus=int(takes.gpu),
+                        memory=int(min(takes.memory, largest)) or None,
+                    ).remote(run, versions(), shared, each)
+                )
+            return begun
+
+        waiting = start(limit)
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting, num_returns=1)
+                waiting += start(len(ready))
+                yield from _results(ready)
+        finally:
+            _cancel(waiting)
+
+
+def _results(ready: list[Any]) -> list[Any]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return list(ray.get(ready))
+    except RayTaskError as error:
+        if isinstance(error.cause, WeightSurgeryError):
+            raise error.cause from None
+        if isinstance(error.cause, ImportError):
+            raise ClusterError(
+                f"cluster: a node cannot import what it needs: {error.cause}",
+                "Install weightsurgery[ray], of the same version, on all nodes.",
+            ) from None
+        raise  # a bug, which shows its traceback
+    except RayError as error:
+        why = str(error).strip().split("\n")[0]
+        raise LostWorkError(
+            f"cluster: a task was lost for good after {RETRIES} more attempts: {why}",
+            f"Look at 'ray status', and at the nodes' memory and logs; {_GOES_ON}",
+        ) from None
+
+
+def _cancel(waiting: list[Any]) -> None:
+    """End tasks that are under way, and wait until they write no more."""
+    import ray
+
+    if not waiting or not ray.is_initialized():
+        return
+    for each in waiting:
+        ray.cancel(each, force=True)
+    ray.wait(waiting, num_returns=len(waiting), timeout=_CANCEL)
+
+
+def _perform(run: str, wanted: Mapping[str, str], shared: list[Any], work: Any) -> Any:
+    """Runs on the cluster."""
+    import ray
+
+    from weightsurgery.surgery.performing import performer
+
+    def fetch() -> bytes:
+        packed: bytes = ray.get(shared[0])
+        return packed
+
+    return performer(run, wanted, fetch).perform(work)

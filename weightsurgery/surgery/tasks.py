@@ -1,0 +1,216 @@
+"""An edit's plan as tasks that know nothing of each other, for processes on other machines.
+
+A task owns a range of bytes of one file of the unfinished output: a stretch in which tensors change
+as they lie, or one tensor whose change has to be worked out first. What it writes depends on its
+place alone, so doing it twice, or in part before, does no harm; what comes back are sums and a
+SHA-256. The sums are those of the windows a run on one machine counts in, so the record agrees.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from bisect import bisect_right
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.reader import Checkpoint
+from weightsurgery.checkpoint.writer import CheckpointWriter
+from weightsurgery.errors import EditError
+from weightsurgery.surgery.changes import DenseChange, OtherChange
+from weightsurgery.surgery.edit import Edit
+from weightsurgery.surgery.plan import EditPlan
+from weightsurgery.surgery.windows import WINDOW, merged
+
+if TYPE_CHECKING:
+    from weightsurgery.surgery.as_checkpoint import Storage
+
+__all__ = ["Check", "Collected", "Done", "Job", "Task", "tasks_of"]
+
+# Bytes of a task whose tensors change as they lie: long enough that starting it costs little.
+RANGE = 32 * WINDOW
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a run share.
+
+    Attributes:
+        edit: What to do.
+        base: The checkpoint to edit.
+        plan: Which tensors, and the output's headers.
+        storage: dtype and rounding of the result.
+        device: Where matrices are decomposed.
+        changes: What is done to which tensor as it lies; None to go tensor by tensor.
+        target: The output, for messages.
+        paths: The files of the unfinished output, by shard.
+        mark: A file beside them, and its text: storage without it is another's.
+        inputs: Files that are read, and their sizes.
+    """
+
+    edit: Edit
+    base: Checkpoint
+    plan: EditPlan
+    storage: Storage
+    device: str
+    changes: Mapping[str, DenseChange | OtherChange] | None
+    target: Path
+    paths: Mapping[str, Path]
+    mark: tuple[Path, str]
+    inputs: Sequence[tuple[Path, int]]
+
+    def alone(self, name: str) -> bool:
+        """Whether a tensor is a task of its own."""
+        return self.changes is None or isinstance(self.changes.get(name), OtherChange)
+
+    def packed(self) -> bytes:
+        """As bytes for another process, in which there are no weights.
+
+        Raises:
+            EditError: A vector is in memory, where no other machine can read it.
+        """
+        packed = io.BytesIO()
+        _Pickler(packed).dump(self)
+        return packed.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, each: Any) -> None:
+        if type(each).__module__.startswith("torch") and hasattr(each, "untyped_storage"):
+            raise EditError(
+                "a vector in memory, on a cluster: its nodes read vectors from storage they share",
+                "Save it first, as 'ws diff -o' and 'ws subspace' do, or edit on this machine.",
+            )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A range of bytes of a shard of the output.
+
+    Attributes:
+        shard: Its file.
+        start: First byte.
+        stop: After the last byte.
+        tensor: The one tensor that it is; None for a stretch of the file.
+    """
+
+    shard: str
+    start: int
+    stop: int
+    tensor: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What comes back of a task.
+
+    Attributes:
+        task: The task.
+        sha256: Of the bytes that were written.
+        stats: Of a stretch: tensor, number of the window, and its sums.
+        facts: Of a tensor: what is known of its change.
+    """
+
+    task: Task
+    sha256: str
+    stats: Sequence[tuple[str, int, ChangeStats]] = ()
+    facts: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A file to be hashed.
+
+    Attributes:
+        path: The file.
+        parts: Of one of the output: first byte, end and SHA-256 of what tasks wrote. None for an
+            input.
+    """
+
+    path: Path
+    parts: Sequence[tuple[int, int, str]] | None = None
+
+
+def tasks_of(job: Job, done: Container[str]) -> list[Task]:
+    """All that is to be done, the largest first.
+
+    Args:
+        job: The run.
+        done: Tensors that an interrupted run has finished.
+    """
+    found: list[Task] = []
+    for header in job.plan.shards:
+        at = 0
+        for entry in header.entries:
+            if not entry.nbytes or not job.alone(entry.name):
+                continue
+            found += _stretches(job, header.shard, at, entry.start)
+            at = entry.stop
+            if entry.name not in done:
+                found.append(Task(header.shard, entry.start, entry.stop, entry.name))
+        found += _stretches(job, header.shard, at, header.size)
+    return sorted(found, key=lambda task: task.start - task.stop)
+
+
+def _stretches(job: Job, shard: str, start: int, stop: int) -> Iterator[Task]:
+    """A stretch, cut where windows begin."""
+    while start < stop and job.changes is not None:  # else it is a header, which is written
+        end = min(stop, (start // RANGE + 1) * RANGE)
+        yield Task(shard, start, end)
+        start = end
+
+
+class Collected:
+    """What has come back; tells the writer of a tensor once all of it is written.
+
+    Args:
+        job: The run.
+        writer: The output's.
+
+    Attributes:
+        parts: By shard: first byte, end and SHA-256 of what was written.
+    """
+
+    def __init__(self, job: Job, writer: CheckpointWriter) -> None:
+        self._job, self._writer = job, writer
+        self._headers = {header.shard: header for header in job.plan.shards}
+        self._starts = {s: [e.start for e in h.entries] for s, h in self._headers.items()}
+        self._left = {entry.name: entry.nbytes for entry in writer.entries.values()}
+        self._sums: dict[str, dict[int, ChangeStats]] = {}
+        self.parts: dict[str, list[tuple[int, int, str]]] = {shard: [] for shard in self._headers}
+        for name, size in self._left.items():
+            if not size and name not in writer.done:
+                writer.finish(name, {}, kept=False)
+
+    def add(self, done: Done) -> None:
+        """Take what came back of a task."""
+        task = done.task
+        self.parts[task.shard].append((task.start, task.stop, done.sha256))
+        if task.tensor is not None:
+            self._writer.finish(task.tensor, dict(done.facts or {}), sha256=done.sha256)
+            return
+        for name, window, stats in done.stats:
+            self._sums.setdefault(name, {})[window] = stats
+        for entry in self._inside(task):
+            self._left[entry.name] -= min(entry.stop, task.stop) - max(entry.start, task.start)
+            if not self._left[entry.name]:
+                self._writer.finish(entry.name, self._facts(entry.name), kept=False)
+
+    def _inside(self, task: Task) -> Iterator[TensorEntry]:
+        entries = self._headers[task.shard].entries
+        first = max(0, bisect_right(self._starts[task.shard], task.start) - 1)
+        for entry in entries[first:]:
+            if entry.start >= task.stop:
+                return
+            if entry.stop > task.start and entry.nbytes:
+                yield entry
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        sums = self._sums.pop(name, None)
+        if sums is None:
+            return {}
+        return merged([sums[window] for window in sorted(sums)], self._job.plan.edited[name])
