@@ -257,7 +257,8 @@ def test_only_flushed_tensors_are_in_the_journal(tmp_path, base, monkeypatch):
     staging.leave()
     again = Staging(tmp_path / "out", "me", [])
     (noted,) = again.finished
-    digest = hashlib.sha256(b'{"x": 1}' + content("a", *THREE["a"])).hexdigest()
+    weights = hashlib.sha256(content("a", *THREE["a"])).hexdigest()
+    digest = hashlib.sha256(f'{{"x": 1}}\n{weights}'.encode()).hexdigest()
     assert noted == {"tensor": "a", "facts": {"x": 1}, "sha256": digest}
     again.close()
 

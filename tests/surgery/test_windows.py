@@ -261,7 +261,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(handle, data, offset):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "_write_all", lambda h, d, o: full(h, d, o) if o else None)
+    monkeypatch.setattr(writer, "write_all", lambda h, d, o: full(h, d, o) if o else None)
     monkeypatch.setattr(windows, "WINDOW", 4096)
     with pytest.raises(OutputError, match="No space left"):
         apply(edit, base, tmp_path / "out")
