@@ -120,6 +120,7 @@ def test_progress_in_a_terminal_names_layer_and_loss(place):
         (["facts.jsonl", "--precision", "bfloat16", "--dtype", "float16"], "--dtype float16",
          "--precision"),
         (["facts.jsonl", "--max-memory", "1"], "--max-memory", "activations"),
+        (["facts.jsonl", "--device-map", "auto"], "--device-map", "activations"),
         (["facts.jsonl", "--mode", "activations", "--steps", "2"], "trains nothing", "Leave"),
         (["facts.jsonl", "--device", "tpu"], "device 'tpu'", "cpu"),
     ],

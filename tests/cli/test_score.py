@@ -102,6 +102,13 @@ def test_errors_are_two_lines(ws, world):
     what, remedy = two_lines(ws("evaluate", base, "--keep", facts, "--metric", "bleu"))
     assert "'bleu'" in what
     assert "rouge_l" in remedy
+    what, remedy = two_lines(
+        ws("evaluate", base, "--forget", facts, "--metric", "tofu", "--device-map", "auto")
+    )
+    assert "--device-map with --metric tofu" in what
+    spread = ("evaluate", base, "--forget", facts, "--device-map")
+    assert "device map 'wide'" in two_lines(ws(*spread, "wide"))[0]
+    assert ws(*spread, "auto", "-q").returncode == 0
     what, remedy = two_lines(ws("evaluate", base, "--tasks", "hellaswag"))
     assert "lm-eval:NAME" in remedy
 

@@ -10,7 +10,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.helped import Command, Group, among
 from weightsurgery.cli.options import Show
-from weightsurgery.cli.score import Device, Forget, Keep, Model, Scoring, check_installed
+from weightsurgery.cli.score import Device, DeviceMap, Forget, Keep, Model, Scoring, check_installed
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def relearn(
         ),
     ] = 0,
     device: Device = "auto",
+    device_map: DeviceMap = None,
 ) -> None:
     """Train on a part of what was forgotten, and ask for the rest.
 
@@ -102,6 +103,7 @@ def relearn(
             fraction=fraction,
             **how.arguments(),
             device=device,
+            device_map=device_map,
             seed=seed,
             progress=progress,
         )
@@ -131,6 +133,7 @@ def quantize(
         int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
     ] = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
 ) -> None:
     """Round the weights to 4 or 8 bits, and ask again.
 
@@ -152,6 +155,7 @@ def quantize(
             **how.arguments(),
             batch_size=batch_size,
             device=device,
+            device_map=device_map,
             seed=seed,
             progress=progress,
         )

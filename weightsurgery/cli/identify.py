@@ -13,6 +13,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Which, written_path
+from weightsurgery.cli.score import DeviceMap
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.statistics import gather_statistics
 from weightsurgery.cli.training_options import Optimise
@@ -70,6 +71,7 @@ class How:
             rich_help_panel="Which weights at a time",
         ),
     ] = None
+    device_map: DeviceMap = None
 
     def method(self, keep_weight: float) -> IdentifyMode:
         """As the library's method."""
@@ -219,18 +221,21 @@ def identify(
 
     given = {**further.given(optimise.precision), **optimise.given()}
     if how.mode == "activations":
-        nothing, usual = (How("activations", max_memory=how.max_memory), Hold()), Training()
+        alone = How("activations", max_memory=how.max_memory, device_map=how.device_map)
+        nothing, usual = (alone, Hold()), Training()
         # Recipes write defaults out, too.
         trains = any(value != getattr(usual, name) for name, value in given.items())
         if dry_run or trains or (how, hold) != nothing:
             raise EditError(
                 "mode activations trains nothing, and takes no option of training, nor --dry-run",
-                "Leave out all but --max-memory, --device and what chooses tensors.",
+                "Leave out all but --max-memory, --device, --device-map and what chooses tensors.",
             )
-        gather_statistics(ckpt, data, out, which, show, device, how.max_memory, overwrite)
+        where = device, how.device_map
+        gather_statistics(ckpt, data, out, which, show, *where, how.max_memory, overwrite)
         return
-    if how.max_memory is not None:
-        raise EditError(f"--max-memory with mode {how.mode}", "Use it with --mode activations.")
+    for option, value in (("max-memory", how.max_memory), ("device-map", how.device_map)):
+        if value is not None:
+            raise EditError(f"--{option} with mode {how.mode}", "Use it with --mode activations.")
     adapter = () if how.lora_rank is None else ("peft",)
     need("identify trains the model", "transformers", "accelerate", *adapter, extra="demo")
     from weightsurgery.checkpoint.reader import Checkpoint

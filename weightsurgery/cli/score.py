@@ -17,7 +17,16 @@ from weightsurgery.cli.yardstick import TOFU, Yardstick
 if TYPE_CHECKING:
     from weightsurgery.learning.evaluate import Contexts
 
-__all__ = ["Device", "Forget", "Keep", "Model", "Scoring", "check_installed", "evaluate"]
+__all__ = [
+    "Device",
+    "DeviceMap",
+    "Forget",
+    "Keep",
+    "Model",
+    "Scoring",
+    "check_installed",
+    "evaluate",
+]
 
 _HOW = "How it is scored"
 
@@ -43,6 +52,15 @@ Keep = Annotated[
 Device = Annotated[
     str,
     typer.Option(help="auto, cpu, cuda or cuda:0. Where the model runs."),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|balanced|sequential",
+        help="Spread the model over all GPUs, memory and disk instead, as accelerate's device_map"
+        " does.",
+        rich_help_panel="The machine",
+    ),
 ]
 
 
@@ -174,6 +192,7 @@ def evaluate(
         int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
     ] = 32,
     device: Device = "auto",
+    device_map: DeviceMap = None,
 ) -> None:
     """Score a checkpoint on data, before and after an edit.
 
@@ -185,6 +204,7 @@ def evaluate(
     """
     check_installed()
     pages.check()
+    from weightsurgery.errors import EditError
     from weightsurgery.learning.evaluate import evaluate as score
     from weightsurgery.learning.harness import find_tasks, run_tasks
     from weightsurgery.learning.scores import METRICS
@@ -196,6 +216,12 @@ def evaluate(
     unlearned = yardstick.asked(
         how.metric, contexts is not None or (against is not None and not how.words)
     )
+    if device_map is not None and (tasks or unlearned):
+        raise EditError(
+            f"--device-map with {'--tasks' if tasks else '--metric tofu'}, which hold a model on"
+            " one device",
+            "Leave it out, or score the other metrics alone.",
+        )
     wanted = find_tasks(tasks, include_path) if tasks else None
     content = content_of(ckpt) if show.json or pages else None
     found, figures, measured = None, None, None
@@ -211,6 +237,7 @@ def evaluate(
                 contexts=contexts,
                 batch_size=batch_size,
                 device=device,
+                device_map=device_map,
                 seed=seed,
                 progress=progress,
             )

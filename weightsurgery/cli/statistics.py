@@ -20,6 +20,7 @@ def gather_statistics(
     which: Which,
     show: Show,
     device: str,
+    device_map: str | None,
     max_memory: float | None,
     overwrite: bool,
 ) -> None:
@@ -36,6 +37,7 @@ def gather_statistics(
             data,
             selection=which.selection("all-linear"),
             device=device,
+            device_map=device_map,
             max_bytes=None if max_memory is None else int(max_memory * 1e9),
             overwrite=overwrite,
             command=show.command,

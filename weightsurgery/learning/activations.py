@@ -106,7 +106,7 @@ def gathered(
 
     Yields:
         For each distinct input the names of the weights that read it, ``C`` (``(n, n)``, float64,
-        on the model's device) and how many inputs were summed. Layers that never ran are missing.
+        where they run) and how many inputs were summed. Layers that never ran are missing.
 
     Raises:
         EditError: ``max_bytes`` holds not even one matrix.
@@ -126,10 +126,8 @@ def gathered(
                     progress("activations", before + count, len(passes) * tokens)
 
             sums = _sums(model, members, batches, device, advance)
-            for each in members:
-                gram, count = sums.pop(each.names)
-                if count:
-                    yield each.names, gram, count
+            for names in [each.names for each in members if each.names in sums]:
+                yield names, *sums.pop(names)
 
 
 def _batches(rows: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[Tensor]:
@@ -240,20 +238,22 @@ def _sums(
     advance: Callable[[int], None],
 ) -> dict[tuple[str, ...], tuple[Tensor, int]]:
     """One run over the data: ``C`` and number of tokens for some inputs."""
-    sums = {
-        each.module: torch.zeros(each.width, each.width, dtype=torch.float64, device=device)
-        for each in members
-    }
-    counts = dict.fromkeys(sums, 0)
+    # Made where a layer runs: a model may be spread over devices.
+    sums: dict[nn.Module, Tensor] = {}
+    counts = {each.module: 0 for each in members}
     expected = {each.module: each.calls for each in members}
     stoppable = all(expected.values())
     waiting: dict[nn.Module, int] = {}
     head: nn.Module | None = getattr(model, "get_output_embeddings", lambda: None)()
 
     def see(module: nn.Module, x: Tensor) -> None:
-        if module not in sums:
+        if module not in counts:
             raise _Enough  # the head: nothing comes after it, and logits are large
         rows = x.reshape(-1, x.shape[-1]).float()
+        if module not in sums:
+            sums[module] = torch.zeros(
+                rows.shape[1], rows.shape[1], dtype=torch.float64, device=x.device
+            )
         _add_products(sums[module], rows)
         counts[module] += rows.shape[0]
         left = waiting.get(module, 0) - 1
@@ -265,21 +265,22 @@ def _sums(
             raise _Enough
 
     done = 0
-    watched = [*sums, head] if head is not None and head not in sums else list(sums)
+    watched = [*counts, head] if head is not None and head not in counts else list(counts)
     with _watching(watched, see):
         for batch in batches:
             waiting.update(expected)
             _run(model, batch.to(device))
             done += batch.numel()
             advance(done)
-    for each in members:
+    ran = [each for each in members if each.module in sums]
+    for each in ran:
         _mirror(sums[each.module])
         if not bool(torch.isfinite(sums[each.module]).all()):
             raise NonFiniteError(
                 f"tensor {each.names[0]!r}: NaN or infinity in what it is given",
                 "Check the model; a float16 one may need float32.",
             )
-    return {each.names: (sums[each.module], counts[each.module]) for each in members}
+    return {each.names: (sums[each.module], counts[each.module]) for each in ran}
 
 
 def _blocks(width: int) -> Iterator[tuple[int, int]]:

@@ -24,6 +24,7 @@ from weightsurgery.algebra.quantise import int_rtn, nf4_rtn
 from weightsurgery.errors import EditError, NonFiniteError, WeightSurgeryError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import Schedule, fit, isolated
+from weightsurgery.learning.models import refuse_offloaded
 from weightsurgery.progress import Progress
 from weightsurgery.suggestions import one_of
 
@@ -165,6 +166,7 @@ def quantised(model: PreTrainedModel, method: str) -> Iterator[list[str]]:
         WeightSurgeryError: A library that the method needs is not installed.
     """
     check_rounding(method)
+    refuse_offloaded(model, "quantising weights")
     layers = _linear(model)
     if not layers:
         raise EditError(

@@ -13,7 +13,7 @@ from weightsurgery.learning import in_context, intervals
 from weightsurgery.learning.answers import headline
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.intervals import Estimate, Measurements, Resampling
-from weightsurgery.learning.models import load_model, load_tokenizer
+from weightsurgery.learning.models import DeviceMap, checked_map, load_model, load_tokenizer
 from weightsurgery.learning.scores import DEFAULT, METRICS, chance, choose, score
 from weightsurgery.progress import Progress
 
@@ -114,6 +114,7 @@ def evaluate(
     require_end: bool = True,
     batch_size: int = 32,
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     seed: int = 0,
     resamples: int = 2000,
     contexts: Contexts | None = None,
@@ -135,6 +136,7 @@ def evaluate(
         require_end: An exact match must also stop after the completion.
         batch_size: Examples per forward pass.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        device_map: Spread the models instead; see `models.load_model`.
         seed: Of the bootstrap, and of the contexts.
         resamples: Of the bootstrap.
         contexts: Ask the checkpoint, not the one before the edit, in such contexts; see
@@ -151,6 +153,8 @@ def evaluate(
         SelectionError: No such metric.
     """
     names = choose(metrics)
+    if device_map is not None:
+        checked_map(device_map)
     check_options(forget, keep, chance_of, n, batch_size, resamples)
     _check_contexts(contexts)
     ask = partial(
@@ -173,7 +177,7 @@ def evaluate(
         check_same(sets, read, labels)
         if contexts is not None and not measured:
             read = _in_contexts(read, len(forget), contexts, seed)
-        model, tokenizer = load_model(directory, device)
+        model, tokenizer = load_model(directory, device, device_map)
         measured.append(
             [
                 ask(model, tokenizer, rows, where=label, forget=role == "forget")

@@ -132,7 +132,9 @@ def _head_reads(model: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool
         met.append(True)
         # Logits of three digits would be off by more than what is asked of them: not in autocast.
         whole.enter_context(torch.autocast(rows.device.type, enabled=False))
-        return (given[0][rows, columns][None].to(head.weight.dtype), *given[1:])
+        states = given[0]  # on the head's device, if the model is spread over several
+        at = rows.to(states.device), columns.to(states.device)
+        return (states[at][None].to(head.weight.dtype), *given[1:])
 
     if head is None:
         yield met

@@ -1,7 +1,7 @@
 """Loading a causal language model and its tokenizer, in silence and whole."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,19 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import (
     CheckpointError,
     CorruptCheckpointError,
+    EditError,
     SourceError,
     UnsupportedCheckpointError,
 )
+from weightsurgery.suggestions import one_of
 
 __all__ = [
+    "DEVICE_MAPS",
     "TOKENIZER_FILES",
+    "DeviceMap",
     "PreTrainedModel",
     "PreTrainedTokenizerBase",
+    "checked_map",
     "context_length",
     "for_writing",
     "halved",
@@ -39,9 +44,16 @@ __all__ = [
     "load_tokenizer",
     "quiet",
     "refuse_codes",
+    "refuse_offloaded",
     "sooner_in_halves",
     "tokenizer_files",
 ]
+
+DeviceMap = str | Mapping[str, str | int]
+"""How a model is spread over devices; see accelerate's ``device_map``."""
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Those that accelerate makes itself, by the memory there is."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -106,13 +118,14 @@ def _positions(checkpoint: str | Path) -> int | None:
 
 
 def load_model(
-    checkpoint: str | Path, device: str = "cpu"
+    checkpoint: str | Path, device: str = "cpu", device_map: DeviceMap | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, printing nothing.
 
     Args:
         checkpoint: A directory with both.
         device: Where the weights go, in the dtype they are stored in; see `pick_device`.
+        device_map: Spread them instead, as accelerate says: ``auto``, or modules and their places.
 
     Returns:
         The model, in evaluation mode, and the tokenizer.
@@ -122,14 +135,16 @@ def load_model(
             transformers can load.
         CorruptCheckpointError: Weights of the model are missing.
         UnsupportedCheckpointError: They are float8 codes, and its config does not say so.
+        EditError: Such a map does not exist, or leaves no place for the embedding.
     """
     target = pick_device(device)
+    spread = {} if device_map is None else {"device_map": checked_map(device_map)}
     _check_directory(checkpoint)
     refuse_codes(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     with quiet(), _named(checkpoint, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            checkpoint, output_loading_info=True, trust_remote_code=False
+            checkpoint, output_loading_info=True, trust_remote_code=False, **spread
         )
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
@@ -138,9 +153,41 @@ def load_model(
             f"{checkpoint}: {len(missing)} weights are missing, the first {missing[0]}",
             "Restore the files; 'ws verify' checks an output of ws.",
         )
-    model.to(target)
+    if not spread:
+        model.to(target)
+    elif model.device.type == "meta":
+        raise EditError(
+            f"{checkpoint}: this map leaves no place in memory for the embedding, where inputs go",
+            "Give a map in which it stays on a device.",
+        )
     model.eval()
     return model, tokenizer
+
+
+def checked_map(given: DeviceMap) -> DeviceMap:
+    """A map of modules to devices, or the name of one.
+
+    Raises:
+        EditError: There is none of this name.
+    """
+    if isinstance(given, str) and given not in DEVICE_MAPS:
+        raise EditError(f"device map {given!r}", one_of(given, DEVICE_MAPS))
+    return given
+
+
+def refuse_offloaded(model: torch.nn.Module, what: str) -> None:
+    """Refuse what needs the weights themselves where some come into memory only as they are used.
+
+    Raises:
+        EditError: The model's device map left them on the processor or on disk.
+    """
+    away = [name for name, each in model.named_parameters() if each.device.type == "meta"]
+    if away:
+        raise EditError(
+            f"{what}: {len(away)} weights are not in memory, as the device map found no place for"
+            f" them, {away[0]!r} for one",
+            "Take more GPUs, or run it with --device cpu.",
+        )
 
 
 def halves_sooner(device: torch.device) -> bool:

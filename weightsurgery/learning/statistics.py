@@ -25,7 +25,12 @@ from weightsurgery.errors import (
 )
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound
 from weightsurgery.learning.data import Example, encode
-from weightsurgery.learning.models import context_length, load_model, load_tokenizer
+from weightsurgery.learning.models import (
+    DeviceMap,
+    context_length,
+    load_model,
+    load_tokenizer,
+)
 from weightsurgery.learning.places import place_of
 from weightsurgery.learning.reading import Reading
 from weightsurgery.learning.reading import read as read_data
@@ -99,6 +104,7 @@ def gather_to(
     *,
     selection: Selection | None = None,
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     max_bytes: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     overwrite: bool = False,
@@ -115,6 +121,7 @@ def gather_to(
             head. Matrices that are no linear layer in memory (fused experts) or that never run
             are listed in the record under ``not_gathered``.
         device: Where the model runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        device_map: Spread it instead; see :func:`weightsurgery.learning.models.load_model`.
         max_bytes: What the float64 sums that grow at once may take: 12 n² bytes for the largest,
             8 n² for each other matrix of a run over the data. None for
             :func:`weightsurgery.learning.activations.sums_bound`.
@@ -144,7 +151,7 @@ def gather_to(
             tokenizer = load_tokenizer(base.path)
             sets = [read_data(path, tokenizer) for path in paths]
             texts = [example for each in sets for example in each.examples]
-            model, _ = load_model(base.path, device)
+            model, _ = load_model(base.path, device, device_map)
             layers = _on_disk(model, base)
             chosen = {name: layers[name] for name in names if name in layers}
             rows = tokens_of(tokenizer, texts, model)

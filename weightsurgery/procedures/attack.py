@@ -21,7 +21,7 @@ from weightsurgery.learning.attacks import (
 )
 from weightsurgery.learning.evaluate import check_options
 from weightsurgery.learning.intervals import Measurements, Resampling
-from weightsurgery.learning.models import load_model
+from weightsurgery.learning.models import DeviceMap, load_model, refuse_offloaded
 from weightsurgery.learning.placement import refuse_several
 from weightsurgery.learning.scores import DEFAULT, choose, score
 from weightsurgery.learning.strangers import special_texts
@@ -47,6 +47,7 @@ def attack_relearn(
     n: int = 10,
     require_end: bool = True,
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     seed: int = 0,
     resamples: int = 2000,
     progress: Progress | None = None,
@@ -71,6 +72,7 @@ def attack_relearn(
         n: Length of the n-grams of `el`.
         require_end: An exact match must also stop after the completion.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        device_map: Spread the models instead; see `load_model`.
         seed: Of the split, of the order of training, and of the bootstrap.
         resamples: Of the bootstrap.
         progress: Told of every batch and step.
@@ -94,7 +96,8 @@ def attack_relearn(
     )  # fmt: skip
 
     def attacked(name: str) -> States:
-        model, tokenizer = load_model(sets.directories[name], device)
+        model, tokenizer = load_model(sets.directories[name], device, device_map)
+        refuse_offloaded(model, "ws attack relearn")
         model.float()  # type: ignore[no-untyped-call]
         before = _measured(ask, model, tokenizer, sets, name)
         read = zip(sets.examples[name][: len(given)], given, strict=True)
@@ -134,6 +137,7 @@ def attack_quantize(
     require_end: bool = True,
     batch_size: int = 32,
     device: str = "auto",
+    device_map: DeviceMap | None = None,
     seed: int = 0,
     resamples: int = 2000,
     progress: Progress | None = None,
@@ -152,6 +156,7 @@ def attack_quantize(
         require_end: An exact match must also stop after the completion.
         batch_size: Examples per forward pass.
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        device_map: Spread the models instead; see `load_model`.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
         progress: Told of every batch.
@@ -177,7 +182,7 @@ def attack_quantize(
     layers: list[int] = []
 
     def attacked(name: str) -> States:
-        model, tokenizer = load_model(sets.directories[name], device)
+        model, tokenizer = load_model(sets.directories[name], device, device_map)
         states = {"before": _measured(ask, model, tokenizer, sets, name)}
         for method in chosen:
             with quantised(model, method) as rounded:
