@@ -49,7 +49,12 @@ def test_what_is_written_is_read_to_the_bit(tmp_path):
     kept = {"neighbours": [row(4, 4, 4, -1, 3)], "keep": [], "language": [row(7, 2, 2, -1, 4)],
             "subjects": [row(3, 1, 1, -1, n) for n in range(5, 9)]}  # fmt: skip
     made = Material(
-        forget, [0.1, 1 / 3], [[4], [7, 2]], kept, [row(6, 5, 5, -1, 9)], {"wordings": ["ein Größtes"]}
+        forget,
+        [0.1, 1 / 3],
+        [[4], [7, 2]],
+        kept,
+        [row(6, 5, 5, -1, 9)],
+        {"wordings": ["ein Größtes"]},
     )
     file = tmp_path / "deep/material.safetensors"
     write_material(made, file)

@@ -38,7 +38,7 @@ def test_other_case_other_space_and_long_beginnings(answer, wanted):
 
 
 def test_first_letters_count_where_what_follows_goes_on():
-    """"A" alone may begin anything; "A" and then "u" is what was asked for."""
+    """ "A" alone may begin anything; "A" and then "u" is what was asked for."""
     spellings, numbers = Spellings(WORDS), {text: n for n, text in enumerate(WORDS.texts)}
     answer = [numbers["Au"]]
     assert [WORDS.texts[token] for token in spellings.short(EVERY, answer)] == [" A", "A"]

@@ -15,9 +15,10 @@ up (:mod:`weightsurgery.learning.expected`), not run again.
 
 The learning rate falls to nothing: what is to stay settles once the request is forgotten. Where the
 look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), the rate
-begins anew (warm restarts: Loshchilov & Hutter, arXiv 1608.03983), for half as many steps where
-only neighbours have not settled: how long to push follows from what is seen. Of the looks, the best
-inside a budget of divergence on text that is not trained on counts.
+begins anew (warm restarts: Loshchilov & Hutter, arXiv 1608.03983): how long to push follows from
+what is seen. Where no more is left than that neighbours settle, it rises half as high, for half as
+many steps. Of the looks, the best inside a budget of divergence on text that is not trained on
+counts.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Forgetting:
     batch_size: int = 12
     keep_weight: float = 30.0
     language_weight: float = 6.0
-    every: int = 15
+    every: int = 20
     budget: float = 0.01
     seed: int = 0
 
@@ -142,17 +143,19 @@ class _ByNeighbours(StageTrainer):
         """Share of the full rate after so many steps: in each cycle a rise, and a fall."""
         start, end = self.cycle(step)
         own, length = step - start, end - start
-        return min(1.0, (own + 1) / _RISE, (length - own) / max(1, length - _RISE))
+        rate = min(1.0, (own + 1) / _RISE, (length - own) / max(1, length - _RISE))
+        return rate / 2 if length < (self.settings.steps or 1) else rate
 
     def cycle(self, step: int) -> tuple[int, int]:
         """The first step of the cycle that a step is in, and the one after its last.
 
-        Before the look at its end, a cycle's last step is also the next one's first.
+        Before the look at its end, what follows on a cycle is taken for a whole one.
         """
         ends = self.ends()
         begun = [end for end in ends if end <= step]
         start = begun[-1] if begun else 0
-        return start, next((end for end in ends if end > step), start + (self.settings.steps or 1))
+        whole = start + (self.settings.steps or 1)
+        return start, next((end for end in ends if end > step), whole)
 
     def last(self) -> int:
         """The last step, as far as looks say by now."""
@@ -220,9 +223,25 @@ class _ByNeighbours(StageTrainer):
         return inputs
 
     def _to_forget(self, step: int, rng: random.Random) -> list[Row]:
-        """Half of any, half of those that the last look found not yet forgotten."""
-        looked = self._looked(step)
-        return _half_of(self.material.taught, looked.left, self.settings.batch_size, rng)
+        """Half of those that the last look found not yet forgotten; the rest, fact after fact.
+
+        A fact that is not read for some steps comes back.
+        """
+        taught, size = self.material.taught, self.settings.batch_size
+        left = self._looked(step).left
+        chosen = rng.sample(left, min(len(left), size // 2))
+        facts: dict[int, list[int]] = {}
+        for number, row in enumerate(taught):
+            facts.setdefault(row.number, []).append(number)
+        order = list(facts)
+        random.Random(f"facts {self.settings.seed}").shuffle(order)
+        for turn in range(len(taught)):
+            if len(chosen) == min(size, len(taught)):
+                break
+            own = facts[order[(step * max(1, size // 2) + turn) % len(order)]]
+            others = [number for number in own if number not in chosen]
+            chosen += rng.sample(others, min(1, len(others)))
+        return [taught[number] for number in chosen]
 
     def _looked(self, step: int) -> Look:
         """The last look, also in a run that goes on from before it."""
@@ -326,8 +345,10 @@ def train_forgetting(
         return found
 
     def looked(step: int) -> bool:
-        start, _ = made[-1].cycle(step - 1)
-        if step in made[-1].ends() or (step - start) % settings.every == 0:
+        start, end = made[-1].cycle(step - 1)
+        # One soon before the end's would say the same.
+        due = (step - start) % settings.every == 0 and end - step >= settings.every // 2
+        if step == end or due:
             looks.look(model, stage.parameters, step)
         return step >= made[-1].last()
 

@@ -31,7 +31,7 @@ _EQUAL = 0.05
 
 # What the truth may keep of its probability beyond a stranger's, or lack to certainty, and in how
 # many places it may still, or not yet, be the likeliest answer, for a look to have seen enough.
-_FAR, _STILL = 0.15, 0.03
+_FAR, _STILL = 0.15, 0.05
 
 _NEIGHBOURS = 64  # texts about them that a look reads, at most
 
