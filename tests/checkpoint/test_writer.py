@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import hashlib
 import os
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from safetensors import safe_open
 
+from weightsurgery.checkpoint import writer as writer_module
 from weightsurgery.checkpoint.layout import INDEX_NAME, read_layout
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging
@@ -434,5 +436,37 @@ def test_space_needed(tmp_path):
         part = staging.files / "part" / "one.safetensors.part"
         os.truncate(part, 0)
         assert free_space_needed(shards, staging.files) == size
+        writer.abandon()
+        staging.close()
+
+
+@pytest.mark.parametrize("said", [errno.EINVAL, errno.EFAULT, errno.EIO])
+def test_what_cannot_go_past_the_page_cache_goes_through_it(said, base, tmp_path, monkeypatch):
+    """Memory that is locked for a GPU may be refused there; a failing disk is one anywhere."""
+    staging, writer = start(base, tmp_path / "out")
+    shard = writer._shards["model.safetensors"]
+    handle = os.dup(shard.handle)
+    writer._shards["model.safetensors"] = dataclasses.replace(shard, direct=handle)
+    tried, original = [], writer_module.write_all
+
+    def refused(to, data, offset):
+        tried.append(to == handle)
+        if to == handle:
+            raise OSError(said, os.strerror(said))
+        original(to, data, offset)
+
+    monkeypatch.setattr(writer_module, "write_all", refused)
+    data = memoryview(bytes(range(256)) * 16)
+    try:
+        if said == errno.EIO:
+            with pytest.raises(OutputError):
+                writer.write_window("model.safetensors", 0, data)
+            return
+        writer.write_window("model.safetensors", 0, data)
+        assert tried == [True, False]
+        buffer = memoryview(bytearray(len(data)))
+        writer.read_window("model.safetensors", 0, buffer)
+        assert buffer == data
+    finally:
         writer.abandon()
         staging.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from contextlib import nullcontext
@@ -15,8 +16,10 @@ from tests.conftest import same_bytes
 from tests.learning.tiny import FACTS, byte_tokenizer, tiny
 from weightsurgery.errors import EditError
 from weightsurgery.learning import placement
+from weightsurgery.learning.adapter import factors
 from weightsurgery.learning.attacks import relearn
 from weightsurgery.learning.data import Collator, encode_all, padding_token
+from weightsurgery.learning.identify import adapted
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.placement import on_device, pinned, repeatable
 from weightsurgery.learning.settings import Training
@@ -122,6 +125,63 @@ def test_what_is_not_for_several_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(EditError, match="ws project in 3 processes"):
         placement.refuse_several("ws project", "Run it alone.")
+
+
+# --- an adapter's base ----------------------------------------------------------------------------
+
+
+def adapter_trained(monkeypatch, narrowed):
+    """An adapter's change in mixed precision, and how many rounded weights were held for it."""
+    held = {}
+    whole = 32 * 48  # of a matrix of the tiny model's MLPs, which nothing else there is as large as
+
+    def saved(tensor):
+        if tensor.dtype == torch.bfloat16 and tensor.numel() == whole and tensor.ndim == 2:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    model = tiny("llama")
+    model.to(torch.bfloat16).float()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    names = [f"model.layers.{n}.mlp.{m}_proj.weight" for n in (0, 1) for m in ("up", "down")]
+    how = dataclasses.replace(SHORT, precision="bfloat16")
+    tokenizer = byte_tokenizer()
+    rows = EncodedRows(encode_all(tokenizer, FACTS[:3]), Collator(padding_token(tokenizer)))
+    if not narrowed:
+        monkeypatch.setattr("weightsurgery.learning.training.narrow", lambda *_: nullcontext())
+    with adapted(model, names, 4, 4, 0) as with_adapter:
+        inside = tuple(n for n, each in with_adapter.named_parameters() if each.requires_grad)
+        with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+            train_stage(with_adapter, Stage("one", inside), rows, how, device=model.device)
+        change = factors(with_adapter, names)
+    assert all(same_bytes(before[name], each) for name, each in model.state_dict().items())
+    return change, len(held)
+
+
+def test_an_adapters_base_is_held_once_in_mixed_precision(monkeypatch):
+    """Of four matrices the inputs have gradients: rounded anew in each of three steps, or once."""
+    one, held = adapter_trained(monkeypatch, narrowed=True)
+    other, copied = adapter_trained(monkeypatch, narrowed=False)
+    assert all(float(each.S.sum()) > 0 for each in one.values())
+    assert all(same_bytes(each.matrix(), other[name].matrix()) for name, each in one.items())
+    assert (held, copied) == (4, 12)
+
+
+def test_a_base_that_is_no_bfloat16_stays_as_it_is():
+    model = tiny("llama")
+    names = [WEIGHT]
+    with adapted(model, names, 4, 4, 0) as with_adapter:
+        layer = with_adapter.get_submodule("base_model.model.model.layers.1.mlp.up_proj")
+        for rounds, inside in ((False, torch.float32), (True, torch.bfloat16)):
+            if rounds:
+                layer.weight.data = layer.weight.data.bfloat16().float()
+            with placement.narrow(with_adapter, "bfloat16"):
+                assert layer.weight.dtype == inside
+            assert layer.weight.dtype == torch.float32
+            with placement.narrow(with_adapter, "float32"):
+                assert layer.weight.dtype == torch.float32
+    with placement.narrow(model, "bfloat16"):
+        assert all(each.dtype == torch.float32 for each in model.parameters())
 
 
 # --- the process's settings -----------------------------------------------------------------------

@@ -183,7 +183,8 @@ class CheckpointWriter:
                     write_all(place.direct, data[:whole], offset)
                     done = whole
                 except OSError as error:
-                    if error.errno != errno.EINVAL:  # other alignment wanted, or not at all
+                    # Other alignment wanted, or not from memory that is locked for a GPU.
+                    if error.errno not in (errno.EINVAL, errno.EFAULT):
                         raise
             write_all(place.handle, data[done:], offset + done)
 

@@ -19,6 +19,7 @@ __all__ = [
     "check_steps",
     "distributed",
     "gpus_in_use",
+    "narrow",
     "on_device",
     "pinned",
     "refuse_several",
@@ -71,6 +72,41 @@ def pinned(arguments: TrainingArguments, device: torch.device) -> TrainingArgume
         arguments.__dict__["_setup_devices"] = device  # what the property `device` says from now on
         arguments.distributed_state.device = device  # what accelerate moves to
     return arguments
+
+
+@contextmanager
+def narrow(model: Any, precision: str) -> Iterator[None]:
+    """An adapter's frozen base is bfloat16 inside, where that loses nothing, for such a precision.
+
+    Mixed precision rounds each weight as it multiplies, and holds what it rounded for the backward
+    pass: half as much again as the base takes. What is computed is the same to the bit.
+
+    Args:
+        model: With an adapter, else left alone. Its weights are float32 again afterwards.
+        precision: Of the arithmetic; see :class:`weightsurgery.learning.settings.Training`.
+    """
+    rounded: list[torch.Tensor] = []
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if precision == "bfloat16" and hasattr(model, "peft_config") and not sharded:
+        head = model.get_output_embeddings()
+        weights = [
+            each.weight
+            for each in model.modules()
+            if isinstance(each, torch.nn.Linear) and each is not head
+        ]
+        rounded = [each for each in weights if not each.requires_grad and _fits(each.data)]
+    try:
+        for weight in rounded:
+            weight.data = weight.data.bfloat16()
+        yield
+    finally:
+        for weight in rounded:
+            weight.data = weight.data.float()
+
+
+def _fits(data: torch.Tensor) -> bool:
+    """Whether these numbers are bfloat16, as those of most checkpoints are."""
+    return data.dtype == torch.float32 and bool((data.bfloat16() == data).all())
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.placement import (
     check_steps,
     gpus_in_use,
+    narrow,
     on_device,
     pinned,
     repeatable,
@@ -204,7 +205,7 @@ def _train_stage(
     cached = model.config.use_cache
     _checkpoint_activations(model, training.gradient_checkpointing)
     scratch = tempfile.TemporaryDirectory() if directory is None else nullcontext(str(directory))
-    with _young_garbage(), scratch as path:
+    with _young_garbage(), narrow(model, training.precision), scratch as path:
         folder = Path(path)
         callbacks: list[TrainerCallback] = [Steps(stage.name, place, progress)]
         if training.patience is not None and rows.validation:
