@@ -346,8 +346,9 @@ def train_forgetting(
 
     def looked(step: int) -> bool:
         start, end = made[-1].cycle(step - 1)
+        every = min(settings.every, -(-(end - start) // 2))
         # One soon before the end's would say the same.
-        due = (step - start) % settings.every == 0 and end - step >= settings.every // 2
+        due = (step - start) % every == 0 and end - step >= every // 2
         if step == end or due:
             looks.look(model, stage.parameters, step)
         return step >= made[-1].last()

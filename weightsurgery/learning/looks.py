@@ -33,6 +33,9 @@ _EQUAL = 0.05
 # many places it may still, or not yet, be the likeliest answer, for a look to have seen enough.
 _FAR, _STILL = 0.15, 0.05
 
+# From this probability on a truth is not yet gone, though it be not the likeliest.
+_NEAR = 0.1
+
 _NEIGHBOURS = 64  # texts about them that a look reads, at most
 
 
@@ -47,7 +50,8 @@ class Look:
         stranger: What that is to be.
         language: Divergence from the model as it was on text not trained on, nats a token.
         neighbours: The same on answers about neighbours, some of them.
-        left: Numbers of the places where there is more to do: where it still is, or not yet.
+        left: Numbers of the places where there is more to do: where it still is, or nearly, or not
+            yet.
         moved: Numbers of the texts about neighbours that moved most, a quarter of those.
     """
 
@@ -102,8 +106,10 @@ class Looks:
                         answer = taught[number].expected.tokens[:, 0].to(own.device)
                         right = bool((own.argmax(1) == answer).all())
                     known += right
-                    left += [number] if right != learning else []
-                    truth += float(said_of(own[:1], [begins]).exp())
+                    said = float(said_of(own[:1], [begins]).exp())
+                    truth += said
+                    more = not right if learning else right or said > _NEAR
+                    left += [number] if more else []
             language = _divergences(model, self.material.guard if step else [], self.padding)
             neighbours = self.material.kept["neighbours"]
             # Some of them, evenly: to read them all would take as long as four steps.
