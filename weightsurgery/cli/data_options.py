@@ -124,7 +124,7 @@ class FromData:
     keep_weight: Annotated[
         float | None,
         typer.Option(
-            help="Weight of what is to stay beside what is to go. Default: 30; 10 to learn.",
+            help="Weight of what is to stay beside what is to go. Default: 60; 10 to learn.",
             rich_help_panel=_PANEL,
         ),
     ] = None

@@ -87,7 +87,7 @@ class Forgetting:
     cycles: int = 3
     learning_rate: float = 1.5e-3
     batch_size: int = 12
-    keep_weight: float = 30.0
+    keep_weight: float = 60.0
     language_weight: float = 6.0
     every: int = 20
     budget: float = 0.01
