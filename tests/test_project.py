@@ -40,6 +40,7 @@ ONLY_IMPORTERS = {
     "datasets": {"learning", "lab.world"},
     "accelerate": {"learning", "lab.world"},
     "click": set(),
+    "ray": {"surgery.cluster"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from tests.conftest import left_behind
 from tests.surgery.inputs import write_inputs
 from weightsurgery.cli.main import main
+from weightsurgery.surgery import cluster
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,16 @@ def test_a_run_of_a_model_is_no_work_for_a_cluster(refused: Any, tmp_path: Path)
     data = str(tmp_path / "data.jsonl")
     what, _ = refused("ray", "--forget", data, "--keep", data, command="project")
     assert what.startswith("--cluster with data")
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert cluster._running() is None
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray/ray_current_cluster").write_text(f"{address}\n")
+        assert cluster._running() == address
+    assert cluster._running() is None

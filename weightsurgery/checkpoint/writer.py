@@ -134,9 +134,9 @@ class CheckpointWriter:
                 os.posix_fallocate(handle, 0, max(1, header.size))
                 os.ftruncate(handle, header.size)
             write_all(handle, header.raw, 0)
-        if not finished:
-            for shard in self._shards.values():
-                os.fsync(shard.handle)
+        # Other machines may write beside the headers from here on: no page of ours may come later.
+        for shard in self._shards.values():
+            os.fsync(shard.handle)
         # What is not what was noted is done again: the disk, or somebody, changed it since.
         self.done = {
             name: facts

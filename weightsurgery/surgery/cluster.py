@@ -1,8 +1,7 @@
 """Work spread over a Ray cluster; nothing else here knows Ray.
 
-Ray starts processes, places tasks and does them again where a machine or a process was lost. Each
-task is told apart from the others by its place in the output alone, so no order is kept, and no
-weights travel: a task gets a few numbers and gives back a few.
+Ray starts processes, places tasks and does them again where a machine or a process was lost. No
+order is kept, and no weights travel: a task gets a few numbers and gives back a few.
 """
 
 from __future__ import annotations
@@ -12,9 +11,11 @@ import os
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from weightsurgery.checkpoint.record import versions
@@ -64,12 +65,8 @@ class RayCluster:
         if name != "ray" and not (name.startswith("ray://") and name[6:]):
             raise ClusterError(f"cluster {name!r}", f"Give {_LOCATED}")
         need("--cluster spreads the work with Ray", "ray", extra="ray", kind=ClusterError)
-        if self._client:
+        if "://" in (self._address or ""):
             need("ray:// is the address of Ray's client", "grpc", extra="ray", kind=ClusterError)
-
-    @property
-    def _client(self) -> bool:
-        return "://" in (self._address or "")
 
     def __enter__(self) -> RayCluster:
         import ray
@@ -89,41 +86,32 @@ class RayCluster:
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self._answers()
+        address = self._address or _running() or "local"
+        place = address.removeprefix("ray://").partition("/")[0]
+        if place not in ("auto", "local") and (silent := _unanswered(place)):
+            raise ClusterError(
+                f"cluster {address}: nothing answers there ({silent})",
+                f"Start one with 'ray start --head', and give {_LOCATED}",
+            )
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._address is None:
+        if address == "local":
             quiet["include_dashboard"] = False
         main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM) if main else None
         try:
-            ray.init(self._address, **quiet)
+            with warnings.catch_warnings(action="ignore"):
+                ray.init(address, **quiet)
         except (Exception, SystemExit) as error:  # its core exits where nobody answers
             ray.shutdown()
-            why = str(error).strip().split("\n")[0] or type(error).__name__
+            why = "it gave up" if isinstance(error, SystemExit) else str(error).split("\n")[0]
             raise ClusterError(
-                f"cluster {self._address or 'ray'}: Ray does not connect: {why}",
-                "Check the address, that 'ray status' answers there, and that Ray and Python are"
-                " of the same versions here.",
+                f"cluster {address}: Ray does not connect: {why or type(error).__name__}",
+                "Check the address, the token (RAY_AUTH_MODE, RAY_AUTH_TOKEN), that 'ray status'"
+                " answers there, and that Ray and Python are of the same versions here.",
             ) from None
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)  # Ray puts one of its own there
-
-    def _answers(self) -> None:
-        """Refuse an address where nothing listens; Ray would try it for minutes, and then exit."""
-        place = (self._address or "").removeprefix("ray://")
-        if not place or place in ("auto", "local") or "://" in place:
-            return
-        host, colon, port = place.partition("/")[0].rpartition(":")
-        try:
-            if not colon:
-                raise OSError("no port in it")
-            socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
-        except (OSError, ValueError) as error:
-            raise ClusterError(
-                f"cluster {self._address}: nothing answers there ({error})",
-                f"Start one with 'ray start --head', and give {_LOCATED}",
-            ) from None
 
     def device(self, name: str, decomposes: bool) -> str:
         """The device of tasks that decompose: a GPU each where there are any.
@@ -170,32 +158,46 @@ class RayCluster:
         limit = limit or max(2, 2 * int(has.get("CPU", 1)))
         largest = max(each["Resources"].get("memory", 0) for each in ray.nodes())
         shared = [ray.put(packed)]  # in a list, so that a process fetches it once, not each task
-        task = ray.remote(_perform)
+        task, here = ray.remote(_perform), versions()
         rest = iter(work)
 
-        def start(count: int) -> list[Any]:
-            begun = []
-            for each in islice(rest, count):
-                takes = needs(each)
-                begun.append(
-                    task.options(
-                        scheduling_strategy="SPREAD",
-                        max_retries=RETRIES,
-                        num_cpus=1,
-                        num_gpus=int(takes.gpu),
-                        memory=int(min(takes.memory, largest)) or None,
-                    ).remote(run, versions(), shared, each)
-                )
-            return begun
+        def start(each: _T) -> Any:
+            takes = needs(each)
+            return task.options(
+                scheduling_strategy="SPREAD",
+                max_retries=RETRIES,
+                num_cpus=1,
+                num_gpus=int(takes.gpu),
+                memory=int(min(takes.memory, largest)) or None,
+            ).remote(run, here, shared, each)
 
-        waiting = start(limit)
+        waiting = [start(each) for each in islice(rest, limit)]
         try:
             while waiting:
                 ready, waiting = ray.wait(waiting, num_returns=1)
-                waiting += start(len(ready))
+                waiting += [start(each) for each in islice(rest, len(ready))]
                 yield from _results(ready)
         finally:
             _cancel(waiting)
+
+
+def _running() -> str | None:
+    """The cluster that was started last on this machine, if it still answers."""
+    noted = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    address = noted.read_text().strip() if noted.is_file() else ""
+    return address if address and not _unanswered(address) else None
+
+
+def _unanswered(place: str) -> str | None:
+    """Why nothing listens at ``host:port``; Ray would try for minutes, and then exit."""
+    host, _, port = place.rpartition(":")
+    try:
+        if not host:
+            raise ValueError("no port in it")
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _results(ready: list[Any]) -> list[Any]:
@@ -207,9 +209,10 @@ def _results(ready: list[Any]) -> list[Any]:
     except RayTaskError as error:
         if isinstance(error.cause, WeightSurgeryError):
             raise error.cause from None
-        if isinstance(error.cause, ImportError):
+        if isinstance(error.cause, ImportError) or "failed to import" in str(error.cause):
+            why = str(error.cause).strip().split("\n")[-1]
             raise ClusterError(
-                f"cluster: a node cannot import what it needs: {error.cause}",
+                f"cluster: a node cannot import what it needs: {why}",
                 "Install weightsurgery[ray], of the same version, on all nodes.",
             ) from None
         raise  # a bug, which shows its traceback

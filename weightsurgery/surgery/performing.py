@@ -1,9 +1,10 @@
 """Doing one task of an edit, in a process that may be on another machine.
 
 What a process needs for all tasks of a run it opens once: the inputs, where they lie for everybody,
-and the arithmetic with its memory. Bytes go to the unfinished output by writes that return when
-they are on disk (``O_DSYNC``): a machine that is lost afterwards takes nothing with it, and no page
-is written back over what another machine put beside it.
+and the arithmetic with its memory. Its bytes are on disk before a task ends, so that a machine that
+is lost afterwards takes nothing with it. Pages that it shares with its neighbours in the file are
+written through at once (``O_DSYNC``): NFS would else write back whole ones that it has in memory,
+over what another machine put there since.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from weightsurgery.surgery.workers import torch_threads
 __all__ = ["Performer", "performer"]
 
 _BLOCK = 1 << 22
+
+# At least a page of any machine.
+_PAGE = 1 << 16
 
 # This process's run: the last one it was given work of.
 _known: dict[str, Performer] = {}
@@ -220,24 +224,36 @@ class _Part:
         self.digest = hashlib.sha256()
         self.facts: dict[str, Any] = {}
         path = job.paths[task.shard]
-        flags = os.O_WRONLY | os.O_DSYNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self._file = os.open(path, flags)
+            self._edges = os.open(path, flags | os.O_DSYNC)
         except FileNotFoundError:
             raise _invisible(path) from None
 
     def __enter__(self) -> _Part:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                with output_errors(self._job.target):
+                    os.fdatasync(self._file)
+        finally:
+            os.close(self._file)
+            os.close(self._edges)
 
     def put(self, offset: int, data: memoryview | bytes) -> None:
         """Write bytes at an offset of the file; they come in order."""
         if not self._task.start <= offset <= offset + len(data) <= self._task.stop:
             raise ValueError(f"bytes {offset}+{len(data)} outside {self._task}")
+        view = memoryview(data)
+        first = min(-offset % _PAGE, len(view))  # whole pages begin there
+        last = max(first, len(view) - (offset + len(view)) % _PAGE)
         with output_errors(self._job.target):
-            write_all(self._file, data, offset)
+            write_all(self._edges, view[:first], offset)
+            write_all(self._file, view[first:last], offset + first)
+            write_all(self._edges, view[last:], offset + last)
         self.digest.update(data)
 
     def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
