@@ -263,6 +263,34 @@ def test_a_training_that_begins_again_is_as_if_it_had_not_begun_before(monkeypat
     assert same_bytes(plain, again)
 
 
+def test_a_training_that_has_begun_does_not_begin_again(monkeypatch):
+    """Its second step meets such an operation; looks after a step may."""
+
+    class Scattering(StageTrainer):
+        def compute_loss(self, model, inputs, *given, **named):
+            if self.state.global_step == 1 and second:
+                scattered([])
+            return super().compute_loss(model, inputs, *given, **named)
+
+    def looked(step: int) -> bool:
+        scattered(looks)
+        return False
+
+    monkeypatch.setattr(
+        "weightsurgery.learning.training.repeatable",
+        lambda device, train: repeatable(torch.device("cuda"), train),
+    )
+    looks: list[bool] = []
+    second = False
+    assert staged(tiny("llama"), kind=Scattering, enough=looked).steps == 3
+    assert looks == [False] * 3
+    second = True
+    with pytest.raises(EditError, match="put_, which step 2 needs") as refused:
+        staged(tiny("llama"), kind=Scattering)
+    assert "--device cpu" in refused.value.remedy
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_the_current_gpu_is_the_former_one_again(monkeypatch):
     entered = []
 

@@ -21,7 +21,14 @@ from transformers import (
 
 from weightsurgery.learning.data import Collator, Example, encode_all, padding_token
 from weightsurgery.learning.models import quiet
-from weightsurgery.learning.placement import check_steps, gpus_in_use, on_device, pinned, repeatable
+from weightsurgery.learning.placement import (
+    check_steps,
+    gpus_in_use,
+    on_device,
+    pinned,
+    repeatable,
+    underway,
+)
 
 __all__ = ["Schedule", "fit", "isolated"]
 
@@ -164,7 +171,11 @@ def _fit(
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        try:
+            trainer.train()
+        except RuntimeError as error:
+            underway(error, trainer.state.global_step)
+            raise
         steps = trainer.state.global_step
     if not after.ended:
         check_steps(steps, schedule.step_cap, "fine-tuning")

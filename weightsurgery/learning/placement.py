@@ -16,6 +16,7 @@ from weightsurgery.algebra.precision import kept_precision
 from weightsurgery.errors import EditError
 
 __all__ = [
+    "any_order",
     "check_steps",
     "distributed",
     "gpus_in_use",
@@ -24,6 +25,7 @@ __all__ = [
     "pinned",
     "refuse_several",
     "repeatable",
+    "underway",
 ]
 
 _log = logging.getLogger(__name__)
@@ -152,14 +154,45 @@ def repeatable(device: torch.device, train: Callable[[], _T]) -> _T:
         with _same_sums():
             return train()
     except RuntimeError as error:
-        name, found, _ = str(error).partition(" does not have a deterministic implementation")
-        if not found or torch.are_deterministic_algorithms_enabled():
+        name = _without_order(error)
+        if name is None or torch.are_deterministic_algorithms_enabled():
             raise
     _log.warning(
-        "%s adds up in no fixed order on a GPU: this training will not repeat to the byte.",
-        name.splitlines()[-1],
+        "%s adds up in no fixed order on a GPU: this training will not repeat to the byte.", name
     )
     return train()
+
+
+def _without_order(error: RuntimeError) -> str | None:
+    """The operation that torch says has no kernel with a fixed order; None for other errors."""
+    name, found, _ = str(error).partition(" does not have a deterministic implementation")
+    return name.splitlines()[-1] if found else None
+
+
+def underway(error: RuntimeError, steps: int) -> None:
+    """Refuse to begin a training again that has moved the weights.
+
+    Raises:
+        EditError: It took steps, and then met an operation without a fixed order.
+    """
+    name = _without_order(error)
+    if name is not None and steps > 0:
+        raise EditError(
+            f"{name}, which step {steps + 1} needs, adds up in no fixed order on a GPU",
+            "Run it with --device cpu.",
+        ) from error
+
+
+@contextmanager
+def any_order() -> Iterator[None]:
+    """What looks at a training, and changes nothing of it, may take any kernel inside."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
 
 
 @contextmanager

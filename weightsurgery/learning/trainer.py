@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.learning.data import IGNORED
+from weightsurgery.learning.placement import any_order
 from weightsurgery.learning.points import seal, unseal, writing
 from weightsurgery.learning.retain import Retain
 from weightsurgery.progress import Progress
@@ -138,5 +139,7 @@ class Until(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Called by Trainer after each step."""
-        if self.enough(state.global_step):
+        with any_order():
+            ended = self.enough(state.global_step)
+        if ended:
             control.should_training_stop = True

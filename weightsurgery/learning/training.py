@@ -31,6 +31,7 @@ from weightsurgery.learning.placement import (
     on_device,
     pinned,
     repeatable,
+    underway,
 )
 from weightsurgery.learning.points import last_point
 from weightsurgery.learning.retain import Retain
@@ -226,7 +227,12 @@ def _train_stage(
         try:
             _refuse_sharded(trainer, place, retain)
             resume = last_point(folder)
-            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            begun = 0 if resume is None else int(resume.name.removeprefix("checkpoint-"))
+            try:
+                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            except RuntimeError as error:
+                underway(error, trainer.state.global_step - begun)
+                raise
             endless = enough is None and training.patience is None and kind is StageTrainer
             asked = trainer.state.max_steps if endless else 1  # others may end sooner
             check_steps(trainer.state.global_step, asked, stage.name)

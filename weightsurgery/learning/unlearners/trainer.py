@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from weightsurgery.errors import EditError
+from weightsurgery.learning.placement import any_order
 from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
@@ -155,13 +156,17 @@ class _Stop(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Called by Trainer after each step."""
-        if self.unlearner.after_step():
+        with any_order():
+            ended = self.unlearner.after_step()
+        if ended:
             control.should_training_stop = True
         self.due = control.should_save and float(state.epoch).is_integer()
         control.should_save &= not (self.due or control.should_training_stop)
 
     def on_epoch_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Called by Trainer after each pass over the data."""
-        if self.unlearner.after_epoch():
+        with any_order():
+            ended = self.unlearner.after_epoch()
+        if ended:
             control.should_training_stop = True
         control.should_save = self.due and not control.should_training_stop
