@@ -1,0 +1,111 @@
+"""Edits on a cluster of two nodes that loses a process, a node or its driver at a random moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.soak_parts.state import State
+from tests.conftest import left_behind
+from tests.surgery.inputs import digests, write_inputs
+
+COUNT = 24
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+EDITS = (
+    "negate base tuned --scale 0.7",
+    "project base --forget tuned --keep keep --rank 4",
+    "add base tuned:0.5 keep --dtype float32",
+)
+LOSSES = ("process", "node", "driver", "interrupted")
+
+
+def run(state: State, count: int | None) -> None:
+    """Lose something, begin again where the driver went with it, and compare with one machine."""
+    names = [f"{EDITS[n % 3].split()[0]}:{n}" for n in range(count or COUNT)]
+    if not any(map(state.todo, names)):
+        return
+    from ray.cluster_utils import Cluster
+
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    with tempfile.TemporaryDirectory(dir=state.folder) as folder:
+        root = Path(folder)
+        write_inputs(root, 5000)  # 10 MB a matrix: long enough to be in the middle of
+        wanted, seconds = [], []
+        for number, edit in enumerate(EDITS):
+            begun = time.monotonic()
+            _ends(_start(edit, root, f"wanted{number}"), 0)
+            wanted.append(_weights(root / f"wanted{number}"))
+            seconds.append(time.monotonic() - begun)
+        cluster = Cluster(True, head_node_args={**NODE, "include_dashboard": False})
+        cluster.add_node(**NODE)
+        try:
+            for number, name in enumerate(filter(state.todo, names)):
+                with state.trial(name) as facts:
+                    draw = random.Random(name)
+                    which = int(name.rpartition(":")[2]) % 3
+                    facts["lost"] = LOSSES[number % len(LOSSES)]
+                    # Starting takes as long as on one machine, and Ray some seconds more.
+                    after = draw.uniform(0.5, 1) * seconds[which] + draw.uniform(0, 4)
+                    _once(cluster, root, EDITS[which], facts, after)
+                    assert _weights(root / "out") == wanted[which]
+                    assert left_behind(root / "out") == ["out"]
+                shutil.rmtree(root / "out", ignore_errors=True)
+        finally:
+            cluster.shutdown()
+
+
+def _once(cluster: Any, root: Path, edit: str, facts: dict[str, Any], after: float) -> None:
+    driver = _start(edit, root, "out", cluster.address)
+    time.sleep(after)
+    if driver.poll() is not None:
+        facts["outcome"] = "done before"
+    elif facts["lost"] in ("driver", "interrupted"):
+        lost = facts["lost"] == "driver"
+        driver.send_signal(signal.SIGKILL if lost else signal.SIGINT)
+        code = driver.wait(240)
+        assert code in (0, -9 if lost else 130), code
+        assert code == 0 or not (root / "out").exists()
+        if code:
+            driver = _start(edit, root, "out", cluster.address)
+    elif facts["lost"] == "node":
+        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+        cluster.add_node(**NODE)
+    else:
+        workers = [pid for node in cluster.list_all_nodes() for pid in _workers(node)]
+        facts["processes"] = len(workers)
+        for pid in workers[:1]:
+            os.kill(pid, signal.SIGKILL)
+    _ends(driver, 0)
+
+
+def _workers(node: Any) -> list[int]:
+    """Processes that do tasks: the children of a node's raylet that call themselves so."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    titles = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    return [pid for pid, title in titles.items() if title.startswith(b"ray::")]
+
+
+def _start(edit: str, root: Path, out: str, address: str | None = None) -> subprocess.Popen[str]:
+    more = [] if address is None else ["--cluster", "ray"]
+    env = {**os.environ, **({} if address is None else {"RAY_ADDRESS": address})}
+    command = [sys.executable, "-m", "weightsurgery", *edit.split(), "-q", "-o", out, *more]
+    return subprocess.Popen(command, cwd=root, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def _ends(driver: subprocess.Popen[str], code: int) -> None:
+    _, said = driver.communicate(timeout=240)
+    assert driver.returncode == code, said[-2000:]
+
+
+def _weights(out: Path) -> dict[str, str]:
+    """Digests of all but the record, which holds the command line."""
+    return {name: each for name, each in digests(out).items() if name != "weightsurgery.json"}
