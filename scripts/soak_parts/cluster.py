@@ -98,12 +98,14 @@ def _start(edit: str, root: Path, out: str, address: str | None = None) -> subpr
     more = [] if address is None else ["--cluster", "ray"]
     env = {**os.environ, **({} if address is None else {"RAY_ADDRESS": address})}
     command = [sys.executable, "-m", "weightsurgery", *edit.split(), "-q", "-o", out, *more]
-    return subprocess.Popen(command, cwd=root, env=env, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def _ends(driver: subprocess.Popen[str], code: int) -> None:
     _, said = driver.communicate(timeout=240)
-    assert driver.returncode == code, said[-2000:]
+    assert driver.returncode == code, f"exit code {driver.returncode}: {said[-2000:]}"
 
 
 def _weights(out: Path) -> dict[str, str]:
