@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,14 +30,11 @@ class Spellings:
             candidates: Tokens.
             answer: The answer's tokens, at least one.
         """
-        whole = self._text(answer)
-        found = []
-        for token in candidates:
-            own = self._token(token)
-            begins = own == whole or (len(own) >= _SURE and whole.startswith(own))
-            if begins and own and token != answer[0]:
-                found.append(token)
-        return found
+        return self._where(
+            candidates,
+            answer,
+            lambda own, whole: own == whole or (len(own) >= _SURE and whole.startswith(own)),
+        )
 
     def short(self, candidates: Sequence[int], answer: Sequence[int]) -> list[int]:
         """Those candidates that are the first letters of an answer, and too few to tell.
@@ -46,14 +43,21 @@ class Spellings:
             candidates: Tokens.
             answer: The answer's tokens, at least one.
         """
+        return self._where(
+            candidates,
+            answer,
+            lambda own, whole: len(own) < min(_SURE, len(whole)) and whole.startswith(own),
+        )
+
+    def _where(
+        self, candidates: Sequence[int], answer: Sequence[int], begins: Callable[[str, str], bool]
+    ) -> list[int]:
         whole = self._text(answer)
-        found = []
-        for token in candidates:
-            own = self._token(token)
-            few = 0 < len(own) < min(_SURE, len(whole))
-            if few and whole.startswith(own) and token != answer[0]:
-                found.append(token)
-        return found
+        return [
+            token
+            for token in candidates
+            if (own := self._token(token)) and token != answer[0] and begins(own, whole)
+        ]
 
     def goes_on(self, token: int, after: int, answer: Sequence[int]) -> bool:
         """Whether two tokens are letters of an answer, or all of it, from its first on."""
