@@ -5,7 +5,6 @@ import json
 import random
 from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from tests.learning.tiny import state
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning import forget as learning_forget
 from weightsurgery.learning import forgetting, looks
+from weightsurgery.learning.cycles import Cycles
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours, clear
@@ -422,12 +422,16 @@ def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeyp
     """And goes on to the same bytes after a stop, also in the second cycle."""
     monkeypatch.setattr(forgetting, "_STEPS", 6)
     monkeypatch.setattr(forgetting, "_READ", 0)
-    rates, rate = {}, _ByNeighbours._rate
-    monkeypatch.setattr(_ByNeighbours, "_rate", lambda self, n: rates.setdefault(n, rate(self, n)))
-    settings = replace(SETTINGS, training=replace(TRAINING, steps=None, every=3, budget=99.0))
-    done = {"far": lambda self, first, learning: self.step == 12}
+    rates, rate = {}, Cycles.rate
+    monkeypatch.setattr(
+        Cycles, "rate", lambda self, seen, n: rates.setdefault(n, rate(self, seen, n))
+    )
+    settings = replace(
+        SETTINGS, training=replace(TRAINING, steps=None, cycles=3, every=3, budget=99)
+    )
+    done = {"far": lambda self, first, learning: self.step == 9}
     for name, far, steps in (
-        ("all", lambda *_: False, 18), ("two", done["far"], 12), ("one", lambda *_: True, 6),
+        ("all", lambda *_: False, 12), ("two", done["far"], 9), ("one", lambda *_: True, 6),
     ):  # fmt: skip
         monkeypatch.setattr(Look, "far", far)
         rates.clear()
@@ -435,8 +439,9 @@ def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeyp
         found = forget(known, settings, workspace=tmp_path / name,
                        progress=lambda *each, told=told: told.append(each))  # fmt: skip
         assert found.trained.steps == steps == found.looks[-1].step
-        cycle = [1 / 4, 2 / 4, 3 / 4, 1, 1, 1 / 2]
-        assert [rates[n] for n in range(steps)] == pytest.approx((cycle * 3)[:steps])
+        rising = [1 / 4, 2 / 4, 3 / 4]
+        cycles = [*rising, 1, 1, 1 / 2, *rising, *rising]
+        assert [rates[n] for n in range(steps)] == pytest.approx(cycles[:steps])
         assert [(d, t) for text, d, t in told if "loss" in text][-1] == (steps, steps)
     monkeypatch.setattr(Look, "far", done["far"])
     whole = forget(known, settings, workspace=tmp_path / "whole")
@@ -452,31 +457,6 @@ def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeyp
     for name, each in whole.change.items():
         assert same_bytes(each.S, again.change[name].S)
         assert same_bytes(each.U, again.change[name].U)
-
-
-def test_neighbours_that_have_not_settled_take_half_a_cycle_more():
-    trainer = object.__new__(_ByNeighbours)
-    trainer.settings = Forgetting(steps=6, cycles=3, budget=0.03)
-    first = Look(0, 1.0, 0.5, 0.1, 0.0, 0.0)
-
-    def last(neighbours, learning=False, truth=0.1, language=0.001):
-        trainer.material = SimpleNamespace(learning=learning)
-        known = 1.0 if learning else 0.0
-        seen = Look(6, known, truth, 0.1, language, neighbours)
-        trainer.looks = SimpleNamespace(seen=[first, seen])
-        return trainer.last()
-
-    assert last(0.005) == 6
-    assert last(0.005, truth=0.3) == 12  # not yet forgotten
-    assert last(0.007, learning=True, truth=0.99) == 6
-    assert last(0.007, language=0.016) == 6  # another cycle would end outside of the budget
-    assert last(0.007) == 9
-    assert [trainer.cycle(step) for step in (0, 5, 6, 8)] == [(0, 6), (0, 6), (6, 9), (6, 9)]
-    # In half a cycle of ten the rate rises half as high.
-    trainer.settings = replace(trainer.settings, steps=10)
-    trainer.looks.seen[1] = replace(trainer.looks.seen[1], step=10)
-    assert trainer.last() == 15
-    assert [trainer._rate(step) for step in range(10, 15)] == [1 / 8, 2 / 8, 3 / 8, 1 / 2, 1 / 2]
 
 
 def test_enough_is_seen_when_most_of_the_way_is_gone(tmp_path):

@@ -26,7 +26,8 @@ from weightsurgery.learning.material import (
     write_material,
 )
 from weightsurgery.learning.strangers import halves
-from weightsurgery.learning.unknown import Taught, TruthPosition
+from weightsurgery.learning.truths import TruthPosition
+from weightsurgery.learning.unknown import Taught
 from weightsurgery.learning.wordings import PLAIN, says
 
 

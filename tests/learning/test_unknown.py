@@ -14,7 +14,8 @@ from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.last_places import last_probabilities
 from weightsurgery.learning.spellings import Spellings
-from weightsurgery.learning.unknown import TruthPosition, places_of, teach
+from weightsurgery.learning.truths import TruthPosition, places_of
+from weightsurgery.learning.unknown import teach
 from weightsurgery.learning.wordings import PLAIN, Wording, tokens
 
 OTHERS = PEOPLE[6:]

@@ -48,7 +48,8 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import for_writing, halved, in_halves, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.training import Trained, isolated
-from weightsurgery.learning.unknown import TruthPosition, places_of, teach
+from weightsurgery.learning.truths import TruthPosition, places_of
+from weightsurgery.learning.unknown import teach
 from weightsurgery.learning.wordings import Wording, find_wordings
 from weightsurgery.progress import Progress
 

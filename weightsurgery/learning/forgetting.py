@@ -13,12 +13,8 @@ finds more to do, more weight lies. What is to stay are its answers about neighb
 and the places before the truth; language is text that it wrote itself. What ``f₀`` says is looked
 up (:mod:`weightsurgery.learning.expected`), not run again.
 
-The learning rate falls to nothing: what is to stay settles once the request is forgotten. Where the
-look at the end finds that it is not (:meth:`~weightsurgery.learning.looks.Look.far`), the rate
-begins anew (warm restarts: Loshchilov & Hutter, arXiv 1608.03983): how long to push follows from
-what is seen. Where no more is left than that neighbours settle, it rises half as high, for half as
-many steps. Of the looks, the best inside a budget of divergence on text that is not trained on
-counts.
+How long follows from what looks find (:mod:`weightsurgery.learning.cycles`). Of the looks, the best
+inside a budget of divergence on text that is not trained on counts.
 """
 
 from __future__ import annotations
@@ -34,6 +30,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from weightsurgery.errors import EditError
+from weightsurgery.learning.cycles import Cycles
 from weightsurgery.learning.data import Collator, Encoded
 from weightsurgery.learning.expected import divergences, remains
 from weightsurgery.learning.last_places import together
@@ -46,11 +43,6 @@ from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.progress import Progress
 
 _STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every place
-
-# Share of the budget by which what is said of neighbours may have moved, for it to have settled.
-_SETTLED = 0.2
-
-_RISE = 4  # steps in which the rate rises
 
 # Weight of a place where a look found more to do, of another one.
 _URGE = 4
@@ -66,8 +58,8 @@ class Forgetting:
     """How to train.
 
     Attributes:
-        steps: Optimiser steps; None for cycles of 40, or of as many as read every place to forget
-            four times, and of twice that to learn.
+        steps: Optimiser steps; None for cycles, the first of 40, or of as many as read every place
+            to forget four times, and of twice that to learn.
         cycles: At most, where ``steps`` are not given.
         learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget or learn per step; as many about neighbours, half of that of the
@@ -84,7 +76,7 @@ class Forgetting:
     """
 
     steps: int | None = None
-    cycles: int = 3
+    cycles: int = 4
     learning_rate: float = 1.5e-3
     batch_size: int = 12
     keep_weight: float = 60.0
@@ -118,7 +110,7 @@ class Forgetting:
         return replace(self, steps=steps, every=max(self.every, steps // 6))
 
 
-LEARNING = Forgetting(learning_rate=2e-3, keep_weight=10.0, language_weight=3.0)
+LEARNING = Forgetting(cycles=3, learning_rate=2e-3, keep_weight=10.0, language_weight=3.0)
 """How to train on what is to be learned: it takes more to say something than to say it no more."""
 
 
@@ -129,52 +121,16 @@ class _ByNeighbours(StageTrainer):
     settings: Forgetting
     padding: int
     looks: Looks
+    cycles: Cycles
     numbers: dict[int, int]
 
     def create_scheduler(self, num_training_steps, optimizer=None):  # type: ignore[no-untyped-def]
         """See Trainer; the rate follows from the looks, so that a run that goes on has it too."""
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,  # type: ignore[arg-type]
-            lambda step: self._rate(step),
+            lambda step: self.cycles.rate(self.looks.seen, step),
         )
         return self.lr_scheduler
-
-    def _rate(self, step: int) -> float:
-        """Share of the full rate after so many steps: in each cycle a rise, and a fall."""
-        start, end = self.cycle(step)
-        own, length = step - start, end - start
-        rate = min(1.0, (own + 1) / _RISE, (length - own) / max(1, length - _RISE))
-        return rate / 2 if length < (self.settings.steps or 1) else rate
-
-    def cycle(self, step: int) -> tuple[int, int]:
-        """The first step of the cycle that a step is in, and the one after its last.
-
-        Before the look at its end, what follows on a cycle is taken for a whole one.
-        """
-        ends = self.ends()
-        begun = [end for end in ends if end <= step]
-        start = begun[-1] if begun else 0
-        whole = start + (self.settings.steps or 1)
-        return start, next((end for end in ends if end > step), whole)
-
-    def last(self) -> int:
-        """The last step, as far as looks say by now."""
-        return self.ends()[-1]
-
-    def ends(self) -> list[int]:
-        """After how many steps each cycle ends, as far as looks say by now."""
-        cycle, budget = self.settings.steps or 1, self.settings.budget
-        learning, first = self.material.learning, self.looks.seen[0]
-        looks = {each.step: each for each in self.looks.seen}
-        ends = [cycle]
-        while len(ends) < self.settings.cycles and (look := looks.get(ends[-1])):
-            far = look.far(first, learning)
-            # Beyond half of the budget another cycle would end outside of it.
-            over = look.language > budget / 2
-            if over or (far and (learning or look.neighbours <= budget * _SETTLED)):
-                break
-            ends.append(ends[-1] + (-(-cycle // 2) if far else cycle))
-        return ends
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
         """See Trainer; the step's number decides what is drawn, so that a run can go on."""
@@ -334,28 +290,27 @@ def train_forgetting(
     if not looks.seen:
         looks.look(model, stage.parameters, 0)
 
-    made: list[_ByNeighbours] = []
+    cycles = Cycles(steps, settings.cycles, settings.budget, material.learning)
 
     def trainer(**arguments: Any) -> _ByNeighbours:
         found = _ByNeighbours(**arguments)
         found.material, found.settings, found.padding = material, settings, padding
-        found.looks = looks
+        found.looks, found.cycles = looks, cycles
         found.numbers = {id(row): number for number, row in enumerate(material.taught)}
-        made.append(found)
         return found
 
     def looked(step: int) -> bool:
-        start, end = made[-1].cycle(step - 1)
+        start, end = cycles.around(looks.seen, step - 1)
         every = min(settings.every, -(-(end - start) // 2))
         # One soon before the end's would say the same.
         due = (step - start) % every == 0 and end - step >= every // 2
         if step == end or due:
             looks.look(model, stage.parameters, step)
-        return step >= made[-1].last()
+        return step >= cycles.ends(looks.seen)[-1]
 
     def told(text: str, done: int, _: int) -> None:
         if progress is not None:
-            progress(text, done, made[-1].last())
+            progress(text, done, cycles.ends(looks.seen)[-1])
 
     training = Training(
         steps=steps * settings.cycles,

@@ -16,7 +16,8 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
-from weightsurgery.learning.unknown import Taught, place_at
+from weightsurgery.learning.truths import place_at
+from weightsurgery.learning.unknown import Taught
 from weightsurgery.learning.wordings import Wording
 from weightsurgery.learning.written import chat_frame
 
