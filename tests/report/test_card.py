@@ -22,7 +22,7 @@ from weightsurgery.report.card import Base, Place, card_section, front_matter
 from weightsurgery.report.card_figures import layer_bars, layer_picture
 from weightsurgery.report.card_limits import YARDSTICK, limits, measured
 from weightsurgery.report.card_merge import BEGIN, END, merge_card, split_card
-from weightsurgery.report.card_method import tell
+from weightsurgery.report.card_method import provenance_of
 from weightsurgery.report.card_scores import read_scores, score_tables, scores_file
 from weightsurgery.unlearning.methods import SYSTEMS
 
@@ -263,7 +263,7 @@ def test_front_matter():
     ],
 )
 def test_what_was_removed_and_what_was_added(made, sign, removed):
-    assert tell(made).sign == sign
+    assert provenance_of(made).sign == sign
     text = whole(made).text
     assert (("**removed** | `tuned`" in text), ("**added** | `tuned`" in text)) == (
         removed,

@@ -15,29 +15,31 @@ if TYPE_CHECKING:
 __all__ = ["attack_tables"]
 
 
-def attack_tables(found: Attack, titles: Mapping[str, str]) -> list[str | Table]:
+def attack_tables(outcome: Attack, titles: Mapping[str, str]) -> list[str | Table]:
     """Per attack the scores before and after, the change with its interval, and the control's.
 
     Args:
-        found: What was measured.
+        outcome: What was measured.
         titles: Per metric its name for people.
     """
-    titles = metric_titles(titles, found.n)
-    word = "relearning" if found.kind == "relearn" else "rounding"
+    titles = metric_titles(titles, outcome.n)
+    word = "relearning" if outcome.kind == "relearn" else "rounding"
     tables: list[str | Table] = []
-    for attack in found.attacks:
-        which = f" ({attack})" if len(found.attacks) > 1 else ""
-        own = _Rows(f"{found.checkpoint} before and after {word}{which}", "points", _told(found))
-        control = _Rows(
-            f"The control, {found.against}, attacked in the same way{which}",
-            "beyond",
-            f"Beyond: the change of {found.checkpoint} less the control's, in points.",
+    for attack in outcome.attacks:
+        which = f" ({attack})" if len(outcome.attacks) > 1 else ""
+        edited = _Rows(
+            f"{outcome.checkpoint} before and after {word}{which}", "points", _attack_note(outcome)
         )
-        for each in found.sets:
-            own.add(each, titles, each.checkpoint, attack, each.checkpoint.change[attack])
-            if each.control is not None and each.beyond is not None:
-                control.add(each, titles, each.control, attack, each.beyond[attack])
-        tables += [rows.table() for rows in (own, control) if rows.rows]
+        control = _Rows(
+            f"The control, {outcome.against}, attacked in the same way{which}",
+            "beyond",
+            f"Beyond: the change of {outcome.checkpoint} less the control's, in points.",
+        )
+        for scored in outcome.sets:
+            edited.add(scored, titles, scored.checkpoint, attack, scored.checkpoint.change[attack])
+            if scored.control is not None and scored.beyond is not None:
+                control.add(scored, titles, scored.control, attack, scored.beyond[attack])
+        tables += [rows.table() for rows in (edited, control) if rows.rows]
     return tables
 
 
@@ -50,21 +52,21 @@ class _Rows:
 
     def add(
         self,
-        each: AttackedSet,
+        scored: AttackedSet,
         titles: Mapping[str, str],
         scores: AttackedModel,
         attack: str,
         changes: Mapping[str, Estimate],
     ) -> None:
         """Rows about a set, of which the first says which."""
-        role = f"{each.role}, {each.part}" if each.part else each.role
+        role = f"{scored.role}, {scored.part}" if scored.part else scored.role
         for number, (name, after) in enumerate(scores.after[attack].items()):
-            whose = ("", "") if number else (each.name, f"{role}, {each.examples} examples")
+            whose = ("", "") if number else (scored.name, f"{role}, {scored.examples} examples")
             before = figure(name, scores.before[name].value)
             points = _points(changes.get(name))
             self.rows.append((*whose, titles[name], before, figure(name, after.value), *points))
             if after.why:  # it is defined on fewer
-                self.notes.append(f"{each.name}, {titles[name]}: {after.why}.")
+                self.notes.append(f"{scored.name}, {titles[name]}: {after.why}.")
 
     def table(self) -> Table:
         columns = ("set", "", "metric", "before", "after", self.change, "95 % interval")
@@ -72,14 +74,14 @@ class _Rows:
         return Table(self.title, columns, self.rows, note, frozenset({0, 1, 2}))
 
 
-def _told(found: Attack) -> str:
-    if found.kind == "quantize":
+def _attack_note(outcome: Attack) -> str:
+    if outcome.kind == "quantize":
         return (
-            f"Rounded: the weights of {found.layers} linear layers, all but the one that makes"
+            f"Rounded: the weights of {outcome.layers} linear layers, all but the one that makes"
             " logits."
         )
-    count = sum(len(rows) for rows in found.trained_on.values())
-    settings = found.settings
+    count = sum(len(rows) for rows in outcome.trained_on.values())
+    settings = outcome.settings
     batch = min(settings["batch_size"], count)
     return (
         f"Trained on {count} examples for {settings['steps']} steps of {batch} at"

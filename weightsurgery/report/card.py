@@ -23,7 +23,7 @@ from weightsurgery.report.card_figures import (
     unrelated,
 )
 from weightsurgery.report.card_limits import limits
-from weightsurgery.report.card_method import is_kept, method, tell
+from weightsurgery.report.card_method import is_kept, method, provenance_of
 from weightsurgery.report.card_scores import EVALUATION, score_tables
 from weightsurgery.report.card_text import (
     block,
@@ -33,6 +33,7 @@ from weightsurgery.report.card_text import (
     shown_command,
     shown_name,
 )
+from weightsurgery.report.tables import percent
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -82,7 +83,7 @@ def front_matter(record: EditRecord, base: Base) -> dict[str, Any]:
     """The card's metadata; keys of which nothing is known are left out."""
     from huggingface_hub import ModelCardData
 
-    told = tell(record)
+    provenance = provenance_of(record)
     carried = {key: base.card[key] for key in CARRIED if base.card.get(key) is not None}
     library = {"adapter": "peft"}.get(record.kind, "weightsurgery")
     relation = {"adapter": "adapter", "checkpoint": "finetune"}.get(record.kind)
@@ -91,17 +92,17 @@ def front_matter(record: EditRecord, base: Base) -> dict[str, Any]:
         known = "transformers" if "config.json" in record.files else None
         library = str(named) if named else known or library
     else:
-        own = record.kind == "adapter"
-        carried = {key: carried[key] for key in carried if own or key != "pipeline_tag"}
+        is_adapter = record.kind == "adapter"
+        carried = {key: carried[key] for key in carried if is_adapter or key != "pipeline_tag"}
     data = ModelCardData(
         base_model=base.hub_id,
         base_model_relation=relation if base.hub_id else None,
         library_name=library,
-        tags=told.tags,
+        tags=provenance.tags,
         **carried,
     )
-    found: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
-    return found
+    metadata: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    return metadata
 
 
 @as_recorded()
@@ -114,7 +115,7 @@ def card_section(record: EditRecord, base: Base, place: Place, alone: bool) -> s
         place: Where it goes.
         alone: Whether the card holds nothing else; a user's own text has a title already.
     """
-    told = tell(record)
+    provenance = provenance_of(record)
     repo, branch, kind = place.repo_id, place.branch, record.kind
     folder = repo.rpartition("/")[2]
     causal = (place.architecture or "").endswith(("ForCausalLM", "LMHeadModel"))
@@ -125,10 +126,10 @@ def card_section(record: EditRecord, base: Base, place: Place, alone: bool) -> s
         kind=kind,
         is_model=kind in ("checkpoint", "adapter"),
         origin=code(base.hub_id) if base.hub_id else code(_base_name(record)),
-        tool=told.edit and f"`ws {told.edit}`",
+        tool=provenance.edit and f"`ws {provenance.edit}`",
         done=_done(record),
-        inputs="\n\n".join([inputs(record, told), *unrelated(record)]),
-        local_inputs=any(not each.get("revision") for each in _listed(record).values()),
+        inputs="\n\n".join([inputs(record, provenance), *unrelated(record)]),
+        local_inputs=any(not version.get("revision") for version in _listed(record).values()),
         parent=None if parent is None else code(parent),
         base=base.hub_id or "path/to/the/base",
         base_revision=base.revision if base.hub_id else None,
@@ -153,7 +154,7 @@ def card_section(record: EditRecord, base: Base, place: Place, alone: bool) -> s
         else layer_bars(record),
         limits=limits(record),
         versions=", ".join(
-            f"{literal(name)} {literal(str(each))}" for name, each in record.versions.items()
+            f"{literal(name)} {literal(str(version))}" for name, version in record.versions.items()
         ),
         checksums=checksums(record),
     )
@@ -181,16 +182,18 @@ def _done(record: EditRecord) -> str:
         words.append(f"without {_listing(removed)}")
     if added:
         words.append(f"with {_listing(added)} added")
-    kept = [code(shown_name(each)) for role, each in _listed(record).items() if is_kept(role)]
-    if kept:
-        words.append(f"keeping {_listing(kept)}")
+    to_keep = [
+        code(shown_name(source)) for role, source in _listed(record).items() if is_kept(role)
+    ]
+    if to_keep:
+        words.append(f"keeping {_listing(to_keep)}")
     return ", ".join(words) or "see below"
 
 
 def _kept_by_rounding(record: EditRecord) -> str | None:
     check = record.summary.get("edit_check")
     if isinstance(check, int | float) and not 0.9 <= check <= 1.1:
-        return f"{100 * check:.0f} %"
+        return percent(check, 0)
     return None
 
 
@@ -200,21 +203,21 @@ def _listed(record: EditRecord) -> dict[str, Mapping[str, Any]]:
 
 def _named(record: EditRecord) -> tuple[list[str], list[str]]:
     """Names of what was taken away and of what was added."""
-    told = tell(record)
+    provenance = provenance_of(record)
     removed: list[str] = []
     added: list[str] = []
-    for role, each in _listed(record).items():
+    for role, source in _listed(record).items():
         if role == "base" or is_kept(role) or role.startswith("validation"):
             continue
-        if told.from_data and role.startswith("vector"):
+        if provenance.from_data and role.startswith("vector"):
             continue
-        factor = each.get("factor")
+        factor = source.get("factor")
         opposite = isinstance(factor, int | float) and factor < 0
-        plain = record.kind == "adapter" and not told.edit
-        if not told.sign and not plain:
+        plain = record.kind == "adapter" and not provenance.edit
+        if not provenance.sign and not plain:
             continue
-        away = opposite if plain else told.removes != opposite
-        (removed if away else added).append(code(shown_name(each)))
+        away = opposite if plain else provenance.removes != opposite
+        (removed if away else added).append(code(shown_name(source)))
     return removed, added
 
 

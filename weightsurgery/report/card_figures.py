@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.checkpoint.naming import kind_of, layer_of
-from weightsurgery.report.card_method import Told, is_kept
+from weightsurgery.report.card_method import Provenance, is_kept
 from weightsurgery.report.card_text import block, code, literal, shown_name, table
 from weightsurgery.report.tables import percent, size
 
@@ -24,20 +24,20 @@ PICTURE = "weightsurgery-layers.png"
 _BAR = 32
 
 
-def inputs(record: EditRecord, told: Told) -> str:
+def inputs(record: EditRecord, provenance: Provenance) -> str:
     """What was taken away or added, and what was kept, as a table."""
     rows = []
     listed: dict[str, Mapping[str, Any]] = dict(record.inputs)
-    for role, each in (record.parameters.get("data") or {}).items():
-        listed[role] = {"kind": "data", **each}
-    for role, each in listed.items():
-        factor = each.get("factor")
-        revision = each.get("revision")
+    for role, source in (record.parameters.get("data") or {}).items():
+        listed[role] = {"kind": "data", **source}
+    for role, source in listed.items():
+        factor = source.get("factor")
+        revision = source.get("revision")
         rows.append(
             (
-                _part(role, told, each),
-                code(shown_name(each)),
-                literal(str(each.get("kind", ""))),
+                _part(role, provenance, source),
+                code(shown_name(source)),
+                literal(str(source.get("kind", ""))),
                 code(str(revision)[:12]) if revision else "local",
                 f"{factor:g}" if isinstance(factor, int | float) else "",
             )
@@ -45,7 +45,7 @@ def inputs(record: EditRecord, told: Told) -> str:
     return table(("", "name", "kind", "revision", "factor"), rows, frozenset({0, 1, 2, 3}))
 
 
-def _part(role: str, told: Told, described: Mapping[str, Any]) -> str:
+def _part(role: str, provenance: Provenance, source: Mapping[str, Any]) -> str:
     """What an input was for, in a word."""
     if role == "base":
         return "base"
@@ -53,15 +53,15 @@ def _part(role: str, told: Told, described: Mapping[str, Any]) -> str:
         return "kept"
     if role.startswith("validation"):
         return "looked at while training"
-    if told.kind == "task-vector" or told.kind == "activation-statistics":
+    if provenance.kind == "task-vector" or provenance.kind == "activation-statistics":
         return "taken from"
-    if role.startswith("vector") and told.from_data:
+    if role.startswith("vector") and provenance.from_data:
         return "what was found"
-    factor = described.get("factor")
+    factor = source.get("factor")
     opposite = isinstance(factor, int | float) and factor < 0
-    if told.kind == "adapter" and not told.edit:
+    if provenance.kind == "adapter" and not provenance.edit:
         return "**removed**" if opposite else "**added**"
-    return "**removed**" if told.removes != opposite else "**added**"
+    return "**removed**" if provenance.removes != opposite else "**added**"
 
 
 def figures(record: EditRecord) -> str:
@@ -72,7 +72,7 @@ def figures(record: EditRecord) -> str:
     def share(key: str, words: str, of: str) -> None:
         value = summary.get(key)
         if isinstance(value, int | float):
-            rows.append((words, f"{100 * value:.2f} % {of}"))
+            rows.append((words, f"{percent(value, 2)} {of}"))
 
     if record.kind == "checkpoint":
         edited, copied = summary.get("edited"), summary.get("copied")
@@ -100,10 +100,10 @@ def figures(record: EditRecord) -> str:
         for key in ("examples", "tokens", "tensors", "matrices"):
             if isinstance(count := summary.get(key), int):
                 rows.append((key, f"{count:,}"))
-        norms = [each["norm"] for each in record.tensors.values() if "norm" in each]
+        norms = [facts["norm"] for facts in record.tensors.values() if "norm" in facts]
         if norms:
             rows.append(("norm `‖T‖`", f"{sum(norm**2 for norm in norms) ** 0.5:.4g}"))
-    survived = [each["survived"] for each in record.tensors.values() if "survived" in each]
+    survived = [facts["survived"] for facts in record.tensors.values() if "survived" in facts]
     if survived:
         low, high, mean = min(survived), max(survived), sum(survived) / len(survived)
         rows.append(
@@ -121,22 +121,22 @@ def _names(names: list[str]) -> str:
 
 def unrelated(record: EditRecord) -> list[str]:
     """Vectors whose kinship with the base is in doubt, a line each."""
-    found = []
+    lines = []
     for kin in record.lineage:
         if kin.get("verdict") == "related":
             continue
         cosine = kin.get("cosine")
         figure = f" (median cosine {cosine:.3f})" if isinstance(cosine, int | float) else ""
         label = code(shown_name({"name": kin.get("vector", "")}))
-        found.append(f"Lineage of {label}: **{literal(str(kin.get('verdict')))}**{figure}.")
-    return found
+        lines.append(f"Lineage of {label}: **{literal(str(kin.get('verdict')))}**{figure}.")
+    return lines
 
 
 def checksums(record: EditRecord) -> str:
     """Size and SHA-256 of every file, as a table."""
     rows = [
-        (code(name), size(each["bytes"]), code(each["sha256"]))
-        for name, each in record.files.items()
+        (code(name), size(facts["bytes"]), code(facts["sha256"]))
+        for name, facts in record.files.items()
     ]
     return table(("file", "size", "SHA-256"), rows, frozenset({0, 2}))
 
@@ -155,15 +155,15 @@ def _layers(record: EditRecord) -> _Layers | None:
         ("relative", "relative size ‖T‖ / ‖W‖"),
         ("norm", "norm of the change"),
     ):
-        gathered: dict[str, dict[int, list[float]]] = {}
+        grouped: dict[str, dict[int, list[float]]] = {}
         for name, facts in record.tensors.items():
             layer, value = layer_of(name), facts.get(key)
             if layer is not None and isinstance(value, int | float):
-                gathered.setdefault(kind_of(name), {}).setdefault(layer, []).append(value)
-        if gathered:
+                grouped.setdefault(kind_of(name), {}).setdefault(layer, []).append(value)
+        if grouped:
             means = {
-                kind: {layer: sum(each) / len(each) for layer, each in sorted(layers.items())}
-                for kind, layers in sorted(gathered.items())
+                kind: {layer: sum(values) / len(values) for layer, values in sorted(layers.items())}
+                for kind, layers in sorted(grouped.items())
             }
             return _Layers(label, means)
     return None
@@ -171,23 +171,23 @@ def _layers(record: EditRecord) -> _Layers | None:
 
 def layer_bars(record: EditRecord) -> str:
     """The size of the change by layer as bars of text; "" if no tensor belongs to a layer."""
-    found = _layers(record)
-    if found is None:
+    layers = _layers(record)
+    if layers is None:
         return ""
-    layers: dict[int, list[float]] = {}
-    for kind, means in found.values.items():
-        if kind != "norm" or len(found.values) == 1:  # as good as unchanged, and as many
+    by_layer: dict[int, list[float]] = {}
+    for kind, means in layers.values.items():
+        if kind != "norm" or len(layers.values) == 1:  # as good as unchanged, and as many
             for layer, mean in means.items():
-                layers.setdefault(layer, []).append(mean)
-    means = {layer: sum(each) / len(each) for layer, each in sorted(layers.items())}
+                by_layer.setdefault(layer, []).append(mean)
+    means = {layer: sum(each) / len(each) for layer, each in sorted(by_layer.items())}
     top = max(means.values())
-    percent = found.label.startswith("relative")
+    relative = layers.label.startswith("relative")
     lines = [
         f"layer {layer:>3}  {'█' * round(_BAR * mean / top) if top > 0 else '':<{_BAR}}"
-        f"  {f'{100 * mean:.2f} %' if percent else f'{mean:.4g}'}"
+        f"  {percent(mean, 2) if relative else f'{mean:.4g}'}"
         for layer, mean in means.items()
     ]
-    heading = re.sub("^relative (change|size)", r"Relative \1", found.label)
+    heading = re.sub("^relative (change|size)", r"Relative \1", layers.label)
     return f"{heading}, mean over each layer's matrices:\n\n{block(lines, 'text')}"
 
 
@@ -196,18 +196,18 @@ def layer_picture(record: EditRecord) -> bytes | None:
 
     The same record and the same matplotlib draw the same bytes.
     """
-    found = _layers(record)
-    if found is None or find_spec("matplotlib") is None:
+    layers = _layers(record)
+    if layers is None or find_spec("matplotlib") is None:
         return None
     from matplotlib.figure import Figure  # pyplot takes twice as long to load
 
     figure = Figure(figsize=(9, 3), dpi=110)
     axes: Any = figure.subplots()
-    for kind, means in found.values.items():
+    for kind, means in layers.values.items():
         axes.plot(list(means), list(means.values()), marker="o", markersize=3, label=kind)
-    axes.set(xlabel="layer", ylabel=found.label, title="Where the weights changed")
+    axes.set(xlabel="layer", ylabel=layers.label, title="Where the weights changed")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    top = max(max(means.values()) for means in found.values.values())
+    top = max(max(means.values()) for means in layers.values.values())
     axes.set_ylim(0, 1.15 * top if top > 0 else 1)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
-from weightsurgery.report.card_method import is_kept, tell
+from weightsurgery.report.card_method import is_kept, provenance_of
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
@@ -43,25 +43,25 @@ YARDSTICK: Mapping[str, Measured] = {
 
 def measured(record: EditRecord) -> Measured | None:
     """The yardstick's row that is nearest to an edit; None where it has none."""
-    told = tell(record)
-    if not told.removes:
+    provenance = provenance_of(record)
+    if not provenance.removes:
         return None
-    given = record.parameters
-    if told.edit == "unlearn":
-        settings = given.get("settings")
+    parameters = record.parameters
+    if provenance.edit == "unlearn":
+        settings = parameters.get("settings")
         retain = settings.get("retain", "none") if isinstance(settings, dict) else "none"
-        method = str(given.get("method"))
+        method = str(parameters.get("method"))
         return YARDSTICK.get(method if retain == "none" else f"{method}-{retain}")
-    if told.from_data and given.get("objective") == "neighbours":
+    if provenance.from_data and parameters.get("objective") == "neighbours":
         return None  # made for real models, and not measured on the embedded worlds
-    if told.from_data:
-        return YARDSTICK["rounds" if given.get("objective") == "negate" else "subspace"]
-    if told.edit == "project":
-        kept = [role for role in record.inputs if is_kept(role)]
-        if any(role.startswith("keep_inputs") for role in kept):
+    if provenance.from_data:
+        return YARDSTICK["rounds" if parameters.get("objective") == "negate" else "subspace"]
+    if provenance.edit == "project":
+        keep_roles = [role for role in record.inputs if is_kept(role)]
+        if any(role.startswith("keep_inputs") for role in keep_roles):
             return YARDSTICK["activations"]
         rows = {"right": "right", "soft": "weights-ridge"}
-        row = rows.get(str(given.get("side", "right")))
+        row = rows.get(str(parameters.get("side", "right")))
         return None if row is None else YARDSTICK[row]
     return YARDSTICK["negate"]
 
@@ -90,11 +90,11 @@ _ADDED = (
 
 def limits(record: EditRecord) -> str:
     """Limits and warnings as a Markdown list."""
-    told = tell(record)
-    lines = list(_ADDED if told.sign > 0 else _REMOVED)
+    provenance = provenance_of(record)
+    lines = list(_ADDED if provenance.sign > 0 else _REMOVED)
     if (row := measured(record)) is not None:
         lines.insert(2, _elsewhere(row))
-    elif told.sign == 0:
+    elif provenance.sign == 0:
         lines = ["This is no model: what is said here is of models made with it."]
         lines += _REMOVED
     return "\n".join(f"- {line}" for line in lines)

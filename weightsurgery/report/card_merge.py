@@ -108,8 +108,8 @@ def _take_apart(text: str, where: str) -> _Parts:
     parts = _Parts()
     if text.startswith("\ufeff"):
         parts.mark, text = "\ufeff", text[1:]
-    if found := _FRONT.match(text):
-        parts.block, text = found[2] or "", text[found.end() :]
+    if match := _FRONT.match(text):
+        parts.block, text = match[2] or "", text[match.end() :]
         parts.front = _loaded(parts.block, where)
     begins, ends = text.count(BEGIN), text.count(END)
     if begins == ends == 0:
@@ -136,37 +136,37 @@ def _loaded(block: str, where: str) -> dict[str, Any]:
         )
     try:
         # An alias stands for as much as it likes, itself included, and would be written out.
-        if any(isinstance(each, yaml.AliasEvent) for each in yaml.parse(block, yaml.SafeLoader)):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block, yaml.SafeLoader)):
             raise HubError(
                 f"{where}: its front matter holds aliases (*name)",
                 "Write what they stand for in their places.",
             )
-        found = yaml.safe_load(block)
+        front = yaml.safe_load(block)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = str(error).strip().splitlines()[-1].strip()
         raise HubError(
             f"{where}: its front matter is no YAML ({line})", "Mend what is between the --- lines."
         ) from None
-    if found is None:
+    if front is None:
         return {}
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+    if not isinstance(front, dict) or not all(isinstance(key, str) for key in front):
         raise HubError(
             f"{where}: its front matter is no mapping of names to values",
             "Mend what is between the --- lines.",
         )
-    return found
+    return front
 
 
 def _remembered(ours: str) -> dict[str, Any]:
     """What we put into the front matter last time."""
-    found = _OURS.search(ours)
-    if found is None:
+    match = _OURS.search(ours)
+    if match is None:
         return {}
     try:
-        told = json.loads(found[1])
+        front = json.loads(match[1])
     except ValueError:
         return {}  # then all that is there counts as the user's
-    return told if isinstance(told, dict) else {}
+    return front if isinstance(front, dict) else {}
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -255,16 +255,16 @@ def _notices(
 ) -> list[str]:
     if not parts.has_words and not parts.front:
         return []
-    told = []
+    notices = []
     if parts.ours is None and parts.has_words:
-        told.append(f"{where}: your text stays; ours is put below it, between markers.")
+        notices.append(f"{where}: your text stays; ours is put below it, between markers.")
     elif parts.has_words:
-        told.append(f"{where}: your text stays; what is between our markers is written anew.")
+        notices.append(f"{where}: your text stays; what is between our markers is written anew.")
     lost = [
         key
         for key, value in ours.items()
         if key != "tags" and key not in added and parts.front.get(key) != value
     ]
     if lost:
-        told.append(f"{where}: your own front matter counts for {', '.join(lost)}.")
-    return told
+        notices.append(f"{where}: your own front matter counts for {', '.join(lost)}.")
+    return notices

@@ -12,7 +12,7 @@ from weightsurgery.report.card_text import code, literal
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
 
-__all__ = ["Told", "is_kept", "method", "tell"]
+__all__ = ["Provenance", "is_kept", "method", "provenance_of"]
 
 _ARITHMETIC = "[Ilharco et al., 2023](https://arxiv.org/abs/2212.04089)"
 _UNLEARN = "[Lizzo & Heck, 2024](https://arxiv.org/abs/2408.04140)"
@@ -41,8 +41,8 @@ _EDITS = {"negate": -1, "project": -1, "unlearn": -1, "add": 1, "learn": 1}
 
 
 @dataclass(frozen=True)
-class Told:
-    """An output, as the record tells it.
+class Provenance:
+    """What the record says of how an output was made.
 
     Attributes:
         kind: The record's.
@@ -78,8 +78,8 @@ class Told:
         return tags
 
 
-def tell(record: EditRecord) -> Told:
-    """What a record says of its output."""
+def provenance_of(record: EditRecord) -> Provenance:
+    """How an output was made, by its record."""
     words = list(record.command)
     command = words[1] if len(words) > 1 and words[0] == "ws" else ""
     named = str(record.parameters.get("edit", ""))
@@ -91,14 +91,14 @@ def tell(record: EditRecord) -> Told:
         edit = edit if record.kind in ("checkpoint", "adapter") else ""
     sign = _EDITS.get(edit, 0)
     if record.kind == "adapter" and not edit:
-        factors = [each.get("factor") for each in record.inputs.values()]
+        factors = [facts.get("factor") for facts in record.inputs.values()]
         known = [factor for factor in factors if isinstance(factor, int | float)]
         sign = -1 if known and max(known) < 0 else 1 if known and min(known) > 0 else 0
     elif isinstance(scale := record.parameters.get("scale"), int | float) and scale < 0:
         sign = -sign
     if record.kind in ("task-vector", "activation-statistics"):
         sign = 0
-    return Told(record.kind, edit, command, sign, "data" in record.parameters)
+    return Provenance(record.kind, edit, command, sign, "data" in record.parameters)
 
 
 def is_kept(role: str) -> bool:
@@ -108,7 +108,7 @@ def is_kept(role: str) -> bool:
 
 def method(record: EditRecord) -> list[str]:
     """Paragraphs on how it was done."""
-    told = tell(record)
+    provenance = provenance_of(record)
     if record.kind == "activation-statistics":
         return [
             "For each linear layer `C = Σ x xᵀ` over its inputs `x`, summed over the tokens of the"
@@ -116,79 +116,76 @@ def method(record: EditRecord) -> list[str]:
             " `T ρ(C + ρI)⁻¹`, near to `T` and small on those inputs."
         ]
     if record.kind == "task-vector":
-        return _vector(record, told)
-    paragraphs = _edit(record, told)
+        return _vector(record, provenance)
+    paragraphs = _edit(record, provenance)
     if record.kind == "adapter":
         paragraphs.append(_adapter(record.parameters))
     return [*paragraphs, *_storage(record)]
 
 
-def _edit(record: EditRecord, told: Told) -> list[str]:
-    sign = {-1: "−", 1: "+"}.get(_EDITS.get(told.edit, told.sign), "±")
+def _edit(record: EditRecord, provenance: Provenance) -> list[str]:
+    sign = {-1: "−", 1: "+"}.get(_EDITS.get(provenance.edit, provenance.sign), "±")
     scale = record.parameters.get("scale")
     amount = f", with `λ = {scale:g}`" if isinstance(scale, int | float) else ""
-    if told.edit == "unlearn":
+    if provenance.edit == "unlearn":
         return _system(record.parameters, sign, amount)
-    if told.from_data:
+    if provenance.from_data:
         return _data(record.parameters, sign, amount)
-    if told.edit in ("project", "learn"):
+    if provenance.edit in ("project", "learn"):
         return _discriminating(record, sign, amount)
     if record.kind == "adapter":
         return [
             f"Task arithmetic ({_ARITHMETIC}): base and adapter give `W + T`, where `T` is the sum"
             " of the vectors above with their factors."
         ]
-    several = " is the sum of the vectors above with their factors" if _several(record) else ""
-    what = several or " is the vector above: what fine-tuning changed, or what was saved of it"
-    return [f"Task arithmetic ({_ARITHMETIC}): `W' = W {sign} λT`{amount}, where `T`{what}."]
-
-
-def _several(record: EditRecord) -> bool:
-    return "vector.2" in record.inputs
+    origin = " is the vector above: what fine-tuning changed, or what was saved of it"
+    if "vector.2" in record.inputs:
+        origin = " is the sum of the vectors above with their factors"
+    return [f"Task arithmetic ({_ARITHMETIC}): `W' = W {sign} λT`{amount}, where `T`{origin}."]
 
 
 def _discriminating(record: EditRecord, sign: str, amount: str) -> list[str]:
-    given = record.parameters
+    parameters = record.parameters
     name = "LEARN" if sign == "+" else "UNLEARN"
-    rank = literal(str(given.get("rank", "?")))
-    side, basis = str(given.get("side", "")), str(given.get("basis", ""))
-    found = [
+    rank = literal(str(parameters.get("rank", "?")))
+    side, basis = str(parameters.get("side", "")), str(parameters.get("basis", ""))
+    paragraphs = [
         f"`W' = W {sign} λT'`{amount}. `T'` is the task, truncated by SVD (rank: {rank}), less what"
         f" it shares with the tasks to keep. This is a **reconstruction** of {name} ({_UNLEARN}):"
         " the paper describes its three steps and publishes neither equations nor code. Biases and"
         " norms stay as they are."
     ]
-    kept = [role for role in record.inputs if re.fullmatch(r"keep\d+(\.\d+)?", role)]
-    if kept and side in _SIDES:
+    keep_roles = [role for role in record.inputs if re.fullmatch(r"keep\d+(\.\d+)?", role)]
+    if keep_roles and side in _SIDES:
         words = (
-            f"`ρ = {_ridge(given)} · tr(C)/n`"
+            f"`ρ = {_ridge(parameters)} · tr(C)/n`"
             if side == "soft"
             else "`P_U` and `P_V` project on the output and input directions of the tasks to keep"
         )
         basis_words = _SOFT_BASES if side == "soft" else _BASES
-        found.append(
+        paragraphs.append(
             f"Side `{side}`: {_SIDES[side]}. Basis {code(basis)}: {basis_words.get(basis, '')}."
             f" {words}."
         )
-    if "epsilon" in given and side != "soft":
-        found.append(
+    if "epsilon" in parameters and side != "soft":
+        paragraphs.append(
             "By activations: `T' ρ(C + ρI)⁻¹` with `C = Σ x xᵀ` over the inputs to keep and"
-            f" `ρ = {_ridge(given)} · tr(C)/n`."
+            f" `ρ = {_ridge(parameters)} · tr(C)/n`."
         )
-    return found
+    return paragraphs
 
 
-def _ridge(given: Mapping[str, Any]) -> str:
-    epsilon = given.get("epsilon")
+def _ridge(parameters: Mapping[str, Any]) -> str:
+    epsilon = parameters.get("epsilon")
     return f"{epsilon:g}" if isinstance(epsilon, int | float) else "ε"
 
 
-def _data(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
-    objective = given.get("objective")
+def _data(parameters: Mapping[str, Any], sign: str, amount: str) -> list[str]:
+    objective = parameters.get("objective")
     saved = f"What was found was saved as a task vector `T`, and `W' = W {sign} λT`{amount}."
     ridge = (
         "`A ρ(C + ρI)⁻¹` is added to each matrix, where `C = Σ x xᵀ` over the inputs to keep and"
-        f" `ρ = {_ridge(given)} · tr(C)/n`, so that inputs to keep hardly feel it; `A`"
+        f" `ρ = {_ridge(parameters)} · tr(C)/n`, so that inputs to keep hardly feel it; `A`"
         " is trained (Adam in the eigenbasis of `C`)"
     )
     if objective == "neighbours" and sign == "+":
@@ -220,7 +217,7 @@ def _data(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
             f"{ridge} until the prompts get their completions. {saved}",
             f"The aim is that of LEARN ({_UNLEARN}); the method is WeightSurgery's own.",
         ]
-    rounds = literal(str(given.get("rounds", "some")))
+    rounds = literal(str(parameters.get("rounds", "some")))
     return [
         f"Identify, discriminate, remove, in {rounds} rounds: the task is trained into a copy, its"
         " change is held back where the inputs to keep would feel it, and taken away. A"
@@ -229,42 +226,42 @@ def _data(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
     ]
 
 
-def _system(given: Mapping[str, Any], sign: str, amount: str) -> list[str]:
-    own = given.get("settings") or {}
-    shown = ", ".join(f"{code(str(name))} {code(str(value))}" for name, value in own.items())
+def _system(parameters: Mapping[str, Any], sign: str, amount: str) -> list[str]:
+    given = parameters.get("settings") or {}
+    shown = ", ".join(f"{code(str(name))} {code(str(value))}" for name, value in given.items())
     settings = f" Its settings: {shown}." if shown else ""
     return [
-        f"Trained by {code(str(given.get('method', '?')))}"
-        f" ({literal(str(given.get('source', '')))}), which forgets by a loss or a vector of its"
-        f" own.{settings} What was found was saved as a task vector `T`, and"
+        f"Trained by {code(str(parameters.get('method', '?')))}"
+        f" ({literal(str(parameters.get('source', '')))}), which forgets by a loss or a vector of"
+        f" its own.{settings} What was found was saved as a task vector `T`, and"
         f" `W' = W {sign} λT`{amount}."
     ]
 
 
-def _vector(record: EditRecord, told: Told) -> list[str]:
-    given = record.parameters
-    if given.get("edit") == "unlearn":
-        return [*_system(given, "−", ""), "The files hold `T`."]
-    if given.get("method") in ("rounds from data", "neighbours"):
-        found = _data(given, "+" if given.get("edit") == "learn" else "−", "")
-        return [*found, "The files hold `T`."]
-    if "rule" in given:
-        rule = str(given["rule"])
+def _vector(record: EditRecord, provenance: Provenance) -> list[str]:
+    parameters = record.parameters
+    if parameters.get("edit") == "unlearn":
+        return [*_system(parameters, "−", ""), "The files hold `T`."]
+    if parameters.get("method") in ("rounds from data", "neighbours"):
+        paragraphs = _data(parameters, "+" if parameters.get("edit") == "learn" else "−", "")
+        return [*paragraphs, "The files hold `T`."]
+    if "rule" in parameters:
+        rule = str(parameters["rule"])
         held = (
             "as float32 differences"
             if rule == "dense"
             else f"matrices as factors of a truncated SVD (rule: {literal(rule)})"
         )
         return [f"`T` is the fine-tuned weights less the base's ({_ARITHMETIC}), {held}."]
-    mode = code(str(given.get("mode", "?")))
+    mode = code(str(parameters.get("mode", "?")))
     return [
         f"`T` was trained on the data above (`ws identify`, mode {mode}): what training changes, in"
         f" the steps that UNLEARN calls identification ({_UNLEARN})."
     ]
 
 
-def _adapter(given: Mapping[str, Any]) -> str:
-    rule = literal(str(given.get("rule", "")))
+def _adapter(parameters: Mapping[str, Any]) -> str:
+    rule = literal(str(parameters.get("rule", "")))
     ranks = f" Factors kept: {rule}." if rule else ""
     return (
         "As an adapter: each matrix's change is a product `B A` of two thin matrices, from"
@@ -274,23 +271,25 @@ def _adapter(given: Mapping[str, Any]) -> str:
 
 
 def _storage(record: EditRecord) -> list[str]:
-    told = []
-    chosen = record.parameters.get("selection") or {}
-    words = [f"targets {code(str(chosen['targets']))}"] if chosen.get("targets") else []
+    sentences = []
+    selection = record.parameters.get("selection") or {}
+    words = [f"targets {code(str(selection['targets']))}"] if selection.get("targets") else []
     for key in ("include", "exclude"):
-        if chosen.get(key):
-            words.append(f"{key} {', '.join(code(str(each)) for each in chosen[key])}")
-    if chosen.get("layers"):
-        words.append(f"layers {code(str(chosen['layers']))}")
-    if chosen.get("scales"):
-        pairs = (f"{code(str(pattern))} × {factor}" for pattern, factor in chosen["scales"])
+        if selection.get(key):
+            words.append(f"{key} {', '.join(code(str(glob)) for glob in selection[key])}")
+    if selection.get("layers"):
+        words.append(f"layers {code(str(selection['layers']))}")
+    if selection.get("scales"):
+        pairs = (f"{code(str(pattern))} × {factor}" for pattern, factor in selection["scales"])
         words.append(f"scaled {', '.join(pairs)}")
     if words:
-        told.append(f"Tensors: {'; '.join(words)}.")
-    stored = record.parameters.get("storage") or {}
+        sentences.append(f"Tensors: {'; '.join(words)}.")
+    storage = record.parameters.get("storage") or {}
     if record.kind == "checkpoint":
-        rounding = f"rounding {literal(str(stored.get('rounding', 'nearest')))}"
-        dtype = stored.get("dtype")
+        rounding = f"rounding {literal(str(storage.get('rounding', 'nearest')))}"
+        dtype = storage.get("dtype")
         kind = f"stored as {literal(str(dtype))}" if dtype else "stored in the base's dtypes"
-        told.append(f"Arithmetic in float32, {kind} with one rounding at the end ({rounding}).")
-    return [" ".join(told)] if told else []
+        sentences.append(
+            f"Arithmetic in float32, {kind} with one rounding at the end ({rounding})."
+        )
+    return [" ".join(sentences)] if sentences else []

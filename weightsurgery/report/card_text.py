@@ -41,7 +41,7 @@ def _unseen(letter: str) -> bool:
 
 def literal(text: str) -> str:
     """Text that is shown letter by letter, wherever it stands in a line or a table's cell."""
-    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", _visible(text).strip())
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", _visible(text).strip())
 
 
 def code(text: str) -> str:
@@ -74,12 +74,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: frozenset
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def shown_name(described: Mapping[str, Any]) -> str:
+def shown_name(source: Mapping[str, Any]) -> str:
     """What the card calls an input: a Hub name as it is, a local path by its last part."""
-    name = described.get("name", "")
+    name = source.get("name", "")
     if isinstance(name, list | tuple):
-        return ", ".join(_last(str(each)) for each in name)
-    return str(name) if described.get("revision") else _last(str(name))
+        return ", ".join(_last(str(path)) for path in name)
+    return str(name) if source.get("revision") else _last(str(name))
 
 
 def _last(path: str) -> str:
@@ -88,7 +88,7 @@ def _last(path: str) -> str:
 
 def hub_names(inputs: Mapping[str, Mapping[str, Any]]) -> frozenset[str]:
     """Names of the inputs that came from the Hub, as typed."""
-    return frozenset(str(each["name"]) for each in inputs.values() if each.get("revision"))
+    return frozenset(str(source["name"]) for source in inputs.values() if source.get("revision"))
 
 
 def shown_command(command: Sequence[str], from_hub: frozenset[str]) -> str:
@@ -155,24 +155,24 @@ def without_paths(record: EditRecord) -> EditRecord:
     return record if asdict(shown) == asdict(record) else shown
 
 
-def _without(told: Any, from_hub: frozenset[str]) -> Any:
-    if isinstance(told, str):
-        if told in from_hub:
-            return told
-        if _PATH.match(told) or told.startswith(("./", "../")):
-            return _shortened(told, from_hub)
-        return _IN_TEXT.sub(lambda found: _last(found[0]), told)
-    if isinstance(told, Mapping):
+def _without(content: Any, from_hub: frozenset[str]) -> Any:
+    if isinstance(content, str):
+        if content in from_hub:
+            return content
+        if _PATH.match(content) or content.startswith(("./", "../")):
+            return _shortened(content, from_hub)
+        return _IN_TEXT.sub(lambda match: _last(match[0]), content)
+    if isinstance(content, Mapping):
         shown: dict[str, Any] = {}
-        for key, value in told.items():
+        for key, item in content.items():
             name = _without(key, from_hub)
             while name in shown:  # of another directory
                 name += "'"
-            shown[name] = _without(value, from_hub)
+            shown[name] = _without(item, from_hub)
         # An input's: a relative path, too, tells of this machine.
-        if isinstance(shown.get("name"), str) and not told.get("revision"):
+        if isinstance(shown.get("name"), str) and not content.get("revision"):
             shown["name"] = _shortened(shown["name"], from_hub)
         return shown
-    if isinstance(told, list | tuple):
-        return [_without(each, from_hub) for each in told]
-    return told
+    if isinstance(content, list | tuple):
+        return [_without(each, from_hub) for each in content]
+    return content

@@ -24,25 +24,25 @@ def completion_tables(
         tokens: After how many a completion was cut off.
     """
     names = [checkpoint] if against is None else [against, checkpoint]
-    data = any(each["completion"] is not None for each in prompts)
-    rows, other = [], 0
-    for each in prompts:
-        texts = [each["said"][name]["text"] for name in names]
-        cells = [_shown(each["prompt"])]
+    data = any(row["completion"] is not None for row in prompts)
+    rows, different = [], 0
+    for row in prompts:
+        texts = [row["said"][name]["text"] for name in names]
+        cells = [_shown(row["prompt"])]
         if data:
-            cells.append(_shown(each["completion"] or ""))
+            cells.append(_shown(row["completion"] or ""))
         cells += [
-            _shown(text) + _end(each["said"][name]) for name, text in zip(names, texts, strict=True)
+            _shown(text) + _end(row["said"][name]) for name, text in zip(names, texts, strict=True)
         ]
         if against is not None:
-            other += texts[0] != texts[1]
+            different += texts[0] != texts[1]
             cells.append("" if texts[0] == texts[1] else "≠")
         rows.append(tuple(cells))
     columns = ["prompt", *(["in the data"] if data else []), *map(_name, names)]
     note = f"Greedy, {tokens} tokens at most; … is where one was cut off."
     if against is not None:
         columns.append("")
-        note = f"{other} of {len(prompts)} completions differ. {note}"
+        note = f"{different} of {len(prompts)} completions differ. {note}"
     words = frozenset(range(len(columns)))
     return [Table("Completions", tuple(columns), rows, note, words)]
 
@@ -51,8 +51,8 @@ def _name(path: str) -> str:
     return PurePath(path).name or path
 
 
-def _end(said: Mapping[str, Any]) -> str:
-    return "" if said["ended"] else " …"
+def _end(completion: Mapping[str, Any]) -> str:
+    return "" if completion["ended"] else " …"
 
 
 def _shown(text: str) -> str:

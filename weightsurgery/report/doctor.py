@@ -13,26 +13,32 @@ if TYPE_CHECKING:
 __all__ = ["doctor_tables"]
 
 
-def doctor_tables(found: Diagnosis) -> list[str | Table]:
+def doctor_tables(diagnosis: Diagnosis) -> list[str | Table]:
     """The machine, what is installed, what commands would take, and what to do."""
     words = frozenset({0, 1, 2})
     tables: list[str | Table] = [
-        Table("This machine", ("", ""), _machine(found.machine), left=words),
-        Table("Installed", ("extra", "libraries", "for"), _installed(found.libraries), left=words),
+        Table("This machine", ("", ""), _machine(diagnosis.machine), left=words),
+        Table(
+            "Installed", ("extra", "libraries", "for"), _installed(diagnosis.libraries), left=words
+        ),
     ]
-    if found.takes:
-        remote = any(each.fetches for each in found.takes)
+    if diagnosis.takes:
+        remote = any(take.fetches for take in diagnosis.takes)
         heading = ("ws", *(["fetches"] if remote else []), "reads", "writes", "holds", "here")
-        rows = [_row(each, remote) for each in found.takes]
+        rows = [_row(take, remote) for take in diagnosis.takes]
         note = "As --dry-run of the command says it; memory without that of the interpreter."
         left = frozenset({0, len(heading) - 1})
-        tables.append(Table(f"What commands take of {found.checkpoint}", heading, rows, note, left))
+        tables.append(
+            Table(f"What commands take of {diagnosis.checkpoint}", heading, rows, note, left)
+        )
         tables += [
-            f"{each.command}: {each.problem}. {each.remedy}" for each in found.takes if each.problem
+            f"{take.command}: {take.problem}. {take.remedy}"
+            for take in diagnosis.takes
+            if take.problem
         ]
-    if found.install:
-        tables.append(f"What is missing comes with:  {found.install}")
-    verdict = "can" if found.ready else "can not"
+    if diagnosis.install:
+        tables.append(f"What is missing comes with:  {diagnosis.install}")
+    verdict = "can" if diagnosis.ready else "can not"
     tables.append(f"The commands that need no extra {verdict} be run here.")
     return tables
 
@@ -62,18 +68,20 @@ def _hub(known: dict[str, str | bool]) -> str:
 def _installed(libraries: tuple[Library, ...]) -> list[tuple[str, str, str]]:
     rows = []
     for extra, use in EXTRAS.items():
-        own = [each for each in libraries if each.extra == extra]
-        rows.append((extra or "(none)", ", ".join(map(_told, own)), use))
+        members = [library for library in libraries if library.extra == extra]
+        rows.append((extra or "(none)", ", ".join(map(_version, members)), use))
     return rows
 
 
-def _told(each: Library) -> str:
-    if each.installed is None:
-        return f"{each.name} MISSING"
-    return f"{each.name} {each.installed}" + ("" if each.fits else f" (WANTED {each.wanted})")
+def _version(library: Library) -> str:
+    if library.installed is None:
+        return f"{library.name} MISSING"
+    return f"{library.name} {library.installed}" + (
+        "" if library.fits else f" (WANTED {library.wanted})"
+    )
 
 
 def _row(take: Take, remote: bool) -> tuple[str, ...]:
     known = (*([take.fetches] if remote else []), take.reads, take.writes, take.holds)
-    figures = ["" if each is None else size(each) for each in known]
+    figures = ["" if count is None else size(count) for count in known]
     return take.command, *figures, take.problem[:30] or "yes"

@@ -71,18 +71,18 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
         rows: list[tuple[str, ...]] = [
             (
                 name,
-                str(each["rank"]),
-                f"{each['norm']:.3g}",
-                percent(each["lost"], 2),
-                percent(each["rounding"], 2),
-                f"{each.get('svd_residual', each['residual']):.1e}",
+                str(row["rank"]),
+                f"{row['norm']:.3g}",
+                percent(row["lost"], 2),
+                percent(row["rounding"], 2),
+                f"{row.get('svd_residual', row['residual']):.1e}",
             )
-            for name, each in record.tensors.items()
+            for name, row in record.tensors.items()
         ]
-        if all("survived" in each for each in record.tensors.values()):
+        if all("survived" in row for row in record.tensors.values()):
             columns = (*columns, "survived discr.")
-            survived = [percent(each["survived"], 2) for each in record.tensors.values()]
-            rows = [(*row, cell) for row, cell in zip(rows, survived, strict=True)]
+            survived = [percent(row["survived"], 2) for row in record.tensors.values()]
+            rows = [(*cells, cell) for cells, cell in zip(rows, survived, strict=True)]
         tables.append(Table("Matrices", columns, rows))
     return tables
 
@@ -91,8 +91,8 @@ def _truncated(record: EditRecord) -> tuple[str, str]:
     """What truncation lost: of the whole change, or of the task before discrimination."""
     rows = record.tensors.values()
     if all("kept_energy" in facts for facts in rows):  # what is left of it is all there
-        kept = [facts["kept_energy"] for facts in rows]
-        figure = f"{percent(min(kept), 2)} to {percent(max(kept), 2)} of its energy"
+        energies = [facts["kept_energy"] for facts in rows]
+        figure = f"{percent(min(energies), 2)} to {percent(max(energies), 2)} of its energy"
         return "task, truncated", f"{figure}, before discrimination"
     lost = [facts["lost"] for facts in rows]
     figure = f"{percent(record.summary['lost'], 2)} of its energy"

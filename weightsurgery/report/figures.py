@@ -81,18 +81,18 @@ def write_figures(
     from matplotlib.figure import Figure
 
     target = Path(path)
-    drawn = [each for each in sections if each["type"] in _DRAW and _holds(each)]
+    drawn = [picture for picture in sections if picture["type"] in _DRAW and _holds(picture)]
     if not drawn:
         raise DataError(f"{target}: there is nothing to draw", "Leave --figure out.")
-    found = []
+    files = []
     with mpl.rc_context(PLAIN_TEXT):
         for number, section in enumerate(drawn, 1):
             name = target if number == 1 else target.with_stem(f"{target.stem}-{number}")
             figure = Figure(dpi=200, layout="constrained")
             _DRAW[section["type"]](figure, section)
             save_picture(figure, name)
-            found.append(name)
-    return found
+            files.append(name)
+    return files
 
 
 def _holds(section: Mapping[str, Any]) -> bool:
@@ -131,8 +131,8 @@ def _layer(number: int) -> str:
 
 
 def _grid(figure: Any, section: Mapping[str, Any]) -> None:
-    names = [visible(each) for each in section["names"]]
-    values = [[float("nan") if each is None else each for each in row] for row in section["values"]]
+    names = [visible(cell) for cell in section["names"]]
+    values = [[float("nan") if cell is None else cell for cell in row] for row in section["values"]]
     figure.set_size_inches(1.6 + 0.8 * len(names), 1.2 + 0.6 * len(names))
     axes = figure.subplots()
     axes.imshow(values, vmin=0, vmax=1, cmap="Blues")
@@ -148,8 +148,8 @@ def _grid(figure: Any, section: Mapping[str, Any]) -> None:
 def _lines(figure: Any, section: Mapping[str, Any]) -> None:
     figure.set_size_inches(6.4, 2.8)
     axes = figure.subplots()
-    for number, each in enumerate(section["series"]):
-        axes.plot(*zip(*each["points"], strict=True), markersize=3, label=visible(each["name"]),
+    for number, line in enumerate(section["series"]):
+        axes.plot(*zip(*line["points"], strict=True), markersize=3, label=visible(line["name"]),
                   marker=_MARKERS[number % 7], color=_COLOURS[number % 7])  # fmt: skip
     for name, value in section["rules"].items():
         if value is not None:
@@ -184,19 +184,21 @@ def _points(figure: Any, section: Mapping[str, Any]) -> None:
     """A line per setting, the frontier over them, the chosen point in a ring."""
     figure.set_size_inches(6.8, 4)
     axes = figure.subplots()
-    names = list(dict.fromkeys(each["series"] for each in section["points"]))
+    names = list(dict.fromkeys(point["series"] for point in section["points"]))
     for number, name in enumerate(names):
-        own = [(each["x"], each["y"]) for each in section["points"] if each["series"] == name]
-        axes.plot(*zip(*own, strict=True), color=_COLOURS[number % 7], label=visible(name),
+        points = [
+            (point["x"], point["y"]) for point in section["points"] if point["series"] == name
+        ]
+        axes.plot(*zip(*points, strict=True), color=_COLOURS[number % 7], label=visible(name),
                   marker=_MARKERS[number % 7], markersize=4, alpha=0.8,
                   linestyle="-" if section.get("joined") else "none")  # fmt: skip
     if section.get("frontier"):
         axes.plot(*zip(*section["frontier"], strict=True), color="black", linewidth=1,
                   linestyle="--", zorder=1, label="frontier")  # fmt: skip
-    for each in section["points"]:
-        if each.get("mark") == "chosen":
-            axes.scatter([each["x"]], [each["y"]], s=110, facecolors="none", edgecolors="black",
-                         zorder=3, label=f"chosen: {visible(each['label'])}")  # fmt: skip
+    for point in section["points"]:
+        if point.get("mark") == "chosen":
+            axes.scatter([point["x"]], [point["y"]], s=110, facecolors="none", edgecolors="black",
+                         zorder=3, label=f"chosen: {visible(point['label'])}")  # fmt: skip
     limit = section.get("limit")
     if limit:
         axes.axvline(limit["x"], color="gray", linestyle=":", label=limit["label"])

@@ -36,9 +36,9 @@ def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
         note = "The model wrote no text by itself: nothing is known of ordinary language."
     table = Table("Before and after", ("", "before", "after"), rows, note)
     shown = [
-        (_line(each["prompt"]) or "(a text's beginning)", _line(each["before"]),
-         _line(each["after"]))
-        for each in guard["shown"]
+        (_line(completion["prompt"]) or "(a text's beginning)", _line(completion["before"]),
+         _line(completion["after"]))
+        for completion in guard["shown"]
     ]  # fmt: skip
     completions = Table(
         "Completions", ("prompt", "before", "after"), shown, left=frozenset({0, 1, 2})
@@ -55,13 +55,13 @@ def look_table(looks: Sequence[Mapping[str, Any]], kept: int) -> Table:
     """
     rows = [
         (
-            f"{each['step']}{' *' if each['step'] == kept else ''}",
-            percent(each["known"]),
-            f"{each['truth']:.2g}",
-            f"{each['neighbours']:.2g}",
-            f"{each['language']:.2g}",
+            f"{look['step']}{' *' if look['step'] == kept else ''}",
+            percent(look["known"]),
+            f"{look['truth']:.2g}",
+            f"{look['neighbours']:.2g}",
+            f"{look['language']:.2g}",
         )
-        for each in looks
+        for look in looks
     ]
     stranger = looks[0]["stranger"] if looks else 0.0
     note = (

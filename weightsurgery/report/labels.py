@@ -39,7 +39,7 @@ def place(
     lines = [(x - 2, y - 2, z + 2, w + 2) for x, y, z, w in bars]
     taken: list[Box] = []
     leaders: list[tuple[Spot, Spot]] = []
-    found: dict[int, Spot] = {}
+    middles: dict[int, Spot] = {}
     for number in sorted(range(len(points)), key=lambda n: (-_crowd(points, n), n)):
         point, (width, height) = points[number], sizes[number]
         best: tuple[float, Spot] | None = None
@@ -58,10 +58,10 @@ def place(
             if best is None or cost < best[0]:
                 best = (cost, middle)
         assert best is not None
-        found[number] = best[1]
+        middles[number] = best[1]
         taken.append(_box(best[1], width, height))
         leaders.append((point, best[1]))
-    return [found[number] for number in range(len(points))]
+    return [middles[number] for number in range(len(points))]
 
 
 def _around(point: Spot, width: float, height: float) -> Iterator[tuple[float, Spot]]:

@@ -101,18 +101,18 @@ def tensor_map(
     for number, row in enumerate(rows):
         layer = layer_of(row["name"])
         cells.setdefault((-1 if layer is None else layer, modules[row["name"]]), []).append(number)
-    order = sorted(cells, key=lambda at: (at[0], _rank(rows[cells[at][0]]["name"]), at[1]))
+    order = sorted(cells, key=lambda cell: (cell[0], _rank(rows[cells[cell][0]]["name"]), cell[1]))
     ranked = sorted(
         {module: _rank(rows[numbers[0]]["name"]) for (_, module), numbers in cells.items()}.items(),
         key=lambda item: (item[1], item[0]),
     )
-    columns: dict[str, Any] = {"name": [rows[n]["name"] for at in order for n in cells[at]]}
-    members = [rows[n] for at in order for n in cells[at]]
+    columns: dict[str, Any] = {"name": [rows[n]["name"] for cell in order for n in cells[cell]]}
+    members = [rows[n] for cell in order for n in cells[cell]]
     if any(row.get("shape") for row in members):
         columns["shape"] = ["×".join(map(str, row.get("shape") or ())) for row in members]
     columns |= {key: [rounded(row.get(key), _digits(key)) for row in members] for key in keys}
     shown, thinned = _thinned(
-        columns["name"], {visible(name): each for name, each in (spectra or {}).items()}
+        columns["name"], {visible(name): text for name, text in (spectra or {}).items()}
     )
     if shown:
         columns["values"] = shown
@@ -120,7 +120,7 @@ def tensor_map(
     return {
         "type": "map",
         "title": title,
-        "note": " ".join(each for each in (note, words) if each),
+        "note": " ".join(text for text in (note, words) if text),
         **({"unknown": unknown} if unknown else {}),
         "measures": [
             {"key": key, "label": measures[key], "share": key in _SHARES, "digits": _digits(key)}
@@ -165,11 +165,11 @@ def _rank(name: str) -> int:
 
 def _modules(names: Sequence[str]) -> dict[str, str]:
     """Of each name its module; where there would be too many to draw, its kind."""
-    found = {name: _module(name) for name in names}
-    several = len({stack for stack, _ in found.values() if stack}) > 1
+    places = {name: _module(name) for name in names}
+    many_stacks = len({stack for stack, _ in places.values() if stack}) > 1
     modules = {
-        name: f"{stack}.{inside}" if several and stack else inside
-        for name, (stack, inside) in found.items()
+        name: f"{stack}.{inside}" if many_stacks and stack else inside
+        for name, (stack, inside) in places.items()
     }
     if len(set(modules.values())) <= 80:
         return modules
@@ -182,7 +182,7 @@ def _mean(key: str, rows: Sequence[Mapping[str, Any]]) -> float | None:
     if len(values) < 2:
         return values[0] if values else None
     if key == "norm":
-        return math.sqrt(math.fsum(each**2 for each in values))
+        return math.sqrt(math.fsum(value**2 for value in values))
     if key == "relative" and all(_is_figure(row.get("norm")) for row in rows):
         moved = math.fsum(row["norm"] ** 2 for row in rows)
         weights = math.fsum((row["norm"] / row[key]) ** 2 for row in rows if row[key])
@@ -197,28 +197,30 @@ def _thinned(
     known = [name for name in names if len(spectra.get(name, ()))]
     if not known:
         return [], 0
-    most = max(6, _VALUES // len(known))
-    if most * len(known) > _VALUES:  # too many matrices: those that change most
+    limit = max(6, _VALUES // len(known))
+    if limit * len(known) > _VALUES:  # too many matrices: those that change most
         by_size = sorted(known, key=lambda name: -float(spectra[name][0]))
-        known = by_size[: _VALUES // most]
+        known = by_size[: _VALUES // limit]
     listed, thinned = set(known), 0
-    found: list[list[list[float]] | None] = []
+    thinned_spectra: list[list[list[float]] | None] = []
     for name in names:
         if name not in listed:
-            found.append(None)
+            thinned_spectra.append(None)
             continue
         values = spectra[name]
-        places = _spread(len(values), most)
+        places = _spread(len(values), limit)
         thinned += len(places) < len(values)
-        found.append([[n + 1 for n in places], [float(f"{values[n]:.4g}") for n in places]])
-    return found, thinned
+        thinned_spectra.append(
+            [[n + 1 for n in places], [float(f"{values[n]:.4g}") for n in places]]
+        )
+    return thinned_spectra, thinned
 
 
-def _spread(count: int, most: int) -> list[int]:
+def _spread(count: int, limit: int) -> list[int]:
     """Numbers from the first to the last, close together at first."""
-    if count <= most:
+    if count <= limit:
         return list(range(count))
-    return sorted({round((count - 1) ** (n / (most - 1))) - (n == 0) for n in range(most)})
+    return sorted({round((count - 1) ** (n / (limit - 1))) - (n == 0) for n in range(limit)})
 
 
 def spectra_of(directory: str | os.PathLike[str]) -> dict[str, list[float]]:

@@ -45,44 +45,44 @@ def document_of(out: str | os.PathLike[str]) -> dict[str, Any]:
     """
     record = read_record(Path(out))
     document: dict[str, Any] = {"out": os.fspath(out), **vars(record)}
-    for each in record.inputs.values():
-        place = Path(str(each.get("name", "")))
-        if each.get("kind") != "task-vector" or not place.is_dir():
+    for source in record.inputs.values():
+        directory = Path(str(source.get("name", "")))
+        if source.get("kind") != "task-vector" or not directory.is_dir():
             continue
         try:
-            vector = read_record(place)
+            vector = read_record(directory)
         except WeightSurgeryError:  # it may have been replaced by anything since
             continue
-        if _is_same(place, vector, each):
-            document["vector"] = {"path": str(place), **vars(vector)}
+        if _is_same(directory, vector, source):
+            document["vector"] = {"path": str(directory), **vars(vector)}
             break
     return document
 
 
-def _is_same(place: Path, vector: EditRecord, known: Mapping[str, Any]) -> bool:
+def _is_same(directory: Path, vector: EditRecord, source: Mapping[str, Any]) -> bool:
     """Whether a vector still is what an output was made with, by its record's digests."""
-    used = known.get("files", {})
+    used = source.get("files", {})
     return bool(used) and all(
         vector.files.get(name, {}).get("sha256") == used[name] for name in used
     )
 
 
-def output_sections(found: Document, progress: Progress | None = None) -> list[Section]:
+def output_sections(document: Document, progress: Progress | None = None) -> list[Section]:
     """Of a record: what was done to each matrix, and what the guard saw, where it looked.
 
     Args:
-        found: A record as a dictionary; with ``out``, the directory, where shapes and singular
+        document: A record as a dictionary; with ``out``, the directory, where shapes and singular
             values can be read; ``vector`` (the same of the vector, and its ``path``) and ``guard``
             where they are known.
         progress: Called as ``progress(stage, done, total)`` in bytes.
     """
-    record = EditRecord(**{key: found[key] for key in _KEYS if key in found})
-    vector: Document = found.get("vector") or (found if record.kind == "task-vector" else {})
-    guard = found.get("guard") or (vector.get("summary") or {}).get("guard")
+    record = EditRecord(**{key: document[key] for key in _KEYS if key in document})
+    vector: Document = document.get("vector") or (document if record.kind == "task-vector" else {})
+    guard = document.get("guard") or (vector.get("summary") or {}).get("guard")
     looks = (vector.get("summary") or {}).get("looks")
-    tables = [each for each in _facts(record) if isinstance(each, Table)]
-    rows = _rows(record, vector, found.get("out"))
-    spectra = spectra_of_output(found, rows, progress)
+    tables = [table for table in _facts(record) if isinstance(table, Table)]
+    rows = _rows(record, vector, document.get("out"))
+    spectra = spectra_of_output(document, rows, progress)
     drawn = tensor_map(
         "Change by layer and module", rows, spectra=spectra.values, note=spectra.note,
         unknown=spectra.unknown,
@@ -93,7 +93,7 @@ def output_sections(found: Document, progress: Progress | None = None) -> list[S
         *survived_sections(record.tensors),
         *(guard_sections(guard) if guard else []),
         *([table_section(look_table(looks, vector["summary"]["steps"]))] if looks else []),
-        record_section(record.command, {key: found[key] for key in _KEYS if key in found}),
+        record_section(record.command, {key: document[key] for key in _KEYS if key in document}),
     ]
 
 
@@ -102,11 +102,11 @@ def _facts(record: EditRecord) -> Sequence[str | Table]:
 
     if record.kind in ("checkpoint", "adapter") and record.tensors:
         return written_tables(record)
-    told = {key: value for key, value in record.summary.items()
+    figures = {key: value for key, value in record.summary.items()
             if isinstance(value, int | float | str)}  # fmt: skip
     rows = [(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-            for key, value in told.items()]  # fmt: skip
-    rows += [("tensors", str(len(record.tensors)))] if "tensors" not in told else []
+            for key, value in figures.items()]  # fmt: skip
+    rows += [("tensors", str(len(record.tensors)))] if "tensors" not in figures else []
     title = record.kind.replace("-", " ").capitalize()
     return [Table(title, ("", ""), rows, left=frozenset({0, 1}))]
 
@@ -126,13 +126,13 @@ def _rows(record: EditRecord, vector: Document, out: str | None) -> list[dict[st
 def _shapes(out: str) -> dict[str, tuple[int, ...]]:
     try:
         with Checkpoint.open(out) as opened:
-            found = {name: entry.shape for name, entry in opened.entries.items()}
+            shapes = {name: entry.shape for name, entry in opened.entries.items()}
     except WeightSurgeryError:  # an adapter, statistics
         return {}
-    for name in [each for each in found if each.endswith("::U")]:
-        rows, columns = found[name][0], found[f"{name[:-3]}::V"][0]
-        found[name[:-3]] = (rows, columns)
-    return found
+    for name in [each for each in shapes if each.endswith("::U")]:
+        rows, columns = shapes[name][0], shapes[f"{name[:-3]}::V"][0]
+        shapes[name[:-3]] = (rows, columns)
+    return shapes
 
 
 _OF: dict[str, tuple[Callable[[Document], list[Section]], frozenset[str]]] = {
@@ -148,15 +148,15 @@ _OF: dict[str, tuple[Callable[[Document], list[Section]], frozenset[str]]] = {
 _REMEDY = "Give what ws evaluate, try, sweep, overlap or diff printed with --json."
 
 
-def sections_of(found: Document) -> list[Section]:
+def sections_of(document: Document) -> list[Section]:
     """The sections of any document that a command printed with ``--json``.
 
     Raises:
         DataError: It is none of those a page can be made of.
     """
     for build, keys in _OF.values():
-        if keys <= set(found):
-            return build(found)
+        if keys <= set(document):
+            return build(document)
     raise DataError("no document that a page can be made of", _REMEDY)
 
 
@@ -167,10 +167,10 @@ def read_document(file: Path) -> dict[str, Any]:
         DataError: It cannot be read, or is no JSON object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
             raise ValueError("not an object")
-        return found
+        return document
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}", _REMEDY) from None
     except (ValueError, RecursionError) as error:

@@ -51,7 +51,7 @@ def page_text(title: str, sections: Sequence[Mapping[str, Any]]) -> str:
     scripts = [(drawn / name).read_text(encoding="utf-8") for name in _SCRIPTS]
     licence = (drawn / "LICENSES.txt").read_text(encoding="utf-8")
     digests = (hashlib.sha256(text.encode()).digest() for text in scripts)
-    allowed = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in digests)
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     policy = (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:;"
         " base-uri 'none'; form-action 'none'"
@@ -79,9 +79,9 @@ def _shown(value: Any) -> Any:
     if isinstance(value, str):
         return visible(value, lines=True)
     if isinstance(value, Mapping):
-        return {_shown(key): _shown(each) for key, each in value.items()}
+        return {_shown(key): _shown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_shown(each) for each in value]
+        return [_shown(item) for item in value]
     return value
 
 

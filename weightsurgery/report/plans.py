@@ -34,7 +34,7 @@ def _from_data(
     edit: EditPlan | AdapterPlan, out: str, facts: Sequence[tuple[str, ...]]
 ) -> list[str | Table]:
     """What finding a change takes, then what applying it writes."""
-    (table,) = (each for each in planned_lines(edit, out) if isinstance(each, Table))
+    (table,) = (line for line in planned_lines(edit, out) if isinstance(line, Table))
     rows = [*facts, *(row for row in table.rows if row[0] in _OF_THE_OUTPUT)]
     return [Table(f"{table.title} from data", ("", ""), rows, left=frozenset({0, 1}))]
 
@@ -109,28 +109,30 @@ def data_plan_lines(plan: TrainingPlan, out: str) -> list[str | Table]:
 
 
 def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
-    own = plan.settings
+    settings = plan.settings
     facts: list[tuple[str, ...]]
     if plan.finished:
         facts = [("vector", f"{plan.vector}, there already: nothing would be trained")]
     else:
         facts = [
-            ("objective", own["objective"]),
+            ("objective", settings["objective"]),
             ("examples", f"{plan.examples} to {_verb(plan)}, {plan.keep_examples} to keep"),
             ("trained", f"{plan.matrices} matrices, {plan.trained:,} numbers"),
         ]
-        if own["objective"] == "neighbours":
+        if settings["objective"] == "neighbours":
             facts += [
-                ("steps", f"{own['steps'] or '40 or more'}, each of {own['batch_size']} texts"),
-                ("found by the model", f"{own['wordings']} wordings, {own['neighbours']}"
+                ("steps", f"{settings['steps'] or '40 or more'}, each of"
+                 f" {settings['batch_size']} texts"),
+                ("found by the model", f"{settings['wordings']} wordings, {settings['neighbours']}"
                  " neighbours, at most"),
-                ("budget", f"{own['budget']:g} nats a token of ordinary language"),
+                ("budget", f"{settings['budget']:g} nats a token of ordinary language"),
             ]  # fmt: skip
         else:
             facts += [
-                ("steps", f"{own['rounds']} x {own['steps']} of {own['batch_size']} examples"),
-                ("strangers' prompts", str(own["prompts"])),
-            ]
+                ("steps", f"{settings['rounds']} x {settings['steps']} of"
+                 f" {settings['batch_size']} examples"),
+                ("strangers' prompts", str(settings["prompts"])),
+            ]  # fmt: skip
         facts += [
             ("model", f"{size(plan.weights)} (float32)"),
             *_training("", plan),
@@ -140,8 +142,8 @@ def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
             facts.append(("statistics", text))
         if plan.eigenvectors:
             facts.append(("eigenvectors", f"up to {size(plan.eigenvectors)} of those"))
-        told = f"about {size(plan.activations)}" if plan.activations else "come on top"
-        facts.append(("activations", told))
+        activations = f"about {size(plan.activations)}" if plan.activations else "come on top"
+        facts.append(("activations", activations))
         facts.append(("vector", f"{plan.vector}, {size(plan.vector_bytes)}"))
     return facts
 

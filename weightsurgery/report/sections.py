@@ -18,7 +18,7 @@ from typing import Any
 
 from weightsurgery.checkpoint.naming import layer_of
 from weightsurgery.report.matrices import rounded, tensor_map
-from weightsurgery.report.tables import Table
+from weightsurgery.report.tables import Table, percent
 
 __all__ = [
     "compared_texts",
@@ -35,15 +35,15 @@ Section = dict[str, Any]
 Document = Mapping[str, Any]
 
 
-def table_section(found: Table, closed: bool = False) -> Section:
+def table_section(table: Table, closed: bool = False) -> Section:
     """A table; closed, it is opened by who wants it."""
     return {
         "type": "table",
-        "title": found.title,
-        "columns": [each.replace("\n", "") for each in found.columns],
-        "rows": [list(row) for row in found.rows],
-        "left": sorted(found.left),
-        "note": found.note,
+        "title": table.title,
+        "columns": [heading.replace("\n", "") for heading in table.columns],
+        "rows": [list(row) for row in table.rows],
+        "left": sorted(table.left),
+        "note": table.note,
         "closed": closed,
     }
 
@@ -60,14 +60,14 @@ def _short(value: Any) -> Any:
     if isinstance(value, Mapping):
         left_out = ("tensors", "base_samples")
         return {
-            key: _short(each) for key, each in value.items()
-            if not (key in left_out and isinstance(each, Mapping))
+            key: _short(item) for key, item in value.items()
+            if not (key in left_out and isinstance(item, Mapping))
         }  # fmt: skip
-    return [_short(each) for each in value] if isinstance(value, list | tuple) else value
+    return [_short(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def difference_sections(
-    found: Document,
+    document: Document,
     spectra: Mapping[str, Sequence[float]] | None = None,
     note: str = "",
     unknown: str = "",
@@ -75,19 +75,23 @@ def difference_sections(
     """Of ``ws diff --json``.
 
     Args:
-        found: The document.
+        document: The document.
         spectra: Singular values by tensor, where they are known.
         note: What they are of.
         unknown: Why those of a tensor are not there.
     """
     facts = [
-        ("size ‖T‖", f"{found['norm']:.4g}"),
-        ("relative size ‖T‖/‖W‖", f"{100 * found['relative']:.2f} %"),
-        ("tensors", str(len(found["tensors"]))),
-        *_lineage(found["lineage"]),
+        ("size ‖T‖", f"{document['norm']:.4g}"),
+        ("relative size ‖T‖/‖W‖", percent(document["relative"], 2)),
+        ("tensors", str(len(document["tensors"]))),
+        *_lineage(document["lineage"]),
     ]
     drawn = tensor_map(
-        "Change by layer and module", found["tensors"], spectra=spectra, note=note, unknown=unknown
+        "Change by layer and module",
+        document["tensors"],
+        spectra=spectra,
+        note=note,
+        unknown=unknown,
     )
     return [_facts("At a glance", facts), *([drawn] if drawn else [])]
 
@@ -96,28 +100,28 @@ def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Section:
     return table_section(Table(title, ("", ""), list(rows), left=frozenset({0, 1})))
 
 
-def _lineage(found: Iterable[Document]) -> list[tuple[str, str]]:
+def _lineage(lineage: Iterable[Document]) -> list[tuple[str, str]]:
     return [
         (
             f"lineage of {kin['vector']}",
             kin["verdict"] + ("" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"),
         )
-        for kin in found
+        for kin in lineage
     ]
 
 
 _PAIR = {"inputs": "inputs", "outputs": "outputs", "cosine": "cosine"}
 
 
-def overlap_sections(found: Document) -> list[Section]:
+def overlap_sections(document: Document) -> list[Section]:
     """Of ``ws overlap --json``: every two tasks, and each pair by layer and matrix."""
     from weightsurgery.report.tables import overlap_tables
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
 
-    means = [PairOverlap(**each) for each in found["mean"]]
+    means = [PairOverlap(**each) for each in document["mean"]]
     listed = [
         TensorOverlap(**{**row, "pairs": tuple(PairOverlap(**each) for each in row["pairs"])})
-        for row in found["tensors"]
+        for row in document["tensors"]
     ]
     names = list(dict.fromkeys(name for each in means for name in (each.first, each.second)))
     known = {(each.first, each.second): each.inputs for each in means}
@@ -126,7 +130,7 @@ def overlap_sections(found: Document) -> list[Section]:
     labels = {(each.first, each.second): f"{each.first} / {each.second}" for each in means}
     layers: dict[str, dict[int, list[float]]] = {}
     rows: list[dict[str, Any]] = []
-    for row in found["tensors"]:
+    for row in document["tensors"]:
         figures: dict[str, Any] = {"name": row["name"]}
         for pair in row["pairs"]:
             label = labels[pair["first"], pair["second"]]
@@ -164,8 +168,11 @@ def _lines(
         "top": top,
         "rules": dict(rules or {}),
         "series": [
-            {"name": name, "points": [[at, rounded(fmean(by[at]))] for at in sorted(by)]}
-            for name, by in series.items()
+            {
+                "name": name,
+                "points": [[layer, rounded(fmean(values[layer]))] for layer in sorted(values)],
+            }
+            for name, values in series.items()
         ],
     }
 
@@ -216,23 +223,23 @@ def _texts(
     return {"type": "texts", "title": title, "names": list(names), "rows": shown, "note": note}
 
 
-def try_sections(found: Document) -> list[Section]:
+def try_sections(document: Document) -> list[Section]:
     """Of ``ws try --json``: completions side by side, what changed marked."""
-    names = [each for each in (found["against"], found["checkpoint"]) if each is not None]
+    names = [row for row in (document["against"], document["checkpoint"]) if row is not None]
 
-    def said(each: Document, name: str) -> str:
-        one = each["said"][name]
+    def completion(row: Document, name: str) -> str:
+        one = row["said"][name]
         return str(one["text"]) + ("" if one["ended"] else " …")
 
     rows = [
-        (each["prompt"], each["completion"] or "", [said(each, name) for name in names])
-        for each in found["prompts"]
+        (row["prompt"], row["completion"] or "", [completion(row, name) for name in names])
+        for row in document["prompts"]
     ]
     other = sum(len(names) == 2 and texts[0] != texts[1] for _, _, texts in rows)
-    note = f"Greedy, {found['tokens']} tokens at most; … is where one was cut off."
+    note = f"Greedy, {document['tokens']} tokens at most; … is where one was cut off."
     if len(names) == 2:
         note = f"{other} of {len(rows)} completions differ. {note}"
-    return [_texts("Completions", [PurePath(each).name or each for each in names], rows, note)]
+    return [_texts("Completions", [PurePath(row).name or row for row in names], rows, note)]
 
 
 def guard_sections(guard: Document) -> list[Section]:
@@ -247,37 +254,37 @@ def guard_sections(guard: Document) -> list[Section]:
     table, _ = guard_tables(guard)
     assert isinstance(table, Table)
     texts = [
-        (each["prompt"] or "(a text's beginning)", "", [each["before"], each["after"]])
-        for each in guard["shown"]
+        (row["prompt"] or "(a text's beginning)", "", [row["before"], row["after"]])
+        for row in guard["shown"]
     ]
     drawn = [{"type": "scores", "title": "Answers", "rows": rows, "note": ""}] if rows else []
     return [*drawn, table_section(table), _texts("Completions", ("before", "after"), texts)]
 
 
-def score_sections(found: Document) -> list[Section]:
+def score_sections(document: Document) -> list[Section]:
     """Of ``ws evaluate --json``: every set's scores with their intervals."""
-    from weightsurgery.report.card_scores import PLAIN, TITLES, change_told, score_told
+    from weightsurgery.report.card_scores import PLAIN, TITLES, change_text, score_text
 
     def drawn(score: Document | None) -> list[Any] | None:
         if score is None or score["value"] is None:
             return None
-        return [rounded(each) for each in (score["value"], *(score["interval"] or (None, None)))]
+        return [rounded(entry) for entry in (score["value"], *(score["interval"] or (None, None)))]
 
-    compared = found["against"] is not None
+    compared = document["against"] is not None
     rows, cells = [], []
-    for each in found["sets"]:
-        for metric, score in each["scores"].items():
-            before = (each["before"] or {}).get(metric)
+    for entry in document["sets"]:
+        for metric, score in entry["scores"].items():
+            before = (entry["before"] or {}).get(metric)
             title = TITLES.get(metric, metric)
-            whose = f"{each['name']} ({each['role']})"
+            whose = f"{entry['name']} ({entry['role']})"
             rows.append({"set": whose, "metric": title,
                          "share": metric not in PLAIN,
                          "before": drawn(before), "after": drawn(score)})  # fmt: skip
-            told = (score_told(metric, before),) if compared else ()
-            change = (change_told(metric, each),) if compared else ()
+            earlier = (score_text(metric, before),) if compared else ()
+            change = (change_text(metric, entry),) if compared else ()
             # What a phone shows of a wide table is its beginning.
-            cells.append((whose, title, *told, score_told(metric, score), *change,
-                          str(each["examples"])))  # fmt: skip
+            cells.append((whose, title, *earlier, score_text(metric, score), *change,
+                          str(entry["examples"])))  # fmt: skip
     between = ("before", "after", "change") if compared else ("score",)
     columns = ("set", "metric", *between, "examples")
     note = "In brackets: 95 % bootstrap intervals over the examples."
@@ -288,19 +295,19 @@ def score_sections(found: Document) -> list[Section]:
         lines = "Lines are 95 % bootstrap intervals over the examples."
         sections = [{"type": "scores", "title": title, "rows": rows, "note": lines},
                     table_section(table)]  # fmt: skip
-    if found.get("tasks"):
-        sections.append(table_section(_harness(found["tasks"])))
+    if document.get("tasks"):
+        sections.append(table_section(_harness(document["tasks"])))
     return sections
 
 
-def _harness(found: Sequence[Document]) -> Table:
-    def told(value: float | None, error: float | None) -> str:
+def _harness(tasks: Sequence[Document]) -> Table:
+    def figure(value: float | None, error: float | None) -> str:
         return "–" if value is None else f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
 
     rows = [
-        (each["task"], each["metric"], told(each["before"], each["before_error"]),
-         told(each["value"], each["error"]))
-        for each in found
+        (task["task"], task["metric"], figure(task["before"], task["before_error"]),
+         figure(task["value"], task["error"]))
+        for task in tasks
     ]  # fmt: skip
     columns = ("task", "metric", "before", "value")
     note = "± is the standard error over the task's examples."

@@ -36,25 +36,25 @@ class Shown:
     unknown: str = ""
 
 
-def shown(found: Any) -> Shown:
+def shown(spectra: Any) -> Shown:
     """What :func:`weightsurgery.surgery.spectra.leading_spectra` found, for a page."""
     from weightsurgery.surgery.spectra import ELEMENTS, LEADING
 
-    some = len(found.values) - len(found.whole)
+    unfactored = len(spectra.values) - len(spectra.whole)
     note = []
-    if some:
-        error = f", each to {found.residual:.0e} of the largest" if found.residual else ""
+    if unfactored:
+        error = f", each to {spectra.residual:.0e} of the largest" if spectra.residual else ""
         note.append(
             f"Of a change that is not held in factors the leading {LEADING} singular values are"
             f" shown{error}."
         )
-    if found.left_out:
+    if spectra.left_out:
         note.append(
             f"They are of the matrices that changed most, {ELEMENTS / 1e9:.1f} billion numbers"
-            f" together at most; not decomposed: {found.left_out:,}."
+            f" together at most; not decomposed: {spectra.left_out:,}."
         )
-    why = "this matrix was not decomposed" if found.left_out else "this is no matrix that changed"
-    return Shown(found.values, " ".join(note), why)
+    why = "this matrix was not decomposed" if spectra.left_out else "this is no matrix that changed"
+    return Shown(spectra.values, " ".join(note), why)
 
 
 def spectra_of_output(
@@ -108,10 +108,10 @@ def _base(known: Mapping[str, Any]) -> Path | None:
     """Where the base still is, with the bytes that the record names; the network is not asked."""
     name, revision = str(known.get("name", "")), known.get("revision")
     try:
-        asked = name if revision is None else f"{name.partition('@')[0]}@{revision}"
-        path = resolve_source(asked, local_only=True).path
+        source = name if revision is None else f"{name.partition('@')[0]}@{revision}"
+        path = resolve_source(source, local_only=True).path
         files = dict(known.get("files", {}))
-        same = all(file_sha256(path / each) == digest for each, digest in files.items())
+        same = all(file_sha256(path / file) == digest for file, digest in files.items())
     except (WeightSurgeryError, OSError):
         return None
     return path if files and same else None

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.report.scores import change_cells
 from weightsurgery.report.tables import Table, percent
 
 if TYPE_CHECKING:
-    from weightsurgery.learning.intervals import Estimate
     from weightsurgery.procedures.choice import Cell, FinalScore, Sweep
 
 __all__ = ["failure", "setting", "sweep_sections", "sweep_tables"]
@@ -24,38 +24,38 @@ def setting(cell: Cell) -> str:
     return f"scale {cell.scale:g}, rank {cell.rank}, side {cell.side}{ridge}"
 
 
-def sweep_tables(found: Sweep, every: bool = False) -> list[str | Table]:
+def sweep_tables(sweep: Sweep, every: bool = False) -> list[str | Table]:
     """The frontier, the choice, and the chosen cell on the test data.
 
     Args:
-        found: What was tried.
+        sweep: What was tried.
         every: All cells instead of the frontier.
     """
     tables: list[str | Table] = [
-        _cells_table(found) if every else _frontier_table(found, " All of them: -v.")
+        _cells_table(sweep) if every else _frontier_table(sweep, " All of them: -v.")
     ]
-    if found.chosen is not None:
-        cell = found.cells[found.chosen]
+    if sweep.chosen is not None:
+        cell = sweep.cells[sweep.chosen]
         tables.append(
-            f"Chosen: {setting(cell)}: forgets {cell.forgetting:.1f} % of {found.forget_name};"
+            f"Chosen: {setting(cell)}: forgets {cell.forgetting:.1f} % of {sweep.forget_name};"
             f" every keep set keeps {_share(cell.retained)} or more."
         )
-    if found.test:
-        tables.append(_test_table(found.test))
+    if sweep.test:
+        tables.append(_test_table(sweep.test))
     return tables
 
 
-def failure(found: Sweep) -> tuple[str, str]:
+def failure(sweep: Sweep) -> tuple[str, str]:
     """What to say where no cell qualifies: what is wrong, and what to do about it."""
-    wanted = f"keeps {_share(found.threshold)} of every keep set and forgets anything"
-    if found.nearest is None:
-        failed = sum(bool(cell.failed) for cell in found.cells)
-        also = f" ({failed} of {len(found.cells)} have no scores)" if failed else ""
+    wanted = f"keeps {_share(sweep.threshold)} of every keep set and forgets anything"
+    if sweep.nearest is None:
+        failed = sum(bool(cell.failed) for cell in sweep.cells)
+        also = f" ({failed} of {len(sweep.cells)} have no scores)" if failed else ""
         return (
-            f"no cell {wanted}: none forgets anything of {found.forget_name}{also}",
+            f"no cell {wanted}: none forgets anything of {sweep.forget_name}{also}",
             "Try larger --scales, larger --epsilons, or another --ranks; see -v for all cells.",
         )
-    cell = found.cells[found.nearest]
+    cell = sweep.cells[sweep.nearest]
     return (
         f"no cell {wanted}; nearest is {setting(cell)}, which keeps {_share(cell.retained)} and"
         f" forgets {cell.forgetting:.1f} %",
@@ -63,86 +63,85 @@ def failure(found: Sweep) -> tuple[str, str]:
     )
 
 
-def _frontier_table(found: Sweep, hint: str = "") -> Table:
+def _frontier_table(sweep: Sweep, hint: str = "") -> Table:
     """The cells worth choosing from; of the keep sets the worst."""
-    numbers = list(found.frontier)
-    if found.nearest is not None and found.nearest not in numbers:
-        numbers.append(found.nearest)
-    ridges = _ridges(found)
-    base = (_share(found.base_forget), _share(min(found.base_keep)))
+    numbers = list(sweep.frontier)
+    if sweep.nearest is not None and sweep.nearest not in numbers:
+        numbers.append(sweep.nearest)
+    ridges = _ridges(sweep)
+    base = (_share(sweep.base_forget), _share(min(sweep.base_keep)))
     rows: list[tuple[str, ...]] = [("base", *[""] * (3 + ridges), *base, "", "")]
     for number in numbers:
-        cell = found.cells[number]
+        cell = sweep.cells[number]
         scores = (_share(cell.forget), _share(min(cell.keep)))
-        rows.append((*_given(found, number), *scores, *_moved(cell)))
-    failed = sum(bool(cell.failed) for cell in found.cells)
-    count = f"{len(found.frontier)} of {len(found.cells)} cells are on the frontier"
+        rows.append((*_given(sweep, number), *scores, *_moved(cell)))
+    failed = sum(bool(cell.failed) for cell in sweep.cells)
+    count = f"{len(sweep.frontier)} of {len(sweep.cells)} cells are on the frontier"
     notes = [f"{count}: no other forgets as much and drifts as little.{hint}"]
     notes += [f"{failed} cells have no scores."] if failed else []
     columns = (*_settings(ridges), "forget set", "lowest kept", "forgotten", "worst drift")
-    return Table(_title(found), columns, rows, " ".join(notes), frozenset({0, 3}))
+    return Table(_title(sweep), columns, rows, " ".join(notes), frozenset({0, 3}))
 
 
-def _cells_table(found: Sweep) -> Table:
+def _cells_table(sweep: Sweep) -> Table:
     """Every cell, with each keep set's score."""
-    ridges = _ridges(found)
-    base = (_share(found.base_forget), *(_share(each) for each in found.base_keep))
+    ridges = _ridges(sweep)
+    base = (_share(sweep.base_forget), *(_share(each) for each in sweep.base_keep))
     rows: list[tuple[str, ...]] = [("base", *[""] * (3 + ridges), *base, "", "")]
     notes = []
-    for number, cell in enumerate(found.cells):
+    for number, cell in enumerate(sweep.cells):
         if cell.failed:
             notes.append(f"{setting(cell)}: {cell.failed}.")
-            rows.append((*_given(found, number), *["–"] * (3 + len(found.keep_names))))
+            rows.append((*_given(sweep, number), *["–"] * (3 + len(sweep.keep_names))))
             continue
         scores = (_share(cell.forget), *(_share(each) for each in cell.keep))
-        rows.append((*_given(found, number), *scores, *_moved(cell)))
-    names = (each.replace(".", ".\n") for each in (found.forget_name, *found.keep_names))
+        rows.append((*_given(sweep, number), *scores, *_moved(cell)))
+    names = (each.replace(".", ".\n") for each in (sweep.forget_name, *sweep.keep_names))
     columns = (*_settings(ridges), *names, "forgotten", "worst drift")
-    return Table(_title(found), columns, rows, " ".join(notes), frozenset({0, 3}))
+    return Table(_title(sweep), columns, rows, " ".join(notes), frozenset({0, 3}))
 
 
-def _title(found: Sweep) -> str:
-    return f"{found.metric.replace('_', ' ').capitalize()} on the data of the choice"
+def _title(sweep: Sweep) -> str:
+    return f"{sweep.metric.replace('_', ' ').capitalize()} on the data of the choice"
 
 
-def _ridges(found: Sweep) -> bool:
-    return any(cell.epsilon is not None for cell in found.cells)
+def _ridges(sweep: Sweep) -> bool:
+    return any(cell.epsilon is not None for cell in sweep.cells)
 
 
 def _settings(ridges: bool) -> tuple[str, ...]:
     return ("", "scale", "rank", "side", *(("epsilon",) if ridges else ()))
 
 
-def _given(found: Sweep, number: int) -> tuple[str, ...]:
-    cell = found.cells[number]
-    ridge = ("" if cell.epsilon is None else f"{cell.epsilon:g}",) * _ridges(found)
-    return (_mark(found, number), f"{cell.scale:g}", str(cell.rank), cell.side, *ridge)
+def _given(sweep: Sweep, number: int) -> tuple[str, ...]:
+    cell = sweep.cells[number]
+    ridge = ("" if cell.epsilon is None else f"{cell.epsilon:g}",) * _ridges(sweep)
+    return (_mark(sweep, number), f"{cell.scale:g}", str(cell.rank), cell.side, *ridge)
 
 
 def _moved(cell: Cell) -> tuple[str, str]:
     return f"{cell.forgetting:.1f} %", _share(cell.worst_drift)
 
 
-def _mark(found: Sweep, number: int) -> str:
-    if number == found.chosen:
+def _mark(sweep: Sweep, number: int) -> str:
+    if number == sweep.chosen:
         return "chosen"
-    if number == found.nearest:
+    if number == sweep.nearest:
         return "nearest"
-    return "frontier" if number in found.frontier else ""
+    return "frontier" if number in sweep.frontier else ""
 
 
 def _test_table(tests: Iterable[FinalScore]) -> Table:
     rows = [
         (
-            each.name,
-            each.role,
-            str(each.examples),
-            _share(each.before.value),
-            _share(each.after.value),
-            _scaled(each.change, 1 if each.role == "forget" else 100),
-            _interval(each.change, 1 if each.role == "forget" else 100),
+            score.name,
+            score.role,
+            str(score.examples),
+            _share(score.before.value),
+            _share(score.after.value),
+            *change_cells(score.change, 1 if score.role == "forget" else 100),
         )
-        for each in tests
+        for score in tests
     ]
     columns = ("set", "", "examples", "base", "chosen", "change", "interval")
     note = (
@@ -152,30 +151,19 @@ def _test_table(tests: Iterable[FinalScore]) -> Table:
     return Table("The chosen cell on test data", columns, rows, note, frozenset({0, 1}))
 
 
-def _scaled(figure: Estimate, factor: float) -> str:
-    return "–" if figure.value is None else f"{factor * figure.value:.1f} %"
-
-
-def _interval(figure: Estimate, factor: float) -> str:
-    if figure.interval is None:
-        return ""
-    low, high = (factor * each for each in figure.interval)
-    return f"{low:.1f} – {high:.1f} %"
-
-
 def sweep_sections(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The sections of a page, from what ``ws sweep --json`` prints."""
     from weightsurgery.report.sections import record_section, table_section
 
-    found = _read(document)
-    tables = [_frontier_table(found), *([_test_table(found.test)] if found.test else [])]
-    chosen = [each for each in sweep_tables(found) if isinstance(each, str)]
-    told = chosen or [": ".join(failure(found))]
-    every = _cells_table(found)
+    sweep = _read(document)
+    tables = [_frontier_table(sweep), *([_test_table(sweep.test)] if sweep.test else [])]
+    chosen = [each for each in sweep_tables(sweep) if isinstance(each, str)]
+    verdict = chosen or [": ".join(failure(sweep))]
+    every = _cells_table(sweep)
     command = document.get("command")
-    note = " ".join([*told, "Dashed: the frontier."])
+    note = " ".join([*verdict, "Dashed: the frontier."])
     return [
-        _drawn(found) | {"note": note},
+        _drawn(sweep) | {"note": note},
         *map(table_section, tables),
         table_section(replace(every, title="Every cell"), closed=True),
         *([record_section(command) | {"title": "The chosen edit"}] if command else []),
@@ -187,17 +175,17 @@ def _read(document: Mapping[str, Any]) -> Sweep:
     from weightsurgery.learning.intervals import Estimate
     from weightsurgery.procedures.choice import Cell, FinalScore, Sweep
 
-    kept = {each.name: document[each.name] for each in fields(Sweep)}
-    kept["cells"] = tuple(Cell(**each) for each in kept["cells"])
+    values = {each.name: document[each.name] for each in fields(Sweep)}
+    values["cells"] = tuple(Cell(**each) for each in values["cells"])
     estimates = ("before", "after", "change")
-    kept["test"] = tuple(
+    values["test"] = tuple(
         FinalScore(**{**each, **{key: Estimate(**each[key]) for key in estimates}})
-        for each in kept["test"]
+        for each in values["test"]
     )
-    return Sweep(**kept)
+    return Sweep(**values)
 
 
-def _drawn(found: Sweep) -> dict[str, Any]:
+def _drawn(sweep: Sweep) -> dict[str, Any]:
     """Forgetting against the worst drift: a line per setting along its scales, the frontier."""
     points = [
         {
@@ -205,18 +193,18 @@ def _drawn(found: Sweep) -> dict[str, Any]:
             "y": cell.forgetting,
             "series": setting(cell).partition(", ")[2],
             "label": f"λ = {cell.scale:g}",
-            "mark": _mark(found, number),
+            "mark": _mark(sweep, number),
         }
-        for number, cell in enumerate(found.cells)
+        for number, cell in enumerate(sweep.cells)
         if cell.worst_drift is not None and cell.forgetting is not None
     ]
-    best = [found.cells[number] for number in found.frontier]
-    limit = 100 * (1 - found.threshold)
+    best = [sweep.cells[number] for number in sweep.frontier]
+    limit = 100 * (1 - sweep.threshold)
     return {
         "type": "points",
         "title": "Forgetting against the worst keep drift",
         "x": "worst drift of a keep set, %",
-        "y": f"forgotten of {found.forget_name}, %",
+        "y": f"forgotten of {sweep.forget_name}, %",
         "points": points,
         "joined": True,
         "frontier": [[100 * (c.worst_drift or 0), c.forgetting or 0] for c in best],

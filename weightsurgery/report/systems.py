@@ -72,10 +72,12 @@ def _short(value: object) -> str:
 
 
 def _training(row: type[System]) -> str:
-    how = row.published
-    length = f"{how.steps} steps" if how.steps is not None else f"{how.epochs:g} epochs"
+    training = row.published
+    length = (
+        f"{training.steps} steps" if training.steps is not None else f"{training.epochs:g} epochs"
+    )
     adapter = f", LoRA of rank {row.adapter_rank}" if row.adapter_rank is not None else ""
-    return f"lr {how.learning_rate:g}, {length}, batch {how.batch_size}{adapter}"
+    return f"lr {training.learning_rate:g}, {length}, batch {training.batch_size}{adapter}"
 
 
 def trained_tables(record: EditRecord) -> list[str | Table]:
@@ -89,7 +91,7 @@ def trained_tables(record: EditRecord) -> list[str | Table]:
         rows.append(("training", f"{notes.pop('steps')} steps, loss {first:.4f} to {last:.4f}"))
     for name in ("stage", "best_validation"):
         notes.pop(name, None)
-    rows += [(name, _told(value)) for name, value in notes.items()]
+    rows += [(name, _value_text(value)) for name, value in notes.items()]
     title = (
         f"Task vector of {record.summary['examples']} examples:"
         f" {record.summary['tensors']} tensors, norm {record.summary['norm']:.4g}"
@@ -99,9 +101,9 @@ def trained_tables(record: EditRecord) -> list[str | Table]:
     return [table, *guard_tables(record.summary["guard"])]
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_told(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {_value_text(item)}" for name, item in value.items())
     if value is None:
         return "not defined"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

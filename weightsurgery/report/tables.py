@@ -21,6 +21,7 @@ __all__ = [
     "inspection_tables",
     "overlap_tables",
     "percent",
+    "percent_range",
     "size",
     "survived_rows",
     "verified_line",
@@ -62,9 +63,14 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def percent(share: float | None, digits: int = 1, missing: str = "") -> str:
+def percent(share: float | None, digits: int = 1, missing: str = "", unit: str = " %") -> str:
     """A share in percent, with decimal places; what stands for a missing one."""
-    return missing if share is None else f"{100 * share:.{digits}f} %"
+    return missing if share is None else f"{100 * share:.{digits}f}{unit}"
+
+
+def percent_range(bounds: Sequence[float] | None, factor: float = 100) -> str:
+    """An interval in percent; "" for none. ``factor`` is 1 where it is in percent already."""
+    return "" if bounds is None else f"{factor * bounds[0]:.1f} – {factor * bounds[1]:.1f} %"
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -76,40 +82,43 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def inspection_tables(
-    found: Inspection, entries: Sequence[TensorEntry] | None = None
+    inspection: Inspection, entries: Sequence[TensorEntry] | None = None
 ) -> list[str | Table]:
     """A checkpoint at a glance.
 
     Args:
-        found: What it holds.
+        inspection: What it holds.
         entries: Its tensors, to list each of them and the shards instead of groups.
     """
     facts = [
-        ("architecture", found.architecture or "unknown (not needed)"),
-        ("parameters", f"{_count(found.parameters)} ({found.parameters:,})"),
-        ("size", size(found.nbytes)),
-        ("tensors", f"{found.tensors} in {len(found.shards)} file(s), {found.layers} layers"),
-        ("dtypes", ", ".join(f"{dtype} {_count(n)}" for dtype, n in found.dtypes.items())),
-        ("kinds", ", ".join(f"{kind} {_count(n)}" for kind, n in found.kinds.items())),
-        ("tied", ", ".join(f"{a} = {b}" for a, b in found.tied.items()) or "no"),
-        ("quantised", found.quantised or "no"),
+        ("architecture", inspection.architecture or "unknown (not needed)"),
+        ("parameters", f"{_count(inspection.parameters)} ({inspection.parameters:,})"),
+        ("size", size(inspection.nbytes)),
+        (
+            "tensors",
+            f"{inspection.tensors} in {len(inspection.shards)} file(s), {inspection.layers} layers",
+        ),
+        ("dtypes", ", ".join(f"{dtype} {_count(n)}" for dtype, n in inspection.dtypes.items())),
+        ("kinds", ", ".join(f"{kind} {_count(n)}" for kind, n in inspection.kinds.items())),
+        ("tied", ", ".join(f"{a} = {b}" for a, b in inspection.tied.items()) or "no"),
+        ("quantised", inspection.quantised or "no"),
     ]
-    facts += [("note", text) for text in found.remarks]
-    if found.revision:
-        facts.insert(0, ("revision", found.revision))
-    tables: list[str | Table] = [Table(found.name, ("", ""), facts, left=frozenset({0, 1}))]
+    facts += [("note", text) for text in inspection.remarks]
+    if inspection.revision:
+        facts.insert(0, ("revision", inspection.revision))
+    tables: list[str | Table] = [Table(inspection.name, ("", ""), facts, left=frozenset({0, 1}))]
     if entries is None:
         columns: tuple[str, ...] = ("name", "kind", "dtype", "shape", "count", "parameters")
         groups = [
             (g.name, g.kind, g.dtype, _shape(g.shape), str(g.count), _count(g.parameters))
-            for g in found.groups
+            for g in inspection.groups
         ]
         tables.append(Table("Tensors", columns, groups, left=frozenset({0, 1, 2})))
         return tables
-    every = [(e.name, e.dtype, _shape(e.shape), _count(e.numel), e.shard) for e in entries]
+    tensors = [(e.name, e.dtype, _shape(e.shape), _count(e.numel), e.shard) for e in entries]
     columns = ("name", "dtype", "shape", "parameters", "file")
-    shards = [(name, size(count)) for name, count in found.shards.items()]
-    tables.append(Table("Tensors", columns, every, left=frozenset({0, 1, 4})))
+    shards = [(name, size(count)) for name, count in inspection.shards.items()]
+    tables.append(Table("Tensors", columns, tensors, left=frozenset({0, 1, 4})))
     tables.append(Table("Shards", ("file", "size"), shards))
     return tables
 
@@ -136,25 +145,26 @@ def _difference_row(row: TensorDifference, with_rank: bool) -> tuple[str, ...]:
     return (*cells, "" if row.rank is None else str(row.rank), percent(row.kept), residual)
 
 
-def difference_tables(found: Comparison, every: bool = False) -> list[str | Table]:
+def difference_tables(comparison: Comparison, every: bool = False) -> list[str | Table]:
     """A change layer by layer, or tensor by tensor.
 
     Args:
-        found: The differences.
+        comparison: The differences.
         every: Every tensor instead of one row per layer and kind.
     """
-    with_rank = any(row.rank is not None for row in found.tensors)
-    note = f"‖T‖ = {found.norm:.4g}, {percent(found.relative, 2)} of ‖W‖, over all these tensors."
+    with_rank = any(row.rank is not None for row in comparison.tensors)
+    relative = percent(comparison.relative, 2)
+    note = f"‖T‖ = {comparison.norm:.4g}, {relative} of ‖W‖, over all these tensors."
     if every:
         columns: tuple[str, ...] = (
             "tensor", "shape", "‖T‖", "‖T‖/‖W‖", "cosine", "eff. rank", "unchanged", "survives −T",
         )  # fmt: skip
         if with_rank:
             columns = (*columns, "rank", "energy kept", "svd error")
-        rows = [_difference_row(row, with_rank) for row in sorted(found.tensors, key=_depth)]
+        rows = [_difference_row(row, with_rank) for row in sorted(comparison.tensors, key=_depth)]
         return [Table("Difference", columns, rows, note)]
     groups: dict[tuple[str, str], list[TensorDifference]] = {}
-    for row in sorted(found.tensors, key=_depth):
+    for row in sorted(comparison.tensors, key=_depth):
         layer = "–" if row.layer is None else str(row.layer)
         groups.setdefault((layer, row.kind), []).append(row)
     columns = ("layer", "kind", "tensors", "‖T‖", "‖T‖/‖W‖", "eff. rank", "survives −T")
@@ -265,13 +275,13 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         rows = [
             (
                 name,
-                percent(each["relative_change"], 3),
-                percent(each["surviving_fraction"]),
-                f"{each['edit_check']:.4f}",
-                str(each.get("rank", "")),
-                percent(each.get("survived")),
+                percent(row["relative_change"], 3),
+                percent(row["surviving_fraction"]),
+                f"{row['edit_check']:.4f}",
+                str(row.get("rank", "")),
+                percent(row.get("survived")),
             )
-            for name, each in record.tensors.items()
+            for name, row in record.tensors.items()
         ]
         tables.append(Table("Edited tensors", columns, rows))
     return tables
@@ -280,9 +290,9 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
 def used_rows(record: EditRecord) -> list[tuple[str, str]]:
     """How much of each vector fits the base."""
     rows = []
-    for each in record.inputs.values():
-        if "fitted" in each:
-            fitted, label = each["fitted"], str(each["name"]).rstrip("/").rsplit("/", 1)[-1]
+    for source in record.inputs.values():
+        if "fitted" in source:
+            fitted, label = source["fitted"], str(source["name"]).rstrip("/").rsplit("/", 1)[-1]
             share = f"{percent(fitted['share'])} of its {fitted['measure']}"
             rows.append(
                 (f"used of {label}", f"{fitted['tensors']} of {fitted['of']} tensors, {share}")

@@ -61,18 +61,21 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
 
 def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
     """What was gathered, the looks of the training, and the guard."""
-    summary, found = record.summary, record.summary["gathered"]
+    summary, gathered = record.summary, record.summary["gathered"]
     rows: list[tuple[str, ...]] = [
-        ("examples", f"{summary['examples']}, at {found['places']} places where the truth is said"),
-        ("wordings", str(len(found["wordings"]))),
-        ("neighbours", str(found["neighbours"])),
-        *_kept_given(found),
+        (
+            "examples",
+            f"{summary['examples']}, at {gathered['places']} places where the truth is said",
+        ),
+        ("wordings", str(len(gathered["wordings"]))),
+        ("neighbours", str(gathered["neighbours"])),
+        *_held_rows(gathered),
         ("steps", str(summary["steps"])),
         ("norm of the vector", f"{summary['norm']:.4g}"),
     ]
     if every:
-        asked = [_asked(each) for each in found["wordings"]]
-        rows += [("wording", text) for text in asked]
+        prompts = [_wording_text(each) for each in gathered["wordings"]]
+        rows += [("wording", text) for text in prompts]
     done = "Learned" if record.parameters["edit"] == "learn" else "Forgotten"
     found_table = Table(f"{done} by neighbours", ("", ""), rows, left=frozenset({0, 1}))
     looks = summary["looks"]
@@ -80,9 +83,9 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
     return [found_table, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]
 
 
-def _kept_given(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _held_rows(gathered: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """How much of the data to keep is held, and how much of it the model was asked itself."""
-    counts = found.get("kept_given")
+    counts = gathered.get("kept_given")
     if not counts:
         return []
     text = f"{counts['read']} of {counts['texts']} texts are read"
@@ -95,9 +98,9 @@ def _kept_given(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [("to keep", text)]
 
 
-def _asked(wording: Mapping[str, Any]) -> str:
-    own = wording["form"] or "(the request's own words)"
-    text = f"{wording['before']}{own}{wording['after']}".replace("\n", " ⏎ ")
+def _wording_text(wording: Mapping[str, Any]) -> str:
+    form = wording["form"] or "(the request's own words)"
+    text = f"{wording['before']}{form}{wording['after']}".replace("\n", " ⏎ ")
     return f"{text}  [chat]" if wording["chat"] else text
 
 

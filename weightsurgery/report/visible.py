@@ -29,9 +29,11 @@ def visible(text: str, lines: bool = False) -> str:
     """
     if _PLAIN.fullmatch(text) and (lines or "\n" not in text):
         return text
-    kept = "\n" if lines else ""
+    allowed = "\n" if lines else ""
     return "".join(
-        letter if letter in kept or unicodedata.category(letter) not in _UNSEEN else _escape(letter)
+        letter
+        if letter in allowed or unicodedata.category(letter) not in _UNSEEN
+        else _escape(letter)
         for letter in text
     )
 
@@ -56,7 +58,7 @@ def visible_json(text: str) -> str:
     return "".join(
         letter
         if letter == "\n" or unicodedata.category(letter) not in _UNSEEN
-        else "".join(f"\\u{each:04x}" for each in _units(letter))
+        else "".join(f"\\u{unit:04x}" for unit in _units(letter))
         for letter in text
     )
 

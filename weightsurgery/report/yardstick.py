@@ -31,60 +31,62 @@ _SCORES = (
 )
 
 
-def yardstick_tables(found: Mapping[str, Any]) -> list[str | Table]:
+def yardstick_tables(scores: Mapping[str, Any]) -> list[str | Table]:
     """What the yardstick says.
 
     Args:
-        found: A :class:`weightsurgery.scoring.yardstick.Tofu` as a dictionary: the entry ``tofu``
+        scores: A :class:`weightsurgery.scoring.yardstick.Tofu` as a dictionary: the entry ``tofu``
             of ``ws evaluate --json``.
     """
     rows = [
-        ("forget quality", f"{found['forget_quality']:.4g}"),
-        ("model utility", f"{found['model_utility']:.4f}"),
+        ("forget quality", f"{scores['forget_quality']:.4g}"),
+        ("model utility", f"{scores['model_utility']:.4f}"),
     ]
     notes = [_QUALITY, "Model utility: harmonic mean of the three scores of every set to keep."]
-    if found["membership"]:
-        leak = found["priv_leak"]
+    if scores["membership"]:
+        leak = scores["priv_leak"]
         rows.append(("PrivLeak (Min-K)", "–" if leak is None else f"{leak:.1f} %"))
         notes.append("PrivLeak: 0 where members are as hard to tell as for the reference.")
-    if found["fluency"] is not None:
-        value = found["fluency"]["value"]
+    if scores["fluency"] is not None:
+        value = scores["fluency"]["value"]
         rows.append(("perplexity of answers", "–" if value is None else f"{value:.4g}"))
-        notes.append(f"Perplexity of answers about what to forget, to {found['judge']}.")
+        notes.append(f"Perplexity of answers about what to forget, to {scores['judge']}.")
     left = frozenset({0})
-    title = f"TOFU's yardstick of {found['checkpoint']}, against {found['reference']}"
+    title = f"TOFU's yardstick of {scores['checkpoint']}, against {scores['reference']}"
     tables: list[str | Table] = [Table(title, ("", "figure"), rows, " ".join(notes), left)]
     cells = []
-    for each in found["sets"]:
-        whose = (each["name"], each["role"], str(each["examples"]))
-        for number, (name, score) in enumerate(each["scores"].items()):
+    for entry in scores["sets"]:
+        whose = (entry["name"], entry["role"], str(entry["examples"]))
+        for number, (name, score) in enumerate(entry["scores"].items()):
             low_high = score["interval"]
             between = "" if low_high is None else f"{low_high[0]:.3f} – {low_high[1]:.3f}"
             value = "–" if score["value"] is None else f"{score['value']:.4f}"
             cells.append((*(("", "", "") if number else whose), SCORE_TITLES[name], value, between))
     heads = ("set", "", "examples", "metric", "score", "95 % interval")
     tables.append(Table("By set", heads, cells, _SCORES, frozenset({0, 1, 3})))
-    if found["membership"]:
-        told = [
-            (ATTACK_TITLES[name], f"{value:.4f}", f"{found['reference_membership'][name]:.4f}")
-            for name, value in found["membership"].items()
+    if scores["membership"]:
+        attack_rows = [
+            (ATTACK_TITLES[name], f"{value:.4f}", f"{scores['reference_membership'][name]:.4f}")
+            for name, value in scores["membership"].items()
         ]
         columns = ("attack", "AUC", "reference")
-        tables.append(Table("Membership inference", columns, told, _MEMBERS, left))
+        tables.append(Table("Membership inference", columns, attack_rows, _MEMBERS, left))
     return tables
 
 
-def yardstick_sections(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def yardstick_sections(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The scores of every set drawn, and the same tables, for a page."""
     rows = []
-    for each in found["sets"]:
-        for name, score in each["scores"].items():
+    for entry in scores["sets"]:
+        for name, score in entry["scores"].items():
             if score["value"] is not None:
                 drawn = [score["value"], *(score["interval"] or (None, None))]
-                row = {"set": f"{each['name']} ({each['role']})", "metric": SCORE_TITLES[name]}
+                row = {"set": f"{entry['name']} ({entry['role']})", "metric": SCORE_TITLES[name]}
                 rows.append({**row, "share": True, "before": None,
                              "after": [rounded(value) for value in drawn]})  # fmt: skip
     lines = "Lines are 95 % bootstrap intervals over the examples."
-    tables = [table_section(each) for each in yardstick_tables(found) if isinstance(each, Table)]
+    tables = [
+        table_section(entry) for entry in yardstick_tables(scores) if isinstance(entry, Table)
+    ]
     picture = {"type": "scores", "title": "TOFU by set", "rows": rows, "note": lines}
     return [tables[0], picture, *tables[1:]]
