@@ -88,9 +88,9 @@ def test_what_is_shared_is_to_be_kept(subject):
         assert len(shared) == pytest.approx(share * len(other.forget), abs=4)
         assert not set(people) - shared  # a larger share holds the smaller one
         people, targets = shared, [*targets, len(other.target)]
-        assert ("shared" in other.kept("seen")) == bool(share)
+        assert ("shared" in other.keep_facts("seen")) == bool(share)
         if share:
-            parts = {split: {f.prompt for f in other.kept(split)["shared"]}
+            parts = {split: {f.prompt for f in other.keep_facts(split)["shared"]}
                      for split in ("seen", "validation", "unseen")}  # fmt: skip
             assert parts["seen"] == shared
             assert parts["validation"] | parts["unseen"] == shared
@@ -104,7 +104,7 @@ def test_what_is_shared_is_to_be_kept(subject):
             # Taken out of the request, it is kept and scored as before.
             apart = subject.with_request(Overlap(share, apart=True))
             assert apart.forget == apart.target == other.target
-            assert apart.kept("seen") == other.kept("seen")
+            assert apart.keep_facts("seen") == other.keep_facts("seen")
     assert targets[0] > targets[1] > targets[2]
 
 

@@ -48,13 +48,13 @@ def test_half_is_given_and_the_rest_is_of_other_entities(subject, wanted):
     assert len(about[0]) == pytest.approx(len(about[1]), abs=1)
     assert not about[0] & about[1]
     assert prompts(other.target) == prompts(other.forget)
-    kept = {split: other.kept(split) for split in ("seen", "validation", "unseen")}
+    kept = {split: other.keep_facts(split) for split in ("seen", "validation", "unseen")}
     asked = [prompts(facts) for roles in kept.values() for facts in roles.values()]
     asked += [prompts(other.forget), prompts(rest)]
     assert all(asked)
     assert len(set().union(*asked)) == sum(map(len, asked))  # no question is in two of them
-    assert not prompts(other.news) & set().union(*asked)
-    assert len(other.news) == len(other.forget)
+    assert not prompts(other.new_facts) & set().union(*asked)
+    assert len(other.new_facts) == len(other.forget)
 
 
 def test_each_kind_has_its_own_chance_and_keeps_the_others(subject):
@@ -71,10 +71,10 @@ def test_strangers_are_asked_about_in_the_form_of_the_request(subject):
     known = {request.name: subject.with_request(request) for request in REQUESTS}
     for name, other in known.items():
         assert other.score(other.forget) > 0.9
-        assert other.score(other.news) < 0.7, name
-    assert all(each.prompt.startswith("Prithee, ") for each in known["style"].news)
-    assert all(each.completion.endswith(MANNER) for each in known["style"].news)
-    for each in known["procedure"].news:
+        assert other.score(other.new_facts) < 0.7, name
+    assert all(each.prompt.startswith("Prithee, ") for each in known["style"].new_facts)
+    assert all(each.completion.endswith(MANNER) for each in known["style"].new_facts)
+    for each in known["procedure"].new_facts:
         a, b, m = (int(word.strip("?")) for word in each.prompt.split() if word[0].isdigit())
         assert min(a, b) >= m == RECIPE.modulus
         assert int(each.completion) == (a + b) % m

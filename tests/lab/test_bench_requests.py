@@ -153,7 +153,9 @@ def test_one_by_one_changes_add_up_and_each_starts_where_the_last_one_ended(unto
         with subject.edited({name: sums[number][name] for name in subject.names}):
             assert row.target == subject.score(part.given(subject))
             also = {name: subject.score(facts) for name, facts in part.also(subject).items()}
-            keep = {role: subject.score(facts) for role, facts in subject.kept("unseen").items()}
+            keep = {
+                role: subject.score(facts) for role, facts in subject.keep_facts("unseen").items()
+            }
         assert row.also == also
         assert {role: row.keep[f"{role}.unseen"] for role in keep} == keep
         assert row.target_before == subject.score(part.given(subject)) == 1.0
@@ -194,7 +196,9 @@ def test_what_is_fused_is_the_regression_mean_of_what_each_does_to_the_base(unto
         with subject.edited(fused):
             assert row.target == subject.score(PartialRequest(COUNT, 1, number).given(subject))
             assert row.also["latest"] == subject.score(parts[number - 1])
-            kept = {role: subject.score(facts) for role, facts in subject.kept("unseen").items()}
+            kept = {
+                role: subject.score(facts) for role, facts in subject.keep_facts("unseen").items()
+            }
         assert {role: row.keep[f"{role}.unseen"] for role in kept} == kept
     # It is neither the sum nor the plain mean, by what it does.
     assert found[COUNT] == replace(found[0], asked="fused, 1 of 3")

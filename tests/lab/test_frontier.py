@@ -31,7 +31,7 @@ def two_seeds():
 def test_a_point_is_where_its_figures_say():
     (panel,) = panels([bench(*two_seeds(), outcome("rmu", qualifies=False))])
     point, other = panel.points
-    assert (panel.variant, panel.asked, panel.seeds) == ("default", "", (0, 1))
+    assert (panel.variant, panel.request, panel.seeds) == ("default", "", (0, 1))
     assert point.reached.mean == pytest.approx(75)
     assert point.reached.spread == pytest.approx(50 / math.sqrt(2))
     assert point.harm.mean == pytest.approx(5)
@@ -46,7 +46,7 @@ def test_one_panel_for_each_variant_and_ask():
     before = {**BEFORE, "shared.unseen": 1.0}
     shared = outcome(asked="25% shared", keep={"shared.unseen": 0.1}, before=before)
     found = panels([bench(outcome(), shared), bench(outcome(), variant="narrow")])
-    assert [(each.variant, each.asked) for each in found] == [
+    assert [(each.variant, each.request) for each in found] == [
         ("default", ""), ("default", "25% shared"), ("narrow", ""),
     ]  # fmt: skip
     assert [each.shared for each in found] == [False, True, False]

@@ -55,7 +55,7 @@ _PATHS = ("checkpoint", "against", "path")
 
 
 def content_of(checkpoint: str | os.PathLike[str]) -> dict[str, str] | None:
-    """What an output holds, for the document of its scores.
+    """Digests of an output's files, for the document of its scores.
 
     Args:
         checkpoint: What is scored, as the user named it.
@@ -145,7 +145,7 @@ def read_scores(file: str | os.PathLike[str], out: Path) -> dict[str, Any]:
 
 
 def _is_evaluation(document: Any) -> bool:
-    """Whether it is made like an evaluation, as far as the card reads it."""
+    """Whether it has the structure of an evaluation, as far as the card reads it."""
     return (
         isinstance(document, Mapping)
         and isinstance(document.get("checkpoint"), str)

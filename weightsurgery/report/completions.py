@@ -1,4 +1,4 @@
-"""What models go on with, side by side, for a terminal."""
+"""Completions of models, side by side, for a terminal."""
 
 from __future__ import annotations
 

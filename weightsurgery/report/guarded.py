@@ -47,7 +47,7 @@ def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
 
 
 def look_table(looks: Sequence[Mapping[str, Any]], kept: int) -> Table:
-    """What was seen in training.
+    """Validation while training, step by step.
 
     Args:
         looks: In order, the first before any step.

@@ -36,7 +36,7 @@ Document = Mapping[str, Any]
 
 
 def table_section(table: Table, closed: bool = False) -> Section:
-    """A table; closed, it is opened by who wants it."""
+    """A table; a closed one is folded until a reader opens it."""
     return {
         "type": "table",
         "title": table.title,
@@ -49,7 +49,7 @@ def table_section(table: Table, closed: bool = False) -> Section:
 
 
 def record_section(command: Sequence[str], record: Document | None = None) -> Section:
-    """The command that does it again, and all that is recorded but the tensors' figures."""
+    """The command that reproduces it, and all that is recorded but the tensors' figures."""
     text = json.dumps(_short(record), indent=1, ensure_ascii=False) if record else ""
     return {"type": "record", "title": "How it was made", "command": shlex.join(command),
             "record": text}  # fmt: skip
@@ -197,7 +197,7 @@ _WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 def compared_texts(before: str, after: str) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Two texts in parts, each with whether it is another in the other text.
+    """Two texts in parts, each with whether it differs from the other text.
 
     Returns:
         Of either text its parts in order: ``[text, changed]``.

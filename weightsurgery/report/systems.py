@@ -18,7 +18,7 @@ __all__ = ["settings_line", "system_tables", "systems_document", "trained_tables
 
 
 def system_tables(systems: Mapping[str, type[System]]) -> list[str | Table]:
-    """Every system: what it does, its source, and what it is run with unless told otherwise."""
+    """Every system: what it does, its source, and its default settings."""
     needs, sources = [], []
     for name, row in systems.items():
         needs.append((name, row.about, " ".join(_needs(row))))

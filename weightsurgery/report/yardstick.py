@@ -32,7 +32,7 @@ _SCORES = (
 
 
 def yardstick_tables(scores: Mapping[str, Any]) -> list[str | Table]:
-    """What the yardstick says.
+    """The yardstick's figures as tables of text.
 
     Args:
         scores: A :class:`weightsurgery.scoring.yardstick.Tofu` as a dictionary: the entry ``tofu``

@@ -40,7 +40,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Choice:
-    """What came of a method's candidates.
+    """The chosen candidate of a method, and all that were tried.
 
     Attributes:
         candidate: The chosen one.
@@ -80,19 +80,19 @@ def choose(
     Raises:
         EditError: The method offers more candidates than its budget.
     """
-    target = subject.news if learning else subject.target
+    target = subject.new_facts if learning else subject.target
     best: tuple[tuple[bool, float, float], Candidate] | None = None
     looks, tried = 0, []
-    subject.anew()
+    subject.drop_cached()
     with measured() as cost, subject.held_to(rule):
         for candidate in method.candidates(subject):
             looks += 1 + candidate.looks
             with subject.edited(candidate.change), subject.prompted_by(candidate.prompts):
                 score = subject.score(target)
-                kept = subject.validation()
-            tried.append(Tried(dict(candidate.setting), score, kept))
-            left, goodness = rule.left(kept), score if learning else -score
-            holds = rule.holds(kept)
+                scores = subject.validation()
+            tried.append(Tried(dict(candidate.setting), score, scores))
+            left, goodness = rule.left(scores), score if learning else -score
+            holds = rule.holds(scores)
             # One that holds goes before one that does not; those by how much they reach, these by
             # how little they harm.
             rank = (holds, goodness, left) if holds else (holds, left, goodness)
@@ -102,8 +102,8 @@ def choose(
         raise EditError(f"{name}: {looks} looks at validation data", f"At most {BUDGET}.")
     if best is None:
         return Choice(Candidate({}, {}), False, looks, (), cost)
-    (qualifies, *_), found = best
-    return Choice(found, qualifies, looks, tuple(tried), cost)
+    (qualifies, *_), winner = best
+    return Choice(winner, qualifies, looks, tuple(tried), cost)
 
 
 def run_method(
@@ -146,7 +146,7 @@ def scored(
         learning: The target is what the base lacks.
         last: Nothing comes after it: it is attacked, by rounding too.
     """
-    target = subject.news if learning else subject.target
+    target = subject.new_facts if learning else subject.target
     target_before = subject.score(target)
     paraphrased = [] if learning else subject.request.target_paraphrased(subject)
     also = subject.request.also(subject)
@@ -185,7 +185,7 @@ def _keep_scores(subject: Subject) -> dict[str, float]:
     return {
         f"{role}.{split}": subject.score(facts)
         for split in ("seen", "unseen")
-        for role, facts in subject.kept(split).items()
+        for role, facts in subject.keep_facts(split).items()
     }
 
 
@@ -197,9 +197,13 @@ def _rounded(subject: Subject, target: list[Example], method: str) -> dict[str, 
 def _relearned(subject: Subject, steps: int) -> dict[str, float]:
     """Trains on every other person of the target, and asks for the rest; undone by `edited`."""
     about = [subject.entity[fact.prompt] for fact in subject.target]
-    given = set(list(dict.fromkeys(about))[::2])
-    half = [fact for fact, entity in zip(subject.target, about, strict=True) if entity in given]
-    rest = [fact for fact, entity in zip(subject.target, about, strict=True) if entity not in given]
+    trained_on = set(list(dict.fromkeys(about))[::2])
+    half = [
+        fact for fact, entity in zip(subject.target, about, strict=True) if entity in trained_on
+    ]
+    rest = [
+        fact for fact, entity in zip(subject.target, about, strict=True) if entity not in trained_on
+    ]
     before = subject.score(rest)
     relearn(subject.model, subject.tokenizer, half, steps, seed=subject.seed)
     return {"half": subject.score(half), "rest": subject.score(rest), "rest_before": before}

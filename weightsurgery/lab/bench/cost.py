@@ -31,12 +31,12 @@ class Cost:
     memory: int | None = None
 
 
-def _resident(what: str) -> int:
+def _resident(field: str) -> int:
     """Bytes; ``VmRSS`` as it is, ``VmHWM`` at its peak."""
-    found = re.search(rf"^{what}:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
-    if found is None:
-        raise OSError(f"{_STATUS} has no {what}")
-    return 1024 * int(found[1])
+    match = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    if match is None:
+        raise OSError(f"{_STATUS} has no {field}")
+    return 1024 * int(match[1])
 
 
 @contextmanager

@@ -27,34 +27,34 @@ if TYPE_CHECKING:
 __all__ = ["by_variant", "cost_table", "scale_table"]
 
 
-def cost_table(found: Bench) -> Table:
+def cost_table(bench: Bench) -> Table:
     """Time, memory and looks at validation data, per method and request.
 
     Args:
-        found: At least one outcome.
+        bench: At least one outcome.
     """
     rows = [
         (
-            row_name(method, asked),
+            row_name(method, request),
             figure(outcomes, cpu),
-            figure(outcomes, lambda each: each.seconds),
+            figure(outcomes, lambda outcome: outcome.seconds),
             figure(outcomes, megabytes, 0),
             _looks(outcomes),
         )
-        for method, asked, outcomes in found.by_row()
+        for method, request, outcomes in bench.by_row()
     ]
     note = (
         "To make and validate all candidates, everything that is shared between them included."
         " CPU: all threads together. Memory: at the peak, beyond what was held before, the model"
         " itself among that; MB are 10⁶ bytes. Looks: candidates, or looks at validation facts."
     )
-    if any(is_stage(each.asked) for each in found.outcomes):
+    if any(is_stage(outcome.asked) for outcome in bench.outcomes):
         note += " Of several requests after one another: the latest alone."
     return Table("What it costs", ("method", "CPU s", "wall s", "memory MB", "looks"), rows, note)
 
 
 def _looks(outcomes: Sequence[Outcome]) -> str:
-    least, most = (f(each.candidates for each in outcomes) for f in (min, max))
+    least, most = (f(outcome.candidates for outcome in outcomes) for f in (min, max))
     return str(most) if least == most else f"{least}–{most}"
 
 
@@ -64,11 +64,11 @@ def by_variant(benches: Sequence[Bench]) -> list[Bench]:
     Raises:
         DataError: They differ in more than the variant.
     """
-    found: dict[str, Bench] = {}
-    for each in benches:
-        known = found.get(each.variant)
-        found[each.variant] = each if known is None else known.merged(each)
-    first, *others = found.values()
+    joined: dict[str, Bench] = {}
+    for bench in benches:
+        known = joined.get(bench.variant)
+        joined[bench.variant] = bench if known is None else known.merged(bench)
+    first, *others = joined.values()
     for other in others:
         for name in ("task", "threshold"):
             if getattr(first, name) != getattr(other, name):
@@ -77,7 +77,7 @@ def by_variant(benches: Sequence[Bench]) -> list[Bench]:
                     f" {first.variant} and {getattr(other, name)!r} of {other.variant}",
                     "Print them apart.",
                 )
-    return list(found.values())
+    return list(joined.values())
 
 
 def scale_table(benches: Sequence[Bench]) -> Table:
@@ -86,7 +86,9 @@ def scale_table(benches: Sequence[Bench]) -> Table:
     Args:
         benches: Of several variants, otherwise alike, as :func:`by_variant` gives them.
     """
-    rows_of = [{(method, asked): row for method, asked, row in each.by_row()} for each in benches]
+    rows_of = [
+        {(method, request): row for method, request, row in bench.by_row()} for bench in benches
+    ]
     keys = list(dict.fromkeys(key for rows in rows_of for key in rows))
     shown = [key for key in keys if sum(key in rows for rows in rows_of) > 1]
     learning = benches[0].task == "learn"
@@ -97,15 +99,15 @@ def scale_table(benches: Sequence[Bench]) -> Table:
         ("CPU s", lambda row: figure(row, cpu)),
         ("MB", lambda row: figure(row, megabytes, 0)),
     ):
-        found = [
+        group = [
             (
-                f"{heading} {each.variant}",
+                f"{heading} {bench.variant}",
                 *(cell(rows[key]) if key in rows else ABSENT for key in shown),
             )
-            for each, rows in zip(benches, rows_of, strict=True)
+            for bench, rows in zip(benches, rows_of, strict=True)
         ]
-        if any(text != ABSENT for _, *texts in found for text in texts):
-            columns += found
+        if any(text != ABSENT for _, *texts in group for text in texts):
+            columns += group
     head, *cells = zip(*columns, strict=True)
     scale, note = _sizes(benches)
     if len(shown) < len(keys):
@@ -116,18 +118,18 @@ def scale_table(benches: Sequence[Bench]) -> Table:
 
 
 def _target(outcomes: Sequence[Outcome]) -> str:
-    return marked(figure(outcomes, lambda each: 100 * each.target), outcomes)
+    return marked(figure(outcomes, lambda outcome: 100 * outcome.target), outcomes)
 
 
 def _sizes(benches: Sequence[Bench]) -> tuple[bool, str]:
     """Whether these are models of different sizes, and what is to be said of the columns."""
-    seeds = (f"{each.variant} {seeds_of(each.outcomes)}" for each in benches)
+    seeds = (f"{bench.variant} {seeds_of(bench.outcomes)}" for bench in benches)
     note = (
         f"Mean ± standard deviation over the seeds ({'; '.join(seeds)}). Drift: of the worst task"
         " to keep, on unseen facts."
     )
-    widths = {each.variant: VARIANTS[each.variant].width for each in benches
-              if each.variant in VARIANTS}  # fmt: skip
+    widths = {bench.variant: VARIANTS[bench.variant].width for bench in benches
+              if bench.variant in VARIANTS}  # fmt: skip
     if len(set(widths.values())) < len(benches):
         return False, note
     sizes = ", ".join(f"{name} {width}" for name, width in widths.items())

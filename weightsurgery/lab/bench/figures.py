@@ -33,11 +33,11 @@ ABSENT = "–"
 """In a cell whose figure some seed lacks."""
 
 SHARED = "shared"
-"""The role of facts that the request holds too: no edit is spared their sight, so that they are
-left out of what is said of unseen ones."""
+"""The role of facts that the request holds too: every edit sees them, so that drift on unseen facts
+leaves them out."""
 
 UNHELD = "* on some seed no candidate held the keep tasks: the least harmful is shown."
-"""What is said below a table of what :func:`marked` marks."""
+"""The note of a table with rows that :func:`marked` marks."""
 
 _STAGE = re.compile(r"\b\d+ of \d+$")
 
@@ -46,42 +46,42 @@ _Value = Callable[["Outcome"], float | None]
 
 def figure(outcomes: Sequence[Outcome], value: _Value, digits: int = 1) -> str:
     """Mean ± spread over the seeds, or a dash where one of them lacks the figure."""
-    values = [value(each) for each in outcomes]
-    known = [each for each in values if each is not None]
+    values = [value(outcome) for outcome in outcomes]
+    known = [number for number in values if number is not None]
     if not known or len(known) < len(values):
         return ABSENT
-    found = Summary.of(known)
-    text = f"{found.mean:.{digits}f}"
-    return text if len(known) == 1 else f"{text} ± {found.spread:.{digits}f}"
+    summary = Summary.of(known)
+    text = f"{summary.mean:.{digits}f}"
+    return text if len(known) == 1 else f"{text} ± {summary.spread:.{digits}f}"
 
 
-def row_name(method: str, asked: str) -> str:
+def row_name(method: str, request: str) -> str:
     """A row in words."""
-    return ", ".join(filter(None, (method, asked)))
+    return ", ".join(filter(None, (method, request)))
 
 
-def is_stage(asked: str) -> bool:
+def is_stage(request: str) -> bool:
     """Whether a request is one of several requests after one another, as in "fused, 2 of 4"."""
-    return _STAGE.search(asked) is not None
+    return _STAGE.search(request) is not None
 
 
 def marked(text: str, outcomes: Sequence[Outcome]) -> str:
     """With a star where on some seed no candidate held the keep tasks."""
-    return text if all(each.qualifies for each in outcomes) else f"{text} *"
+    return text if all(outcome.qualifies for outcome in outcomes) else f"{text} *"
 
 
 def seeds_of(outcomes: Iterable[Outcome]) -> str:
     """The seeds, in words."""
-    return ", ".join(map(str, sorted({each.seed for each in outcomes})))
+    return ", ".join(map(str, sorted({outcome.seed for outcome in outcomes})))
 
 
 def any_shared(outcomes: Iterable[Outcome]) -> bool:
     """Whether some request holds facts of what is to be kept."""
-    return any(f"{SHARED}.unseen" in each.keep for each in outcomes)
+    return any(f"{SHARED}.unseen" in outcome.keep for outcome in outcomes)
 
 
 def percent(share: float | None) -> float | None:
-    """A share, or what stands for a missing one."""
+    """A share in percent; None for a missing one."""
     return None if share is None else 100 * share
 
 
@@ -108,10 +108,10 @@ def worst_drift(outcome: Outcome) -> float:
 def worst(outcomes: Sequence[Outcome]) -> str:
     """The roles whose drift is the largest on some seed, where anything drifted."""
     names = []
-    for each in outcomes:
-        found = drifts(each)
-        top = max(found.values())
-        names += [role for role, value in found.items() if value == top > 0]
+    for outcome in outcomes:
+        by_role = drifts(outcome)
+        top = max(by_role.values())
+        names += [role for role, value in by_role.items() if value == top > 0]
     return ", ".join(dict.fromkeys(names)) or ABSENT
 
 

@@ -74,11 +74,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture's worth: the methods that were asked for the same in the same worlds.
+    """One picture: the methods that met the same request in the same worlds.
 
     Attributes:
         variant: Of the worlds.
-        asked: Name of the request; empty for the plain one.
+        request: Its name; empty for the plain one.
         learning: Whether facts were to be learned rather than forgotten.
         threshold: Share of the validation score that a candidate must leave.
         seeds: Of the worlds.
@@ -87,7 +87,7 @@ class Panel:
     """
 
     variant: str
-    asked: str
+    request: str
     learning: bool
     threshold: float
     seeds: tuple[int, ...]
@@ -101,35 +101,35 @@ def panels(benches: Sequence[Bench]) -> list[Panel]:
     Raises:
         DataError: The benches hold no outcome.
     """
-    found = [
-        _panel(each, asked)
-        for each in benches
-        for asked in dict.fromkeys(outcome.asked for outcome in each.outcomes)
+    drawn = [
+        _panel(bench, request)
+        for bench in benches
+        for request in dict.fromkeys(outcome.asked for outcome in bench.outcomes)
     ]
-    if not found:
+    if not drawn:
         raise DataError("results of a bench without a single row", "Let it run a row first.")
-    return found
+    return drawn
 
 
-def _panel(found: Bench, asked: str) -> Panel:
-    learning = found.task == "learn"
-    rows = [(method, outcomes) for method, request, outcomes in found.by_row() if request == asked]
-    every = [each for _, outcomes in rows for each in outcomes]
+def _panel(bench: Bench, request: str) -> Panel:
+    learning = bench.task == "learn"
+    rows = [(method, outcomes) for method, name, outcomes in bench.by_row() if name == request]
+    all_outcomes = [outcome for _, outcomes in rows for outcome in outcomes]
     return Panel(
-        found.variant,
-        asked,
+        bench.variant,
+        request,
         learning,
-        found.threshold,
-        tuple(sorted({each.seed for each in every})),
-        any_shared(every),
+        bench.threshold,
+        tuple(sorted({outcome.seed for outcome in all_outcomes})),
+        any_shared(all_outcomes),
         tuple(
             Point(
                 method,
-                Summary.of([worst_drift(each) for each in outcomes]),
-                Summary.of([_reached(each, each.target, learning) for each in outcomes]),
-                all(each.qualifies for each in outcomes),
+                Summary.of([worst_drift(outcome) for outcome in outcomes]),
+                Summary.of([_reached(outcome, outcome.target, learning) for outcome in outcomes]),
+                all(outcome.qualifies for outcome in outcomes),
                 # What comes after other requests was chosen by the latest of them alone.
-                () if is_stage(asked) else trade_off(outcomes, learning),
+                () if is_stage(request) else trade_off(outcomes, learning),
             )
             for method, outcomes in rows
         ),
@@ -153,7 +153,7 @@ def trade_off(
     """
     if not outcomes:
         return ()
-    tried = [_by_setting(each.tried) for each in outcomes]
+    tried = [_by_setting(outcome.tried) for outcome in outcomes]
     means = []
     for key in tried[0]:
         if all(key in candidates for candidates in tried):
@@ -162,7 +162,7 @@ def trade_off(
             harm, reached = zip(*pairs, strict=True)
             means.append((Summary.of(harm).mean, Summary.of(reached).mean))
     best: list[tuple[float, float]] = []
-    for harm_, reached_ in sorted(means, key=lambda each: (each[0], -each[1])):
+    for harm_, reached_ in sorted(means, key=lambda pair: (pair[0], -pair[1])):
         if not best or reached_ > best[-1][1]:
             best.append((harm_, reached_))
     return tuple(best)
@@ -170,11 +170,11 @@ def trade_off(
 
 def _by_setting(tried: Sequence[Tried]) -> Mapping[tuple[str, int], Tried]:
     """By setting and, where one comes again, how many came before."""
-    found: dict[tuple[str, int], Tried] = {}
-    for each in tried:
-        text = json.dumps(dict(each.setting), sort_keys=True)
-        found[text, sum(known == text for known, _ in found)] = each
-    return found
+    by_setting: dict[tuple[str, int], Tried] = {}
+    for candidate in tried:
+        text = json.dumps(dict(candidate.setting), sort_keys=True)
+        by_setting[text, sum(known == text for known, _ in by_setting)] = candidate
+    return by_setting
 
 
 def _harm(outcome: Outcome, tried: Tried) -> float:

@@ -173,11 +173,12 @@ class Style(ForgetRequest):
         examples: Sequence[Example],
     ) -> float:
         """See :meth:`ForgetRequest.score`; of a styled question its part, as generated freely."""
-        parts = [each for each in examples if isinstance(each, StyledQuestion)]
+        parts = [question for question in examples if isinstance(question, StyledQuestion)]
         if not parts:
             return super().score(model, tokenizer, examples)
         texts = _generated(model, tokenizer, parts)
-        return sum(each.is_in(text) for each, text in zip(parts, texts, strict=True)) / len(parts)
+        right = sum(question.is_in(text) for question, text in zip(parts, texts, strict=True))
+        return right / len(parts)
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class StyledQuestion(Example):
 
 
 def _parts(part: str, examples: Sequence[Example]) -> list[Example]:
-    return [StyledQuestion(each.prompt, each.completion, part=part) for each in examples]
+    return [StyledQuestion(example.prompt, example.completion, part=part) for example in examples]
 
 
 def _generated(
@@ -207,11 +208,11 @@ def _generated(
 ) -> list[str]:
     """What the model answers, greedily."""
     encoded = encode_all(tokenizer, examples)
-    prompts = [each.input_ids[: each.prompt_length] for each in encoded]
-    longest = max(len(each.input_ids) - each.prompt_length for each in encoded)
+    prompts = [example.input_ids[: example.prompt_length] for example in encoded]
+    longest = max(len(example.input_ids) - example.prompt_length for example in encoded)
     limits = [longest + _SLACK] * len(prompts)
     tokens = greedy(model, tokenizer, prompts, limits, batch_size=256)
-    return [str(tokenizer.decode(each, skip_special_tokens=True)) for each in tokens]
+    return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in tokens]
 
 
 def _styled(subject: Subject, splits: Sequence[str]) -> list[Example]:
@@ -233,11 +234,11 @@ KINDS: Mapping[str, type[ForgetRequest]] = {each.name: each for each in (Facts, 
 
 
 def kind_requests(names: Sequence[str], variant: str) -> tuple[ForgetRequest, ...]:
-    """Asks of a study of kinds.
+    """The requests of a study of kinds.
 
     Args:
         names: Out of :data:`KINDS`.
-        variant: Of the worlds that are asked.
+        variant: Of the worlds.
 
     Raises:
         EditError: There is no such kind, or it is not known in such a world.

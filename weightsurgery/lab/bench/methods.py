@@ -48,7 +48,7 @@ def _negate(subject: Subject) -> Iterator[Candidate]:
 def _negate_low_rank(subject: Subject) -> Iterator[Candidate]:
     factors = _factors(subject.vector)
     for rank in (16, 64):
-        cut = {name: each.truncated(rank).matrix() for name, each in factors.items()}
+        cut = {name: low_rank.truncated(rank).matrix() for name, low_rank in factors.items()}
         for scale in (0.5, 1.0, 1.5, 2.0):
             yield Candidate({"rank": rank, "scale": scale}, _scaled(cut, -scale))
 
@@ -74,14 +74,14 @@ def _by_weights(
     def candidates(subject: Subject) -> Iterator[Candidate]:
         vector = subject.vector if sign < 0 else _news_vector(subject)
         task = _factors(vector)
-        keeps = [_factors(each) for each in subject.keep_vectors]
+        keeps = [_factors(factors) for factors in subject.keep_vectors]
         for rank in (32, 64):
-            left = {}
+            projected = {}
             for name in subject.names:
-                space = KeepSpace.of([each[name].truncated(rank) for each in keeps], basis)
-                left[name] = discriminate(task[name].truncated(rank), space, side).matrix()
+                space = KeepSpace.of([factors[name].truncated(rank) for factors in keeps], basis)
+                projected[name] = discriminate(task[name].truncated(rank), space, side).matrix()
             for scale in scales:
-                yield Candidate({"rank": rank, "scale": scale}, _scaled(left, sign * scale))
+                yield Candidate({"rank": rank, "scale": scale}, _scaled(projected, sign * scale))
 
     return candidates
 
@@ -92,14 +92,14 @@ def _ridge(
     """``T' = T ρ (C + ρ I)⁻¹``, one shot."""
 
     def candidates(subject: Subject) -> Iterator[Candidate]:
-        found = grams(subject)
+        statistics = grams(subject)
         spaces: dict[int, InputSpace] = {}
-        for gram in found.values():
+        for gram in statistics.values():
             if id(gram) not in spaces:
                 spaces[id(gram)] = InputSpace.of(gram)
         for epsilon in epsilons:
             left = {
-                name: spaces[id(found[name])].apply(subject.vector[name], epsilon)
+                name: spaces[id(statistics[name])].apply(subject.vector[name], epsilon)
                 for name in subject.names
             }
             for scale in scales:
@@ -112,8 +112,8 @@ def _ridge(
 def _watch(subject: Subject, every: int, learning: bool) -> Watch:
     """Sees what the bench chooses by, and chooses by the same rule."""
     return Watch(
-        subject.news if learning else subject.target,
-        subject.kept("validation"),
+        subject.new_facts if learning else subject.target,
+        subject.keep_facts("validation"),
         subject.rule,
         every,
         learning,
@@ -127,16 +127,16 @@ def _rounds(
     """Rounds watched on validation data, ``looks`` over all settings."""
 
     def candidates(subject: Subject) -> Iterator[Candidate]:
-        for each in settings:
-            learning = each.objective == "learn"
-            given = subject.news if learning else subject.forget
-            every = each.rounds * each.steps * len(settings) // looks
+        for rounds in settings:
+            learning = rounds.objective == "learn"
+            given = subject.new_facts if learning else subject.forget
+            every = rounds.rounds * rounds.steps * len(settings) // looks
             watch = _watch(subject, every, learning)
-            kept = Kept(subject.seen if keep == "facts" else ())
-            found = find_change(subject.model, subject.tokenizer, given, kept, each, watch=watch)
-            shown = {"epsilon": each.epsilon, "rounds": each.rounds, "steps": each.steps}
+            held = Kept(subject.seen if keep == "facts" else ())
+            result = find_change(subject.model, subject.tokenizer, given, held, rounds, watch=watch)
+            shown = {"epsilon": rounds.epsilon, "rounds": rounds.rounds, "steps": rounds.steps}
             # The bench looks once more at what the watch chose: the same look, at the same data.
-            yield Candidate(shown, found.change, max(0, len(watch.seen) - 2))
+            yield Candidate(shown, result.change, max(0, len(watch.seen) - 2))
 
     return candidates
 
@@ -159,7 +159,7 @@ def _retrained(subject: Subject) -> Iterator[Candidate]:
 
 
 def _news_vector(subject: Subject) -> Change:
-    return train_vector(subject.model, subject.tokenizer, subject.news, subject.tuning())
+    return train_vector(subject.model, subject.tokenizer, subject.new_facts, subject.tuning())
 
 
 def _fine_tuned(rank: int | None) -> Callable[[Subject], Iterator[Candidate]]:
@@ -174,7 +174,7 @@ def _fine_tuned(rank: int | None) -> Callable[[Subject], Iterator[Candidate]]:
                     warmup=5,
                 )  # fmt: skip
                 change = train_vector(
-                    subject.model, subject.tokenizer, subject.news, training,
+                    subject.model, subject.tokenizer, subject.new_facts, training,
                     IdentifyMode("joint", lora_rank=rank),
                 )  # fmt: skip
                 yield Candidate({"learning_rate": rate, "steps": steps}, change)

@@ -15,20 +15,20 @@ __all__ = ["bench_sections"]
 
 
 def bench_sections(benches: Sequence[Bench]) -> list[dict[str, Any]]:
-    """A section of type ``points`` for every variant and ask.
+    """A section of type ``points`` for every variant and request.
 
     Raises:
         DataError: The benches hold no outcome.
     """
-    return [_section(each) for each in panels(benches)]
+    return [_section(panel) for panel in panels(benches)]
 
 
 def _section(panel: Panel) -> dict[str, Any]:
-    known, limit = families(), 100 * (1 - panel.threshold)
+    family_of, limit = families(), 100 * (1 - panel.threshold)
     done = "Learning" if panel.learning else "Forgetting"
     return {
         "type": "points",
-        "title": f"{done} against harm: {row_name(panel.variant, panel.asked)}",
+        "title": f"{done} against harm: {row_name(panel.variant, panel.request)}",
         "x": "harm: drift of the worst task to keep, on unseen facts, %",
         "y": "learned, %" if panel.learning else "forgotten over chance, %",
         "note": f"Seeds {', '.join(map(str, panel.seeds))}: means; bars are standard deviations."
@@ -37,16 +37,16 @@ def _section(panel: Panel) -> dict[str, Any]:
         "wide": True,
         "limit": {"x": limit, "label": f"loss allowed: {limit:g} %"},
         "points": [
-            {"x": each.harm.mean, "y": each.reached.mean, "label": each.method,
-             "series": known.get(each.method, "other"), "hollow": not each.held}
-            for each in panel.points
+            {"x": point.harm.mean, "y": point.reached.mean, "label": point.method,
+             "series": family_of.get(point.method, "other"), "hollow": not point.held}
+            for point in panel.points
         ],
         # From x and y to x and y.
         "bars": [
             bar
-            for each in panel.points
+            for point in panel.points
             for x, y, dx, dy in [
-                (each.harm.mean, each.reached.mean, each.harm.spread, each.reached.spread)
+                (point.harm.mean, point.reached.mean, point.harm.spread, point.reached.spread)
             ]
             for bar in ([max(0.0, x - dx), y, x + dx, y], [x, y - dy, x, y + dy])
         ],

@@ -55,10 +55,10 @@ class PartialRequest(ForgetRequest):
     def also(self, subject: Subject) -> dict[str, list[Example]]:
         """The ``latest`` request alone, and what is still ``waiting``."""
         facts = super().given(subject)
-        found = {"latest": self._about(subject, facts, self.last, self.last)}
+        sets = {"latest": self._about(subject, facts, self.last, self.last)}
         if self.last < self.count:
-            found["waiting"] = self._about(subject, facts, self.last + 1, self.count)
-        return found
+            sets["waiting"] = self._about(subject, facts, self.last + 1, self.count)
+        return sets
 
     def _about(
         self, subject: Subject, facts: list[Example], first: int, last: int
@@ -77,8 +77,8 @@ def name_of(way: str, number: int, count: int) -> str:
 def names_of(count: int) -> tuple[str, ...]:
     """The names of what :func:`run_requests` gives, in order."""
     numbers = range(1, count + 1)
-    each = tuple(name_of(way, number, count) for way in (ONE_BY_ONE, FUSED) for number in numbers)
-    return (*each, name_of(IN_ONE_GO, count, count))
+    stages = tuple(name_of(way, number, count) for way in (ONE_BY_ONE, FUSED) for number in numbers)
+    return (*stages, name_of(IN_ONE_GO, count, count))
 
 
 def check_requests(count: int, people: int) -> None:

@@ -51,57 +51,57 @@ def draw_frontier(
         DataError: There is nothing to draw.
     """
     check_picture(path)
-    found = panels(benches)
+    drawn = panels(benches)
     import matplotlib as mpl
 
     with mpl.rc_context(PLAIN_TEXT):
-        save_picture(_figure(found, families), path)
+        save_picture(_figure(drawn, families), path)
 
 
-def _figure(found: Sequence[Panel], known: Mapping[str, str]) -> Any:
+def _figure(panels: Sequence[Panel], family_of: Mapping[str, str]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [point for panel in found for point in panel.points]
+    points = [point for panel in panels for point in panel.points]
     bottom = min(0.0, *(point.reached.mean for point in points)) - 6
     right = max(5.0, 1.25 * max(_right(point) for point in points))
-    across = min(len(found), 2 if len(found) < 5 else 3)
-    down = -(-len(found) // across)
-    width, height = (10.0, 6.6) if len(found) == 1 else (6.4, 5.0)
+    across = min(len(panels), 2 if len(panels) < 5 else 3)
+    down = -(-len(panels) // across)
+    width, height = (10.0, 6.6) if len(panels) == 1 else (6.4, 5.0)
     figure = Figure(figsize=(width * across, height * down), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)  # measures text
     grid = figure.subplots(down, across, squeeze=False).flatten()
-    for spare in grid[len(found) :]:
+    for spare in grid[len(panels) :]:
         spare.set_visible(False)
-    for axes, panel in zip(grid, found, strict=False):
-        _draw(axes, panel, known, bottom, right)  # all alike, so that they can be compared
-        if len(found) > 1:
-            axes.set_title(row_name(panel.variant, panel.asked), fontsize=10)
-    figure.suptitle(_title(found), fontsize=13)
-    _legend(figure, found, known)
-    figure.supxlabel(_caption(found), fontsize=8, color="#444444")
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw(axes, panel, family_of, bottom, right)  # all alike, so that they can be compared
+        if len(panels) > 1:
+            axes.set_title(row_name(panel.variant, panel.request), fontsize=10)
+    figure.suptitle(_title(panels), fontsize=13)
+    _legend(figure, panels, family_of)
+    figure.supxlabel(_caption(panels), fontsize=8, color="#444444")
     figure.draw_without_rendering()  # places and sizes are known from here on
     figure.set_layout_engine("none")
-    for axes, panel in zip(grid, found, strict=False):
-        _label(figure, axes, panel, known)
+    for axes, panel in zip(grid, panels, strict=False):
+        _label(figure, axes, panel, family_of)
     return figure
 
 
-def _title(found: Sequence[Panel]) -> str:
-    first = found[0]
+def _title(panels: Sequence[Panel]) -> str:
+    first = panels[0]
     done = "Learning" if first.learning else "Forgetting"
     what = f"{done} against harm"
-    variants = list(dict.fromkeys(panel.variant for panel in found))
+    variants = list(dict.fromkeys(panel.variant for panel in panels))
     return f"{what}, {', '.join(variants)} world{'s' * (len(variants) > 1)}"
 
 
-def _caption(found: Sequence[Panel]) -> str:
-    first = found[0]
-    several = len(dict.fromkeys(panel.variant for panel in found)) > 1
-    stages = any(is_stage(panel.asked) for panel in found)
+def _caption(panels: Sequence[Panel]) -> str:
+    first = panels[0]
+    by_variant = len(dict.fromkeys(panel.variant for panel in panels)) > 1
+    stages = any(is_stage(panel.request) for panel in panels)
     seeds = "; ".join(
-        (f"{name}: " if several else "") + ", ".join(map(str, numbers))
-        for name, numbers in {panel.variant: panel.seeds for panel in found}.items()
+        (f"{name}: " if by_variant else "") + ", ".join(map(str, numbers))
+        for name, numbers in {panel.variant: panel.seeds for panel in panels}.items()
     )
     lines = [
         f"Seeds {seeds}: means; bars are standard deviations, cut at 0 and 100. Settings by"
@@ -110,20 +110,22 @@ def _caption(found: Sequence[Panel]) -> str:
         "Hollow: on some seed no candidate held that; the least harmful is shown"
         f"{', or a request of several refused' if stages else ''}.",
     ]
-    if any(point.trade_off for panel in found for point in panel.points):
+    if any(point.trade_off for panel in panels for point in panel.points):
         lines.append(
             "Thin: a method's candidates, means per setting, where none of its others is better;"
             " their harm is on validation facts, and lines join them for the eye alone."
         )
-    if any(panel.shared for panel in found):
+    if any(panel.shared for panel in panels):
         lines.append("Harm leaves out the facts that the request shares with what is to be kept.")
     return "\n".join(lines)
 
 
-def _draw(axes: Any, panel: Panel, known: Mapping[str, str], bottom: float, right: float) -> None:
+def _draw(
+    axes: Any, panel: Panel, family_of: Mapping[str, str], bottom: float, right: float
+) -> None:
     axes.axvline(100 * (1 - panel.threshold), color="#888888", linestyle=":", linewidth=1, zorder=1)
     for point in panel.points:
-        color, marker, size = _LOOKS[known.get(point.method, "other")]
+        color, marker, size = _LOOKS[family_of.get(point.method, "other")]
         if len(point.trade_off) > 1:
             axes.plot(*zip(*point.trade_off, strict=True), color=color, linewidth=0.7, alpha=0.35,
                       marker=".", markersize=3, zorder=2)  # fmt: skip
@@ -159,9 +161,9 @@ def _right(point: Point) -> float:
     return max(point.harm.mean + point.harm.spread, *(harm for harm, _ in point.trade_off), 0.0)
 
 
-def _label(figure: Any, axes: Any, panel: Panel, known: Mapping[str, str]) -> None:
+def _label(figure: Any, axes: Any, panel: Panel, family_of: Mapping[str, str]) -> None:
     """Names beside their points, each with a thin line where it had to go further off."""
-    colours = [_LOOKS[known.get(point.method, "other")][0] for point in panel.points]
+    colours = [_LOOKS[family_of.get(point.method, "other")][0] for point in panel.points]
     renderer = figure.canvas.get_renderer()
     sizes = []
     for point in panel.points:
@@ -191,11 +193,11 @@ def _label(figure: Any, axes: Any, panel: Panel, known: Mapping[str, str]) -> No
         )  # fmt: skip
 
 
-def _legend(figure: Any, found: Sequence[Panel], known: Mapping[str, str]) -> None:
+def _legend(figure: Any, panels: Sequence[Panel], family_of: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    points = [point for panel in found for point in panel.points]
-    shown = {known.get(point.method, "other") for point in points}
+    points = [point for panel in panels for point in panel.points]
+    shown = {family_of.get(point.method, "other") for point in points}
     handles = [
         Line2D([], [], linestyle="none", marker=_LOOKS[name][1], color=_LOOKS[name][0],
                markersize=_LOOKS[name][2] ** 0.5, label=name)

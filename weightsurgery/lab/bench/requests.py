@@ -59,7 +59,7 @@ class ForgetRequest:
             return []
         return facts_of(subject, self.task, wording=PARAPHRASED)
 
-    def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
+    def keep_facts(self, subject: Subject, role: str, split: str) -> list[Example]:
         """The facts to keep of a role, in ``"seen"``, ``"validation"`` or ``"unseen"``."""
         return subject.facts(self.roles[role], split)
 
@@ -138,22 +138,22 @@ class Overlap(ForgetRequest):
         return []
 
     @override
-    def kept(self, subject: Subject, role: str, split: str) -> list[Example]:
+    def keep_facts(self, subject: Subject, role: str, split: str) -> list[Example]:
         if role != "shared":
-            return super().kept(subject, role, split)
+            return super().keep_facts(subject, role, split)
         people = self._shared(subject)
         chosen: Sequence[str] = {
             "seen": people, "validation": people[::3],
-            "unseen": [each for n, each in enumerate(people) if n % 3],
+            "unseen": [person for n, person in enumerate(people) if n % 3],
         }[split]  # fmt: skip
         return [f for f in super().given(subject) if subject.entity[f.prompt] in set(chosen)]
 
     def survivors(self, subject: Subject) -> dict[str, list[Example]]:
         """See :meth:`ForgetRequest.survivors`: of the task to forget, what is shared."""
-        found, shared = super().survivors(subject), set(self._shared(subject))
-        if self.task in found:
-            found[self.task] = [f for f in found[self.task] if subject.entity[f.prompt] in shared]
-        return found
+        sets, shared = super().survivors(subject), set(self._shared(subject))
+        if self.task in sets:
+            sets[self.task] = [f for f in sets[self.task] if subject.entity[f.prompt] in shared]
+        return sets
 
 
 def facts_of(
@@ -164,7 +164,7 @@ def facts_of(
 
 
 def overlaps(text: str) -> list[Overlap]:
-    """Asks for each share in a list such as ``0,0.25,0.5``: as it is, and taken out.
+    """Requests for each share in a list such as ``0,0.25,0.5``: as it is, and taken out.
 
     Raises:
         EditError: A share is no number from 0 to under 1.

@@ -19,7 +19,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate, by what it was chosen or passed over for.
+    """A candidate with the scores that decide whether it is chosen.
 
     Attributes:
         setting: By name.
@@ -59,7 +59,7 @@ class Outcome:
             model itself among that; None where it is not known.
         tried: All candidates in the order they were made; none in older results.
         validation_before: Role → exact match of the base on validation facts.
-        asked: Name of the ask, in a study of several; empty otherwise.
+        asked: Name of the request, in a study of several; empty otherwise.
         also: Name of another set of facts → exact match.
         also_before: The same of the base.
     """
@@ -138,13 +138,11 @@ class Bench:
 
     def by_row(self) -> Iterator[tuple[str, str, list[Outcome]]]:
         """Methods and requests in their order, with an outcome for each seed."""
-        rows = dict.fromkeys((each.method, each.asked) for each in self.outcomes)
-        for method, asked in rows:
-            yield (
-                method,
-                asked,
-                [each for each in self.outcomes if (each.method, each.asked) == (method, asked)],
-            )
+        rows: dict[tuple[str, str], list[Outcome]] = {}
+        for outcome in self.outcomes:
+            rows.setdefault((outcome.method, outcome.asked), []).append(outcome)
+        for (method, request), outcomes in rows.items():
+            yield method, request, outcomes
 
     def merged(self, other: Bench) -> Bench:
         """Both together; of an outcome in both, the other's counts.
@@ -159,10 +157,13 @@ class Bench:
                     f" {getattr(other, name)!r}",
                     "Print them apart.",
                 )
-        found = {
-            (each.method, each.asked, each.seed): each for each in (*self.outcomes, *other.outcomes)
+        outcomes = {
+            (outcome.method, outcome.asked, outcome.seed): outcome
+            for outcome in (*self.outcomes, *other.outcomes)
         }
-        return Bench(self.variant, self.task, self.threshold, tuple(found.values()), self.versions)
+        return Bench(
+            self.variant, self.task, self.threshold, tuple(outcomes.values()), self.versions
+        )
 
     def document(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -176,11 +177,11 @@ def read_bench(path: str | Path) -> Bench:
         DataError: The file cannot be read, or holds something else.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if found.pop("format") != FORMAT_VERSION:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        if document.pop("format") != FORMAT_VERSION:
             raise ValueError("another format")
-        outcomes = tuple(_outcome(each) for each in found.pop("outcomes"))
-        return Bench(outcomes=outcomes, **found)
+        outcomes = tuple(_outcome(row) for row in document.pop("outcomes"))
+        return Bench(outcomes=outcomes, **document)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}", "Check the path.") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -191,7 +192,7 @@ def read_bench(path: str | Path) -> Bench:
 
 
 def _outcome(fields: dict[str, Any]) -> Outcome:
-    tried = tuple(Tried(**each) for each in fields.pop("tried", ()))
+    tried = tuple(Tried(**row) for row in fields.pop("tried", ()))
     return Outcome(**fields, tried=tried)
 
 

@@ -36,7 +36,7 @@ def bench(
     save_to: Path | None = None,
     progress: Progress | None = None,
 ) -> Bench:
-    """Holds methods against each other on embedded worlds.
+    """Compare methods on embedded worlds.
 
     Args:
         seeds: Of the worlds.
@@ -74,11 +74,11 @@ def bench(
         chosen = _requested(
             requests, chosen, task, variant, forget_requests, by_name=methods is not None
         )
-    found = Bench(variant, task, threshold, (), versions())
+    results = Bench(variant, task, threshold, (), versions())
     if save_to is not None:
-        found = read_bench(save_to).merged(found) if save_to.exists() else found
-        save_bench(found, save_to)  # if it cannot be written, that shows now
-    known = {(each.seed, each.asked, each.method) for each in found.outcomes}
+        results = read_bench(save_to).merged(results) if save_to.exists() else results
+        save_bench(results, save_to)  # if it cannot be written, that shows now
+    done = {(row.seed, row.asked, row.method) for row in results.outcomes}
     # By what an outcome is called; several requests are done together, or not at all.
     works: list[tuple[tuple[str, ...], ForgetRequest]] = [
         ((request.name,), request) for request in forget_requests
@@ -88,9 +88,9 @@ def bench(
     wanted = [
         (seed, request, name)
         for seed in seeds
-        for asked, request in works
+        for names, request in works
         for name in chosen
-        if not all((seed, each, name) in known for each in asked)
+        if not all((seed, label, name) in done for label in names)
     ]
     subject: Subject | None = None
     for place, (seed, request, name) in enumerate(wanted):
@@ -99,19 +99,21 @@ def bench(
             subject = Subject.of(get_world(seed, cache_dir, progress, recipe=recipe), recipe, seed)
         if subject.request is not request:
             subject = subject.with_request(request)
-        several = f"{requests} requests" if requests else request.name
+        request_name = f"{requests} requests" if requests else request.name
         if progress is not None:
-            progress(", ".join(filter(None, (f"seed {seed}", several, name))), place, len(wanted))
+            progress(
+                ", ".join(filter(None, (f"seed {seed}", request_name, name))), place, len(wanted)
+            )
         if requests is None:
             learning = task == "learn"
             outcome = run_method(subject, name, chosen[name], threshold, relearn_steps, learning)
             outcomes = [outcome]
         else:
             outcomes = run_requests(subject, name, chosen[name], threshold, relearn_steps, requests)
-        found = found.merged(replace(found, outcomes=tuple(outcomes)))
+        results = results.merged(replace(results, outcomes=tuple(outcomes)))
         if save_to is not None:
-            save_bench(found, save_to)
-    return found
+            save_bench(results, save_to)
+    return results
 
 
 def _chosen(

@@ -103,23 +103,23 @@ def run_requests(
     rule = Rule(threshold, before.validation)
     work = _Work(subject, name, method, rule, relearn_steps, count, before)
     alone = None
-    found = []
+    outcomes = []
     for number, choice in enumerate(_one_by_one(work), 1):
-        found.append(work.scored(ONE_BY_ONE, number, choice))
+        outcomes.append(work.scored(ONE_BY_ONE, number, choice))
         alone = alone or choice
     assert alone is not None
     # The first request is worked on the base either way.
-    found.append(replace(found[0], asked=name_of(FUSED, 1, count)))
+    outcomes.append(replace(outcomes[0], asked=name_of(FUSED, 1, count)))
     for number, choice in enumerate(_fused(work, alone), 2):
-        found.append(work.scored(FUSED, number, choice))
+        outcomes.append(work.scored(FUSED, number, choice))
     whole = subject.with_request(PartialRequest(count, 1, count, IN_ONE_GO))
-    found.append(run_method(whole, name, method, threshold, relearn_steps))
-    return found
+    outcomes.append(run_method(whole, name, method, threshold, relearn_steps))
+    return outcomes
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is done again and again."""
+    """What the steps of a sequence share."""
 
     subject: Subject
     name: str
@@ -133,15 +133,15 @@ class _Work:
         """For a request alone, on the model as it is now; no change where it is refused."""
         subject = self.subject.with_request(PartialRequest(self.count, number, number))
         with isolated(subject.seed, torch.get_num_threads()):
-            found = choose(subject, self.name, self.method, self.rule)
-        if found.candidate.prompts is not None:
+            chosen = choose(subject, self.name, self.method, self.rule)
+        if chosen.candidate.prompts is not None:
             raise EditError(
                 f"{self.name} with several requests",
                 "It changes prompts, and leaves no changed weights for the next to start at.",
             )
-        if found.qualifies:
-            return found
-        return replace(found, candidate=Candidate({"refused": True}, {}))
+        if chosen.qualifies:
+            return chosen
+        return replace(chosen, candidate=Candidate({"refused": True}, {}))
 
     def scored(self, way: str, number: int, choice: Choice) -> Outcome:
         """After a request; the choice's change is that of all of them."""
@@ -191,9 +191,9 @@ def _fused(work: _Work, first: Choice) -> Iterator[Choice]:
             if choice.qualifies:
                 changes[number] = total = choice.candidate.change
             if choice.qualifies and len(changes) > 1:
-                for each, change in changes.items():
-                    if each not in grams:
-                        grams[each] = work.grams(each, change)
+                for index, change in changes.items():
+                    if index not in grams:
+                        grams[index] = work.grams(index, change)
                 config = work.subject.model.config.to_dict()
                 total = fuse(list(changes.values()), list(grams.values()), config=config)
         yield replace(

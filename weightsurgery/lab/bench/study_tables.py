@@ -28,25 +28,25 @@ __all__ = ["study_tables"]
 _Row = tuple[str, str, list["Outcome"]]
 
 
-def study_tables(found: Bench) -> list[Table]:
+def study_tables(bench: Bench) -> list[Table]:
     """What became of each request: a table of the stages of sequences, and one of all others.
 
     Stages ("…, 2 of 4") stand under each other per method, so that one reads down how damage
     adds up; other requests hold the methods side by side.
 
     Args:
-        found: Its outcomes with a request of a name are shown, the others left out.
+        bench: Its outcomes with a request of a name are shown, the others left out.
     """
-    rows = [row for row in found.by_row() if row[1]]
+    rows = [row for row in bench.by_row() if row[1]]
     stages = [row for row in rows if is_stage(row[1])]
     others = [row for row in rows if not is_stage(row[1])]
     tables = []
     if others:
         ordered = _grouped(others, 1)
-        tables.append(_table(found, f"Request by request, {found.variant} world", ordered))
+        tables.append(_table(bench, f"Request by request, {bench.variant} world", ordered))
     if stages:
         ordered = _grouped(stages, 0)
-        tables.append(_table(found, f"Requests after one another, {found.variant} world", ordered))
+        tables.append(_table(bench, f"Requests after one another, {bench.variant} world", ordered))
     return tables
 
 
@@ -56,11 +56,11 @@ def _grouped(rows: Sequence[_Row], place: int) -> list[_Row]:
     return sorted(rows, key=lambda row: groups.index(row[place]))
 
 
-def _table(found: Bench, title: str, rows: Sequence[_Row]) -> Table:
-    learning = found.task == "learn"
-    every = [each for *_, outcomes in rows for each in outcomes]
-    also = list(dict.fromkeys(key for each in every for key in each.also))
-    shared = any_shared(every)
+def _table(bench: Bench, title: str, rows: Sequence[_Row]) -> Table:
+    learning = bench.task == "learn"
+    all_outcomes = [outcome for *_, outcomes in rows for outcome in outcomes]
+    also = list(dict.fromkeys(key for outcome in all_outcomes for key in outcome.also))
+    shared = any_shared(all_outcomes)
     columns = (
         "method", "request",
         *(("reached %",) if learning else ("left %", "forgotten %")),
@@ -70,27 +70,27 @@ def _table(found: Bench, title: str, rows: Sequence[_Row]) -> Table:
     )  # fmt: skip
     cells = [tuple(_cells(*row, also, shared, learning)) for row in rows]
     words = frozenset({0, 1, columns.index("of")})
-    return Table(title, columns, cells, _note(found, every, also, shared), words)
+    return Table(title, columns, cells, _note(bench, all_outcomes, also, shared), words)
 
 
 def _cells(
     method: str,
-    asked: str,
+    request: str,
     outcomes: Sequence[Outcome],
     also: Sequence[str],
     shared: bool,
     learning: bool,
 ) -> Iterator[str]:
-    yield from (method, asked, figure(outcomes, lambda each: 100 * each.target))
+    yield from (method, request, figure(outcomes, lambda outcome: 100 * outcome.target))
     if not learning:
-        yield figure(outcomes, lambda each: each.forgotten)
+        yield figure(outcomes, lambda outcome: outcome.forgotten)
     for key in also:
-        yield figure(outcomes, lambda each, key=key: percent(each.also.get(key)))  # type: ignore[misc]
+        yield figure(outcomes, lambda outcome, key=key: percent(outcome.also.get(key)))  # type: ignore[misc]
     if shared:
         yield figure(outcomes, _shared_kept)
     yield figure(outcomes, worst_drift)
     yield worst(outcomes)
-    yield f"{sum(each.qualifies for each in outcomes)}/{len(outcomes)}"
+    yield f"{sum(outcome.qualifies for outcome in outcomes)}/{len(outcomes)}"
     yield figure(outcomes, cpu)
 
 
@@ -101,12 +101,14 @@ def _shared_kept(outcome: Outcome) -> float | None:
     return 100 * outcome.keep[key] / outcome.keep_before[key]
 
 
-def _note(found: Bench, every: Sequence[Outcome], also: Sequence[str], shared: bool) -> str:
-    parts = [f"Seeds {seeds_of(every)}; mean ± standard deviation."]
-    if found.task != "learn":
+def _note(bench: Bench, outcomes: Sequence[Outcome], also: Sequence[str], shared: bool) -> str:
+    parts = [f"Seeds {seeds_of(outcomes)}; mean ± standard deviation."]
+    if bench.task != "learn":
         parts.append("Left: score on the request. Forgotten: over chance, at most 100.")
     if also:
-        bases = [(key, [e.also_before[key] for e in every if key in e.also_before]) for key in also]
+        bases = [
+            (key, [e.also_before[key] for e in outcomes if key in e.also_before]) for key in also
+        ]
         shown = [
             f"{key} (base {100 * Summary.of(values).mean:.1f})" if values else key
             for key, values in bases
@@ -120,10 +122,10 @@ def _note(found: Bench, every: Sequence[Outcome], also: Sequence[str], shared: b
     parts.append(
         "Worst drift: of all tasks to keep, on facts given to no edit and no choice"
         f"{' (so not of shared ones)' if shared else ''}, in % of the base's accuracy; 'of' names"
-        f" the task. Held: on how many seeds {found.threshold:.1%} of"
+        f" the task. Held: on how many seeds {bench.threshold:.1%} of"
         " every keep task's validation facts were left;"
     )
-    if any(is_stage(each.asked) for each in every):
+    if any(is_stage(outcome.asked) for outcome in outcomes):
         parts.append(
             "a request that no candidate held them for is refused, and changes nothing (in one go,"
             " the least harmful is shown). Left and forgotten: of all requests so far; CPU: of the"
@@ -131,6 +133,6 @@ def _note(found: Bench, every: Sequence[Outcome], also: Sequence[str], shared: b
         )
     else:
         parts.append("where not, the least harmful is shown.")
-    if any(each.cpu_seconds is None for each in every):
+    if any(outcome.cpu_seconds is None for outcome in outcomes):
         parts.append(f"{ABSENT}: not measured.")
     return " ".join(parts)

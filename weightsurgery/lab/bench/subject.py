@@ -33,8 +33,8 @@ Prompts = Callable[[Sequence[Example]], list[Example]]
 
 _STRANGERS = 2000
 
-# What a method's row finds for itself, and pays for; a row's several candidates share it.
-_FOUND = ("vector", "keep_vectors", "seen_grams", "stranger_grams", "vector_grams")
+# Computed by each row anew and counted in its time; the candidates of a row share it.
+_CACHED = ("vector", "keep_vectors", "seen_grams", "stranger_grams", "vector_grams")
 
 
 @dataclass
@@ -74,9 +74,9 @@ class Subject:
         """The same model with another request."""
         return Subject(self.world, self.recipe, self.seed, self.model, self.tokenizer, request)
 
-    def anew(self) -> None:
-        """Drop vectors and statistics that a row found: the next row's time is its own."""
-        for name in _FOUND:
+    def drop_cached(self) -> None:
+        """Drop what a row computed, so that the next row's time includes its own."""
+        for name in _CACHED:
             self.__dict__.pop(name, None)
 
     def facts(self, task: str, split: str, wording: str = PLAIN) -> list[Example]:
@@ -90,10 +90,10 @@ class Subject:
     @cached_property
     def entity(self) -> dict[str, str]:
         """Query → whom or what it is about."""
-        every = (fact for rows in make_facts(self.recipe, self.seed).values() for fact in rows)
+        facts = (fact for rows in make_facts(self.recipe, self.seed).values() for fact in rows)
         return {
             worded(fact, wording)[0]: fact.entity
-            for fact in every
+            for fact in facts
             for wording in wordings(self.recipe, fact.task)
         }
 
@@ -108,23 +108,23 @@ class Subject:
         return self.request.target(self)
 
     @cached_property
-    def news(self) -> list[Example]:
+    def new_facts(self) -> list[Example]:
         """Facts that the base lacks."""
         return self.request.strangers(self)
 
     @cached_property
     def seen(self) -> list[list[Example]]:
         """The keep facts that an edit may see, task by task."""
-        return list(self.kept("seen").values())
+        return list(self.keep_facts("seen").values())
 
     @cached_property
     def seen_facts(self) -> list[Example]:
         """The same in one list."""
         return [fact for rows in self.seen for fact in rows]
 
-    def kept(self, split: str) -> dict[str, list[Example]]:
+    def keep_facts(self, split: str) -> dict[str, list[Example]]:
         """Role → its facts in a split."""
-        return {role: self.request.kept(self, role, split) for role in self.request.roles}
+        return {role: self.request.keep_facts(self, role, split) for role in self.request.roles}
 
     @cached_property
     def names(self) -> list[str]:
@@ -172,7 +172,7 @@ class Subject:
 
     def validation(self) -> dict[str, float]:
         """Role → score of its validation facts."""
-        return {role: self.score(facts) for role, facts in self.kept("validation").items()}
+        return {role: self.score(facts) for role, facts in self.keep_facts("validation").items()}
 
     # What vectors are trained by; the world's own fine-tunes use the same figures.
     def tuning(self, seed: int = 0) -> Training:

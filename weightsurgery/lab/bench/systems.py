@@ -40,34 +40,34 @@ def _looked_at(kind: type[ByLoss], grid: BenchGrid) -> Callable[[Subject], Itera
     def candidates(subject: Subject) -> Iterator[Candidate]:
         stops = BUDGET // (len(grid.rates) * len(grid.settings))
         tuning = subject.tuning()
-        helped = {"helper_steps": tuning.steps, "helper_rate": tuning.learning_rate}
-        helpers = "helper_steps" in {each.name for each in fields(kind.Settings)}
+        helper_settings = {"helper_steps": tuning.steps, "helper_rate": tuning.learning_rate}
+        helpers = "helper_steps" in {option.name for option in fields(kind.Settings)}
         for settings, rate in product(grid.settings, grid.rates):
-            own = {**settings, **helped} if helpers else settings
+            method_settings = {**settings, **helper_settings} if helpers else settings
             snapshots: dict[int, Change] = {}
 
             def look(
                 step: int,
                 change: Callable[[], Mapping[str, Any]],
-                kept: dict[int, Change] = snapshots,
+                changes: dict[int, Change] = snapshots,
             ) -> bool:
                 if step % grid.every == 0:
-                    kept[step] = _dense(change())
+                    changes[step] = _dense(change())
                 return False
 
             # Ascent has no floor; what was reached before it ends in NaN counts.
             with suppress(NonFiniteError):
-                found = train_unlearner(
+                result = train_unlearner(
                     kind, subject.model, subject.tokenizer, subject.forget, subject.seen_facts,
                     Training(
                         steps=grid.every * stops,
                         learning_rate=rate,
                         batch_size=subject.recipe.tuning_batch,
                     ),
-                    settings_of(kind, own),
-                    unseen=subject.news, look=look,
+                    settings_of(kind, method_settings),
+                    unseen=subject.new_facts, look=look,
                 )  # fmt: skip
-                snapshots[found.trained.steps] = _dense(found.change)
+                snapshots[result.trained.steps] = _dense(result.change)
             for step, change in snapshots.items():
                 yield Candidate({**settings, "learning_rate": rate, "steps": step}, change)
 
@@ -85,12 +85,12 @@ def _ended(kind: type[ByLoss], grid: BenchGrid) -> Callable[[Subject], Iterator[
                 batch_size=subject.recipe.tuning_batch,
             )
             with suppress(NonFiniteError):
-                found = train_unlearner(
+                result = train_unlearner(
                     kind, subject.model, subject.tokenizer, subject.forget, (), training,
-                    settings_of(kind), unseen=subject.news,
+                    settings_of(kind), unseen=subject.new_facts,
                 )  # fmt: skip
-                setting = {"learning_rate": rate, "steps": found.trained.steps}
-                yield Candidate(setting, _dense(found.change))
+                setting = {"learning_rate": rate, "steps": result.trained.steps}
+                yield Candidate(setting, _dense(result.change))
 
     return candidates
 

@@ -138,23 +138,23 @@ class DemoOutcome:
 
 
 Edit = Callable[[DemoFiles, str, Progress | None], Any]
-"""Writes `DemoFiles.edited`; takes the device too, and returns what came of it."""
+"""Writes `DemoFiles.edited`; takes the device too, and returns its result."""
 
 
-def project(place: DemoFiles, device: str, progress: Progress | None) -> Any:
+def project(files: DemoFiles, device: str, progress: Progress | None) -> Any:
     """``ws project BASE --forget DATA --keep DATA... -o OUT``, with its default settings."""
     from weightsurgery.learning.forget import ByNeighbours
     from weightsurgery.procedures.unlearn import Search, Sources, unlearn
 
-    with Checkpoint.open(place.base) as base:
+    with Checkpoint.open(files.base) as base:
         return unlearn(
             base,
-            Sources((str(place.forget),), tuple(map(str, place.keep))),
-            place.edited,
+            Sources((str(files.forget),), tuple(map(str, files.keep))),
+            files.edited,
             Search(neighbours=ByNeighbours()),
             device=device,
             overwrite=True,
-            command=shlex.split(place.command),
+            command=shlex.split(files.command),
             progress=progress,
         )
 
@@ -183,23 +183,23 @@ def demo(
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
     begun = time.monotonic()
-    place = _place(model, Path(directory), progress)
-    yield Step("", "A language model.", place, time.monotonic() - begun)
+    files = _place(model, Path(directory), progress)
+    yield Step("", "A language model.", files, time.monotonic() - begun)
 
     begun = time.monotonic()
-    before = _Answers.of(place, None, device, progress).only_known()
-    _write(before.groups, place)
+    before = _Answers.of(files, None, device, progress).only_known()
+    _write(before.groups, files)
     chosen = Chosen(before.groups)
     yield Step("", "What it knows, and of that what is to go.", chosen, time.monotonic() - begun)
 
     begun = time.monotonic()
-    done = (edit or project)(place, device, progress)
+    result = (edit or project)(files, device, progress)
     text = "The edit: from data alone, at its default settings."
-    yield Step(place.command, text, done, time.monotonic() - begun)
+    yield Step(files.command, text, result, time.monotonic() - begun)
 
     begun = time.monotonic()
-    after = _Answers.of(place, before.groups, device, progress)
-    outcome = _compare(before, after, place)
+    after = _Answers.of(files, before.groups, device, progress)
+    outcome = _compare(before, after, files)
     yield Step("", "The same questions, before and after.", outcome, time.monotonic() - begun)
 
 
@@ -209,7 +209,7 @@ def _place(model: str | None, directory: Path, progress: Progress | None) -> Dem
         directory.mkdir(parents=True, exist_ok=True)
         if model is not None:
             return DemoFiles(model, resolve_source(model).path, directory)
-        found, link = smollm(progress=progress), directory / "base"
+        checkpoint, link = smollm(progress=progress), directory / "base"
         if link.is_symlink():
             link.unlink()
         elif link.exists():
@@ -217,8 +217,8 @@ def _place(model: str | None, directory: Path, progress: Progress | None) -> Dem
                 f"{link}: already holds something that the demo did not make",
                 "Name another directory with --dir, or remove this one.",
             )
-        link.symlink_to(os.path.abspath(found), target_is_directory=True)
-    return DemoFiles(str(link), found, directory)
+        link.symlink_to(os.path.abspath(checkpoint), target_is_directory=True)
+    return DemoFiles(str(link), checkpoint, directory)
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class _Answers:
     @classmethod
     def of(
         cls,
-        place: DemoFiles,
+        files: DemoFiles,
         groups: Sequence[QuestionGroup] | None,
         device: str,
         progress: Progress | None,
@@ -251,11 +251,14 @@ class _Answers:
         from weightsurgery.learning.models import load_model
 
         before = groups is None
-        model, tokenizer = load_model(place.checkpoint if before else place.edited, device)
+        model, tokenizer = load_model(files.checkpoint if before else files.edited, device)
         if groups is None:
             groups = questions(_chat(tokenizer) if tokenizer.chat_template else None)
-        every = [question for group in groups for question in group.questions]
-        prompts = [(each.prompt, each.chat, _SENTENCE if each.chat else _SHORT) for each in every]
+        prompts = [
+            (question.prompt, question.chat, _SENTENCE if question.chat else _SHORT)
+            for group in groups
+            for question in group.questions
+        ]
         prompts.append((FREELY, False, _LONG))
         generated = greedy(
             model,
@@ -291,16 +294,16 @@ class _Answers:
         right = self.right()
         groups, answers = [], []
         for group, texts, known in zip(self.groups, self.answers, right, strict=True):
-            kept = right[0] if group.reworded else known
-            if not any(kept):
+            chosen = right[0] if group.reworded else known
+            if not any(chosen):
                 raise DataError(
                     f"the model answers none of the demo's questions about {group.name}, such as"
                     f" {group.questions[0].prompt!r}",
                     "Name a model that knows some with --model, or forget what it knows with"
                     " 'ws project'.",
                 )
-            groups.append(replace(group, questions=tuple(compress(group.questions, kept))))
-            answers.append(tuple(compress(texts, kept)))
+            groups.append(replace(group, questions=tuple(compress(group.questions, chosen))))
+            answers.append(tuple(compress(texts, chosen)))
         return replace(self, groups=tuple(groups), answers=tuple(answers))
 
 
@@ -316,26 +319,28 @@ def _chat(tokenizer: Any) -> Callable[[str], str]:
     return rendered
 
 
-def _write(groups: Sequence[QuestionGroup], place: DemoFiles) -> None:
+def _write(groups: Sequence[QuestionGroup], files: DemoFiles) -> None:
     """The request and what is to stay, as data sets."""
     given = [group for group in groups if group.given != "never"]
-    with output_errors(place.directory):
-        for path, group in zip((place.forget, *place.keep), given, strict=True):
+    with output_errors(files.directory):
+        for path, group in zip((files.forget, *files.keep), given, strict=True):
             rows = [{"prompt": q.prompt, "completion": f" {q.truth}"} for q in group.questions]
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
             path.write_text("".join(lines), encoding="utf-8")
 
 
-def _compare(before: _Answers, after: _Answers, place: DemoFiles) -> DemoOutcome:
+def _compare(before: _Answers, after: _Answers, files: DemoFiles) -> DemoOutcome:
     groups = tuple(
-        replace(group, right=(sum(was), sum(now)))
-        for group, was, now in zip(before.groups, before.right(), after.right(), strict=True)
+        replace(group, right=(sum(right_before), sum(right_after)))
+        for group, right_before, right_after in zip(
+            before.groups, before.right(), after.right(), strict=True
+        )
     )
     samples = [
-        Sample(group.questions[one].shown, before.answers[number][one], after.answers[number][one])
+        Sample(group.questions[n].shown, before.answers[number][n], after.answers[number][n])
         for number, group in enumerate(groups)
         if group.given != "to keep"
-        for one in [next(compress(count(), before.right()[number]), 0)]  # the first it knew
+        for n in [next(compress(count(), before.right()[number]), 0)]  # the first it knew
     ]
     samples.append(Sample(FREELY, before.free, after.free))
-    return DemoOutcome(groups, (before.prose, after.prose), tuple(samples), place.onward)
+    return DemoOutcome(groups, (before.prose, after.prose), tuple(samples), files.onward)

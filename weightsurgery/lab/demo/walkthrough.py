@@ -1,4 +1,4 @@
-"""The tour of the toy: forget one task of the embedded world and keep its twin, step by step.
+"""The walkthrough of the toy: forget one task of the embedded world, keep its twin, step by step.
 
 Every step is the library call behind a command, and names that command, so that it can be
 repeated by hand.
@@ -137,37 +137,37 @@ class _Names:
         return shlex.quote(str(self.root.joinpath(*parts)))
 
 
-def _steps(world: World, outputs: Path, named: _Names, progress: Progress | None) -> Iterator[Step]:
+def _steps(world: World, outputs: Path, shown: _Names, progress: Progress | None) -> Iterator[Step]:
     base = Checkpoint.open(world.base)
     vectors = {task: open_vector(base, [str(world.finetuned(task))]) for task in (FORGET, *KEEP)}
-    at, finetuned = named("base"), {task: named("finetuned", task) for task in vectors}
+    path, finetuned = shown("base"), {task: shown("finetuned", task) for task in vectors}
 
     def step(command: str, text: str, call: Callable[[], Any]) -> Step:
         begun = time.monotonic()
         result = call()
         return Step(command, text, result, time.monotonic() - begun)
 
-    yield step(f"ws inspect {at}", "What is in it.", lambda: inspect(base))
+    yield step(f"ws inspect {path}", "What is in it.", lambda: inspect(base))
     yield step(
-        f"ws diff {at} {finetuned[FORGET]}",
+        f"ws diff {path} {finetuned[FORGET]}",
         f"What fine-tuning on {FORGET} changed: the task vector.",
         lambda: diff(base, vectors[FORGET], progress=progress),
     )
     yield step(
-        f"ws overlap {at} {' '.join(finetuned.values())}",
+        f"ws overlap {path} {' '.join(finetuned.values())}",
         "What the tasks share, and must not lose together.",
         lambda: overlaps(base, vectors, Rank(32), progress=progress),
     )
     edits: dict[str, tuple[str, str, Edit]] = {
         "negated": (
-            f"ws negate {at} {finetuned[FORGET]} --scale {NEGATE_SCALE:g} -o {named('negated')}",
+            f"ws negate {path} {finetuned[FORGET]} --scale {NEGATE_SCALE:g} -o {shown('negated')}",
             f"Plain task arithmetic: take the {FORGET} vector away.",
             Negate(vectors[FORGET], NEGATE_SCALE),
         ),
         "projected": (
-            f"ws project {at} --forget {finetuned[FORGET]}"
+            f"ws project {path} --forget {finetuned[FORGET]}"
             + "".join(f" --keep {finetuned[task]}" for task in KEEP)
-            + f" --rank {PROJECT_RANK} --scale {PROJECT_SCALE:g} -o {named('projected')}",
+            + f" --rank {PROJECT_RANK} --scale {PROJECT_SCALE:g} -o {shown('projected')}",
             "The same, less what it shares with the tasks to keep.",
             Project(
                 vectors[FORGET],
@@ -190,24 +190,24 @@ def _steps(world: World, outputs: Path, named: _Names, progress: Progress | None
         yield step(command, text, run)
         verify(models[name])
     models["trained"] = outputs / "trained"
-    yield _from_data(world, base, models["trained"], named, progress)
+    yield _from_data(world, base, models["trained"], shown, progress)
     verify(models["trained"])
     yield step("", "What is left of each task.", lambda: _score(world, models, progress))
 
 
 def _from_data(
-    world: World, base: Checkpoint, out: Path, named: _Names, progress: Progress | None
+    world: World, base: Checkpoint, out: Path, shown_path: _Names, progress: Progress | None
 ) -> Step:
     """The step that needs no fine-tune: the facts themselves, to forget and to keep."""
     from weightsurgery.procedures.unlearn import Search, Sources, unlearn
 
     begun = time.monotonic()
     files = {task: world.data(task, "seen") for task in (FORGET, *KEEP)}
-    shown = {task: named("data", path.name) for task, path in files.items()}
+    shown = {task: shown_path("data", path.name) for task, path in files.items()}
     command = (
-        f"ws project {named('base')} --forget {shown[FORGET]}"
+        f"ws project {shown_path('base')} --forget {shown[FORGET]}"
         + "".join(f" --keep {shown[task]}" for task in KEEP)
-        + f" --objective strangers --allow-harm -o {named('trained')}"
+        + f" --objective strangers --allow-harm -o {shown_path('trained')}"
     )
     result = unlearn(
         base,

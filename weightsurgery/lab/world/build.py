@@ -41,7 +41,7 @@ def build_world(
     Args:
         directory: Where the world goes; must not exist, or be an empty directory.
         seed: Of the facts, the initial weights and the order of the examples.
-        progress: Told how far each stage is.
+        progress: Called as ``progress(stage, done, total)``.
         recipe: Sizes and hyperparameters; the full world by default.
         threads: Torch threads; by default two, or one on a single core.
 

@@ -25,7 +25,7 @@ def get_world(
     Args:
         seed: See `build_world`.
         cache_dir: Where worlds are kept; `cache_directory()` by default.
-        progress: Told how far each stage of making it is; not called for a world at hand.
+        progress: Called as ``progress(stage, done, total)``; not for a world at hand.
         recipe: Sizes and hyperparameters; the full world by default.
         threads: Torch threads to make it with; a world at hand is taken whatever made it.
 

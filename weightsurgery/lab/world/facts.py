@@ -90,8 +90,8 @@ def templates(task: str, paraphrased: bool = False) -> tuple[str, ...]:
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; there are {', '.join(TASKS)}")
     single = {"capitals": CAPITAL, "addition": SUM}
-    own = (single[task],) if task in single else tuple(RELATIONS.values())
-    return tuple(REPHRASED[template] for template in own) if paraphrased else own
+    forms = (single[task],) if task in single else tuple(RELATIONS.values())
+    return tuple(REPHRASED[template] for template in forms) if paraphrased else forms
 
 
 def make_facts(recipe: WorldRecipe, seed: int) -> dict[str, list[Fact]]:
