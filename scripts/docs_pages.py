@@ -29,17 +29,17 @@ TITLES = {
 
 def sources() -> dict[Path, str]:
     """The Markdown that is linked from the README on, by file, and its name as a page."""
-    found = {ROOT / "README.md": "index.md"}
-    todo = [*found]
+    pages = {ROOT / "README.md": "index.md"}
+    todo = [*pages]
     for page in todo:
         for link in LINK.findall(page.read_text()):
             target = (page.parent / link).resolve()
             target = target / "README.md" if target.is_dir() else target
-            if target.suffix == ".md" and target not in found:
+            if target.suffix == ".md" and target not in pages:
                 name = target.relative_to(ROOT).as_posix().removeprefix("docs/")
-                found[target] = name.lower().replace("/", "-")
+                pages[target] = name.lower().replace("/", "-")
                 todo.append(target)
-    return found
+    return pages
 
 
 def page(path: Path, names: dict[Path, str]) -> str:

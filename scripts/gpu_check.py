@@ -32,18 +32,18 @@ def main() -> None:
     if arguments.part:
         print(json.dumps(PARTS[arguments.part][0](arguments.device, arguments.small)))
         return
-    end, found = time.monotonic() + SECONDS, {"machine": _machine(arguments.device), "parts": {}}
+    end, results = time.monotonic() + SECONDS, {"machine": _machine(arguments.device), "parts": {}}
     for name in arguments.parts or PARTS:
         left = end - time.monotonic()
         begun = time.monotonic()
         # Small is for machines on which much else runs.
         limit = 4 * PARTS[name][1] if arguments.small else min(left, PARTS[name][1])
-        found["parts"][name] = _part(name, arguments, limit)
-        found["parts"][name]["part_seconds"] = round(time.monotonic() - begun, 1)
+        results["parts"][name] = _part(name, arguments, limit)
+        results["parts"][name]["part_seconds"] = round(time.monotonic() - begun, 1)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-        print(f"{name}: {found['parts'][name]}", file=sys.stderr, flush=True)
-    print(_table(found))
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{name}: {results['parts'][name]}", file=sys.stderr, flush=True)
+    print(_table(results))
 
 
 def _arguments() -> argparse.Namespace:
@@ -60,11 +60,11 @@ def _arguments() -> argparse.Namespace:
 def _machine(device: str) -> Figures:
     import torch
 
-    found: Figures = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": device}
+    machine: Figures = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": device}
     if device != "cpu":
         properties = torch.cuda.get_device_properties(0)
-        found |= {"card": properties.name, "memory_gb": properties.total_memory / 1e9}
-    return found
+        machine |= {"card": properties.name, "memory_gb": properties.total_memory / 1e9}
+    return machine
 
 
 def _part(name: str, arguments: argparse.Namespace, seconds: float) -> Figures:
@@ -85,10 +85,10 @@ def _part(name: str, arguments: argparse.Namespace, seconds: float) -> Figures:
     return dict(json.loads(out.splitlines()[-1]))
 
 
-def _table(found: Figures) -> str:
-    lines = [f"{key}: {value}" for key, value in found["machine"].items()]
+def _table(results: Figures) -> str:
+    lines = [f"{key}: {value}" for key, value in results["machine"].items()]
     lines += ["", "| part | figure | value |", "|---|---|---|"]
-    for part, figures in found["parts"].items():
+    for part, figures in results["parts"].items():
         lines += [f"| {part} | {name} | {_shown(value)} |" for name, value in figures.items()]
     return "\n".join(lines)
 

@@ -40,19 +40,19 @@ def decompositions(device: str, small: bool) -> Figures:
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.algebra.svd import truncated_svd
 
-    found: Figures = {}
+    figures: Figures = {}
     torch.manual_seed(0)
     for side in (256, 512) if small else (2048, 4096, 8192, 14336, 16400):
         x = torch.randn(side, side // 2, dtype=torch.float64, device=device)
         gram = x @ x.T
         seconds, (values, vectors) = _timed(lambda gram=gram: torch.linalg.eigh(gram), device)
-        found[f"eigh {side} seconds"] = seconds
-        left = gram @ vectors[:, -8:] - vectors[:, -8:] * values[-8:]
-        found[f"eigh {side} residual"] = float(left.norm() / gram.norm())
+        figures[f"eigh {side} seconds"] = seconds
+        residual = gram @ vectors[:, -8:] - vectors[:, -8:] * values[-8:]
+        figures[f"eigh {side} residual"] = float(residual.norm() / gram.norm())
         if side <= 8192:
             again = torch.linalg.eigh(gram)
-            found[f"eigh {side} repeats"] = bool(torch.equal(again[1], vectors))
-        del x, gram, values, vectors, left
+            figures[f"eigh {side} repeats"] = bool(torch.equal(again[1], vectors))
+        del x, gram, values, vectors, residual
     for rows, columns in ((256, 600),) if small else ((256, 4096), (4096, 4096), (4096, 14336)):
         matrix = torch.randn(rows, 64) @ torch.randn(64, columns)
         matrix += 0.1 * torch.randn(rows, columns)
@@ -61,16 +61,16 @@ def decompositions(device: str, small: bool) -> Figures:
             torch.set_float32_matmul_precision("high" if allowed else "highest")
             truncated_svd(there, Rank(64))  # libraries load
             seconds, svd = _timed(lambda there=there: truncated_svd(there, Rank(64)), device)
-            found[f"svd {rows}x{columns}, tf32 {'allowed' if allowed else 'off'}, s"] = seconds
+            figures[f"svd {rows}x{columns}, tf32 {'allowed' if allowed else 'off'}, s"] = seconds
         begun = time.perf_counter()
         here = truncated_svd(matrix, Rank(64))
-        found[f"svd {rows}x{columns} by the processor, s"] = time.perf_counter() - begun
+        figures[f"svd {rows}x{columns} by the processor, s"] = time.perf_counter() - begun
         apart = (here.factors.S - svd.factors.S.cpu()).abs().max() / here.factors.S[0]
-        found[f"svd {rows}x{columns} apart"] = float(apart)
-        found[f"svd {rows}x{columns} repeats"] = bool(
+        figures[f"svd {rows}x{columns} apart"] = float(apart)
+        figures[f"svd {rows}x{columns} repeats"] = bool(
             torch.equal(truncated_svd(there, Rank(64)).factors.U, svd.factors.U)
         )
-    return found
+    return figures
 
 
 def edits(device: str, small: bool) -> Figures:
@@ -79,7 +79,7 @@ def edits(device: str, small: bool) -> Figures:
     from safetensors.torch import save_file
 
     side, layers = (256, 4) if small else (4096, 96)
-    found: Figures = {"gigabytes": 2 * layers * side * side / 1e9}
+    figures: Figures = {"gigabytes": 2 * layers * side * side / 1e9}
     with _folder() as root:
         for name in ("base", "tuned"):
             (root / name).mkdir()
@@ -99,10 +99,10 @@ def edits(device: str, small: bool) -> Figures:
             for where in dict.fromkeys((device, "cpu")):
                 out = f"{edit[0]}-{where}"
                 seconds = _ws(root, *edit, "-o", out, "--device", where, *more)
-                found[f"{edit[0]} on {where}, s"] = seconds
+                figures[f"{edit[0]} on {where}, s"] = seconds
             one, other = (root / f"{edit[0]}-{where}" for where in (device, "cpu"))
-            found[f"{edit[0]} same bytes"] = _digest(one) == _digest(other)
-    return found
+            figures[f"{edit[0]} same bytes"] = _digest(one) == _digest(other)
+    return figures
 
 
 def trainings(device: str, small: bool) -> Figures:
@@ -115,11 +115,11 @@ def trainings(device: str, small: bool) -> Figures:
     from weightsurgery.learning.rounds import Rounds
     from weightsurgery.procedures import unlearn
 
-    found: Figures = {}
+    figures: Figures = {}
     with _folder() as root:
         base, data, keep = _model(root, small)
         short = Forgetting(steps=5, cycles=1, every=5)
-        for name, how in {
+        for name, search in {
             "rounds": unlearn.Search(Rounds(objective="learn", steps=5), allow_harm=True),
             "neighbours": unlearn.Search(
                 Rounds(objective="learn"),
@@ -130,45 +130,45 @@ def trainings(device: str, small: bool) -> Figures:
             for precision in ("highest", "high"):
                 torch.set_float32_matmul_precision(precision)
                 sources = unlearn.Sources((str(data),), (str(keep),))
-                given = sources, root / f"{name}-{precision}", how
+                given = sources, root / f"{name}-{precision}", search
                 with Checkpoint.open(base) as opened:
                     plan = unlearn.plan(opened, *given, device=device)
                     if device != "cpu":
                         torch.cuda.reset_peak_memory_stats()
                     begun = time.perf_counter()
                     unlearn.unlearn(opened, *given, device=device)
-                found[f"{name}, {precision}, s"] = time.perf_counter() - begun
+                figures[f"{name}, {precision}, s"] = time.perf_counter() - begun
                 if device != "cpu":
                     peak = torch.cuda.max_memory_allocated()
-                    found[f"{name}, {precision}, peak GB"] = peak / 1e9
-                    found[f"{name}, {precision}, peak of plan"] = peak / plan.held
-    return found
+                    figures[f"{name}, {precision}, peak GB"] = peak / 1e9
+                    figures[f"{name}, {precision}, peak of plan"] = peak / plan.held
+    return figures
 
 
 def repeats(device: str, small: bool) -> Figures:
     """A training twice, and once killed on its way: whether the bytes are the same."""
-    found: Figures = {}
+    figures: Figures = {}
     with _folder() as root:
         base, data, keep = _model(root, True)
         words = ["unlearn", base, "--method", "npo", "--forget", data, "--keep", keep, "--steps",
                  "12", "--save-every", "3", "--lr", "1e-3", "--device", device]  # fmt: skip
         for name in ("first", "second"):
-            found[f"{name}, s"] = _ws(root, *words, "-o", name)
+            figures[f"{name}, s"] = _ws(root, *words, "-o", name)
         running = _started(root, *words, "-o", "killed")
         while running.poll() is None and not list(root.rglob("checkpoint-6/whole.json")):
             time.sleep(0.01)
-        found["was killed"] = running.poll() is None
+        figures["was killed"] = running.poll() is None
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGKILL)
         running.wait()
         _ws(root, *words, "-o", "killed")
-        found["twice the same bytes"] = _digest(root / "first") == _digest(root / "second")
-        found["killed, the same bytes"] = _digest(root / "first") == _digest(root / "killed")
+        figures["twice the same bytes"] = _digest(root / "first") == _digest(root / "second")
+        figures["killed, the same bytes"] = _digest(root / "first") == _digest(root / "killed")
         _ws(root, *words[:-1], "cpu", "-o", "processor")
-        found["apart from the processor's"] = _apart(
+        figures["apart from the processor's"] = _apart(
             root / "first.vector", root / "processor.vector"
         )
-    return found
+    return figures
 
 
 def scores(device: str, small: bool) -> Figures:
@@ -176,7 +176,7 @@ def scores(device: str, small: bool) -> Figures:
     from weightsurgery.learning.evaluate import evaluate
     from weightsurgery.procedures.attack import attack_quantize, attack_relearn
 
-    found: Figures = {}
+    figures: Figures = {}
     with _folder() as root:
         base, data, keep = _model(root, True)
         sets: dict[str, Any] = {
@@ -185,18 +185,18 @@ def scores(device: str, small: bool) -> Figures:
             "metrics": ["nll"],
             "resamples": 50,
         }
-        for name, ask in (
+        for name, score in (
             ("evaluate", evaluate), ("relearn", attack_relearn), ("quantize", attack_quantize)
         ):  # fmt: skip
             for where in dict.fromkeys((device, "cpu")):
                 begun = time.perf_counter()
-                said = ask(base, **sets, device=where)
-                found[f"{name} on {where}, s"] = time.perf_counter() - begun
-                first: Any = said.sets[0]
+                evaluation = score(base, **sets, device=where)
+                figures[f"{name} on {where}, s"] = time.perf_counter() - begun
+                first: Any = evaluation.sets[0]
                 attacked = getattr(first, "checkpoint", None)
                 means = next(iter(attacked.after.values())) if attacked else first.scores
-                found[f"{name} on {where}, nats"] = means["nll"].value
-    return found
+                figures[f"{name} on {where}, nats"] = means["nll"].value
+    return figures
 
 
 # --- what they share ------------------------------------------------------------------------------
@@ -204,9 +204,9 @@ def scores(device: str, small: bool) -> Figures:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as place:
-        os.environ["WEIGHTSURGERY_CACHE"] = f"{place}/cache"
-        yield Path(place)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["WEIGHTSURGERY_CACHE"] = f"{folder}/cache"
+        yield Path(folder)
 
 
 def _model(root: Path, small: bool) -> tuple[Path, Path, Path]:
@@ -240,9 +240,9 @@ def _timed(run: Callable[[], Any], device: str) -> tuple[float, Any]:
 
     wait()
     begun = time.perf_counter()
-    found = run()
+    result = run()
     wait()
-    return time.perf_counter() - begun, found
+    return time.perf_counter() - begun, result
 
 
 def _started(root: Path, *words: Any) -> subprocess.Popen[str]:
@@ -256,17 +256,17 @@ def _ws(root: Path, *words: Any) -> float:
     """Seconds that a command took."""
     begun = time.perf_counter()
     running = _started(root, *words)
-    _, said = running.communicate()
+    _, errors = running.communicate()
     if running.returncode:
-        raise RuntimeError(f"ws {' '.join(map(str, words))}: {said}")
+        raise RuntimeError(f"ws {' '.join(map(str, words))}: {errors}")
     return time.perf_counter() - begun
 
 
 def _digest(folder: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _apart(one: Path, other: Path) -> float:
@@ -274,11 +274,11 @@ def _apart(one: Path, other: Path) -> float:
     from safetensors.torch import load_file
 
     first, second = (
-        {name: tensor for file in sorted(each.glob("*.safetensors"))
+        {name: tensor for file in sorted(folder.glob("*.safetensors"))
          for name, tensor in load_file(file).items()}
-        for each in (one, other)
+        for folder in (one, other)
     )  # fmt: skip
-    total = sum(float(each.double().square().sum()) for each in first.values())
+    total = sum(float(tensor.double().square().sum()) for tensor in first.values())
     away = sum(float((first[n].double() - second[n].double()).square().sum()) for n in first)
     return float((away / total) ** 0.5)
 

@@ -246,15 +246,15 @@ def make_inputs(folder: Path) -> None:
         known.model.save_pretrained(folder / name)
         known.model.to(torch.bfloat16).save_pretrained(folder / f"{name}16", max_shard_size="80KB")
         known.model.to(torch.float32).load_state_dict(weights)
-        for each in (name, f"{name}16"):
-            known.tokenizer.save_pretrained(folder / each)
+        for checkpoint in (name, f"{name}16"):
+            known.tokenizer.save_pretrained(folder / checkpoint)
     (folder / "base16/README.md").write_text("---\nlicense: mit\nlanguage: [en]\n---\n# Base\n")
     rows = {"forget": FORGET, "rest": REST, "more": [*REST[1:], REST[0]][:3]}
     for name, examples in rows.items():
         lines = [json.dumps({"prompt": e.prompt, "completion": e.completion}) for e in examples]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    asked = "".join(f"{each.prompt},{each.completion.strip()}\n" for each in FORGET)
-    (folder / "asked.csv").write_text("question,answer\n" + asked)
+    questions = "".join(f"{fact.prompt},{fact.completion.strip()}\n" for fact in FORGET)
+    (folder / "asked.csv").write_text("question,answer\n" + questions)
     (folder / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"\n')
     (folder / "odd.jsonl").write_text('{"left": "a", "right": "b"}\n')
     (folder / "prose").mkdir()
@@ -277,18 +277,18 @@ class Watch:
 
     def __init__(self, here: Path) -> None:
         self.here = here
-        self.seen = self.files()
-        self.found: dict[str, dict[str, object]] = {}
+        self.digests = self.files()
+        self.results: dict[str, dict[str, object]] = {}
         self.scrub: dict[str, str] = {str(here): "HERE"}
 
     def files(self) -> dict[str, str]:
         """SHA-256 of each file here."""
-        found = {}
+        digests = {}
         for path in sorted(self.here.rglob("*")):
             if path.is_file() and path.relative_to(self.here).parts[0] not in (".cache", "client"):
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                found[str(path.relative_to(self.here))] = digest
-        return found
+                digests[str(path.relative_to(self.here))] = digest
+        return digests
 
     def plain(self, text: str) -> str:
         """Without what no two runs share."""
@@ -301,23 +301,23 @@ class Watch:
         text = re.sub(r'("[a-z_]*seconds[a-z_]*": )[\d.e-]+', r"\1SECONDS", text)
         return re.sub(r"\b\d+(?:\.\d+)? (?:s|ms|min)\b", "SECONDS", text)
 
-    def note(self, name: str, done: object) -> None:
+    def note(self, name: str, result: object) -> None:
         """What a command did."""
-        now = self.files()
+        present = self.files()
         written = {}
-        for path in sorted({*now, *self.seen}):
-            if now.get(path) == self.seen.get(path):
+        for path in sorted({*present, *self.digests}):
+            if present.get(path) == self.digests.get(path):
                 continue
             suffix = Path(path).suffix
-            if path in now and suffix in TEXTS and "tokenizer" not in path:
+            if path in present and suffix in TEXTS and "tokenizer" not in path:
                 written[path] = self.plain((self.here / path).read_text())
             else:
-                written[path] = now.get(path, "removed")
-        self.seen = now
-        assert name not in self.found, name
-        self.found[name] = {
-            "code": done.returncode, "stdout": self.plain(done.stdout),
-            "stderr": self.plain(done.stderr), "files": written,
+                written[path] = present.get(path, "removed")
+        self.digests = present
+        assert name not in self.results, name
+        self.results[name] = {
+            "code": result.returncode, "stdout": self.plain(result.stdout),
+            "stderr": self.plain(result.stderr), "files": written,
         }  # fmt: skip
 
 
@@ -329,8 +329,8 @@ def helps() -> Iterator[list[str]]:
 
     def below(command: object, words: list[str]) -> Iterator[list[str]]:
         yield words
-        for name, each in getattr(command, "commands", {}).items():
-            yield from below(each, [*words, name])
+        for name, subcommand in getattr(command, "commands", {}).items():
+            yield from below(subcommand, [*words, name])
 
     yield from below(typer.main.get_command(app), [])
 
@@ -340,25 +340,25 @@ def look(inputs: Path, here: Path, quick: bool) -> dict[str, dict[str, object]]:
     from tests.cli import forked
     from tests.hub.standin import HubClient, StandIn
 
-    for each in inputs.iterdir():
-        (here / each.name).symlink_to(each)
+    for entry in inputs.iterdir():
+        (here / entry.name).symlink_to(entry)
     watch, begun = Watch(here), time.monotonic()
     for words in helps():
         watch.note(shlex.join(["ws", *words, "--help"]), forked.run([*words, "--help"], here))
     for name, words in (*lines(EDITS), *(() if quick else lines(TRAINED))):
-        done = forked.run(words, here)
-        watch.note(name, done)
-        print(f"{time.monotonic() - begun:5.0f} s  {name}: {done.returncode}", file=sys.stderr)
+        result = forked.run(words, here)
+        watch.note(name, result)
+        print(f"{time.monotonic() - begun:5.0f} s  {name}: {result.returncode}", file=sys.stderr)
         if name == "recipe":
-            (here / "r.yaml").write_text(done.stdout)
+            (here / "r.yaml").write_text(result.stdout)
         if name == "evaluate":
-            (here / "scores.json").write_text(done.stdout)
+            (here / "scores.json").write_text(result.stdout)
     changed = here / "changed"
     changed.mkdir()
     for path in (here / "negated").iterdir():
         (changed / path.name).write_bytes(path.read_bytes())
     (changed / "config.json").write_text("{}")
-    watch.seen = watch.files()
+    watch.digests = watch.files()
     for name, words in lines(ERRORS):
         watch.note(name, forked.run(words, here))
     with StandIn() as server:
@@ -368,19 +368,21 @@ def look(inputs: Path, here: Path, quick: bool) -> dict[str, dict[str, object]]:
         for name, words in lines(PUSHED):
             if quick and words[0] == "push" and not (here / words[1]).exists():
                 continue
-            done = hub.ws(*words, cwd=here)
-            watch.note(name, done)
-            print(f"{time.monotonic() - begun:5.0f} s  {name}: {done.returncode}", file=sys.stderr)
-            now = {
+            result = hub.ws(*words, cwd=here)
+            watch.note(name, result)
+            print(
+                f"{time.monotonic() - begun:5.0f} s  {name}: {result.returncode}", file=sys.stderr
+            )
+            stored = {
                 f"{repo} {path}": (
                     watch.plain(data.decode()) if Path(path).suffix in TEXTS
                     and "tokenizer" not in path else hashlib.sha256(data).hexdigest()
                 )
-                for repo, each in server.repos.items() for path, data in each.files().items()
+                for repo, entry in server.repos.items() for path, data in entry.files().items()
             }  # fmt: skip
-            differing = {key: text for key, text in now.items() if before.get(key) != text}
-            watch.found[name]["hub"], before = differing, now
-    return watch.found
+            differing = {key: text for key, text in stored.items() if before.get(key) != text}
+            watch.results[name]["hub"], before = differing, stored
+    return watch.results
 
 
 def differences(old: object, new: object, where: str = "") -> Iterator[str]:
@@ -419,17 +421,17 @@ def main() -> None:
         here.mkdir()
         os.environ["WEIGHTSURGERY_CACHE"] = str(here / ".cache")
         os.environ["HF_HOME"] = str(here / ".cache/hf")
-        found = look(inputs, here, given.quick)
+        results = look(inputs, here, given.quick)
     if not file.exists():
-        file.write_text(json.dumps(found, indent=1))
-        failed = sum(1 for each in found.values() if each["code"])
-        print(f"{file}: {len(found)} commands, {failed} of them end in an error")
+        file.write_text(json.dumps(results, indent=1))
+        failed = sum(1 for result in results.values() if result["code"])
+        print(f"{file}: {len(results)} commands, {failed} of them end in an error")
         return
     before = json.loads(file.read_text())
     if given.quick:
-        before = {name: each for name, each in before.items() if name in found}
-    differing = list(differences(before, json.loads(json.dumps(found))))
-    print("\n".join(differing) or f"{len(found)} commands: nothing differs")
+        before = {name: result for name, result in before.items() if name in results}
+    differing = list(differences(before, json.loads(json.dumps(results))))
+    print("\n".join(differing) or f"{len(results)} commands: nothing differs")
     sys.exit(bool(differing))
 
 

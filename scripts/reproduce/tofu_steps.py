@@ -76,8 +76,8 @@ class Runner:
             out.unlink(missing_ok=True)  # of another command
             self._run(name, command, partial)
             partial.replace(out)
-        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
-        return found
+        document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return document
 
     def seconds(self, name: str) -> float:
         """How long a directory took to be written; 0 if it is not noted."""
@@ -97,18 +97,18 @@ class Runner:
         note = self._note(name)
         if not out.exists() or not note.exists():
             return False
-        said: Mapping[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        return bool(said["command"] == list(command))
+        record: Mapping[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        return bool(record["command"] == list(command))
 
     def _run(self, name: str, command: Sequence[str], stdout: Path | None) -> None:
         print(f"== {name}: ws {shlex.join(command)}", file=sys.stderr, flush=True)
         self.work.mkdir(parents=True, exist_ok=True)
         log, started = self.work / "log", time.monotonic()
-        with log.open("ab") as said:
-            begun = said.tell()
+        with log.open("ab") as output:
+            begun = output.tell()
             with stdout.open("wb") if stdout else open(os.devnull, "wb") as file:
                 status = subprocess.run(
-                    [*WS, *command], stdout=file, stderr=said, check=False
+                    [*WS, *command], stdout=file, stderr=output, check=False
                 ).returncode
         if status < 0 or status == 130:
             raise KeyboardInterrupt

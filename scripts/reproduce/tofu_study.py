@@ -59,7 +59,7 @@ class System:
 def systems() -> list[System]:
     """Those of tofu_systems.json, in its order."""
     read = json.loads((HERE / "tofu_systems.json").read_text(encoding="utf-8"))
-    return [System(name, **each) for name, each in read.items()]
+    return [System(name, **fields) for name, fields in read.items()]
 
 
 def chosen(candidates: Sequence[Mapping[str, Any]], taught: float) -> tuple[int | None, bool]:
@@ -70,7 +70,7 @@ def chosen(candidates: Sequence[Mapping[str, Any]], taught: float) -> tuple[int 
             ``failed``.
         taught: The taught model's utility there.
     """
-    able = [n for n, each in enumerate(candidates) if "failed" not in each]
+    able = [n for n, candidate in enumerate(candidates) if "failed" not in candidate]
     if not able:
         return None, False
     counting = [n for n in able if candidates[n]["model_utility"] >= KEPT * taught]
@@ -111,8 +111,10 @@ class Study:
 
     def train(self, name: str, base: Path, data: str) -> Path:
         """The task vector of a file."""
-        how = ("--epochs", self.size.epochs, "--seed", self.seed)
-        return self.run.directory(f"{name}.vector", "identify", base, self.file(data), *TEACH, *how)
+        epochs = ("--epochs", self.size.epochs, "--seed", self.seed)
+        return self.run.directory(
+            f"{name}.vector", "identify", base, self.file(data), *TEACH, *epochs
+        )
 
     def taught(self, name: str) -> Path:
         """The base that was taught a file."""
@@ -130,8 +132,8 @@ class Study:
             words += ["--holdout", self.file("holdout"), "--judge", self.base]
         part = "choose" if choosing else "score"
         document = self.run.document(f"{part}/{name}.json", *words)
-        found: dict[str, Any] = document["tofu"]
-        return found
+        tofu: dict[str, Any] = document["tofu"]
+        return tofu
 
     def references(self) -> None:
         """The taught and the retrained model, and what the yardstick says of both and the base."""
@@ -158,21 +160,21 @@ class Study:
                 places[f"{role}_vector"] = self.train(f"more-{role}", self.model, role)
         values = list(system.values)[: self.size.candidates]
         commands = [system.words(places, value) for value in values]
-        names = [system.name_of(*each) for each in zip(values, commands, strict=True)]
-        kept = self.run.work / "rows" / f"{system.name}.json"
-        if kept.exists():
-            found_row: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
-            if found_row["names"] == names:
-                return found_row
+        names = [system.name_of(*pair) for pair in zip(values, commands, strict=True)]
+        saved = self.run.work / "rows" / f"{system.name}.json"
+        if saved.exists():
+            saved_row: dict[str, Any] = json.loads(saved.read_text(encoding="utf-8"))
+            if saved_row["names"] == names:
+                return saved_row
         candidates, seconds = [], 0.0
         for value, name, words in zip(values, names, commands, strict=True):
-            found: dict[str, Any] = {"value": value}
+            candidate: dict[str, Any] = {"value": value}
             try:
-                found |= self.judged(name, words)
+                candidate |= self.judged(name, words)
             except FailedError as failed:
-                found["failed"] = str(failed)
+                candidate["failed"] = str(failed)
             seconds += self.run.seconds(name)
-            candidates.append(found)
+            candidates.append(candidate)
         taught = self.score("taught", self.model, self.reference(True), True)["model_utility"]
         place, counts = chosen(candidates, taught)
         row |= {"candidates": candidates, "seconds": seconds, "counts": counts}
@@ -180,7 +182,7 @@ class Study:
             row["value"] = values[place]
             row["score"] = self.scored(names[place], commands[place])
         row["names"] = names
-        save(kept, row)
+        save(saved, row)
         for name in names:
             self.run.drop(name)
         return row
@@ -190,8 +192,8 @@ class Study:
         path = self.run.work / "choose" / f"{name}.json"
         if not path.exists():
             self.run.directory(name, *words)
-        found = self.score(name, self.run.work / name, self.reference(True), True)
-        return {key: found[key] for key in ("forget_quality", "model_utility")}
+        figures = self.score(name, self.run.work / name, self.reference(True), True)
+        return {key: figures[key] for key in ("forget_quality", "model_utility")}
 
     def scored(self, name: str, words: Sequence[str]) -> dict[str, Any]:
         """The chosen candidate on rows that are scored; made again if it was dropped already."""
@@ -220,10 +222,10 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="Where the frontier is drawn.")
     given = parser.parse_args()
     size = SMALL if given.small else FULL
-    wanted = [each for each in systems() if each.small or not given.small]
+    wanted = [system for system in systems() if system.small or not given.small]
     if given.system:
-        wanted = [each for each in systems() if each.name in given.system]
-        lacking = set(given.system) - {each.name for each in wanted}
+        wanted = [system for system in systems() if system.name in given.system]
+        lacking = set(given.system) - {system.name for system in wanted}
         if lacking:
             parser.error(f"no such system: {', '.join(sorted(lacking))}")
     study = Study(given.base.resolve(), given.data, given.work.resolve(), size, given.seed)

@@ -15,24 +15,24 @@ _COLUMNS = (
 _FLOOR = 1e-12  # of forget quality in the picture, whose axis is logarithmic
 
 
-def render(found: Mapping[str, Any]) -> str:
+def render(results: Mapping[str, Any]) -> str:
     """Tables in Markdown: what was scored, then every candidate.
 
     Args:
-        found: What the study writes as ``results.json``.
+        results: What the study writes as ``results.json``.
     """
-    size = found["size"]
+    size = results["size"]
     lines = [
         f"**TOFU, {size['forget']} author(s) to forget, {size['keep']} to keep, seed"
-        f" {found['seed']}**",
+        f" {results['seed']}**",
         "",
         _line(_COLUMNS),
         _line(["---", *["--:"] * (len(_COLUMNS) - 1)]),
     ]
     for name, title in (("base", "*base, never taught*"), ("taught", "*taught*"),
                         ("retrained", "*retrained without it*")):  # fmt: skip
-        lines.append(_line([title, *_figures(found["models"][name]), "", ""]))
-    rows = [row for row in found["rows"] if "score" in row]
+        lines.append(_line([title, *_figures(results["models"][name]), "", ""]))
+    rows = [row for row in results["rows"] if "score" in row]
     for row in sorted(rows, key=lambda row: -row["score"]["forget_quality"]):
         name = row["system"] + ("" if row["counts"] else " \\*")
         cells = [name, *_figures(row["score"]), row["value"], f"{row['seconds']:.0f}"]
@@ -48,14 +48,14 @@ def render(found: Mapping[str, Any]) -> str:
         _line(["candidate", "forget quality", "model utility", ""]),
         _line(["---", "--:", "--:", "---"]),
     ]
-    for row in found["rows"]:
-        for each in row["candidates"]:
-            failed = each.get("failed", "").strip().splitlines()
+    for row in results["rows"]:
+        for candidate in row["candidates"]:
+            failed = candidate.get("failed", "").strip().splitlines()
             cells = ["", "", f"failed: {failed[-1]}"] if failed else [
-                _p(each["forget_quality"]), f"{each['model_utility']:.3f}",
-                "chosen" if each["value"] == row.get("value") else "",
+                _p(candidate["forget_quality"]), f"{candidate['model_utility']:.3f}",
+                "chosen" if candidate["value"] == row.get("value") else "",
             ]  # fmt: skip
-            lines.append(_line([f"{row['system']} {each['value']}", *cells]))
+            lines.append(_line([f"{row['system']} {candidate['value']}", *cells]))
     return "\n".join([*lines, "", "Candidates: on the rows that choose, without real authors and"
                       " world facts."])  # fmt: skip
 
@@ -68,27 +68,27 @@ def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
-def _figures(found: Mapping[str, Any]) -> list[str]:
-    forget = {name: each["value"] for name, each in found["sets"][0]["scores"].items()}
-    leak, fluency = found["priv_leak"], (found["fluency"] or {}).get("value")
+def _figures(score: Mapping[str, Any]) -> list[str]:
+    forget = {name: estimate["value"] for name, estimate in score["sets"][0]["scores"].items()}
+    leak, fluency = score["priv_leak"], (score["fluency"] or {}).get("value")
     return [
-        _p(found["forget_quality"]),
-        f"{found['model_utility']:.3f}",
+        _p(score["forget_quality"]),
+        f"{score['model_utility']:.3f}",
         f"{forget['probability']:.3f}",
         f"{forget['rouge_l_recall']:.3f}",
         f"{forget['extraction_strength']:.3f}",
         f"{forget['exact_memorisation']:.3f}",
-        f"{found['membership']['min_k']:.3f}",
+        f"{score['membership']['min_k']:.3f}",
         "–" if leak is None else f"{leak:.0f}",
         "–" if fluency is None else f"{fluency:.1f}",
     ]
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(results: Mapping[str, Any], path: Path) -> None:
     """The frontier: forget quality against model utility, of what was scored.
 
     Args:
-        found: As for :func:`render`.
+        results: As for :func:`render`.
         path: .svg, .pdf or .png.
     """
     import matplotlib
@@ -97,8 +97,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    points = [(name, found["models"][name], "s") for name in ("taught", "retrained")]
-    points += [(row["system"], row["score"], "o") for row in found["rows"] if "score" in row]
+    points = [(name, results["models"][name], "s") for name in ("taught", "retrained")]
+    points += [(row["system"], row["score"], "o") for row in results["rows"] if "score" in row]
     for name, score, marker in points:
         x, y = score["model_utility"], max(_FLOOR, score["forget_quality"])
         axes.plot(x, y, marker, label=name, color="black" if marker == "s" else None)
@@ -107,7 +107,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes.axhline(0.05, linewidth=0.5, color="grey")
     axes.set_xlabel("model utility")
     axes.set_ylabel("forget quality (p)")
-    axes.set_title(f"TOFU, seed {found['seed']}; above the line: not told from retrained (5 %)",
+    axes.set_title(f"TOFU, seed {results['seed']}; above the line: not told from retrained (5 %)",
                    fontsize=9)  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight")

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, default=ROOT / "build/soak", help="what was done")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
     given = parser.parse_args()
-    unknown = [each for each in given.parts if each not in PARTS]
+    unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
         parser.error(f"no such part: {unknown[0]}")
     given.state.mkdir(parents=True, exist_ok=True)
@@ -36,18 +36,18 @@ def main() -> int:
     for name in given.parts or PARTS:
         state = State(name, given.state, time.monotonic() + given.seconds)
         PARTS[name].run(state, given.count)
-        told = state.summary()
-        faults += told["faults"]
-        print(json.dumps({name: told}), flush=True)
+        summary = state.summary()
+        faults += summary["faults"]
+        print(json.dumps({name: summary}), flush=True)
         if given.save:
-            _save(name, told)
+            _save(name, summary)
     return 1 if faults else 0
 
 
-def _save(name: str, told: dict[str, object]) -> None:
+def _save(name: str, summary: dict[str, object]) -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results[name] = {
-        **told,
+        **summary,
         "command": "scripts/soak " + " ".join(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": f"{platform.system()} {platform.release()}, {os.cpu_count()} processors",

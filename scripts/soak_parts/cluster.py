@@ -93,7 +93,9 @@ def _workers(node: Any) -> list[int]:
     children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
     titles = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
     # A node ends with its agents, and the driver with the node that it is on.
-    return [n for n, each in titles.items() if each.startswith(b"ray::") and b"Agent" not in each]
+    return [
+        n for n, title in titles.items() if title.startswith(b"ray::") and b"Agent" not in title
+    ]
 
 
 def _start(edit: str, root: Path, out: str, address: str | None = None) -> subprocess.Popen[str]:
@@ -106,10 +108,10 @@ def _start(edit: str, root: Path, out: str, address: str | None = None) -> subpr
 
 
 def _ends(driver: subprocess.Popen[str], code: int) -> None:
-    _, said = driver.communicate(timeout=240)
-    assert driver.returncode == code, f"exit code {driver.returncode}: {said[-2000:]}"
+    _, errors = driver.communicate(timeout=240)
+    assert driver.returncode == code, f"exit code {driver.returncode}: {errors[-2000:]}"
 
 
 def _weights(out: Path) -> dict[str, str]:
     """Digests of all but the record, which holds the command line."""
-    return {name: each for name, each in digests(out).items() if name != "weightsurgery.json"}
+    return {name: digest for name, digest in digests(out).items() if name != "weightsurgery.json"}

@@ -56,9 +56,9 @@ def _unchanged() -> object:
     spec = importlib.util.spec_from_file_location("unchanged", path)
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def inputs(state: State) -> Path:
@@ -95,11 +95,11 @@ def disturb(
             if not any(map(state.todo, names)):
                 continue
             try:
-                found = whole(trial, server, given, Path(root) / str(place))
+                undisturbed = whole(trial, server, given, Path(root) / str(place))
             except AssertionError as error:
                 state.note(f"{trial.name}:whole", "fault", error=str(error)[:2000])
                 continue
             for name in filter(state.todo, names):
                 with state.trial(name) as facts:
-                    once(found, random.Random(name), facts)
+                    once(undisturbed, random.Random(name), facts)
             shutil.rmtree(Path(root) / str(place))

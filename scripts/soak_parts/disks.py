@@ -20,32 +20,34 @@ def run(state: State, count: int | None) -> None:
     disturb(state, count or COUNT, _once)
 
 
-def _once(found: Whole, draw: random.Random, facts: dict[str, Any]) -> None:
-    assert found.disk is not None
-    how = draw.choice([*FULL, "ENOSPC", "EIO", "EROFS", "reads", "short", "short reads"])
-    first = draw.randint(1, found.disk.calls)
-    facts.update(how=how, first=first)
-    reset(found)
-    if how == "short":
-        faults = Faults(found.here, kinds="W", how="s")
-    elif how == "short reads":
-        faults = Faults(found.inputs, kinds="r", how="s")
-    elif how == "reads":
-        faults = Faults(found.inputs, kinds="r", how="e", first=first, error=errno.EIO)
+def _once(command: Whole, draw: random.Random, facts: dict[str, Any]) -> None:
+    assert command.disk is not None
+    fault = draw.choice([*FULL, "ENOSPC", "EIO", "EROFS", "reads", "short", "short reads"])
+    first = draw.randint(1, command.disk.calls)
+    facts.update(how=fault, first=first)
+    reset(command)
+    if fault == "short":
+        faults = Faults(command.here, kinds="W", how="s")
+    elif fault == "short reads":
+        faults = Faults(command.inputs, kinds="r", how="s")
+    elif fault == "reads":
+        faults = Faults(command.inputs, kinds="r", how="e", first=first, error=errno.EIO)
     else:
-        kinds = "CWTAM" if how in FULL else draw.choice(["F", "R", "CWTAMFR"])
-        faults = Faults(found.here, kinds=kinds, how="e", first=first, error=getattr(errno, how))
-    done = found.server.run(found.argv, found.here, faults)
-    facts["code"] = done.code
-    if how in ("short", "short reads"):
-        assert done.code == 0, done
-        assert digests(found.here) == found.wanted
+        kinds = "CWTAM" if fault in FULL else draw.choice(["F", "R", "CWTAMFR"])
+        faults = Faults(
+            command.here, kinds=kinds, how="e", first=first, error=getattr(errno, fault)
+        )
+    result = command.server.run(command.argv, command.here, faults)
+    facts["code"] = result.code
+    if fault in ("short", "short reads"):
+        assert result.code == 0, result
+        assert digests(command.here) == command.wanted
         return
-    assert done.code in (0, 1), done
-    if done.code == 1:
-        assert "error:" in done.stderr, done
-        assert "Traceback" not in done.stderr, done
+    assert result.code in (0, 1), result
+    if result.code == 1:
+        assert "error:" in result.stderr, result
+        assert "Traceback" not in result.stderr, result
         facts["outcome"] = "refused"
-    elif not visible(found.old):
-        assert visible(digests(found.here)) == visible(found.wanted), done
-    judge(found, finished=done.code == 0)
+    elif not visible(command.old):
+        assert visible(digests(command.here)) == visible(command.wanted), result
+    judge(command, finished=result.code == 0)

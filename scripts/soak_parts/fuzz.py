@@ -27,15 +27,15 @@ def run(state: State, count: int | None) -> None:
     from tests.faults.fuzzed import TARGETS
 
     count = count or COUNT
-    hows = ["values", *(["coverage"] if importlib.util.find_spec("atheris") else [])]
-    for how in hows:
+    modes = ["values", *(["coverage"] if importlib.util.find_spec("atheris") else [])]
+    for mode in modes:
         for target in TARGETS:
-            name = f"{how}, {target}:{count}"
+            name = f"{mode}, {target}:{count}"
             if not state.todo(name):
                 continue
             with state.trial(name) as facts:
                 left = max(1.0, min(3600.0, state.deadline - time.monotonic()))
-                words = [sys.executable, "-m", "scripts.soak_parts.fuzz", how, target, str(count)]
+                words = [sys.executable, "-m", "scripts.soak_parts.fuzz", mode, target, str(count)]
                 done = subprocess.run(
                     words, capture_output=True, text=True, timeout=left, errors="replace",
                     cwd=Path(__file__).parents[2], preexec_fn=_bounded,
@@ -44,8 +44,8 @@ def run(state: State, count: int | None) -> None:
                 counted = re.search(r"^(\d+) read or refused", done.stdout, re.M)
                 ran = re.search(r"Done (\d+) runs", done.stderr)
                 facts["runs"] = int((counted or ran or [0, 0])[1])
-                said = done.stdout[-1500:] + done.stderr[-1500:]
-                assert done.returncode == 0, f"{done.returncode}: {said}"
+                output = done.stdout[-1500:] + done.stderr[-1500:]
+                assert done.returncode == 0, f"{done.returncode}: {output}"
 
 
 def _bounded() -> None:

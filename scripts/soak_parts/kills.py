@@ -19,18 +19,18 @@ def run(state: State, count: int | None) -> None:
     disturb(state, count or COUNT, _once)
 
 
-def _once(found: Whole, draw: random.Random, facts: dict[str, Any]) -> None:
-    assert found.disk is not None
-    how = facts["how"] = draw.choice(["call", "call", "clock", "SIGINT", "SIGTERM"])
-    if how == "call":
-        done = killed(found, Faults(found.here, kill_at=draw.randint(1, found.disk.calls)))
+def _once(command: Whole, draw: random.Random, facts: dict[str, Any]) -> None:
+    assert command.disk is not None
+    way = facts["how"] = draw.choice(["call", "call", "clock", "SIGINT", "SIGTERM"])
+    if way == "call":
+        result = killed(command, Faults(command.here, kill_at=draw.randint(1, command.disk.calls)))
     else:
-        sent = signal.SIGKILL if how == "clock" else getattr(signal, how)
-        done = killed(found, None, draw.uniform(0, found.seconds), sent)
-    facts["code"] = done.code
-    facts["outcome"] = "done before" if done.code == 0 else "held"
+        sent = signal.SIGKILL if way == "clock" else getattr(signal, way)
+        result = killed(command, None, draw.uniform(0, command.seconds), sent)
+    facts["code"] = result.code
+    facts["outcome"] = "done before" if result.code == 0 else "held"
     ends = {"call": -9, "clock": -9, "SIGINT": 130, "SIGTERM": 143}
-    assert done.code in (0, ends[how]), done
-    if done.code in (130, 143):
-        assert "Traceback" not in done.stderr, done
-        assert done.stderr.count("Interrupted") == 1, done
+    assert result.code in (0, ends[way]), result
+    if result.code in (130, 143):
+        assert "Traceback" not in result.stderr, result
+        assert result.stderr.count("Interrupted") == 1, result

@@ -50,11 +50,11 @@ def _write(folder: Path, parameters: int, change: float) -> Path:
 
 
 def _digest(folder: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        found.update(json.loads((folder / "weightsurgery.json").read_text())["files"][path.name]
+        digest.update(json.loads((folder / "weightsurgery.json").read_text())["files"][path.name]
                      ["sha256"].encode())  # fmt: skip
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def _bounded() -> None:
@@ -78,22 +78,22 @@ def run(state: State, count: int | None) -> None:
 
 
 def _in_a_row(state: State, names: list[str], place: Path, parameters: int) -> None:
-    base, tuned = (_write(place / n, parameters, c) for n, c in (("base", 0.0), ("tuned", 0.01)))
+    base, changed = (_write(place / n, parameters, c) for n, c in (("base", 0.0), ("tuned", 0.01)))
     wanted = None
     for name in names:
         if not state.todo(name):
             continue
         with state.trial(name) as facts:
             out = place / "out"
-            words = [sys.executable, "-m", "weightsurgery", "negate", str(base), str(tuned), "-o",
+            words = [sys.executable, "-m", "weightsurgery", "negate", str(base), str(changed), "-o",
                      str(out), "--overwrite", "-q"]  # fmt: skip
             begun = time.monotonic()
             running = subprocess.Popen(words, preexec_fn=_bounded, stderr=subprocess.PIPE)
             assert running.stderr is not None
-            said = running.stderr.read()
+            errors = running.stderr.read()
             _, status, used = os.wait4(running.pid, 0)
             running.returncode = os.waitstatus_to_exitcode(status)
-            assert running.returncode == 0, said
+            assert running.returncode == 0, errors
             facts["seconds"] = round(time.monotonic() - begun, 1)
             facts["peak_mb"] = round(used.ru_maxrss / 1024)
             facts["parameters"] = parameters
@@ -138,7 +138,7 @@ def _together(state: State) -> None:
         words = [sys.executable, "-m", "weightsurgery", "negate", str(given / "base16"),
                  str(given / "tuned16"), "-q", "-o"]  # fmt: skip
         running = [subprocess.Popen([*words, str(here / f"out{n}")]) for n in range(TOGETHER)]
-        codes = [each.wait() for each in running]
+        codes = [process.wait() for process in running]
         facts["seconds"] = round(time.monotonic() - begun, 1)
         assert codes == [0] * TOGETHER, codes
         assert len({_digest(here / f"out{n}") for n in range(TOGETHER)}) == 1

@@ -55,6 +55,6 @@ def run(state: State, count: int | None) -> None:
                     cwd=place, env=environment, capture_output=True, text=True,
                 )  # fmt: skip
                 facts["said"] = (done.stdout.strip().splitlines() or [""])[-1]
-                said = done.stdout[-1500:] + done.stderr[-2500:]
-                assert done.returncode == 0, said
-                assert "runtime error" not in said
+                output = done.stdout[-1500:] + done.stderr[-2500:]
+                assert done.returncode == 0, output
+                assert "runtime error" not in output

@@ -34,21 +34,21 @@ def run(state: State, count: int | None) -> None:
                 info = torch.finfo(dtype)
                 base = torch.randn(shape, generator=torch_draw).double() * scale
                 base = base.clamp(info.min, info.max).to(dtype)
-                tuned = (base.double() * draw.choice([1.0, 1.5, -1.0, 0.0])).to(dtype)
+                finetuned = (base.double() * draw.choice([1.0, 1.5, -1.0, 0.0])).to(dtype)
                 with tempfile.TemporaryDirectory() as folder:
                     by = draw.choice([0.5, 1.0, -2.0])
                     try:
-                        outs = [edited(Path(folder), base, tuned, by, w) for w in (1, 3)]
+                        outs = [edited(Path(folder), base, finetuned, by, w) for w in (1, 3)]
                     except WeightSurgeryError as error:
                         facts["outcome"] = f"refused: {type(error).__name__}"
                         continue
                     weights = [snapshot(out)["model.safetensors"] for out in outs]
                     assert weights[0] == weights[1]
-                    found = read_tensors(outs[0])[NAME]
-                    wanted = base.double() + by * (tuned.double() - base.double())
-                    error = (found.double() - wanted).abs()
+                    written = read_tensors(outs[0])[NAME]
+                    wanted = base.double() + by * (finetuned.double() - base.double())
+                    error = (written.double() - wanted).abs()
                     bound = wanted.abs() * info.eps + info.smallest_normal * info.eps * 2
-                    scratch = (base.double().abs() + tuned.double().abs()) * 2.0**-22
+                    scratch = (base.double().abs() + finetuned.double().abs()) * 2.0**-22
                     assert (error <= bound + scratch).all(), float((error - bound).max())
             else:
                 rank, size = draw.randint(1, 6), 10.0 ** draw.randint(-18, 18)

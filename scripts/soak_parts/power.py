@@ -17,9 +17,9 @@ def run(state: State, count: int | None) -> None:
     disturb(state, count or COUNT, _once)
 
 
-def _once(found: Whole, draw: random.Random, facts: dict[str, Any]) -> None:
-    assert found.disk is not None
-    how = draw.choice(["ordered", "scattered"])
-    call = draw.randint(0, found.disk.calls)
-    facts.update(how=how, call=call, of=found.disk.calls)
-    power_lost(found, call, how, draw)
+def _once(command: Whole, draw: random.Random, facts: dict[str, Any]) -> None:
+    assert command.disk is not None
+    model = draw.choice(["ordered", "scattered"])
+    call = draw.randint(0, command.disk.calls)
+    facts.update(how=model, call=call, of=command.disk.calls)
+    power_lost(command, call, model, draw)

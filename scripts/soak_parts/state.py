@@ -31,8 +31,8 @@ class State:
         self.lines: dict[str, dict[str, Any]] = {}
         if self.file.exists():
             for line in self.file.read_text().splitlines():
-                told = json.loads(line)
-                self.lines[told["trial"]] = told
+                entry = json.loads(line)
+                self.lines[entry["trial"]] = entry
 
     def todo(self, trial: str) -> bool:
         """Whether a trial is still to be done, and there is time."""
@@ -40,10 +40,10 @@ class State:
 
     def note(self, trial: str, outcome: str, **facts: Any) -> None:
         """Write down how a trial ended; ``fault`` is what must not be."""
-        told = {"trial": trial, "outcome": outcome, **facts}
-        self.lines[trial] = told
+        entry = {"trial": trial, "outcome": outcome, **facts}
+        self.lines[trial] = entry
         with self.file.open("a") as file:
-            file.write(json.dumps(told) + "\n")
+            file.write(json.dumps(entry) + "\n")
         if outcome == "fault":
             print(f"{self.name}: {trial}: {json.dumps(facts)[:600]}", flush=True)
 
@@ -65,15 +65,17 @@ class State:
     def summary(self) -> dict[str, Any]:
         """Numbers of trials by their ends."""
         ends = collections.Counter(each["outcome"] for each in self.lines.values())
-        about: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        by_command: dict[str, collections.Counter[str]] = collections.defaultdict(
+            collections.Counter
+        )
         for each in self.lines.values():
-            about[each["trial"].rpartition(":")[0] or each["trial"]][each["outcome"]] += 1
-        measured = {name: {k: told[k] for k in _FIGURES if k in told}
-                    for name, told in self.lines.items() if _FIGURES & told.keys()}  # fmt: skip
+            by_command[each["trial"].rpartition(":")[0] or each["trial"]][each["outcome"]] += 1
+        measured = {name: {k: entry[k] for k in _FIGURES if k in entry}
+                    for name, entry in self.lines.items() if _FIGURES & entry.keys()}  # fmt: skip
         return {
             "trials": len(self.lines),
             "faults": ends["fault"],
             "ends": dict(sorted(ends.items())),
-            "by": {name: dict(sorted(each.items())) for name, each in sorted(about.items())},
+            "by": {name: dict(sorted(each.items())) for name, each in sorted(by_command.items())},
             **({"measured": measured} if measured else {}),
         }

@@ -29,14 +29,16 @@ def run(state: State, count: int | None) -> None:
     except ValueError:
         state.note(name, "left out", why=(done.stderr.strip().splitlines() or ["?"])[-1][:300])
         return
-    skipped = [each["skip_reason"] for each in packages if "skip_reason" in each]
+    skipped = [package["skip_reason"] for package in packages if "skip_reason" in package]
     if skipped:  # it says "No known vulnerabilities" of what it could not ask about, too
         why = f"{len(skipped)} of {len(packages)} packages could not be asked about: {skipped[0]}"
         state.note(name, "left out", why=why[:300])
         return
-    found = {
-        each["name"]: [v["id"] for v in each["vulns"]] for each in packages if each.get("vulns")
+    vulnerable = {
+        package["name"]: [v["id"] for v in package["vulns"]]
+        for package in packages
+        if package.get("vulns")
     }
     with state.trial(name) as facts:
-        facts.update(packages=len(packages), vulnerable=found)
-        assert not found, found
+        facts.update(packages=len(packages), vulnerable=vulnerable)
+        assert not vulnerable, vulnerable

@@ -108,7 +108,7 @@ def make(root: Path, billions: str, seed: int = 0) -> None:
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(shard, name)
         header, at = _header(shard)
-        targets = [_open(root / each, name, header, at) for each in ("base", *TUNES)]
+        targets = [_open(root / checkpoint, name, header, at) for checkpoint in ("base", *TUNES)]
         files += targets
         at = len(header)
         for size in shard.values():

@@ -37,21 +37,21 @@ def peak_begins() -> None:
 def peak() -> int:
     """Most bytes this process held since, libraries included."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (each for each in lines if each.startswith("VmHWM"))
+    (line,) = (text for text in lines if text.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
-def negated(root: Path, **how: Any) -> tuple[float, int]:
+def negated(root: Path, **options: Any) -> tuple[float, int]:
     """Seconds and peak memory of an edit; its output is removed."""
     out = root / "out"
     with Checkpoint.open(root / "base") as base:
         edit = Negate(open_vector(base, [str(root / "forget")]))
         peak_begins()
         begun = time.monotonic()
-        apply(edit, base, out, **how)
-        taken = time.monotonic() - begun, peak()
+        apply(edit, base, out, **options)
+        cost = time.monotonic() - begun, peak()
     shutil.rmtree(out)
-    return taken
+    return cost
 
 
 def count_tasks(root: Path) -> int:
@@ -61,7 +61,7 @@ def count_tasks(root: Path) -> int:
 
 
 def load() -> str:
-    return " ".join(f"{each:.1f}" for each in os.getloadavg())
+    return " ".join(f"{average:.1f}" for average in os.getloadavg())
 
 
 def main() -> None:
@@ -85,17 +85,17 @@ def main() -> None:
     ways = {"threads": (tasks.RANGE, {"workers": count})}
     for mib in (64, 2):
         ways[f"cluster, stretches of {mib} MiB"] = (mib << 20, {"cluster": "ray"})
-    found: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
+    costs: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
     for _ in range(arguments.rounds):
-        for way, (size, how) in ways.items():
+        for way, (size, options) in ways.items():
             tasks.RANGE = size
-            found[way].append(negated(root, **how))
+            costs[way].append(negated(root, **options))
     print(f"{'':32} {'seconds':>8} {'tasks':>6} {'a second':>9} {'MB held':>8}")
-    for way, (size, how) in ways.items():
+    for way, (size, options) in ways.items():
         tasks.RANGE = size
-        seconds = statistics.median(each for each, _ in found[way])
-        held = statistics.median(each for _, each in found[way]) / 1e6
-        begun_tasks = count_tasks(root) if how.get("cluster") else 0
+        seconds = statistics.median(figure for figure, _ in costs[way])
+        held = statistics.median(figure for _, figure in costs[way]) / 1e6
+        begun_tasks = count_tasks(root) if options.get("cluster") else 0
         rate = f"{begun_tasks / seconds:.1f}" if begun_tasks else ""
         print(f"{way:32} {seconds:8.2f} {begun_tasks or '':>6} {rate:>9} {held:8.0f}")
     print(f"load after: {load()}")

@@ -82,7 +82,7 @@ def moved(command: str, size: Size) -> tuple[int, int]:
 def measured(root: Path, sizes: list[str], rounds: int) -> dict[str, Any]:
     """Runs every command on every size."""
     ws = str(Path(sys.executable).with_name("ws"))
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for billions in sizes:
         folder = root / billions
         print(f"checkpoints of {billions} B in {folder}", file=sys.stderr)
@@ -103,22 +103,22 @@ def measured(root: Path, sizes: list[str], rounds: int) -> dict[str, Any]:
                 usage = measure([ws, *words, "-q"])
                 if number:  # the first one warms the page cache and the remembered digests
                     runs.append(usage)
-            found.setdefault(command, {})[billions] = {
+            results.setdefault(command, {})[billions] = {
                 "wall": statistics.median(run.wall for run in runs),
                 "cpu": statistics.median(run.cpu for run in runs),
                 "anonymous": max(run.anonymous for run in runs),
                 "resident": max(run.resident for run in runs),
             }
-            print(f"{billions} B {command}: {found[command][billions]}", file=sys.stderr)
+            print(f"{billions} B {command}: {results[command][billions]}", file=sys.stderr)
         shutil.rmtree(out, ignore_errors=True)
-    return found
+    return results
 
 
-def table(found: dict[str, Any]) -> list[str]:
+def table(results: dict[str, Any]) -> list[str]:
     """The measurements in Markdown."""
     lines = ["| command | parameters | wall s | CPU s | anonymous MB | total MB |",
              "|---|---|---|---|---|---|"]  # fmt: skip
-    for command, rows in found.items():
+    for command, rows in results.items():
         for billions, row in rows.items():
             count = Size.of(SHAPES[billions]).parameters / 1e9
             lines.append(
@@ -151,12 +151,12 @@ def fitted(rows: dict[str, Any], elementwise: bool) -> tuple[float, float]:
     return max(0.0, start), slope
 
 
-def beyond(found: dict[str, Any], speeds: argparse.Namespace) -> list[str]:
+def beyond(results: dict[str, Any], speeds: argparse.Namespace) -> list[str]:
     """What was not measured, in Markdown."""
     heads = "command", "parameters", "read GB", "written GB", "moving", "computing", "all", "memory"
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     source = speeds.network or speeds.read
-    for command, rows in found.items():
+    for command, rows in results.items():
         elementwise = command in ("negate", "diff")
         start, per_one = fitted(rows, elementwise)
         for billions, size in BEYOND.items():
@@ -196,17 +196,17 @@ def main() -> None:
     parser.add_argument("--tflops", type=float, help="of the GPU, float32")
     speeds = parser.parse_args()
     if speeds.load:
-        found = json.loads(speeds.load.read_text())
+        results = json.loads(speeds.load.read_text())
     elif speeds.dir:
-        found = measured(speeds.dir, speeds.sizes.split(","), speeds.rounds)
+        results = measured(speeds.dir, speeds.sizes.split(","), speeds.rounds)
         if speeds.json:
-            speeds.json.write_text(json.dumps(found, indent=1) + "\n")
+            speeds.json.write_text(json.dumps(results, indent=1) + "\n")
     else:
         parser.error("give --dir to measure, or --load")
     for name in ("read", "write", "network", "pcie"):
         value = getattr(speeds, name)
         setattr(speeds, name, value * 1e9 if value else value)
-    print("\n".join([*table(found), "", *beyond(found, speeds)]))
+    print("\n".join([*table(results), "", *beyond(results, speeds)]))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 def main() -> None:
     base, finetuned, out = sys.argv[1:]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    tuned = AutoModelForCausalLM.from_pretrained(finetuned, dtype=torch.bfloat16)
+    target = AutoModelForCausalLM.from_pretrained(finetuned, dtype=torch.bfloat16)
     # Parameters, not the state dict: there a tied embedding has two names, and would move twice.
-    theirs = dict(tuned.named_parameters())
+    theirs = dict(target.named_parameters())
     with torch.no_grad():
         for name, weight in model.named_parameters():
             change = theirs[name].float() - weight.float()

@@ -86,11 +86,11 @@ def captured(base: Path, finetuned: Path, out: Path) -> dict[str, Any]:
         matrices; bytes of the weight files, and of the factors alone.
     """
     with ExitStack() as stack:
-        before, after, found = (_Tensors(each, stack) for each in (base, finetuned, out))
+        before, after, factors = (_Tensors(folder, stack) for folder in (base, finetuned, out))
         whole = held = missed = 0.0
         size = matrices = 0
         for name in sorted(before.names):
-            pair = _factors(found, name)
+            pair = _factors(factors, name)
             if pair is None:
                 continue
             left, right, stored = pair
@@ -110,16 +110,16 @@ def captured(base: Path, finetuned: Path, out: Path) -> dict[str, Any]:
         }
 
 
-def _factors(found: _Tensors, name: str) -> tuple[torch.Tensor, torch.Tensor, int] | None:
+def _factors(tensors: _Tensors, name: str) -> tuple[torch.Tensor, torch.Tensor, int] | None:
     """A matrix's ``left`` and ``right``, so that it is ``left @ right.T``; and their bytes."""
     ours = [f"{name}::{part}" for part in "USV"]
     stem = _LORA + name.removesuffix(".weight")
     theirs = [f"{stem}.lora_{part}.weight" for part in "BA"]
-    if found.names.issuperset(ours):
-        parts = [found[each] for each in ours]
+    if tensors.names.issuperset(ours):
+        parts = [tensors[part_name] for part_name in ours]
         left, right = parts[0] * parts[1], parts[2]
-    elif found.names.issuperset(theirs):  # its alpha is its rank: the product is not scaled
-        parts = [found[each] for each in theirs]
+    elif tensors.names.issuperset(theirs):  # its alpha is its rank: the product is not scaled
+        parts = [tensors[part_name] for part_name in theirs]
         left, right = parts[0].float(), parts[1].float().T
     else:
         return None

@@ -85,11 +85,11 @@ def main() -> None:
                 if not rows:
                     continue
                 key = f"{billions} {name}"
-                found = results["suites"][key] = {"runs": [], "facts": {}}
-                for _ in _suite(place, suite, rows, arguments, reservoir, found):
+                result = results["suites"][key] = {"runs": [], "facts": {}}
+                for _ in _suite(place, suite, rows, arguments, reservoir, result):
                     if arguments.json:  # after each run: what follows may fail
                         arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-                _show(key, suite, found)
+                _show(key, suite, result)
             if arguments.dir is None:
                 shutil.rmtree(place.root)
     finally:
@@ -108,8 +108,8 @@ def _make(root: Path, billions: str) -> None:
 
 
 def _chosen(suite: Suite, only: str | None, place: Place) -> dict[str, Command]:
-    names = [each.strip() for each in only.split(",")] if only else None
-    known = {name for each in SUITES.values() for name in each.rows}
+    names = [other.strip() for other in only.split(",")] if only else None
+    known = {name for other in SUITES.values() for name in other.rows}
     for name in names or ():
         if name not in known:
             raise SystemExit(f"{name!r}: not one of {', '.join(sorted(known))}")
@@ -127,10 +127,10 @@ def _suite(
     rows: dict[str, Command],
     arguments: argparse.Namespace,
     reservoir: Reservoir | None,
-    found: Json,
+    result: Json,
 ) -> Iterator[None]:
     """Run all rounds, adding to what was found; stops after each run."""
-    facts, runs = found["facts"], found["runs"]
+    facts, runs = result["facts"], result["runs"]
     if not (arguments.no_check or suite.once):
         for name, output in _outputs(place, rows, reservoir):
             _say(f"{name}: checked")
@@ -157,8 +157,8 @@ def _outputs(
 ) -> Iterator[tuple[str, Json]]:
     """Run each once, and compare what it writes with what the floor writes."""
     reference = place.root / "reference"
-    for each in (reference, place.out):
-        shutil.rmtree(each, ignore_errors=True)
+    for folder in (reference, place.out):
+        shutil.rmtree(folder, ignore_errors=True)
     if "native negate" in rows:
         measure(_words(rows["native negate"](place)))
         place.out.rename(reference)
@@ -180,7 +180,7 @@ def _one(
     reservoir: Reservoir | None,
 ) -> Json:
     """Prepare the machine, and time one run."""
-    folders = [place.root / each for each in suite.pages]
+    folders = [place.root / name for name in suite.pages]
     shutil.rmtree(place.out, ignore_errors=True)
     os.sync()
     if cache == "cold":
@@ -192,36 +192,36 @@ def _one(
     if reservoir is not None:
         reservoir.fill()
     used = measure(_words(row(place)), _OFFLINE)
-    found = asdict(used) | {"process_wall": used.wall}
-    for line in found.pop("output").splitlines():
+    figures = asdict(used) | {"process_wall": used.wall}
+    for line in figures.pop("output").splitlines():
         if line.startswith("timed "):  # it measured itself
-            found["wall"], found["cpu"] = map(float, line.split()[1:])
-    return found
+            figures["wall"], figures["cpu"] = map(float, line.split()[1:])
+    return figures
 
 
 def _words(command: list[str | Path]) -> list[str]:
-    return [str(each) for each in command]
+    return [str(word) for word in command]
 
 
 def _look(what: str, *folders: Path) -> Json:
     import outputs
 
-    found: Json = getattr(outputs, what)(*folders)
-    return found
+    figures: Json = getattr(outputs, what)(*folders)
+    return figures
 
 
-def _show(key: str, suite: Suite, found: Json) -> None:
-    show_runs(key, suite, found["runs"])
+def _show(key: str, suite: Suite, result: Json) -> None:
+    show_runs(key, suite, result["runs"])
     if suite is SUITES["subspace"]:
-        show_captured(found["facts"])
+        show_captured(result["facts"])
     else:
-        show_agreement(found["facts"])
+        show_agreement(result["facts"])
 
 
 def _load(path: Path | None) -> Json:
     if path is not None and path.is_file():
-        found: Json = json.loads(path.read_text())
-        return found
+        results: Json = json.loads(path.read_text())
+        return results
     return {"suites": {}}
 
 

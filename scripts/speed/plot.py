@@ -33,10 +33,10 @@ def main() -> None:
     arguments = parser.parse_args()
     suites: dict[str, Runs] = {}
     for path in arguments.results:
-        for key, found in json.loads(path.read_text())["suites"].items():
+        for key, results in json.loads(path.read_text())["suites"].items():
             billions, suite = key.split()
             if suite == arguments.suite:
-                suites[billions] = found["runs"]
+                suites[billions] = results["runs"]
     if not suites:
         raise SystemExit(f"no results of {arguments.suite!r}")
     draw(dict(sorted(suites.items(), key=lambda item: float(item[0]))), arguments.out)

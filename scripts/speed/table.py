@@ -18,10 +18,10 @@ def show_runs(title: str, suite: Suite, runs: Runs) -> None:
     billions, name = title.split()
     for cache in dict.fromkeys(run["cache"] for run in runs):
         rounds = 1 + max(run["round"] for run in runs)
-        several = f"{rounds} rounds: median [min – max]" if rounds > 1 else "one run"
+        summary = f"{rounds} rounds: median [min – max]" if rounds > 1 else "one run"
         others = max(run["others"] for run in runs if run["cache"] == cache)
         print(
-            f"\n{name}, {billions} B parameters, {cache}, {several}"
+            f"\n{name}, {billions} B parameters, {cache}, {summary}"
             f" (other work took up to {others:.1f} cores)"
         )
         heads = [f"÷ {suite.floor}"] + [f"÷ {suite.ours}"] * (suite.ours != suite.floor)
@@ -59,24 +59,23 @@ def _range(values: list[float]) -> str:
 
 def show_agreement(facts: dict[str, Any]) -> None:
     """What was written, beside what the floor writes."""
-    for name, found in facts.items():
-        if found["identical_files"]:
+    for name, figures in facts.items():
+        if figures["identical_files"]:
             text = "files identical to those of native negate"
         else:
-            text = (
-                f"{found['differing']:.4%} of elements differ, by {found['most_ulps']} ulp at most"
-            )
+            share, ulps = figures["differing"], figures["most_ulps"]
+            text = f"{share:.4%} of elements differ, by {ulps} ulp at most"
         for side in ("missing", "extra"):
-            if found[side]:
-                text += f"; {side}: {', '.join(found[side][:3])}"
+            if figures[side]:
+                text += f"; {side}: {', '.join(figures[side][:3])}"
         print(f"{name:32}{text}")
 
 
 def show_captured(facts: dict[str, Any]) -> None:
     """What the factors hold of the change, and their size."""
-    for name, found in facts.items():
+    for name, figures in facts.items():
         print(
-            f"{name:32}energy {found['energy']:.6f}, explained {found['explained']:.6f} of"
-            f" {found['matrices']} matrices; factors {found['factor_bytes'] / 1e6:.1f} MB,"
-            f" files {found['file_bytes'] / 1e6:.1f} MB"
+            f"{name:32}energy {figures['energy']:.6f}, explained {figures['explained']:.6f} of"
+            f" {figures['matrices']} matrices; factors {figures['factor_bytes'] / 1e6:.1f} MB,"
+            f" files {figures['file_bytes'] / 1e6:.1f} MB"
         )

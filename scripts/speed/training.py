@@ -42,7 +42,7 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def the_config(shape: str) -> Any:
+def config_of(shape: str) -> Any:
     """The embedded model's, with another shape."""
     from transformers import AutoConfig
 
@@ -54,7 +54,7 @@ def the_config(shape: str) -> Any:
     return config
 
 
-def the_model(shape: str) -> Any:
+def model_of(shape: str) -> Any:
     """In float32: the embedded one, or one of another shape with random weights and its words."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -64,7 +64,7 @@ def the_model(shape: str) -> Any:
     if not SHAPES[shape]:
         return AutoModelForCausalLM.from_pretrained(smollm("float32"), dtype=torch.float32)
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(the_config(shape), dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config_of(shape), dtype=torch.float32)
 
 
 def plan(shape: str, folder: Path) -> dict[str, Any]:
@@ -80,32 +80,36 @@ def plan(shape: str, folder: Path) -> dict[str, Any]:
     from weightsurgery.procedures.unlearn import Search, Sources
     from weightsurgery.procedures.unlearn import plan as planned
 
-    place = folder / f"headers-{shape}"
-    place.mkdir(exist_ok=True)
+    directory = folder / f"headers-{shape}"
+    directory.mkdir(exist_ok=True)
     for file in Path(smollm("float32")).glob("*"):
         if file.suffix == ".json" and "index" not in file.name:
-            shutil.copy(file, place)
-    config = the_config(shape)
-    config.save_pretrained(place)
+            shutil.copy(file, directory)
+    config = config_of(shape)
+    config.save_pretrained(directory)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     header, start = {}, 0
-    for name, each in model.named_parameters():
-        stop = start + 2 * each.numel()
-        header[name] = {"dtype": "BF16", "shape": list(each.shape), "data_offsets": [start, stop]}
+    for name, weight in model.named_parameters():
+        stop = start + 2 * weight.numel()
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(weight.shape),
+            "data_offsets": [start, stop],
+        }
         start = stop
-    told = json.dumps(header).encode()
-    with (place / "model.safetensors").open("wb") as file:
-        file.write(len(told).to_bytes(8, "little") + told)
-        file.truncate(8 + len(told) + start)  # a hole: nobody reads the weights
+    header_bytes = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
+        file.truncate(8 + len(header_bytes) + start)  # a hole: nobody reads the weights
     data = folder / "request.jsonl"
     data.write_text('{"prompt": "The capital of France is", "completion": " Paris"}\n')
-    with Checkpoint.open(place) as base:
-        made = planned(
+    with Checkpoint.open(directory) as base:
+        edit_plan = planned(
             base, Sources((str(data),)), folder / "out", Search(neighbours=ByNeighbours())
         )
     parts = ("weights", "training", "activations", "held")
-    return {"parameters": start // 2, **{name: getattr(made, name) for name in parts}}
+    return {"parameters": start // 2, **{name: getattr(edit_plan, name) for name in parts}}
 
 
 def ours(shape: str, folder: Path, steps: int) -> dict[str, Any]:
@@ -120,14 +124,14 @@ def ours(shape: str, folder: Path, steps: int) -> dict[str, Any]:
     from weightsurgery.learning.method import Stage
 
     before = peak()
-    model = the_model(shape)
+    model = model_of(shape)
     material = read_material(folder / "material.safetensors")
     times: list[float] = []
     names = [name for name, _ in model.named_parameters() if is_mlp_output(name)]
     rows = directions(model, names, material, 16)
     with adapted(model, names, 16, 16, 0) as inner:
         start(inner, rows)
-        trained = tuple(n for n, each in inner.named_parameters() if each.requires_grad)
+        trained = tuple(n for n, parameter in inner.named_parameters() if parameter.requires_grad)
         train_forgetting(
             inner,
             Stage("training", trained),
@@ -156,19 +160,19 @@ def lora(shape: str, folder: Path, steps: int) -> dict[str, Any]:
     from weightsurgery.learning.material import read_material
 
     before = peak()
-    model = the_model(shape)
+    model = model_of(shape)
     material = read_material(folder / "material.safetensors")
-    kept = material.kept
-    held = get_peft_model(
+    by_kind = material.kept
+    adapted = get_peft_model(
         model, LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM")
     )
-    optimiser = torch.optim.AdamW([p for p in held.parameters() if p.requires_grad], lr=1e-3)
+    optimiser = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-3)
     rng, times = random.Random(0), []
-    held.train()
+    adapted.train()
     for _ in range(steps):
-        drawn = rng.sample(list(material.taught), 12) + rng.sample(list(kept["neighbours"]), 12)
+        drawn = rng.sample(list(material.taught), 12) + rng.sample(list(by_kind["neighbours"]), 12)
         for kind in ("keep", "language", "subjects"):
-            drawn += rng.sample(list(kept[kind]), 3)
+            drawn += rng.sample(list(by_kind[kind]), 3)
         width = max(len(row.tokens) for row in drawn)
         ids = torch.full((len(drawn), width), 2)
         mask = torch.zeros_like(ids)
@@ -177,7 +181,7 @@ def lora(shape: str, folder: Path, steps: int) -> dict[str, Any]:
             mask[number, : len(row.tokens)] = 1
         labels = ids.masked_fill(mask == 0, -100)
         optimiser.zero_grad()
-        held(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        adapted(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         optimiser.step()
         times.append(time.perf_counter())
     return {"peak": peak() - before, "step": spread(times, steps), "held": before}
@@ -195,7 +199,7 @@ def gathered(folder: Path) -> None:
     model, tokenizer = load_model(smollm("float32"), "cpu")
     capitals, _, given, *_ = questions(None)
     rows = [
-        [Example(q.prompt, f" {q.truth}") for q in each.questions] for each in (capitals, given)
+        [Example(q.prompt, f" {q.truth}") for q in group.questions] for group in (capitals, given)
     ]
     material = gather(model, tokenizer, rows[0], [rows[1]], ByNeighbours(texts=12, neighbours=60))
     write_material(material, folder / "material.safetensors")
@@ -203,13 +207,13 @@ def gathered(folder: Path) -> None:
 
 def main() -> None:
     """Run both, and print what they took."""
-    asked = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    asked.add_argument("--shape", choices=sorted(SHAPES), default="135m")
-    asked.add_argument("--steps", type=int, default=5)
-    asked.add_argument("--folder", type=Path, help="Keep what was gathered here.")
-    asked.add_argument("--plan", action="store_true", help="Only what would be held.")
-    asked.add_argument("--part", choices=("gather", "ours", "lora"), help=argparse.SUPPRESS)
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="135m")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="Keep what was gathered here.")
+    parser.add_argument("--plan", action="store_true", help="Only what would be held.")
+    parser.add_argument("--part", choices=("gather", "ours", "lora"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
     if given.part == "gather":
         gathered(given.folder)
         return
@@ -217,8 +221,8 @@ def main() -> None:
         run = ours if given.part == "ours" else lora
         print(json.dumps(run(given.shape, given.folder, given.steps)))
         return
-    with tempfile.TemporaryDirectory() as made:
-        folder = given.folder or Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
 
         def part(name: str) -> str:
@@ -227,21 +231,21 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             return done.stdout.strip().rpartition("\n")[2]
 
-        told = plan(given.shape, folder)
-        shown = ", ".join(f"{n} {told[n] / 1e9:.2f} GB" for n in list(told)[1:])
-        print(f"{given.shape}, {told['parameters'] / 1e9:.3f} B parameters; the plan: {shown}")
+        planned = plan(given.shape, folder)
+        shown = ", ".join(f"{n} {planned[n] / 1e9:.2f} GB" for n in list(planned)[1:])
+        print(f"{given.shape}, {planned['parameters'] / 1e9:.3f} B parameters; the plan: {shown}")
         if given.plan:
             return
         if not (folder / "material.safetensors").is_file():
             part("gather")
-        found = {name: json.loads(part(name)) for name in ("lora", "ours")}
+        results = {name: json.loads(part(name)) for name in ("lora", "ours")}
     print(f"{given.shape}, {given.steps} steps of 33 texts, float32\n")
     print(f"{'':24}{'s a step':>10}{'peak, MB':>12}{'libraries, MB':>16}")
-    for name, each in found.items():
+    for name, result in results.items():
         label = {"ours": "ws project", "lora": "peft LoRA, rank 32"}[name]
-        sizes = f"{each['peak'] / 1e6:12,.0f}{each['held'] / 1e6:16,.0f}"
-        print(f"{label:24}{each['step']:10.2f}{sizes}")
-    ratio = {key: found["ours"][key] / found["lora"][key] for key in ("step", "peak")}
+        sizes = f"{result['peak'] / 1e6:12,.0f}{result['held'] / 1e6:16,.0f}"
+        print(f"{label:24}{result['step']:10.2f}{sizes}")
+    ratio = {key: results["ours"][key] / results["lora"][key] for key in ("step", "peak")}
     print(f"{'ratio':24}{ratio['step']:10.2f}{ratio['peak']:12.2f}")
 
 

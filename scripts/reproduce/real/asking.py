@@ -71,44 +71,46 @@ class Asker:
 
     def tokens(self, text: str) -> list[int]:
         """Without marks of the tokenizer's own."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
 
     def chat(self, question: str) -> str:
         """The question as the template renders it, up to where the assistant begins."""
-        turn = [{"role": "user", "content": question}]
+        messages = [{"role": "user", "content": question}]
         return str(
-            self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
 
     @torch.inference_mode()
     def ask(
         self, rows: Sequence[Asked], progress: Callable[[int], None] = lambda count: None
     ) -> list[Answer]:
-        """Answers in the order of the questions."""
+        """Answers in the order of the prompts."""
         prompts = [self.tokens(row.prompt) for row in rows]
         truths = [self.tokens(row.completion) for row in rows]
-        found: list[Any] = [None] * len(rows)
+        answers: list[Any] = [None] * len(rows)
         for indices in self._batches(prompts):
             leads = [prompts[i] + self.tokens(rows[i].lead) for i in indices]
             chances = self._chances(leads, [truths[i] for i in indices])
-            open_ = []
+            undecided_rows = []
             for i, (first, whole, greedy) in zip(indices, chances, strict=True):
                 text = self.tokenizer.decode(greedy)
                 undecided = rows[i].free or may_begin(text, rows[i].truth)
                 # A greedy path along the truth, and the token after it, is an answer of its own.
                 along = greedy[:-1] == truths[i] and begins(text, rows[i].truth)
-                found[i] = [text, first, whole]
+                answers[i] = [text, first, whole]
                 if undecided and (rows[i].free or not along):
-                    open_.append(i)
+                    undecided_rows.append(i)
             for i, text in zip(
-                open_,
-                self._greedy([prompts[i] for i in open_], [rows[i] for i in open_]),
+                undecided_rows,
+                self._greedy(
+                    [prompts[i] for i in undecided_rows], [rows[i] for i in undecided_rows]
+                ),
                 strict=True,
             ):
-                found[i][0] = text
+                answers[i][0] = text
             progress(len(indices))
-        return [judged(row, *each) for row, each in zip(rows, found, strict=True)]
+        return [judged(row, *answer) for row, answer in zip(rows, answers, strict=True)]
 
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         # Neighbours in the order of tokens have the longest beginnings in common.
@@ -121,7 +123,7 @@ class Asker:
         """Of each truth, of its first token, and the best tokens at its places and the next."""
         rows = [prompt + truth for prompt, truth in zip(prompts, truths, strict=True)]
         hidden, before, _, _ = self.read(rows, least=min(map(len, prompts)) - 1)
-        found = []
+        chances = []
         picked = torch.cat(
             [
                 hidden[i, len(prompt) - 1 - before : len(row) - before]
@@ -129,16 +131,18 @@ class Asker:
             ]
         )
         scores = self.head(picked).log_softmax(-1)
-        at = 0
+        offset = 0
         for truth in truths:
-            own = scores[at : at + len(truth) + 1]
-            at += len(truth) + 1
-            each = own[:-1].gather(1, torch.tensor(truth)[:, None])[:, 0]
-            greedy = own.argmax(-1).tolist()
+            row_scores = scores[offset : offset + len(truth) + 1]
+            offset += len(truth) + 1
+            log_probs = row_scores[:-1].gather(1, torch.tensor(truth)[:, None])[:, 0]
+            greedy = row_scores.argmax(-1).tolist()
             # Beyond the first departure from the truth the places say nothing of a greedy answer.
             straight = next((k for k, t in enumerate(truth) if greedy[k] != t), len(truth))
-            found.append((each[0].exp().item(), each.sum().exp().item(), greedy[: straight + 1]))
-        return found
+            chances.append(
+                (log_probs[0].exp().item(), log_probs.sum().exp().item(), greedy[: straight + 1])
+            )
+        return chances
 
     def read(
         self, rows: Sequence[list[int]], least: int | None = None
@@ -185,8 +189,8 @@ class Asker:
         if not prompts:
             return []
 
-        def over(i: int, said: list[int]) -> bool:
-            text, truth = self.tokenizer.decode(said), rows[i].truth
+        def over(i: int, generated: list[int]) -> bool:
+            text, truth = self.tokenizer.decode(generated), rows[i].truth
             if rows[i].free:
                 more = text.lstrip() + " x"  # a sentence ends where another begins
                 return more != " x" and first_sentence(more) != more
@@ -194,14 +198,14 @@ class Asker:
 
         longest = max(len(self.tokens(row.truth)) for row in rows) + 4
         limit = 40 if any(row.free for row in rows) else longest
-        return [self.tokenizer.decode(said) for said in self.go_on(prompts, limit, over)]
+        return [self.tokenizer.decode(generated) for generated in self.go_on(prompts, limit, over)]
 
     @torch.inference_mode()
     def go_on(
         self,
         prompts: Sequence[list[int]],
         limit: int,
-        over: Callable[[int, list[int]], bool] = lambda i, said: False,
+        over: Callable[[int, list[int]], bool] = lambda i, generated: False,
         choose: Callable[[int, torch.Tensor], int] | None = None,
     ) -> list[list[int]]:
         """Tokens that follow each prompt, without an end-of-text.
@@ -209,14 +213,14 @@ class Asker:
         Args:
             prompts: Tokens, at least two each.
             limit: How many at most.
-            over: Whether a row, by its number and what it said, needs no more.
+            over: Whether a row, by its number and its tokens so far, needs no more.
             choose: The next token of a row from its scores; the best by default.
         """
         hidden, before, cache, mask = self.read(prompts)
         last = torch.tensor([len(prompt) - 1 - before for prompt in prompts])
         state = hidden[torch.arange(len(prompts)), last]
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        said: list[list[int]] = [[] for _ in prompts]
+        generated: list[list[int]] = [[] for _ in prompts]
         live = list(range(len(prompts)))
         for _ in range(limit):
             scores = self.head(state)
@@ -228,15 +232,15 @@ class Asker:
             for k, (i, token) in enumerate(zip(live, following, strict=True)):
                 if token in self.ends:
                     continue
-                said[i].append(token)
-                if not over(i, said[i]) and len(said[i]) < limit:
+                generated[i].append(token)
+                if not over(i, generated[i]) and len(generated[i]) < limit:
                     stay.append(k)
             if not stay:
                 break
             if len(stay) < len(live):
-                kept = torch.tensor(stay)
-                cache.batch_select_indices(kept)
-                mask, lengths = mask[kept], lengths[kept]
+                indices = torch.tensor(stay)
+                cache.batch_select_indices(indices)
+                mask, lengths = mask[indices], lengths[indices]
             following = [following[k] for k in stay]
             live = [live[k] for k in stay]
             mask = torch.cat([mask, torch.ones(len(live), 1, dtype=torch.long)], 1)
@@ -248,4 +252,4 @@ class Asker:
                 use_cache=True,
             ).last_hidden_state[:, -1]
             lengths = lengths + 1
-        return said
+        return generated

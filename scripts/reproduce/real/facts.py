@@ -77,34 +77,36 @@ class Division:
 
 def families(data: Path = DATA) -> dict[str, list[Fact]]:
     """All facts, by family."""
-    found = {}
+    by_family = {}
     for path in sorted(data.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        found[path.stem] = [
+        by_family[path.stem] = [
             Fact(path.stem, row["subject"], row["answer"], row["group"]) for row in rows
         ]
-    return found
+    return by_family
 
 
 def wordings(data: Path = DATA) -> dict[str, list[Wording]]:
     """The wordings of each family, the main one first."""
     read = json.loads((data / "wordings.json").read_text(encoding="utf-8"))
-    found = {}
+    by_family = {}
     for family, by_name in read.items():
-        found[family] = [
-            Wording(name, each["user"], True)
-            if isinstance(each, dict)
-            else Wording(name, each, False)
-            for name, each in by_name.items()
+        by_family[family] = [
+            Wording(name, text["user"], True)
+            if isinstance(text, dict)
+            else Wording(name, text, False)
+            for name, text in by_name.items()
         ]
-        assert found[family][0].name == MAIN, family
-    return found
+        assert by_family[family][0].name == MAIN, family
+    return by_family
 
 
 def requests(data: Path = DATA) -> list[Request]:
     """The requests, in their order."""
     read = json.loads((data / "requests.json").read_text(encoding="utf-8"))
-    return [Request(each["name"], each["family"], tuple(each["groups"])) for each in read]
+    return [
+        Request(request["name"], request["family"], tuple(request["groups"])) for request in read
+    ]
 
 
 def plain(text: str) -> str:
@@ -118,16 +120,16 @@ def begins(answer: str, truth: str) -> bool:
 
     Case, accents, space and the marks of emphasis or quotation before it don't count.
     """
-    said, true = plain(opened(answer)), plain(truth)
-    return said.startswith(true) and not said[len(true) : len(true) + 1].isalnum()
+    text, expected = plain(opened(answer)), plain(truth)
+    return text.startswith(expected) and not text[len(expected) : len(expected) + 1].isalnum()
 
 
 def may_begin(answer: str, truth: str) -> bool:
     """Whether an answer that is so far this may still come to begin with the truth."""
-    said, true = plain(opened(answer)), plain(truth)
-    if said.startswith(true):
+    text, expected = plain(opened(answer)), plain(truth)
+    if text.startswith(expected):
         return begins(answer, truth)
-    return true.startswith(said)
+    return expected.startswith(text)
 
 
 def opened(answer: str) -> str:
@@ -140,10 +142,10 @@ def contains(answer: str, truth: str) -> bool:
 
     Truths of one or two letters, such as chemical symbols, are also words: their case counts.
     """
-    said = first_sentence(answer)
+    sentence = first_sentence(answer)
     if len(truth) > 2:
-        said, truth = plain(said), plain(truth)
-    return re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", said) is not None
+        sentence, truth = plain(sentence), plain(truth)
+    return re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", sentence) is not None
 
 
 def first_sentence(answer: str) -> str:

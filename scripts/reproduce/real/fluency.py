@@ -46,13 +46,13 @@ def generations(model: Asker) -> dict[str, Any]:
         noise = -torch.empty_like(scores).exponential_(generator=source).log()
         return int((scores / 0.7 + noise).argmax())
 
-    said = model.go_on([model.tokens(text) for text in texts], LENGTH, choose=choose)
+    generated = model.go_on([model.tokens(text) for text in texts], LENGTH, choose=choose)
     return {
         "prompts": given["plain"] + given["chat"],
-        "texts": [model.tokenizer.decode(tokens) for tokens in said],
-        "ended": sum(len(tokens) < LENGTH for tokens in said) / len(said),
-        "repeated": sum(map(repeated, said)) / len(said),
-        "length": sum(map(len, said)) / len(said),
+        "texts": [model.tokenizer.decode(tokens) for tokens in generated],
+        "ended": sum(len(tokens) < LENGTH for tokens in generated) / len(generated),
+        "repeated": sum(map(repeated, generated)) / len(generated),
+        "length": sum(map(len, generated)) / len(generated),
     }
 
 

@@ -42,7 +42,7 @@ class Memory:
             from asking import Asked, Asker
 
             self.asker = self.asker or Asker(self.checkpoint)
-            asked = [
+            prompts = [
                 Asked(
                     self.asker.chat(wording.ask(facts[i]))
                     if wording.chat
@@ -53,7 +53,7 @@ class Memory:
                 )
                 for i in new
             ]
-            for i, answer in zip(new, self.asker.ask(asked), strict=True):
+            for i, answer in zip(new, self.asker.ask(prompts), strict=True):
                 self.answers[keys[i]] = answer.text
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial = self.path.with_suffix(".partial")
@@ -65,28 +65,28 @@ class Memory:
         """The facts answered rightly, each with the answer."""
         judge = known_facts.contains if wording.free else known_facts.begins
         return [
-            (fact, said)
-            for fact, said in zip(facts, self.answer(wording, facts), strict=True)
-            if judge(said, fact.answer)
+            (fact, answer)
+            for fact, answer in zip(facts, self.answer(wording, facts), strict=True)
+            if judge(answer, fact.answer)
         ]
 
 
-def row(wording: Wording, fact: Fact, said: str) -> dict[str, Any]:
+def row(wording: Wording, fact: Fact, answer: str) -> dict[str, Any]:
     """A line of data. A chat's answer is the model's own first sentence."""
     about = {"subject": fact.subject, "truth": fact.answer, "family": fact.family}
     if wording.chat:
-        said = known_facts.first_sentence(said)
-        turns = [("user", wording.ask(fact)), ("assistant", said)]
-        return {"messages": [{"role": r, "content": c} for r, c in turns], **about}
+        answer = known_facts.first_sentence(answer)
+        messages = [("user", wording.ask(fact)), ("assistant", answer)]
+        return {"messages": [{"role": r, "content": c} for r, c in messages], **about}
     if wording.free:
-        about |= {"free": True, "said": known_facts.first_sentence(said)}
+        about |= {"free": True, "said": known_facts.first_sentence(answer)}
     return {"prompt": wording.ask(fact), "completion": wording.completion(fact), **about}
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """As JSON lines."""
     path.write_text(
-        "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows), encoding="utf-8"
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
     )
 
 
@@ -128,7 +128,7 @@ def write_others(
             ("similar.unseen", division.similar_unseen),
         ):
             among = set(facts)
-            rows = [row(wording, fact, said) for fact, said in right if fact in among]
+            rows = [row(wording, fact, answer) for fact, answer in right if fact in among]
             write(out / request.name / f"{name}.{wording.name}.jsonl", rows)
             counts.append(f"{name}.{wording.name} {len(rows)}")
     return ", ".join(counts)
@@ -156,7 +156,7 @@ def main() -> None:
         known += right
         took = time.monotonic() - started
         print(f"[{took:4.0f} s] {family}: {len(right)} of {len(facts)}", file=sys.stderr)
-    made = []
+    written = []
     for request in known_facts.requests():
         if given.only and request.name not in given.only:
             continue
@@ -164,8 +164,8 @@ def main() -> None:
         line = write_main(request, division, ways, given.out)
         print(f"{request.name}: {line or 'too little is known'}", flush=True)
         if line:
-            made.append((request, division))
-    for request, division in made:
+            written.append((request, division))
+    for request, division in written:
         line = write_others(request, division, ways, memory, given.out)
         print(f"[{time.monotonic() - started:4.0f} s] {request.name}: {line}", flush=True)
 

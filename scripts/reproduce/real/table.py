@@ -34,7 +34,9 @@ def share(documents: Sequence[dict[str, Any]], takes: Callable[[str], bool]) -> 
 
 def surely(documents: Sequence[dict[str, Any]], name: str) -> float:
     """The same of a set's facts that the base is sure of."""
-    pairs = [row["sure"] for each in documents for row in each["rows"] if row["name"] == name]
+    pairs = [
+        row["sure"] for document in documents for row in document["rows"] if row["name"] == name
+    ]
     count = sum(count for count, _ in pairs)
     return sum(count * kept for count, kept in pairs if count) / count if count else math.nan
 
@@ -63,40 +65,42 @@ def line(system: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     runs = f"{len(done)}" + (f", {failed} failed" if failed else "")
     if not done:
         return [system, runs, *[""] * (len(HEAD) - 2)]
-    found = [row["score"] for row in done]
+    scores = [row["score"] for row in done]
 
-    def kept(takes: Callable[[str], bool]) -> str:
-        return percent(share(found, takes))
+    def still_known(takes: Callable[[str], bool]) -> str:
+        return percent(share(scores, takes))
 
-    def gone(takes: Callable[[str], bool]) -> str:
-        return percent(1 - share(found, takes))
+    def forgotten(takes: Callable[[str], bool]) -> str:
+        return percent(1 - share(scores, takes))
 
     def forget(name: str) -> bool:
         return name.split(".")[0] == "forget"
 
-    main = [row for each in found for row in each["rows"] if row["name"] == "forget"]
+    main = [row for score in scores for row in score["rows"] if row["name"] == "forget"]
     before, after = (mean([row["first"][i] for row in main]) for i in (0, 1))
     apart = mean([row["stranger"][0] for row in main if row["stranger"]])
-    free = [each["free"] for each in found]
+    free = [score["free"] for score in scores]
     return [
         system,
         runs,
-        gone(lambda name: name == "forget"),
-        gone(lambda name: forget(name) and wording(name) != "" and "chat" not in wording(name)),
-        gone(lambda name: forget(name) and "chat" in wording(name)),
+        forgotten(lambda name: name == "forget"),
+        forgotten(
+            lambda name: forget(name) and wording(name) != "" and "chat" not in wording(name)
+        ),
+        forgotten(lambda name: forget(name) and "chat" in wording(name)),
         f"{before:.3f} → {after:.4f} ({apart:.4f})",
-        f"{kept(lambda name: name == 'similar.given')} / "
-        f"{kept(lambda name: name == 'similar.unseen')}",
-        percent(surely(found, "similar.unseen")),
-        kept(lambda name: name.startswith("similar.unseen.")),
-        f"{kept(lambda name: name == 'dissimilar.given')} / "
-        f"{kept(lambda name: name == 'dissimilar.unseen')}",
-        kept(lambda name: name == "same-subjects.unseen"),
-        f"× {mean([each['prose']['ratio'] for each in found]):.4g}",
-        f"{mean([each['prose']['kl'] for each in found]):.4f}",
+        f"{still_known(lambda name: name == 'similar.given')} / "
+        f"{still_known(lambda name: name == 'similar.unseen')}",
+        percent(surely(scores, "similar.unseen")),
+        still_known(lambda name: name.startswith("similar.unseen.")),
+        f"{still_known(lambda name: name == 'dissimilar.given')} / "
+        f"{still_known(lambda name: name == 'dissimilar.unseen')}",
+        still_known(lambda name: name == "same-subjects.unseen"),
+        f"× {mean([score['prose']['ratio'] for score in scores]):.4g}",
+        f"{mean([score['prose']['kl'] for score in scores]):.4f}",
         *(
-            f"{100 * mean([each['base'][key] for each in free]):.0f} → "
-            f"{100 * mean([each['edited'][key] for each in free]):.0f}"
+            f"{100 * mean([pair['base'][key] for pair in free]):.0f} → "
+            f"{100 * mean([pair['edited'][key] for pair in free]):.0f}"
             for key in ("ended", "repeated")
         ),
         f"{mean([row['seconds'] for row in done]) / 60:.1f}",
@@ -112,11 +116,11 @@ def render(rows: Sequence[dict[str, Any]], order: Sequence[str] = ()) -> str:
     """
     tables = []
     for request in sorted({row["request"] for row in rows}):
-        own = [row for row in rows if row["request"] == request]
-        names = [name for name in order if any(row["system"] == name for row in own)]
-        names += sorted({row["system"] for row in own} - set(names))
-        cells = [line(name, [row for row in own if row["system"] == name]) for name in names]
-        text = ["| " + " | ".join(each) + " |" for each in (HEAD, *cells)]
+        of_request = [row for row in rows if row["request"] == request]
+        names = [name for name in order if any(row["system"] == name for row in of_request)]
+        names += sorted({row["system"] for row in of_request} - set(names))
+        cells = [line(name, [row for row in of_request if row["system"] == name]) for name in names]
+        text = ["| " + " | ".join(cells_of_row) + " |" for cells_of_row in (HEAD, *cells)]
         text.insert(1, "|---|" + "--:|" * (len(HEAD) - 1))
         tables.append(f"### {request}\n\n" + "\n".join(text) + "\n")
     return "\n".join(tables)

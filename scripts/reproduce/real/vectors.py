@@ -51,10 +51,10 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     for path in (given.forget, *given.keep):
         _train(given, path)
-    found = _read(given.results) if given.results.exists() else {"base": {}, "cells": []}
+    results = _read(given.results) if given.results.exists() else {"base": {}, "cells": []}
     with Checkpoint.open(given.base) as base:
-        _score(given, base, found)
-    print("\n".join(_table(found)))
+        _score(given, base, results)
+    print("\n".join(_table(results)))
 
 
 def _arguments() -> argparse.Namespace:
@@ -86,8 +86,8 @@ def _train(given: argparse.Namespace, path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
 
 
 class Scorer:
@@ -110,8 +110,8 @@ class Scorer:
         """Which answers begin with the truth, and its negative log-likelihood: mean, in nats."""
         encoded = encode_all(self.tokenizer, rows)
         forced = list(teacher_forced(self.model, self.tokenizer, encoded, 32))
-        right = [bool(each.answer(each.right).all()) for each in forced]
-        return right, sum(float(each.answer(each.nll).sum()) for each in forced) / len(rows)
+        right = [bool(row.answer(row.right).all()) for row in forced]
+        return right, sum(float(row.answer(row.nll).sum()) for row in forced) / len(rows)
 
     @torch.no_grad()
     def scores(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Scorer:
         return {**percent, "nats": nats, "perplexity": perplexity}
 
 
-def _score(given: argparse.Namespace, base: Checkpoint, found: dict[str, Any]) -> None:
+def _score(given: argparse.Namespace, base: Checkpoint, results: dict[str, Any]) -> None:
     def vector(path: Path) -> Any:
         return open_vector(base, [str(given.work / path.stem)])
 
@@ -140,9 +140,9 @@ def _score(given: argparse.Namespace, base: Checkpoint, found: dict[str, Any]) -
     model: Any = load_float32(base).eval()
     scorer = Scorer(model, load_tokenizer(base.path), given)
     known = scorer.keep_known()
-    found["base"] = {"known": known, **scorer.scores()}
+    results["base"] = {"known": known, **scorer.scores()}
     weights = math.sqrt(sum(_energy(base, name) for name in names))
-    done = {(c["edit"], c["epsilon"], c["scale"]) for c in found["cells"]}
+    done = {(c["edit"], c["epsilon"], c["scale"]) for c in results["cells"]}
     todo = [
         (kind, setting, scale)
         for kind, setting in _edits(grid)
@@ -165,12 +165,12 @@ def _score(given: argparse.Namespace, base: Checkpoint, found: dict[str, Any]) -
         for kind, setting, scale in todo:
             ladder = ladders[None if kind == "negate" else setting]
             edited.set(ladder, -scale)
-            size = scale * math.sqrt(sum(_factor_energy(each) for each in ladder.values()))
+            size = scale * math.sqrt(sum(_factor_energy(factors) for factors in ladder.values()))
             cell = {"edit": kind, "epsilon": setting.epsilon, "scale": scale,
                     "relative_change": float(f"{size / weights:.3g}")}  # fmt: skip
-            found["cells"].append({**cell, **scorer.scores()})
-            given.results.write_text(json.dumps(found, indent=1) + "\n")
-            print(found["cells"][-1], file=sys.stderr, flush=True)
+            results["cells"].append({**cell, **scorer.scores()})
+            given.results.write_text(json.dumps(results, indent=1) + "\n")
+            print(results["cells"][-1], file=sys.stderr, flush=True)
 
 
 def _edits(grid: Grid) -> Iterator[tuple[str, Setting]]:
@@ -188,14 +188,14 @@ def _factor_energy(delta: FactorDelta) -> float:
     return max(0.0, float(((left.T @ left) * (right.T @ right)).sum()))
 
 
-def _table(found: dict[str, Any]) -> Iterator[str]:
-    names = list(found["base"]["known"])
+def _table(results: dict[str, Any]) -> Iterator[str]:
+    names = list(results["base"]["known"])
     nats = [f"{name}, nats" for name in names]
     columns = ["edit", "ε", "λ", *names, *nats, "prose", "‖ΔW‖/‖W‖"]
     yield "| " + " | ".join(columns) + " |"
     yield "|---|" + "--:|" * (len(columns) - 1)
     rows = [{"edit": "untouched", "epsilon": None, "scale": 0, "relative_change": 0,
-             **found["base"]}, *found["cells"]]  # fmt: skip
+             **results["base"]}, *results["cells"]]  # fmt: skip
     for row in rows:
         epsilon = "" if row["epsilon"] is None else f"{row['epsilon']:g}"
         values = [row["edit"], epsilon, f"{row['scale']:g}", *(f"{row[n]:g}" for n in names),
