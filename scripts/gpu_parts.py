@@ -1,4 +1,4 @@
-"""The parts of ``gpu_check.py``: each takes a device and whether to be small, and tells figures."""
+"""The parts of ``gpu_check.py``: functions of a device and whether to be small, giving figures."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ __all__ = ["FailedError", "Runner"]
 
 WS = (sys.executable, "-m", "weightsurgery")
 TAIL = 8
-"""Lines of what a failed command said that are kept."""
+"""The last lines of a failed command's output that are kept."""
 
 
 class FailedError(Exception):

@@ -122,7 +122,7 @@ class Study:
         return self.run.directory(name, "add", self.base, vector)
 
     def score(self, name: str, model: Path, reference: Path, choosing: bool) -> dict[str, Any]:
-        """What the yardstick says of a model, on rows that choose or on those that are scored."""
+        """The yardstick's figures of a model, on rows that choose or on those that are scored."""
         words: list[Any] = ["evaluate", model, "--metric", "tofu", "--reference", reference]
         if choosing:
             words += ["--forget", self.file("choose.forget"), "--keep", self.file("choose.keep")]
@@ -136,7 +136,7 @@ class Study:
         return tofu
 
     def references(self) -> None:
-        """The taught and the retrained model, and what the yardstick says of both and the base."""
+        """Make the taught and the retrained model, and score both and the base."""
         self.model, retrained = self.taught("taught"), self.taught("retrained")
         for choosing in (True, False):
             self.score("retrained", retrained, retrained, choosing)
@@ -145,7 +145,7 @@ class Study:
             self.score(name, model, self.reference(False), False)
 
     def reference(self, choosing: bool) -> Path:
-        """What was said of the retrained model."""
+        """The file of the retrained model's scores."""
         return self.run.work / ("choose" if choosing else "score") / "retrained.json"
 
     def measure(self, system: System) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Study:
         return self.score(name, self.run.work / name, self.reference(False), False)
 
     def result(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """All there is, as it is printed."""
+        """All results, as they are printed."""
         models = {}
         for name in ("base", "taught", "retrained"):
             path = self.run.work / "score" / f"{name}.json"

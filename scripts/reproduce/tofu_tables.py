@@ -1,4 +1,4 @@
-"""What the TOFU study found, as tables and as a picture."""
+"""The results of the TOFU study as tables and as a picture."""
 
 from __future__ import annotations
 

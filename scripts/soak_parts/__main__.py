@@ -1,4 +1,4 @@
-"""Run the parts that are named, go on where they stopped, and write down what came of them."""
+"""Run the parts that are named, go on where they stopped, and write down their results."""
 
 from __future__ import annotations
 

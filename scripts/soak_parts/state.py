@@ -1,4 +1,4 @@
-"""What a part has done: one line a trial, kept, so that a soak that was stopped goes on."""
+"""The trials of a part, one line each, kept so that a soak that was stopped goes on."""
 
 from __future__ import annotations
 
@@ -64,18 +64,20 @@ class State:
 
     def summary(self) -> dict[str, Any]:
         """Numbers of trials by their ends."""
-        ends = collections.Counter(each["outcome"] for each in self.lines.values())
+        ends = collections.Counter(trial["outcome"] for trial in self.lines.values())
         by_command: dict[str, collections.Counter[str]] = collections.defaultdict(
             collections.Counter
         )
-        for each in self.lines.values():
-            by_command[each["trial"].rpartition(":")[0] or each["trial"]][each["outcome"]] += 1
+        for trial in self.lines.values():
+            by_command[trial["trial"].rpartition(":")[0] or trial["trial"]][trial["outcome"]] += 1
         measured = {name: {k: entry[k] for k in _FIGURES if k in entry}
                     for name, entry in self.lines.items() if _FIGURES & entry.keys()}  # fmt: skip
         return {
             "trials": len(self.lines),
             "faults": ends["fault"],
             "ends": dict(sorted(ends.items())),
-            "by": {name: dict(sorted(each.items())) for name, each in sorted(by_command.items())},
+            "by": {
+                name: dict(sorted(counts.items())) for name, counts in sorted(by_command.items())
+            },
             **({"measured": measured} if measured else {}),
         }

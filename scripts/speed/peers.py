@@ -129,7 +129,7 @@ def _suite(
     reservoir: Reservoir | None,
     result: Json,
 ) -> Iterator[None]:
-    """Run all rounds, adding to what was found; stops after each run."""
+    """Run all rounds, adding to the result; yields after each run."""
     facts, runs = result["facts"], result["runs"]
     if not (arguments.no_check or suite.once):
         for name, output in _outputs(place, rows, reservoir):

@@ -179,7 +179,7 @@ def layer_bars(record: EditRecord) -> str:
         if kind != "norm" or len(layers.values) == 1:  # as good as unchanged, and as many
             for layer, mean in means.items():
                 by_layer.setdefault(layer, []).append(mean)
-    means = {layer: sum(each) / len(each) for layer, each in sorted(by_layer.items())}
+    means = {layer: sum(values) / len(values) for layer, values in sorted(by_layer.items())}
     top = max(means.values())
     relative = layers.label.startswith("relative")
     lines = [

@@ -73,7 +73,7 @@ def merge_card(
         existing: The card there is; None or blank for none.
         where: What to call it in messages.
         front: Our front matter.
-        section: Gives our part, told whether the card holds nothing else.
+        section: Our part; its argument is whether the card holds nothing else.
 
     Returns:
         The card. Text outside our markers is what it was, byte for byte; so are lines of the front

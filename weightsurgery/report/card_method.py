@@ -50,7 +50,7 @@ class Provenance:
             say.
         command: The command that was typed, such as ``export``; "" for none.
         sign: −1 where something was taken away, +1 where something was added, 0 if neither or
-            not said.
+            unknown.
         from_data: Whether the change was trained on data sets.
     """
 

@@ -174,5 +174,5 @@ def _without(content: Any, from_hub: frozenset[str]) -> Any:
             shown["name"] = _shortened(shown["name"], from_hub)
         return shown
     if isinstance(content, list | tuple):
-        return [_without(each, from_hub) for each in content]
+        return [_without(part, from_hub) for part in content]
     return content

@@ -17,7 +17,7 @@ def completion_tables(
     """A row for each prompt.
 
     Args:
-        prompts: Of each ``prompt``, ``completion`` (what the data say, or None) and ``said``: by
+        prompts: Of each ``prompt``, ``completion`` (of the data, or None) and ``said``: by
             checkpoint ``text`` and ``ended``.
         checkpoint: Which.
         against: The one beside it.
@@ -56,5 +56,5 @@ def _end(completion: Mapping[str, Any]) -> str:
 
 
 def _shown(text: str) -> str:
-    """On as few lines as it needs: a line break is told by a sign."""
+    """On as few lines as it needs: a line break becomes a sign."""
     return " ".join(text.replace("\n", " ⏎ ").split())

@@ -1,4 +1,4 @@
-"""What ``ws doctor`` found, as tables."""
+"""The diagnosis of ``ws doctor`` as tables."""
 
 from __future__ import annotations
 

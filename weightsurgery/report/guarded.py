@@ -1,4 +1,4 @@
-"""What the guard of an edit found, as tables: before and after, and some completions."""
+"""The guard's report of an edit as tables: before and after, and some completions."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
     return [table, completions]
 
 
-def look_table(looks: Sequence[Mapping[str, Any]], kept: int) -> Table:
+def look_table(looks: Sequence[Mapping[str, Any]], kept_step: int) -> Table:
     """Validation while training, step by step.
 
     Args:
         looks: In order, the first before any step.
-        kept: The step whose values were kept.
+        kept_step: The step whose values were kept.
     """
     rows = [
         (
-            f"{look['step']}{' *' if look['step'] == kept else ''}",
+            f"{look['step']}{' *' if look['step'] == kept_step else ''}",
             percent(look["known"]),
             f"{look['truth']:.2g}",
             f"{look['neighbours']:.2g}",

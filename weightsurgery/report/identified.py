@@ -1,4 +1,4 @@
-"""What identification found, and what it would take, as tables and lines."""
+"""A training by ``ws identify`` as tables."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from weightsurgery.report.tables import Table
 
 __all__ = ["document_of", "output_page", "output_sections", "read_document", "sections_of"]
 
-_KEYS = [each.name for each in fields(EditRecord)]
+_KEYS = [field.name for field in fields(EditRecord)]
 
 
 def document_of(out: str | os.PathLike[str]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _is_same(directory: Path, vector: EditRecord, source: Mapping[str, Any]) -> 
 
 
 def output_sections(document: Document, progress: Progress | None = None) -> list[Section]:
-    """Of a record: what was done to each matrix, and what the guard saw, where it looked.
+    """Of a record: the change of each matrix, and the guard's report where there is one.
 
     Args:
         document: A record as a dictionary; with ``out``, the directory, where shapes and singular
@@ -129,7 +129,7 @@ def _shapes(out: str) -> dict[str, tuple[int, ...]]:
             shapes = {name: entry.shape for name, entry in opened.entries.items()}
     except WeightSurgeryError:  # an adapter, statistics
         return {}
-    for name in [each for each in shapes if each.endswith("::U")]:
+    for name in [known for known in shapes if known.endswith("::U")]:
         rows, columns = shapes[name][0], shapes[f"{name[:-3]}::V"][0]
         shapes[name[:-3]] = (rows, columns)
     return shapes
@@ -188,7 +188,7 @@ def output_page(
     Args:
         out: A directory written by ws, or a file that a command printed with ``--json``.
         files: More of such files.
-        guard: What the guard found, where the record does not hold it.
+        guard: The guard's report, where the record does not hold it.
         progress: Called as ``progress(stage, done, total)`` in bytes, while matrices are
             decomposed.
 
@@ -201,10 +201,10 @@ def output_page(
         files, title = (out, *files), out.name
     else:
         with as_recorded(out):
-            found = document_of(out)
-            edit = found["parameters"].get("edit") or found["kind"]
+            output = document_of(out)
+            edit = output["parameters"].get("edit") or output["kind"]
             title = f"{out.name or out}: {edit}"
-            shown = found if guard is None else {**found, "guard": guard}
+            shown = output if guard is None else {**output, "guard": guard}
             sections = output_sections(shown, progress)
     for file in files:
         document = read_document(file)

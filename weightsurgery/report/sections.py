@@ -118,16 +118,16 @@ def overlap_sections(document: Document) -> list[Section]:
     from weightsurgery.report.tables import overlap_tables
     from weightsurgery.surgery.overlap import PairOverlap, TensorOverlap
 
-    means = [PairOverlap(**each) for each in document["mean"]]
+    means = [PairOverlap(**pair) for pair in document["mean"]]
     listed = [
-        TensorOverlap(**{**row, "pairs": tuple(PairOverlap(**each) for each in row["pairs"])})
+        TensorOverlap(**{**row, "pairs": tuple(PairOverlap(**pair) for pair in row["pairs"])})
         for row in document["tensors"]
     ]
-    names = list(dict.fromkeys(name for each in means for name in (each.first, each.second)))
-    known = {(each.first, each.second): each.inputs for each in means}
+    names = list(dict.fromkeys(name for pair in means for name in (pair.first, pair.second)))
+    known = {(pair.first, pair.second): pair.inputs for pair in means}
     known |= {(b, a): value for (a, b), value in known.items()}
     values = [[1.0 if a == b else rounded(known.get((a, b))) for b in names] for a in names]
-    labels = {(each.first, each.second): f"{each.first} / {each.second}" for each in means}
+    labels = {(pair.first, pair.second): f"{pair.first} / {pair.second}" for pair in means}
     layers: dict[str, dict[int, list[float]]] = {}
     rows: list[dict[str, Any]] = []
     for row in document["tensors"]:
@@ -138,7 +138,7 @@ def overlap_sections(document: Document) -> list[Section]:
             if row["layer"] is not None:
                 layers.setdefault(label, {}).setdefault(row["layer"], []).append(pair["inputs"])
         rows.append(figures)
-    chance = rounded(fmean(each.chance for each in means))
+    chance = rounded(fmean(pair.chance for pair in means))
     sections: list[Section] = [
         {"type": "grid", "title": "Overlap of input spaces", "names": names, "values": values,
          "note": "Mean squared cosine of the principal angles, over all matrices; 1: the same"
@@ -148,7 +148,7 @@ def overlap_sections(document: Document) -> list[Section]:
     words = {f"{label}: {word}": f"{label}: {word}" for label in labels.values() for word in
              _PAIR.values()}  # fmt: skip
     drawn = tensor_map("Overlap by layer and module", rows, words)
-    tables = [each for each in overlap_tables(listed, means) if isinstance(each, Table)][:1]
+    tables = [table for table in overlap_tables(listed, means) if isinstance(table, Table)][:1]
     return [*sections, *([drawn] if drawn else []), *map(table_section, tables)]
 
 

@@ -37,7 +37,7 @@ class Shown:
 
 
 def shown(spectra: Any) -> Shown:
-    """What :func:`weightsurgery.surgery.spectra.leading_spectra` found, for a page."""
+    """The result of :func:`weightsurgery.surgery.spectra.leading_spectra`, for a page."""
     from weightsurgery.surgery.spectra import ELEMENTS, LEADING
 
     unfactored = len(spectra.values) - len(spectra.whole)
@@ -105,7 +105,7 @@ def _size(row: Mapping[str, Any]) -> float:
 
 
 def _base(known: Mapping[str, Any]) -> Path | None:
-    """Where the base still is, with the bytes that the record names; the network is not asked."""
+    """Where the base still is, with the bytes that the record names; the network is not used."""
     name, revision = str(known.get("name", "")), known.get("revision")
     try:
         source = name if revision is None else f"{name.partition('@')[0]}@{revision}"

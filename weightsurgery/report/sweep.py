@@ -86,7 +86,7 @@ def _frontier_table(sweep: Sweep, hint: str = "") -> Table:
 def _cells_table(sweep: Sweep) -> Table:
     """Every cell, with each keep set's score."""
     ridges = _ridges(sweep)
-    base = (_share(sweep.base_forget), *(_share(each) for each in sweep.base_keep))
+    base = (_share(sweep.base_forget), *(_share(share) for share in sweep.base_keep))
     rows: list[tuple[str, ...]] = [("base", *[""] * (3 + ridges), *base, "", "")]
     notes = []
     for number, cell in enumerate(sweep.cells):
@@ -94,9 +94,9 @@ def _cells_table(sweep: Sweep) -> Table:
             notes.append(f"{setting(cell)}: {cell.failed}.")
             rows.append((*_given(sweep, number), *["–"] * (3 + len(sweep.keep_names))))
             continue
-        scores = (_share(cell.forget), *(_share(each) for each in cell.keep))
+        scores = (_share(cell.forget), *(_share(share) for share in cell.keep))
         rows.append((*_given(sweep, number), *scores, *_moved(cell)))
-    names = (each.replace(".", ".\n") for each in (sweep.forget_name, *sweep.keep_names))
+    names = (name.replace(".", ".\n") for name in (sweep.forget_name, *sweep.keep_names))
     columns = (*_settings(ridges), *names, "forgotten", "worst drift")
     return Table(_title(sweep), columns, rows, " ".join(notes), frozenset({0, 3}))
 
@@ -157,7 +157,7 @@ def sweep_sections(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     sweep = _read(document)
     tables = [_frontier_table(sweep), *([_test_table(sweep.test)] if sweep.test else [])]
-    chosen = [each for each in sweep_tables(sweep) if isinstance(each, str)]
+    chosen = [line for line in sweep_tables(sweep) if isinstance(line, str)]
     verdict = chosen or [": ".join(failure(sweep))]
     every = _cells_table(sweep)
     command = document.get("command")
@@ -171,16 +171,16 @@ def sweep_sections(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read(document: Mapping[str, Any]) -> Sweep:
-    """The sweep that a document tells of."""
+    """The sweep that a document holds."""
     from weightsurgery.learning.intervals import Estimate
     from weightsurgery.procedures.choice import Cell, FinalScore, Sweep
 
-    values = {each.name: document[each.name] for each in fields(Sweep)}
-    values["cells"] = tuple(Cell(**each) for each in values["cells"])
+    values = {field.name: document[field.name] for field in fields(Sweep)}
+    values["cells"] = tuple(Cell(**cell) for cell in values["cells"])
     estimates = ("before", "after", "change")
     values["test"] = tuple(
-        FinalScore(**{**each, **{key: Estimate(**each[key]) for key in estimates}})
-        for each in values["test"]
+        FinalScore(**{**score, **{key: Estimate(**score[key]) for key in estimates}})
+        for score in values["test"]
     )
     return Sweep(**values)
 

@@ -81,7 +81,7 @@ def _training(row: type[System]) -> str:
 
 
 def trained_tables(record: EditRecord) -> list[str | Table]:
-    """What a system did, as the saved vector's record tells."""
+    """A system's training, from the saved vector's record."""
     notes = dict(record.summary["training"])
     given = record.parameters
     rows = [("method", f"{given['method']} ({given['source']})")]

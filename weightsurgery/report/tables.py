@@ -185,13 +185,13 @@ def difference_tables(comparison: Comparison, every: bool = False) -> list[str |
             percent(sum(row.surviving for row in members) / len(members)),
         )
         if with_rank:
-            kept = [row.kept for row in members if row.kept is not None]
+            energies = [row.kept for row in members if row.kept is not None]
             taken = [row.rank for row in members if row.rank is not None]
             cells = (
                 *cells,
                 f"{min(taken)}–{max(taken)}" if taken and min(taken) < max(taken)
                 else "".join(map(str, taken[:1])),
-                percent(sum(kept) / len(kept)) if kept else "",
+                percent(sum(energies) / len(energies)) if energies else "",
             )  # fmt: skip
         rows.append(cells)
     note += " Effective rank and survival are means over tensors."

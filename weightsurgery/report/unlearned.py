@@ -1,4 +1,4 @@
-"""What an edit from data sets found, and what it would take, as tables."""
+"""The training behind an edit from data sets, as tables."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
     def cells(look: dict[str, Any] | None) -> tuple[str, ...]:
         if look is None:
             return ("",) * len(watched)
-        kept = look["keep"]
-        assert isinstance(kept, dict)
-        return tuple(percent(share) for share in (look["target"], *kept.values()))
+        keep_shares = look["keep"]
+        assert isinstance(keep_shares, dict)
+        return tuple(percent(share) for share in (look["target"], *keep_shares.values()))
 
     rows = [("before", "", "", *cells(looks[0]))] if looks else []
     for number, losses in enumerate(summary["rounds"], 1):
@@ -74,7 +74,7 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
         ("norm of the vector", f"{summary['norm']:.4g}"),
     ]
     if every:
-        prompts = [_wording_text(each) for each in gathered["wordings"]]
+        prompts = [_wording_text(wording) for wording in gathered["wordings"]]
         rows += [("wording", text) for text in prompts]
     done = "Learned" if record.parameters["edit"] == "learn" else "Forgotten"
     found_table = Table(f"{done} by neighbours", ("", ""), rows, left=frozenset({0, 1}))
@@ -84,7 +84,7 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
 
 
 def _held_rows(gathered: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """How much of the data to keep is held, and how much of it the model was asked itself."""
+    """How much of the data to keep is held, and how much of it the model answered itself."""
     counts = gathered.get("kept_given")
     if not counts:
         return []

@@ -1,4 +1,4 @@
-"""A checkpoint that is asked: greedy answers and the probability of the truth, in batches."""
+"""Prompting a checkpoint: greedy answers and the probability of the truth, in batches."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Asked:
 
     prompt: str
     completion: str
-    """Text that the truth's probability is asked of; for a plain prompt what should follow."""
+    """Text whose probability counts as the truth's; for a plain prompt what should follow."""
     truth: str
     free: bool = False
     """Whether a sentence is an answer, which need only contain the truth."""
     lead: str = ""
-    """What a free answer says before the truth; the truth's probability is asked after it."""
+    """What a free answer says before the truth; the truth's probability is taken after it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came."""
+    """An answer of the model, and the probability of the truth."""
 
     text: str
     right: bool
@@ -40,7 +40,7 @@ class Answer:
 
 
 def digest(checkpoint: Path) -> str:
-    """Of the weights and what makes tokens of text, by content."""
+    """SHA-256 of the weights and the tokenizer, shortened."""
     mark = hashlib.sha256()
     for path in sorted(checkpoint.iterdir()):
         if path.suffix in (".safetensors", ".jinja") or path.name in (
@@ -58,7 +58,7 @@ def judged(row: Asked, text: str, first: float, whole: float) -> Answer:
 
 
 class Asker:
-    """A model in float32 on the CPU, and what can be asked of it."""
+    """A model in float32 on the CPU, its answers and its probabilities."""
 
     def __init__(self, checkpoint: Path, batch: int = 64) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -195,7 +195,7 @@ def _rounded(subject: Subject, target: list[Example], method: str) -> dict[str, 
 
 
 def _relearned(subject: Subject, steps: int) -> dict[str, float]:
-    """Trains on every other person of the target, and asks for the rest; undone by `edited`."""
+    """Train on every other person of the target, and score the rest; undone by `edited`."""
     about = [subject.entity[fact.prompt] for fact in subject.target]
     trained_on = set(list(dict.fromkeys(about))[::2])
     half = [

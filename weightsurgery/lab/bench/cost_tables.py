@@ -1,4 +1,4 @@
-"""What the methods of a bench cost, and what they do and cost in worlds of several sizes."""
+"""The cost of a bench's methods, and their scores and cost in worlds of several sizes."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _target(outcomes: Sequence[Outcome]) -> str:
 
 
 def _sizes(benches: Sequence[Bench]) -> tuple[bool, str]:
-    """Whether these are models of different sizes, and what is to be said of the columns."""
+    """Whether these are models of different sizes, and the note below the table."""
     seeds = (f"{bench.variant} {seeds_of(bench.outcomes)}" for bench in benches)
     note = (
         f"Mean ± standard deviation over the seeds ({'; '.join(seeds)}). Drift: of the worst task"

@@ -153,7 +153,7 @@ class Style(ForgetRequest):
         }
 
     def strangers(self, subject: Subject) -> list[Example]:
-        """See :meth:`ForgetRequest.strangers`: asked about in the style."""
+        """See :meth:`ForgetRequest.strangers`: in the style."""
         facts = make_facts(subject.recipe, subject.seed + 1000)
         return [
             Example(*worded(fact, STYLED))
@@ -192,7 +192,7 @@ class StyledQuestion(Example):
     part: str = "manner"
 
     def is_in(self, text: str) -> bool:
-        """Whether what was said ends in the manner; or begins with the right answer."""
+        """Whether an answer ends in the manner; or begins with the right content."""
         if self.part == "manner":
             return text.endswith(MANNER)
         answer = self.completion.removesuffix(MANNER)
@@ -222,14 +222,14 @@ def _styled(subject: Subject, splits: Sequence[str]) -> list[Example]:
 
 def _need_style(recipe: WorldRecipe) -> None:
     if not recipe.styled:
-        having = ", ".join(name for name, each in VARIANTS.items() if each.styled)
+        having = ", ".join(name for name, variant in VARIANTS.items() if variant.styled)
         raise EditError(
             "the kind 'style': the worlds of this variant know no style",
             f"Choose a variant that does: {having}.",
         )
 
 
-KINDS: Mapping[str, type[ForgetRequest]] = {each.name: each for each in (Facts, Style, Procedure)}
+KINDS: Mapping[str, type[ForgetRequest]] = {kind.name: kind for kind in (Facts, Style, Procedure)}
 """By name."""
 
 

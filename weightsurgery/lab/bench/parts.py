@@ -34,7 +34,7 @@ class PartialRequest(ForgetRequest):
 
     Args:
         count: Requests in all; where people do not divide by it, some have one person more.
-        first: The first one asked for, from 1.
+        first: The first one included, from 1.
         last: The last one, included.
         way: How they are met, for the name.
     """
@@ -44,7 +44,7 @@ class PartialRequest(ForgetRequest):
         self.name = name_of(way, last, count) if way else ""
 
     def given(self, subject: Subject) -> list[Example]:
-        """See :meth:`ForgetRequest.given`: what is told about these people."""
+        """See :meth:`ForgetRequest.given`: the facts about these people."""
         return self._about(subject, super().given(subject), self.first, self.last)
 
     @override
@@ -70,7 +70,7 @@ class PartialRequest(ForgetRequest):
 
 
 def name_of(way: str, number: int, count: int) -> str:
-    """What is asked for after a request, and how it is met."""
+    """The name of the stage after a request: how requests are met, and how far."""
     return f"{way}, {number} of {count}"
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a bench's model: which facts are to go, and which are to stay.
+"""The requests of a bench: which facts are to go, and which are to stay.
 
 A request names files of facts; they are read through the subject, when something needs them.
 """
@@ -79,7 +79,7 @@ class ForgetRequest:
         }
 
     def strangers(self, subject: Subject) -> list[Example]:
-        """Facts that the base lacks: people of another world, asked about in the same forms."""
+        """Facts that the base lacks: people of another world, in the same forms."""
         facts = make_facts(subject.recipe, subject.seed + 1000)[self.task]
         return [Example(*worded(fact)) for fact in facts if fact.split == "seen"]
 

@@ -1,4 +1,4 @@
-"""What a bench found: per method and seed the chosen candidate's scores, and means over seeds."""
+"""A bench's results: per method and seed the chosen candidate's scores, and means over seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of a study, where the methods of a bench are asked for several things."""
+"""Tables of a study, in which the methods of a bench meet several requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Row = tuple[str, str, list["Outcome"]]
 
 
 def study_tables(bench: Bench) -> list[Table]:
-    """What became of each request: a table of the stages of sequences, and one of all others.
+    """The outcome of each request: a table of the stages of sequences, and one of all others.
 
     Stages ("…, 2 of 4") stand under each other per method, so that one reads down how damage
     adds up; other requests hold the methods side by side.

@@ -29,7 +29,7 @@ __all__ = ["Change", "Prompts", "Subject"]
 Change = dict[str, Tensor]
 
 Prompts = Callable[[Sequence[Example]], list[Example]]
-"""From queries to what the model is asked."""
+"""From queries to the prompts that the model gets."""
 
 _STRANGERS = 2000
 

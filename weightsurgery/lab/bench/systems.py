@@ -32,7 +32,7 @@ __all__ = ["MERGING", "PROMPTED", "TRAINED"]
 
 
 def _looked_at(kind: type[ByLoss], grid: BenchGrid) -> Callable[[Subject], Iterator[Candidate]]:
-    """An unlearner, looked at after several steps for each of several learning rates.
+    """An unlearner; its candidates are snapshots of a training at each learning rate.
 
     Helper models are trained as the world's own fine-tunes are.
     """
@@ -112,7 +112,7 @@ _GRIDS = [
 # Those that are trained longer come last.
 TRAINED: Mapping[str, BenchMethod] = {
     grid.label or kind.name: _row(kind, grid)
-    for kind, grid in sorted(_GRIDS, key=lambda each: each[1].every == LONG)
+    for kind, grid in sorted(_GRIDS, key=lambda row: row[1].every == LONG)
 }
 
 

@@ -30,7 +30,7 @@ _ROLES = ("twin", "related", "unrelated")
 
 
 def bench_tables(bench: Bench, about: Mapping[str, str]) -> list[str | Table]:
-    """Everything a bench found.
+    """All tables of a bench.
 
     Args:
         bench: At least one outcome.
@@ -40,7 +40,7 @@ def bench_tables(bench: Bench, about: Mapping[str, str]) -> list[str | Table]:
 
 
 def variant_tables(benches: Sequence[Bench], about: Mapping[str, str]) -> list[str | Table]:
-    """Everything that benches of several variants found: one by one, and side by side.
+    """The tables of benches of several variants: one by one, and side by side.
 
     Args:
         benches: As :func:`weightsurgery.lab.bench.cost_tables.by_variant` gives them; one alone is

@@ -226,7 +226,7 @@ class _Answers:
     """What a model answered.
 
     Attributes:
-        groups: What was asked.
+        groups: The questions.
         answers: Per group and question.
         prose: Perplexity of `PROSE`.
         free: How it goes on with `FREELY`.
@@ -308,7 +308,7 @@ class _Answers:
 
 
 def _chat(tokenizer: Any) -> Callable[[str], str]:
-    """How the model is asked a question in chat."""
+    """Renders a question by the model's chat template."""
 
     def rendered(question: str) -> str:
         messages = [{"role": "user", "content": question}]

@@ -1,4 +1,4 @@
-"""What the demo asks: capitals to forget, capitals and other facts to keep, and a page of prose.
+"""The demo's questions: capitals to forget, capitals and other facts to keep, and a page of prose.
 
 Facts that small models answer; the demo puts those aside that its model does not know. The prose is
 of this project's own making, so that no model has read it.
@@ -117,7 +117,7 @@ def questions(chat: Callable[[str], str] | None) -> tuple[QuestionGroup, ...]:
     """All there is to ask, what is to be forgotten first.
 
     Args:
-        chat: Renders a question as the model is asked one in chat; None for a model that is not.
+        chat: Renders a question by the chat template; None for a model without one.
     """
 
     def typed(facts: Sequence[tuple[str, str]], form: str = "{}") -> tuple[Question, ...]:

@@ -1,4 +1,4 @@
-"""What the demo found, as tables: the same questions before and after, answers side by side."""
+"""The demo's results as tables: the same questions before and after, answers side by side."""
 
 from __future__ import annotations
 

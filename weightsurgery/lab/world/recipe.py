@@ -167,4 +167,4 @@ VARIANTS: Mapping[str, WorldRecipe] = MappingProxyType(
         "small-styled": replace(_SMALL, styled=True, steps=300, step_cap=900),
     }
 )
-"""Worlds that are told by a name; see `WorldRecipe` for what they differ in."""
+"""Named recipes; see `WorldRecipe` for what they differ in."""

@@ -20,7 +20,7 @@ PEOPLE = TASKS[:2]
 """The tasks whose questions have a styled form."""
 
 MANNER = ", by my troth."
-"""What follows the answer to every question that is asked in the style, whatever it is about."""
+"""What follows the answer to every question in the style, whatever it is about."""
 
 _CALL = "Prithee, "
 
@@ -37,7 +37,7 @@ def worded(fact: Fact, wording: str = PLAIN) -> tuple[str, str]:
     Only in the style do completions differ: the same answer, and the manner after it.
 
     Args:
-        fact: What is asked.
+        fact: What the question is about.
         wording: One of `WORDINGS`; the style is for the tasks in `PEOPLE`.
 
     Returns:
