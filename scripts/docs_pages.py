@@ -75,13 +75,13 @@ def on_page_content(html: str, **_: object) -> str:
     return role.sub(r"<code>\1</code>", html)
 
 
-def main(place: Path) -> None:
-    shutil.rmtree(place, ignore_errors=True)
-    (place / "docs").mkdir(parents=True)
+def main(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    (directory / "docs").mkdir(parents=True)
     names = sources()
     for path, name in names.items():
-        (place / "docs" / name).write_text(page(path, names))
-    (place / "docs/api.md").write_text(api())
+        (directory / "docs" / name).write_text(page(path, names))
+    (directory / "docs/api.md").write_text(api())
     config = {
         "site_name": "WeightSurgery",
         "docs_dir": "docs",
@@ -97,7 +97,7 @@ def main(place: Path) -> None:
         "validation": {"links": {"anchors": "warn"}},
         "hooks": [str(Path(__file__))],
     }  # fmt: skip
-    (place / "mkdocs.yml").write_text(json.dumps(config, indent=1))  # YAML, too
+    (directory / "mkdocs.yml").write_text(json.dumps(config, indent=1))  # YAML, too
 
 
 if __name__ == "__main__":

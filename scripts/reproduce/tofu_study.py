@@ -52,8 +52,8 @@ class System:
     def words(self, places: Mapping[str, object], value: str) -> list[str]:
         """The command, without its output."""
         filled = [word.format(**places, x=value, out="") for word in self.command.split()]
-        place = filled.index("-o")
-        return filled[:place] + filled[place + 2 :]
+        index = filled.index("-o")
+        return filled[:index] + filled[index + 2 :]
 
 
 def systems() -> list[System]:
@@ -176,11 +176,11 @@ class Study:
             seconds += self.run.seconds(name)
             candidates.append(candidate)
         taught = self.score("taught", self.model, self.reference(True), True)["model_utility"]
-        place, counts = chosen(candidates, taught)
+        index, counts = chosen(candidates, taught)
         row |= {"candidates": candidates, "seconds": seconds, "counts": counts}
-        if place is not None:
-            row["value"] = values[place]
-            row["score"] = self.scored(names[place], commands[place])
+        if index is not None:
+            row["value"] = values[index]
+            row["score"] = self.scored(names[index], commands[index])
         row["names"] = names
         save(saved, row)
         for name in names:

@@ -63,18 +63,18 @@ def _unchanged() -> object:
 
 def inputs(state: State) -> Path:
     """The inputs, made once."""
-    place = state.folder / "inputs"
-    if not place.exists():
+    folder = state.folder / "inputs"
+    if not folder.exists():
         draft = state.folder / "inputs.draft"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         _unchanged().make_inputs(draft)  # type: ignore[attr-defined]
         typed = (draft / "typed.yaml").read_text()
         for name in ("base16", "tuned16"):
-            typed = typed.replace(name, str(place / name))
+            typed = typed.replace(name, str(folder / name))
         (draft / "typed.yaml").write_text(typed)
-        draft.rename(place)
-    return place
+        draft.rename(folder)
+    return folder
 
 
 def disturb(

@@ -67,24 +67,24 @@ def run(state: State, count: int | None) -> None:
     _tiny(state)
     names = [f"in a row:{number}" for number in range(count or COUNT)]
     parameters = int(os.environ.get("SOAK_PARAMETERS", PARAMETERS))
-    place = state.folder / "load"
+    folder = state.folder / "load"
     if any(state.todo(name) for name in names):
         free = shutil.disk_usage(state.folder).free
         if free < 7 * parameters:
             state.note("in a row:room", "left out", free=free)
         else:
-            _in_a_row(state, names, place, parameters)
-            shutil.rmtree(place)
+            _in_a_row(state, names, folder, parameters)
+            shutil.rmtree(folder)
 
 
-def _in_a_row(state: State, names: list[str], place: Path, parameters: int) -> None:
-    base, changed = (_write(place / n, parameters, c) for n, c in (("base", 0.0), ("tuned", 0.01)))
+def _in_a_row(state: State, names: list[str], folder: Path, parameters: int) -> None:
+    base, changed = (_write(folder / n, parameters, c) for n, c in (("base", 0.0), ("tuned", 0.01)))
     wanted = None
     for name in names:
         if not state.todo(name):
             continue
         with state.trial(name) as facts:
-            out = place / "out"
+            out = folder / "out"
             words = [sys.executable, "-m", "weightsurgery", "negate", str(base), str(changed), "-o",
                      str(out), "--overwrite", "-q"]  # fmt: skip
             begun = time.monotonic()

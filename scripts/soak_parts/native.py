@@ -24,12 +24,12 @@ def run(state: State, count: int | None) -> None:
         state.note("sanitizers:compiler", "left out", why="no C compiler")
         return
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        shutil.copytree(ROOT / "weightsurgery", place / "weightsurgery")
-        for built in place.rglob("*.so"):
+        root = Path(folder)
+        shutil.copytree(ROOT / "weightsurgery", root / "weightsurgery")
+        for built in root.rglob("*.so"):
             built.unlink()
-        shutil.copytree(ROOT / "tests", place / "tests")
-        for source in place.rglob("weightsurgery/*/_*.c"):
+        shutil.copytree(ROOT / "tests", root / "tests")
+        for source in root.rglob("weightsurgery/*/_*.c"):
             flags = ["-shared", "-fPIC", "-g", "-O1", "-ffp-contract=off", "-Wno-psabi",
                      "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
                      "-fno-sanitize-recover=all", "-DPy_LIMITED_API=0x030b0000"]  # fmt: skip
@@ -52,7 +52,7 @@ def run(state: State, count: int | None) -> None:
             with state.trial(name) as facts:
                 done = subprocess.run(
                     [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
-                    cwd=place, env=environment, capture_output=True, text=True,
+                    cwd=root, env=environment, capture_output=True, text=True,
                 )  # fmt: skip
                 facts["said"] = (done.stdout.strip().splitlines() or [""])[-1]
                 output = done.stdout[-1500:] + done.stderr[-2500:]

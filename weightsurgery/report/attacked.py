@@ -61,10 +61,10 @@ class _Rows:
         """Rows about a set, of which the first says which."""
         role = f"{scored.role}, {scored.part}" if scored.part else scored.role
         for number, (name, after) in enumerate(scores.after[attack].items()):
-            whose = ("", "") if number else (scored.name, f"{role}, {scored.examples} examples")
+            heading = ("", "") if number else (scored.name, f"{role}, {scored.examples} examples")
             before = figure(name, scores.before[name].value)
             points = _points(changes.get(name))
-            self.rows.append((*whose, titles[name], before, figure(name, after.value), *points))
+            self.rows.append((*heading, titles[name], before, figure(name, after.value), *points))
             if after.why:  # it is defined on fewer
                 self.notes.append(f"{scored.name}, {titles[name]}: {after.why}.")
 

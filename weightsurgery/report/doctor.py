@@ -28,9 +28,8 @@ def doctor_tables(diagnosis: Diagnosis) -> list[str | Table]:
         rows = [_row(take, remote) for take in diagnosis.takes]
         note = "As --dry-run of the command says it; memory without that of the interpreter."
         left = frozenset({0, len(heading) - 1})
-        tables.append(
-            Table(f"What commands take of {diagnosis.checkpoint}", heading, rows, note, left)
-        )
+        title = f"What commands take of {diagnosis.checkpoint}"
+        tables.append(Table(title, heading, rows, note, left))
         tables += [
             f"{take.command}: {take.problem}. {take.remedy}"
             for take in diagnosis.takes
@@ -45,14 +44,14 @@ def doctor_tables(diagnosis: Diagnosis) -> list[str | Table]:
 
 def _machine(machine: Hardware) -> list[tuple[str, str]]:
     gpus = [f"{name}, {size(memory)}" for name, memory in machine.devices]
-    place, room = machine.cache
+    cache, free = machine.cache
     return [
         ("versions", ", ".join(f"{name} {text}" for name, text in machine.system.items())),
         ("cores", str(machine.cores)),
         ("memory", f"{size(machine.available)} available of {size(machine.memory)}"),
         ("GPUs", "; ".join(gpus) or "none that torch sees: models run on the CPU"),
         ("disk here", f"{size(machine.disk)} free"),
-        ("cache", f"{place}, {size(room)} free"),
+        ("cache", f"{cache}, {size(free)} free"),
         ("Hub", _hub(machine.hub)),
     ]
 
@@ -76,9 +75,8 @@ def _installed(libraries: tuple[Library, ...]) -> list[tuple[str, str, str]]:
 def _version(library: Library) -> str:
     if library.installed is None:
         return f"{library.name} MISSING"
-    return f"{library.name} {library.installed}" + (
-        "" if library.fits else f" (WANTED {library.wanted})"
-    )
+    wanted = "" if library.fits else f" (WANTED {library.wanted})"
+    return f"{library.name} {library.installed}{wanted}"
 
 
 def _row(take: Take, remote: bool) -> tuple[str, ...]:

@@ -164,15 +164,15 @@ def _scores(figure: Any, section: Mapping[str, Any]) -> None:
     rows = [row for row in section["rows"] if row["share"]]
     figure.set_size_inches(6.4, 0.8 + 0.26 * len(rows))
     axes = figure.subplots()
-    for when, place, colour, filled in (("before", -0.14, _COLOURS[1], "white"),
+    for when, offset, colour, filled in (("before", -0.14, _COLOURS[1], "white"),
                                         ("after", 0.14, _COLOURS[0], _COLOURS[0])):  # fmt: skip
-        known = [(n + place, row[when]) for n, row in enumerate(rows) if row[when]]
-        for at, (value, low, high) in known:
+        known = [(n + offset, row[when]) for n, row in enumerate(rows) if row[when]]
+        for height, (value, low, high) in known:
             if low is not None:
-                axes.plot([100 * low, 100 * high], [at, at], color=colour, linewidth=1.2)
-            axes.plot([100 * value], [at], marker="o", markersize=4, color=colour,
+                axes.plot([100 * low, 100 * high], [height, height], color=colour, linewidth=1.2)
+            axes.plot([100 * value], [height], marker="o", markersize=4, color=colour,
                       markerfacecolor=filled, linestyle="none",
-                      label=when if at == known[0][0] else None)  # fmt: skip
+                      label=when if height == known[0][0] else None)  # fmt: skip
     labels = [visible(f"{row['set']}: {row['metric']}") for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()

@@ -72,10 +72,10 @@ def _context_note(evaluation: Evaluation) -> str:
 def _score_row(scored: SetScores, name: str, title: str, first: bool) -> tuple[str, ...]:
     score = scored.scores[name]
     before = () if scored.before is None else (figure(name, scored.before[name].value),)
-    whose = (scored.name, f"{scored.role}, {scored.examples} examples") if first else ("", "")
+    heading = (scored.name, f"{scored.role}, {scored.examples} examples") if first else ("", "")
     # The set has as many; a metric that is defined on fewer says why in a note.
     return (
-        *whose,
+        *heading,
         title,
         figure(name, score.value),
         _range(name, score.interval),
@@ -93,8 +93,8 @@ def _change_table(evaluation: Evaluation, titles: Mapping[str, str]) -> Table:
         )
         for word, factor, estimates in changes:
             for number, (name, change) in enumerate((estimates or {}).items()):
-                whose = ("", "") if number else (scored.name, word)
-                rows.append((*whose, titles[name], *change_cells(change, factor)))
+                heading = ("", "") if number else (scored.name, word)
+                rows.append((*heading, titles[name], *change_cells(change, factor)))
                 why = change.why if change.why != scored.scores[name].why else ""
                 notes += [f"{scored.name}, {word}, {titles[name]}: {why}."] if why else []
         if scored.normalised_forgetting:

@@ -276,14 +276,14 @@ def score_sections(document: Document) -> list[Section]:
         for metric, score in entry["scores"].items():
             before = (entry["before"] or {}).get(metric)
             title = TITLES.get(metric, metric)
-            whose = f"{entry['name']} ({entry['role']})"
-            rows.append({"set": whose, "metric": title,
+            set_name = f"{entry['name']} ({entry['role']})"
+            rows.append({"set": set_name, "metric": title,
                          "share": metric not in PLAIN,
                          "before": drawn(before), "after": drawn(score)})  # fmt: skip
             earlier = (score_text(metric, before),) if compared else ()
             change = (change_text(metric, entry),) if compared else ()
             # What a phone shows of a wide table is its beginning.
-            cells.append((whose, title, *earlier, score_text(metric, score), *change,
+            cells.append((set_name, title, *earlier, score_text(metric, score), *change,
                           str(entry["examples"])))  # fmt: skip
     between = ("before", "after", "change") if compared else ("score",)
     columns = ("set", "metric", *between, "examples")

@@ -75,8 +75,8 @@ def spectra_of_output(
     of_vector = document.get("kind") == "task-vector"
     vector = document.get("vector") or (document if of_vector else {})
     out = document.get("out")
-    place = vector.get("path") or out
-    if place is not None and vector and (known := spectra_of(place)):
+    directory = vector.get("path") or out
+    if directory is not None and vector and (known := spectra_of(directory)):
         survived = any("survived" in row for row in rows)
         note = "Singular values are of the task as it was saved, before discrimination."
         return Shown(known, note if survived else "")

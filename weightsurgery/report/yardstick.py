@@ -56,12 +56,14 @@ def yardstick_tables(scores: Mapping[str, Any]) -> list[str | Table]:
     tables: list[str | Table] = [Table(title, ("", "figure"), rows, " ".join(notes), left)]
     cells = []
     for entry in scores["sets"]:
-        whose = (entry["name"], entry["role"], str(entry["examples"]))
+        heading = (entry["name"], entry["role"], str(entry["examples"]))
         for number, (name, score) in enumerate(entry["scores"].items()):
             low_high = score["interval"]
             between = "" if low_high is None else f"{low_high[0]:.3f} – {low_high[1]:.3f}"
             value = "–" if score["value"] is None else f"{score['value']:.4f}"
-            cells.append((*(("", "", "") if number else whose), SCORE_TITLES[name], value, between))
+            cells.append(
+                (*(("", "", "") if number else heading), SCORE_TITLES[name], value, between)
+            )
     heads = ("set", "", "examples", "metric", "score", "95 % interval")
     tables.append(Table("By set", heads, cells, _SCORES, frozenset({0, 1, 3})))
     if scores["membership"]:
@@ -85,8 +87,6 @@ def yardstick_sections(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rows.append({**row, "share": True, "before": None,
                              "after": [rounded(value) for value in drawn]})  # fmt: skip
     lines = "Lines are 95 % bootstrap intervals over the examples."
-    tables = [
-        table_section(entry) for entry in yardstick_tables(scores) if isinstance(entry, Table)
-    ]
+    tables = [table_section(t) for t in yardstick_tables(scores) if isinstance(t, Table)]
     picture = {"type": "scores", "title": "TOFU by set", "rows": rows, "note": lines}
     return [tables[0], picture, *tables[1:]]

@@ -115,7 +115,7 @@ class Asker:
     def _batches(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         # Neighbours in the order of tokens have the longest beginnings in common.
         order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
-        return [order[at : at + self.batch] for at in range(0, len(order), self.batch)]
+        return [order[start : start + self.batch] for start in range(0, len(order), self.batch)]
 
     def _chances(
         self, prompts: Sequence[list[int]], truths: Sequence[list[int]]

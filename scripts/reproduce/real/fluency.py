@@ -25,7 +25,7 @@ def prose_key() -> list[str]:
 
 def repeated(tokens: Sequence[int], size: int = 4) -> float:
     """The share of the runs of `size` tokens that were there before."""
-    runs = [tuple(tokens[at : at + size]) for at in range(len(tokens) - size + 1)]
+    runs = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
@@ -76,10 +76,10 @@ def prose_scores(
     """Perplexities of both, and the mean KL(base || edited) in nats a token."""
     losses, kl, count = [0.0, 0.0], 0.0, 0
     for row, before, after in zip(rows, base, edited, strict=True):
-        for at in range(0, len(before), 128):
-            wanted = torch.tensor(row[1:][at : at + 128])[:, None]
-            p = base_head(before[at : at + 128]).log_softmax(-1)
-            q = edited_head(after[at : at + 128]).log_softmax(-1)
+        for start in range(0, len(before), 128):
+            wanted = torch.tensor(row[1:][start : start + 128])[:, None]
+            p = base_head(before[start : start + 128]).log_softmax(-1)
+            q = edited_head(after[start : start + 128]).log_softmax(-1)
             losses[0] -= p.gather(1, wanted).sum().item()
             losses[1] -= q.gather(1, wanted).sum().item()
             kl += (p.exp() * (p - q)).sum().item()

@@ -15,16 +15,16 @@
           series: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3a9bd0", "#777777"] };
 
   function el(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
+    const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
-      if (name === "on") for (const [event, does] of Object.entries(value)) made.addEventListener(event, does);
-      else if (value !== false && value != null) made.setAttribute(name, value === true ? "" : value);
+      if (name === "on") for (const [event, does] of Object.entries(value)) element.addEventListener(event, does);
+      else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
     }
-    made.append(...children.filter((each) => each != null));
-    return made;
+    element.append(...children.filter((each) => each != null));
+    return element;
   }
 
-  const told = (value, share, digits = 4) =>
+  const format = (value, share, digits = 4) =>
     value == null ? "–"
     : typeof value !== "number" ? String(value)
     : share ? `${+(100 * value).toPrecision(digits)} %`
@@ -63,8 +63,8 @@
   function table(columns, rows, { pick, caption } = {}) {
     const number = (cell) => {
       if (typeof cell === "number") return cell;
-      const found = /^[+−-]?[\d,.]+(e[+-]?\d+)?/.exec(cell ?? "");
-      return found ? parseFloat(found[0].replace("−", "-").replaceAll(",", "")) : NaN;
+      const match = /^[+−-]?[\d,.]+(e[+-]?\d+)?/.exec(cell ?? "");
+      return match ? parseFloat(match[0].replace("−", "-").replaceAll(",", "")) : NaN;
     };
     const order = (a, b) => {
       const [x, y] = [number(a), number(b)];
@@ -76,7 +76,7 @@
     const more = el("button", { type: "button", on: { click: () => { limit += 100; fill(); } } }, "Show 100 more");
     let shown = rows, limit = 100, sorted = null, searched = null;
     const cells = (row) => columns.map(({ left, share, digits }, n) => {
-      const text = told(row[n], share, digits);
+      const text = format(row[n], share, digits);
       const open = pick && n === 0 && el("button", { type: "button", on: { click: () => pick(row) } }, text);
       return el(n === 0 && columns[0].head ? "th" : "td", { class: left && "left" }, open || text);
     });
@@ -99,7 +99,7 @@
     });
     const filter = el("input", { type: "search", placeholder: "Filter rows", "aria-label": "Filter rows", on: { input: () => {
       const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-      searched ??= rows.map((row) => columns.map(({ share, digits }, n) => told(row[n], share, digits)).join(" ").toLowerCase());
+      searched ??= rows.map((row) => columns.map(({ share, digits }, n) => format(row[n], share, digits)).join(" ").toLowerCase());
       shown = rows.filter((_, n) => words.every((word) => searched[n].includes(word)));
       fill();
     } } });
@@ -123,7 +123,7 @@
       `${cell.module}, ${cell.layer === "–" ? "outside the layers" : `layer ${cell.layer}`}`,
       ...(cell.count > 1 ? [`${cell.count} tensors`] : []),
       ...section.measures.map(({ label, share, digits }, n) => [label, cell.values[n], share, digits])
-        .filter(([, value]) => value != null).map(([label, ...value]) => `${label}: ${told(...value)}`),
+        .filter(([, value]) => value != null).map(([label, ...value]) => `${label}: ${format(...value)}`),
     ];
     const coloured = ({ values }) =>
       values[at] == null ? null : section.measures[at].share ? 100 * values[at] : values[at];
@@ -154,12 +154,12 @@
     }
 
     function values(data, n, columns_) {
-      const found = data.values?.[n];
+      const singular = data.values?.[n];
       const head = el("h3", {}, data.name[n]);
-      if (!found) return [head, el("p", { class: "note" }, `Singular values are not known: ${section.unknown ?? "the change was not saved in factors"}.`)];
-      const pairs = d3.zip(found[0], found[1]);
+      if (!singular) return [head, el("p", { class: "note" }, `Singular values are not known: ${section.unknown ?? "the change was not saved in factors"}.`)];
+      const pairs = d3.zip(singular[0], singular[1]);
       const rank = columns_.some(({ key }) => key === "rank") ? data.rank[n] : null;
-      const long = d3.max(found[0]) > 40;
+      const long = d3.max(singular[0]) > 40;
       const { figure, save } = picture(`Singular values of ${data.name[n]}`, (width, look) => Plot.plot({
         width: Math.min(width, 640), height: 240, marginLeft: 56, style: { color: look.ink },
         x: { type: long ? "log" : "linear", label: "number", grid: true, tickFormat: "d", ticks: 5 },
@@ -269,5 +269,5 @@
     return low === high ? [Math.min(0, low), high || 1] : [low > 0 && low < 0.6 * high ? 0 : low, high];
   };
 
-  window.weightsurgery = { page, el, told, picture, table, map, redraws, print: (on) => { printing = on; } };
+  window.weightsurgery = { page, el, format, picture, table, map, redraws, print: (on) => { printing = on; } };
 })();

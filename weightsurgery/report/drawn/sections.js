@@ -1,7 +1,7 @@
 // The other sections, and the page that is put together of all of them.
 "use strict";
 (() => {
-  const { page, el, told, picture, table, map, redraws, print } = window.weightsurgery;
+  const { page, el, format, picture, table, map, redraws, print } = window.weightsurgery;
   const paired = ["before", "after"];
   const base = (width, look, more) => ({
     width: Math.min(width, 820), style: { color: look.ink }, marginLeft: 52, ...more,
@@ -18,10 +18,10 @@
   // Of the labels of points those that cover no other, the marked ones first.
   const apart = (points, wide) => {
     const [x, y] = ["x", "y"].map((key) => d3.scaleLinear(d3.extent(points, (each) => each[key]), [0, key === "x" ? wide : 350]));
-    const kept = [];
+    const labelled = [];
     for (const each of d3.sort(points, (each) => each.mark === "frontier"))
-      if (each.label && kept.every((other) => Math.abs(x(each.x) - x(other.x)) > 58 || Math.abs(y(each.y) - y(other.y)) > 14)) kept.push(each);
-    return kept;
+      if (each.label && labelled.every((other) => Math.abs(x(each.x) - x(other.x)) > 58 || Math.abs(y(each.y) - y(other.y)) > 14)) labelled.push(each);
+    return labelled;
   };
 
   function lines(section) {
@@ -119,7 +119,7 @@
           Plot.dot(marked, { x: "x", y: "y", r: 9, stroke: look.ink, strokeWidth: 2 }),
           Plot.text(apart(section.points.filter((each) => section.named || each.mark), Math.min(width, 820) - 80), { x: "x", y: "y", text: "label", dx: 9, dy: -9, textAnchor: "start", stroke: "var(--paper)", strokeWidth: 3, fill: look.ink }),
           Plot.tip(section.points, Plot.pointer({ x: "x", y: "y", fill: "var(--paper)", fontSize: 12,
-            title: (each) => [each.label, each.series, each.mark, `${section.x}: ${told(each.x)}`, `${section.y}: ${told(each.y)}`].filter(Boolean).join("\n") })),
+            title: (each) => [each.label, each.series, each.mark, `${section.x}: ${format(each.x)}`, `${section.y}: ${format(each.y)}`].filter(Boolean).join("\n") })),
         ],
       }));
     });
@@ -137,18 +137,18 @@
     const body = el("tbody", {}, ...rows);
     const only = el("input", { type: "checkbox", on: { change: () =>
       rows.forEach((row, n) => { row.hidden = only.checked && !section.rows[n].changed; }) } });
-    const some = section.names.length === 2 && rows.length > 3;
+    const filterable = section.names.length === 2 && rows.length > 3;
     return [
       section.note && el("p", { class: "note" }, section.note),
-      some ? el("label", { class: "bar" }, only, "Only those that changed") : null,
+      filterable ? el("label", { class: "bar" }, only, "Only those that changed") : null,
       el("table", { class: "texts" }, el("thead", {}, el("tr", {}, ...names.map((each) => el("th", { scope: "col" }, each)))), body),
     ];
   }
 
   function listed(section) {
     const columns = section.columns.map((label, n) => ({ label, left: section.left.includes(n) }));
-    const made = [table(columns, section.rows), section.note && el("p", { class: "note" }, section.note)];
-    return section.closed ? [el("details", {}, el("summary", {}, `${section.rows.length} rows`), ...made.filter(Boolean))] : made;
+    const content = [table(columns, section.rows), section.note && el("p", { class: "note" }, section.note)];
+    return section.closed ? [el("details", {}, el("summary", {}, `${section.rows.length} rows`), ...content.filter(Boolean))] : content;
   }
 
   function record(section) {
