@@ -17,7 +17,7 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.models import load_model
 from weightsurgery.scoring.references import read_reference
-from weightsurgery.scoring.sets import Asked
+from weightsurgery.scoring.sets import ModelScorer
 from weightsurgery.scoring.yardstick import tofu
 
 
@@ -171,7 +171,7 @@ def test_fluency_is_the_judges_perplexity_of_what_is_said(tofu_world, found):
 
 def test_a_judge_reads_as_much_as_it_can(tofu_world, caplog):
     """An answer of 60 tokens after a prompt of 19, to a judge that reads 64: 45 of them count."""
-    judge = Asked(*load_model(tofu_world / "retrained"))
+    judge = ModelScorer(*load_model(tofu_world / "retrained"))
     (prompt,) = [Example("The colour of a is", "")]
     own = Oracle(tofu_world / "retrained")
     for text, counted in (("x" * 59, 45), ("x" * 44, 45), ("x", 2)):

@@ -2,7 +2,7 @@
 
 Likelihoods are of a whole answer *with* its end of text, per token, as open-unlearning takes them;
 those of single tokens (:func:`min_k`, :func:`min_k_plus_plus`) come without it. Definitions were
-read in github.com/locuslab/open-unlearning, ``src/evals/metrics``; differences are said here.
+read in github.com/locuslab/open-unlearning, ``src/evals/metrics``; differences are stated here.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def normalised_probability(right: float, wrong: Sequence[float]) -> float:
     Returns:
         A number in [0, 1]; 0 where nothing has any likelihood.
     """
-    every = right + sum(wrong)
-    return right / every if every > 0 else 0.0
+    total = right + sum(wrong)
+    return right / total if total > 0 else 0.0
 
 
 def forget_quality(ratios: Sequence[float], reference: Sequence[float]) -> float:
     """p-value of the two-sample Kolmogorov-Smirnov test of truth ratios (Maini et al. 2024).
 
-    Near 1 the model cannot be told, by this, from one that never saw what is to be forgotten.
+    Near 1 this test cannot distinguish the model from one that never saw what is to be forgotten.
 
     Args:
         ratios: Truth ratios of the rows to forget, at least one; infinite ones are allowed.
@@ -81,7 +81,7 @@ def min_k(nll: Sequence[float], share: float = MIN_K) -> float:
         nll: Of each token, in nats; at least one.
         share: Of the tokens that count: ``max(1, ⌊share · T⌋)``.
     """
-    return _lowest([-each for each in nll], share)
+    return _lowest([-loss for loss in nll], share)
 
 
 def min_k_plus_plus(
@@ -121,7 +121,7 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
     """How often a member's loss is below another's, ties half: the area under the ROC curve.
 
     As open-unlearning signs it: 1 where all rows to forget are likelier than all held-out ones,
-    0.5 where they cannot be told apart.
+    0.5 where they cannot be distinguished.
 
     Args:
         members: Losses of the rows to forget; at least one.
@@ -137,17 +137,17 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
     return float(above) / (len(members) * len(others))
 
 
-def priv_leak(found: float, reference: float) -> float | None:
+def priv_leak(auc_forget: float, reference: float) -> float | None:
     """PrivLeak in percent: ``100 ((1 − AUC) − (1 − AUC_ref)) / (1 − AUC_ref)`` (Shi et al. 2024).
 
     0 where rows to forget are as hard to tell from held-out ones as for the reference; below it
     they are easier to tell as members, above it they are avoided.
 
     Args:
-        found: :func:`auc` of the model.
+        auc_forget: :func:`auc` of the model.
         reference: That of one which never saw the rows to forget.
 
     Returns:
         None where the reference's is 1 (open-unlearning divides by 1e-10 there).
     """
-    return 100 * (reference - found) / (1 - reference) if reference < 1 else None
+    return 100 * (reference - auc_forget) / (1 - reference) if reference < 1 else None

@@ -1,4 +1,4 @@
-"""What is known of the model that never saw what is to be forgotten."""
+"""Scores of the reference: the model that never saw what is to be forgotten."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Reference", "read_reference"]
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of the model that never saw what is to be forgotten.
+    """Scores of the model that never saw what is to be forgotten.
 
     Attributes:
         name: As given.
-        rows: Digest of the rows that it was asked.
-        log_truth_ratios: Of each row to forget.
+        rows: Digest of the rows it was scored on.
+        log_truth_ratios: Of the rows to forget, in order.
         membership: AUC by attack; empty without held-out rows.
     """
 
@@ -30,19 +30,19 @@ class Reference:
 
 
 def read_reference(path: str | Path) -> Reference:
-    """What an earlier run said of a reference.
+    """The scores that an earlier run measured of a reference.
 
     Args:
         path: A file with what ``ws evaluate --metric tofu --json`` printed.
 
     Raises:
-        DataError: It is none.
+        DataError: The file holds no such scores.
     """
     try:
         document = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        found = document["tofu"]
+        scores = document["tofu"]
         return Reference(
-            str(path), found["rows"], list(found["log_truth_ratios"]), dict(found["membership"])
+            str(path), scores["rows"], list(scores["log_truth_ratios"]), dict(scores["membership"])
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What one model says of sets of questions with right and wrong answers, a value for each row."""
+"""Scores of one model on sets of questions with right and wrong answers, a value per row."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTACKS",
-    "Asked",
     "Likelihoods",
+    "ModelScorer",
     "YardstickSet",
     "measured",
     "read_set",
@@ -42,7 +42,7 @@ class YardstickSet:
     """Rows of one role.
 
     Attributes:
-        name: What it is called.
+        name: Name of the set.
         path: As given.
         role: ``forget``, ``keep`` or ``holdout``.
         examples: Its rows.
@@ -60,11 +60,11 @@ class YardstickSet:
 def read_set(
     path: str | Path, name: str, role: str, tokenizer: PreTrainedTokenizerBase
 ) -> YardstickSet:
-    """A set with what its scores take.
+    """Read a set and check that it has what its scores need.
 
     Args:
         path: As for :func:`weightsurgery.learning.data.read_examples`.
-        name: What to call it.
+        name: Name of the set.
         role: ``forget``, ``keep`` or ``holdout``; the last needs no wrong answers.
         tokenizer: Renders conversations.
 
@@ -94,46 +94,46 @@ def read_set(
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """Of one row, the mean negative log-likelihood per token, end of text included, in nats.
+    """Mean negative log-likelihoods per token of one row, end of text included, in nats.
 
     Attributes:
-        own: Of the answer.
-        right: Of its paraphrase; the same where there is none.
+        answer: Of the answer.
+        paraphrase: Of its paraphrase; of the answer where there is none.
         wrong: Of each wrong answer.
     """
 
-    own: float
-    right: float
+    answer: float
+    paraphrase: float
     wrong: tuple[float, ...]
 
     @property
     def log_truth_ratio(self) -> float:
         """``log R``, how much likelier the wrong answers are; see ``metrics.truth_ratio``."""
-        return self.right - sum(self.wrong) / len(self.wrong)
+        return self.paraphrase - sum(self.wrong) / len(self.wrong)
 
     @property
     def truth_ratio(self) -> float:
         """``R``; infinite where float64 ends."""
-        return metrics.truth_ratio(self.right, self.wrong)
+        return metrics.truth_ratio(self.paraphrase, self.wrong)
 
     def probability(self, choices: bool) -> float:
-        """Of the answer, in [0, 1]: alone, or among the choices."""
+        """Probability of the answer in [0, 1]: alone, or among the choices."""
         if not choices:
-            return math.exp(-self.own)
+            return math.exp(-self.answer)
         return formulas.normalised_probability(
-            math.exp(-self.own), [math.exp(-each) for each in self.wrong]
+            math.exp(-self.answer), [math.exp(-nll) for nll in self.wrong]
         )
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A model at work.
+class ModelScorer:
+    """Scores a model on sets.
 
     Attributes:
         model: Left in evaluation mode.
         tokenizer: Its tokenizer.
         batch_size: Texts per forward pass.
-        progress: Told of every batch.
+        progress: Called after every batch.
     """
 
     model: PreTrainedModel
@@ -141,44 +141,48 @@ class Asked:
     batch_size: int = 32
     progress: Progress | None = None
 
-    def likelihoods(self, asked: YardstickSet) -> list[Likelihoods]:
-        """Of each row's answer, its paraphrase and its wrong answers, in one pass over them all."""
+    def likelihoods(self, dataset: YardstickSet) -> list[Likelihoods]:
+        """Of each row's answer, paraphrase and wrong answers, in one pass over all of them."""
         texts: list[Example] = []
-        for row in asked.examples:
+        for row in dataset.examples:
             right = () if row.paraphrase is None else (row.paraphrase,)
-            every = (row.completion, *right, *row.perturbed)
-            texts += [Example(row.prompt, each, row.templated) for each in every]
-        losses = iter([_mean(each) for each in self._forced(asked.name, texts)])
-        found = []
-        for row in asked.examples:
-            own = next(losses)
-            other = own if row.paraphrase is None else next(losses)
-            found.append(Likelihoods(own, other, tuple(next(losses) for _ in row.perturbed)))
-        return found
+            completions = (row.completion, *right, *row.perturbed)
+            texts += [Example(row.prompt, text, row.templated) for text in completions]
+        losses = iter([_mean(forced) for forced in self._forced(dataset.name, texts)])
+        likelihoods = []
+        for row in dataset.examples:
+            answer = next(losses)
+            paraphrase = answer if row.paraphrase is None else next(losses)
+            likelihoods.append(
+                Likelihoods(answer, paraphrase, tuple(next(losses) for _ in row.perturbed))
+            )
+        return likelihoods
 
-    def answers(self, asked: YardstickSet) -> list[tuple[str, str]]:
-        """Per row the truth and what the model answers; see ``learning.answers``."""
-        encoded = encode_set(self.model, self.tokenizer, asked.examples, asked.name)
+    def answers(self, dataset: YardstickSet) -> list[tuple[str, str]]:
+        """Per row the truth and the model's answer; see ``learning.answers``."""
+        encoded = encode_set(self.model, self.tokenizer, dataset.examples, dataset.name)
         truths = answers.truths(self.tokenizer, encoded)
-        said = answers.answers(
+        generated = answers.answers(
             self.model, self.tokenizer, encoded, self.batch_size,
-            f"generating for {asked.name}", self.progress,
+            f"generating for {dataset.name}", self.progress,
         )  # fmt: skip
-        return [(truth, whole) for truth, (whole, _) in zip(truths, said, strict=True)]
+        return [(truth, text) for truth, (text, _) in zip(truths, generated, strict=True)]
 
-    def memorised(self, asked: YardstickSet) -> dict[str, Measurements]:
+    def memorised(self, dataset: YardstickSet) -> dict[str, Measurements]:
         """Extraction strength and exact memorisation of each answer, without its end."""
-        right = [each.answer(each.right) for each in self._forced(asked.name, asked.examples)]
+        right = [
+            forced.answer(forced.right) for forced in self._forced(dataset.name, dataset.examples)
+        ]
         return {
             "extraction_strength": measured([metrics.extraction_strength(r) for r in right]),
             "exact_memorisation": measured([metrics.token_accuracy(r) for r in right]),
         }
 
-    def losses(self, asked: YardstickSet) -> dict[str, list[float]]:
-        """Per way to infer membership a loss for each row."""
-        found: dict[str, list[float]] = {name: [] for name in ATTACKS}
+    def losses(self, dataset: YardstickSet) -> dict[str, list[float]]:
+        """By membership attack, the loss of each row."""
+        losses: dict[str, list[float]] = {name: [] for name in ATTACKS}
         for row, forced in zip(
-            asked.examples, self._forced(asked.name, asked.examples, spread=True), strict=True
+            dataset.examples, self._forced(dataset.name, dataset.examples, spread=True), strict=True
         ):
             assert forced.spread is not None
             loss, tokens = _mean(forced), forced.answer(forced.nll).tolist()
@@ -190,8 +194,8 @@ class Asked:
                 formulas.min_k_plus_plus(tokens, mean, variance),
             )
             for name, value in zip(ATTACKS, values, strict=True):
-                found[name].append(value)
-        return found
+                losses[name].append(value)
+        return losses
 
     def surprise(self, name: str, prompts: Sequence[Example], texts: Sequence[str]) -> Measurements:
         """How unlikely texts are to the model after their prompts: nats per token, by tokens.
@@ -199,18 +203,18 @@ class Asked:
         An empty text has none; what the model cannot read of a long one does not count.
         """
         rows = [(n, p) for n, (p, text) in enumerate(zip(prompts, texts, strict=True)) if text]
-        said = [
-            Example(p.prompt, texts[n] if p.templated else _parted(p.prompt, texts[n]), p.templated)
+        examples = [
+            Example(p.prompt, texts[n] if p.templated else _spaced(p.prompt, texts[n]), p.templated)
             for n, p in rows
         ]
         values: list[float | None] = [None] * len(texts)
         weights = [1.0] * len(texts)
         limit = context_length(self.model)
         with quiet():  # a tokenizer warns of what is cut here
-            encoded = [_cut(row, limit) for row in encode_all(self.tokenizer, said)]
+            encoded = [_cut(row, limit) for row in encode_all(self.tokenizer, examples)]
         check_lengths(self.model, encoded, name)
-        for (n, _), each in zip(rows, self._passed(name, encoded), strict=True):
-            tokens = each.answer(each.nll)
+        for (n, _), forced in zip(rows, self._passed(name, encoded), strict=True):
+            tokens = forced.answer(forced.nll)
             values[n], weights[n] = float(tokens.mean()), len(tokens)
         return measured(values, weights, "an answer without a word has no perplexity")
 
@@ -225,24 +229,24 @@ class Asked:
 
 
 def truth_scores(
-    asked: YardstickSet, found: Sequence[Likelihoods], said: Sequence[tuple[str, str]]
+    dataset: YardstickSet, likelihoods: Sequence[Likelihoods], answered: Sequence[tuple[str, str]]
 ) -> Mapping[str, Measurements]:
     """The three scores that every set has: probability, ROUGE-L recall, truth ratio.
 
     The truth ratio's is ``min(R, 1/R)`` of what to forget, ``max(0, 1 − R)`` of what to keep.
 
     Args:
-        asked: The set.
-        found: Its rows' likelihoods.
-        said: Its rows' truths and answers.
+        dataset: The set.
+        likelihoods: Its rows' likelihoods.
+        answered: Its rows' truths and answers.
     """
-    value = metrics.forget_truth if asked.role == "forget" else metrics.keep_truth
-    recalls = [metrics.rouge_l(truth, answer) for truth, answer in said]
+    value = metrics.forget_truth if dataset.role == "forget" else metrics.keep_truth
+    recalls = [metrics.rouge_l(truth, answer) for truth, answer in answered]
     why = "answers without the letters a to z or digits have no ROUGE"
     return {
-        "probability": measured([each.probability(asked.choices) for each in found]),
-        "rouge_l_recall": measured([each and each[0] for each in recalls], why=why),
-        "truth_ratio": measured([value(each.truth_ratio) for each in found]),
+        "probability": measured([row.probability(dataset.choices) for row in likelihoods]),
+        "rouge_l_recall": measured([recall and recall[0] for recall in recalls], why=why),
+        "truth_ratio": measured([value(row.truth_ratio) for row in likelihoods]),
     }
 
 
@@ -264,12 +268,12 @@ def _mean(forced: Forced) -> float:
 
 
 def _cut(row: Encoded, limit: int | None) -> Encoded:
-    """What a model can read of a text: at least a token more than its prompt, or it is whole."""
+    """Cut a row to the model's context, if that leaves a token beyond its prompt."""
     if limit is None or not row.prompt_length < limit < len(row.input_ids):
         return row
     lost = len(row.input_ids) - limit
     return Encoded(row.input_ids[:limit], row.prompt_length, max(0, row.end_length - lost))
 
 
-def _parted(prompt: str, text: str) -> str:
+def _spaced(prompt: str, text: str) -> str:
     return text if prompt[-1:].isspace() or not prompt else f" {text}"

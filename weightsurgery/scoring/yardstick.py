@@ -1,4 +1,4 @@
-"""TOFU's yardstick of a checkpoint: forget quality, model utility, and what tells its members."""
+"""TOFU's scores of a checkpoint: forget quality, model utility and membership inference."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from weightsurgery.scoring import formulas
 from weightsurgery.scoring.references import Reference, read_reference
 from weightsurgery.scoring.sets import (
     ATTACKS,
-    Asked,
     Likelihoods,
+    ModelScorer,
     YardstickSet,
     read_set,
     truth_scores,
@@ -44,10 +44,10 @@ class SetEstimates:
     """Scores of one set.
 
     Attributes:
-        name: What it is called.
+        name: Name of the set.
         path: As given.
         role: ``forget`` or ``keep``.
-        examples: How many rows.
+        examples: Number of rows.
         choices: Whether the probability is normalised over the wrong answers.
         scores: By name, each with its bootstrap interval.
     """
@@ -77,7 +77,7 @@ class Tofu:
         judge: Whose perplexity ``fluency`` is, as given.
         fluency: Perplexity, to the judge, of what is answered about what is to be forgotten; high
             where it is gibberish. It says nothing against the same sentence again and again.
-        log_truth_ratios: Of each row to forget, for who compares with this checkpoint.
+        log_truth_ratios: Of the rows to forget, for later comparisons with this checkpoint.
         rows: SHA-256 of the rows to forget and those held out.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
@@ -113,7 +113,7 @@ def tofu(
     resamples: int = 2000,
     progress: Progress | None = None,
 ) -> Tofu:
-    """Scores a checkpoint by TOFU's yardstick; one model is held at a time.
+    """Scores a checkpoint by TOFU's metrics; one model is held at a time.
 
     Differences from open-unlearning: an answer is the model's first line (of a truth of several
     lines as many), of at most 32 tokens more than the set's longest truth, where theirs has up to
@@ -133,11 +133,11 @@ def tofu(
         device: `auto`, `cpu`, `cuda` or `cuda:i`.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Raises:
         DataError: A set cannot be read or lacks what its scores take, there is none to forget or
-            to keep, no reference, or one that was asked other rows.
+            to keep, no reference, or one that was scored on other rows.
         SourceError: A checkpoint cannot be found or loaded.
         NonFiniteError: A model's predictions are NaN.
         WeightSurgeryError: A library of the extra ``eval`` is missing.
@@ -149,41 +149,47 @@ def tofu(
         raise DataError("forget quality without a reference to compare with", _NEEDED)
     if batch_size < 1 or resamples < 1:
         raise DataError("a batch or a bootstrap of none", "Give whole numbers from 1.")
-    place = resolve_source(checkpoint).path
-    sets = _Sets.read(load_tokenizer(place), forget, keep, holdout)
-    same = _same_checkpoint(reference, place)
-    other = None
+    directory = resolve_source(checkpoint).path
+    sets = _Sets.read(load_tokenizer(directory), forget, keep, holdout)
+    same = _same_checkpoint(reference, directory)
+    reference_figures = None
     if not same:
-        other = _reference(reference, sets, batch_size, device, progress)
-    model, tokenizer = load_model(place, device)
-    asked = Asked(model, tokenizer, batch_size, progress)
-    drawn = Resampling(seed, resamples)
-    likely = asked.likelihoods(sets.forget)
-    own = _compared(str(reference), asked, sets, likely)
-    other = own if other is None else other
-    said = asked.answers(sets.forget)
-    found = [_estimates(sets.forget, asked, likely, said, drawn)]
-    for each in sets.keep:
-        found.append(_estimates(each, asked, asked.likelihoods(each), asked.answers(each), drawn))
-    del asked, model
+        reference_figures = _reference(reference, sets, batch_size, device, progress)
+    model, tokenizer = load_model(directory, device)
+    scorer = ModelScorer(model, tokenizer, batch_size, progress)
+    resampling = Resampling(seed, resamples)
+    likelihoods = scorer.likelihoods(sets.forget)
+    figures = _comparison(str(reference), scorer, sets, likelihoods)
+    reference_figures = figures if reference_figures is None else reference_figures
+    answered = scorer.answers(sets.forget)
+    estimates = [_estimates(sets.forget, scorer, likelihoods, answered, resampling)]
+    for keep_set in sets.keep:
+        estimates.append(
+            _estimates(
+                keep_set, scorer, scorer.likelihoods(keep_set), scorer.answers(keep_set), resampling
+            )
+        )
+    del scorer, model
     fluency = None
     if judge is not None:
-        fluency = _fluency(judge, sets.forget, said, batch_size, device, drawn)
+        fluency = _fluency(judge, sets.forget, answered, batch_size, device, resampling)
     leak = None
     if sets.holdout is not None:
-        leak = formulas.priv_leak(own.membership[PRIV_LEAK], other.membership[PRIV_LEAK])
+        leak = formulas.priv_leak(
+            figures.membership[PRIV_LEAK], reference_figures.membership[PRIV_LEAK]
+        )
     return Tofu(
         str(checkpoint),
         str(reference),
-        tuple(found),
-        formulas.forget_quality(own.log_truth_ratios, other.log_truth_ratios),
-        _utility(found),
-        dict(own.membership),
-        dict(other.membership),
+        tuple(estimates),
+        formulas.forget_quality(figures.log_truth_ratios, reference_figures.log_truth_ratios),
+        _utility(estimates),
+        dict(figures.membership),
+        dict(reference_figures.membership),
         leak,
         None if judge is None else str(judge),
         fluency,
-        tuple(own.log_truth_ratios),
+        tuple(figures.log_truth_ratios),
         sets.digest,
         seed,
         resamples,
@@ -192,7 +198,7 @@ def tofu(
 
 @dataclass(frozen=True)
 class _Sets:
-    """All rows, read before a model is loaded."""
+    """All sets, read before a model is loaded."""
 
     forget: YardstickSet
     keep: tuple[YardstickSet, ...]
@@ -208,13 +214,13 @@ class _Sets:
     ) -> _Sets:
         names = set_names([*forget, *keep, *holdout])
         roles = [*["forget"] * len(forget), *["keep"] * len(keep), *["holdout"] * len(holdout)]
-        read = [
+        loaded = [
             read_set(path, name, role, tokenizer)
             for path, name, role in zip([*forget, *keep, *holdout], names, roles, strict=True)
         ]
 
         def of(role: str) -> list[YardstickSet]:
-            return [each for each in read if each.role == role]
+            return [dataset for dataset in loaded if dataset.role == role]
 
         return cls(
             _pooled(of("forget")),
@@ -224,12 +230,12 @@ class _Sets:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the rows that figures of a reference are of."""
+        """SHA-256 of the rows that a reference is scored on."""
         rows = [
-            [e.prompt, e.completion, e.paraphrase, *e.perturbed]
-            for each in (self.forget, self.holdout)
-            if each is not None
-            for e in each.examples
+            [row.prompt, row.completion, row.paraphrase, *row.perturbed]
+            for dataset in (self.forget, self.holdout)
+            if dataset is not None
+            for row in dataset.examples
         ]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
@@ -238,44 +244,48 @@ def _pooled(sets: Sequence[YardstickSet]) -> YardstickSet:
     """Several files of one role as one sample."""
     return replace(
         sets[0],
-        name=" + ".join(each.name for each in sets),
-        path=" + ".join(each.path for each in sets),
-        examples=tuple(row for each in sets for row in each.examples),
+        name=" + ".join(dataset.name for dataset in sets),
+        path=" + ".join(dataset.path for dataset in sets),
+        examples=tuple(row for dataset in sets for row in dataset.examples),
     )
 
 
-def _compared(name: str, asked: Asked, sets: _Sets, likely: Sequence[Likelihoods]) -> Reference:
-    """What a model is compared by: truth ratios, and how well its members are told."""
-    ratios = [each.log_truth_ratio for each in likely]
+def _comparison(
+    name: str, scorer: ModelScorer, sets: _Sets, likelihoods: Sequence[Likelihoods]
+) -> Reference:
+    """What models are compared by: truth ratios, and AUCs of membership attacks."""
+    ratios = [row.log_truth_ratio for row in likelihoods]
     membership = {}
     if sets.holdout is not None:
-        members, others = asked.losses(sets.forget), asked.losses(sets.holdout)
-        membership = {each: formulas.auc(members[each], others[each]) for each in ATTACKS}
+        members, others = scorer.losses(sets.forget), scorer.losses(sets.holdout)
+        membership = {attack: formulas.auc(members[attack], others[attack]) for attack in ATTACKS}
     return Reference(name, sets.digest, ratios, membership)
 
 
 def _estimates(
-    each: YardstickSet,
-    asked: Asked,
-    likely: Sequence[Likelihoods],
-    said: Sequence[tuple[str, str]],
-    drawn: Resampling,
+    dataset: YardstickSet,
+    scorer: ModelScorer,
+    likelihoods: Sequence[Likelihoods],
+    answered: Sequence[tuple[str, str]],
+    resampling: Resampling,
 ) -> SetEstimates:
-    rows: dict[str, Measurements] = dict(truth_scores(each, likely, said))
-    if each.role == "forget":
-        rows |= asked.memorised(each)
-    scores = {name: estimate(values, drawn) for name, values in rows.items()}
-    return SetEstimates(each.name, each.path, each.role, len(each.examples), each.choices, scores)
+    rows: dict[str, Measurements] = dict(truth_scores(dataset, likelihoods, answered))
+    if dataset.role == "forget":
+        rows |= scorer.memorised(dataset)
+    scores = {name: estimate(values, resampling) for name, values in rows.items()}
+    return SetEstimates(
+        dataset.name, dataset.path, dataset.role, len(dataset.examples), dataset.choices, scores
+    )
 
 
-def _utility(found: Sequence[SetEstimates]) -> float:
+def _utility(estimates: Sequence[SetEstimates]) -> float:
     values = []
-    for each in found:
-        if each.role != "keep":
+    for keep_set in estimates:
+        if keep_set.role != "keep":
             continue
-        for name, score in each.scores.items():
+        for name, score in keep_set.scores.items():
             if score.value is None:
-                raise DataError(f"{each.name}: no {name}: {score.why}", "Leave this set out.")
+                raise DataError(f"{keep_set.name}: no {name}: {score.why}", "Leave this set out.")
             values.append(score.value)
     return formulas.model_utility(values)
 
@@ -283,19 +293,19 @@ def _utility(found: Sequence[SetEstimates]) -> float:
 def _fluency(
     judge: str | Path,
     forget: YardstickSet,
-    said: Sequence[tuple[str, str]],
+    answered: Sequence[tuple[str, str]],
     batch_size: int,
     device: str,
-    drawn: Resampling,
+    resampling: Resampling,
 ) -> Estimate:
     model, tokenizer = load_model(resolve_source(judge).path, device)
-    asked = Asked(model, tokenizer, batch_size)
-    surprise = asked.surprise(forget.name, forget.examples, [answer for _, answer in said])
-    return estimate(surprise, drawn, math.exp)
+    scorer = ModelScorer(model, tokenizer, batch_size)
+    surprise = scorer.surprise(forget.name, forget.examples, [answer for _, answer in answered])
+    return estimate(surprise, resampling, math.exp)
 
 
-def _same_checkpoint(reference: str | Path, place: Path) -> bool:
-    return not _is_document(reference) and resolve_source(reference).path == place
+def _same_checkpoint(reference: str | Path, directory: Path) -> bool:
+    return not _is_document(reference) and resolve_source(reference).path == directory
 
 
 def _is_document(reference: str | Path) -> bool:
@@ -306,14 +316,14 @@ def _reference(
     reference: str | Path, sets: _Sets, batch_size: int, device: str, progress: Progress | None
 ) -> Reference:
     if _is_document(reference):
-        found = read_reference(reference)
-        if found.rows != sets.digest:
+        recorded = read_reference(reference)
+        if recorded.rows != sets.digest:
             raise DataError(
                 f"{reference}: was asked other rows to forget or to hold out",
                 "Score the reference on the same --forget and --holdout, or name the checkpoint"
                 " itself.",
             )
-        return found
+        return recorded
     model, tokenizer = load_model(resolve_source(reference).path, device)
-    asked = Asked(model, tokenizer, batch_size, progress)
-    return _compared(str(reference), asked, sets, asked.likelihoods(sets.forget))
+    scorer = ModelScorer(model, tokenizer, batch_size, progress)
+    return _comparison(str(reference), scorer, sets, scorer.likelihoods(sets.forget))
