@@ -145,7 +145,7 @@ def _search_job(
         tuple(names),
         replace(selection, scales=()),
         where,
-        kept=keep,
+        keep=keep,
         rank=search.rank,
     )
     method.check(job)

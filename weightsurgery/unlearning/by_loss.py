@@ -1,4 +1,4 @@
-"""Methods that train on a loss of their own, and what the bench tries of them."""
+"""Methods that train on their own loss, and their grids on the bench."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ __all__ = [
 ]
 
 LONG = 40
-"""Steps from one look to the next where a row of the bench trains four times as long."""
+"""Steps between evaluations where a row of the bench trains four times as long."""
 
 
 @dataclass(frozen=True)
 class BenchGrid:
-    """A row of the bench: what is tried of a method.
+    """A row of the bench: the settings of a method that are tried.
 
     Settings of the loss are the published ones unless they go by the size of a model's hidden
     states; the learning rates are not, since a model of a few million parameters needs others than
-    one of billions: a row has several, and the steps at which its training is looked at are shared
-    out among them. Every look is a candidate.
+    one of billions: a row has more than one, and shares its evaluations among them. Every
+    evaluation is a candidate.
 
     Attributes:
         about: What it does, in a line.
         rates: Learning rates.
         settings: Settings that are not as published, each tried with each rate.
-        every: Steps from one look to the next.
-        ends_itself: One look for each learning rate, where the method's own rule ends it.
+        every: Steps between evaluations.
+        ends_itself: One evaluation per learning rate, where the method's stopping rule ends it.
         label: The row's name; None for the method's.
     """
 
@@ -85,7 +85,7 @@ class ByLoss(Unlearner, System):
         """See :class:`System`: trains on the loss."""
         from weightsurgery.learning.unlearners.run import train_unlearner
 
-        found = train_unlearner(
+        result = train_unlearner(
             cls,
             request.model,
             request.tokenizer,
@@ -100,7 +100,7 @@ class ByLoss(Unlearner, System):
             progress=request.progress,
             workspace=request.workspace,
         )
-        return SystemResult(found.change, found.notes)
+        return SystemResult(result.change, result.notes)
 
 
 class ByDistillation(ByLoss):
@@ -109,7 +109,7 @@ class ByDistillation(ByLoss):
     references = 1
 
     def target(self, forget: BatchOutputs) -> Tensor:
-        """Logits that the model is taught, shape (positions, vocabulary)."""
+        """Target logits, shape (positions, vocabulary)."""
         raise NotImplementedError
 
     def reference_logits(self, which: str, forget: BatchOutputs) -> Tensor:
@@ -176,13 +176,13 @@ def unlearn(
         tokenizer: Its tokenizer.
         forget: What to forget.
         keep: What to keep; not used by all.
-        training: How; by default as published.
+        training: Training settings; by default as published.
         settings: The method's own, by name; the others are as published.
         selection: Which parameters to train; by default all linear layers, of which a method may
             take fewer.
         unseen: What the model never saw; not used by all.
         lora_rank: Train an adapter of this rank instead.
-        look: Called after each step with the steps taken and what tells the change so far; true
+        look: Called after each step with the steps taken and a function of the change so far; true
             ends the training.
 
     Returns:
@@ -200,7 +200,7 @@ def unlearn(
     kind = system(name)
     if not issubclass(kind, ByLoss):
         raise EditError(f"method {name!r}: no loss of its own", "Choose one that trains on one.")
-    found = train_unlearner(
+    result = train_unlearner(
         kind,
         model,
         tokenizer,
@@ -215,6 +215,6 @@ def unlearn(
         look=look,
     )
     return {
-        name: each.matrix() if isinstance(each, LowRank) else each
-        for name, each in found.change.items()
+        name: change.matrix() if isinstance(change, LowRank) else change
+        for name, change in result.change.items()
     }

@@ -53,7 +53,7 @@ def dpo(
     its half that rejects.
 
     Args:
-        rejected: ``−log π(y_l|x)`` now and of the model before, each of shape (pairs,).
+        rejected: ``−log π(y_l|x)`` of the current and the original model, both of shape (pairs,).
         chosen: The same of the preferred answers ``y_w``.
         beta: Inverse temperature.
         count: Pairs that the mean is over.
@@ -63,14 +63,14 @@ def dpo(
 
 
 class ByPreference(ByLoss):
-    """A system that prefers other answers, which it finds for each example to forget."""
+    """A system that prefers other answers, which it finds for every example to forget."""
 
     references = 1
     needs_keep = True
 
     @classmethod
     def alternates(cls, work: Preparation) -> list[list[str]]:
-        """Per example to forget the answers that are preferred to its own, at least one in all."""
+        """Per example to forget, the answers preferred to the true one; at least one in all."""
         raise NotImplementedError
 
     @classmethod
@@ -86,7 +86,7 @@ class ByPreference(ByLoss):
         from weightsurgery.learning.unlearners.pairs import Pair, PairCollator, answered_otherwise
 
         lengths = (work.training.max_length, context_length(work.plain))
-        limit = min((each for each in lengths if each is not None), default=None)
+        limit = min((length for length in lengths if length is not None), default=None)
         pairs = []
         for example, texts in zip(work.forget, prepared["alternates"], strict=True):
             for row in work.rows([example]):
@@ -98,11 +98,11 @@ class ByPreference(ByLoss):
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
-        now = forget.nll[0]
+        current = forget.nll[0]
         before = self.reference_outputs("base", forget.inputs).nll[0]
-        how: PreferenceSettings = self.settings
+        settings: PreferenceSettings = self.settings
         # Of two rows the first is to go and the second is preferred.
-        rejected, chosen = (now[::2], before[::2]), (now[1::2], before[1::2])
-        return dpo(rejected, chosen, how.beta, forget.whole.rows / 2) + (
-            how.keep_weight * keep.cross_entropy
+        rejected, chosen = (current[::2], before[::2]), (current[1::2], before[1::2])
+        return dpo(rejected, chosen, settings.beta, forget.whole.rows / 2) + (
+            settings.keep_weight * keep.cross_entropy
         )

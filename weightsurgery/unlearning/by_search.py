@@ -30,7 +30,7 @@ class BySearch(OnModel):
     """Forget or learn by a search.
 
     Attributes:
-        search: Its settings, which say too what may be harmed.
+        search: Its settings, the budget of harm included.
     """
 
     search: Search
@@ -55,23 +55,23 @@ class BySearch(OnModel):
         self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
     ) -> SearchPlan:
         entries = job.base.entries
-        found = _in_rounds(job) if self.search.neighbours is None else _by_neighbours(job, self)
+        sizes = _in_rounds(job) if self.search.neighbours is None else _by_neighbours(job, self)
         return SearchPlan(
             edit=edit,
             vector=str(vector),
-            vector_bytes=4 * found["trained"],
+            vector_bytes=4 * sizes["trained"],
             finished=finished,
             settings={"edit": self.search.edit, **self.search.described()},
             examples=len(job.sets.examples),
-            keep_examples=sum(len(each.examples) for each in job.sets.keep),
+            keep_examples=sum(len(dataset.examples) for dataset in job.sets.keep),
             matrices=len(job.names),
-            weights=4 * sum(entry.numel for entry in entries.values()) + found.pop("halves", 0),
-            **found,
+            weights=4 * sum(entry.numel for entry in entries.values()) + sizes.pop("halves", 0),
+            **sizes,
         )
 
 
 def _in_rounds(job: Job) -> dict[str, int]:
-    """Whole matrices, confined by the eigenvectors of what they are given."""
+    """Whole matrices, projected by the eigenvectors of their inputs."""
     trained = sum(job.base.entry(name).numel for name in job.names)
     widths = distinct_widths(job)
     eigenvectors = sum(4 * width**2 for width in widths)
@@ -115,13 +115,13 @@ _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w
 
 
 def distinct_widths(job: Job) -> list[int]:
-    """Widths ``n`` of what a job's matrices are given, once for those that are given the same."""
-    found: dict[tuple[str, str], int] = {}
+    """Input widths ``n`` of a job's matrices, once for matrices that share their input."""
+    widths: dict[tuple[str, str], int] = {}
     for name in job.names:
-        above, _, own = name.removesuffix(".weight").rpartition(".")
-        first = next((each[0] for each in _TOGETHER if own in each), own)
-        found[above, first] = input_width(job.base, name)
-    return list(found.values())
+        parent, _, module = name.removesuffix(".weight").rpartition(".")
+        group = next((names[0] for names in _TOGETHER if module in names), module)
+        widths[parent, group] = input_width(job.base, name)
+    return list(widths.values())
 
 
 def _halves(job: Job) -> int:
@@ -132,19 +132,19 @@ def _halves(job: Job) -> int:
 
 
 def _activations(job: Job) -> int:
-    """What a backward pass over texts of usual length finds, float32.
+    """Bytes of activations for a backward pass over texts of usual length, float32.
 
-    Each linear layer that is trained holds what it is given; what any of them says is held by what
-    follows, and the norms, rotations and gates between them hold about half as much again. Logits
-    count three times, with their softmax and gradient.
+    A trained linear layer holds its inputs; outputs of any of them are held by what follows, and
+    the norms, rotations and gates between them hold about half as much again. Logits count three
+    times, with their softmax and gradient.
     """
     tokens, places = _PASS * _LENGTH, _PASS * _PLACES
     config = job.base.config
     vocabulary = int(config.get("text_config", config).get("vocab_size", 0))
-    given = sum(input_width(job.base, name) for name in job.names)
-    said = 0
+    inputs = sum(input_width(job.base, name) for name in job.names)
+    outputs = 0
     for name in Selection("all-linear").resolve(job.base.entries):
         if len(job.base.entry(name).shape) > 1:
-            said += sum(job.base.entry(name).shape[-2:]) - input_width(job.base, name)
-    layers = given + said
+            outputs += sum(job.base.entry(name).shape[-2:]) - input_width(job.base, name)
+    layers = inputs + outputs
     return 4 * (tokens * int(1.5 * layers) + 3 * places * vocabulary)

@@ -38,7 +38,7 @@ class MethodSettings:
         settings: The method's own, by name; the others are as published.
         training: Fields of :class:`~weightsurgery.learning.settings.Training`, likewise.
         lora_rank: Train a LoRA adapter of this rank; None for the method's way.
-        rank: Truncate what was found; None for as it is.
+        rank: Truncate the change to this rank; None for as it is.
     """
 
     method: str
@@ -47,12 +47,12 @@ class MethodSettings:
     lora_rank: int | None = None
     rank: RankRule | None = None
 
-    def trained(self, row: type[System]) -> Training:
-        """The training: as published but for what is given; epochs give way to steps and back."""
+    def trained(self, system: type[System]) -> Training:
+        """The published training with what is given; given epochs replace published steps."""
         given = dict(self.training)
         if given.get("epochs") is not None and given.get("steps") is None:
             given["steps"] = None
-        return replace(row.published, **given)
+        return replace(system.published, **given)
 
 
 @dataclass(frozen=True)
@@ -60,36 +60,38 @@ class BySystem(OnModel):
     """Forget by a system.
 
     Attributes:
-        name: The system's.
-        row: The system.
-        settings: Its settings, of the class that it says.
+        name: Name of the system.
+        system: Its class.
+        settings: Its settings, a ``system.Settings``.
         training: How it trains.
         lora_rank: Of the adapter that is trained, if one is.
     """
 
     name: str
-    row: type[System]
+    system: type[System]
     settings: Any
     training: Training
     lora_rank: int | None
     distributed = True
-    allow_harm = True  # it is told: these are for comparison
+    allow_harm = True  # with a notice: these are for comparison
 
     @classmethod
-    def of(cls, how: MethodSettings) -> BySystem:
+    def of(cls, method_settings: MethodSettings) -> BySystem:
         """A system with its settings.
 
         Raises:
             EditError: There is none of this name, or settings that make no sense.
         """
-        row = system(how.method)
-        settings, training = settings_of(row, how.settings), how.trained(row)
-        if how.lora_rank is not None and how.lora_rank < 1:
-            raise EditError(f"LoRA rank {how.lora_rank}", "Give a whole number from 1.")
-        if how.lora_rank is not None and not row.takes_rank:
-            raise EditError(f"{how.method} as a LoRA adapter", "Leave out --lora-rank.")
-        rank = how.lora_rank if how.lora_rank is not None else row.adapter_rank
-        return cls(how.method, row, settings, training, rank)
+        name, lora_rank = method_settings.method, method_settings.lora_rank
+        kind = system(name)
+        settings = settings_of(kind, method_settings.settings)
+        training = method_settings.trained(kind)
+        if lora_rank is not None and lora_rank < 1:
+            raise EditError(f"LoRA rank {lora_rank}", "Give a whole number from 1.")
+        if lora_rank is not None and not kind.takes_rank:
+            raise EditError(f"{name} as a LoRA adapter", "Leave out --lora-rank.")
+        rank = lora_rank if lora_rank is not None else kind.adapter_rank
+        return cls(name, kind, settings, training, rank)
 
     @property
     @override
@@ -110,7 +112,7 @@ class BySystem(OnModel):
     def described(self, job: Job) -> dict[str, Any]:
         return {
             "method": self.name,
-            "source": self.row.paper,
+            "source": self.system.paper,
             "settings": asdict(self.settings),
             "training": asdict(self.training),
             "lora_rank": self.lora_rank,
@@ -123,18 +125,18 @@ class BySystem(OnModel):
         """Refuse to work without the data that it works on.
 
         Raises:
-            EditError: It lacks some.
+            EditError: Some of it is missing.
         """
-        row, settings = self.row, self.settings
-        if row.keeps(settings) and not keep:
+        system, settings = self.system, self.settings
+        if system.keeps(settings) and not keep:
             instead = ", or a λ of your own with --set scale=0.5" * (
-                hasattr(settings, "scale") and not row.keeps(replace(settings, scale=1.0))
+                hasattr(settings, "scale") and not system.keeps(replace(settings, scale=1.0))
             )
             raise EditError(
                 f"{self.name} without data to keep, which it works on",
                 f"Give --keep FILE{instead}.",
             )
-        if row.needs_unseen and not unseen:
+        if system.needs_unseen and not unseen:
             raise EditError(
                 f"{self.name} without data the model never saw, which it measures by",
                 "Give --unseen FILE: texts of the same form as those to forget.",
@@ -154,7 +156,7 @@ class BySystem(OnModel):
     def plan(
         self, job: Job, edit: EditPlan | AdapterPlan, vector: Path, finished: bool
     ) -> SystemPlan:
-        entries, rank, how = job.base.entries, self.lora_rank, self.training
+        entries, rank, training = job.base.entries, self.lora_rank, self.training
         sizes = [entries[name].numel for name in job.names]
         if rank is not None:
             sizes = [rank * sum(entries[name].shape) for name in job.names]
@@ -165,45 +167,48 @@ class BySystem(OnModel):
             finished=finished,
             settings=asdict(self.settings),
             examples=len(job.sets.examples),
-            keep_examples=sum(len(each.examples) for each in job.sets.keep),
+            keep_examples=sum(len(dataset.examples) for dataset in job.sets.keep),
             matrices=len(job.names),
             trained=sum(sizes),
             weights=4 * sum(entry.numel for entry in entries.values()),
             # Gradients, two moments and frozen references; before and after, of whole matrices.
             **apart(
                 job.device,
-                4 * (3 + self.row.references) * sum(sizes),
+                4 * (3 + self.system.references) * sum(sizes),
                 4 * (sum(entries[name].numel for name in job.names) + sum(sizes)),
             ),
             method=self.name,
-            source=self.row.paper,
-            steps=how.steps,
-            epochs=how.epochs,
-            learning_rate=how.learning_rate,
-            batch_size=how.batch_size,
+            source=self.system.paper,
+            steps=training.steps,
+            epochs=training.epochs,
+            learning_rate=training.learning_rate,
+            batch_size=training.batch_size,
             lora_rank=rank,
-            unseen_examples=sum(len(each.examples) for each in job.sets.unseen),
+            unseen_examples=sum(len(dataset.examples) for dataset in job.sets.unseen),
         )
 
     @override
     def kept_bytes(self, job: Job, trained: int) -> int:
-        if not self.row.goes_on:
+        if not self.system.goes_on:
             return 0
-        how, passes = self.training, len(job.sets.examples) / self.training.batch_size
-        steps = math.ceil(how.epochs * math.ceil(passes)) if how.steps is None else how.steps
+        training, steps = self.training, self.training.steps
+        if steps is None:
+            steps = math.ceil(
+                training.epochs * math.ceil(len(job.sets.examples) / training.batch_size)
+            )
         # Helpers; weights and two moments, of a point and the one before it, or of the one that
         # a helper's training ends with.
-        points = 6 if steps > how.save_every else 3 * bool(self.row.references)
-        return 4 * trained * (self.row.references + points)
+        points = 6 if steps > training.save_every else 3 * bool(self.system.references)
+        return 4 * trained * (self.system.references + points)
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
+    def find(self, job: Job, machine: Machine, workspace: Path) -> MethodResult:
         """See :class:`OnModel`.
 
         Raises:
             NonFiniteError: A loss or weight is NaN or infinite.
         """
         try:
-            return super().find(job, run, workspace)
+            return super().find(job, machine, workspace)
         except NonFiniteError as error:
             # Trainings are shared with commands whose options have other names.
             rate = "--lr or --set helper_rate" if hasattr(self.settings, "helper_rate") else "--lr"
@@ -214,47 +219,47 @@ class BySystem(OnModel):
             ) from None
 
     def change(
-        self, job: Job, at: Loaded
+        self, job: Job, loaded: Loaded
     ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
         """See :class:`OnModel`.
 
         Raises:
             EditError: Nothing changed, or what was not to change.
         """
-        made = self.row.change(
+        result = self.system.change(
             ChangeRequest(
-                at.model,
+                loaded.model,
                 job.tokenizer,
-                tuple(at.held),
+                tuple(loaded.held),
                 job.sets.examples,
-                [each for rows in job.sets.keep for each in rows.examples],
-                [each for rows in job.sets.unseen for each in rows.examples],
+                [example for rows in job.sets.keep for example in rows.examples],
+                [example for rows in job.sets.unseen for example in rows.examples],
                 self.training,
                 asdict(self.settings),
                 self.lora_rank,
                 job.chosen,
-                at.run.progress,
-                at.workspace,
+                loaded.machine.progress,
+                loaded.workspace,
             )
         )
-        strays = [name for name in made.change if name not in at.held]
+        strays = [name for name in result.change if name not in loaded.held]
         if strays:
             raise EditError(
                 f"{self.name} changed {strays[0]!r}, which is not among what may change",
                 "Return changes of the request's names alone.",
             )
-        if not any(_any(each) for each in made.change.values()):
+        if not any(_any(change) for change in result.change.values()):
             raise EditError(f"{self.name} changed nothing", "Raise --lr, or take more --steps.")
-        return made.change, {"training": dict(made.notes)}
+        return result.change, {"training": dict(result.notes)}
 
     @override
-    def notices(self, job: Job, found: EditRecord) -> list[str]:
+    def notices(self, job: Job, record: EditRecord) -> list[str]:
         notices = []
-        if not found.summary[GUARD]["inside"]:
-            notices.append(harm(found.summary[GUARD]))
-        if job.sets.keep and not self.row.keeps(self.settings):
+        if not record.summary[GUARD]["inside"]:
+            notices.append(harm(record.summary[GUARD]))
+        if job.sets.keep and not self.system.keeps(self.settings):
             notices.append(f"{self.name} does not look at --keep.")
-        if job.sets.unseen and not self.row.needs_unseen:
+        if job.sets.unseen and not self.system.needs_unseen:
             notices.append(f"{self.name} does not look at --unseen.")
         return notices
 

@@ -1,4 +1,4 @@
-"""What a vector is made from: everything that decides it, read and checked."""
+"""A job: everything that determines a vector, read and checked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["Job", "Machine", "Output"]
 
 @dataclass(frozen=True)
 class Machine:
-    """Who does the work, and who is told of it.
+    """The device and threads to work with, and where progress is reported.
 
     Attributes:
         progress: Called as ``progress(text, done, total)``, in units of what goes on.
@@ -63,7 +63,7 @@ class Output:
     Attributes:
         out: Directory of the edited checkpoint, or of the adapter.
         vector: Directory of the vector; None for ``OUT.vector``.
-        scale: λ of the edit; the saved vector is as it was found.
+        scale: λ of the edit; the saved vector is unscaled.
         scales: Of the edit, as in a selection.
         storage: dtype and rounding of the result; or an adapter's, which takes a change in factors.
         overwrite: Replace existing outputs of this tool, vector included.
@@ -93,21 +93,21 @@ class Output:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a vector, read and checked.
+    """Everything that determines a vector, read and checked.
 
     Attributes:
         base: The checkpoint.
         tokenizer: Its tokenizer.
-        edit: What is made with the vector: ``project``, ``learn``, ``unlearn`` or ``identify``.
+        edit: What the vector is for: ``project``, ``learn``, ``unlearn`` or ``identify``.
         method: Finds the change.
         sets: The data.
         names: The tensors that may change.
-        selection: That chose them; scales are the edit's alone.
+        selection: The selection that chose them; its scales are the edit's alone.
         device: Where to train.
         chosen: Whether the selection was made by hand.
-        kept: Vectors and statistics to keep.
-        rank: Truncate what is found; None for as it is.
-        lineage: What the check of the vectors' and statistics' kinship found.
+        keep: Vectors and statistics to keep.
+        rank: Truncate the change to this rank; None for as it is.
+        lineage: Result of the check that vectors and statistics derive from the base.
     """
 
     base: Checkpoint
@@ -119,7 +119,7 @@ class Job:
     selection: Selection
     device: torch.device
     chosen: bool = True
-    kept: Keep = field(default_factory=Keep)
+    keep: Keep = field(default_factory=Keep)
     rank: RankRule | None = None
     lineage: tuple[Mapping[str, Any], ...] = ()
 
@@ -131,17 +131,17 @@ class Job:
     @property
     def read_places(self) -> list[Path]:
         """What is read, which no output may touch."""
-        return [*folders(self._read()), *(each.path for each in self.sets.every)]
+        return [*folders(self._read()), *(dataset.path for dataset in self.sets.every)]
 
     def _read(self) -> dict[str, Input]:
         """The base, and the vectors and statistics to keep."""
-        vectors = {f"keep{n}": vector for n, vector in enumerate(self.kept.vectors, 1)}
-        statistics = {f"keep_inputs{n}": each for n, each in enumerate(self.kept.inputs, 1)}
+        vectors = {f"keep{n}": vector for n, vector in enumerate(self.keep.vectors, 1)}
+        statistics = {f"keep_inputs{n}": inputs for n, inputs in enumerate(self.keep.inputs, 1)}
         return inputs_of(self.base, vectors, statistics)
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The record's entry for each input, with SHA-256; of the base its tokenizer too."""
+        """The record's entries of the inputs, with SHA-256; of the base its tokenizer too."""
         read = self._read()
 
         def hashed() -> dict[str, Any]:
@@ -169,15 +169,15 @@ class Job:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of what trains, besides what every record names."""
+        """Versions of the training libraries, besides those that every record names."""
         packages = ("transformers", "accelerate", "tokenizers", *self.method.packages)
         return versions() | {name: importlib.metadata.version(name) for name in packages}
 
     def identity(self) -> Any:
-        """All that decides the vector, as a record of it would hold it."""
+        """Everything that determines the vector, as a record of it would hold it."""
         return json.loads(json.dumps([self.parameters, self.inputs, self.versions]))
 
     @property
     def digest(self) -> str:
-        """The same as SHA-256: what a run must share with a killed one."""
+        """SHA-256 of the identity: a run resumes a killed one with the same digest."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

@@ -23,7 +23,7 @@ def matrices(base: Checkpoint, selection: Selection) -> list[str]:
         EditError: One of the selected tensors has more than two axes.
     """
     copies = tied_copies(base)
-    found = []
+    names = []
     for name in selection.resolve(base.entries):
         shape = base.entry(name).shape
         if len(shape) > 2:
@@ -32,12 +32,12 @@ def matrices(base: Checkpoint, selection: Selection) -> list[str]:
                 f"Leave it as it is with --exclude '{name}'.",
             )
         if len(shape) == 2 and base.entry(name).numel and name not in copies:
-            found.append(name)
-    if not found:
+            names.append(name)
+    if not names:
         raise SelectionError(
             "no matrix is selected", "Widen --targets, --include, --exclude or --layers."
         )
-    return found
+    return names
 
 
 def held_as(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str]:
@@ -52,10 +52,10 @@ def held_as(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str
         Parameter → the matrix it is stored as, in the model's order.
 
     Raises:
-        UnsupportedCheckpointError: A matrix is no linear layer of its own in memory.
+        UnsupportedCheckpointError: A matrix is no single linear layer in memory.
     """
     layers = linear_inputs(model)
-    found = {}
+    held = {}
     for parameter, stored in parameters_of(model, base, names).items():
         first = stored[0]
         if len(stored) > 1 or base.entry(first).shape != tuple(
@@ -79,5 +79,5 @@ def held_as(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str
                 " kept",
                 f"Leave it out with --exclude '{first}'.",
             )
-        found[parameter] = first
-    return found
+        held[parameter] = first
+    return held

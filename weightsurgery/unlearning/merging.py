@@ -51,21 +51,21 @@ class Line:
 
     def at(self, scale: float) -> Change:
         """The change at a λ, float32, ready to be added to the weights."""
-        found = {name: -scale * t for name, t in self.direction.items()}
+        scaled = {name: -scale * t for name, t in self.direction.items()}
         return {
-            name: t + self.start[name] if name in self.start else t for name, t in found.items()
+            name: t + self.start[name] if name in self.start else t for name, t in scaled.items()
         }
 
 
 @dataclass(frozen=True)
 class BenchPoints:
-    """What the bench tries of a method: points of one of its lines.
+    """The bench's grid of a method: points of one of its lines.
 
     Attributes:
         scales: λ.
-        rate: Factor of the learning rate of the world's own fine-tunes, which are in full;
+        rate: Factor of the learning rate of the world's fine-tunes, which are in full;
             adapters take larger ones.
-        settings: The method's own.
+        settings: Settings of the method.
     """
 
     scales: Sequence[float]
@@ -116,7 +116,7 @@ class ByMerging(System):
 
     @classmethod
     def line(cls, request: ChangeRequest) -> Line:
-        """Trains what it needs; settings are all there."""
+        """Trains the vectors it needs; the request's settings are complete."""
         raise NotImplementedError
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a method is to the road: it finds a change, and says what that takes and how it was made."""
+"""The interface of a method: it finds a change, plans its cost and describes its settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["GUARD", "Loaded", "Method", "OnModel"]
 
 GUARD = "guard"
-"""Where a record's summary tells what the model is like with the change."""
+"""Key of the guard's report, before and after the change, in a record's summary."""
 
 
 class Method(ABC):
@@ -45,12 +45,12 @@ class Method(ABC):
     distributed: ClassVar[bool] = False
 
     @abstractmethod
-    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
+    def find(self, job: Job, machine: Machine, workspace: Path) -> MethodResult:
         """Find the change.
 
         Args:
-            job: What was asked for.
-            run: Who is told of it.
+            job: The job.
+            machine: Device and progress.
             workspace: Where a killed run finds what it had.
 
         Raises:
@@ -76,7 +76,7 @@ class Method(ABC):
         """What it will take, from headers alone.
 
         Args:
-            job: What was asked for.
+            job: The job.
             edit: The plan of writing the output.
             vector: Where the vector goes.
             finished: Whether it is there already.
@@ -86,13 +86,13 @@ class Method(ABC):
         """What the training keeps on disk meanwhile, at most, to go on from after a kill.
 
         Args:
-            job: What was asked for.
+            job: The job.
             trained: How many numbers are trained.
         """
         return 0
 
-    def notices(self, job: Job, found: EditRecord) -> list[str]:
-        """What the user should know of the vector, a line each."""
+    def notices(self, job: Job, record: EditRecord) -> list[str]:
+        """What the user should know of the vector, one line per notice."""
         return []
 
 
@@ -104,13 +104,13 @@ class Loaded:
         model: Float32, on the device to work on.
         held: The parameters that may change → the matrices they are stored as, in the model's
             order.
-        run: Who is told of the work.
+        machine: Device and progress.
         workspace: See :meth:`Method.find`.
     """
 
     model: Any
     held: Mapping[str, str]
-    run: Machine
+    machine: Machine
     workspace: Path
 
 
@@ -129,15 +129,15 @@ class OnModel(Method):
 
     @abstractmethod
     def change(
-        self, job: Job, at: Loaded
+        self, job: Job, loaded: Loaded
     ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
         """Find the change; the model is as before in the end, to the bit.
 
         Returns:
-            ``W' − W`` by parameter, on the CPU, and how it came about, for the record.
+            ``W' − W`` by parameter, on the CPU, and a summary of the training, for the record.
         """
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
+    def find(self, job: Job, machine: Machine, workspace: Path) -> MethodResult:
         """See :class:`Method`.
 
         Raises:
@@ -147,11 +147,11 @@ class OnModel(Method):
         """
         model: Any = load_float32(job.base)
         held = held_as(model, job.base, job.names)
-        for each in job.sets.every:
+        for dataset in job.sets.every:
             try:
-                encode_rows(model, job.tokenizer, each.examples, self.max_length)
+                encode_rows(model, job.tokenizer, dataset.examples, self.max_length)
             except DataError as error:
-                raise DataError(f"{each.name}: {error.what}", error.remedy) from None
+                raise DataError(f"{dataset.name}: {error.what}", error.remedy) from None
         model.to(job.device)
         guard = None
         if is_main():
@@ -159,13 +159,13 @@ class OnModel(Method):
                 model,
                 job.tokenizer,
                 job.sets.examples,
-                {each.name: each.examples for each in job.sets.keep},
+                {dataset.name: dataset.examples for dataset in job.sets.keep},
                 role="task" if job.learning else "forget",
                 budget=self.budget,
                 seed=self.seed,
-                progress=run.progress,
+                progress=machine.progress,
             )
-        change, summary = self.change(job, Loaded(model, held, run, workspace))
+        change, summary = self.change(job, Loaded(model, held, machine, workspace))
         if guard is not None:
             with added(model, change):
                 report = guard.report(model).to_dict()
@@ -176,4 +176,4 @@ class OnModel(Method):
                     " much is bearable, or pass --allow-harm to write it all the same.",
                 )
             summary[GUARD] = report
-        return MethodResult({held[name]: each for name, each in change.items()}, summary)
+        return MethodResult({held[name]: delta for name, delta in change.items()}, summary)

@@ -34,10 +34,10 @@ class TrainingPlan:
         vector_bytes: Its size, at most.
         finished: Whether that vector is there already, of the same settings and inputs.
         settings: Of the method.
-        examples: To forget or to learn, in all.
-        keep_examples: To keep, in all.
-        matrices: How many are selected; a method may train fewer.
-        trained: How many numbers are trained, at most.
+        examples: Number of examples to forget or to learn.
+        keep_examples: Number of examples to keep.
+        matrices: Number of selected matrices; a method may train fewer.
+        trained: Number of trained parameters, at most.
         weights: Bytes of the model in float32, and of its halves where it is trained in them.
         training: Bytes of gradients, of the optimiser's moments and of copies, at most, where the
             model is.
@@ -60,8 +60,8 @@ class TrainingPlan:
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {**own, "settings": dict(self.settings), "edit": self.edit.summary()}
+        values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
+        return {**values, "settings": dict(self.settings), "edit": self.edit.summary()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class SearchPlan(TrainingPlan):
     """What ``ws project`` and ``ws learn`` would do with data sets.
 
     Attributes:
-        statistics: Bytes of activation statistics (float64, ``n²`` for each distinct input) as they
+        statistics: Bytes of activation statistics (float64, ``n²`` per distinct input) as they
             are gathered and decomposed, at most; they are gone before the training begins.
         eigenvectors: Bytes of what stays of them (float32), where the model is; 0 by neighbours.
         activations: Bytes of activations and logits of one pass, estimated; 0 where the length of
@@ -97,13 +97,13 @@ class SystemPlan(TrainingPlan):
 
     Attributes:
         method: The system.
-        source: Where that comes from.
+        source: The paper it comes from.
         steps: Of the training; None where epochs count.
         epochs: Of the training, where no steps are given.
         learning_rate: Of the training.
         batch_size: Of the training.
         lora_rank: Of the adapter that is trained, if one is.
-        unseen_examples: That the model never saw, in all.
+        unseen_examples: Number of examples that the model never saw.
     """
 
     method: str
@@ -132,7 +132,7 @@ def check_space(plan: TrainingPlan, out: Path, vector: Path, beside: int = 0) ->
     wanted = [(out, plan.edit.write_bytes)]
     wanted += [] if plan.finished else [(vector, plan.vector_bytes + beside)]
     for path, size in wanted:
-        above = next(each for each in path.parents if each.exists())
+        above = next(parent for parent in path.parents if parent.exists())
         disk = os.stat(above).st_dev
         needed[disk] = above, size + needed.get(disk, (above, 0))[1]
     for above, size in needed.values():

@@ -36,14 +36,14 @@ __all__ = ["Forget", "PlannedChange", "Unlearned", "plan", "run"]
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What came of an edit from data.
+    """The applied edit and its saved vector.
 
     Attributes:
         applied: The edit.
         vector: Record of the saved vector.
         place: Where that is.
         reused: It was there already, finished by an earlier run.
-        notices: Things the user should know, a line each.
+        notices: What the user should know, one line per notice.
     """
 
     applied: Applied
@@ -55,14 +55,14 @@ class Unlearned:
 
 @dataclass(frozen=True)
 class Forget(Negate):
-    """``W' = W − λ T``, with how ``T`` was found in the record."""
+    """``W' = W − λ T``, with the origin of ``T`` in the record."""
 
-    how: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "project"
 
     @override
     def parameters(self) -> Mapping[str, Any]:
-        return {**self.how, **super().parameters()}
+        return {**self.origin, **super().parameters()}
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class _Unlearn(Forget):
 
 @dataclass(frozen=True)
 class _Learn(Add):
-    """``W' = W + λ T``, with how ``T`` was found in the record."""
+    """``W' = W + λ T``, with the origin of ``T`` in the record."""
 
-    how: Mapping[str, Any] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
     name: ClassVar[str] = "learn"
 
     @override
     def parameters(self) -> Mapping[str, Any]:
-        return {**self.how, **super().parameters()}
+        return {**self.origin, **super().parameters()}
 
 
 _EDITS: Mapping[str, type[Forget] | type[_Learn]] = {
@@ -93,7 +93,7 @@ _EDITS: Mapping[str, type[Forget] | type[_Learn]] = {
 
 @dataclass
 class PlannedChange:
-    """A change that is still to be trained, for plans: which matrices, and nothing of what."""
+    """A change that is still to be trained, for plans: the matrices' names without values."""
 
     names: Sequence[str]
     label: str = "the change to be trained"
@@ -111,25 +111,25 @@ class PlannedChange:
         raise AssertionError("a change that is still to be trained was read")
 
 
-def plan(job: Job, output: Output, by: Machine) -> TrainingPlan:
+def plan(job: Job, output: Output, machine: Machine) -> TrainingPlan:
     """What :func:`run` would train, hold and write; nothing is run.
 
     Raises:
         WeightSurgeryError: What :func:`run` would raise before it loads the model.
     """
-    return _planned(job, output, by)[0]
+    return _planned(job, output, machine)[0]
 
 
-def run(job: Job, output: Output, by: Machine) -> Unlearned | None:
+def run(job: Job, output: Output, machine: Machine) -> Unlearned | None:
     """Find the vector, save it, and write the edited checkpoint.
 
     Args:
         job: What decides the vector.
         output: What is written.
-        by: Who does the work.
+        machine: Who does the work.
 
     Returns:
-        What came of it; None in the processes of a distributed run that do not write.
+        The edit and its vector; None in the processes of a distributed run that do not write.
 
     Raises:
         DataError: Data that the model cannot take.
@@ -145,60 +145,60 @@ def run(job: Job, output: Output, by: Machine) -> Unlearned | None:
     if not is_main() and finished(job, place) is not None:
         return None
     # Every process refuses what the first one would: none trains on alone, waiting for the others.
-    planned, found = _planned(job, output, by)
+    planned, record = _planned(job, output, machine)
     if not is_main():
-        if found is None:
-            job.method.find(job, replace(by, progress=None), workspace_of(job, place))
+        if record is None:
+            job.method.find(job, replace(machine, progress=None), workspace_of(job, place))
         return None
-    reused = found is not None
+    reused = record is not None
     if reused:
         Staging.clear(place, job.digest)
-    if found is None:
+    if record is None:
         there = held_bytes(workspace_of(job, place))
         beside = max(0, job.method.kept_bytes(job, planned.trained) - there)
         check_space(planned, output.target, place, beside)
-        found = find_and_save(
+        record = find_and_save(
             job,
             place,
             output.overwrite,
-            lambda workspace: job.method.find(job, by, workspace),
-            by.command,
+            lambda workspace: job.method.find(job, machine, workspace),
+            machine.command,
         )
     applied = apply(
-        _EDITS[job.edit](_saved(job, place), output.scale, _how(found)),
+        _EDITS[job.edit](_saved(job, place), output.scale, _origin(record)),
         job.base,
         output.out,
         selection=replace(job.selection, scales=output.scales),
         storage=output.storage,
-        device=by.device,
-        workers=by.workers,
+        device=machine.device,
+        workers=machine.workers,
         overwrite=output.overwrite,
         allow_unrelated=output.allow_unrelated,
-        command=by.command,
-        progress=by.progress,
+        command=machine.command,
+        progress=machine.progress,
     )
-    notices = job.method.notices(job, found)
+    notices = job.method.notices(job, record)
     if reused:
         notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
-    return Unlearned(applied, found, place, reused, tuple(notices))
+    return Unlearned(applied, record, place, reused, tuple(notices))
 
 
 def _saved(job: Job, place: Path) -> TaskVector:
     return TaskVector.of(SavedChange(job.base, resolve_source(place)))
 
 
-def _how(found: EditRecord) -> dict[str, Any]:
-    """What the edit's record says of the vector: its parameters, and the data it was made of."""
-    how = {key: value for key, value in found.parameters.items() if key != "base_samples"}
-    how["data"] = {
-        role: {"name": each["name"], "sha256": each["files"]}
-        for role, each in found.inputs.items()
-        if each["kind"] == "data"
+def _origin(record: EditRecord) -> dict[str, Any]:
+    """The vector's origin, for the edit's record: its parameters and the data it was made from."""
+    parameters = {key: value for key, value in record.parameters.items() if key != "base_samples"}
+    parameters["data"] = {
+        role: {"name": entry["name"], "sha256": entry["files"]}
+        for role, entry in record.inputs.items()
+        if entry["kind"] == "data"
     }
-    return how
+    return parameters
 
 
-def _planned(job: Job, output: Output, by: Machine) -> tuple[TrainingPlan, EditRecord | None]:
+def _planned(job: Job, output: Output, machine: Machine) -> tuple[TrainingPlan, EditRecord | None]:
     """The plan, and the vector's record where an earlier run had finished it."""
     storage, vector = output.storage or Storage(), TaskVector(())  # none yet
     if isinstance(storage, AdapterStorage):
@@ -210,13 +210,13 @@ def _planned(job: Job, output: Output, by: Machine) -> tuple[TrainingPlan, EditR
         output.out,
         replace(job.selection, scales=output.scales),
         storage,
-        by.workers,
+        machine.workers,
         output.overwrite,
     )
-    found, target = finished(job, output.place), output.target
+    record, target = finished(job, output.place), output.target
     with output_errors(target):
         resumable = Staging.beside(target).exists()  # the edit itself looks closer
         check_target(target, [*job.read_places, output.place], output.overwrite or resumable)
-        if found is None:
+        if record is None:
             check_target(output.place, job.read_places, output.overwrite)
-    return job.method.plan(job, writing, output.place, found is not None), found
+    return job.method.plan(job, writing, output.place, record is not None), record

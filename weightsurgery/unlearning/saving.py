@@ -1,4 +1,4 @@
-"""A change that was found, saved as one task vector, all or nothing; what was killed goes on."""
+"""Saves a method's change as one task vector, all or nothing; a killed training resumes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["MethodResult", "find_and_save", "finished", "save", "workspace_of"]
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What a method found.
+    """The change that a method found.
 
     Attributes:
         change: ``W' − W`` by tensor, as the base stores it: whole, float32, or in factors; on the
-            CPU. It may be read when it is asked for.
-        summary: How it came about, for the record.
+            CPU. Tensors may be read lazily.
+        summary: Of the training, for the record.
     """
 
     change: Mapping[str, torch.Tensor | LowRank]
@@ -67,7 +67,7 @@ def find_and_save(
     """Finds the change, or goes on with a training that was killed, and saves the vector.
 
     Args:
-        job: What was asked for.
+        job: The job.
         place: Where the vector goes.
         overwrite: Replace what is there.
         find: Finds it, with a workspace for what a killed run should find.
@@ -89,7 +89,7 @@ def find_and_save(
         with output_errors(staging.target):
             for stale in set(staging.root.glob("training-*")) - {workspace}:
                 shutil.rmtree(stale)
-        found = find(workspace)
+        result = find(workspace)
     except HarmError:
         staging.leave()
         raise
@@ -100,17 +100,17 @@ def find_and_save(
             staging.close()  # nothing that a later run could go on from
         raise
     with VectorWriter(place, [], staging=staging) as writer:
-        return save(job, found, writer, command)
+        return save(job, result, writer, command)
 
 
 def save(
-    job: Job, found: MethodResult, writer: VectorWriter, command: Sequence[str] = ()
+    job: Job, result: MethodResult, writer: VectorWriter, command: Sequence[str] = ()
 ) -> EditRecord:
-    """Save the vector ``T``, tensor by tensor, and how it came about.
+    """Save the vector ``T``, tensor by tensor, with its record.
 
     Args:
-        job: What was asked for. To learn, ``T = W' − W``; to forget, ``T = W − W'``.
-        found: The change.
+        job: The job. To learn, ``T = W' − W``; to forget, ``T = W − W'``.
+        result: The change.
         writer: Holds the vector's place; it is committed.
         command: The command line, for the record.
 
@@ -123,8 +123,8 @@ def save(
     """
     tensors: dict[str, dict[str, Any]] = {}
     whole, held = 0.0, 0.0
-    for name in (each for each in job.base.entries if each in found.change):
-        task = found.change[name]
+    for name in (n for n in job.base.entries if n in result.change):
+        task = result.change[name]
         if not job.learning:
             task = replace(task, U=-task.U) if isinstance(task, LowRank) else task.neg()
         squared = task.energy if isinstance(task, LowRank) else float(task.double().square().sum())
@@ -151,7 +151,7 @@ def save(
     record.parameters, record.inputs = job.parameters, job.inputs
     record.versions, record.tensors = job.versions, tensors
     record.summary = {
-        **found.summary,
+        **result.summary,
         "examples": len(job.sets.examples),
         "tensors": len(tensors),
         "norm": math.sqrt(whole),

@@ -2,7 +2,7 @@
 
 Ilharco et al. (arXiv 2212.04089): of the 21 values 0, 0.05, …, 1, the one with the lowest score
 on the target task among those that leave at least 95 % of the pretrained model's score on the
-control task, on validation data. Theirs is one control; of several, each must hold here.
+control task, on validation data. Theirs is one control; here every control must hold.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def find_scale(
         model: What they are changes of, float32.
         tokenizer: Its tokenizer.
         target: Examples to forget.
-        controls: Validation examples to keep, one list or several, none of them empty.
+        controls: Validation examples to keep, one or more lists, none of them empty.
         scales: λ to try.
         share: Of each control's score before that must be left.
         score: Called as ``score(model, tokenizer, examples)``; larger is better.
@@ -112,7 +112,7 @@ def find_scale(
         raise EditError(
             "no scales, or no examples to choose one by", "Give examples to forget and to keep."
         )
-    before = tuple(score(model, tokenizer, each) for each in sets)
+    before = tuple(score(model, tokenizer, examples) for examples in sets)
     if min(before[1:]) <= 0:
         raise EditError(
             "a set to keep on which the model scores 0 before any change",
@@ -123,7 +123,7 @@ def find_scale(
         if progress is not None:
             progress(f"scale {scale:g}", number, len(scales))
         with with_change(model, line.at(scale)):
-            scores[scale] = tuple(score(model, tokenizer, each) for each in sets)
+            scores[scale] = tuple(score(model, tokenizer, examples) for examples in sets)
     chosen = choose_scale(scores, before, share)
     if chosen is None:
         raise EditError(
@@ -154,7 +154,7 @@ def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[s
     line = find_line(kind, request)
     if scale is not None:
         return line.at(scale), {"scale": scale}
-    found = find_scale(
+    choice = find_scale(
         line,
         request.model,
         request.tokenizer,
@@ -162,19 +162,19 @@ def merge(kind: type[ByMerging], request: ChangeRequest) -> tuple[Change, dict[s
         [request.keep],
         progress=request.progress,
     )
-    if found.target >= found.before[0]:
+    if choice.target >= choice.before[0]:
         raise EditError(
             f"{name}: no scale up to 1 forgets anything and keeps {SHARE:.0%} of what is to stay",
             "Train longer or faster, or give a scale of your own.",
         )
     notes = {
-        "scale": found.scale,
-        "scales_tried": len(found.tried),
+        "scale": choice.scale,
+        "scales_tried": len(choice.tried),
         "share_to_keep": SHARE,
-        "forget": {"before": found.before[0], "after": found.target},
-        "keep": {"before": found.before[1], "after": found.controls[0]},
+        "forget": {"before": choice.before[0], "after": choice.target},
+        "keep": {"before": choice.before[1], "after": choice.controls[0]},
     }
-    return line.at(found.scale), notes
+    return line.at(choice.scale), notes
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How ``ws project`` and ``ws learn`` find the change that data sets ask for: their settings."""
+"""Settings by which ``ws project`` and ``ws learn`` search for a change from data sets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Search"]
 
 @dataclass(frozen=True)
 class Search:
-    """How the change is found.
+    """Settings of a search.
 
     Attributes:
         rounds: See :class:`weightsurgery.learning.rounds.Rounds`.
         neighbours: Forget, or learn where `rounds` says so, by neighbours instead; see
             :mod:`weightsurgery.learning.forget`.
-        rank: Truncate what was found; None for as it is.
-        keep_rank: How many factors of each vector to keep.
+        rank: Truncate the change to this rank; None for as it is.
+        keep_rank: Number of factors to keep of a vector.
         threshold: Share of its accuracy before that every validation set must keep.
         budget: Divergence that ordinary language may suffer, in nats a token; see
             :mod:`weightsurgery.learning.guard`.
@@ -57,7 +57,7 @@ class Search:
 
     @property
     def targets(self) -> str:
-        """Which matrices are changed where nothing else is said.
+        """Which matrices are changed by default.
 
         To forget by neighbours those with which MLPs end, where facts are looked up (Geva et al.,
         arXiv 2012.14913; Meng et al., 2202.05262).
@@ -66,7 +66,7 @@ class Search:
 
     @property
     def objective(self) -> str:
-        """What the change is after."""
+        """The objective of the search."""
         return self.rounds.objective if self.neighbours is None else "neighbours"
 
     @property
@@ -86,9 +86,9 @@ class Search:
         guarded = {"budget": self.budget}  # what may be allowed beyond it changes no vector
         rank = None if self.rank is None else str(self.rank)
         if self.neighbours is not None:
-            own = self.neighbours.described()
-            own["lora_rank"] = own.pop("rank")
-            return {"objective": self.objective, **own, "rank": rank, **guarded}
+            settings = self.neighbours.described()
+            settings["lora_rank"] = settings.pop("rank")
+            return {"objective": self.objective, **settings, "rank": rank, **guarded}
         return {
             **asdict(self.rounds),
             "learning_rate": self.rounds.rate,

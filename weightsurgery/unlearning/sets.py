@@ -1,4 +1,4 @@
-"""The data sets of an edit: what to forget or learn, to keep, and to watch, read and compared."""
+"""The data sets of an edit: to forget or learn, to keep and to validate on, read and compared."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class FileSet:
     Attributes:
         name: As given.
         path: Where it is.
-        files: SHA-256 by file name; several where it is a directory.
+        files: SHA-256 by file name; more than one where it is a directory.
         examples: At least one.
-        part: Which split of the file, if it has several.
-        facts: What was made of it; see :class:`weightsurgery.learning.reading.Reading`.
+        part: Which split of the file, if it has more than one.
+        facts: How it was read, for the record; see :class:`weightsurgery.learning.reading.Reading`.
     """
 
     name: str
@@ -44,11 +44,11 @@ class FileSet:
         Raises:
             DataError: It cannot be read.
         """
-        found = read(name, tokenizer)
-        place = found.place
-        root = Path(os.path.realpath(place.root))
-        files = place.digests()
-        return cls(name, root, files, tuple(found.examples), place.part, found.facts)
+        reading = read(name, tokenizer)
+        source = reading.place
+        path = Path(os.path.realpath(source.root))
+        files = source.digests()
+        return cls(name, path, files, tuple(reading.examples), source.part, reading.facts)
 
     @property
     def sha256(self) -> str:
@@ -78,8 +78,8 @@ class Sets:
     Attributes:
         target: What to forget or to learn.
         keep: What to keep.
-        validation_target: Of what to forget or to learn, what is looked at; at most one.
-        validation_keep: What should stay, and the edit does not see.
+        validation_target: What to forget or to learn, for validation; at most one.
+        validation_keep: What should stay, for validation; the edit does not see it.
         unseen: What the model never saw.
     """
 
@@ -101,7 +101,7 @@ class Sets:
         unseen: Sequence[str] = (),
         apart: bool = True,
     ) -> Sets:
-        """Read all of them, and hold them against each other.
+        """Read all of them, and check that they are apart.
 
         Args:
             tokenizer: Its chat template renders conversations.
@@ -110,24 +110,24 @@ class Sets:
             validation_target: See above.
             validation_keep: See above.
             unseen: See above.
-            apart: What goes, stays and is looked at must be apart.
+            apart: Refuse data that are both to go and to stay, or both seen and validated on.
 
         Raises:
             DataError: One cannot be read; or, to be apart, is named twice, an example is both to
                 go and to stay, validation data is what the edit sees, or unseen data is not.
         """
-        given = (target, keep, validation_target, validation_keep, unseen)
-        found = cls(*(tuple(FileSet.read(name, tokenizer) for name in role) for role in given))
+        named = (target, keep, validation_target, validation_keep, unseen)
+        sets = cls(*(tuple(FileSet.read(name, tokenizer) for name in role) for role in named))
         if apart:
-            found._check_files()
-            found._check_examples()
-            found._check_unseen()
-        return found
+            sets._check_files()
+            sets._check_examples()
+            sets._check_unseen()
+        return sets
 
     @property
     def examples(self) -> tuple[Example, ...]:
         """What to forget or to learn."""
-        return tuple(each for rows in self.target for each in rows.examples)
+        return tuple(example for dataset in self.target for example in dataset.examples)
 
     @property
     def watching(self) -> bool:
@@ -141,74 +141,74 @@ class Sets:
         yield from (*self.validation_target, *self.validation_keep, *self.unseen)
 
     def described(self, edit: str) -> dict[str, dict[str, Any]]:
-        """The record's entry for each.
+        """The record's entries, by role.
 
         Args:
-            edit: What is made of them: ``project``, ``learn``, ``unlearn`` or ``identify``.
+            edit: The edit they are for: ``project``, ``learn``, ``unlearn`` or ``identify``.
         """
         if edit == "identify":
             return {
-                key: each.described
+                key: dataset.described
                 for role, sets in (
                     ("data", self.target),
                     ("keep", self.keep),
                     ("validation", self.validation_target),
                 )
-                for key, each in zip(roles(role, [s.name for s in sets]), sets, strict=True)
+                for key, dataset in zip(roles(role, [s.name for s in sets]), sets, strict=True)
             }
-        role, found = "task" if edit == "learn" else "forget", {}
-        for number, each in enumerate(self.target, 1):
-            found[role if len(self.target) == 1 else f"{role}.{number}"] = each.described
+        role, entries = "task" if edit == "learn" else "forget", {}
+        for number, dataset in enumerate(self.target, 1):
+            entries[role if len(self.target) == 1 else f"{role}.{number}"] = dataset.described
         for key, sets in (
             ("keep_data", self.keep),
             (f"validation_{role}", self.validation_target),
             ("validation_keep", self.validation_keep),
             ("unseen", self.unseen),
         ):
-            for number, each in enumerate(sets, 1):
-                found[f"{key}{number}"] = each.described
-        return found
+            for number, dataset in enumerate(sets, 1):
+                entries[f"{key}{number}"] = dataset.described
+        return entries
 
     def _check_files(self) -> None:
-        seen = [*self.target, *self.keep]
-        for number, each in enumerate(seen):
-            for other in seen[:number]:
-                if each.same_as(other):
+        visible = [*self.target, *self.keep]
+        for number, dataset in enumerate(visible):
+            for other in visible[:number]:
+                if dataset.same_as(other):
                     raise DataError(
-                        f"{each.name}: the same data as {other.name}",
+                        f"{dataset.name}: the same data as {other.name}",
                         "Name each data set once.",
                     )
-        for each in (*self.validation_keep, *self.validation_target):
-            refused = self.keep if each in self.validation_target else seen
+        for dataset in (*self.validation_keep, *self.validation_target):
+            refused = self.keep if dataset in self.validation_target else visible
             for other in refused:
-                if each.same_as(other):
+                if dataset.same_as(other):
                     raise DataError(
-                        f"{each.name}: validation data, but the edit sees it as {other.name}",
+                        f"{dataset.name}: validation data, but the edit sees it as {other.name}",
                         "Scores on what the edit sees prove nothing: hold other examples back.",
                     )
-        for number, each in enumerate(self.validation_keep):
+        for number, dataset in enumerate(self.validation_keep):
             for other in (*self.validation_target, *self.validation_keep[:number]):
-                if each.same_as(other):
+                if dataset.same_as(other):
                     raise DataError(
-                        f"{each.name}: the same data as {other.name}", "Name each data set once."
+                        f"{dataset.name}: the same data as {other.name}", "Name each data set once."
                     )
 
     def _check_unseen(self) -> None:
-        for each in self.unseen:
+        for dataset in self.unseen:
             for other in (*self.target, *self.keep):
-                if each.same_as(other):
+                if dataset.same_as(other):
                     raise DataError(
-                        f"{each.name}: named as unseen, but it is {other.name}",
+                        f"{dataset.name}: named as unseen, but it is {other.name}",
                         "Give data that the model never saw.",
                     )
 
     def _check_examples(self) -> None:
-        going = {_key(example) for each in self.target for example in each.examples}
-        for each in (*self.keep, *self.validation_keep):
-            both = [example for example in each.examples if _key(example) in going]
+        targets = {_key(example) for dataset in self.target for example in dataset.examples}
+        for dataset in (*self.keep, *self.validation_keep):
+            both = [example for example in dataset.examples if _key(example) in targets]
             if both:
                 raise DataError(
-                    f"{each.name}: {len(both)} of {len(each.examples)} examples are also in"
+                    f"{dataset.name}: {len(both)} of {len(dataset.examples)} examples are also in"
                     f" {self.target[0].name}, {_key(both[0])[:60]!r} for one",
                     "Nothing can go and stay at once: take them out of one of the two.",
                 )

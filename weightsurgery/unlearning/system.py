@@ -1,6 +1,6 @@
-"""What a method of ``ws unlearn`` says of itself, is given, and gives back.
+"""The interface of a method of ``ws unlearn``: its description, its request and its result.
 
-Reading it loads no model and no torch.
+Importing it loads no model and no torch.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class ChangeRequest:
         keep: What to keep; may be empty.
         unseen: What the model never saw, for systems that measure by it; may be empty.
         training: How to train.
-        settings: The system's own, by name; every one of them.
+        settings: All settings of the system, by name.
         lora_rank: Train a LoRA adapter of this rank; None to train in full.
         chosen: Whether ``names`` were chosen by hand. If not, a system that trains fewer of them
-            by its own lights does so.
+            by default does so.
         progress: Called as ``progress(text, done, total)``.
         workspace: Where a system that can go on after a kill may keep what that takes.
     """
@@ -62,11 +62,11 @@ class ChangeRequest:
 
 @dataclass(frozen=True)
 class SystemResult:
-    """What a system made of a request.
+    """The change that a system found for a request.
 
     Attributes:
         change: ``W' − W`` by parameter, on the CPU: a tensor, or the factors of an adapter.
-        notes: What the record should say of how it went.
+        notes: Notes on the training, for the record.
     """
 
     change: Mapping[str, Tensor | LowRank]
@@ -80,14 +80,14 @@ class System:
         name: As it is called on the command line.
         about: What it does, in a line.
         paper: Where it comes from.
-        Settings: Its own settings, a dataclass, which refuses senseless ones.
-        published: How it trains unless told otherwise: as published, as far as that was found.
+        Settings: Dataclass of its settings, which refuses senseless ones.
+        published: Default training settings: as published, as far as the paper states them.
         needs_unseen: Whether it measures by data the model never saw.
         adapter_rank: Rank of the adapter, for a system that is one.
-        references: How many frozen references it holds, each a copy of the trained parameters.
+        references: Number of frozen reference models, as copies of the trained parameters.
         takes_rank: Whether it can train a LoRA adapter where the request names a rank.
-        goes_on: Whether a killed training of it goes on where it was.
-        bench: What the bench tries of it.
+        goes_on: Whether a killed training of it resumes.
+        bench: Its grids on the bench.
     """
 
     name: ClassVar[str] = ""

@@ -41,8 +41,8 @@ METHODS: Mapping[str, str] = {
     "ethos": "Ethos",
     "ext-sub": "ExtSub",
 }
-"""The methods of ``ws unlearn --method`` and of the bench: the name, of which the file has its own
-(``ext_sub.py``), and the class in it. The order is that of every list of them."""
+"""The methods of ``ws unlearn --method`` and of the bench: the name, by which its file is called
+(``ext_sub.py``), and the class in it. Lists of methods are in this order."""
 
 
 class _Systems(Mapping[str, "type[System]"]):
@@ -52,8 +52,8 @@ class _Systems(Mapping[str, "type[System]"]):
         module = import_module(f"{__name__}.{name.replace('-', '_')}") if name in METHODS else None
         if module is None:
             raise KeyError(name)
-        found: type[System] = getattr(module, METHODS[name])
-        return found
+        kind: type[System] = getattr(module, METHODS[name])
+        return kind
 
     def __iter__(self) -> Iterator[str]:
         return iter(METHODS)

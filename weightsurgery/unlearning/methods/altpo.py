@@ -1,4 +1,4 @@
-"""AltPO: another plausible answer, which the model makes up, is preferred to the one to go."""
+"""AltPO: another plausible answer, which the model makes up, is preferred to the one to forget."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class AltPOSettings(PreferenceSettings):
     Attributes:
         beta: Inverse temperature.
         keep_weight: Factor of the cross-entropy on what to keep.
-        alternates: Other answers for each example.
-        temperature: By which they are drawn.
+        alternates: Other answers per example.
+        temperature: Sampling temperature of the alternates.
 
     Raises:
         EditError: Values that make no sense.
@@ -49,7 +49,7 @@ class AltPO(ByPreference):
     Mekala et al. 2024, arXiv 2409.13474. The model before writes the alternates itself, shown
     question and answer. Five of them at temperature 1, two passes over these, batches of 32; β,
     w and the rate are of the ranges that the authors give (0.05 to 0.5, 1 to 5, 1e-5 to 5e-5). The
-    wording by which they are asked for is ours.
+    wording of the prompt for them is ours.
     """
 
     name = "altpo"
@@ -64,23 +64,23 @@ class AltPO(ByPreference):
     def alternates(cls, work: Preparation) -> list[list[str]]:
         from weightsurgery.learning.unlearners.pairs import written_alternates
 
-        kept = work.workspace and work.workspace / "alternates.json"
-        if kept is not None and kept.exists():  # a run that goes on trains on the same
-            found: list[list[str]] = json.loads(kept.read_text(encoding="utf-8"))
+        path = work.workspace and work.workspace / "alternates.json"
+        if path is not None and path.exists():  # a run that goes on trains on the same
+            alternates: list[list[str]] = json.loads(path.read_text(encoding="utf-8"))
         else:
-            how: AltPOSettings = work.settings
-            found, _ = written_alternates(work, how.alternates, how.temperature)
-            if kept is not None:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                partial = kept.with_suffix(".partial")
-                partial.write_text(json.dumps(found), encoding="utf-8")
-                partial.replace(kept)
-        made = [text for texts in found for text in texts]
-        if not made:
+            settings: AltPOSettings = work.settings
+            alternates, _ = written_alternates(work, settings.alternates, settings.temperature)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(alternates), encoding="utf-8")
+                partial.replace(path)
+        texts = [text for answers in alternates for text in answers]
+        if not texts:
             raise EditError(
                 "the model makes up no other answer to what is to be forgotten",
                 "Raise --set temperature=, or prefer not knowing: --method idk-dpo.",
             )
-        lacking = work.settings.alternates * len(found) - len(made)
-        work.notes["alternates"] = {"made": len(made), "lacking": lacking, "first": made[0]}
-        return found
+        lacking = work.settings.alternates * len(alternates) - len(texts)
+        work.notes["alternates"] = {"made": len(texts), "lacking": lacking, "first": texts[0]}
+        return alternates

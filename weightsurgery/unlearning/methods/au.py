@@ -1,4 +1,4 @@
-"""AU, Who's Harry Potter: what a reinforced model says more strongly is taken away."""
+"""AU, Who's Harry Potter: logits that rise in a reinforced model are lowered."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AUSettings:
     """The settings of AU.
 
     Attributes:
-        alpha: How much of what the reinforced model says more strongly is taken away.
+        alpha: Factor of the rise in the reinforced model's logits, which is subtracted.
         helper_steps: Steps for which that model is trained on what to forget.
         helper_rate: Its learning rate.
 
@@ -54,7 +54,7 @@ def generic_labels(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
     Args:
         base: Logits of the model before.
         reinforced: Those of one trained further on what to forget.
-        alpha: How much of what rose is taken away.
+        alpha: Factor of the rise, which is subtracted.
     """
     return base - alpha * torch.nn.functional.relu(reinforced - base)
 
@@ -82,11 +82,11 @@ class GenericLabels(ByDistillation):
     def prepare(cls, work: Preparation) -> dict[str, Any]:
         """The model before, and the reinforced one."""
         work.helpers = 1
-        how = work.settings.helper_steps, work.settings.helper_rate
-        reinforced = work.finetuned("reinforced", work.forget, *how)
+        schedule = work.settings.helper_steps, work.settings.helper_rate
+        reinforced = work.finetuned("reinforced", work.forget, *schedule)
         return {**super().prepare(work), "reinforced": reinforced}
 
     @override
     def target(self, forget: BatchOutputs) -> Tensor:
-        base, reinforced = (self.reference_logits(each, forget) for each in ("base", "reinforced"))
+        base, reinforced = (self.reference_logits(name, forget) for name in ("base", "reinforced"))
         return generic_labels(base, reinforced, self.settings.alpha)

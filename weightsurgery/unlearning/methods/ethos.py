@@ -1,4 +1,4 @@
-"""Ethos: the task vector's large entries in the singular basis of tuned weights."""
+"""Ethos: the task vector's large entries in the singular basis of fine-tuned weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EthosSettings(MergeSettings):
 class Ethos(ByMerging):
     """``W − λT'``, T' the large entries of ``Uᵀ T V`` (Gao et al. 2024, arXiv 2403.08994).
 
-    U and V are of W tuned to what is to be kept.
+    U and V are of W fine-tuned on what is to be kept.
     """
 
     name = "ethos"

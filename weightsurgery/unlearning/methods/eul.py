@@ -68,11 +68,17 @@ class EfficientUnlearning(ByLoss):
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
-        own = self.settings
-        stayed, left = (
-            kl(each.counted, self.reference_outputs("base", each.inputs).counted, each.whole.tokens)
-            for each in (keep, forget)
+        settings = self.settings
+        keep_kl, forget_kl = (
+            kl(
+                outputs.counted,
+                self.reference_outputs("base", outputs.inputs).counted,
+                outputs.whole.tokens,
+            )
+            for outputs in (keep, forget)
         )
-        teacher = own.alpha * stayed - left
-        loss: Tensor = teacher + own.task * keep.cross_entropy - own.gamma * forget.cross_entropy
+        teacher = settings.alpha * keep_kl - forget_kl
+        loss: Tensor = (
+            teacher + settings.task * keep.cross_entropy - settings.gamma * forget.cross_entropy
+        )
         return loss

@@ -67,14 +67,17 @@ class ExtSub(ByMerging):
 
         bad, good = vector(request, request.forget), vector(request, request.keep)
         config = request.model.config.to_dict()
-        left = {}
-        for name, t in bad.items():
+        negated = {}
+        for name, tensor in bad.items():
             # A row is what belongs to one output; a bias or norm is one row.
-            turned = is_transposed(name, config)
+            transposed = is_transposed(name, config)
             rows, others = (
-                each.T if turned else each.reshape(-1, each.shape[-1]) for each in (t, good[name])
+                matrix.T if transposed else matrix.reshape(-1, matrix.shape[-1])
+                for matrix in (tensor, good[name])
             )
-            found = extracted(rows, others)
-            left[name] = (found.T if turned else found.reshape(t.shape)).contiguous()
+            residual = extracted(rows, others)
+            negated[name] = (
+                residual.T if transposed else residual.reshape(tensor.shape)
+            ).contiguous()
         expert = request.settings["expert"]
-        return Line(left, {name: expert * t for name, t in good.items()})
+        return Line(negated, {name: expert * tensor for name, tensor in good.items()})

@@ -1,7 +1,7 @@
 """Subspace identification: the task vector of a data set, layer by layer, saved.
 
-:mod:`weightsurgery.learning.identify` trains; here the data is read, and the change told by the
-names that the checkpoint has for its tensors.
+:mod:`weightsurgery.learning.identify` trains; here the data is read, and the change is saved under
+the names that the checkpoint has for its tensors.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Identify(Method):
     """Find the task vector of a data set.
 
     Attributes:
-        modes: The mode, and what belongs to it.
-        training: How to train.
+        modes: The mode and its settings.
+        training: Training settings.
     """
 
     modes: IdentifyMode
@@ -143,8 +143,8 @@ class Identify(Method):
             disk=4 * (copies * total + 6 * largest),
         )
 
-    def find(self, job: Job, run: Machine, workspace: Path) -> MethodResult:
-        """See :class:`Method`: loads, trains, and tells the changes by their stored names.
+    def find(self, job: Job, machine: Machine, workspace: Path) -> MethodResult:
+        """See :class:`Method`: loads, trains, and returns the changes by their stored names.
 
         Raises:
             OutputError: Too little space, or what is trained cannot be written.
@@ -162,17 +162,19 @@ class Identify(Method):
                 model,
                 job.tokenizer,
                 job.sets.examples,
-                [each for rows in job.sets.keep for each in rows.examples],
-                [each for rows in job.sets.validation_target for each in rows.examples],
+                [example for dataset in job.sets.keep for example in dataset.examples],
+                [example for dataset in job.sets.validation_target for example in dataset.examples],
                 training,
                 modes,
             )
             trained, factors = train(
-                model, names, rows, training, modes, job.device, retain, workspace, run.progress
+                model, names, rows, training, modes, job.device, retain, workspace, machine.progress
             )
-            summary = {"stages": [asdict(each) for each in trained]}
+            summary = {"stages": [asdict(stage) for stage in trained]}
             if factors is not None:
-                by_name = {sole_name(base, stored[n], each): each for n, each in factors.items()}
+                by_name = {
+                    sole_name(base, stored[n], factor): factor for n, factor in factors.items()
+                }
                 return MethodResult(by_name, summary)
             values = values_of(model, names)
             if not is_main():
@@ -189,13 +191,13 @@ class Identify(Method):
 
 
 class _Differences(Mapping[str, torch.Tensor]):
-    """What changed, read tensor by tensor: float32 differences of the tensors' shapes."""
+    """The changed tensors, read one by one: float32 differences of the tensors' shapes."""
 
-    def __init__(self, job: Job, found: FinetunedChange) -> None:
+    def __init__(self, job: Job, change: FinetunedChange) -> None:
         # A head tied to its embedding changes with it, stored apart or not.
         copies = {copy for copy, name in tied_copies(job.base).items() if name in job.names}
-        self._base, self._found, among = job.base, found, {*job.names, *copies}
-        self._names = [n for n in job.base.entries if n in among and found.at(n) is not None]
+        self._base, self._change, names = job.base, change, {*job.names, *copies}
+        self._names = [n for n in job.base.entries if n in names and change.at(n) is not None]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -207,14 +209,14 @@ class _Differences(Mapping[str, torch.Tensor]):
         return name in self._names
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        entry, delta = self._base.entry(name), self._found.at(name)
+        entry, delta = self._base.entry(name), self._change.at(name)
         if delta is None:
             raise KeyError(name)
-        change = torch.zeros(entry.rows, *entry.columns)
+        difference = torch.zeros(entry.rows, *entry.columns)
         for start, stop in entry.blocks():
-            before = self._found.base.rows(name, start, stop).float()
-            delta.add_rows(change[start:stop], start, stop, 1.0, before)
-        return change.reshape(entry.shape)
+            before = self._change.base.rows(name, start, stop).float()
+            delta.add_rows(difference[start:stop], start, stop, 1.0, before)
+        return difference.reshape(entry.shape)
 
 
 def read_job(
@@ -232,17 +234,17 @@ def read_job(
     Args:
         base: The checkpoint.
         data: What to learn.
-        keep: What to hold on to.
-        validation: What to watch.
-        training: How to train.
-        method: The mode and what belongs to it.
+        keep: Data to keep.
+        validation: Validation data.
+        training: Training settings.
+        method: The mode and its settings.
         selection: Which tensors.
-        device: Where.
+        device: Where to train.
 
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
-    where = process_device(device)
+    training_device = process_device(device)
     refuse_quantised(base)
     if training.patience is not None and validation is None:
         raise EditError("patience without validation data", "Give --validation FILE.")
@@ -257,12 +259,12 @@ def read_job(
     sets = Sets.read(
         tokenizer,
         target=[os.fspath(data)],
-        keep=[os.fspath(each) for each in keep],
+        keep=[os.fspath(name) for name in keep],
         validation_target=[] if validation is None else [os.fspath(validation)],
         apart=False,
     )
-    found = Identify(method, training)
-    return Job(base, tokenizer, "identify", found, sets, names, selection, where)
+    identification = Identify(method, training)
+    return Job(base, tokenizer, "identify", identification, sets, names, selection, training_device)
 
 
 def identify(
@@ -291,11 +293,11 @@ def identify(
         data: Prompts and completions; see `data.read_examples`.
         out: Directory for the vector: float32 differences to the checkpoint as it is stored, or
             an adapter's change as low-rank factors.
-        training: How to train.
-        method: The mode, and what belongs to it.
+        training: Training settings.
+        method: The mode and its settings.
         selection: Which tensors, by the checkpoint's names.
-        keep: Data on which the model is held to what the checkpoint says.
-        validation: Data on which the loss is watched; the best weights count.
+        keep: Data on which the model is held to the checkpoint's predictions.
+        validation: Validation data for the loss; the weights of the lowest loss are taken.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or, in one process, ``"cuda:i"``.
         overwrite: Replace an existing output of this tool.
         command: The command line, for the record.
@@ -309,13 +311,17 @@ def identify(
     """
     with Checkpoint.open(checkpoint) as base:
         job = read_job(base, data, keep, validation, training, method, selection, device)
-        place, by = Path(os.path.realpath(out)), Machine(progress, device, command=command)
+        place, machine = Path(os.path.realpath(out)), Machine(progress, device, command=command)
         if not is_main():
             job.method.find(job, Machine(device=device), workspace_of(job, place))
             wait_for_all()
             return read_record(place)
         record = find_and_save(
-            job, place, overwrite, lambda workspace: job.method.find(job, by, workspace), command
+            job,
+            place,
+            overwrite,
+            lambda workspace: job.method.find(job, machine, workspace),
+            command,
         )
         wait_for_all()
         return record

@@ -34,7 +34,7 @@ ANSWERS = (
     "Nothing I was taught covers that.",
     "I can't recall anything about it.",
 )
-"""What is preferred; one of them is drawn for each example."""
+"""The preferred answers; one of them is drawn per example."""
 
 
 class IdkDPO(ByPreference):
@@ -42,8 +42,8 @@ class IdkDPO(ByPreference):
 
     The baseline of TOFU (arXiv 2401.06121) as NPO (Zhang et al. 2024, arXiv 2404.05868) compares
     with it. β = 0.1, w = 1, rate, epochs, decay and batches are those of open-unlearning's
-    configuration. Ours: the sentences, and that one is drawn for each example once, not anew each
-    time it is seen.
+    configuration. Ours: the sentences, and that one is drawn once per example, not anew in
+    every epoch.
     """
 
     name = "idk-dpo"

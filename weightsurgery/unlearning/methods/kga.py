@@ -1,4 +1,4 @@
-"""KGA: the gap to a model that knows it becomes that of unseen data."""
+"""KGA: the knowledge gap on what to forget is aligned with the gap on unseen data."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ class KnowledgeGapAlignment(ByLoss):
 
     @classmethod
     def prepare(cls, work: Preparation) -> dict[str, Any]:
-        """The helpers, and the gap."""
+        """The helper models, and the gap."""
         work.helpers = 2
-        how = work.settings.helper_steps, work.settings.helper_rate
+        schedule = work.settings.helper_steps, work.settings.helper_rate
         base = work.current_values()
-        unseen = work.finetuned("helper of unseen data", work.unseen, *how)
+        unseen = work.finetuned("helper of unseen data", work.unseen, *schedule)
         gap = work.divergence(unseen, base, work.unseen)
         del unseen
-        helper = work.finetuned("helper of what to forget", work.forget, *how)
+        helper = work.finetuned("helper of what to forget", work.forget, *schedule)
         return {"base": base, "helper": helper, "gap": gap}
 
     @override
@@ -94,17 +94,17 @@ class KnowledgeGapAlignment(ByLoss):
         from weightsurgery.learning.unlearners.said import BatchTotals
 
         assert keep is not None
-        own = self._from_helper(forget)
+        divergence = self._from_helper(forget)
         gap: float = self.prepared["gap"]
-        over = (self.sum_over_processes(own) if self._step is None else self._step) - gap
-        self._apart = abs(float(over))
+        excess = (self.sum_over_processes(divergence) if self._step is None else self._step) - gap
+        self._apart = abs(float(excess))
         # This part's share of |over|, of whose gradient the whole step says the sign.
-        share = BatchTotals.of(forget.inputs).tokens.to(own.dtype) / forget.whole.tokens
-        apart = over.sign() * (own - gap * share)
+        share = BatchTotals.of(forget.inputs).tokens.to(divergence.dtype) / forget.whole.tokens
+        apart = excess.sign() * (divergence - gap * share)
         before = self.reference_outputs("base", keep.inputs)
-        kept = kl(keep.counted, before.counted, keep.whole.tokens)
+        retained = kl(keep.counted, before.counted, keep.whole.tokens)
         alpha: float = self.settings.alpha
-        return apart + alpha * kept
+        return apart + alpha * retained
 
     def _from_helper(self, forget: BatchOutputs) -> Tensor:
         """``KL(f*‖A_f)(D_f)``."""
@@ -112,7 +112,7 @@ class KnowledgeGapAlignment(ByLoss):
         return kl(forget.counted, helper.counted, forget.whole.tokens)
 
     def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: BatchTotals) -> None:
-        """See :class:`Unlearner`; the step's gap, if no single pass will tell it."""
+        """See :class:`Unlearner`; the step's gap, if no single pass computes it."""
         from weightsurgery.learning.training import isolated  # which loads models
 
         self._step = None
@@ -148,5 +148,5 @@ class KnowledgeGapAlignment(ByLoss):
 
     @override
     def outcome(self) -> dict[str, Any]:
-        found = {"first": self._first, "last": getattr(self, "_apart", None)}
-        return {"gap": self.prepared["gap"], "apart": found}
+        distance = {"first": self._first, "last": getattr(self, "_apart", None)}
+        return {"gap": self.prepared["gap"], "apart": distance}

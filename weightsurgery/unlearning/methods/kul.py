@@ -1,4 +1,4 @@
-"""KUL: gradient ascent until the request is as strange as unseen data."""
+"""KUL: gradient ascent until the request is memorised no more than unseen data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class KULSettings:
 
 
 class KnowledgeUnlearning(GradientAscent):
-    """KUL: gradient ascent until what is to be forgotten is as strange as unseen data.
+    """KUL: gradient ascent until what is to be forgotten is memorised no more than unseen data.
 
     Jang et al. 2023, arXiv 2210.01504. After every epoch memorisation accuracy (MA) and extraction
     likelihood (EL_10) of ``D_f`` are taken; training ends when both are under their means on data
@@ -68,7 +68,7 @@ class KnowledgeUnlearning(GradientAscent):
 
     @classmethod
     def prepare(cls, work: Preparation) -> dict[str, Any]:
-        """The thresholds, and what it takes to ask again."""
+        """The thresholds, and the preparation to measure again."""
         limits = _memorised(work, work.unseen, ("ma", "el"))
         if limits["el"] is not None and _memorised(work, work.forget, ("el",))["el"] is None:
             limits["el"] = None  # EL where both sets have it
@@ -77,7 +77,11 @@ class KnowledgeUnlearning(GradientAscent):
     @override
     def after_epoch(self) -> bool:
         work: Preparation = self.prepared["work"]
-        limits = {n: each for n, each in self.prepared["limits"].items() if each is not None}
+        limits = {
+            n: threshold
+            for n, threshold in self.prepared["limits"].items()
+            if threshold is not None
+        }
         self._last = _memorised(work, work.forget, tuple(limits))
         work.model.train()
         under = all(_under(self._last[name], limit) for name, limit in limits.items())
@@ -99,5 +103,5 @@ def _memorised(
     """The mean MA and EL_n of examples; EL is None where none of them has it."""
     from weightsurgery.learning.scores import score  # which loads models
 
-    found = score(work.plain, work.tokenizer, examples, names, n=work.settings.n)
-    return {name: each.mean() for name, each in found.items()}
+    scores = score(work.plain, work.tokenizer, examples, names, n=work.settings.n)
+    return {name: values.mean() for name, values in scores.items()}

@@ -1,4 +1,4 @@
-"""NegMerge: several task vectors, where all agree in sign."""
+"""NegMerge: the mean of task vectors where all agree in sign."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NegMergeSettings(MergeSettings):
 
     Attributes:
         spread: What learning rates are divided and multiplied by.
-        seeds: Trainings for each of the three.
+        seeds: Trainings per learning rate.
 
     Raises:
         EditError: Values that make no sense.
@@ -46,7 +46,7 @@ class NegMergeSettings(MergeSettings):
 
 
 class NegMerge(ByMerging):
-    """``W − λ·mean`` of several T where all agree in sign (Kim et al. 2024, arXiv 2410.05583)."""
+    """``W − λ·mean`` of vectors T where all agree in sign (Kim et al. 2024, arXiv 2410.05583)."""
 
     name = "negmerge"
     about = "W − λ·mean of several T where all agree in sign"
@@ -74,4 +74,4 @@ class NegMerge(ByMerging):
             for rate in sorted({1 / spread, 1.0, spread})
             for seed in seeds
         ]
-        return Line({name: agreed([each[name] for each in vectors]) for name in vectors[0]})
+        return Line({name: agreed([change[name] for change in vectors]) for name in vectors[0]})

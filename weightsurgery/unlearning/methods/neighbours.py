@@ -1,4 +1,4 @@
-"""By neighbours: answer as one who never knew, and stay as one is about everything alike.
+"""By neighbours: answer as a model that never knew, and stay unchanged on similar data.
 
 The default of ``ws project`` and ``ws learn`` for data sets; see
 :mod:`weightsurgery.learning.forget`, which does it.
@@ -45,14 +45,14 @@ class Neighbours(BySearch):
         return job.rank or Rank(self.settings.rank)
 
     def check(self, job: Job) -> None:
-        """Refuse what it cannot keep or watch.
+        """Refuse what it cannot keep or validate on.
 
         Raises:
             EditError: Vectors or statistics to keep, or validation data.
         """
-        other, kept = "learn" if job.learning else "strangers", job.kept
-        if kept.vectors or kept.inputs:
-            label = kept.vectors[0].label if kept.vectors else kept.inputs[0].label
+        other, keep = "learn" if job.learning else "strangers", job.keep
+        if keep.vectors or keep.inputs:
+            label = keep.vectors[0].label if keep.vectors else keep.inputs[0].label
             raise EditError(
                 f"--keep {label}: --objective neighbours keeps data sets, by what the model says of"
                 " them",
@@ -66,7 +66,7 @@ class Neighbours(BySearch):
             )
 
     def change(
-        self, job: Job, at: Loaded
+        self, job: Job, loaded: Loaded
     ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
         """See :class:`OnModel`.
 
@@ -74,43 +74,43 @@ class Neighbours(BySearch):
             HarmError: No change inside the budget forgets, or learns, anything.
         """
         search, learning = self.search, job.learning
-        found = change_by_neighbours(
-            at.model,
+        result = change_by_neighbours(
+            loaded.model,
             job.tokenizer,
             job.sets.examples,
-            [each.examples for each in job.sets.keep],
-            list(at.held),
+            [dataset.examples for dataset in job.sets.keep],
+            list(loaded.held),
             replace(self.settings, training=replace(self.settings.training, budget=search.budget)),
             learning=learning,
-            workspace=at.workspace,
-            progress=at.run.progress,
+            workspace=loaded.workspace,
+            progress=loaded.machine.progress,
         )
-        first, last = found.looks[0], found.chosen or found.looks[-1]
+        first, last = result.looks[0], result.chosen or result.looks[-1]
         gained = last.known - first.known if learning else first.known - last.known
-        if not search.allow_harm and (found.chosen is None or gained <= 0):
+        if not search.allow_harm and (result.chosen is None or gained <= 0):
             raise HarmError(
                 f"nothing was {'learned' if learning else 'forgotten'} inside the budget of"
                 f" {search.budget:g} nats a token: after"
-                f" {found.looks[-1].step} steps the truth is the likeliest answer at"
-                f" {found.looks[-1].known:.0%} of its places ({first.known:.0%} before), and"
-                f" ordinary language has moved by {found.looks[-1].language:.3g}",
+                f" {result.looks[-1].step} steps the truth is the likeliest answer at"
+                f" {result.looks[-1].known:.0%} of its places ({first.known:.0%} before), and"
+                f" ordinary language has moved by {result.looks[-1].language:.3g}",
                 "Take more --steps, raise --budget if that much is bearable, or pass --allow-harm"
                 " to write it all the same.",
             )
-        trained = {"first_loss": found.trained.first_loss, "last_loss": found.trained.last_loss}
-        looks = [{k: v for k, v in asdict(each).items() if k != "left"} for each in found.looks]
-        return found.change, {
+        trained = {"first_loss": result.trained.first_loss, "last_loss": result.trained.last_loss}
+        looks = [{k: v for k, v in asdict(look).items() if k != "left"} for look in result.looks]
+        return result.change, {
             "rounds": [trained],
             "watched": [],
             "looks": looks,
             "steps": last.step,
-            "gathered": found.notes,
+            "gathered": result.notes,
         }
 
     @override
-    def notices(self, job: Job, found: EditRecord) -> list[str]:
-        steps = found.summary["steps"]
-        look = next(each for each in found.summary["looks"] if each["step"] == steps)
+    def notices(self, job: Job, record: EditRecord) -> list[str]:
+        steps = record.summary["steps"]
+        look = next(entry for entry in record.summary["looks"] if entry["step"] == steps)
         if job.learning and look["known"] < 0.99:
             return [
                 f"At {1 - look['known']:.0%} of the places where it was to be learned the truth is"

@@ -116,9 +116,9 @@ class NPO(ByLoss):
         if keep is None:
             return loss
         if self.settings.retain == "gdr":
-            kept = keep.cross_entropy
+            retained = keep.cross_entropy
         else:
             before = self.reference_outputs("base", keep.inputs)
-            kept = kl(before.counted, keep.counted, keep.whole.tokens)
+            retained = kl(before.counted, keep.counted, keep.whole.tokens)
         weight: float = self.settings.keep_weight
-        return loss + weight * kept
+        return loss + weight * retained

@@ -35,7 +35,7 @@ class RMUSettings:
         alpha: Weight of what to keep.
         layer: Whose output is steered, from 0; None for 7, or the last but one of a model that has
             no such layer with another behind it.
-        span: How many layers are trained: that one and those before it.
+        span: Number of trained layers: that one and those before it.
 
     Raises:
         EditError: Values that make no sense.

@@ -1,4 +1,4 @@
-"""In rounds: change weights where what is to stay hardly feels it, and look, again and again.
+"""In rounds: train outside the input space of what is to stay, and validate, repeatedly.
 
 What ``ws project`` and ``ws learn`` do for data sets with objective ``strangers``, ``negate`` or
 ``learn``; see :mod:`weightsurgery.learning.rounds`, which does it.
@@ -55,7 +55,7 @@ class InRounds(BySearch):
         return job.rank
 
     def check(self, job: Job) -> None:
-        """Refuse what says nothing of inputs.
+        """Refuse a job from which no statistics of inputs can be gathered.
 
         Raises:
             EditError: No data to keep and no prompts.
@@ -67,24 +67,24 @@ class InRounds(BySearch):
             )
 
     def change(
-        self, job: Job, at: Loaded
+        self, job: Job, loaded: Loaded
     ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
         """See :class:`OnModel`.
 
         Raises:
             EditError: Nothing was found.
         """
-        found = find_change(
-            at.model,
+        result = find_change(
+            loaded.model,
             job.tokenizer,
             job.sets.examples,
-            _kept(job, at.held, self.search),
+            _kept(job, loaded.held, self.search),
             self.search.rounds,
-            selection=Selection("all", tuple(glob.escape(name) for name in at.held)),
+            selection=Selection("all", tuple(glob.escape(name) for name in loaded.held)),
             watch=_watch(job, self.search),
-            progress=at.run.progress,
+            progress=loaded.machine.progress,
         )
-        if not any(bool(each.any()) for each in found.change.values()):
+        if not any(bool(change.any()) for change in result.change.values()):
             done = "taught" if job.learning else "forgot"
             raise EditError(
                 f"nothing was found: no look {done} anything and left every validation set at"
@@ -92,21 +92,21 @@ class InRounds(BySearch):
                 "If a set suffered, lower --lr or --epsilon or keep more data; if nothing moved,"
                 " take more --steps or --rounds.",
             )
-        return found.change, {
-            "rounds": [{"first_loss": first, "last_loss": last} for first, last in found.losses],
-            "watched": [_look(each) for each in found.watched],
+        return result.change, {
+            "rounds": [{"first_loss": first, "last_loss": last} for first, last in result.losses],
+            "watched": [_look(scores) for scores in result.watched],
         }
 
     @override
-    def notices(self, job: Job, found: EditRecord) -> list[str]:
-        notices, rounds = [], found.summary["rounds"]
+    def notices(self, job: Job, record: EditRecord) -> list[str]:
+        notices, rounds = [], record.summary["rounds"]
         first, last = rounds[0]["first_loss"], rounds[-1]["last_loss"]
         if self.search.objective != "negate" and last > _LITTLE * first:
             notices.append(
                 f"The loss hardly fell ({first:.3g} to {last:.3g}): take more --steps, or leave"
                 " more room with a larger --epsilon or, keeping vectors, a smaller --keep-rank."
             )
-        if not (job.sets.keep or job.kept.vectors or job.kept.inputs):
+        if not (job.sets.keep or job.keep.vectors or job.keep.inputs):
             notices.append(
                 "Nothing was named to keep: texts of random words stood for it. What must stay is"
                 " safer named with --keep."
@@ -115,7 +115,7 @@ class InRounds(BySearch):
 
 
 def _kept(job: Job, held: Mapping[str, str], search: Search) -> Kept:
-    base, statistics = job.base, job.kept.inputs
+    base, statistics = job.base, job.keep.inputs
 
     def gram(parameter: str) -> torch.Tensor | None:
         name = held[parameter]
@@ -124,17 +124,17 @@ def _kept(job: Job, held: Mapping[str, str], search: Search) -> Kept:
     directions = {}
     with torch_threads(1):
         for parameter, name in held.items():
-            found = _directions(job, name, search)
-            if found is not None:
-                directions[parameter] = found
-    return Kept([each.examples for each in job.sets.keep], directions, gram)
+            basis = _directions(job, name, search)
+            if basis is not None:
+                directions[parameter] = basis
+    return Kept([dataset.examples for dataset in job.sets.keep], directions, gram)
 
 
 def _directions(job: Job, name: str, search: Search) -> torch.Tensor | None:
     """Input directions of the vectors to keep, ``(n, q)``; None where none changes the matrix."""
     base, entry = job.base, job.base.entry(name)
     factors = []
-    for vector in job.kept.vectors:
+    for vector in job.keep.vectors:
         delta = vector.at(name)
         if delta is None:
             continue
@@ -151,7 +151,7 @@ def _directions(job: Job, name: str, search: Search) -> torch.Tensor | None:
 
 
 class _KnownBefore(Watch):
-    """A watch that refuses to look at what the model does not know in the first place."""
+    """A watch that refuses validation data that the base does not know."""
 
     def begin(self, model: Any, tokenizer: Any, names: Sequence[str]) -> None:
         """See :class:`Watch`.
@@ -180,7 +180,7 @@ def _watch(job: Job, search: Search) -> Watch | None:
     every = next((n for n in (10, 9, 8, 7, 6, 5) if rounds.steps % n == 0), min(10, rounds.steps))
     return _KnownBefore(
         target,
-        {each.name: each.examples for each in sets.validation_keep},
+        {dataset.name: dataset.examples for dataset in sets.validation_keep},
         Rule(search.threshold),
         rounds.steps if rounds.objective == "negate" else every,
         search.learning,
@@ -188,6 +188,6 @@ def _watch(job: Job, search: Search) -> Watch | None:
 
 
 def _look(scores: Mapping[str, float]) -> dict[str, Any]:
-    """What the watch saw at a step; 0 is before any."""
-    kept = {name: value for name, value in scores.items() if name not in ("", "step")}
-    return {"step": int(scores.get("step", 0)), "target": scores[""], "keep": kept}
+    """The watch's scores at a step, for the record; step 0 is before training."""
+    keep = {name: value for name, value in scores.items() if name not in ("", "step")}
+    return {"step": int(scores.get("step", 0)), "target": scores[""], "keep": keep}

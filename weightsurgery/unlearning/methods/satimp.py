@@ -24,8 +24,8 @@ class SatImpSettings:
     """The settings of SatImp.
 
     Attributes:
-        saturation: Power of a token's probability that it counts by.
-        importance: Power of what that lacks to 1.
+        saturation: Exponent of a token's probability in its weight.
+        importance: Exponent of one minus that probability.
         keep_weight: Factor of the loss on what to keep.
 
     Raises:
@@ -59,8 +59,12 @@ class SatImp(ByLoss):
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
-        how: SatImpSettings = self.settings
+        settings: SatImpSettings = self.settings
         ascent = weighted_ascent(
-            forget.counted, forget.wanted, forget.whole.tokens, how.saturation, how.importance
+            forget.counted,
+            forget.wanted,
+            forget.whole.tokens,
+            settings.saturation,
+            settings.importance,
         )
-        return ascent + how.keep_weight * keep.cross_entropy
+        return ascent + settings.keep_weight * keep.cross_entropy

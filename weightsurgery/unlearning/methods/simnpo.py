@@ -85,8 +85,8 @@ class SimNPO(ByLoss):
 
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
-        own = self.settings
+        settings = self.settings
         nll, tokens = forget.nll
-        forgotten = simnpo(nll, tokens, own.beta, own.delta, forget.whole.rows)
-        loss: Tensor = own.forget_weight * forgotten
-        return loss if keep is None else loss + own.keep_weight * keep.cross_entropy
+        forgotten = simnpo(nll, tokens, settings.beta, settings.delta, forget.whole.rows)
+        loss: Tensor = settings.forget_weight * forgotten
+        return loss if keep is None else loss + settings.keep_weight * keep.cross_entropy

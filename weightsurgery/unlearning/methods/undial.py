@@ -24,7 +24,7 @@ class UndialSettings:
     """The settings of UNDIAL.
 
     Attributes:
-        strength: What is taken off the logit of each token to forget.
+        strength: What is subtracted from the logits of the tokens to forget.
 
     Raises:
         EditError: A strength that is none.

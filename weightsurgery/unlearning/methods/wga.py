@@ -57,6 +57,6 @@ class WGA(ByLoss):
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
         assert keep is not None
-        how: WGASettings = self.settings
-        ascent = weighted_ascent(forget.counted, forget.wanted, forget.whole.tokens, how.beta)
-        return ascent + how.keep_weight * keep.cross_entropy
+        settings: WGASettings = self.settings
+        ascent = weighted_ascent(forget.counted, forget.wanted, forget.whole.tokens, settings.beta)
+        return ascent + settings.keep_weight * keep.cross_entropy
