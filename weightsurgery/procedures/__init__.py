@@ -1,3 +1,3 @@
-"""Whole operations that need both roads: the weights on disk and a forward pass."""
+"""Operations that need both the weights on disk and a forward pass."""
 
 __all__: list[str] = []

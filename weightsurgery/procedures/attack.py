@@ -52,11 +52,11 @@ def attack_relearn(
     resamples: int = 2000,
     progress: Progress | None = None,
 ) -> Attack:
-    """Trains on a part of what was forgotten, and asks for the rest (arXiv 2410.08827).
+    """Trains on a part of what was forgotten, and scores the rest (arXiv 2410.08827).
 
     The part is drawn by subject (see :func:`weightsurgery.learning.subjects.part_of`), so that no
-    example that is trained on speaks of what a held-out one asks. The model is scored in float32
-    before and after. One model is held at a time.
+    example that is trained on shares its subject with a held-out one. The model is scored in
+    float32 before and after. One model is held at a time.
 
     Args:
         checkpoint: Directory or `org/name[@revision]` of a causal language model.
@@ -75,7 +75,7 @@ def attack_relearn(
         device_map: Spread the models instead; see `load_model`.
         seed: Of the split, of the order of training, and of the bootstrap.
         resamples: Of the bootstrap.
-        progress: Told of every batch and step.
+        progress: Called after every batch and step.
 
     Raises:
         DataError: A set cannot be read, scored or split, or an option is out of range.
@@ -86,11 +86,11 @@ def attack_relearn(
     """
     check_relearning(steps, learning_rate, batch_size)
     refuse_several("ws attack relearn", "Run it without torchrun, in one process.")
-    whole = _checked(checkpoint, forget, keep, against, metrics, n, batch_size, resamples)
-    special = special_texts(whole.tokenizer)
-    given = part_of(whole.sets[: len(forget)], fraction, seed, special)
-    sets = whole.divided(given)
-    ask = partial(
+    whole_sets = _checked(checkpoint, forget, keep, against, metrics, n, batch_size, resamples)
+    special = special_texts(whole_sets.tokenizer)
+    trained_on = part_of(whole_sets.sets[: len(forget)], fraction, seed, special)
+    sets = whole_sets.divided(trained_on)
+    score_rows = partial(
         score, names=choose(metrics), n=n, batch_size=batch_size, require_end=require_end,
         progress=progress,
     )  # fmt: skip
@@ -99,12 +99,12 @@ def attack_relearn(
         model, tokenizer = load_model(sets.directories[name], device, device_map)
         refuse_offloaded(model, "ws attack relearn")
         model.float()  # type: ignore[no-untyped-call]
-        before = _measured(ask, model, tokenizer, sets, name)
-        read = zip(sets.examples[name][: len(given)], given, strict=True)
-        has = [rows[number] for rows, numbers in read for number in numbers]
-        relearn(model, tokenizer, has, steps, learning_rate, batch_size, seed, progress)
+        before = _measured(score_rows, model, tokenizer, sets, name)
+        pairs = zip(sets.examples[name][: len(trained_on)], trained_on, strict=True)
+        examples = [rows[number] for rows, numbers in pairs for number in numbers]
+        relearn(model, tokenizer, examples, steps, learning_rate, batch_size, seed, progress)
         try:
-            after = _measured(ask, model, tokenizer, sets, name)
+            after = _measured(score_rows, model, tokenizer, sets, name)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{name}: after relearning, {error.what}", "Lower the learning rate."
@@ -115,12 +115,12 @@ def attack_relearn(
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size,
         "fraction": fraction,
     }  # fmt: skip
-    found = {name: attacked(name) for name in sets.directories}
-    drawn = Resampling(seed, resamples)
+    measured = {name: attacked(name) for name in sets.directories}
+    resampling = Resampling(seed, resamples)
     return Attack(
         "relearn", str(checkpoint), None if against is None else str(against), settings,
-        ("relearned",), attacked_sets(sets, found, ("relearned",), drawn),
-        {whole.parts[number].name: [row + 1 for row in rows] for number, rows in enumerate(given)},
+        ("relearned",), attacked_sets(sets, measured, ("relearned",), resampling),
+        {whole_sets.parts[n].name: [row + 1 for row in rows] for n, rows in enumerate(trained_on)},
         0, n, require_end, seed, resamples,
     )  # fmt: skip
 
@@ -142,14 +142,14 @@ def attack_quantize(
     resamples: int = 2000,
     progress: Progress | None = None,
 ) -> Attack:
-    """Rounds the weights of the linear layers, and asks again (arXiv 2410.16454).
+    """Rounds the weights of the linear layers, and scores again (arXiv 2410.16454).
 
     Args:
         checkpoint: Directory or `org/name[@revision]` of a causal language model.
         forget: Data sets that should be forgotten.
         keep: Data sets that should stay, scored too.
         against: A control that is rounded too: a model that never knew, or the one before the
-            edit, which says what rounding alone costs.
+            edit, which shows what rounding alone costs.
         methods: Out of :data:`weightsurgery.learning.attacks.ROUNDINGS`.
         metrics: Words for `scores.choose`.
         n: Length of the n-grams of `el`.
@@ -159,7 +159,7 @@ def attack_quantize(
         device_map: Spread the models instead; see `load_model`.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Raises:
         DataError: A set cannot be read or scored, or an option is out of range.
@@ -175,7 +175,7 @@ def attack_quantize(
     if not chosen:
         raise EditError("no way to quantise", f"Choose from {', '.join(ROUNDINGS)}.")
     sets = _checked(checkpoint, forget, keep, against, metrics, n, batch_size, resamples)
-    ask = partial(
+    score_rows = partial(
         score, names=choose(metrics), n=n, batch_size=batch_size, require_end=require_end,
         progress=progress,
     )  # fmt: skip
@@ -183,18 +183,18 @@ def attack_quantize(
 
     def attacked(name: str) -> States:
         model, tokenizer = load_model(sets.directories[name], device, device_map)
-        states = {"before": _measured(ask, model, tokenizer, sets, name)}
+        states = {"before": _measured(score_rows, model, tokenizer, sets, name)}
         for method in chosen:
             with quantised(model, method) as rounded:
                 layers.append(len(rounded))
-                states[method] = _measured(ask, model, tokenizer, sets, name)
+                states[method] = _measured(score_rows, model, tokenizer, sets, name)
         return states
 
-    found = {name: attacked(name) for name in sets.directories}
+    measured = {name: attacked(name) for name in sets.directories}
     return Attack(
         "quantize", str(checkpoint), None if against is None else str(against),
         {"methods": list(chosen)}, chosen,
-        attacked_sets(sets, found, chosen, Resampling(seed, resamples)),
+        attacked_sets(sets, measured, chosen, Resampling(seed, resamples)),
         {}, layers[0], n, require_end, seed, resamples,
     )  # fmt: skip
 
@@ -209,7 +209,7 @@ def _checked(
     batch_size: int,
     resamples: int,
 ) -> ScoredSets:
-    """Everything that can be refused before a model is loaded, refused."""
+    """Reads the sets, and refuses what can be refused before a model is loaded."""
     choose(metrics)
     check_options(forget, keep, None, n, batch_size, resamples)
     if not forget:
@@ -221,13 +221,13 @@ def _checked(
 
 
 def _measured(
-    ask: Callable[..., dict[str, Measurements]],
+    score_rows: Callable[..., dict[str, Measurements]],
     model: Any,
     tokenizer: Any,
     sets: ScoredSets,
     name: str,
 ) -> list[dict[str, Measurements]]:
     return [
-        ask(model, tokenizer, rows, where=part.label, forget=part.role == "forget")
+        score_rows(model, tokenizer, rows, where=part.label, forget=part.role == "forget")
         for part, rows in sets.parts_of(name)
     ]

@@ -1,4 +1,4 @@
-"""What an attack did: scores before and after, of a checkpoint and of a control."""
+"""The result of an attack: scores before and after, of a checkpoint and of a control."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from weightsurgery.procedures.attacked_sets import ScoredSets, SetPart
 __all__ = ["Attack", "AttackedModel", "AttackedSet", "States", "attacked_sets"]
 
 States = dict[str, list[dict[str, Measurements]]]
-"""Per state of a model ("before", then each attack's name) what was measured on each part."""
+"""Per state of a model ("before", then the attacks' names) the measurements of every part."""
 
 
 @dataclass(frozen=True)
 class AttackedModel:
-    """What an attack did to one model's scores on one set.
+    """One model's scores on one set, before and after an attack.
 
     Attributes:
         before: Per metric the score before.
@@ -41,9 +41,9 @@ class AttackedSet:
         path: As given.
         role: `forget` or `keep`.
         part: `trained on`, `held out`, or "" for a whole set.
-        examples: How many.
-        checkpoint: What the attack did to the checkpoint.
-        control: What it did to the control; None without one.
+        examples: Number of examples.
+        checkpoint: The checkpoint's scores.
+        control: The control's scores; None without one.
         beyond: Per attack and metric that is a share: the checkpoint's change less the control's.
     """
 
@@ -59,17 +59,17 @@ class AttackedSet:
 
 @dataclass(frozen=True)
 class Attack:
-    """What an attack brought back.
+    """The result of an attack.
 
     Attributes:
         kind: `relearn` or `quantize`.
         checkpoint: As given.
         against: The control, as given.
-        settings: The attack's own, by name.
-        attacks: Names of what was done, in order.
+        settings: Settings of the attack, by name.
+        attacks: Names of the attacks, in order.
         sets: First those to forget, then those to keep.
         trained_on: Per set to forget the numbers, from 1, of the examples that the attacker had.
-        layers: How many linear layers of the checkpoint were rounded; 0 for relearning.
+        layers: Number of linear layers of the checkpoint that were rounded; 0 for relearning.
         n: Length of the n-grams of `el`.
         require_end: Whether an exact match had to end with EOS.
         seed: Of the split, of the order of training, and of the bootstrap.
@@ -91,47 +91,48 @@ class Attack:
 
 
 def attacked_sets(
-    sets: ScoredSets, found: Mapping[str, States], attacks: Sequence[str], drawn: Resampling
+    sets: ScoredSets, measured: Mapping[str, States], attacks: Sequence[str], resampling: Resampling
 ) -> tuple[AttackedSet, ...]:
     """Every part before and after, with intervals of a paired bootstrap.
 
     Args:
-        sets: What was asked.
-        found: By `checkpoint` and, with one, `control` what was measured.
+        sets: The scored sets.
+        measured: Measurements of `checkpoint` and, with one, `control`.
         attacks: Names of the states but `before`.
-        drawn: How intervals are found.
+        resampling: The bootstrap.
     """
     return tuple(
-        _compared_set(part, number, found, attacks, drawn) for number, part in enumerate(sets.parts)
+        _compared_set(part, number, measured, attacks, resampling)
+        for number, part in enumerate(sets.parts)
     )
 
 
 def _compared_set(
     part: SetPart,
     number: int,
-    found: Mapping[str, States],
+    measured: Mapping[str, States],
     attacks: Sequence[str],
-    drawn: Resampling,
+    resampling: Resampling,
 ) -> AttackedSet:
     models = {
-        name: {state: measured[number] for state, measured in states.items()}
-        for name, states in found.items()
+        name: {state: row_measurements[number] for state, row_measurements in states.items()}
+        for name, states in measured.items()
     }
     checkpoint, control = models["checkpoint"], models.get("control")
-    made = AttackedSet(
+    attacked = AttackedSet(
         part.name, part.path, part.role, part.part, part.examples,
-        _attacked_model(checkpoint, attacks, drawn),
+        _attacked_model(checkpoint, attacks, resampling),
     )  # fmt: skip
     if control is None:
-        return made
+        return attacked
     return AttackedSet(
-        part.name, part.path, part.role, part.part, part.examples, made.checkpoint,
-        _attacked_model(control, attacks, drawn),
+        part.name, part.path, part.role, part.part, part.examples, attacked.checkpoint,
+        _attacked_model(control, attacks, resampling),
         {
             attack: _differences(
                 [checkpoint["before"], checkpoint[attack], control["before"], control[attack]],
                 lambda before, after, before_, after_: (after - before) - (after_ - before_),
-                drawn,
+                resampling,
             )
             for attack in attacks
         },
@@ -139,14 +140,14 @@ def _compared_set(
 
 
 def _attacked_model(
-    states: Mapping[str, Mapping[str, Measurements]], attacks: Sequence[str], drawn: Resampling
+    states: Mapping[str, Mapping[str, Measurements]], attacks: Sequence[str], resampling: Resampling
 ) -> AttackedModel:
     return AttackedModel(
-        estimates(states["before"], drawn),
-        {attack: estimates(states[attack], drawn) for attack in attacks},
+        estimates(states["before"], resampling),
+        {attack: estimates(states[attack], resampling) for attack in attacks},
         {
             attack: _differences(
-                [states["before"], states[attack]], lambda before, after: after - before, drawn
+                [states["before"], states[attack]], lambda before, after: after - before, resampling
             )
             for attack in attacks
         },
@@ -156,12 +157,12 @@ def _attacked_model(
 def _differences(
     states: Sequence[Mapping[str, Measurements]],
     combine: Callable[..., float],
-    drawn: Resampling,
+    resampling: Resampling,
 ) -> dict[str, Estimate]:
-    """Of the metrics that are shares."""
+    """Differences of the metrics that are shares."""
     return {
         name: estimate_combined(
-            [each[name] for each in states], combine, drawn, METRICS[name].transform
+            [state[name] for state in states], combine, resampling, METRICS[name].transform
         )
         for name in states[0]
         if METRICS[name].share

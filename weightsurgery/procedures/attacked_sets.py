@@ -1,4 +1,4 @@
-"""The data sets that several models are asked, as each model's tokenizer reads them."""
+"""The data sets that models are scored on, as their tokenizers read them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class SetPart:
     """A set or a part of it.
 
     Attributes:
-        name: The set's; see `evaluate.set_names`.
+        name: Of the set; see `evaluate.set_names`.
         path: As given.
         role: `forget` or `keep`.
-        number: Of the set.
-        rows: Of the set, from 0.
-        part: What part it is; "" for a whole set.
+        number: Index of the set.
+        rows: Row indices in the set, from 0.
+        part: Name of the part; "" for a whole set.
     """
 
     name: str
@@ -36,22 +36,22 @@ class SetPart:
 
     @property
     def examples(self) -> int:
-        """How many."""
+        """Number of examples."""
         return len(self.rows)
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Name for messages."""
         return f"{self.name} ({self.part})" if self.part else self.name
 
 
 @dataclass(frozen=True)
 class ScoredSets:
-    """Sets, read by the tokenizer of each model.
+    """Sets, read by the tokenizers of all models.
 
     Attributes:
-        directories: Per model where it is.
-        examples: Per model every set.
+        directories: Directory of every model.
+        examples: Per model its reading of every set.
         parts: What is scored, in order.
         tokenizer: Of the first model.
     """
@@ -77,13 +77,13 @@ class ScoredSets:
         files = [*forget, *keep]
         names = set_names(files)
         tokenizers = {name: load_tokenizer(directory) for name, directory in models.items()}
-        found = {
+        examples = {
             name: [read_examples(file, tokenizer) for file in files]
             for name, tokenizer in tokenizers.items()
         }
-        first, *others = found.values()
-        for again in others:
-            check_same(first, again, names)
+        first, *others = examples.values()
+        for other in others:
+            check_same(first, other, names)
         parts = [
             SetPart(
                 name,
@@ -94,21 +94,21 @@ class ScoredSets:
             )
             for number, (name, file, rows) in enumerate(zip(names, files, first, strict=True))
         ]
-        return cls(models, found, parts, next(iter(tokenizers.values())))
+        return cls(models, examples, parts, next(iter(tokenizers.values())))
 
     @property
     def sets(self) -> Sequence[Sequence[Example]]:
         """Every set, as the first model's tokenizer reads it."""
         return next(iter(self.examples.values()))
 
-    def divided(self, given: Sequence[Sequence[int]]) -> ScoredSets:
-        """The same, with the first sets in two: the rows given, and the others."""
+    def divided(self, numbers: Sequence[Sequence[int]]) -> ScoredSets:
+        """The same, with the first sets divided: the given row numbers, and the others."""
         parts = []
         for part in self.parts:
-            if part.number >= len(given):
+            if part.number >= len(numbers):
                 parts.append(part)
                 continue
-            taken = set(given[part.number])
+            taken = set(numbers[part.number])
             for word, rows in (
                 ("trained on", tuple(row for row in part.rows if row in taken)),
                 ("held out", tuple(row for row in part.rows if row not in taken)),
@@ -118,7 +118,7 @@ class ScoredSets:
         return replace(self, parts=parts)
 
     def parts_of(self, model: str) -> Iterator[tuple[SetPart, list[Example]]]:
-        """What a model is asked, part by part."""
+        """A model's examples, part by part."""
         for part in self.parts:
             rows = self.examples[model][part.number]
             yield part, [rows[row] for row in part.rows]

@@ -1,4 +1,4 @@
-"""What a sweep found: its cells, the frontier among them, and which one is chosen."""
+"""The result of a sweep: its cells, the frontier among them, and the chosen one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EQUAL = 1e-12
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of everything, and its scores on the validation data.
+    """One cell of the grid, and its scores on the validation data.
 
     Attributes:
         scale: λ.
@@ -24,7 +24,7 @@ class Cell:
         side: Side of the discrimination.
         epsilon: Ridge of the activation statistics, or of the side soft; None without.
         forget: Score on the data to forget; None where it failed.
-        keep: Score on each keep set, in their order.
+        keep: Scores on the keep sets, in their order.
         forgetting: Raw forgetting, ``100 (s0 − s1) / s0`` in percent.
         worst_drift: The largest ``|s1 − s0| / s0`` of the keep sets, a fraction.
         retained: The least ``s1 / s0`` of the keep sets.
@@ -50,7 +50,7 @@ class FinalScore:
     Attributes:
         name: Of the set.
         role: ``"forget"`` or ``"keep"``.
-        examples: How many.
+        examples: Number of examples.
         before: The base's score, with its bootstrap interval.
         after: The edited model's.
         change: Forgetting in percent of a set to forget, drift as a fraction of one to keep.
@@ -66,15 +66,15 @@ class FinalScore:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was tried, and what was chosen.
+    """The cells of a sweep, and the chosen one.
 
     Attributes:
-        metric: What was scored.
+        metric: The metric of all scores.
         threshold: The share of the base's score that every keep set must keep.
         forget_name: Name of the validation set to forget.
         keep_names: Names of the keep sets.
         base_forget: The base's score on the set to forget.
-        base_keep: The base's score on each keep set.
+        base_keep: The base's scores on the keep sets.
         cells: All cells: by rank, side and ridge as in the grid, and ascending scale.
         frontier: Numbers of the cells that no other beats, by rising drift; see :func:`frontier`.
         chosen: Number of the chosen cell; None where none qualifies. See :func:`choose`.
@@ -126,20 +126,22 @@ def frontier(cells: Sequence[Cell]) -> tuple[int, ...]:
     Returns:
         Their numbers, by rising drift; of equal cells all.
     """
-    points = [(n, found[0], found[1]) for n, cell in enumerate(cells) if (found := _figures(cell))]
+    points = [
+        (n, figures[0], figures[1]) for n, cell in enumerate(cells) if (figures := _figures(cell))
+    ]
     points.sort(key=lambda point: (point[2], point[1], point[0]))
-    kept: list[tuple[int, float, float]] = []
+    front: list[tuple[int, float, float]] = []
     for point in points:
-        if not kept or point[1] < kept[-1][1] or point[1:] == kept[-1][1:]:
-            kept.append(point)
-    return tuple(number for number, _, _ in kept)
+        if not front or point[1] < front[-1][1] or point[1:] == front[-1][1:]:
+            front.append(point)
+    return tuple(number for number, _, _ in front)
 
 
 def choose(cells: Sequence[Cell], base_forget: float, threshold: float) -> int | None:
     """The cell that forgets most of those that forget something and keep enough of every keep set.
 
     Args:
-        cells: What there is to choose from.
+        cells: The cells to choose from.
         base_forget: The base's score on the set to forget.
         threshold: Share of the base's score that every keep set must keep.
 
@@ -149,10 +151,10 @@ def choose(cells: Sequence[Cell], base_forget: float, threshold: float) -> int |
     """
     best = None
     for number, cell in enumerate(cells):
-        found = _figures(cell)
-        if found is None or found[0] >= base_forget or found[2] < threshold - _EQUAL:
+        figures = _figures(cell)
+        if figures is None or figures[0] >= base_forget or figures[2] < threshold - _EQUAL:
             continue
-        key = (found[0], found[1], cell.scale, number)
+        key = (figures[0], figures[1], cell.scale, number)
         best = key if best is None else min(best, key)
     return None if best is None else best[3]
 
@@ -165,9 +167,9 @@ def nearest(cells: Sequence[Cell], base_forget: float) -> int | None:
     """
     best = None
     for number, cell in enumerate(cells):
-        found = _figures(cell)
-        if found is None or found[0] >= base_forget:
+        figures = _figures(cell)
+        if figures is None or figures[0] >= base_forget:
             continue
-        key = (-found[2], found[0], cell.scale, number)
+        key = (-figures[2], figures[0], cell.scale, number)
         best = key if best is None else min(best, key)
     return None if best is None else best[3]

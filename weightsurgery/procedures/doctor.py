@@ -1,4 +1,4 @@
-"""What is installed and at hand, and what commands would take of a checkpoint: ``ws doctor``."""
+"""Installed libraries, hardware, and the cost of commands on a checkpoint: ``ws doctor``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.surgery.workers import cores
 
-__all__ = ["EXTRAS", "Diagnosis", "Hardware", "Library", "Take", "diagnose", "libraries"]
+__all__ = ["EXTRAS", "Cost", "Diagnosis", "Hardware", "Library", "diagnose", "libraries"]
 
 EXTRAS = {
     "": "inspect, diff, subspace, overlap; negate, add, project, learn of vectors; run, verify,"
@@ -30,21 +30,21 @@ EXTRAS = {
     "ray": "--cluster of negate, add, project and learn",
     "quantize": "attack quantize --method nf4-bitsandbytes",
 }
-"""What each extra is for; the first needs none."""
+"""The commands that an extra is for; those of the first need none."""
 
 _PACKAGE = "weightsurgery"
 
 
 @dataclass(frozen=True)
 class Library:
-    """A library that some command needs.
+    """A library that a command needs.
 
     Attributes:
-        name: As package indexes have it.
-        extra: Of this package, which installs it; empty for what every command needs.
-        wanted: Versions that do, as in ``">=2.6"``.
-        installed: The version here; None for none.
-        fits: Whether that version is one of those that do.
+        name: On package indexes.
+        extra: Extra of this package that installs it; empty for what every command needs.
+        wanted: Accepted versions, as in ``">=2.6"``.
+        installed: The installed version; None for none.
+        fits: Whether that version is accepted.
     """
 
     name: str
@@ -56,17 +56,17 @@ class Library:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What there is to work with, in bytes.
+    """The machine, sizes in bytes.
 
     Attributes:
-        system: Of operating system, Python and this package, the versions.
+        system: Versions of the operating system, Python and this package.
         cores: Processor cores that this process may use.
-        memory: Main memory, of the machine or of the container.
-        available: Of it, what is not in use.
-        devices: Name and memory of each GPU that torch sees.
+        memory: Main memory of the machine or container.
+        available: Main memory that is not in use.
+        devices: Name and memory of the GPUs that torch sees.
         disk: Free space in the current directory.
-        cache: Where what is kept goes, and the free space there.
-        hub: Of the Hub the ``endpoint``, the ``cache`` of its files, whether it is ``offline``, and
+        cache: Directory of the digest cache, and the free space there.
+        hub: The Hub's ``endpoint``, the ``cache`` of its files, whether it is ``offline``, and
             whether there is a ``token``; empty without huggingface_hub.
     """
 
@@ -81,16 +81,16 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Take:
-    """What a command would take, in bytes, as its ``--dry-run`` says it.
+class Cost:
+    """What a command would read, write and hold, in bytes, as by its ``--dry-run``.
 
     Attributes:
-        command: Which.
-        reads: Weights to be read.
-        writes: What would be written.
+        command: The command.
+        reads: Weights to read.
+        writes: Size of the output.
         holds: Working memory, without the interpreter.
-        fetches: Weights that come from the Hub first; of a repository whose headers were read.
-        problem: Why it cannot be done here; empty if it can.
+        fetches: Weights to download from the Hub first, where only headers were read.
+        problem: Why it cannot run here; empty if it can.
         remedy: What to do about that.
     """
 
@@ -105,14 +105,14 @@ class Take:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The machine, its libraries, and the cost of commands.
 
     Attributes:
-        machine: What there is.
-        libraries: What is installed, and what is not.
-        install: The command that brings what is missing; empty if nothing is.
+        machine: The hardware.
+        libraries: Every declared library, installed or not.
+        install: The command that installs what is missing; empty if nothing is.
         checkpoint: Its name, if one was given.
-        takes: What commands would take of it.
+        takes: Costs of commands on it.
         ready: Whether the commands that need no extra can be run, on the checkpoint if given.
     """
 
@@ -120,7 +120,7 @@ class Diagnosis:
     libraries: tuple[Library, ...]
     install: str
     checkpoint: str | None
-    takes: tuple[Take, ...]
+    takes: tuple[Cost, ...]
     ready: bool
 
     def document(self) -> dict[str, Any]:
@@ -129,31 +129,32 @@ class Diagnosis:
 
 
 def libraries() -> tuple[Library, ...]:
-    """What this package declares to need, for users, and which of it is installed.
+    """The libraries that this package declares for users, with the installed versions.
 
     Raises:
-        WeightSurgeryError: This package is not installed as one, so that it declares nothing.
+        WeightSurgeryError: This package is not installed, so its requirements are not known.
     """
     from packaging.requirements import Requirement
 
     try:
-        declared = [Requirement(line) for line in metadata.requires(_PACKAGE) or ()]
+        requirements = [Requirement(line) for line in metadata.requires(_PACKAGE) or ()]
     except metadata.PackageNotFoundError:
         raise WeightSurgeryError(
             f"{_PACKAGE} runs from a directory and is not installed: what it needs is not known",
             "Install it, in the directory that holds pyproject.toml, with:  pip install .",
         ) from None
-    found = []
-    for each in declared:
+    statuses = []
+    for requirement in requirements:
+        name, marker, wanted = requirement.name, requirement.marker, requirement.specifier
         for extra in EXTRAS:
-            if each.marker is None and extra:
+            if marker is None and extra:
                 continue
-            if each.marker is not None and not (extra and each.marker.evaluate({"extra": extra})):
+            if marker is not None and not (extra and marker.evaluate({"extra": extra})):
                 continue
-            version = _version(each.name)
-            fits = version is not None and each.specifier.contains(version, prereleases=True)
-            found.append(Library(each.name, extra, str(each.specifier), version, fits))
-    return tuple(found)
+            version = _version(name)
+            fits = version is not None and wanted.contains(version, prereleases=True)
+            statuses.append(Library(name, extra, str(wanted), version, fits))
+    return tuple(statuses)
 
 
 def _version(name: str) -> str | None:
@@ -164,7 +165,7 @@ def _version(name: str) -> str | None:
 
 
 def diagnose(checkpoint: str | None = None) -> Diagnosis:
-    """Look at what is installed, at the machine, and at what commands would take.
+    """Examine installed libraries, the machine, and the cost of commands on a checkpoint.
 
     Args:
         checkpoint: A directory or ``org/name[@revision]``, of which headers alone are read.
@@ -172,16 +173,16 @@ def diagnose(checkpoint: str | None = None) -> Diagnosis:
     Raises:
         WeightSurgeryError: It is no checkpoint, or this package is not installed as one.
     """
-    found = libraries()
-    unfit = {each.extra for each in found if not each.fits}
+    statuses = libraries()
+    unfit = {library.extra for library in statuses if not library.fits}
     wanted = ",".join(extra for extra in EXTRAS if extra and extra in unfit)
     install = f"pip install '{_PACKAGE}[{wanted}]'" if wanted else f"pip install {_PACKAGE}"
     machine = _machine()
     if "" in unfit:  # then nothing can be planned
-        return Diagnosis(machine, found, install, checkpoint, (), False)
-    takes = tuple(_takes(checkpoint, machine)) if checkpoint is not None else ()
-    ready = not any(each.problem for each in takes[:1])
-    return Diagnosis(machine, found, install if unfit else "", checkpoint, takes, ready)
+        return Diagnosis(machine, statuses, install, checkpoint, (), False)
+    takes = tuple(_costs(checkpoint, machine)) if checkpoint is not None else ()
+    ready = not any(cost.problem for cost in takes[:1])
+    return Diagnosis(machine, statuses, install if unfit else "", checkpoint, takes, ready)
 
 
 def _machine() -> Hardware:
@@ -194,9 +195,9 @@ def _machine() -> Hardware:
     with suppress(OSError, ValueError):  # no container, or one without a limit
         total = min(total, int(limit.read_text()))
         available = min(available, total - int(used.read_text()))
-    cache = above = cache_directory()
-    while not above.exists():
-        above = above.parent
+    cache = existing = cache_directory()
+    while not existing.exists():
+        existing = existing.parent
     system = {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -205,7 +206,7 @@ def _machine() -> Hardware:
     free = shutil.disk_usage
     return Hardware(
         system, cores(), total, available, _devices(), free(".").free,
-        (str(cache), free(above).free), _hub(),
+        (str(cache), free(existing).free), _hub(),
     )  # fmt: skip
 
 
@@ -227,12 +228,12 @@ def _devices() -> tuple[tuple[str, int], ...]:
         import torch
     except ImportError:
         return ()
-    found = (torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count()))
-    return tuple((each.name, each.total_memory) for each in found)
+    devices = (torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count()))
+    return tuple((device.name, device.total_memory) for device in devices)
 
 
-def _takes(name: str, machine: Hardware) -> Iterator[Take]:
-    """Plans with the checkpoint itself in the place of a fine-tune of it: nothing is computed."""
+def _costs(name: str, machine: Hardware) -> Iterator[Cost]:
+    """Plans with the checkpoint in place of its fine-tune: nothing is computed."""
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.checkpoint.remote import open_remote
     from weightsurgery.checkpoint.selection import Selection
@@ -261,46 +262,46 @@ def _takes(name: str, machine: Hardware) -> Iterator[Take]:
         def vector() -> Any:
             return open_vector(base, [name], opener=open_remote)
 
-        yield _taken("negate or add a fine-tune", negate, machine)
-        yield _taken("project with vectors, --rank 64", project, machine)
-        yield _taken("subspace --rank 32", subspace, machine)
+        yield _cost("negate or add a fine-tune", negate, machine)
+        yield _cost("project with vectors, --rank 64", project, machine)
+        yield _cost("subspace --rank 32", subspace, machine)
         # Whatever runs the model has it as a whole.
         whole = base.to_download
-        yield _taken("project a data set", lambda: _training(base, out), machine, whole)
-        yield _taken("identify --mode delta", lambda: _stages(base, out), machine, whole)
+        yield _cost("project a data set", lambda: _training(base, out), machine, whole)
+        yield _cost("identify --mode delta", lambda: _stages(base, out), machine, whole)
 
 
-def _taken(
-    command: str, plan: Callable[[], Any], machine: Hardware, trained: int | None = None
-) -> Take:
-    """What a plan says; of a training, what it fetches is given."""
+def _cost(
+    command: str, make_plan: Callable[[], Any], machine: Hardware, download: int | None = None
+) -> Cost:
+    """The cost of a plan; of a training, the download is given."""
     try:
-        found = plan()
+        estimate = make_plan()
     except WeightSurgeryError as error:
-        return Take(command, problem=error.what, remedy=error.remedy)
-    if hasattr(found, "held"):  # trained, then written
-        reads, holds = None, found.held
-        writes = found.edit.write_bytes + found.vector_bytes
-    elif hasattr(found, "optimiser"):
-        reads, writes = None, found.disk
-        holds = found.weights + found.gradients + found.optimiser
+        return Cost(command, problem=error.what, remedy=error.remedy)
+    if hasattr(estimate, "held"):  # trained, then written
+        reads, holds = None, estimate.held
+        writes = estimate.edit.write_bytes + estimate.vector_bytes
+    elif hasattr(estimate, "optimiser"):
+        reads, writes = None, estimate.disk
+        holds = estimate.weights + estimate.gradients + estimate.optimiser
     else:
-        reads, writes, holds = found.read_bytes, found.write_bytes, found.memory_bytes
-    planned = getattr(found, "fetch_bytes", 0) or getattr(found, "download_bytes", 0)
-    fetches = int(planned) if trained is None else trained
-    room = machine.available
-    if trained is not None and machine.devices:
-        room = max(memory for _, memory in machine.devices)
+        reads, writes, holds = estimate.read_bytes, estimate.write_bytes, estimate.memory_bytes
+    planned = getattr(estimate, "fetch_bytes", 0) or getattr(estimate, "download_bytes", 0)
+    fetches = int(planned) if download is None else download
+    available = machine.available
+    if download is not None and machine.devices:
+        available = max(memory for _, memory in machine.devices)
     problem = remedy = ""
-    if holds > room:
+    if holds > available:
         problem, remedy = "not enough memory", "Free some, or take a larger machine."
     elif writes > machine.disk:
         problem, remedy = "not enough disk", "Free some, or write elsewhere with -o."
-    return Take(command, reads, writes, holds, fetches, problem, remedy)
+    return Cost(command, reads, writes, holds, fetches, problem, remedy)
 
 
 def _training(base: Any, out: str) -> Any:
-    """The plan of forgetting by neighbours; how many texts there are is no part of what counts."""
+    """The plan of forgetting by neighbours; the number of texts does not matter."""
     from weightsurgery.deferred import need
 
     need("training runs the model", "transformers", "accelerate", "peft", extra="demo")
@@ -328,5 +329,5 @@ class _data(tempfile.TemporaryDirectory[str]):  # noqa: N801 - a context manager
     def __enter__(self) -> str:
         path = Path(super().__enter__()) / "two.jsonl"
         rows = ({"prompt": "a", "completion": " b"}, {"prompt": "c", "completion": " d"})
-        path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(path)

@@ -1,6 +1,6 @@
-"""Keeping data where a vector is taken away: its activation statistics, gathered for the edit.
+"""Keeping data while a vector is removed: its activation statistics, gathered for the edit.
 
-They grow in a directory beside the output, which is gone when the edit is done.
+They are written to a directory beside the output, which is removed when the edit is done.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _LABEL = "the data to keep"
 
 
 class DataStatistics(Statistics):
-    """Activation statistics that were gathered for one edit, and are known by their data.
+    """Activation statistics that were gathered for one edit, named by their data.
 
     Args:
-        source: Where they are for now.
-        origin: What they were gathered from.
+        source: Their temporary directory.
+        origin: The data they were gathered from.
     """
 
     def __init__(self, source: Source, origin: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ class PlannedStatistics:
 
     Attributes:
         widths: By tensor name.
-        origin: What they would be gathered from.
+        origin: The data they would be gathered from.
     """
 
     widths: Mapping[str, int]
@@ -102,14 +102,14 @@ def keep_data(
 ) -> Iterator[InputStatistics]:
     """Activation statistics of data sets and of strangers' prompts made from them.
 
-    Use as a context manager: they are there inside, and gone after.
+    Use as a context manager: they exist inside, and are removed after.
 
     Args:
         base: The checkpoint, of a causal language model.
         data: Files; see :func:`weightsurgery.learning.data.read_examples`.
-        out: The output of the edit, beside which they are kept.
+        out: The output of the edit, beside which they are stored.
         names: The matrices that the edit changes.
-        prompts: Strangers' prompts, in equal parts of the form of each data set; 0 for none.
+        prompts: Strangers' prompts, in equal parts of the form of every data set; 0 for none.
         seed: Of the draws.
         device: Where the model runs.
         overwrite: Whether the output may replace one.
@@ -129,8 +129,8 @@ def keep_data(
     sets = Sets.read(tokenizer, keep=data)
     origin = {
         "kind": "data",
-        "name": [each.name for each in sets.keep],
-        "sha256": {each.name: each.sha256 for each in sets.keep},
+        "name": [dataset.name for dataset in sets.keep],
+        "sha256": {dataset.name: dataset.sha256 for dataset in sets.keep},
         "prompts": prompts,
         "seed": seed,
     }
@@ -140,11 +140,11 @@ def keep_data(
         return
     target = Path(os.path.realpath(out))
     if not Staging.beside(target).exists():  # else there may be something to resume
-        check_target(target, [base.path, *(each.path for each in sets.keep)], overwrite)
+        check_target(target, [base.path, *(dataset.path for dataset in sets.keep)], overwrite)
     # One part is that of a task's own form, which a vector does not tell.
-    kept = Kept([each.examples for each in sets.keep])
-    drawn = prompts + prompts // len(sets.keep)
-    texts = keep_texts(tokenizer, (), kept, drawn, seed)
+    keep = Kept([dataset.examples for dataset in sets.keep])
+    prompt_count = prompts + prompts // len(sets.keep)
+    texts = keep_texts(tokenizer, (), keep, prompt_count, seed)
     place = target.with_name(f"{target.name}.keep-statistics")
     staging = Staging(place, f"statistics {os.getpid()}", [base.path], overwrite=True)
     try:
@@ -152,18 +152,18 @@ def keep_data(
         need_space(target, planned.nbytes, staging.root, why)
         model, _ = load_model(base.path, device)
         held = held_as(model, base, names)
-        layers = {name: each for name, each in linear_inputs(model).items() if name in held}
+        layers = {name: layer for name, layer in linear_inputs(model).items() if name in held}
         rows = tokens_of(tokenizer, texts, model)
-        where = staging.root / "statistics"
-        shutil.rmtree(where, ignore_errors=True)  # of a killed run
-        with StatisticsWriter(where, [base.path]) as writer:
+        directory = staging.root / "statistics"
+        shutil.rmtree(directory, ignore_errors=True)  # of a killed run
+        with StatisticsWriter(directory, [base.path]) as writer:
             bound = sums_bound(model, layers)
-            for each, gram, tokens in gathered(model, layers, rows, bound, BATCH_TOKENS, progress):
-                writer.add([held[name] for name in each], gram, tokens)
+            for group, gram, n in gathered(model, layers, rows, bound, BATCH_TOKENS, progress):
+                writer.add([held[name] for name in group], gram, n)
             record = EditRecord("activation-statistics")
             record.parameters = {"base_samples": samples_of(base)}
             writer.commit(record)
         del model
-        yield DataStatistics(resolve_source(str(where)), origin)
+        yield DataStatistics(resolve_source(str(directory)), origin)
     finally:
         staging.close()

@@ -1,4 +1,4 @@
-"""The settings a sweep tries, and every tensor's change at each, decomposed once."""
+"""The grid of a sweep, and every tensor's change at its settings, decomposed once."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _INPUTS_HELD = 2
 
 @dataclass(frozen=True)
 class Setting:
-    """What of an edit's parameters its change depends on.
+    """The parameters of an edit that its change depends on.
 
     Attributes:
-        rank: Factors of the task, and of each task to keep unless they have a rank of their own.
+        rank: Factors of the task, and of tasks to keep unless the edit has a keep rank.
         side: One of :data:`weightsurgery.algebra.discriminate.SIDES`.
         epsilon: Ridge of the activation statistics, or of the side soft; None where there is none.
     """
@@ -91,18 +91,18 @@ class Grid:
                     yield Setting(rank, side, epsilon)
 
     def ridges(self, side: str) -> tuple[float | None, ...]:
-        """The ridges to try with a side; None where it goes without."""
+        """The ridges to try with a side; None where it has none."""
         if side == "soft":
             return self.epsilons or (SOFT_EPSILON,)
         return (None,) if "soft" in self.sides else self.epsilons or (None,)
 
 
 class Changes:
-    """What an edit changes at every setting of a grid, tensor by tensor.
+    """An edit's changes at every setting of a grid, tensor by tensor.
 
-    Each tensor's task and keep tasks are decomposed once, at the largest rank, and cut for the
-    smaller ones; their span is found once per rank, and the eigenvectors of what the layer is
-    given once (see :mod:`weightsurgery.algebra.ridges`), for all layers that are given the same.
+    A tensor's task and keep tasks are decomposed once, at the largest rank, and truncated for the
+    smaller ones; their span is found once per rank, and the eigenvectors of the layer's inputs
+    once (see :mod:`weightsurgery.algebra.ridges`), for all layers that share them.
 
     The leading factors of a larger truncation are those of the smaller one exactly, except where
     the SVD is iterative (over 256 columns on the short side): there they agree within the
@@ -126,45 +126,45 @@ class Changes:
         self._lock = threading.Lock()
 
     def at(self, name: str) -> dict[Setting, FactorDelta]:
-        """One tensor's change at each setting, as it is stored; empty where there is none."""
-        found = self._edit.decompose(self._base, name, self._device)
-        if found is None:
+        """One tensor's change by setting, as it is stored; empty where there is none."""
+        decomposed = self._edit.decompose(self._base, name, self._device)
+        if decomposed is None:
             return {}
         ridges = self._ridges(name) if self._edit.keep_inputs else None
         changes = {}
         for rank in self._grid.ranks:
-            cut = self._cut(found, rank)
-            task, keep = cut.task.factors, self._edit.keep_space(cut)
+            truncated = self._truncated(decomposed, rank)
+            task, keep = truncated.task.factors, self._edit.keep_space(truncated)
             for side in self._grid.sides:
-                left = None
+                projected = None
                 for epsilon in self._grid.ridges(side):
                     edit = replace(self._edit, side=side, epsilon=epsilon)
-                    if left is None or side == "soft":  # the other sides know of no ridge
-                        left = edit.discriminated(task, keep)
-                    held = left
+                    if projected is None or side == "soft":  # the other sides know of no ridge
+                        projected = edit.discriminated(task, keep)
+                    change = projected
                     if ridges is not None and epsilon is not None:
-                        held = ridges.apply(left, epsilon, edit.untouched(keep))
+                        change = ridges.apply(projected, epsilon, edit.untouched(keep))
                     setting = Setting(rank, side, epsilon)
-                    changes[setting] = found.stored(or_nothing(held, task))
+                    changes[setting] = decomposed.stored(or_nothing(change, task))
         return changes
 
-    def _cut(self, found: Decomposed, rank: int) -> Decomposed:
-        keeps: Sequence[Truncation] = found.keeps
+    def _truncated(self, decomposed: Decomposed, rank: int) -> Decomposed:
+        keeps: Sequence[Truncation] = decomposed.keeps
         if self._edit.keep_rank is None:
-            keeps = [_leading(each, rank) for each in keeps]
-        return Decomposed(_leading(found.task, rank), tuple(keeps), found.transposed)
+            keeps = [_leading(truncation, rank) for truncation in keeps]
+        return Decomposed(_leading(decomposed.task, rank), tuple(keeps), decomposed.transposed)
 
     def _ridges(self, name: str) -> Ridges:
         width = input_width(self._base, name)
         gram = total_gram(self._edit.keep_inputs, name, width)
         with self._lock:  # a second layer with the same input waits for the first one's
-            for known, ridges in self._inputs:
-                if known.shape == gram.shape and torch.equal(known, gram):
+            for held_gram, ridges in self._inputs:
+                if held_gram.shape == gram.shape and torch.equal(held_gram, gram):
                     return ridges
             ridges = Ridges(gram.to(self._device))
             self._inputs = [*self._inputs[1 - _INPUTS_HELD :], (gram, ridges)]
         return ridges
 
 
-def _leading(found: Truncation, rank: int) -> Truncation:
-    return Truncation(found.factors.truncated(rank), found.total, found.residual)
+def _leading(truncation: Truncation, rank: int) -> Truncation:
+    return Truncation(truncation.factors.truncated(rank), truncation.total, truncation.residual)

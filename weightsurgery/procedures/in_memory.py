@@ -20,10 +20,10 @@ class EditedInMemory:
     """A base's model, some of whose weights are set to ``W + scale · T'`` and back.
 
     What is set is what :func:`weightsurgery.apply` would write: the same blocks in the same
-    arithmetic, rounded to the stored dtype. Weights are read from the checkpoint each time, so that
+    arithmetic, rounded to the stored dtype. Weights are always read from the checkpoint, so that
     nothing adds up and no copy of the model is held.
 
-    Use as a context manager: leaving it gives every weight back as it was.
+    Use as a context manager: leaving it restores every weight.
 
     Args:
         model: Loaded from ``base``, float32; its parameters are changed in place.
@@ -40,14 +40,14 @@ class EditedInMemory:
         self._parameters: dict[str, torch.nn.Parameter] = {}
         self._changed: set[str] = set()
         for parameter, stored in parameters_of(model, base, names).items():
-            found = model.get_parameter(parameter)
-            if len(stored) > 1 or base.entry(stored[0]).shape != tuple(found.shape):
+            weight = model.get_parameter(parameter)
+            if len(stored) > 1 or base.entry(stored[0]).shape != tuple(weight.shape):
                 raise UnsupportedCheckpointError(
                     f"{base.source.name}: {stored[0]!r} is another matrix in memory than on disk",
                     f"Leave it out with --exclude '{stored[0]}', or write edits with ws project and"
                     " score them with ws evaluate.",
                 )
-            self._parameters[stored[0]] = found
+            self._parameters[stored[0]] = weight
 
     def __enter__(self) -> EditedInMemory:
         return self
@@ -56,7 +56,7 @@ class EditedInMemory:
         self.restore()
 
     def set(self, changes: Mapping[str, Delta], scale: float) -> None:
-        """Set ``W + scale · T'`` for each change, and the base's weights everywhere else.
+        """Set ``W + scale · T'`` for all changes, and the base's weights everywhere else.
 
         Args:
             changes: By tensor, one of the names given.
@@ -65,16 +65,16 @@ class EditedInMemory:
         Raises:
             NonFiniteError: Weights overflow the dtype they are stored in.
         """
-        self._give_back(self._changed - set(changes))
+        self._restore(self._changed - set(changes))
         for name, change in changes.items():
             self._changed.add(name)
             self._write(name, change, scale)
 
     def restore(self) -> None:
-        """Give every weight its value in the checkpoint."""
-        self._give_back(self._changed)
+        """Restore every weight from the checkpoint."""
+        self._restore(self._changed)
 
-    def _give_back(self, names: Collection[str]) -> None:
+    def _restore(self, names: Collection[str]) -> None:
         for name in sorted(names):
             self._write(name, None, 0.0)
             self._changed.discard(name)
@@ -87,9 +87,9 @@ class EditedInMemory:
             after = self._base.rows(name, start, stop)
             if change is not None:
                 before = after.to(compute_dtype(stored))
-                meant = torch.zeros_like(before)
-                change.add_rows(meant, start, stop, scale, before)
-                after = round_to(before + meant, stored)
+                difference = torch.zeros_like(before)
+                change.add_rows(difference, start, stop, scale, before)
+                after = round_to(before + difference, stored)
                 if not bool(torch.isfinite(after.float()).all()):
                     raise NonFiniteError(
                         f"tensor {name!r}: the edited weights overflow {entry.dtype}",

@@ -1,8 +1,8 @@
-"""Several requests to forget: fused offline into one change, or one after another.
+"""More than one request to forget: fused offline into one change, or one after another.
 
-Offline, each request's change is found on the untouched model, and all of them are made one by
-the regression mean (EUL's fusion; see :mod:`weightsurgery.algebra.fusion`). In sequence, each is
-found on the model as the requests before it left it, and their changes add up.
+Offline, every request's change is found on the untouched model, and all are fused by the
+regression mean (EUL's fusion; see :mod:`weightsurgery.algebra.fusion`). In sequence, a request's
+change is found on the model as the requests before it left it, and the changes add up.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def fuse(
     epsilon: float = 1e-3,
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    """One change that does for each request, on its inputs, as nearly as can be what its own does.
+    """The change closest, on every request's inputs, to that request's change.
 
     Args:
-        changes: Of each request ``W' − W`` by parameter, all of the same parameters.
-        grams: Of each request ``C = Σ x xᵀ`` by parameter, ``(n, n)``, over what the layers are
-            given on that request's data (:func:`weightsurgery.learning.statistics.gather`).
+        changes: Per request ``W' − W`` by parameter, all of the same parameters.
+        grams: Per request ``C = Σ x xᵀ`` by parameter, ``(n, n)``, over the layers' inputs on that
+            request's data (:func:`weightsurgery.learning.statistics.gather`).
             A parameter for which no request has any is averaged, as biases and norms are.
         epsilon: Ridge; see :func:`weightsurgery.algebra.fusion.regression_mean`.
         config: The model's, as a mapping, where it may store weights (in, out), as GPT-2 does.
@@ -51,29 +51,29 @@ def fuse(
             f"{len(changes)} changes with {len(grams)} sets of statistics",
             "Give one of each for every request, at least one.",
         )
-    found = {}
-    for name in dict.fromkeys(name for each in changes for name in each):
-        if not all(name in each for each in changes):
+    result = {}
+    for name in dict.fromkeys(name for request in changes for name in request):
+        if not all(name in request for request in changes):
             raise MismatchError(
                 f"parameter {name!r}: only some of the requests change it",
                 "Find all changes with the same selection.",
             )
-        parts = [each[name] for each in changes]
-        given = [each[name] for each in grams if name in each]
-        if given and len(given) < len(grams):
+        parts = [request[name] for request in changes]
+        request_grams = [request[name] for request in grams if name in request]
+        if request_grams and len(request_grams) < len(grams):
             raise MismatchError(
                 f"parameter {name!r}: only some of the requests have statistics for it",
                 "Gather them for the same parameters.",
             )
-        if not given:
+        if not request_grams:
             mean = torch.stack([part.double() for part in parts]).mean(0)
-            found[name] = mean.to(parts[0].dtype)
+            result[name] = mean.to(parts[0].dtype)
         elif is_transposed(name, config or {}):
-            fused = regression_mean([part.T for part in parts], given, epsilon)
-            found[name] = fused.T.contiguous()
+            fused = regression_mean([part.T for part in parts], request_grams, epsilon)
+            result[name] = fused.T.contiguous()
         else:
-            found[name] = regression_mean(parts, given, epsilon)
-    return found
+            result[name] = regression_mean(parts, request_grams, epsilon)
+    return result
 
 
 def in_sequence(

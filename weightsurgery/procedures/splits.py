@@ -1,4 +1,4 @@
-"""The data a choice is made on, and the data it is tested on."""
+"""The validation data that a sweep chooses on, and the test data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DataSet:
     Attributes:
         name: The file's name without ending, or its path where two share that.
         role: ``"forget"`` or ``"keep"``.
-        examples: What is in it; at least one.
+        examples: Its examples; at least one.
     """
 
     name: str
@@ -32,7 +32,7 @@ class DataSet:
 
 @dataclass(frozen=True)
 class DataSets:
-    """What is scored; see :func:`weightsurgery.learning.data.read_examples`.
+    """Validation and test sets; see :func:`weightsurgery.learning.data.read_examples`.
 
     Attributes:
         forget: What should be forgotten, for the choice.

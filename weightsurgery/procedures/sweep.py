@@ -71,14 +71,14 @@ def sweep(
 ) -> Sweep:
     """Score every cell of a grid on validation data, and choose.
 
-    What is held: the model in float32, and the factors of every tensor's change at each setting
+    Held in memory: the model in float32, and the factors of every tensor's change at every setting
     but the scales. The model runs in float32; edited weights are rounded to the dtype they would
     be stored in.
 
     Args:
         edit: Its tasks, statistics, basis, keep rank and seed; the grid replaces the rest.
         base: The checkpoint, of a causal language model.
-        data: What is scored.
+        data: The validation and test sets.
         grid: The values to try; by default :class:`Grid`'s, with the edit's ridge if it has
             statistics.
         threshold: In (0, 1]; see :class:`weightsurgery.procedures.choice.Sweep`.
@@ -107,31 +107,31 @@ def sweep(
     factors = _factors(edit, base, selection or Selection("all-linear"), workers)
     terms = [change for vector in edit.vectors().values() for _, change in vector.terms]
     check_lineage(base, [*terms, *edit.statistics().values()], allow_unrelated)
-    where = pick_device(device)
+    torch_device = pick_device(device)
     tokenizer = load_tokenizer(base.path)
     sets, tests = data.read(tokenizer)
     model: Any = load_float32(base)
-    model.to(where)
-    metric = metric or headline([row for each in sets for row in each.examples])
+    model.to(torch_device)
+    metric = metric or headline([row for dataset in sets for row in dataset.examples])
     run = _SweepRun(model.eval(), tokenizer, metric, batch_size, require_end)
     with EditedInMemory(model, base, factors) as edited:
         before = run.means(sets)
-        for each, known in zip(sets, before, strict=True):
-            _check_known(each, known, metric)
-        found = Changes(edit, base, grid, where)
-        ladders = _decomposed(found, grid, factors, worker_count(edit, workers), progress)
+        for dataset, base_score in zip(sets, before, strict=True):
+            _check_known(dataset, base_score, metric)
+        changes = Changes(edit, base, grid, torch_device)
+        ladders = _decomposed(changes, grid, factors, worker_count(edit, workers), progress)
 
-        def put(cell: Cell) -> None:
+        def set_cell(cell: Cell) -> None:
             setting = Setting(cell.rank, cell.side, cell.epsilon)
             edited.set(ladders[setting], edit.sign * cell.scale)
 
-        cells = _scored(grid, put, run, sets, before, progress)
+        cells = _scored(grid, set_cell, run, sets, before, progress)
         chosen = choose(cells, before[0], threshold)
         result = Sweep(
             metric,
             threshold,
             sets[0].name,
-            tuple(each.name for each in sets[1:]),
+            tuple(dataset.name for dataset in sets[1:]),
             before[0],
             tuple(before[1:]),
             tuple(cells),
@@ -142,17 +142,17 @@ def sweep(
         if chosen is None or not tests:
             return result
         edited.restore()
-        were = [run.measured(each) for each in tests]
-        put(cells[chosen])
-        are = [run.measured(each) for each in tests]
-    drawn = resampling or Resampling()
-    pairs = zip(tests, were, are, strict=True)
-    return replace(result, test=tuple(_tested(*pair, metric, drawn) for pair in pairs))
+        before_test = [run.measured(dataset) for dataset in tests]
+        set_cell(cells[chosen])
+        after_test = [run.measured(dataset) for dataset in tests]
+    bootstrap = resampling or Resampling()
+    pairs = zip(tests, before_test, after_test, strict=True)
+    return replace(result, test=tuple(_tested(*pair, metric, bootstrap) for pair in pairs))
 
 
 @dataclass(frozen=True)
 class _SweepRun:
-    """A model that is scored again and again."""
+    """A model and its scoring options."""
 
     model: Any
     tokenizer: Any
@@ -173,19 +173,19 @@ class _SweepRun:
         )[self.metric]
 
     def means(self, sets: Sequence[DataSet]) -> list[float]:
-        """The score of each set.
+        """Mean scores of the sets.
 
         Raises:
             DataError: It is not defined on any example.
         """
-        found = []
-        for each in sets:
-            measured = self.measured(each)
-            mean = measured.mean()
+        means = []
+        for dataset in sets:
+            measurements = self.measured(dataset)
+            mean = measurements.mean()
             if mean is None:
-                raise DataError(f"{each.name}: {measured.why}", "Choose another metric.")
-            found.append(mean)
-        return found
+                raise DataError(f"{dataset.name}: {measurements.why}", "Choose another metric.")
+            means.append(mean)
+        return means
 
 
 def _check(
@@ -196,7 +196,7 @@ def _check(
             f"threshold {threshold}", "Give a share above 0 and up to 1, such as 0.975."
         )
     if metric is not None and (metric not in METRICS or not METRICS[metric].share):
-        listed = ", ".join(name for name, each in METRICS.items() if each.share)
+        listed = ", ".join(name for name, known in METRICS.items() if known.share)
         raise SelectionError(
             f"metric {metric!r}: a sweep needs one that is a share", f"Choose from: {listed}."
         )
@@ -225,7 +225,7 @@ def _check(
 def _factors(
     edit: Project | Learn, base: Checkpoint, selection: Selection, workers: int | None
 ) -> dict[str, float]:
-    """The matrices that change, and what the scale is multiplied with for each."""
+    """The matrices that change, and their factors of the scale."""
     with TemporaryDirectory(prefix="ws-sweep-") as nowhere:
         # Refuses whatever the edit would refuse; nothing is written.
         run = Run(selection, workers=workers)
@@ -258,20 +258,20 @@ def _check_known(data: DataSet, known: float, metric: str) -> None:
 
 
 def _decomposed(
-    found: Changes,
+    changes: Changes,
     grid: Grid,
     factors: Mapping[str, float],
     workers: int,
     progress: Progress | None,
 ) -> _Ladder:
-    """Every tensor's change at each setting."""
-    ladders: dict[Setting, dict[str, SumDelta]] = {each: {} for each in grid.settings()}
+    """Every tensor's change, by setting."""
+    ladders: dict[Setting, dict[str, SumDelta]] = {setting: {} for setting in grid.settings()}
     names = list(factors)
     # One thread in each operation, as where an edit is written: the result depends on it.
     with torch_threads(1):
-        for number, changes in enumerate(in_order(found.at, names, workers)):
+        for number, deltas in enumerate(in_order(changes.at, names, workers)):
             name = names[number]
-            for setting, delta in changes.items():
+            for setting, delta in deltas.items():
                 ladders[setting][name] = SumDelta(((factors[name], delta),), name)
             if progress is not None:
                 progress("decomposing", number + 1, len(names))
@@ -280,13 +280,13 @@ def _decomposed(
 
 def _scored(
     grid: Grid,
-    put: Callable[[Cell], None],
+    set_cell: Callable[[Cell], None],
     run: _SweepRun,
     sets: Sequence[DataSet],
     before: Sequence[float],
     progress: Progress | None,
 ) -> list[Cell]:
-    """Every cell with its scores, or with why it has none."""
+    """Every cell with its scores, or with the reason why it has none."""
     plan = [
         Cell(scale, setting.rank, setting.side, setting.epsilon)
         for setting in grid.settings()
@@ -295,7 +295,7 @@ def _scored(
     cells = []
     for number, cell in enumerate(plan):
         try:
-            put(cell)
+            set_cell(cell)
             figures = scored(before, run.means(sets))
         except NonFiniteError as error:
             cells.append(replace(cell, failed=error.what))
@@ -307,7 +307,7 @@ def _scored(
 
 
 def _tested(
-    data: DataSet, before: Measurements, after: Measurements, metric: str, drawn: Resampling
+    data: DataSet, before: Measurements, after: Measurements, metric: str, resampling: Resampling
 ) -> FinalScore:
     transform = METRICS[metric].transform
     change = intervals.forgetting if data.role == "forget" else intervals.drift
@@ -315,7 +315,7 @@ def _tested(
         data.name,
         data.role,
         len(data.examples),
-        intervals.estimate(before, drawn, transform),
-        intervals.estimate(after, drawn, transform),
-        intervals.estimate_change(before, after, change, drawn, transform),
+        intervals.estimate(before, resampling, transform),
+        intervals.estimate(after, resampling, transform),
+        intervals.estimate_change(before, after, change, resampling, transform),
     )

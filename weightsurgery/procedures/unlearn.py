@@ -35,14 +35,14 @@ __all__ = ["MethodSettings", "Search", "Sources", "Unlearned", "plan", "read_job
 
 @dataclass(frozen=True)
 class Sources:
-    """What is read, by name as given.
+    """The inputs of an edit, by name as given.
 
     Attributes:
         target: Data sets to forget or to learn; at least one.
         keep: What to keep. For a search data sets, vectors and activation statistics, none for
             random texts to stand for what is to stay; for a method of ``ws unlearn`` data sets.
-        validation_target: What a search looks at while training; the target where it is None.
-        validation_keep: Data sets that a search looks at and the edit does not see.
+        validation_target: Data that a search validates on; the target where it is None.
+        validation_keep: Data sets to keep that a search validates on and the edit does not see.
         vocab: For keep vectors; see :func:`weightsurgery.vectors.sources.open_change`.
         missing: Likewise.
         partial: Likewise.
@@ -72,8 +72,8 @@ def read_job(
     Args:
         base: The checkpoint, of a causal language model; it is held in float32 to be trained.
         sources: What is read.
-        how: How the change is found: a search, whose objective tells forgetting from learning, or
-            a method of ``ws unlearn``.
+        how: Settings of a search, whose objective is to forget or to learn, or of a method of
+            ``ws unlearn``.
         selection: Which matrices; None for :attr:`Search.targets`, or those the method trains.
         device: Where to train.
         allow_unrelated: Go on although a vector to keep does not derive from the base.
@@ -81,7 +81,7 @@ def read_job(
     Raises:
         DataError: Data that cannot be read, that is both to go and to stay, or that validates what
             the edit sees.
-        EditError: Settings that make no sense, or not together, or data that is needed and lacks.
+        EditError: Settings that make no sense, alone or together, or needed data that is missing.
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
     if isinstance(how, Search):
@@ -106,7 +106,7 @@ def _search_job(
         f"ws {search.edit} from data sets",
         "Run it without torchrun, in one process; 'ws unlearn' and 'ws identify' train in several.",
     )
-    where = pick_device(device)
+    torch_device = pick_device(device)
     selection = selection or Selection(search.targets)
     names = matrices(base, selection)
     _, strays = split_data(sources.target)
@@ -117,12 +117,12 @@ def _search_job(
         )
     data, others = split_data(sources.keep)
     tokenizer = load_tokenizer(base.beside())
-    watched = sources.validation_target
+    validation = sources.validation_target
     sets = Sets.read(
         tokenizer,
         target=sources.target,
         keep=data,
-        validation_target=() if watched is None else (watched,),
+        validation_target=() if validation is None else (validation,),
         validation_keep=sources.validation_keep,
     )
     keep = open_keep(base, others, sources.vocab, sources.missing, partial=sources.partial)
@@ -132,9 +132,9 @@ def _search_job(
                 f"{vector.label}: to be kept, but it changes none of the selected tensors",
                 "Widen --targets, --include, --exclude or --layers, or leave it out.",
             )
-    for each in keep.inputs:
+    for statistics in keep.inputs:
         for name in names:
-            check_width(each, name, input_width(base, name))
+            check_width(statistics, name, input_width(base, name))
     method = InRounds(search) if search.neighbours is None else Neighbours(search)
     job = Job(
         base,
@@ -144,7 +144,7 @@ def _search_job(
         sets,
         tuple(names),
         replace(selection, scales=()),
-        where,
+        torch_device,
         keep=keep,
         rank=search.rank,
     )
@@ -164,8 +164,8 @@ def _method_job(
     method = BySystem.of(settings)
     if not sources.target:
         raise EditError("nothing to forget", "Give data with --forget FILE.")
-    for given in (sources.target, sources.keep, sources.unseen):
-        _, strays = split_data(given)
+    for paths in (sources.target, sources.keep, sources.unseen):
+        _, strays = split_data(paths)
         if strays:
             raise EditError(
                 f"{strays[0]}: no data set",
@@ -176,7 +176,7 @@ def _method_job(
             f"validation data with {settings.method}, which does not look at it", "Leave it out."
         )
     method.check(bool(sources.keep), bool(sources.unseen))
-    where = process_device(device)
+    torch_device = process_device(device)
     chosen = selection or Selection("all-linear")
     names = matrices(base, chosen)
     tokenizer = load_tokenizer(base.beside())
@@ -188,7 +188,7 @@ def _method_job(
         Sets.read(tokenizer, target=sources.target, keep=sources.keep, unseen=sources.unseen),
         tuple(names),
         replace(chosen, scales=()),
-        where,
+        torch_device,
         selection is not None,
         rank=settings.rank,
     )
@@ -246,7 +246,7 @@ def unlearn(
         sources: See there.
         out: Directory to write.
         how: See there.
-        scale: λ of the edit; the saved vector is as it was found.
+        scale: λ of the edit; the saved vector is unscaled.
         vector: Where the vector is saved; by default ``OUT.vector``.
         selection: See there.
         scales: Factors of λ by tensor, as in a selection; by default the selection's.
@@ -259,8 +259,8 @@ def unlearn(
         progress: Called as ``progress(text, done, total)``, in units of what goes on.
 
     Returns:
-        What came of it; None in the processes of a distributed run that do not write, which only
-        methods of ``ws unlearn`` have.
+        The edit and its vector; None in the processes of a distributed run that do not write,
+        which only methods of ``ws unlearn`` have.
 
     Raises:
         WeightSurgeryError: See :func:`read_job` and :func:`weightsurgery.unlearning.run.run`.

@@ -8,7 +8,7 @@ from weightsurgery.procedures.doctor import EXTRAS
 from weightsurgery.report.tables import Table, size
 
 if TYPE_CHECKING:
-    from weightsurgery.procedures.doctor import Diagnosis, Hardware, Library, Take
+    from weightsurgery.procedures.doctor import Cost, Diagnosis, Hardware, Library
 
 __all__ = ["doctor_tables"]
 
@@ -79,7 +79,7 @@ def _version(library: Library) -> str:
     return f"{library.name} {library.installed}{wanted}"
 
 
-def _row(take: Take, remote: bool) -> tuple[str, ...]:
+def _row(take: Cost, remote: bool) -> tuple[str, ...]:
     known = (*([take.fetches] if remote else []), take.reads, take.writes, take.holds)
     figures = ["" if count is None else size(count) for count in known]
     return take.command, *figures, take.problem[:30] or "yes"
