@@ -1,4 +1,4 @@
-"""The door of this room: an edit applied to a checkpoint, or what that would take.
+"""Entry points: apply an edit to a checkpoint, or plan it.
 
 How the result is stored decides what is written: :class:`Storage` writes the edited checkpoint,
 :class:`AdapterStorage` the LoRA adapter that makes it of the base.
@@ -62,7 +62,7 @@ def apply(
         out: Directory to write.
         selection: Which tensors; by default all for plain edits and all linear layers for
             discriminating ones.
-        storage: As what: a checkpoint, with its dtype and rounding (the default), or an adapter.
+        storage: A checkpoint, with its dtype and rounding (the default), or an adapter.
         device: Where matrices are decomposed: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
         workers: Threads; by default the number of cores, with bounds.
         overwrite: Replace an existing output of this tool.

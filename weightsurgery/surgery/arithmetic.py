@@ -1,4 +1,4 @@
-"""Where the arithmetic of elementwise edits is done: on the processor, or on GPUs; and its memory.
+"""Arithmetic of elementwise edits, on the processor or on GPUs, and its memory.
 
 Both give the same bits. Moving the bytes is what takes time, so the processor is the default; a GPU
 pays where the processor has other work, or is slower than the disk.
@@ -22,16 +22,16 @@ __all__ = ["Arithmetic", "Buffers", "OnDevices", "OnHost", "arithmetic_on", "dev
 
 
 class Buffers(threading.local):
-    """Page-aligned memory by name, each thread's own; it ends with the thread."""
+    """Page-aligned memory by name, one set per thread; it ends with the thread."""
 
     def __init__(self) -> None:
-        self._kept: dict[Hashable, Any] = {}
+        self._memory: dict[Hashable, Any] = {}
 
     def get(self, name: Hashable, size: int) -> memoryview:
-        """``size`` writable bytes; what the same name gave before is overwritten."""
-        if name not in self._kept or len(self._kept[name]) < size:
-            self._kept[name] = self._allocate(max(size, mmap.PAGESIZE))
-        return memoryview(self._kept[name])[:size]
+        """``size`` writable bytes; the same memory for the same name."""
+        if name not in self._memory or len(self._memory[name]) < size:
+            self._memory[name] = self._allocate(max(size, mmap.PAGESIZE))
+        return memoryview(self._memory[name])[:size]
 
     def _allocate(self, size: int) -> Any:
         return mmap.mmap(-1, size)
@@ -41,7 +41,7 @@ class Arithmetic(Protocol):
     """Adds terms to weights; see :func:`weightsurgery.algebra.elementwise.combine`."""
 
     def buffers(self) -> Buffers:
-        """Memory for what goes in and comes out."""
+        """Memory for operands and results."""
         ...
 
     def combine(self, base: Any, dtype: str, terms: Sequence[Term], out: Any) -> ChangeStats:
@@ -50,7 +50,7 @@ class Arithmetic(Protocol):
 
 
 class OnHost:
-    """One pass on the processor, in the thread that asks."""
+    """One pass on the processor, in the calling thread."""
 
     def buffers(self) -> Buffers:
         """See :class:`Arithmetic`."""
@@ -71,8 +71,8 @@ class _PinnedBuffers(Buffers):
 class OnDevices:
     """The same, operation by operation, on GPUs (or, for tests, on the CPU through torch).
 
-    Each thread has a stream of its own on one of the devices, so that the copies of one window run
-    beside the arithmetic of another; what is in flight is what the threads' buffers hold.
+    A thread has its own stream on one of the devices, so that the copies of one window run beside
+    the arithmetic of another; the threads' buffers bound what is in flight.
 
     Args:
         devices: At least one; threads take them in turn.
@@ -81,43 +81,43 @@ class OnDevices:
     def __init__(self, devices: Sequence[torch.device]) -> None:
         self._devices = tuple(devices)
         self._turn = itertools.count()
-        self._mine = threading.local()
+        self._local = threading.local()
 
     def buffers(self) -> Buffers:
         """See :class:`Arithmetic`."""
         return _PinnedBuffers() if self._devices[0].type == "cuda" else Buffers()
 
     def combine(self, base: Any, dtype: str, terms: Sequence[Term], out: Any) -> ChangeStats:
-        """See :class:`Arithmetic`; no operation is fused with another, so each rounds."""
-        device, stream = self._own()
+        """See :class:`Arithmetic`; no operation is fused with another, so every one rounds."""
+        device, stream = self._device_and_stream()
         with stream:
             stored = _copied(base, dtype, device)
             weights = stored.float()
             meant: torch.Tensor | None = None
             for term in terms:
-                given = _copied(term.data, term.dtype, device).float()
+                addend = _copied(term.data, term.dtype, device).float()
                 if term.relative:
-                    given = given - weights
-                given = given * term.factor
-                meant = given if meant is None else meant + given
+                    addend = addend - weights
+                addend = addend * term.factor
+                meant = addend if meant is None else meant + addend
             assert meant is not None
             after = torch.where(meant != 0, (weights + meant).to(stored.dtype), stored)
             sums = _sums(weights, meant, after.float())
             result = torch.frombuffer(out, dtype=torch.uint8)
             result.copy_(after.view(torch.uint8), non_blocking=True)
-            found = sums.tolist()  # waits for the stream, and so for the copy before it
-        counts = int(found[5]), int(found[6])
-        return ChangeStats(found[0], found[1], found[2], found[3], found[4], *counts)
+            totals = sums.tolist()  # waits for the stream, and so for the copy before it
+        counts = int(totals[5]), int(totals[6])
+        return ChangeStats(totals[0], totals[1], totals[2], totals[3], totals[4], *counts)
 
-    def _own(self) -> tuple[torch.device, AbstractContextManager[Any]]:
+    def _device_and_stream(self) -> tuple[torch.device, AbstractContextManager[Any]]:
         """This thread's device, and its stream to enter."""
-        if not hasattr(self._mine, "device"):
+        if not hasattr(self._local, "device"):
             device = self._devices[next(self._turn) % len(self._devices)]
-            self._mine.device = device
+            self._local.device = device
             stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-            self._mine.stream = stream
-        stream = self._mine.stream
-        return self._mine.device, torch.cuda.stream(stream) if stream is not None else nullcontext()
+            self._local.stream = stream
+        device, stream = self._local.device, self._local.stream
+        return device, torch.cuda.stream(stream) if stream is not None else nullcontext()
 
 
 def _copied(data: Any, dtype: str, device: torch.device) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """An edit written as a LoRA adapter: base and adapter together are what the edit would write.
 
-A plain edit hands its vector on, scaled; a discriminating one works each matrix's change out as for
-a checkpoint, and what is left of it, factors already, is what the adapter holds.
+A plain edit passes its vector on, scaled; a discriminating one computes the changes of matrices as
+for a checkpoint, and the adapter holds their factors.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class AdapterStorage:
 
     Attributes:
         dtype: Of the factors: ``bfloat16``, ``float16`` or ``float32``.
-        rule: How many factors to keep of each matrix of a plain edit; None for all there are, and
-            then a dense change is refused. Discriminating edits have a rank of their own.
+        rule: Number of factors per matrix of a plain edit; None for all, and then a dense change
+            is refused. Discriminating edits have their own rank.
         seed: Of the randomised SVD that truncates a dense change.
     """
 
@@ -67,22 +67,22 @@ class AdapterStorage:
             VectorError: A selected tensor's change is nothing that a LoRA holds.
         """
         content = _content(edit, base, run.selection, self, "cpu")
-        found = sort_tensors(base, content)
-        widths = {layer.name: input_width(base, layer.name) for layer in found.layers}
-        kept = len(edit.statistics())
+        sorted_tensors = sort_tensors(base, content)
+        widths = {layer.name: input_width(base, layer.name) for layer in sorted_tensors.layers}
+        grams = len(edit.statistics())
         return plan_adapter(
             edit.name,
             base,
             content,
-            found,
+            sorted_tensors,
             out,
             files(inputs_of_edit(edit, base)),
             vectors=list(edit.vectors().values()),
             dtype=self.dtype,
             overwrite=run.overwrite,
             workers=_workers(edit, run.workers),
-            beside={n: (4 * kept * w**2, work_bytes(w)) for n, w in widths.items()}
-            if kept
+            beside={n: (4 * grams * w**2, work_bytes(w)) for n, w in widths.items()}
+            if grams
             else None,
             most=edit.most_factors(),
         )
@@ -90,8 +90,8 @@ class AdapterStorage:
     def write(self, edit: Edit, base: Checkpoint, out: str | os.PathLike[str], run: Run) -> Applied:
         """Write the adapter that makes the edited checkpoint of the base, all or nothing.
 
-        The record is of kind ``adapter``; of each matrix it holds what the edit found and what
-        :func:`weightsurgery.vectors.export.export_adapter` says.
+        The record is of kind ``adapter``; it holds the edit's facts of all matrices and those of
+        :func:`weightsurgery.vectors.export.export_adapter`.
 
         Raises:
             VectorError: A selected tensor's change is nothing that a LoRA holds.
@@ -103,10 +103,10 @@ class AdapterStorage:
                 "Leave out --cluster, or write a checkpoint.",
             )
         count = _workers(edit, run.workers)
-        where = device_for(run.device, decomposes=edit.factors or self.rule is not None)
-        content = _content(edit, base, run.selection, self, where)
+        torch_device = device_for(run.device, decomposes=edit.factors or self.rule is not None)
+        content = _content(edit, base, run.selection, self, torch_device)
         inputs, lineage = inputs_of_edit(edit, base), lineage_of_edit(edit, base, run)
-        found = sort_tensors(base, content)
+        sorted_tensors = sort_tensors(base, content)
         record = EditRecord("adapter", command=list(run.command), parent=parent_of(base))
         record.parameters = {
             "edit": edit.name,
@@ -115,7 +115,7 @@ class AdapterStorage:
             "rule": "all factors" if self.rule is None else str(self.rule),
             "dtype": self.dtype,
             "selection": asdict(run.selection),
-            "device": where.split(":")[0],
+            "device": torch_device.split(":")[0],
             "allow_unrelated": run.allow_unrelated,
             **({} if edit.factors else {"seed": self.seed}),
         }
@@ -125,13 +125,13 @@ class AdapterStorage:
             record = write_adapter(
                 base,
                 content,
-                found,
+                sorted_tensors,
                 out,
                 record,
-                {role: (each.described, each.paths) for role, each in inputs.items()},
+                {role: (source.described, source.paths) for role, source in inputs.items()},
                 dtype=self.dtype,
                 overwrite=run.overwrite,
-                device=where,
+                device=torch_device,
                 each=partial(in_order, workers=count),
                 stage=edit.name,
                 relative=True,
@@ -162,7 +162,7 @@ def _content(
             "Give the edit's rank alone: what is left of it is what the adapter holds.",
         )
     check_matrices(base, chosen)
-    matrices = {name: by for name, by in chosen.items() if matrix_count(base.entry(name))}
+    matrices = {name: factor for name, factor in chosen.items() if matrix_count(base.entry(name))}
     edit.check_statistics(base, matrices)
 
     task = task_of(edit)
@@ -181,13 +181,13 @@ def _content(
 
 
 def _significant(prepared: Prepared) -> FactorDelta:
-    """What discrimination left of a task, without the factors that are but its rounding."""
+    """A discriminated task, without factors that are rounding errors."""
     delta = prepared.delta
     assert isinstance(delta, FactorDelta)
     singular = delta.left.norm(dim=0)
-    whole = float(singular.norm()) / math.sqrt(max(prepared.facts["survived"], _LEAST_SURVIVED))
-    kept = singular > _ROUNDING * whole
-    return FactorDelta(delta.left[:, kept], delta.right[:, kept])
+    task_norm = float(singular.norm()) / math.sqrt(max(prepared.facts["survived"], _LEAST_SURVIVED))
+    significant = singular > _ROUNDING * task_norm
+    return FactorDelta(delta.left[:, significant], delta.right[:, significant])
 
 
 def _notices(record: EditRecord) -> list[str]:

@@ -1,8 +1,8 @@
 """An edit written as a checkpoint: check, plan, stream, record.
 
-Each tensor is one task: it is copied as bytes, or its change is worked out and added in row
-blocks of a few megabytes. Threads take the largest tensors first. Nothing is kept of a tensor
-once it is written, so memory does not grow with the model.
+A tensor is one task: it is copied as bytes, or its change is computed and added in row blocks of
+a few megabytes. Threads take the largest tensors first. A tensor is freed once it is written, so
+memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Storage:
 
     Attributes:
         dtype: ``float64``, ``float32``, ``float16`` or ``bfloat16`` for all floating tensors;
-            None keeps each tensor's own.
+            None keeps the tensors' dtypes.
         rounding: ``"nearest"`` or ``"stochastic"``.
         seed: Of stochastic rounding.
-        code: Whether Python files that the base's config names come along: whoever loads the
-            output may run them.
+        code: Whether to copy Python files that the base's config names: whoever loads the output
+            may run them.
     """
 
     dtype: str | None = None
@@ -105,12 +105,12 @@ def _write(
     edit: Edit, base: Checkpoint, out: str | os.PathLike[str], storage: Storage, run: Run
 ) -> Applied:
     plan = storage.plan(edit, base, out, run)
-    companions_of(base, storage)  # what is wrong there is said before the work, not after
+    companions_of(base, storage)  # errors there are raised before the work, not after
     with nullcontext() if run.cluster is None else RayCluster(run.cluster) as cluster:
-        return _made(edit, base, out, storage, run, plan, cluster)
+        return _write_planned(edit, base, out, storage, run, plan, cluster)
 
 
-def _made(
+def _write_planned(
     edit: Edit,
     base: Checkpoint,
     out: str | os.PathLike[str],
@@ -120,9 +120,9 @@ def _made(
     cluster: RayCluster | None,
 ) -> Applied:
     if cluster is None:
-        where = device_for(run.device, decomposes=edit.factors)
+        torch_device = device_for(run.device, decomposes=edit.factors)
     else:
-        where = cluster.device(run.device, decomposes=edit.factors)
+        torch_device = cluster.device(run.device, decomposes=edit.factors)
     target = Path(os.path.realpath(out))
     inputs, lineage = inputs_of_edit(edit, base), lineage_of_edit(edit, base, run)
     identity = identity_of(
@@ -131,7 +131,7 @@ def _made(
         parameters=edit.parameters(),
         selection=asdict(run.selection),
         storage=asdict(storage),
-        device=where.split(":")[0],
+        device=torch_device.split(":")[0],
     )
     staging = Staging(target, identity, folders(inputs), run.overwrite)
     if staging.complete:
@@ -141,7 +141,7 @@ def _made(
         need_space(target, free_space_needed(plan.shards, staging.files), staging.root)
         writer = CheckpointWriter(staging, plan.shards)
         resumed = len(writer.done)
-        stream = Stream(edit, base, plan, storage, where, writer, run.progress, total=0)
+        stream = Stream(edit, base, plan, storage, torch_device, writer, run.progress, total=0)
         record = EditRecord(
             "checkpoint",
             command=list(run.command),
@@ -150,7 +150,7 @@ def _made(
                 **edit.parameters(),
                 "selection": asdict(run.selection),
                 "storage": asdict(storage),
-                "device": where.split(":")[0],
+                "device": torch_device.split(":")[0],
                 "allow_unrelated": run.allow_unrelated,
             },
             lineage=lineage,
@@ -209,7 +209,7 @@ def _run(
 def _by_window(
     windows: Windows, read: Sequence[Path], workers: int
 ) -> tuple[dict[Path, str], dict[str, str]]:
-    """Digests of the inputs and of the output's shards, mostly taken on the way."""
+    """Digests of the inputs and of the output's shards, mostly taken while writing."""
     stream = windows.stream
     stream.total = stream.plan.write_bytes
     windows.run(workers)
@@ -244,11 +244,11 @@ def _by_tensor(
             writer.seal()
             writing = [pool.submit(sha, path) for path in written.values()]
             digests = dict(zip(read, results(reading), strict=True))
-            shas = dict(zip(written, results(writing), strict=True))
+            shard_digests = dict(zip(written, results(writing), strict=True))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return digests, shas
+    return digests, shard_digests
 
 
 def _statistics(
@@ -257,7 +257,7 @@ def _statistics(
     """Per-tensor and overall statistics from the journal's facts.
 
     Raises:
-        EditError: What was written is not what was meant.
+        EditError: The written change is not the intended one.
     """
     total = ChangeStats()
     tensors: dict[str, Any] = {}

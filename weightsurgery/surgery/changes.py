@@ -1,6 +1,6 @@
-"""What an edit does to each tensor, and doing it to the piece of one that lies in a window.
+"""The changes of an edit by tensor, and adding them to the piece that lies in a window.
 
-Plain numbers on disk are added as they are; others are worked out before. A window begins and ends
+Plain numbers on disk are added as they are; others are computed before. A window begins and ends
 anywhere in a tensor, so elements are counted from the tensor's first. Of files that have the base's
 layout the same window was read; of others, what is needed is read here.
 """
@@ -36,7 +36,7 @@ class ChangeTerm:
         stored: Where its numbers lie.
         factor: What they are multiplied with, sign and scale of the edit included.
         relative: Whether they are weights, from which the base's are to be taken away.
-        elements: From here on nothing changes (a longer vocabulary).
+        elements: Elements that it changes; the rest does not change (a longer vocabulary).
     """
 
     stored: Stored
@@ -47,11 +47,11 @@ class ChangeTerm:
 
 @dataclass(frozen=True)
 class DenseChange:
-    """What is done to one tensor.
+    """A tensor's change whose terms are plain numbers on disk.
 
     Attributes:
         entry: The base's tensor.
-        parts: What is added to it, in this order.
+        parts: The terms that are added, in this order.
     """
 
     entry: TensorEntry
@@ -60,7 +60,7 @@ class DenseChange:
 
 @dataclass(frozen=True)
 class OtherChange:
-    """What has to be worked out for one tensor, and is added as float32 numbers.
+    """A tensor's change that has to be computed, and is added as float32 numbers.
 
     Attributes:
         entry: The base's tensor.
@@ -76,7 +76,7 @@ class OtherChange:
 def changes_of(
     edit: Edit, base: Checkpoint, plan: EditPlan
 ) -> dict[str, DenseChange | OtherChange] | None:
-    """What an edit does, by tensor.
+    """The changes of an edit, by tensor.
 
     Returns:
         None if it changes a tensor whose numbers :mod:`weightsurgery.algebra.elementwise` does not
@@ -117,13 +117,13 @@ def rewritten(
     """
     if storage.rounding != "nearest" or not base.as_stored:
         return None
-    if any(mine is not base.shards[mine.shard] for mine in plan.shards):
+    if any(header is not base.shards[header.shard] for header in plan.shards):
         return None
     return changes_of(edit, base, plan)
 
 
 def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[ChangeTerm, ...] | None:
-    found = []
+    parts = []
     for factor, term in delta.terms:
         if not isinstance(term, DenseDelta) or term.stored is None:
             return None
@@ -131,17 +131,17 @@ def _parts(delta: SumDelta, entry: TensorEntry, scale: float) -> tuple[ChangeTer
             return None
         row = entry.numel // entry.rows
         elements = entry.numel if term.limit is None else min(term.limit * row, entry.numel)
-        found.append(ChangeTerm(term.stored, scale * factor, term.relative, elements))
-    return tuple(found)
+        parts.append(ChangeTerm(term.stored, scale * factor, term.relative, elements))
+    return tuple(parts)
 
 
 class Pieces:
-    """Adds changes to what was read of a shard's file; any thread may, with buffers of its own.
+    """Adds changes to a window of a shard's file; threads bring their own buffers.
 
     Args:
-        edit: What is done.
+        edit: The edit.
         base: The checkpoint that is edited.
-        arithmetic: What adds the terms.
+        arithmetic: Adds the terms.
     """
 
     def __init__(self, edit: Edit, base: Checkpoint, arithmetic: Arithmetic) -> None:
@@ -201,11 +201,11 @@ class Pieces:
         data: memoryview,
         buffers: Buffers,
     ) -> ChangeStats:
-        """Add a change that was worked out; see :meth:`dense`.
+        """Add a change that was computed; see :meth:`dense`.
 
         Args:
             change: Of a tensor that has bytes in the window.
-            prepared: What was worked out.
+            prepared: The computed change.
             start: Where in the file the window begins.
             data: The window's bytes.
             buffers: This thread's.
@@ -235,14 +235,14 @@ class Pieces:
         beside: Mapping[int, memoryview],
         memory: tuple[int, Buffers],
     ) -> memoryview:
-        """Elements ``first:last`` of a term: from the window that was read, or read now."""
-        where = part.stored.entry
+        """Elements ``first:last`` of a term: from the window that was read, or from disk."""
+        stored = part.stored.entry
         window = beside.get(id(part.stored.checkpoint))
-        if window is not None and where.name == entry.name:
-            return _bytes_of(where, first, last, start, window)
-        width = _width(where)
+        if window is not None and stored.name == entry.name:
+            return _bytes_of(stored, first, last, start, window)
+        width = _width(stored)
         view = memory[1].get(("term", memory[0]), (last - first) * width)
-        part.stored.checkpoint.read_into(where, first * width, view)
+        part.stored.checkpoint.read_into(stored, first * width, view)
         return view
 
     def _combine(
@@ -263,7 +263,7 @@ class Pieces:
 
 
 def _width(entry: TensorEntry) -> int:
-    """Bytes of one element; the tensor has some."""
+    """Bytes of one element; the tensor is not empty."""
     return entry.nbytes // entry.numel
 
 
@@ -279,5 +279,5 @@ def _bytes_of(
 ) -> memoryview:
     """Elements ``first:last`` of a tensor in a window that begins at ``start`` of its file."""
     width = _width(entry)
-    at = entry.start + first * width - start
-    return window[at : at + (last - first) * width]
+    offset = entry.start + first * width - start
+    return window[offset : offset + (last - first) * width]

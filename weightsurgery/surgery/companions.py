@@ -25,14 +25,14 @@ __all__ = ["companion_notices", "companions_of", "copy_companions"]
 
 
 def companions_of(base: Checkpoint, storage: Storage) -> list[str]:
-    """What is copied from beside the base's weights: companions, code if asked for, the index.
+    """The files to copy from beside the base's weights: companions, code on request, the index.
 
     Raises:
         CorruptCheckpointError: One leads out of the base, or is no plain file.
         OutputError: One has the name of a shard or of the record.
     """
-    found = companions(base.path)
-    names = [*found.files, *(found.code if storage.code else ())]
+    available = companions(base.path)
+    names = [*available.files, *(available.code if storage.code else ())]
     if base.layout.index_name is not None:
         check_companion(base.path, base.layout.index_name)
         names.append(base.layout.index_name)
@@ -48,22 +48,23 @@ def companions_of(base: Checkpoint, storage: Storage) -> list[str]:
 
 
 def companion_notices(base: Checkpoint, storage: Storage) -> list[str]:
-    """What of the base was left where it is, a line each."""
-    found: Companions = companions(base.path)
+    """Which files of the base were not copied, one line per notice."""
+    available: Companions = companions(base.path)
     notices = []
-    if found.code and not storage.code:
+    if available.code and not storage.code:
         notices.append(
             f"{base.source.name} brings Python code of its own, which was not copied"
-            f" ({_some(found.code)}): read it; --with-code copies it."
+            f" ({_first_names(available.code)}): read it; --with-code copies it."
         )
-    if found.others:
+    if available.others:
         notices.append(
-            f"Not copied, since no model needs a file of such a name: {_some(found.others)}."
+            "Not copied, since no model needs a file of such a name:"
+            f" {_first_names(available.others)}."
         )
     return notices
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _first_names(names: tuple[str, ...]) -> str:
     more = f" and {len(names) - 3} more" if names[3:] else ""
     return ", ".join(names[:3]) + more
 
@@ -73,11 +74,11 @@ def copy_companions(
 ) -> dict[str, dict[str, Any]]:
     """Copy the base's companion files and index byte for byte into a growing output.
 
-    With another storage dtype, ``config.json`` and the index, which name the old one, say the new;
-    of a base that is read as numbers neither speaks of its codes.
+    With another storage dtype, ``config.json`` and the index, which name the old one, name the new;
+    for a base that is read as numbers neither mentions its codes.
 
     Returns:
-        SHA-256 and size of each copy, for the record.
+        SHA-256 and size of the copies, for the record.
 
     Raises:
         CorruptCheckpointError: One leads out of the base, or is no plain file.
@@ -122,13 +123,13 @@ def _new_index(base: Checkpoint, storage: Storage, staging: Staging) -> dict[str
 
 
 def _redeclared(name: str, content: bytes, storage: Storage, base: Checkpoint) -> bytes:
-    """With another storage dtype, the files that name the old one: config and index.
+    """The config or index, with the new storage dtype in place of the old one.
 
     Only that value is replaced in the config's text; the rest keeps its bytes, since a config
     that is parsed and written anew may mean something else to an older reader.
     """
     if name == "config.json":
-        if not base.as_stored:  # what it says of codes is true no more
+        if not base.as_stored:  # its entries about codes do not hold any more
             content = (json.dumps(base.config, indent=2) + "\n").encode()
         if storage.dtype is None:
             return content

@@ -1,4 +1,4 @@
-"""Looking at a change without applying it: how large it is, of what rank, and saving it."""
+"""Describing a change without applying it: its size and rank, tensor by tensor; and saving it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Comparison:
     """The differences of all selected tensors.
 
     Attributes:
-        tensors: Those that the vector covers, in the base's order.
+        tensors: Of the tensors that the vector covers, in the base's order.
         norm: ``‖T‖`` over all of them.
         relative: ``‖T‖ / ‖W‖`` over all of them.
-        lineage: Whether each term derives from the base.
+        lineage: Whether the vector's terms derive from the base.
         saved: The record of the saved vector, if it was saved.
         fetched: Bytes of weight files that came over the network, headers included.
     """
@@ -69,7 +69,7 @@ def diff(
     progress: Progress | None = None,
     spectra: dict[str, list[float]] | None = None,
 ) -> Comparison:
-    """Describe a change of a base tensor by tensor, and save it if asked to.
+    """Describe a change of a base tensor by tensor, and save it if ``save_to`` is given.
 
     Args:
         base: The base.
@@ -85,17 +85,17 @@ def diff(
         seed: Of the randomised SVD.
         command: The command line, for the record.
         progress: Called as ``progress(stage, done, total)`` in bytes.
-        spectra: Takes the singular values of each matrix that is decomposed, by its name.
+        spectra: Filled with the singular values of decomposed matrices, by name.
 
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is saved then.
     """
     refuse_quantised(base)
     selection = selection or Selection()
-    where = device_for(device, decomposes=rule is not None)
+    torch_device = device_for(device, decomposes=rule is not None)
     entries = compared(base, selection, matrices_only)
 
-    def one(entry: TensorEntry) -> tuple[TensorDifference, Any, ChangeStats] | None:
+    def compare(entry: TensorEntry) -> tuple[TensorDifference, Any, ChangeStats] | None:
         delta = vector.at(entry.name)
         if delta is None:
             return None
@@ -106,21 +106,23 @@ def diff(
             return row, change, stats
         exact = delta.factors()
         # Factors are never multiplied out; a matrix lies in memory that the thread uses again.
-        whole = borrowed(entry) if exact is None else None
-        row, stats = difference(base, entry, delta, whole, sketched=False)
+        dense_matrix = borrowed(entry) if exact is None else None
+        row, stats = difference(base, entry, delta, dense_matrix, sketched=False)
         if exact is not None:
             rank = rank_by(exact.S, exact.energy, rule)
-            found = Truncation(exact.truncated(rank), exact.energy, 0.0, participation_of(exact.S))
+            truncation = Truncation(
+                exact.truncated(rank), exact.energy, 0.0, participation_of(exact.S)
+            )
         else:
-            matrix = torch.from_numpy(whole).to(where)
-            found = truncated_svd(matrix, rule, seed=seed, total=stats.meant)
+            matrix = torch.from_numpy(dense_matrix).to(torch_device)
+            truncation = truncated_svd(matrix, rule, seed=seed, total=stats.meant)
         facts = {
-            "effective_rank": found.effective_rank,
-            "rank": found.factors.rank,
-            "kept": found.kept,
-            "residual": found.residual,
+            "effective_rank": truncation.effective_rank,
+            "rank": truncation.factors.rank,
+            "kept": truncation.kept,
+            "residual": truncation.residual,
         }
-        return TensorDifference(**{**asdict(row), **facts}), found.factors.to("cpu"), stats
+        return TensorDifference(**{**asdict(row), **facts}), truncation.factors.to("cpu"), stats
 
     names = [entry.name for entry in entries]
     base.prefetch(names)
@@ -128,14 +130,15 @@ def diff(
         if isinstance(change, FinetunedChange):
             change.prefetch(names)
     # Over the network, nothing is read but what was asked for.
-    among = set(names) if base.remote else None
-    lineage = tuple(kinship(base, change, among) for _, change in vector.terms)
+    selected = set(names) if base.remote else None
+    lineage = tuple(kinship(base, change, selected) for _, change in vector.terms)
     inputs = inputs_of(base, {"vector": vector})
     count = diff_workers(workers, whole=rule is not None or save_to is not None)
     writer, saved = None, None
     if save_to is not None:
         identity = identity_of(inputs, rule=str(rule), selection=asdict(selection), seed=seed,
-                               matrices_only=matrices_only, device=where.split(":")[0])  # fmt: skip
+                               matrices_only=matrices_only,
+                               device=torch_device.split(":")[0])  # fmt: skip
         writer = VectorWriter(Path(save_to), folders(inputs), overwrite, identity=identity)
         if writer.complete:  # of a run that was killed thereafter
             writer, saved = None, read_record(Path(save_to))
@@ -143,9 +146,9 @@ def diff(
     rows: list[TensorDifference] = []
     sums = ChangeStats()
     # What only looks need not load torch.
-    single = nullcontext() if rule is None and save_to is None else torch_threads(1)
-    with single, writer or nullcontext():
-        for entry, result in zip(entries, in_order(one, entries, count), strict=True):
+    threads = nullcontext() if rule is None and save_to is None else torch_threads(1)
+    with threads, writer or nullcontext():
+        for entry, result in zip(entries, in_order(compare, entries, count), strict=True):
             done += entry.nbytes
             if progress is not None:
                 progress("diff", done, total)
@@ -169,7 +172,7 @@ def diff(
                 "rule": str(rule) if rule is not None else "dense",
                 "selection": asdict(selection),
                 "seed": seed,
-                "base_samples": samples_of(base, among),
+                "base_samples": samples_of(base, selected),
             }
             record.inputs = recorded(inputs, hash_files(inputs, count))
             record.tensors = {

@@ -1,4 +1,4 @@
-"""What a comparison will do, worked out from headers alone: what it reads, fetches and writes."""
+"""The plan of a comparison, from headers alone: what it reads, fetches and writes."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["DiffPlan", "compared", "diff_workers", "plan_diff"]
 
 @dataclass(frozen=True)
 class DiffPlan:
-    """What a comparison will do.
+    """The cost of a comparison.
 
     Attributes:
         tensors: Names of those that are compared, in the base's order.
         parameters: Their elements.
         read_bytes: Bytes of weights to be read, of both sides.
         fetch_bytes: Of these, bytes that come over the network.
-        write_bytes: Bytes of the saved vector, an upper bound where the rank is found on the way;
+        write_bytes: Bytes of the saved vector, an upper bound where the rank is not known yet;
             0 if nothing is saved.
         memory_bytes: Estimate of the working memory at its peak, without the interpreter.
-        free_bytes: Free space where the vector goes; None if nothing is saved.
+        free_bytes: Free space on the vector's disk; None if nothing is saved.
     """
 
     tensors: tuple[str, ...]
@@ -47,7 +47,7 @@ class DiffPlan:
 
 
 def compared(base: Checkpoint, selection: Selection, matrices_only: bool) -> list[TensorEntry]:
-    """The tensors that a comparison looks at."""
+    """The tensors that are compared."""
     return [
         base.entry(name)
         for name in selection.resolve(base.entries)
@@ -71,20 +71,20 @@ def plan_diff(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> DiffPlan:
-    """Work out what :func:`weightsurgery.surgery.compare.diff` would do, and refuse what cannot.
+    """Plan what :func:`weightsurgery.surgery.compare.diff` would do, and refuse what cannot work.
 
     Raises:
         WeightSurgeryError: As ``diff`` would before it reads a weight.
     """
     refuse_quantised(base)
-    touched, read = [], 0
+    touched, read_bytes = [], 0
     for entry in compared(base, selection or Selection(), matrices_only):
         delta = vector.at(entry.name)
         if delta is None:
             continue
         touched.append(entry)
-        dense = [each.stored for _, each in delta.terms if isinstance(each, DenseDelta)]
-        read += entry.nbytes + sum(each.entry.nbytes for each in dense if each is not None)
+        dense = [term.stored for _, term in delta.terms if isinstance(term, DenseDelta)]
+        read_bytes += entry.nbytes + sum(stored.entry.nbytes for stored in dense if stored)
     if not touched:
         raise EditError(
             f"{vector.label}: changes none of the selected tensors",
@@ -99,17 +99,17 @@ def plan_diff(
     if save_to is not None:
         target = Path(os.path.realpath(save_to))
         check_target(target, folders(inputs_of(base, {"vector": vector})), overwrite)
-        parent = next(each for each in target.parents if each.exists())
+        parent = next(path for path in target.parents if path.exists())
         free = shutil.disk_usage(parent).free
     whole = rule is not None or save_to is not None
     # A matrix as float32, and what decomposing it takes beside; blocks of a few megabytes else.
-    each = 12 if rule is not None else 4
-    held = [each * entry.numel for entry in touched if whole]
+    bytes_per_element = 12 if rule is not None else 4
+    held = [bytes_per_element * entry.numel for entry in touched if whole]
     count = diff_workers(workers, whole)
     return DiffPlan(
         tuple(names),
         sum(entry.numel for entry in touched),
-        read,
+        read_bytes,
         sum(absent.values()),
         sum(_saved(entry, rule) for entry in touched) if save_to is not None else 0,
         sum(sorted(held)[-count:]) + count * 6 * 4 * BLOCK_ELEMENTS,

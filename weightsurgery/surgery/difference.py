@@ -1,4 +1,4 @@
-"""One tensor's change, described in one pass over its bytes."""
+"""Statistics of one tensor's change, in one pass over its bytes."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class TensorDifference:
         sparsity: Fraction of elements that do not change.
         surviving: Fraction of the changed elements for which ``W − T``, rounded to the base's
             dtype, still differs from ``W``: what plain negation would keep.
-        rank: Factors kept, if it was decomposed.
-        kept: Fraction of ``‖T‖²`` they hold.
+        rank: Number of factors, if it was decomposed.
+        kept: Fraction of ``‖T‖²`` that they hold.
         residual: A-posteriori error of the decomposition, relative to the largest factor.
     """
 
@@ -169,42 +169,42 @@ def _probe(columns: int) -> Floats:
 
 
 def _reader(base: Checkpoint, entry: TensorEntry, delta: SumDelta) -> _Read:
-    """Reads a block of rows: stores the change where asked to, and sums up ``W``, ``T``, ``W − T``.
+    """Reads blocks of rows: stores the change into given memory, and sums ``W``, ``T``, ``W − T``.
 
     Plain numbers on disk go through :func:`combine`, into memory that is used again.
     """
-    terms = [(factor, term) for factor, term in delta.terms if isinstance(term, DenseDelta)]
-    stored = [(factor, term, term.stored) for factor, term in terms if term.stored is not None]
+    dense = [(factor, term) for factor, term in delta.terms if isinstance(term, DenseDelta)]
+    stored = [(factor, term, term.stored) for factor, term in dense if term.stored is not None]
     plain = len(stored) == len(delta.terms) and entry.dtype in DTYPES
     if not plain or any(
-        where.entry.dtype not in DTYPES or term.limit is not None for _, term, where in stored
+        place.entry.dtype not in DTYPES or term.limit is not None for _, term, place in stored
     ):
         return _any_reader(base, entry, delta)
     memory: dict[int, memoryview] = {}
 
-    def numbers(
-        order: int, of: Checkpoint, where: TensorEntry, start: int, stop: int
+    def read_numbers(
+        order: int, checkpoint: Checkpoint, tensor: TensorEntry, start: int, stop: int
     ) -> memoryview:
-        size = (stop - start) * where.row_bytes
+        size = (stop - start) * tensor.row_bytes
         if len(memory.get(order, b"")) < size:
             memory[order] = memoryview(bytearray(size))
         view = memory[order][:size]
-        of.read_into(where, start * where.row_bytes, view)
+        checkpoint.read_into(tensor, start * tensor.row_bytes, view)
         return view
 
     def read(start: int, stop: int, into: Floats | None) -> ChangeStats:
-        ours = numbers(-1, base, entry, start, stop)
+        ours = read_numbers(-1, base, entry, start, stop)
         # combine() adds: W + (−T) is what negation would store.
-        given = [
+        terms = [
             Term(
-                numbers(order, where.checkpoint, where.entry, start, stop),
-                where.entry.dtype,
+                read_numbers(order, place.checkpoint, place.entry, start, stop),
+                place.entry.dtype,
                 -factor,
                 term.relative,
             )
-            for order, (factor, term, where) in enumerate(stored)
+            for order, (factor, term, place) in enumerate(stored)
         ]
-        stats = combine(ours, entry.dtype, given, change=into)
+        stats = combine(ours, entry.dtype, terms, change=into)
         if into is not None:
             np.negative(into, out=into)
         stats.along = -stats.along

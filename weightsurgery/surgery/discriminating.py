@@ -1,4 +1,4 @@
-"""UNLEARN and LEARN: a task, less what it shares with tasks to keep, taken away or added."""
+"""UNLEARN and LEARN: a task, less what it shares with tasks to keep, subtracted or added."""
 
 from __future__ import annotations
 
@@ -53,27 +53,27 @@ class Decomposed:
     keeps: tuple[Truncation, ...]
     transposed: bool
 
-    def stored(self, left: LowRank) -> FactorDelta:
+    def stored(self, change: LowRank) -> FactorDelta:
         """A change, oriented (out, in), as one of the tensor as it is stored."""
-        return FactorDelta.of(LowRank(left.V, left.S, left.U) if self.transposed else left)
+        return FactorDelta.of(LowRank(change.V, change.S, change.U) if self.transposed else change)
 
 
-def or_nothing(left: LowRank, task: LowRank) -> LowRank:
-    """What is left of a task; zero, of rank 1, where that is but rounding."""
-    if left.energy > _NOTHING * task.energy:
-        return left
-    return LowRank(left.U[:, :1], torch.zeros(1), left.V[:, :1])
+def or_nothing(change: LowRank, task: LowRank) -> LowRank:
+    """A discriminated task; zero, of rank 1, where only rounding is left of it."""
+    if change.energy > _NOTHING * task.energy:
+        return change
+    return LowRank(change.U[:, :1], torch.zeros(1), change.V[:, :1])
 
 
 def _of_stack(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the record says of a stack: how many matrices, and the extremes over them."""
-    keeps = [each["keep_ranks"] for each in facts]
+    """A stack's facts for the record: the number of matrices, and the extremes over them."""
+    keeps = [matrix["keep_ranks"] for matrix in facts]
     return {
         "matrices": len(facts),
-        "rank": max(each["rank"] for each in facts),
-        "kept_energy": min(each["kept_energy"] for each in facts),
-        "svd_residual": max(each["svd_residual"] for each in facts),
-        "survived": max(each["survived"] for each in facts),
+        "rank": max(matrix["rank"] for matrix in facts),
+        "kept_energy": min(matrix["kept_energy"] for matrix in facts),
+        "svd_residual": max(matrix["svd_residual"] for matrix in facts),
+        "survived": max(matrix["survived"] for matrix in facts),
         "keep_ranks": [max(ranks) for ranks in zip(*keeps, strict=True)],
     }
 
@@ -85,26 +85,26 @@ class _Discriminating:
     A reconstruction of UNLEARN and LEARN (Lizzo & Heck, arXiv 2408.04140), whose equations are
     not published: both the task and the tasks to keep are truncated to low rank, the task is
     discriminated against them (see :mod:`weightsurgery.algebra.discriminate`), and what is left is
-    subtracted or added. Only matrices are changed, each of a stack by itself; biases and norms stay
-    as they are.
+    subtracted or added. Only matrices are changed, those of a stack one by one; biases and norms
+    stay as they are.
 
-    Inputs to keep, given as activation statistics, hold the change back where they would feel it
-    (see :mod:`weightsurgery.algebra.activations`). With ``side`` right or both and basis joint,
-    what the keep tasks span stays untouched exactly: the ridge is that of the inputs outside it.
+    Inputs to keep, given as activation statistics, damp the change in their directions (see
+    :mod:`weightsurgery.algebra.activations`). With ``side`` right or both and basis joint, the
+    span of the keep tasks stays untouched exactly: the ridge is that of the inputs outside it.
 
     Attributes:
         task: The task to forget or to learn.
         keep: The tasks to keep; at least one, unless there are ``keep_inputs``.
-        rank: How many factors of the task to use.
-        keep_rank: How many of each task to keep; by default as many.
+        rank: Number of factors of the task to use.
+        keep_rank: Number of factors of the tasks to keep; by default the same.
         side: One of :data:`SIDES`.
         basis: One of :data:`BASES`.
         scale: λ.
         seed: Of the randomised SVD.
         keep_inputs: Activation statistics of what to keep; they add up.
         epsilon: Ridge of the statistics, or of the keep tasks for the side ``soft``, relative to
-            the mean of the diagonal: the smaller, the more is held back; 0 leaves the span exactly
-            alone. By default :data:`INPUTS_EPSILON` or
+            the mean of the diagonal: the smaller, the stronger the damping; 0 leaves the span
+            untouched. By default :data:`INPUTS_EPSILON` or
             :data:`~weightsurgery.algebra.discriminate.SOFT_EPSILON`.
     """
 
@@ -151,12 +151,15 @@ class _Discriminating:
 
     def vectors(self) -> Mapping[str, TaskVector]:
         """See :class:`~weightsurgery.surgery.edit.Edit`."""
-        keeps = {f"keep{number}": each for number, each in enumerate(self.keep, 1)}
+        keeps = {f"keep{number}": vector for number, vector in enumerate(self.keep, 1)}
         return {self.role: self.task, **keeps}
 
     def statistics(self) -> Mapping[str, InputStatistics]:
         """See :class:`~weightsurgery.surgery.edit.Edit`."""
-        return {f"keep_inputs{number}": each for number, each in enumerate(self.keep_inputs, 1)}
+        return {
+            f"keep_inputs{number}": statistics
+            for number, statistics in enumerate(self.keep_inputs, 1)
+        }
 
     def check_statistics(self, base: Checkpoint, names: Iterable[str]) -> None:
         """See :class:`~weightsurgery.surgery.edit.Edit`.
@@ -166,9 +169,9 @@ class _Discriminating:
         """
         for name in names:
             width = input_width(base, name)
-            for each in self.keep_inputs:
-                if each.width(name) != width and self.task.at(name) is not None:
-                    check_width(each, name, width)
+            for statistics in self.keep_inputs:
+                if statistics.width(name) != width and self.task.at(name) is not None:
+                    check_width(statistics, name, width)
 
     def parameters(self) -> Mapping[str, Any]:
         """See :class:`~weightsurgery.surgery.edit.Edit`."""
@@ -201,44 +204,44 @@ class _Discriminating:
         """
         entry = base.entry(name)
         if not is_stack(entry):
-            found = self.decompose(base, name, device)
-            return None if found is None else self._prepared(base, name, found, device)
+            decomposed = self.decompose(base, name, device)
+            return None if decomposed is None else self._prepared(base, name, decomposed, device)
         if self.task.at(name) is None:
             return None
-        made = [
-            self._prepared(base, name, found, device)
+        prepared = [
+            self._prepared(base, name, decomposed, device)
             for number in range(entry.shape[0])
-            if (found := self.decompose(base, name, device, number)) is not None
+            if (decomposed := self.decompose(base, name, device, number)) is not None
         ]
-        factors = [each.delta for each in made if isinstance(each.delta, FactorDelta)]
-        return Prepared(StackDelta.of(factors), _of_stack([each.facts for each in made]))
+        factors = [matrix.delta for matrix in prepared if isinstance(matrix.delta, FactorDelta)]
+        return Prepared(StackDelta.of(factors), _of_stack([matrix.facts for matrix in prepared]))
 
     def _prepared(
-        self, base: Checkpoint, name: str, found: Decomposed, device: torch.device | str
+        self, base: Checkpoint, name: str, decomposed: Decomposed, device: torch.device | str
     ) -> Prepared:
-        """What is left of one matrix's task."""
-        task = found.task.factors
-        keep = self.keep_space(found)
-        left = self.discriminated(task, keep)
-        felt: dict[str, float] = {}
+        """The discriminated task of one matrix."""
+        task = decomposed.task.factors
+        keep = self.keep_space(decomposed)
+        change = self.discriminated(task, keep)
+        responses: dict[str, float] = {}
         if self.keep_inputs:
             gram = total_gram(self.keep_inputs, name, input_width(base, name)).to(device)
-            left, felt = self._hold_back(task, left, self.untouched(keep), gram)
-        left = or_nothing(left, task)
+            change, responses = self._damped(task, change, self.untouched(keep), gram)
+        change = or_nothing(change, task)
         facts = {
-            "rank": left.rank,
-            "kept_energy": round(found.task.kept, 6),
-            "svd_residual": float(f"{found.task.residual:.3g}"),
-            "survived": round(left.energy / task.energy, 9) if task.energy > 0 else 0.0,
-            "keep_ranks": [each.factors.rank for each in found.keeps],
-            **felt,
+            "rank": change.rank,
+            "kept_energy": round(decomposed.task.kept, 6),
+            "svd_residual": float(f"{decomposed.task.residual:.3g}"),
+            "survived": round(change.energy / task.energy, 9) if task.energy > 0 else 0.0,
+            "keep_ranks": [truncation.factors.rank for truncation in decomposed.keeps],
+            **responses,
         }
-        return Prepared(found.stored(left), facts)
+        return Prepared(decomposed.stored(change), facts)
 
     def decompose(
         self, base: Checkpoint, name: str, device: torch.device | str, number: int | None = None
     ) -> Decomposed | None:
-        """The task's and each keep task's leading factors; None where the task changes no matrix.
+        """The leading factors of the task and keep tasks; None where the task changes no matrix.
 
         Args:
             base: The base.
@@ -257,10 +260,10 @@ class _Discriminating:
         m, n = entry.shape[-2:]
         first = 0 if number is None else number * m
 
-        def truncated(of: SumDelta, rule: RankRule) -> Truncation:
+        def truncated(sum_delta: SumDelta, rule: RankRule) -> Truncation:
             if number is not None:
-                of = of.of_matrix(number, m)
-            return of.truncated(
+                sum_delta = sum_delta.of_matrix(number, m)
+            return sum_delta.truncated(
                 lambda start, stop: base.rows(name, first + start, first + stop),
                 (m, n),
                 rule,
@@ -284,9 +287,9 @@ class _Discriminating:
             keeps.append(known[key])
         return Decomposed(task, tuple(keeps), transposed)
 
-    def keep_space(self, found: Decomposed) -> KeepSpace | None:
-        """What the keep tasks span; None where none of them changes the tensor."""
-        factors = [each.factors for each in found.keeps]
+    def keep_space(self, decomposed: Decomposed) -> KeepSpace | None:
+        """The span of the keep tasks; None where none of them changes the tensor."""
+        factors = [truncation.factors for truncation in decomposed.keeps]
         return KeepSpace.of(factors, self.basis) if factors else None
 
     def discriminated(self, task: LowRank, keep: KeepSpace | None) -> LowRank:
@@ -294,24 +297,24 @@ class _Discriminating:
         return task if keep is None else discriminate(task, keep, self.side, self.ridge)
 
     def untouched(self, keep: KeepSpace | None) -> torch.Tensor | None:
-        """Inputs, ``(n, q)``, that what was discriminated leaves alone exactly; None if no such."""
+        """Input directions, ``(n, q)``, that the discriminated task leaves untouched, or None."""
         if keep is not None and self.basis == "joint" and self.side in ("right", "both"):
             return keep.V
         return None
 
-    def _hold_back(
-        self, task: LowRank, left: LowRank, untouched: torch.Tensor | None, gram: torch.Tensor
+    def _damped(
+        self, task: LowRank, change: LowRank, untouched: torch.Tensor | None, gram: torch.Tensor
     ) -> tuple[LowRank, dict[str, float]]:
-        """Apply the ridge of the inputs; and what share of the task they still feel."""
+        """Apply the ridge of the inputs; also returns the share of the response that is left."""
         before = response(task, gram)
         if untouched is not None:
-            whole = float(gram.trace())
-            gram = outside(gram, untouched)  # what is left vanishes elsewhere, so it feels the same
-            if float(gram.trace()) <= _NOTHING_OUTSIDE * whole:
+            trace = float(gram.trace())
+            gram = outside(gram, untouched)  # the change vanishes elsewhere: same response
+            if float(gram.trace()) <= _NOTHING_OUTSIDE * trace:
                 gram = torch.zeros_like(gram)
-        left = keep_inputs(left, gram, self.ridge)
-        after = response(left, gram)
-        return left, {"response": float(f"{after / before:.6g}") if before > 0 else 0.0}
+        change = keep_inputs(change, gram, self.ridge)
+        after = response(change, gram)
+        return change, {"response": float(f"{after / before:.6g}") if before > 0 else 0.0}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an edit is: a change of one tensor at a time, ready to be applied at any scale."""
+"""The interface of an edit: a change of one tensor at a time, to be applied at any scale."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Prepared:
 
     Attributes:
         delta: The change, before the edit's sign and scale.
-        facts: What the record says of it.
+        facts: Its entry in the record.
     """
 
     delta: Delta
@@ -38,7 +38,7 @@ class Edit(Protocol):
 
     Attributes:
         name: Key in :data:`weightsurgery.surgery.edits.EDITS`.
-        sign: −1 to take away, +1 to add.
+        sign: −1 to subtract, +1 to add.
         factors: Whether matrices are decomposed (needs more memory, uses the device).
         scale: λ.
     """
@@ -61,7 +61,7 @@ class Edit(Protocol):
         ...
 
     def check_statistics(self, base: Checkpoint, names: Iterable[str]) -> None:
-        """Refuse statistics that lack one of these matrices which the edit changes."""
+        """Refuse statistics that lack one of the matrices that the edit changes."""
         ...
 
     def parameters(self) -> Mapping[str, Any]:
@@ -69,7 +69,7 @@ class Edit(Protocol):
         ...
 
     def prepare(self, base: Checkpoint, name: str, device: torch.device | str) -> Prepared | None:
-        """Work out one tensor's change; None where there is none."""
+        """Compute one tensor's change; None where there is none."""
         ...
 
     def most_factors(self) -> int | None:
@@ -79,7 +79,7 @@ class Edit(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """How an edit is run: what does not belong to the edit, nor to how its result is stored.
+    """Options of a run, which belong neither to the edit nor to the storage of its result.
 
     Attributes:
         selection: Which tensors.
@@ -107,8 +107,8 @@ class Applied:
     """The result of an edit.
 
     Attributes:
-        record: What was written beside the weights.
-        notices: Things the user should know, a line each.
+        record: The record that was written beside the weights.
+        notices: What the user should know, one line per notice.
         resumed: Number of tensors an interrupted run had finished.
     """
 
@@ -118,7 +118,7 @@ class Applied:
 
 
 def task_of(edit: Edit) -> TaskVector:
-    """What an edit takes away or adds: the first of its vectors, before those to keep."""
+    """The vector that an edit subtracts or adds: the first, before those to keep."""
     return next(iter(edit.vectors().values()))
 
 

@@ -1,4 +1,4 @@
-"""The plain edits, which take a vector as it is, and the table of all: a row there adds an edit."""
+"""The plain edits, which take a vector as it is, and the tables of all edits."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class _Plain:
         delta = self.vector.at(name)
         if delta is None:
             return None
-        terms = [each for _, each in delta.terms]
-        if all(isinstance(each, FactorDelta) for each in terms):
-            ranks = [each.right.shape[1] for each in terms if isinstance(each, FactorDelta)]
+        terms = [term for _, term in delta.terms]
+        if all(isinstance(term, FactorDelta) for term in terms):
+            ranks = [term.right.shape[1] for term in terms if isinstance(term, FactorDelta)]
             return Prepared(delta, {"rank": sum(ranks)})
         return Prepared(delta)
 

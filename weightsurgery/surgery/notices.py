@@ -1,4 +1,4 @@
-"""What the user should know of an edit that was done, told from its record, a line each."""
+"""Notices for the user about a finished edit, from its record, one line per notice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEYOND_FINE_TUNES = 0.05
 
 
 def edit_notices(record: EditRecord) -> list[str]:
-    """All of an edited checkpoint."""
+    """All notices of an edited checkpoint."""
     summary = record.summary
     notices = []
     if summary["edit_check"] < 0.9 or summary["edit_check"] > 1.1:
@@ -40,13 +40,15 @@ def edit_notices(record: EditRecord) -> list[str]:
 
 
 def input_notices(record: EditRecord) -> list[str]:
-    """What was done to the inputs, is odd about them, or is left out of them, each thing once."""
-    found: list[str] = []
-    for each in record.inputs.values():
-        if "fitted" in each:
-            found += fit_notices(str(each["name"]).rstrip("/").rsplit("/", 1)[-1], each["fitted"])
-        found += each.get("notes", ())
-    return list(dict.fromkeys(found))
+    """What was done to the inputs, is odd about them, or is left out of them; no duplicates."""
+    notices: list[str] = []
+    for source in record.inputs.values():
+        if "fitted" in source:
+            notices += fit_notices(
+                str(source["name"]).rstrip("/").rsplit("/", 1)[-1], source["fitted"]
+            )
+        notices += source.get("notes", ())
+    return list(dict.fromkeys(notices))
 
 
 def selected_notices(record: EditRecord) -> list[str]:
@@ -74,7 +76,7 @@ def size_notices(record: EditRecord) -> list[str]:
 
 
 def held_back_notices(record: EditRecord) -> list[str]:
-    """Where nothing was held back for a task to keep, and what is not known to fit the base."""
+    """Tensors where nothing was held back for a task to keep, and inputs of uncertain lineage."""
     notices = []
     unkept = sum(
         facts.get("keep_ranks") == [] and "response" not in facts

@@ -1,4 +1,4 @@
-"""Order among threads: hashes in the order of the file, changes a few tensors before their use."""
+"""Order among threads: hashes in the order of the file, and prefetch of changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Work = TypeVar("_Work", bound=_HasWindows)
 
 
 class HashOrder:
-    """Hashes are sequential: windows that come from several threads wait for their turn."""
+    """Hashes are sequential: windows from different threads wait for their turn."""
 
     def __init__(self, failed: threading.Event) -> None:
         self._failed = failed
@@ -43,28 +43,28 @@ class HashOrder:
 
 
 def in_turn(groups: Sequence[_Work], together: int) -> Iterator[tuple[_Work, int]]:
-    """All windows, each group's in order, so many groups at a time."""
+    """All windows, in order within a group; ``together`` groups are active at a time."""
     waiting = list(groups)
     active: list[tuple[_Work, Iterator[int]]] = []
     while waiting or active:
         while waiting and len(active) < together:
             group = waiting.pop(0)
             active.append((group, iter(range(group.windows))))
-        for each in list(active):
-            number = next(each[1], None)
+        for group_windows in list(active):
+            number = next(group_windows[1], None)
             if number is None:
-                active.remove(each)
+                active.remove(group_windows)
             else:
-                yield each[0], number
+                yield group_windows[0], number
 
 
 class Prefetch:
-    """Works out changes in order, on threads of its own, and holds but a few of them.
+    """Prefetches changes in order, on its own threads, and holds only a few of them.
 
     Args:
-        prepare: Works out the change of one tensor; None if there is none.
-        names: The tensors, in the order in which they will be asked for.
-        workers: Threads; as many tensors are worked out beyond the one that was asked for last.
+        prepare: Computes the change of one tensor; None if there is none.
+        names: The tensors, in the order in which they will be requested.
+        workers: Threads; as many tensors are prefetched beyond the one requested last.
     """
 
     def __init__(
@@ -74,26 +74,26 @@ class Prefetch:
         self._names = names
         self._place = {name: number for number, name in enumerate(names)}
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, "ws-ahead")
+        self._pool = ThreadPoolExecutor(workers, "ws-prefetch")
         self._lock = threading.Lock()
-        self._begun = 0
-        self._found: dict[str, Future[Prepared | None]] = {}
+        self._submitted = 0
+        self._futures: dict[str, Future[Prepared | None]] = {}
 
     def get(self, name: str) -> Prepared | None:
-        """The change of a tensor, when it is there; raises what working it out raised."""
+        """The change of a tensor, once it is computed; raises what computing it raised."""
         with self._lock:
             end = min(self._place[name] + self._workers + 1, len(self._names))
-            for each in self._names[self._begun : end]:
-                self._found[each] = self._pool.submit(self._prepare, each)
-            self._begun = max(self._begun, end)
-            future = self._found[name]
+            for upcoming in self._names[self._submitted : end]:
+                self._futures[upcoming] = self._pool.submit(self._prepare, upcoming)
+            self._submitted = max(self._submitted, end)
+            future = self._futures[name]
         return future.result()
 
     def release(self, name: str) -> None:
-        """Let go of a change that has been added everywhere."""
+        """Free a change that has been added everywhere."""
         with self._lock:
-            self._found.pop(name, None)
+            self._futures.pop(name, None)
 
     def close(self) -> None:
-        """Begin no more."""
+        """Cancel what has not begun."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""How much tasks share, tensor by tensor."""
+"""Overlap of tasks, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["PairOverlap", "TensorOverlap", "overlaps"]
 
 @dataclass(frozen=True)
 class PairOverlap:
-    """What two vectors share, in one tensor or on average.
+    """Overlap of two vectors, in one tensor or on average.
 
     Attributes:
         first: Label of one vector.
         second: Label of the other.
         inputs: Overlap of their input spaces (right singular vectors), in [0, 1].
         outputs: Overlap of their output spaces (left singular vectors), in [0, 1].
-        chance: What two random subspaces of these ranks would share in the input space.
+        chance: Overlap of two random subspaces of these ranks in the input space.
         cosine: Cosine of the truncated task matrices.
         smallest_angle: Smallest principal angle of the input spaces, in radians.
     """
@@ -49,14 +49,14 @@ class PairOverlap:
 
 @dataclass(frozen=True)
 class TensorOverlap:
-    """What each pair of vectors shares in one tensor.
+    """Overlap of all pairs of vectors in one tensor.
 
     Attributes:
         name: The tensor.
         kind: Its kind.
         layer: Its layer, or None.
         ranks: Label → rank.
-        pairs: One for each pair of vectors.
+        pairs: One per pair of vectors.
     """
 
     name: str
@@ -77,12 +77,12 @@ def overlaps(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[tuple[TensorOverlap, ...], tuple[PairOverlap, ...]]:
-    """How much tasks share: principal angles and overlap of their leading subspaces.
+    """Overlap of tasks: principal angles and overlap of their leading subspaces.
 
     Args:
         base: The base of all vectors.
         vectors: Label → vector; at least two.
-        rule: How many factors of each to compare.
+        rule: Number of factors per vector to compare.
         selection: Which tensors; by default all linear layers. Only matrices count.
         device: Where matrices are decomposed.
         workers: Threads.
@@ -90,7 +90,7 @@ def overlaps(
         progress: Called as ``progress(stage, done, total)`` in bytes.
 
     Returns:
-        The pairs of each tensor that at least two vectors change, and each pair's mean over
+        The pairs of every tensor that at least two vectors change, and the pairs' means over
         tensors.
 
     Raises:
@@ -101,7 +101,7 @@ def overlaps(
     if len(vectors) < 2:
         raise EditError("one vector overlaps with nothing", "Name at least two vectors.")
     refuse_quantised(base)
-    where = pick_device(device)
+    torch_device = pick_device(device)
     names = (selection or Selection("all-linear")).resolve(base.entries)
     entries = [base.entry(name) for name in names if len(base.entry(name).shape) == 2]
 
@@ -111,12 +111,12 @@ def overlaps(
             (entry.shape[0], entry.shape[1]),
             rule,
             transposed=is_transposed(entry.name, base.config),
-            device=where,
+            device=torch_device,
             seed=seed,
         ).factors
 
-    def one(entry: TensorEntry) -> TensorOverlap:
-        found = {
+    def overlap_of(entry: TensorEntry) -> TensorOverlap:
+        by_label = {
             label: factors(entry, delta)
             for label, vector in vectors.items()
             if (delta := vector.at(entry.name)) is not None
@@ -125,13 +125,13 @@ def overlaps(
             entry.name,
             kind_of(entry.name),
             layer_of(entry.name),
-            {label: each.rank for label, each in found.items()},
-            tuple(_pair(a, found[a], b, found[b]) for a, b in combinations(found, 2)),
+            {label: low_rank.rank for label, low_rank in by_label.items()},
+            tuple(_pair(a, by_label[a], b, by_label[b]) for a, b in combinations(by_label, 2)),
         )
 
     rows, done, total = [], 0, sum(entry.nbytes for entry in entries)
     with torch_threads(1):
-        for row in in_order(one, entries, workers or min(cores(), 2)):
+        for row in in_order(overlap_of, entries, workers or min(cores(), 2)):
             done += base.entry(row.name).nbytes
             if progress is not None:
                 progress("overlap", done, total)

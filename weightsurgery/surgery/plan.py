@@ -1,4 +1,4 @@
-"""What an edit will do, worked out from headers alone: what it reads, writes and holds."""
+"""The plan of an edit, from headers alone: what it reads, writes and holds."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What an edit will do, known from headers alone.
+    """The cost of an edit, known from headers alone.
 
     Attributes:
-        edit: Its name.
+        edit: Name of the edit.
         edited: Tensors it may change, with their scale factors.
         copies: Stored copies of tied tensors and the tensor each follows.
         shards: Headers of the output.
@@ -53,7 +53,7 @@ class EditPlan:
         write_bytes: Bytes of weights to be written.
         download_bytes: Bytes of weight files that come from the Hub first.
         memory_bytes: Estimate of the working memory at its peak, without the interpreter.
-        free_bytes: Free space where the output goes.
+        free_bytes: Free space on the output's disk.
     """
 
     edit: str
@@ -82,7 +82,7 @@ class EditPlan:
 
 
 def worker_count(edit: Edit, workers: int | None) -> int:
-    """Threads an edit uses: two for decompositions, whose memory is several matrices each.
+    """Threads of an edit: two for decompositions, which hold matrices in memory.
 
     Raises:
         EditError: Fewer than one.
@@ -106,7 +106,7 @@ def _check_tied(edit: Edit, copy: str, original: str) -> None:
 
 
 def check_matrices(base: Checkpoint, chosen: Mapping[str, float]) -> None:
-    """Refuse tensors of more than two axes that are no stacks, which nothing discriminates.
+    """Refuse tensors of more than two axes that are no stacks: none is discriminated.
 
     Raises:
         EditError: One is among the chosen.
@@ -127,7 +127,7 @@ def plan_checkpoint(
     storage: Storage,
     run: Run,
 ) -> EditPlan:
-    """Work out what an edit reads, writes and holds, and refuse what cannot work.
+    """Plan what an edit reads, writes and holds, and refuse what cannot work.
 
     Raises:
         UnsupportedCheckpointError: The base is quantised.
@@ -158,11 +158,11 @@ def plan_checkpoint(
         check_matrices(base, chosen)
     vectors = edit.vectors().values()
     terms = sum(len(vector.terms) for vector in vectors)
-    touched = [base.entry(name) for name in chosen]
-    matrices = [e for e in touched if is_matrix(e) or (edit.factors and is_stack(e))]
-    widths = {e.name: input_width(base, e.name) for e in matrices}
+    changed = [base.entry(name) for name in chosen]
+    matrices = [m for m in changed if is_matrix(m) or (edit.factors and is_stack(m))]
+    widths = {m.name: input_width(base, m.name) for m in matrices}
     edit.check_statistics(base, [name for name in widths if name not in copies])
-    kept = len(edit.statistics())
+    grams = len(edit.statistics())
     shards = tuple(mirrored(header, storage.stored) for header in base.shards.values())
     count = worker_count(edit, run.workers)
     per_worker = 6 * 4 * BLOCK_ELEMENTS
@@ -171,9 +171,9 @@ def plan_checkpoint(
         # the factors alone, and the inputs' float64 matrix with what solving it takes. Of a stack
         # that is one matrix at a time, beside the factors of all, twice while they are gathered.
         works = [
-            max(12 * math.prod(e.shape[-2:]), work_bytes(widths[e.name]) if kept else 0)
-            + (8 * _factor_elements(edit, e) if is_stack(e) else 0)
-            for e in matrices
+            max(12 * math.prod(m.shape[-2:]), work_bytes(widths[m.name]) if grams else 0)
+            + (8 * _factor_elements(edit, m) if is_stack(m) else 0)
+            for m in matrices
         ]
         memory = sum(work + per_worker for work in sorted(works, reverse=True)[:count])
     else:
@@ -187,8 +187,8 @@ def plan_checkpoint(
         copies,
         shards,
         read_bytes=base.layout.nbytes
-        + terms * sum(entry.nbytes for entry in touched)
-        + kept * sum(4 * width**2 for width in widths.values()),
+        + terms * sum(entry.nbytes for entry in changed)
+        + grams * sum(4 * width**2 for width in widths.values()),
         write_bytes=sum(header.size for header in shards),
         memory_bytes=memory,
         free_bytes=shutil.disk_usage(parent).free,
@@ -197,7 +197,7 @@ def plan_checkpoint(
 
 
 def _factor_elements(edit: Edit, entry: TensorEntry) -> int:
-    """At most so many numbers are in the factors of a stack's change."""
+    """Largest number of elements in the factors of a stack's change."""
     count, m, n = entry.shape
     rule = getattr(edit, "rank", None)
     rank = min(m, n, rule.k) if isinstance(rule, Rank) else min(m, n)
@@ -205,10 +205,10 @@ def _factor_elements(edit: Edit, entry: TensorEntry) -> int:
 
 
 def _download_bytes(base: Checkpoint, vectors: Iterable[TaskVector]) -> int:
-    """What the base and the fine-tuned checkpoints are on the Hub and not in its cache."""
-    found = {base.path: base.to_download}
+    """Bytes of the base and the fine-tuned checkpoints that are not in the Hub's cache."""
+    by_path = {base.path: base.to_download}
     for vector in vectors:
         for _, change in vector.terms:
             if isinstance(change, FinetunedChange):
-                found[change.finetuned.path] = change.finetuned.to_download
-    return sum(found.values())
+                by_path[change.finetuned.path] = change.finetuned.to_download
+    return sum(by_path.values())

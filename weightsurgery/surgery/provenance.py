@@ -1,4 +1,4 @@
-"""What an output was made from: the base and every term of every vector, by role."""
+"""Provenance of an output: the base and every term of every vector, by role."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Input:
-    """Something that is read.
+    """An input of an edit.
 
     Attributes:
-        described: What the record says of it, besides its files.
+        described: Its entry in the record, besides its files.
         paths: Its files.
     """
 
@@ -50,24 +50,24 @@ def inputs_of(
     vectors: Mapping[str, TaskVector],
     statistics: Mapping[str, InputStatistics] | None = None,
 ) -> dict[str, Input]:
-    """The base, the terms of the vectors (several of one role are numbered), and statistics."""
+    """The base, the terms of the vectors (numbered where a role has more), and statistics."""
     source = {
         "kind": "checkpoint",
         "name": base.source.name,
         "revision": base.source.revision,
         **({"notes": list(base.notes)} if base.notes else {}),
-        **({"remarks": list(odd)} if (odd := remarks(base)) else {}),
+        **({"remarks": list(oddities)} if (oddities := remarks(base)) else {}),
     }
-    found = {"base": Input(source, base.files_read())}
+    inputs = {"base": Input(source, base.files_read())}
     for role, vector in vectors.items():
         for number, (factor, change) in enumerate(vector.terms, 1):
             key = role if len(vector.terms) == 1 else f"{role}.{number}"
             described = {**change.provenance(), "factor": factor}
-            found[key] = Input(described, described.pop("paths"))
-    for role, each in (statistics or {}).items():
-        described = dict(each.provenance())
-        found[role] = Input(described, described.pop("paths"))
-    return found
+            inputs[key] = Input(described, described.pop("paths"))
+    for role, statistic in (statistics or {}).items():
+        described = dict(statistic.provenance())
+        inputs[role] = Input(described, described.pop("paths"))
+    return inputs
 
 
 def inputs_of_edit(edit: Edit, base: Checkpoint) -> dict[str, Input]:
@@ -76,67 +76,67 @@ def inputs_of_edit(edit: Edit, base: Checkpoint) -> dict[str, Input]:
 
 
 def lineage_of_edit(edit: Edit, base: Checkpoint, run: Run) -> list[dict[str, Any]]:
-    """The record's entries of whether what an edit reads derives from the base.
+    """The record's lineage entries: whether an edit's inputs derive from the base.
 
     Raises:
-        LineageError: Something does not, and may not be unrelated.
+        LineageError: An input does not, and may not be unrelated.
     """
     changes = [change for vector in edit.vectors().values() for _, change in vector.terms]
-    found = check_lineage(base, [*changes, *edit.statistics().values()], run.allow_unrelated)
-    return [kin.to_dict() for kin in found]
+    lineage = check_lineage(base, [*changes, *edit.statistics().values()], run.allow_unrelated)
+    return [kin.to_dict() for kin in lineage]
 
 
 def folders(inputs: Mapping[str, Input]) -> list[Path]:
     """The directories that are read, which no output may touch."""
-    return sorted({path.parent for each in inputs.values() for path in each.paths})
+    return sorted({path.parent for source in inputs.values() for path in source.paths})
 
 
 def files(inputs: Mapping[str, Input]) -> list[Path]:
-    """All files of all inputs, each once."""
-    return list(dict.fromkeys(path for each in inputs.values() for path in each.paths))
+    """All files of all inputs, without duplicates."""
+    return list(dict.fromkeys(path for source in inputs.values() for path in source.paths))
 
 
 def identity_of(inputs: Mapping[str, Input], **described: Any) -> str:
     """See :func:`weightsurgery.checkpoint.identity.identity_of`."""
-    read = {role: (each.described, each.paths) for role, each in inputs.items()}
+    read = {role: (source.described, source.paths) for role, source in inputs.items()}
     return identity.identity_of(read, **described)
 
 
 def hash_files(inputs: Mapping[str, Input], workers: int) -> dict[Path, str]:
-    """SHA-256 of each file."""
+    """SHA-256 by file."""
     paths = files(inputs)
     with ThreadPoolExecutor(workers, "ws") as pool:
         return dict(zip(paths, pool.map(input_sha256, paths), strict=True))
 
 
 def recorded(inputs: Mapping[str, Input], digests: Mapping[Path, str]) -> dict[str, Any]:
-    """The record's entry for each input.
+    """The record's entries of the inputs.
 
-    Of a file on the Hub that was read in parts, the digest is the server's word: once all of it was
-    fetched it is compared, and else named under ``unverified``.
+    The digest of a file on the Hub that was read in parts is the server's: it is compared once all
+    of the file was fetched; until then the file is named under ``unverified``.
 
     Raises:
-        CorruptCheckpointError: What was fetched is not what the server said.
+        CorruptCheckpointError: A fetched file does not have the server's digest.
     """
-    found = {}
-    for role, each in inputs.items():
-        files = {path.name: digests[path] for path in each.paths}
-        found[role] = {**each.described, "files": files}
-        if unverified := [path.name for path in each.paths if not _is_verified(path)]:
-            found[role]["unverified"] = unverified
-    return found
+    entries = {}
+    for role, source in inputs.items():
+        files = {path.name: digests[path] for path in source.paths}
+        entries[role] = {**source.described, "files": files}
+        if unverified := [path.name for path in source.paths if not _is_verified(path)]:
+            entries[role]["unverified"] = unverified
+    return entries
 
 
 def _is_verified(path: Path) -> bool:
-    known = declared_digest(path)
-    if known is None:
+    declared = declared_digest(path)
+    if declared is None:
         return True
-    digest, whole = known
-    if whole is None:
+    digest, complete_file = declared
+    if complete_file is None:
         return False
-    if content_sha256(whole) != digest:
+    if content_sha256(complete_file) != digest:
         raise CorruptCheckpointError(
             f"{path}: what was fetched does not have the SHA-256 that the server gives",
-            f"Remove {whole} and {whole.name}.ranges beside it, and run it again.",
+            f"Remove {complete_file} and {complete_file.name}.ranges beside it, and run it again.",
         )
     return True

@@ -1,8 +1,8 @@
 """How much of a vector lies in the tensors that an edit selects.
 
 By default a discriminating edit leaves embeddings, norms and biases alone, and ``--layers`` leaves
-more: where much of a task is there, whoever runs it should know. Changes that are factors are
-measured exactly; of others a few rows are read, spread evenly, so that it costs nothing to tell.
+more: where much of a task is there, a notice says so. Changes that are factors are measured
+exactly; of others a few rows are read, spread evenly, so that the check costs little.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def selected_share(
         base: The base.
         vector: The vector.
         chosen: Names of the selected tensors.
-        copies: Names of tied copies, which are no tensors of their own.
+        copies: Names of tied copies, which are not counted.
 
     Returns:
         ``tensors`` that are selected ``of`` those that it changes, their ``share`` of its squared
@@ -40,14 +40,14 @@ def selected_share(
     """
     energies: dict[bool, list[float]] = {True: [], False: []}
     entries = [
-        each
-        for each in base.entries.values()
-        if each.name not in copies and each.numel and vector.at(each.name) is not None
+        entry
+        for entry in base.entries.values()
+        if entry.name not in copies and entry.numel and vector.at(entry.name) is not None
     ]
-    inside = [each for each in entries if each.name in chosen]
-    found: dict[str, Any] = {"tensors": len(inside), "of": len(entries), "share": 1.0}
-    if len(inside) == len(entries):
-        return found | {"estimated": False}
+    selected = [entry for entry in entries if entry.name in chosen]
+    result: dict[str, Any] = {"tensors": len(selected), "of": len(entries), "share": 1.0}
+    if len(selected) == len(entries):
+        return result | {"estimated": False}
     estimated = False
     for entry in entries:
         delta = vector.at(entry.name)
@@ -58,22 +58,22 @@ def selected_share(
         energies[entry.name in chosen].append(energy)
     within, total = math.fsum(energies[True]), math.fsum(energies[True] + energies[False])
     if total > 0 and math.isfinite(total):  # else the edit itself says what is wrong
-        found["share"] = float(f"{within / total:.4g}")
-    return found | {"estimated": estimated}
+        result["share"] = float(f"{within / total:.4g}")
+    return result | {"estimated": estimated}
 
 
 def _of_factors(delta: SumDelta) -> float | None:
     """``‖Σ cᵢ Lᵢ Rᵢᵀ‖²`` from the factors' products, or None."""
-    terms = [(c, each) for c, each in delta.terms if isinstance(each, FactorDelta)]
+    terms = [(c, factor) for c, factor in delta.terms if isinstance(factor, FactorDelta)]
     if len(terms) != len(delta.terms):
         return None
-    left = torch.cat([c * each.left.double() for c, each in terms], 1)
-    right = torch.cat([each.right.double() for _, each in terms], 1)
+    left = torch.cat([c * factor.left.double() for c, factor in terms], 1)
+    right = torch.cat([factor.right.double() for _, factor in terms], 1)
     return max(0.0, float(((left.T @ left) * (right.T @ right)).sum()))
 
 
 def _sampled(base: Checkpoint, entry: TensorEntry, delta: SumDelta) -> float:
-    """``‖T‖²`` from some of its rows."""
+    """``‖T‖²``, estimated from a sample of its rows."""
     columns = math.prod(entry.columns)
     rows = max(1, _ELEMENTS // max(1, columns))
     if _PLACES * rows >= entry.rows:
@@ -82,11 +82,11 @@ def _sampled(base: Checkpoint, entry: TensorEntry, delta: SumDelta) -> float:
         last = entry.rows - rows
         starts = sorted({last * place // (_PLACES - 1) for place in range(_PLACES)})
         ranges = [(start, start + rows) for start in starts]
-    total, read = 0.0, 0
+    total, rows_read = 0.0, 0
     for start, stop in ranges:
         before = base.rows(entry.name, start, stop).float()
         change = torch.zeros_like(before)
         delta.add_rows(change, start, stop, 1.0, before)
         total += float(change.double().square().sum())
-        read += stop - start
-    return total * entry.rows / read
+        rows_read += stop - start
+    return total * entry.rows / rows_read

@@ -19,19 +19,19 @@ LEADING = 64
 """Singular values of a matrix that is not held in factors, at most."""
 
 ELEMENTS = 1 << 30
-"""Numbers of such matrices that are read and decomposed for one look, together, at most."""
+"""Elements of such matrices that are read and decomposed in one call, at most."""
 
 _WORKERS = 2  # whole matrices are held
 
 
 @dataclass(frozen=True)
 class Spectra:
-    """What is known of the singular values of a change.
+    """Singular values of a change's matrices.
 
     Attributes:
-        values: Of each matrix looked at, descending, by its name.
-        whole: The matrices of which these are all singular values but zeros.
-        left_out: How many matrices were not looked at, for the bound.
+        values: Singular values by matrix name, descending.
+        whole: The matrices of which these are all nonzero singular values.
+        left_out: Number of matrices left out, for the bound.
         residual: How far a value lies from a true singular value of its matrix at most, as a share
             of the largest; see :class:`weightsurgery.algebra.svd.Truncation`.
     """
@@ -51,7 +51,7 @@ def leading_spectra(
     elements: int = ELEMENTS,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Spectra:
-    """Singular values of the matrices of a change, those first that change most.
+    """Singular values of the matrices of a change, largest changes first.
 
     A change that is held in factors ``B A``, as an adapter's, gives all its values exactly, from a
     core of rank times rank: no matrix is built. Others are built one by one and take
@@ -60,17 +60,17 @@ def leading_spectra(
     Args:
         base: The base.
         vector: The change.
-        sizes: The tensors, with how much each of them changed, in any unit.
+        sizes: The tensors, with the size of their changes in any unit.
         leading: Values of a matrix that is built, at most.
-        elements: Numbers in all the matrices that are built, at most.
+        elements: Elements of all the matrices that are built, at most.
         progress: Called as ``progress(stage, done, total)`` in bytes.
 
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
     """
     chosen: list[tuple[TensorEntry, bool]] = []
-    room, left_out = elements, 0
-    for name in sorted(sizes, key=lambda each: -sizes[each]):
+    budget, left_out = elements, 0
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
         entry = base.entries.get(name)
         if entry is None or len(entry.shape) != 2 or not entry.numel or not sizes[name] > 0:
             continue
@@ -78,13 +78,13 @@ def leading_spectra(
         if delta is None:
             continue
         dense = needs_base(delta)
-        if dense and entry.numel > room:
+        if dense and entry.numel > budget:
             left_out += 1
             continue
-        room -= entry.numel if dense else 0
+        budget -= entry.numel if dense else 0
         chosen.append((entry, dense))
 
-    def one(item: tuple[TensorEntry, bool]) -> tuple[list[float], float]:
+    def spectrum_of(item: tuple[TensorEntry, bool]) -> tuple[list[float], float]:
         entry, dense = item
         rows, columns = entry.shape
         delta = vector.at(entry.name)
@@ -92,14 +92,16 @@ def leading_spectra(
         rule = Rank(min(leading, rows, columns) if dense else min(rows, columns))
         device = device_for("auto", decomposes=True)
         reader = partial(base.rows, entry.name)
-        found = delta.truncated(reader, (rows, columns), rule, device=device)
-        return found.factors.S.tolist(), found.residual
+        truncation = delta.truncated(reader, (rows, columns), rule, device=device)
+        return truncation.factors.S.tolist(), truncation.residual
 
     values, residual = {}, 0.0
     done, total = 0, sum(entry.nbytes for entry, _ in chosen)
     with torch_threads(1):
-        for (entry, _), (own, error) in zip(chosen, in_order(one, chosen, _WORKERS), strict=True):
-            values[entry.name], residual = own, max(residual, error)
+        for (entry, _), (singular_values, error) in zip(
+            chosen, in_order(spectrum_of, chosen, _WORKERS), strict=True
+        ):
+            values[entry.name], residual = singular_values, max(residual, error)
             done += entry.nbytes
             if progress is not None:
                 progress("singular values", done, total)

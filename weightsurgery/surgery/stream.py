@@ -1,4 +1,4 @@
-"""One tensor at a time: copy its bytes, or work out its change and add it in row blocks."""
+"""One tensor at a time: copy its bytes, or compute its change and add it in row blocks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TensorWriter(Protocol):
         ...
 
     def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
-        """Write some of a tensor's bytes; each tensor's come in order."""
+        """Write a part of a tensor's bytes; those of one tensor come in order."""
         ...
 
     def copy(self, name: str, base: Checkpoint) -> None:
@@ -42,7 +42,7 @@ class TensorWriter(Protocol):
         ...
 
     def finish(self, name: str, facts: dict[str, Any]) -> None:
-        """Say that all of a tensor's bytes are written."""
+        """Mark a tensor as written."""
         ...
 
 
@@ -60,7 +60,7 @@ class Stream(Generic[_W]):
     Attributes:
         edit: What to do.
         base: The checkpoint to edit.
-        plan: Which tensors, and the output's headers.
+        plan: The tensors to edit, and the output's headers.
         storage: dtype and rounding of the result.
         device: Where matrices are decomposed.
         writer: Where results go.
@@ -107,14 +107,14 @@ class Stream(Generic[_W]):
         self.writer.finish(name, facts)
 
     def prepared(self, name: str) -> Prepared | None:
-        """Work out one tensor's change; None where there is none."""
+        """Compute one tensor's change; None where there is none."""
         original = self.plan.copies.get(name, name)
         return self.edit.prepare(self.base, original, self.device_for(original))
 
     def device_for(self, name: str) -> str:
-        """Several GPUs take the tensors in turn; a tied copy goes where its original went."""
-        places = devices_named(self.device)
-        return places[zlib.crc32(name.encode()) % len(places)]
+        """The GPU of a tensor, by a hash of its name; a tied copy goes where its original went."""
+        devices = devices_named(self.device)
+        return devices[zlib.crc32(name.encode()) % len(devices)]
 
     def _edit(
         self,
@@ -141,8 +141,8 @@ class Stream(Generic[_W]):
                     generator = generator_for(self.storage.seed, original, start)
             if raw.dtype == stored and entry.dtype in DTYPES and generator is None:
                 after = torch.empty_like(raw)
-                given = [Term(_bytes(meant), "F32", 1.0, relative=False)]
-                stats.merge(combine(_bytes(raw), entry.dtype, given, _bytes(after)))
+                terms = [Term(_bytes(meant), "F32", 1.0, relative=False)]
+                stats.merge(combine(_bytes(raw), entry.dtype, terms, _bytes(after)))
             else:
                 after = round_to(before + meant, stored, generator)
                 # Against what would be stored without the change: a narrower dtype rounds that too.
@@ -177,8 +177,8 @@ class Stream(Generic[_W]):
         meant: torch.Tensor,
         after: torch.Tensor,
     ) -> None:
-        found = [
-            bool(torch.isfinite(each).all()) for each in (before, meant, after.to(meant.dtype))
+        checks = [
+            bool(torch.isfinite(part).all()) for part in (before, meant, after.to(meant.dtype))
         ]
-        if not all(found):
-            refuse_non_finite(self.edit, self.base, entry, target.dtype, found[0], found[1])
+        if not all(checks):
+            refuse_non_finite(self.edit, self.base, entry, target.dtype, checks[0], checks[1])

@@ -1,11 +1,11 @@
-"""Edits, window by window of each shard's file.
+"""Edits, window by window of the shards' files.
 
 An output shard is the base shard with some byte ranges rewritten, so it is made the way it lies on
-disk: a window of the base's file is read, the changes of the tensors in it are added where they
-stand, and the window is written past the page cache. Each byte is touched once: the output's
+disk: a window of the base's file is read, the changes of the tensors in it are added in place,
+and the window is written past the page cache. A byte is touched once: the output's
 SHA-256, and the inputs' where it is not known yet, are taken from the same memory.
 
-A thread owns its buffers and does all to a window; a shard's windows take turns only at the hashes.
+A thread owns its buffers and does all work on a window; only the hashes go in order.
 Since a hash is sequential, two shards go side by side where two can be hashed at a time, and as
 many such pairs are under way as there are cores.
 """
@@ -44,7 +44,7 @@ WAITING = 1
 
 @dataclass
 class _Tensor:
-    """How far one tensor is."""
+    """Progress of one tensor."""
 
     missing: int
     stats: list[ChangeStats | None]
@@ -60,7 +60,7 @@ class _ShardInFlight:
         changes: Of the tensors that change, in the order of their bytes.
         beside: Checkpoints whose shard of this name has the same tensors at the same offsets, so
             that a window of theirs is one read.
-        order: Whose turn it is to add to the inputs' hashes.
+        order: Order in which windows are added to the inputs' hashes.
         output: SHA-256 of the output.
         inputs: SHA-256 of the base's and of ``beside``'s files, where it is not known yet.
     """
@@ -91,10 +91,10 @@ class Windows:
 
     Args:
         stream: The run: edit, base, plan, writer and progress.
-        changes: What is done to which tensor.
+        changes: The changes by tensor.
 
     Attributes:
-        inputs: After :meth:`run`: SHA-256 of those input files that were hashed on the way.
+        inputs: After :meth:`run`: SHA-256 of those input files that were hashed meanwhile.
         outputs: After :meth:`run`: SHA-256 of the output's shards, by name.
     """
 
@@ -104,10 +104,10 @@ class Windows:
         self.stream = stream
         self.inputs: dict[Path, str] = {}
         self.outputs: dict[str, str] = {}
-        self._other = [each for each in changes.values() if isinstance(each, OtherChange)]
-        self._worked_out = {each.entry.name for each in self._other}
+        self._other = [change for change in changes.values() if isinstance(change, OtherChange)]
+        self._computed = {change.entry.name for change in self._other}
         # What an interrupted run worked out, bytes and all as it noted them.
-        self._resumed = self._worked_out & stream.writer.done.keys()
+        self._resumed = self._computed & stream.writer.done.keys()
         # What is worked out comes back from its device, and is added here.
         self._arithmetic = OnHost() if self._other else arithmetic_on(stream.device)
         self._pieces = Pieces(stream.edit, stream.base, self._arithmetic)
@@ -152,10 +152,10 @@ class Windows:
         else:
             groups, together = _groups(self._shards, self._failed), cores()
             threads = nullcontext()
-        todo = in_turn(groups, together)
+        tasks = in_turn(groups, together)
         with threads, ThreadPoolExecutor(workers + WAITING, "ws") as pool:
             try:
-                results([pool.submit(self._work, todo) for _ in range(workers + WAITING)])
+                results([pool.submit(self._work, tasks) for _ in range(workers + WAITING)])
             except BaseException:
                 self._failed.set()
                 raise
@@ -172,26 +172,26 @@ class Windows:
         self, header: ShardHeader, changes: Mapping[str, DenseChange | OtherChange]
     ) -> _ShardInFlight:
         base = self.stream.base
-        mine = [changes[entry.name] for entry in header.entries if entry.name in changes]
-        parts = [part for c in mine if isinstance(c, DenseChange) for part in c.parts]
+        shard_changes = [changes[entry.name] for entry in header.entries if entry.name in changes]
+        parts = [part for c in shard_changes if isinstance(c, DenseChange) for part in c.parts]
         others = {id(part.stored.checkpoint): part.stored.checkpoint for part in parts}
         beside = [other for other in others.values() if _same_layout(header, other)]
-        shard = _ShardInFlight(header, mine, beside, HashOrder(self._failed))
+        shard = _ShardInFlight(header, shard_changes, beside, HashOrder(self._failed))
         for checkpoint in (base, *beside):
             path = checkpoint.path / header.shard
             if known_sha256(path) is None:
                 shard.inputs[path] = (Sha256(), stamp(path))
         return shard
 
-    def _work(self, todo: Iterator[tuple[_Group, int]]) -> None:
+    def _work(self, tasks: Iterator[tuple[_Group, int]]) -> None:
         buffers = self._arithmetic.buffers()
         try:
             while not self._failed.is_set():
                 with self._lock:
-                    found = next(todo, None)
-                if found is None:
+                    task = next(tasks, None)
+                if task is None:
                     return
-                group, number = found
+                group, number = task
                 done = [
                     (shard.output, self._window(shard, number, buffers, lane))
                     for lane, shard in enumerate(group.shards)
@@ -279,44 +279,44 @@ class Windows:
                 whole = tensor.missing == 0
             if whole and entry.name not in self._resumed:
                 # The others are made again as fast as they would be read back and checked.
-                kept = entry.name in self._worked_out
+                computed = entry.name in self._computed
                 facts = self._facts(entry.name, tensor)
-                self.stream.writer.finish(entry.name, facts, kept)
+                self.stream.writer.finish(entry.name, facts, computed)
             if whole and self._prefetch is not None:
                 self._prefetch.release(entry.name)
 
     def _facts(self, name: str, tensor: _Tensor) -> dict[str, Any]:
-        found = [stats for stats in tensor.stats if stats is not None]
-        if not found:
+        window_stats = [stats for stats in tensor.stats if stats is not None]
+        if not window_stats:
             return {}
-        return merged(found, self.stream.plan.edited[name], tensor.facts)
+        return merged(window_stats, self.stream.plan.edited[name], tensor.facts)
 
 
 def merged(
     stats: Sequence[ChangeStats], factor: float, facts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What is kept of a tensor's change.
+    """The facts of a tensor's change, for the record.
 
     Args:
-        stats: Of its windows, in the order of the bytes, whoever came first.
+        stats: Of its windows, in the order of the bytes.
         factor: Of the selection.
-        facts: What else is known.
+        facts: Other facts.
     """
     total = ChangeStats()
-    for each in stats:
-        total.merge(each)
+    for window in stats:
+        total.merge(window)
     return {"stats": asdict(total), "factor": factor, **(facts or {})}
 
 
 def _same_layout(header: ShardHeader, other: Checkpoint) -> bool:
-    theirs = other.shards.get(header.shard)
-    if theirs is None or not other.as_stored:
+    other_header = other.shards.get(header.shard)
+    if other_header is None or not other.as_stored:
         return False
-    return theirs.size == header.size and theirs.entries == header.entries
+    return other_header.size == header.size and other_header.entries == header.entries
 
 
 def _windows_of(entry: TensorEntry) -> range:
-    """Numbers of the windows that hold some of a tensor."""
+    """Numbers of the windows that hold a part of a tensor."""
     if entry.stop == entry.start:
         return range(0)
     return range(entry.start // WINDOW, (entry.stop - 1) // WINDOW + 1)
@@ -324,6 +324,9 @@ def _windows_of(entry: TensorEntry) -> range:
 
 def _groups(shards: Sequence[_ShardInFlight], failed: threading.Event) -> list[_Group]:
     """Shards in pairs where two are hashed at a time, the largest first."""
-    rest = sorted(shards, key=lambda shard: -shard.header.size)
+    ordered = sorted(shards, key=lambda shard: -shard.header.size)
     step = 2 if PAIRED else 1
-    return [_Group(rest[at : at + step], HashOrder(failed)) for at in range(0, len(rest), step)]
+    return [
+        _Group(ordered[first : first + step], HashOrder(failed))
+        for first in range(0, len(ordered), step)
+    ]

@@ -1,4 +1,4 @@
-"""Threads and devices: who does the work, and in what order results come back."""
+"""Threads and devices, and the order of results."""
 
 from __future__ import annotations
 
