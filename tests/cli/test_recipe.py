@@ -620,7 +620,9 @@ def test_every_command_that_writes_a_record_is_there():
                 assert {f"--{field.off}"} - {"--"} == set(each.secondary_opts)
                 assert field.required == each.required
                 assert field.argument == (each.param_type_name == "argument")
-                assert field.many == (each.nargs == -1 or bool(getattr(each, "multiple", False)))
+                assert field.multiple == (
+                    each.nargs == -1 or bool(getattr(each, "multiple", False))
+                )
         assert not given
 
 

@@ -1,4 +1,4 @@
-"""May a recipe be run here, and is what it reads, and what came out, what it says?"""
+"""Checks of a recipe: where it writes, and whether inputs and result have its digests."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["check_inputs", "check_places", "check_result", "differences"]
 
 
 def check_places(recipe: Recipe, overridden: Collection[str]) -> None:
-    """Refuse places that a stranger's recipe has no business in.
+    """Refuse output paths that are unsafe for a stranger's recipe.
 
-    What is read from there later, by Python or a desktop, may be run: so a recipe alone writes
-    neither outside of the current directory nor into hidden ones.
+    A file that Python or a desktop reads later may be run: so a recipe alone writes neither
+    outside of the current directory nor into hidden ones.
 
     Args:
         recipe: The recipe.
@@ -35,7 +35,7 @@ def check_places(recipe: Recipe, overridden: Collection[str]) -> None:
         value = recipe.values.get(field.name)
         if not field.writes or value is None or field.name in overridden:
             continue
-        for text in value if field.many else [value]:
+        for text in value if field.multiple else [value]:
             if reason := _elsewhere(text):
                 remedy = "Write it as a path below the current directory"
                 if field.name == "out":
@@ -60,7 +60,7 @@ def _elsewhere(text: str) -> str:
         return "leads upwards"
     if text.startswith("~"):
         return "is in a home"
-    if any(each.startswith(".") for each in parts):
+    if any(part.startswith(".") for part in parts):
         return "is hidden"
     here = Path(os.path.realpath("."))
     there = Path(os.path.realpath(text))
@@ -77,7 +77,7 @@ def check_inputs(recipe: Recipe, progress: Progress | None = None) -> int:
         progress: Called as ``progress(stage, done, total)`` in bytes.
 
     Returns:
-        How many files were compared.
+        Number of files compared.
 
     Raises:
         RecipeError: A file differs or is missing.
@@ -93,10 +93,10 @@ def check_inputs(recipe: Recipe, progress: Progress | None = None) -> int:
             )
     total, done = sum(os.stat(path).st_size for _, _, path, _ in listed), 0
     for key, name, path, expected in listed:
-        found = file_sha256(path)
-        if found != expected:
+        digest = file_sha256(path)
+        if digest != expected:
             raise RecipeError(
-                f"{recipe.places[INPUTS]}: {key}: {path} has SHA-256 {found[:12]}…, the recipe"
+                f"{recipe.places[INPUTS]}: {key}: {path} has SHA-256 {digest[:12]}…, the recipe"
                 f" says {expected[:12]}…",
                 f"{name} is not what the recipe was made from: name another revision, or remove"
                 f" {key!r} from {INPUTS!r}.",
@@ -108,11 +108,11 @@ def check_inputs(recipe: Recipe, progress: Progress | None = None) -> int:
 
 
 def _listed(recipe: Recipe) -> Iterator[tuple[str, str, Path, str]]:
-    """Key, name, path and SHA-256 of each file."""
-    by_name = {each.name: each for each in recipe.command.fields}
-    for parameter, each in recipe.inputs.items():
+    """Key, name, path and SHA-256 of the listed files."""
+    by_name = {field.name: field for field in recipe.command.fields}
+    for parameter, digests in recipe.inputs.items():
         field, value = by_name[parameter], recipe.values[parameter]
-        for text, files in zip(value if field.many else [value], each, strict=True):
+        for text, files in zip(value if field.multiple else [value], digests, strict=True):
             if not files:
                 continue
             name, _ = split_scale(text)
@@ -131,7 +131,7 @@ def check_result(recipe: Recipe, out: str) -> int:
     """Compare the record of what was written with the SHA-256 that the recipe lists.
 
     Returns:
-        How many files were compared.
+        Number of files compared.
 
     Raises:
         VerificationError: A file differs; the output stays.
@@ -139,15 +139,15 @@ def check_result(recipe: Recipe, out: str) -> int:
     if not recipe.result:
         return 0
     written = read_record(Path(os.path.expanduser(out))).files
-    other = [
+    different = [
         name
         for name, digest in recipe.result.items()
         if written.get(name, {}).get("sha256") != digest
     ]
-    if other:
-        more = f" and {len(other) - 1} more" if other[1:] else ""
+    if different:
+        more = f" and {len(different) - 1} more" if different[1:] else ""
         raise VerificationError(
-            f"{out}: was written, but {other[0]}{more} is not as in {recipe.places[RESULT]}",
+            f"{out}: was written, but {different[0]}{more} is not as in {recipe.places[RESULT]}",
             "Other settings, versions or another device make other bytes; for a recipe that was"
             f" changed, remove {RESULT!r}.",
         )
@@ -155,29 +155,29 @@ def check_result(recipe: Recipe, out: str) -> int:
 
 
 def differences(made_with: Mapping[str, str], device: str | None = None) -> list[str]:
-    """What differs between here and where an output was made, the graver first; a line each.
+    """Differences between this machine and an output's, the more serious first, one per line.
 
     Args:
-        made_with: Versions by package, and ``device``, of then.
-        device: The one that is asked for now; None or ``auto`` where it is not known.
+        made_with: Versions by package, and ``device``, by which the output was made.
+        device: The requested device; None or ``auto`` where it is not known.
     """
-    grave, light = [], []
-    for package, then in made_with.items():
+    serious, harmless = [], []
+    for package, recorded in made_with.items():
         if package == "device":
-            requested = device.split(":")[0] if device not in (None, "auto") else then
-            if requested != then:
-                grave.append(f"It was made on {then}, this is for {requested}: bits may differ.")
-            elif then != "cpu":
-                grave.append(f"It was made on {then}: on another model of it bits may differ.")
+            requested = device.split(":")[0] if device not in (None, "auto") else recorded
+            origin = f"It was made on {recorded}"
+            if requested != recorded:
+                serious.append(f"{origin}, this is for {requested}: bits may differ.")
+            elif recorded != "cpu":
+                serious.append(f"{origin}: on another model of it bits may differ.")
             continue
-        now = _version(package)
-        if now != then and package in COMPUTING:
-            grave.append(f"It was made with {package} {then}, here is {now}: bits may differ.")
-        elif now != then:
-            light.append(
-                f"It was made with {package} {then}, here is {now}; bits should not differ."
-            )
-    return grave + light
+        installed = _version(package)
+        origin = f"It was made with {package} {recorded}, here is {installed}"
+        if installed != recorded and package in COMPUTING:
+            serious.append(f"{origin}: bits may differ.")
+        elif installed != recorded:
+            harmless.append(f"{origin}; bits should not differ.")
+    return serious + harmless
 
 
 def _version(package: str) -> str:

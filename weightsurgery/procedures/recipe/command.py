@@ -1,4 +1,4 @@
-"""What a command takes, and its settings as a command line and back."""
+"""The arguments and options of a command, and its command lines, written and parsed."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ class Field:
         name: The parameter.
         keys: Its long names without dashes, as on the command line; recipes use the first.
         kind: ``str``, ``int``, ``float`` or ``bool``.
-        many: Whether it takes several values.
+        multiple: Whether it takes a list of values.
         required: Whether it must be given.
-        default: What it is where it is not given.
+        default: Its default value.
         argument: Whether it is an argument, not an option.
-        short: Its letter; "" for none.
-        off: The long name that says no; "" for none.
+        short: Its one-letter option; "" for none.
+        off: The long name that negates it; "" for none.
         in_recipes: Whether it is part of the edit; others belong to one run of it.
-        writes: Whether it names a place that is written.
-        former: Whether it is the former name of another, read yet not written.
+        writes: Whether it names an output path.
+        former: Whether it is a deprecated name, read yet not written.
     """
 
     name: str
     keys: tuple[str, ...]
     kind: type
-    many: bool = False
+    multiple: bool = False
     required: bool = False
     default: Any = None
     argument: bool = False
@@ -46,16 +46,16 @@ class Field:
 
     @property
     def key(self) -> str:
-        """What recipes call it."""
+        """Its key in recipes."""
         return self.keys[0]
 
     def read(self, given: Any) -> Any:
-        """A value from what a command line gives: text, several texts, or yes and no.
+        """A value from the command line's text, list of texts, or flag.
 
         Raises:
             ValueError: Not of this kind.
         """
-        if self.many:
+        if self.multiple:
             return [self._one(text) for text in given]
         return given if self.kind is bool else self._one(given)
 
@@ -71,7 +71,7 @@ class Field:
         if self.kind is bool:
             return [option] if value else [f"--{self.off}"] if self.off else []
         return [
-            word for each in (value if self.many else [value]) for word in (option, _word(each))
+            word for item in (value if self.multiple else [value]) for word in (option, _word(item))
         ]
 
 
@@ -85,9 +85,9 @@ class RecipeCommand:
 
     Attributes:
         name: As in ``ws NAME``.
-        fields: All it takes, in its order.
-        given: Reads the words that follow ``ws NAME``, as the command line does: texts by
-            parameter name, of flags yes or no; ValueError where they are none of this command.
+        fields: Its arguments and options, in order.
+        given: Parses the words that follow ``ws NAME``, as the command line does: texts by
+            parameter name, booleans for flags; ValueError where the command does not take them.
     """
 
     name: str
@@ -96,19 +96,19 @@ class RecipeCommand:
 
     def field(self, key: str) -> Field | None:
         """The field of a long name."""
-        return next((each for each in self.fields if key in each.keys), None)
+        return next((field for field in self.fields if key in field.keys), None)
 
     def line(self, values: Mapping[str, Any]) -> list[str]:
-        """The command line of these values, by parameter name; what is as by default is left out.
+        """The command line of these values, by parameter name; defaults are left out.
 
         Arguments come first, options in the order of ``values``.
         """
-        by_name = {each.name: each for each in self.fields}
+        by_name = {field.name: field for field in self.fields}
         arguments: list[str] = []
-        for each in self.fields:
-            if each.argument and each.name in values:
-                value = values[each.name]
-                arguments += map(_word, value if each.many else [value])
+        for field in self.fields:
+            if field.argument and field.name in values:
+                value = values[field.name]
+                arguments += map(_word, value if field.multiple else [value])
         options: list[str] = []
         for name, value in values.items():
             field = by_name[name]
@@ -119,7 +119,7 @@ class RecipeCommand:
         return ["ws", self.name, *arguments, *options]
 
     def parsed(self, words: Sequence[str]) -> dict[str, Any]:
-        """What a command line gave, by parameter name: arguments, then options in its order.
+        """The values of a command line, by parameter name: arguments, then options in its order.
 
         Args:
             words: What follows ``ws NAME``.
@@ -127,9 +127,9 @@ class RecipeCommand:
         Raises:
             RecipeError: Not a command line of this command.
         """
-        by_name = {each.name: each for each in self.fields}
+        by_name = {field.name: field for field in self.fields}
         try:
-            return {name: by_name[name].read(each) for name, each in self.given(words).items()}
+            return {name: by_name[name].read(text) for name, text in self.given(words).items()}
         except ValueError as error:
             raise RecipeError(
                 f"ws {self.name}: {error}",

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Position:
-    """Where something stands.
+    """A position in a document.
 
     Attributes:
         file: As named by the user.
@@ -53,7 +53,7 @@ class ScalarNode:
     Attributes:
         text: As written, without quotes.
         quoted: Whether it stands in quotes or in a block, and so is text whatever it looks like.
-        place: Where it stands.
+        place: Its position.
     """
 
     text: str
@@ -91,8 +91,8 @@ class MappingNode:
 
     Attributes:
         entries: Values by key, in the order of the document.
-        keys: Where each key stands.
-        place: Where it begins.
+        keys: Positions of the keys.
+        place: Position of its start.
     """
 
     entries: dict[str, Node]
@@ -111,10 +111,10 @@ def read_text(file: str) -> str:
     """
     try:
         if file == "-":
-            raw = _some(sys.stdin.buffer)
+            raw = _read_bounded(sys.stdin.buffer)
         else:
             with open(file, "rb") as stream:
-                raw = _some(stream)
+                raw = _read_bounded(stream)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RecipeError(
@@ -136,8 +136,8 @@ def read_text(file: str) -> str:
         ) from None
 
 
-def _some(stream: BinaryIO) -> bytes:
-    """Up to one byte more than a recipe may have, however the stream hands it out."""
+def _read_bounded(stream: BinaryIO) -> bytes:
+    """Read up to one byte more than a recipe may have, in as many reads as it takes."""
     raw = b""
     while len(raw) <= LARGEST_BYTES and (more := stream.read(LARGEST_BYTES + 1 - len(raw))):
         raw += more
@@ -174,7 +174,7 @@ def parse(text: str, file: str) -> MappingNode:
 
 @dataclass
 class _Open:
-    """A list or mapping whose end has not come yet."""
+    """A list or mapping whose end has not been read yet."""
 
     place: Position
     is_table: bool
@@ -228,19 +228,19 @@ def _built(events: Iterable[Any], file: str) -> MappingNode:
     if isinstance(root, MappingNode):
         return root
     where = file if root is None else str(root.place)
-    found = (
+    problem = (
         "empty"
         if root is None or (isinstance(root, ScalarNode) and not root.text)
         else "no mapping"
     )
     raise RecipeError(
-        f"{where}: {found}", "A recipe is lines of KEY: VALUE; 'ws run --from OUT' writes one."
+        f"{where}: {problem}", "A recipe is lines of KEY: VALUE; 'ws run --from OUT' writes one."
     )
 
 
 def _joined(text: str) -> str:
     """The text with pairs of surrogates, as JSON escapes write them, joined to one character."""
-    if not any("\ud800" <= each <= "\udfff" for each in text):
+    if not any("\ud800" <= character <= "\udfff" for character in text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 

@@ -23,12 +23,12 @@ class Written:
 
     Attributes:
         command: The command.
-        given: Values that were given, by parameter name, in their order.
-        settled: All others, as they came to be.
-        inputs: SHA-256 by parameter name: for each value, by file name.
+        given: The given values, by parameter name, in their order.
+        settled: All other values, as the run resolved them.
+        inputs: SHA-256 by parameter name: a list over its values, by file name.
         made_with: Versions, and ``device``.
-        result: SHA-256 of what came out, by file name.
-        notices: Things the user should know, a line each.
+        result: SHA-256 of the output, by file name.
+        notices: What the user should know, one line per notice.
     """
 
     command: RecipeCommand
@@ -48,8 +48,8 @@ def recipe_of(
 ) -> Written:
     """The recipe of an output.
 
-    Hub names are pinned to the commit that was read. Options that were not given are written as
-    they came to be, so that another version's defaults change nothing.
+    Hub names are pinned to the commit that was read. Options that were not given are written with
+    the values that were used, so that another version's defaults change nothing.
 
     Args:
         record: Its record.
@@ -58,7 +58,7 @@ def recipe_of(
         out: Write this ``out`` instead.
 
     Raises:
-        RecipeError: No command of ours made it, or it cannot be said as one.
+        RecipeError: No command of ours made it, or none is equivalent.
     """
     place = f"{directory}: its record"
     try:
@@ -89,9 +89,9 @@ def _recipe_of(
             f"{place} holds the command {' '.join(record.command)!r}, which writes nothing",
             "Name a directory that ws wrote.",
         )
-    known = settings(record, command, given)
+    recorded = settings(record, command, given)
     settled = {
-        field.name: known.get(field.name, field.default)
+        field.name: recorded.get(field.name, field.default)
         for field in command.fields
         if field.in_recipes and not field.former and field.name not in given
     }
@@ -129,16 +129,16 @@ def _typed(
             f"Those it can: {', '.join(commands)}.",
         )
     try:
-        found = command.parsed(words[2:])
+        given = command.parsed(words[2:])
     except RecipeError as error:
         raise RecipeError(f"{place}: {error.what}", error.remedy) from None
-    lacking = [each.key for each in command.fields if each.required and each.name not in found]
+    lacking = [field.key for field in command.fields if field.required and field.name not in given]
     if lacking:
         raise RecipeError(
             f"{place}: its command lacks {lacking[0]!r}", "Name a directory that ws wrote."
         )
-    edit = {each.name for each in command.fields if each.in_recipes}
-    return command, {name: value for name, value in found.items() if name in edit}
+    in_recipes = {field.name for field in command.fields if field.in_recipes}
+    return command, {name: value for name, value in given.items() if name in in_recipes}
 
 
 def _normal(name: str) -> str:
@@ -147,7 +147,7 @@ def _normal(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Read:
-    """What a record says was read, by name.
+    """The inputs in a record, by name.
 
     Attributes:
         files: SHA-256 by file name.
@@ -161,21 +161,21 @@ class _Read:
     def of(cls, record: EditRecord) -> _Read:
         files: dict[str, Mapping[str, str]] = {}
         revisions: dict[str, str] = {}
-        for each in record.inputs.values():
-            name = each.get("name")
+        for entry in record.inputs.values():
+            name = entry.get("name")
             if not isinstance(name, str):
-                continue  # several data sets in one; their SHA-256 are elsewhere
-            files.setdefault(_normal(name), each.get("files", {}))
-            if each.get("revision"):
-                revisions[name] = each["revision"]
-        for each in record.parameters.get("data", {}).values():
-            files.setdefault(_normal(each["name"]), each["sha256"])
+                continue  # more than one data set; their SHA-256 are elsewhere
+            files.setdefault(_normal(name), entry.get("files", {}))
+            if entry.get("revision"):
+                revisions[name] = entry["revision"]
+        for entry in record.parameters.get("data", {}).values():
+            files.setdefault(_normal(entry["name"]), entry["sha256"])
         return cls(files, revisions)
 
     def pinned(self, value: Any) -> Any:
         """The value with ``org/name`` as ``org/name@commit``, wherever it was read from there."""
         if isinstance(value, list):
-            return [self.pinned(each) for each in value]
+            return [self.pinned(item) for item in value]
         if not isinstance(value, str):
             return value
         name, _ = split_scale(value)
@@ -188,20 +188,20 @@ class _Read:
     def of_values(
         self, command: RecipeCommand, given: Mapping[str, Any]
     ) -> tuple[dict[str, Sequence[Mapping[str, str]]], list[str]]:
-        """The files behind each value, and a notice for what nothing is known of."""
-        found: dict[str, Sequence[Mapping[str, str]]] = {}
+        """SHA-256 of the values' files, and notices about values without any."""
+        digests: dict[str, Sequence[Mapping[str, str]]] = {}
         unknown: list[str] = []
         pinned = {_normal(self.pinned(name)): files for name, files in self.files.items()}
         for field in command.fields:
             if field.kind is not str or field.name not in given or field.name == "out":
                 continue
-            values = given[field.name] if field.many else [given[field.name]]
-            names = [split_scale(each)[0] for each in values]
+            values = given[field.name] if field.multiple else [given[field.name]]
+            names = [split_scale(text)[0] for text in values]
             files = [pinned.get(_normal(name), {}) for name in names]
             if any(files):
-                found[field.name] = files
-                unknown += [name for name, each in zip(names, files, strict=True) if not each]
+                digests[field.name] = files
+                unknown += [name for name, known in zip(names, files, strict=True) if not known]
         notices = [
             f"The record has no SHA-256 of {name}: it will not be checked." for name in unknown
         ]
-        return found, notices
+        return digests, notices

@@ -68,75 +68,75 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 def listed_inputs(
     table: MappingNode, command: RecipeCommand, values: Mapping[str, Any]
 ) -> dict[str, tuple[Mapping[str, str], ...]]:
-    """SHA-256 of what is read: by parameter name, for each of its values, by file name.
+    """SHA-256 of the inputs: by parameter name, a list over its values, by file name.
 
     Raises:
-        RecipeError: Something else, or of what this recipe does not read.
+        RecipeError: It is malformed, or names an input that the recipe does not read.
     """
     node = table.entries.get(INPUTS)
     if node is None:
         return {}
     if not isinstance(node, MappingNode):
         raise RecipeError(f"{node.place}: {INPUTS}: no mapping", "Write KEY: {FILE: SHA256}.")
-    found: dict[str, tuple[Mapping[str, str], ...]] = {}
-    for key, each in node.entries.items():
+    digests: dict[str, tuple[Mapping[str, str], ...]] = {}
+    for key, entry in node.entries.items():
         field = command.field(key)
         if field is None or field.kind is not str or field.name not in values:
             raise RecipeError(
                 f"{node.keys[key]}: {INPUTS}: this recipe reads no {key!r}",
                 f"Name what it reads as above, or leave out {key!r}.",
             )
-        items = each.items if isinstance(each, SequenceNode) else (each,)
-        number = len(values[field.name]) if field.many else 1
+        items = entry.items if isinstance(entry, SequenceNode) else (entry,)
+        number = len(values[field.name]) if field.multiple else 1
         if len(items) != number:
             raise RecipeError(
-                f"{each.place}: {INPUTS}: {len(items)} of {number} of {key!r}",
+                f"{entry.place}: {INPUTS}: {len(items)} of {number} of {key!r}",
                 "List the files of each, in the order above; {} for one that is not to be checked.",
             )
-        found[field.name] = tuple(map(listed_files, items))
-    return found
+        digests[field.name] = tuple(map(listed_files, items))
+    return digests
 
 
 def listed_files(node: Node) -> dict[str, str]:
     """SHA-256 by file name.
 
     Raises:
-        RecipeError: Something else.
+        RecipeError: The node holds something else.
     """
     if not isinstance(node, MappingNode):
         raise RecipeError(f"{node.place}: no files", "Write {FILE: SHA256, ...}.")
-    found = {}
-    for name, each in node.entries.items():
-        if not isinstance(each, ScalarNode) or not _SHA256.fullmatch(each.text):
+    digests = {}
+    for name, entry in node.entries.items():
+        if not isinstance(entry, ScalarNode) or not _SHA256.fullmatch(entry.text):
             raise RecipeError(
-                f"{each.place}: {name}: no SHA-256", "Write 64 digits from 0 to f, in lower case."
+                f"{entry.place}: {name}: no SHA-256", "Write 64 digits from 0 to f, in lower case."
             )
         if os.path.isabs(name) or ".." in name.split("/"):
             raise RecipeError(f"{node.keys[name]}: {name!r} leads elsewhere", "Name a file.")
-        found[name] = each.text
-    return found
+        digests[name] = entry.text
+    return digests
 
 
 def listed_makers(table: MappingNode) -> dict[str, str]:
-    """Versions, and the device.
+    """Versions by package, and the device.
 
     Raises:
-        RecipeError: Something else.
+        RecipeError: The node holds something else.
     """
     node = table.entries.get(MADE_WITH)
     if node is None:
         return {}
     if not isinstance(node, MappingNode):
         raise RecipeError(f"{node.place}: {MADE_WITH}: no mapping", "Write NAME: VERSION, ...")
-    found = {}
-    for name, each in node.entries.items():
-        if name not in MAKERS or not isinstance(each, ScalarNode):
+    makers = {}
+    for name, entry in node.entries.items():
+        if name not in MAKERS or not isinstance(entry, ScalarNode):
             raise RecipeError(
                 f"{node.keys[name]}: {MADE_WITH}: {name!r} with no version of anything known",
                 f"Write NAME: VERSION, of {', '.join(MAKERS)}.",
             )
-        found[name] = each.text
-    return found
+        makers[name] = entry.text
+    return makers
 
 
 FORMAT = 1
@@ -155,16 +155,16 @@ _TRAINER = frozenset(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to run.
+    """A command with its values, and the expected digests.
 
     Attributes:
         file: Where it was read.
         command: The command.
-        values: By parameter name, in the order of the recipe; what is not given is left out.
-        inputs: SHA-256 of files by parameter name: for each of its values, by file name.
+        values: By parameter name, in the order of the recipe, without defaults.
+        inputs: SHA-256 by parameter name: a list over its values, by file name.
         made_with: Versions by package, and ``device``.
-        result: SHA-256 of what is to come out, by file name.
-        places: Where each key stands.
+        result: SHA-256 of the expected output, by file name.
+        places: Positions of the keys.
     """
 
     file: str
@@ -207,7 +207,7 @@ def read_recipe(text: str, file: str, commands: Mapping[str, RecipeCommand]) -> 
         if (field.required or field.name == "out") and values.get(field.name) is None:
             raise RecipeError(
                 f"{file}: 'ws {command.name}' needs {field.key!r}",
-                f"Add a line  {field.key}: {'[...]' if field.many else '...'}",
+                f"Add a line  {field.key}: {'[...]' if field.multiple else '...'}",
             )
     return Recipe(
         file,
@@ -244,17 +244,17 @@ def _command(table: MappingNode, file: str, commands: Mapping[str, RecipeCommand
     if node is None:
         raise RecipeError(f"{file}: no line {COMMAND!r}", choice)
     if not isinstance(node, ScalarNode) or node.text not in commands:
-        found = f" {node.text!r}" if isinstance(node, ScalarNode) else ""
-        raise RecipeError(f"{node.place}: no command{found} that writes an output", choice)
+        named = f" {node.text!r}" if isinstance(node, ScalarNode) else ""
+        raise RecipeError(f"{node.place}: no command{named} that writes an output", choice)
     return commands[node.text]
 
 
 def _field(command: RecipeCommand, key: str, place: Position) -> Field:
     field = command.field(key)
     if field is None:
-        known = [name for each in command.fields if each.in_recipes for name in each.keys]
-        near = get_close_matches(key.replace("_", "-"), known, 1)
-        remedy = f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(known)}."
+        known = [name for f in command.fields if f.in_recipes for name in f.keys]
+        close = get_close_matches(key.replace("_", "-"), known, 1)
+        remedy = f"Did you mean {close[0]!r}?" if close else f"It takes: {', '.join(known)}."
         raise RecipeError(f"{place}: 'ws {command.name}' takes no {key!r}", remedy)
     if not field.in_recipes:
         raise RecipeError(
@@ -265,40 +265,42 @@ def _field(command: RecipeCommand, key: str, place: Position) -> Field:
 
 
 def _value(field: Field, key: str, node: Node, place: Position) -> Any:
-    """The value of one key; None where it says nothing."""
-    nodes: Iterable[Node] = node.items if isinstance(node, SequenceNode) and field.many else [node]
+    """The value of one key; None where it is null."""
+    nodes: Iterable[Node] = (
+        node.items if isinstance(node, SequenceNode) and field.multiple else [node]
+    )
     if isinstance(node, ScalarNode) and node.kind == "nothing":
         if field.required or field.default is not None:
             raise RecipeError(f"{place}: {key}: nothing", f"Write {_wanted(field)} there.")
         return None
-    found = []
-    for each in nodes:
-        if not isinstance(each, ScalarNode):
-            kind = "a list" if isinstance(each, SequenceNode) else "a mapping"
-            raise RecipeError(f"{each.place}: {key}: {kind}", f"Write {_wanted(field)}.")
-        found.append(_scalar(field, key, each))
-    if not field.many:
-        return found[0]
-    if field.required and not found:
+    values = []
+    for item in nodes:
+        if not isinstance(item, ScalarNode):
+            kind = "a list" if isinstance(item, SequenceNode) else "a mapping"
+            raise RecipeError(f"{item.place}: {key}: {kind}", f"Write {_wanted(field)}.")
+        values.append(_scalar(field, key, item))
+    if not field.multiple:
+        return values[0]
+    if field.required and not values:
         raise RecipeError(f"{place}: {key}: an empty list", "Name at least one.")
-    return found or None
+    return values or None
 
 
 def _wanted(field: Field) -> str:
     one = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    return f"a list, each item {one[field.kind]}" if field.many else one[field.kind]
+    return f"a list, each item {one[field.kind]}" if field.multiple else one[field.kind]
 
 
 def _scalar(field: Field, key: str, node: ScalarNode) -> Any:
-    def wrong(found: str, remedy: str = "") -> RecipeError:
-        return RecipeError(f"{node.place}: {key}: {found}", remedy or f"Write {_wanted(field)}.")
+    def wrong(problem: str, remedy: str = "") -> RecipeError:
+        return RecipeError(f"{node.place}: {key}: {problem}", remedy or f"Write {_wanted(field)}.")
 
     if field.kind is str:
         if not node.text:
             raise wrong("empty")
         if node.kind in ("boolean", "nothing"):
             raise wrong(f"{node.text} is no text", f'Write it in quotes: "{node.text}"')
-        if "\0" in node.text or any("\ud800" <= each <= "\udfff" for each in node.text):
+        if "\0" in node.text or any("\ud800" <= character <= "\udfff" for character in node.text):
             raise wrong("a character that no file name holds")
         if key == "trainer-arg" and node.text.partition("=")[0] not in _TRAINER:
             raise wrong(

@@ -1,4 +1,4 @@
-"""What the options of an edit came to, told from the parameters in its record."""
+"""The settings of an edit as command-line options, from the parameters in its record."""
 
 from __future__ import annotations
 
@@ -27,65 +27,65 @@ _TRAINED = (
 def settings(
     record: EditRecord, command: RecipeCommand, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Values by parameter name, of the options that a record knows more of than their default.
+    """Values by parameter name, of the options that a record holds.
 
     Args:
         record: The record.
         command: Its command.
-        given: What was given, which may rule other options out.
+        given: The given values, which may rule other options out.
     """
     parameters = record.parameters
-    found = {name: parameters[name] for name in _PLAIN if name in parameters}
-    found |= _selection(parameters.get("selection", {}))
-    found |= _storage(parameters.get("storage", {}))
-    found |= _ranks(parameters)
-    found["as_"] = "adapter" if record.kind == "adapter" else "checkpoint"
+    values = {name: parameters[name] for name in _PLAIN if name in parameters}
+    values |= _selection(parameters.get("selection", {}))
+    values |= _storage(parameters.get("storage", {}))
+    values |= _ranks(parameters)
+    values["as_"] = "adapter" if record.kind == "adapter" else "checkpoint"
     if isinstance(parameters.get("device"), str):
-        found["device"] = parameters["device"].split(":")[0]
+        values["device"] = parameters["device"].split(":")[0]
     if isinstance(parameters.get("training"), Mapping):
-        found |= _training(parameters["training"])
+        values |= _training(parameters["training"])
     if parameters.get("edit") == "unlearn":
-        found |= _system(parameters)
+        values |= _system(parameters)
     if isinstance(parameters.get("method"), Mapping):
         method = parameters["method"]
-        found |= {name: method[name] for name in ("mode", "order", "lora_rank", "lora_alpha")}
-        found["keep_weight"] = method["keep_weight"]
-    if "objective" in found:  # options that go with some objectives only
-        if found["objective"] != "negate":
-            found.pop("round_scale", None)
-        if found["objective"] not in ("neighbours", "strangers"):
-            found.pop("draws", None)
+        values |= {name: method[name] for name in ("mode", "order", "lora_rank", "lora_alpha")}
+        values["keep_weight"] = method["keep_weight"]
+    if "objective" in values:  # options that go with some objectives only
+        if values["objective"] != "negate":
+            values.pop("round_scale", None)
+        if values["objective"] not in ("neighbours", "strangers"):
+            values.pop("draws", None)
         if not given.get("validation_keep"):
-            found.pop("threshold", None)
-    names = {each.name for each in command.fields}
-    return {name: value for name, value in found.items() if name in names}
+            values.pop("threshold", None)
+    names = {field.name for field in command.fields}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _selection(selection: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: selection[name] for name in ("targets", "layers") if name in selection}
+    values = {name: selection[name] for name in ("targets", "layers") if name in selection}
     for name in ("include", "exclude"):
-        found[name] = list(selection.get(name, ())) or None
+        values[name] = list(selection.get(name, ())) or None
     scales = [f"{pattern}={_number(factor)}" for pattern, factor in selection.get("scales", ())]
-    return {**found, "layer_scale": scales or None}
+    return {**values, "layer_scale": scales or None}
 
 
 def _storage(storage: Mapping[str, Any]) -> dict[str, Any]:
-    found = {name: storage[name] for name in ("dtype", "rounding") if name in storage}
+    values = {name: storage[name] for name in ("dtype", "rounding") if name in storage}
     if storage.get("rounding") == "stochastic":
-        found["seed"] = storage["seed"]
-    return found
+        values["seed"] = storage["seed"]
+    return values
 
 
 def _ranks(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The rules of how many factors, which records hold in words."""
-    found: dict[str, Any] = {}
+    """The rank rules, which records hold as text."""
+    values: dict[str, Any] = {}
     rule = parameters.get("rank", parameters.get("rule"))
     if isinstance(rule, str):
-        found |= _rule(rule)
+        values |= _rule(rule)
     keep = parameters.get("keep_rank")
     if isinstance(keep, str) and "rank" in _rule(keep):
-        found["keep_rank"] = _rule(keep)["rank"]
-    return found
+        values["keep_rank"] = _rule(keep)["rank"]
+    return values
 
 
 def _rule(text: str) -> dict[str, Any]:
@@ -97,25 +97,25 @@ def _rule(text: str) -> dict[str, Any]:
 
 
 def _training(training: Mapping[str, Any]) -> dict[str, Any]:
-    if "dtype" in training:  # as records of before called it
+    if "dtype" in training:  # its name in older records
         training = {"precision": training["dtype"], **training}
-    found = {name: training[name] for name in _TRAINED if name in training}
-    if found.get("steps") is None:
-        found["epochs"] = training["epochs"]
-    return found
+    values = {name: training[name] for name in _TRAINED if name in training}
+    if values.get("steps") is None:
+        values["epochs"] = training["epochs"]
+    return values
 
 
 def _system(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``ws unlearn`` was run with, where it differs from how trainings are recorded."""
+    """Settings of ``ws unlearn`` that are recorded in another way than those of trainings."""
     chosen = parameters["settings"].items()
-    found = {
+    values = {
         "dtype": parameters.get("storage", {}).get("dtype"),
         "lora_rank": parameters["lora_rank"],
         "set_": [f"{name}={json.dumps(value)}" for name, value in chosen] or None,
     }
     if not parameters["chosen"]:  # by hand; else the method takes what it takes
-        found |= dict.fromkeys(("targets", "include", "exclude", "layers"))
-    return found
+        values |= dict.fromkeys(("targets", "include", "exclude", "layers"))
+    return values
 
 
 def _number(value: float) -> str:
@@ -130,13 +130,13 @@ def called_from_python(
     Args:
         record: A record without a command line.
         commands: Those that a recipe may name.
-        place: What to call the record in messages.
+        place: Name of the record in messages.
 
     Returns:
         The command, and values by parameter name.
 
     Raises:
-        RecipeError: No command line says the same.
+        RecipeError: No command line is equivalent.
     """
 
     def unsayable(why: str) -> RecipeError:
@@ -163,11 +163,11 @@ def called_from_python(
     if keeps:
         values["keep"] = [_named(inputs[key], unsayable) for key in keeps]
     for option in ("vocab", "missing"):
-        chosen = sorted({each[option] for each in inputs.values() if option in each})
+        chosen = sorted({entry[option] for entry in inputs.values() if option in entry})
         if len(chosen) > 1:
             raise unsayable(f"its vectors were opened with different {option}: {chosen}")
         values |= {option: chosen[0]} if chosen else {}
-    if any(each.get("partial") for each in inputs.values()):
+    if any(entry.get("partial") for entry in inputs.values()):
         values["partial"] = True
     storage = parameters.get("storage", {})
     seed = parameters.get("seed", storage.get("seed"))
@@ -178,19 +178,19 @@ def called_from_python(
         raise unsayable(f"what is kept is truncated by {keep_rank}")
     if rank and parameters.get("rule", "all factors") != "all factors":
         raise unsayable(f"its adapter was truncated again, by {parameters['rule']}")
-    known = settings(record, commands[name], values)
-    by_name = {each.name: each for each in commands[name].fields}
-    others = {
+    recorded = settings(record, commands[name], values)
+    by_name = {field.name: field for field in commands[name].fields}
+    changed = {
         option: value
-        for option, value in known.items()
+        for option, value in recorded.items()
         if option != "device" and value != by_name[option].default
     }
-    return commands[name], {**values, **others}
+    return commands[name], {**values, **changed}
 
 
-def _named(each: Mapping[str, Any], unsayable: Any) -> str:
+def _named(entry: Mapping[str, Any], unsayable: Any) -> str:
     """A vector or statistics as on the command line."""
-    if not each.get("files"):
-        raise unsayable(f"{each.get('name')} was made in memory")
-    factor = float(each.get("factor", each.get("weight", 1)))
-    return str(each["name"]) if factor == 1 else f"{each['name']}:{_number(factor)}"
+    if not entry.get("files"):
+        raise unsayable(f"{entry.get('name')} was made in memory")
+    factor = float(entry.get("factor", entry.get("weight", 1)))
+    return str(entry["name"]) if factor == 1 else f"{entry['name']}:{_number(factor)}"

@@ -28,7 +28,7 @@ def recipe_text(recipe: Written, origin: str) -> str:
         origin: The output it is the recipe of.
     """
     head, given, settled, rest = _parts(recipe)
-    origin = "".join(each if each.isprintable() else "?" for each in origin)
+    origin = "".join(character if character.isprintable() else "?" for character in origin)
     return "\n".join(
         [
             f"# How {origin} was made; 'ws run' with this file makes it again.",
@@ -49,23 +49,23 @@ def recipe_data(recipe: Written) -> dict[str, Any]:
 
 
 def _parts(recipe: Written) -> tuple[dict[str, Any], ...]:
-    keys = {each.name: each.key for each in recipe.command.fields}
-    many = {each.name for each in recipe.command.fields if each.many}
+    keys = {field.name: field.key for field in recipe.command.fields}
+    multiple = {field.name for field in recipe.command.fields if field.multiple}
 
     def named(values: Mapping[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in values.items() if value is not None}
         return {keys[name]: _number_as_such(value) for name, value in given.items()}
 
-    def files(name: str, each: Sequence[Mapping[str, str]]) -> Any:
-        return [_sorted(one) for one in each] if name in many else _sorted(each[0])
+    def files(name: str, digests: Sequence[Mapping[str, str]]) -> Any:
+        return [_sorted(one) for one in digests] if name in multiple else _sorted(digests[0])
 
-    inputs = {keys[name]: files(name, each) for name, each in recipe.inputs.items()}
+    inputs = {keys[name]: files(name, digests) for name, digests in recipe.inputs.items()}
     rest = {INPUTS: inputs, MADE_WITH: dict(recipe.made_with), RESULT: _sorted(recipe.result)}
     return (
         {VERSION: FORMAT, COMMAND: recipe.command.name},
         named(recipe.given),
         named(recipe.settled),
-        {name: each for name, each in rest.items() if each},
+        {name: value for name, value in rest.items() if value},
     )
 
 
@@ -86,9 +86,13 @@ def _yaml(data: Mapping[str, Any]) -> str:
     import yaml
 
     # What a terminal would not show as it is, stands as YAML's own escapes.
-    seen = json.dumps(data, ensure_ascii=False).isprintable()
+    printable = json.dumps(data, ensure_ascii=False).isprintable()
     return str(
         yaml.safe_dump(
-            dict(data), sort_keys=False, allow_unicode=seen, default_flow_style=False, width=1 << 20
+            dict(data),
+            sort_keys=False,
+            allow_unicode=printable,
+            default_flow_style=False,
+            width=1 << 20,
         )
     )
