@@ -265,7 +265,7 @@ def _costs(name: str, machine: Hardware) -> Iterator[Cost]:
         yield _cost("negate or add a fine-tune", negate, machine)
         yield _cost("project with vectors, --rank 64", project, machine)
         yield _cost("subspace --rank 32", subspace, machine)
-        # Whatever runs the model has it as a whole.
+        # Whatever runs the model needs all of its weights.
         whole = base.to_download
         yield _cost("project a data set", lambda: _training(base, out), machine, whole)
         yield _cost("identify --mode delta", lambda: _stages(base, out), machine, whole)

@@ -141,7 +141,7 @@ def keep_data(
     target = Path(os.path.realpath(out))
     if not Staging.beside(target).exists():  # else there may be something to resume
         check_target(target, [base.path, *(dataset.path for dataset in sets.keep)], overwrite)
-    # One part is that of a task's own form, which a vector does not tell.
+    # One part has the form of the task itself, which a vector does not reveal.
     keep = Kept([dataset.examples for dataset in sets.keep])
     prompt_count = prompts + prompts // len(sets.keep)
     texts = keep_texts(tokenizer, (), keep, prompt_count, seed)

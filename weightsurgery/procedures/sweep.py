@@ -267,7 +267,7 @@ def _decomposed(
     """Every tensor's change, by setting."""
     ladders: dict[Setting, dict[str, SumDelta]] = {setting: {} for setting in grid.settings()}
     names = list(factors)
-    # One thread in each operation, as where an edit is written: the result depends on it.
+    # One thread per operation, as where an edit is written: the result depends on it.
     with torch_threads(1):
         for number, deltas in enumerate(in_order(changes.at, names, workers)):
             name = names[number]

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 ATTACKS = ("loss", "zlib", "min_k", "min_k++")
-"""How membership is inferred: each a loss, which is lower for what a model was trained on."""
+"""Membership attacks: losses that are lower for what a model was trained on."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from weightsurgery.vectors.lora_files import AdapterPlan, plan_adapter
 
 __all__ = ["AdapterStorage"]
 
-# Of a task's norm: a factor below this is the rounding of what discrimination took away.
+# Of a task's norm: a factor below this is the rounding error of discrimination.
 _ROUNDING = 1e-6
 # Of a task's energy: less than that counts as nothing, and the record's figure may round it to 0.
 _LEAST_SURVIVED = 1e-10
@@ -120,7 +120,7 @@ class AdapterStorage:
             **({} if edit.factors else {"seed": self.seed}),
         }
         record.lineage = lineage
-        # One thread in each operation: its result would depend on their number.
+        # One thread per operation: its result would depend on their number.
         with torch_threads(1):
             record = write_adapter(
                 base,

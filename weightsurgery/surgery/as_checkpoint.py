@@ -236,7 +236,7 @@ def _by_tensor(
         stream.advance("checksums", path.stat().st_size)
         return digest
 
-    # One thread in each operation: its result would depend on their number.
+    # One thread per operation: its result would depend on their number.
     with torch_threads(1), ThreadPoolExecutor(workers, "ws") as pool:
         try:
             results([pool.submit(stream.tensor, name) for name in todo])

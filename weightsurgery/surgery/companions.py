@@ -85,7 +85,7 @@ def copy_companions(
         OutputError: One has the name of a shard, or the disk failed.
     """
     converts = any(storage.stored(entry) != entry.dtype for entry in base.entries.values())
-    # A wrong sum is written right: the output would otherwise be as odd as its base.
+    # A wrong total is corrected: the output would otherwise be as odd as its base.
     converts |= not base.as_stored or declared_total(base) not in (None, base.layout.nbytes)
     copied = {}
     for name in companions_of(base, storage):

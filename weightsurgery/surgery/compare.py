@@ -105,7 +105,7 @@ def diff(
             change = None if dense is None else torch.from_numpy(dense).reshape(entry.shape)
             return row, change, stats
         exact = delta.factors()
-        # Factors are never multiplied out; a matrix lies in memory that the thread uses again.
+        # Factors are never multiplied out; a matrix lies in memory that the thread reuses.
         dense_matrix = borrowed(entry) if exact is None else None
         row, stats = difference(base, entry, delta, dense_matrix, sketched=False)
         if exact is not None:
@@ -129,7 +129,7 @@ def diff(
     for _, change in vector.terms:
         if isinstance(change, FinetunedChange):
             change.prefetch(names)
-    # Over the network, nothing is read but what was asked for.
+    # Over the network, only selected tensors are read.
     selected = set(names) if base.remote else None
     lineage = tuple(kinship(base, change, selected) for _, change in vector.terms)
     inputs = inputs_of(base, {"vector": vector})
@@ -145,7 +145,7 @@ def diff(
     done, total = 0, sum(entry.nbytes for entry in entries)
     rows: list[TensorDifference] = []
     sums = ChangeStats()
-    # What only looks need not load torch.
+    # Statistics alone need no torch.
     threads = nullcontext() if rule is None and save_to is None else torch_threads(1)
     with threads, writer or nullcontext():
         for entry, result in zip(entries, in_order(compare, entries, count), strict=True):

@@ -124,7 +124,7 @@ def difference(
     read = _reader(base, entry, delta)
     stats = ChangeStats()
     for start, stop in entry.blocks():
-        # A change is needed as numbers only where it is kept or multiplied.
+        # A change is needed as numbers only where it is stored or multiplied.
         into = None
         if whole is not None:
             into = whole[start:stop]

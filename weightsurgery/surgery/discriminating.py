@@ -31,11 +31,11 @@ __all__ = ["INPUTS_EPSILON", "Decomposed", "Learn", "Project", "or_nothing"]
 INPUTS_EPSILON = 1e-3
 """The ridge of activation statistics where none is given."""
 
-# Of a task's energy: what is left below this (1e-5 of its norm) is the rounding of float32
-# factors, and is written as no change at all.
+# Of a task's energy: a result below this (1e-5 of its norm) is the rounding of float32 factors,
+# and is written as no change at all.
 _NOTHING = 1e-10
 
-# Of the inputs' energy: what rounding leaves outside of keep tasks that span all of the inputs.
+# Of the inputs' energy: rounding leaves this much outside of keep tasks that span all inputs.
 _NOTHING_OUTSIDE = 1e-12
 
 

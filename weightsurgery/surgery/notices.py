@@ -14,7 +14,7 @@ __all__ = [
 ]
 
 # Of ‖W‖ over the edited tensors. Fine-tunes of real models change 0.1 to 3 % of it; on SmolLM2-135M
-# a task vector that was taken away at 4 % raised the perplexity of prose a hundredfold, at 8 % a
+# a task vector that was subtracted at 4 % raised the perplexity of prose a hundredfold, at 8 % a
 # millionfold (scripts/reproduce/LOG.md). So whatever is beyond all fine-tunes deserves a look.
 _BEYOND_FINE_TUNES = 0.05
 

@@ -47,7 +47,7 @@ class EditPlan:
     Attributes:
         edit: Name of the edit.
         edited: Tensors it may change, with their scale factors.
-        copies: Stored copies of tied tensors and the tensor each follows.
+        copies: Stored copies of tied tensors → the tensor they follow.
         shards: Headers of the output.
         read_bytes: Bytes of weights to be read.
         write_bytes: Bytes of weights to be written.

@@ -19,14 +19,14 @@ from weightsurgery.vectors.task_vector import TaskVector
 
 __all__ = ["selected_share"]
 
-# Places in a tensor where some rows are read, and elements of them.
+# Places in a tensor where rows are read, and elements per place.
 _PLACES, _ELEMENTS = 32, 1024
 
 
 def selected_share(
     base: Checkpoint, vector: TaskVector, chosen: Collection[str], copies: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The part of a vector that is in some tensors.
+    """The share of a vector that lies in the selected tensors.
 
     Args:
         base: The base.

@@ -106,9 +106,9 @@ class Windows:
         self.outputs: dict[str, str] = {}
         self._other = [change for change in changes.values() if isinstance(change, OtherChange)]
         self._computed = {change.entry.name for change in self._other}
-        # What an interrupted run worked out, bytes and all as it noted them.
+        # Tensors that an interrupted run computed and recorded.
         self._resumed = self._computed & stream.writer.done.keys()
-        # What is worked out comes back from its device, and is added here.
+        # Computed changes come back from their device, and are added on the processor.
         self._arithmetic = OnHost() if self._other else arithmetic_on(stream.device)
         self._pieces = Pieces(stream.edit, stream.base, self._arithmetic)
         self._prefetch: Prefetch | None = None
@@ -278,7 +278,7 @@ class Windows:
                 tensor.missing -= 1
                 whole = tensor.missing == 0
             if whole and entry.name not in self._resumed:
-                # The others are made again as fast as they would be read back and checked.
+                # The others are computed again as fast as they would be read back and checked.
                 computed = entry.name in self._computed
                 facts = self._facts(entry.name, tensor)
                 self.stream.writer.finish(entry.name, facts, computed)

@@ -1,8 +1,8 @@
-"""From data to an edit, one road for every method: a job is read, a change found, saved, applied.
+"""From data to an edit, by the same steps for every method: read, find a change, save it, apply it.
 
-A :class:`~weightsurgery.unlearning.job.Job` is all that decides a vector; its method finds the
+A :class:`~weightsurgery.unlearning.job.Job` is all that determines a vector; its method finds the
 change (:mod:`weightsurgery.unlearning.method`), :mod:`weightsurgery.unlearning.saving` writes that,
-and :mod:`weightsurgery.unlearning.run` takes a job from the one end to the other.
+and :mod:`weightsurgery.unlearning.run` runs all steps.
 """
 
 __all__: list[str] = []

@@ -54,7 +54,7 @@ class BenchGrid:
     Attributes:
         about: What it does, in a line.
         rates: Learning rates.
-        settings: Settings that are not as published, each tried with each rate.
+        settings: Settings that are not as published, every one tried with every rate.
         every: Steps between evaluations.
         ends_itself: One evaluation per learning rate, where the method's stopping rule ends it.
         label: The row's name; None for the method's.
@@ -177,7 +177,7 @@ def unlearn(
         forget: What to forget.
         keep: What to keep; not used by all.
         training: Training settings; by default as published.
-        settings: The method's own, by name; the others are as published.
+        settings: Settings of the method, by name; the others are as published.
         selection: Which parameters to train; by default all linear layers, of which a method may
             take fewer.
         unseen: What the model never saw; not used by all.

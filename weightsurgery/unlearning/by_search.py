@@ -21,7 +21,7 @@ from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["BySearch", "distinct_widths"]
 
-# Texts of a pass, their usual length in tokens, and the places of each that count.
+# Texts of a pass, their usual length in tokens, and the positions per text that count.
 _PASS, _LENGTH, _PLACES = 16, 40, 14
 
 
@@ -110,7 +110,7 @@ def _by_neighbours(job: Job, method: BySearch) -> dict[str, int]:
     }
 
 
-# Matrices that are given the same, as the families whose weights have such names have it.
+# Matrices with the same input, by the names that model families give them.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 
 

@@ -35,7 +35,7 @@ class MethodSettings:
 
     Attributes:
         method: A name of :data:`weightsurgery.unlearning.methods.METHODS`.
-        settings: The method's own, by name; the others are as published.
+        settings: Settings of the method, by name; the others are as published.
         training: Fields of :class:`~weightsurgery.learning.settings.Training`, likewise.
         lora_rank: Train a LoRA adapter of this rank; None for the method's way.
         rank: Truncate the change to this rank; None for as it is.

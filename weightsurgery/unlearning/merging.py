@@ -1,7 +1,7 @@
 """Unlearning by merging: methods that train vectors and negate what is left of them.
 
 Each finds a :class:`Line` of changes, ``start − λ · direction``, from what is to be forgotten and
-what is to be kept; how far to go along it is found by
+what is to be kept; the distance λ along it is found by
 :func:`weightsurgery.unlearning.scale_choice.find_scale`, or the caller's to say.
 """
 
@@ -138,7 +138,7 @@ def vector(
     training: Training | None = None,
     lora_rank: int | None = None,
 ) -> Change:
-    """The joint task vector of some examples, by parameter."""
+    """The joint task vector of the examples, by parameter."""
     from weightsurgery.learning import identify
     from weightsurgery.learning.method import IdentifyMode
 

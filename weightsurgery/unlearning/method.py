@@ -32,12 +32,12 @@ GUARD = "guard"
 
 
 class Method(ABC):
-    """Finds a change, with settings of its own.
+    """Finds a change, by its own settings.
 
     Attributes:
         seed: Of every draw.
         packages: What it imports beyond what every training does, by the names of distributions.
-        distributed: Whether several processes may train together.
+        distributed: Whether it can train in more than one process.
     """
 
     seed: int = 0
@@ -63,7 +63,7 @@ class Method(ABC):
 
     @abstractmethod
     def factors(self, job: Job) -> RankRule:
-        """How many factors the change has, for an adapter.
+        """The rank of the change, for an adapter.
 
         Raises:
             EditError: It is of full rank.
@@ -87,7 +87,7 @@ class Method(ABC):
 
         Args:
             job: The job.
-            trained: How many numbers are trained.
+            trained: Number of trained parameters.
         """
         return 0
 

@@ -1,6 +1,6 @@
-"""The road: a job's vector is found and saved, and one streaming edit applies it.
+"""Runs a job: its vector is found and saved, and one streaming edit applies it.
 
-What a method found on the model in memory is saved as one task vector beside the output,
+The change that a method found in memory is saved as one task vector beside the output,
 ``W' = W − T`` to forget and ``W + T`` to learn. Then one edit writes the output, as ``ws negate``
 and ``ws add`` would of that vector; or an adapter, if the vector is in factors. A vector that a
 killed run of the same settings and inputs had finished is used again; a training that was killed

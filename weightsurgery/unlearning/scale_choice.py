@@ -61,9 +61,9 @@ def choose_scale(
     """The recipe's choice among measured scales.
 
     Args:
-        scores: λ → the target's score and each control's.
+        scores: λ → the target's score and the controls'.
         before: The same of the pretrained model.
-        share: Of each control's score before that must be left.
+        share: Share of the controls' scores before that must be left.
 
     Returns:
         Of those that hold every control the λ of the lowest target score; of equal ones the
@@ -98,7 +98,7 @@ def find_scale(
         target: Examples to forget.
         controls: Validation examples to keep, one or more lists, none of them empty.
         scales: λ to try.
-        share: Of each control's score before that must be left.
+        share: Share of the controls' scores before that must be left.
         score: Called as ``score(model, tokenizer, examples)``; larger is better.
         progress: Called as ``progress(text, done, total)`` in scales.
 

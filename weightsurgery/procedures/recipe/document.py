@@ -18,7 +18,7 @@ from weightsurgery.errors import RecipeError
 
 __all__ = ["MappingNode", "Node", "Position", "ScalarNode", "SequenceNode", "parse", "read_text"]
 
-# A recipe that lists each shard of a model of a trillion parameters has a tenth of this.
+# A recipe that lists all shards of a model of a trillion parameters has a tenth of this.
 LARGEST_BYTES = 1 << 20
 
 _DEEPEST = 8

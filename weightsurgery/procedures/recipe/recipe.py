@@ -141,11 +141,11 @@ def listed_makers(table: MappingNode) -> dict[str, str]:
 
 FORMAT = 1
 
-# Keys that are no option of a command.
+# Keys that are no options of a command.
 VERSION, COMMAND = "weightsurgery", "command"
 
-# What transformers' Trainer may be told by a stranger: numbers of the training. Others read other
-# files, load other code or report elsewhere.
+# Arguments of transformers' Trainer that a stranger's recipe may set: numbers of the training.
+# Others read other files, load other code or report elsewhere.
 _TRAINER = frozenset(
     {"adam_beta1", "adam_beta2", "adam_epsilon", "dataloader_drop_last", "label_smoothing_factor",
      "lr_scheduler_kwargs", "lr_scheduler_type", "max_grad_norm", "neftune_noise_alpha",

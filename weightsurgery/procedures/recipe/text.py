@@ -85,7 +85,7 @@ def _yaml(data: Mapping[str, Any]) -> str:
         return ""
     import yaml
 
-    # What a terminal would not show as it is, stands as YAML's own escapes.
+    # Unprintable characters are written as YAML escapes.
     printable = json.dumps(data, ensure_ascii=False).isprintable()
     return str(
         yaml.safe_dump(

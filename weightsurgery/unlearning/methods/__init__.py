@@ -46,7 +46,7 @@ METHODS: Mapping[str, str] = {
 
 
 class _Systems(Mapping[str, "type[System]"]):
-    """The classes by name; a file is imported when its method is asked for."""
+    """The classes by name; a file is imported when its method is used."""
 
     def __getitem__(self, name: str) -> type[System]:
         module = import_module(f"{__name__}.{name.replace('-', '_')}") if name in METHODS else None

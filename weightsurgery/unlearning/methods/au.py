@@ -63,7 +63,7 @@ class GenericLabels(ByDistillation):
     """AU, Who's Harry Potter: labels ``softmax(v_base − α ReLU(v_reinforced − v_base))``.
 
     Eldan and Russinovich 2023, arXiv 2310.02238. A model trained further on what to forget says
-    which words belong to it; the model is then trained on what it said itself, less these. Their
+    which words belong to it; the model is then trained on its former logits, less these. Their
     second half, which replaces names by those of a dictionary that a larger model writes, is left
     out: it needs such a model. α, rates and epochs are ours.
     """

@@ -39,7 +39,7 @@ class NegatedScaling(ByMerging):
         """See :class:`ByMerging`.
 
         Raises:
-            EditError: A rank was asked for.
+            EditError: A rank was given.
             UnsupportedCheckpointError: A bias would be scaled that is not among what may change.
         """
         # peft takes seconds to import

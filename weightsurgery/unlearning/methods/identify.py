@@ -57,7 +57,7 @@ class IdentifyPlan:
 
     Attributes:
         mode: The method's.
-        stages: Name, tensors and trained numbers of each stage, in order.
+        stages: Name, number of tensors and of trained parameters per stage, in order.
         weights: Bytes of the model in float32.
         gradients: Bytes of the gradients of the largest stage.
         optimiser: Bytes of AdamW's two moments for the largest stage.
@@ -130,7 +130,7 @@ class Identify(Method):
         largest = max(count for _, _, count in stages)
         total = sum(count for _, _, count in stages)
         originals = total if job.sets.keep and rank is None else 0
-        # Finished stages, the tuned tensors, the vector; a point to go on from, and the one
+        # Finished stages, the fine-tuned tensors, the vector; a point to go on from, and the one
         # before it; in mode literal the first values too.
         copies = 4 if self.modes.mode == "literal" else 3
         return IdentifyPlan(
@@ -182,8 +182,8 @@ class Identify(Method):
             with writing(root.parent):
                 before = save_tensors(model, initial, root / "initial") if literal else base
                 after = save_tensors(model, values, root / "tuned")
-            found = FinetunedChange(before, after, missing="base")
-            return MethodResult(_Differences(job, found), summary)
+            finetuned = FinetunedChange(before, after, missing="base")
+            return MethodResult(_Differences(job, finetuned), summary)
 
     def _check_space(self, job: Job, root: Path) -> None:
         needed = self.planned(job).disk - held_bytes(root)

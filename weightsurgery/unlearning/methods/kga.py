@@ -31,7 +31,7 @@ class KGASettings:
     Attributes:
         alpha: Weight of what to keep.
         stop: Training ends when the gaps are apart by this share of what they were.
-        helper_steps: Steps for which each helper is trained.
+        helper_steps: Training steps per helper.
         helper_rate: Learning rate of the helpers.
 
     Raises:
@@ -98,7 +98,7 @@ class KnowledgeGapAlignment(ByLoss):
         gap: float = self.prepared["gap"]
         excess = (self.sum_over_processes(divergence) if self._step is None else self._step) - gap
         self._apart = abs(float(excess))
-        # This part's share of |over|, of whose gradient the whole step says the sign.
+        # This part's share of |excess|, whose gradient takes the sign of the whole step's.
         share = BatchTotals.of(forget.inputs).tokens.to(divergence.dtype) / forget.whole.tokens
         apart = excess.sign() * (divergence - gap * share)
         before = self.reference_outputs("base", keep.inputs)

@@ -33,7 +33,7 @@ from weightsurgery.vectors.statistics import total_gram
 
 __all__ = ["InRounds"]
 
-# A loss that is still above this share of the first is worth a word.
+# A loss that is still above this share of the first is worth a notice.
 _LITTLE = 0.5
 
 
