@@ -38,7 +38,7 @@ class MethodSettings:
         settings: Settings of the method, by name; the others are as published.
         training: Fields of :class:`~weightsurgery.learning.settings.Training`, likewise.
         lora_rank: Train a LoRA adapter of this rank; None for the method's way.
-        rank: Truncate the change to this rank; None for as it is.
+        rank: Truncate the change by this rule; None for as it is.
     """
 
     method: str

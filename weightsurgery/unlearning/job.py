@@ -106,7 +106,7 @@ class Job:
         device: Where to train.
         chosen: Whether the selection was made by hand.
         keep: Vectors and statistics to keep.
-        rank: Truncate the change to this rank; None for as it is.
+        rank: Truncate the change by this rule; None for as it is.
         lineage: Result of the check that vectors and statistics derive from the base.
     """
 

@@ -23,7 +23,7 @@ class Search:
         rounds: See :class:`weightsurgery.learning.rounds.Rounds`.
         neighbours: Forget, or learn where `rounds` says so, by neighbours instead; see
             :mod:`weightsurgery.learning.forget`.
-        rank: Truncate the change to this rank; None for as it is.
+        rank: Truncate the change by this rule; None for as it is.
         keep_rank: Number of factors to keep of a vector.
         threshold: Share of its accuracy before that every validation set must keep.
         budget: Divergence that ordinary language may suffer, in nats a token; see
