@@ -27,7 +27,7 @@ from weightsurgery.learning.kept import Kept, keep_texts
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.statistics import tokens_of
 from weightsurgery.progress import Progress
-from weightsurgery.unlearning.matrices import held_as
+from weightsurgery.unlearning.matrices import stored_matrices
 from weightsurgery.unlearning.sets import Sets
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import InputStatistics, Statistics, StatisticsWriter
@@ -151,15 +151,15 @@ def keep_data(
         why = " for activation statistics beside it"
         need_space(target, planned.nbytes, staging.root, why)
         model, _ = load_model(base.path, device)
-        held = held_as(model, base, names)
-        layers = {name: layer for name, layer in linear_inputs(model).items() if name in held}
+        stored = stored_matrices(model, base, names)
+        layers = {name: layer for name, layer in linear_inputs(model).items() if name in stored}
         rows = tokens_of(tokenizer, texts, model)
         directory = staging.root / "statistics"
         shutil.rmtree(directory, ignore_errors=True)  # of a killed run
         with StatisticsWriter(directory, [base.path]) as writer:
             bound = sums_bound(model, layers)
             for group, gram, n in gathered(model, layers, rows, bound, BATCH_TOKENS, progress):
-                writer.add([held[name] for name in group], gram, n)
+                writer.add([stored[name] for name in group], gram, n)
             record = EditRecord("activation-statistics")
             record.parameters = {"base_samples": samples_of(base)}
             writer.commit(record)

@@ -188,7 +188,7 @@ class BySystem(OnModel):
         )
 
     @override
-    def kept_bytes(self, job: Job, trained: int) -> int:
+    def resume_bytes(self, job: Job, trained: int) -> int:
         if not self.system.goes_on:
             return 0
         training, steps = self.training, self.training.steps
@@ -230,7 +230,7 @@ class BySystem(OnModel):
             ChangeRequest(
                 loaded.model,
                 job.tokenizer,
-                tuple(loaded.held),
+                tuple(loaded.stored),
                 job.sets.examples,
                 [example for rows in job.sets.keep for example in rows.examples],
                 [example for rows in job.sets.unseen for example in rows.examples],
@@ -242,7 +242,7 @@ class BySystem(OnModel):
                 loaded.workspace,
             )
         )
-        strays = [name for name in result.change if name not in loaded.held]
+        strays = [name for name in result.change if name not in loaded.stored]
         if strays:
             raise EditError(
                 f"{self.name} changed {strays[0]!r}, which is not among what may change",

@@ -12,7 +12,7 @@ from weightsurgery.errors import EditError, SelectionError, UnsupportedCheckpoin
 from weightsurgery.learning.activations import linear_inputs
 from weightsurgery.learning.parameters import parameters_of
 
-__all__ = ["held_as", "matrices"]
+__all__ = ["matrices", "stored_matrices"]
 
 
 def matrices(base: Checkpoint, selection: Selection) -> list[str]:
@@ -40,7 +40,7 @@ def matrices(base: Checkpoint, selection: Selection) -> list[str]:
     return names
 
 
-def held_as(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str]:
+def stored_matrices(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str]:
     """The linear layers that matrices become in memory.
 
     Args:
@@ -55,10 +55,10 @@ def held_as(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str
         UnsupportedCheckpointError: A matrix is no single linear layer in memory.
     """
     layers = linear_inputs(model)
-    held = {}
-    for parameter, stored in parameters_of(model, base, names).items():
-        first = stored[0]
-        if len(stored) > 1 or base.entry(first).shape != tuple(
+    stored_as = {}
+    for parameter, tensors in parameters_of(model, base, names).items():
+        first = tensors[0]
+        if len(tensors) > 1 or base.entry(first).shape != tuple(
             model.get_parameter(parameter).shape
         ):
             raise UnsupportedCheckpointError(
@@ -79,5 +79,5 @@ def held_as(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[str, str
                 " kept",
                 f"Leave it out with --exclude '{first}'.",
             )
-        held[parameter] = first
-    return held
+        stored_as[parameter] = first
+    return stored_as

@@ -18,7 +18,7 @@ from weightsurgery.learning.parameters import load_float32
 from weightsurgery.learning.stages import encode_rows, is_main
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job, Machine
-from weightsurgery.unlearning.matrices import held_as
+from weightsurgery.unlearning.matrices import stored_matrices
 from weightsurgery.unlearning.saving import MethodResult
 from weightsurgery.vectors.lora_files import AdapterPlan
 
@@ -82,8 +82,8 @@ class Method(ABC):
             finished: Whether it is there already.
         """
 
-    def kept_bytes(self, job: Job, trained: int) -> int:
-        """What the training keeps on disk meanwhile, at most, to go on from after a kill.
+    def resume_bytes(self, job: Job, trained: int) -> int:
+        """Bytes on disk, at most, from which a killed training can resume.
 
         Args:
             job: The job.
@@ -102,14 +102,14 @@ class Loaded:
 
     Attributes:
         model: Float32, on the device to work on.
-        held: The parameters that may change → the matrices they are stored as, in the model's
+        stored: The parameters that may change → the matrices they are stored as, in the model's
             order.
         machine: Device and progress.
         workspace: See :meth:`Method.find`.
     """
 
     model: Any
-    held: Mapping[str, str]
+    stored: Mapping[str, str]
     machine: Machine
     workspace: Path
 
@@ -143,10 +143,10 @@ class OnModel(Method):
         Raises:
             DataError: Data that the model cannot take.
             HarmError: The change goes beyond the budget, and may not.
-            UnsupportedCheckpointError: See :func:`weightsurgery.unlearning.matrices.held_as`.
+            UnsupportedCheckpointError: See :mod:`weightsurgery.unlearning.matrices`.
         """
         model: Any = load_float32(job.base)
-        held = held_as(model, job.base, job.names)
+        stored = stored_matrices(model, job.base, job.names)
         for dataset in job.sets.every:
             try:
                 encode_rows(model, job.tokenizer, dataset.examples, self.max_length)
@@ -165,7 +165,7 @@ class OnModel(Method):
                 seed=self.seed,
                 progress=machine.progress,
             )
-        change, summary = self.change(job, Loaded(model, held, machine, workspace))
+        change, summary = self.change(job, Loaded(model, stored, machine, workspace))
         if guard is not None:
             with added(model, change):
                 report = guard.report(model).to_dict()
@@ -176,4 +176,4 @@ class OnModel(Method):
                     " much is bearable, or pass --allow-harm to write it all the same.",
                 )
             summary[GUARD] = report
-        return MethodResult({held[name]: delta for name, delta in change.items()}, summary)
+        return MethodResult({stored[name]: delta for name, delta in change.items()}, summary)

@@ -155,7 +155,7 @@ def run(job: Job, output: Output, machine: Machine) -> Unlearned | None:
         Staging.clear(place, job.digest)
     if record is None:
         there = held_bytes(workspace_of(job, place))
-        beside = max(0, job.method.kept_bytes(job, planned.trained) - there)
+        beside = max(0, job.method.resume_bytes(job, planned.trained) - there)
         check_space(planned, output.target, place, beside)
         record = find_and_save(
             job,

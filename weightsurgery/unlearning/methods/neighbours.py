@@ -79,7 +79,7 @@ class Neighbours(BySearch):
             job.tokenizer,
             job.sets.examples,
             [dataset.examples for dataset in job.sets.keep],
-            list(loaded.held),
+            list(loaded.stored),
             replace(self.settings, training=replace(self.settings.training, budget=search.budget)),
             learning=learning,
             workspace=loaded.workspace,

@@ -78,9 +78,9 @@ class InRounds(BySearch):
             loaded.model,
             job.tokenizer,
             job.sets.examples,
-            _kept(job, loaded.held, self.search),
+            _keep(job, loaded.stored, self.search),
             self.search.rounds,
-            selection=Selection("all", tuple(glob.escape(name) for name in loaded.held)),
+            selection=Selection("all", tuple(glob.escape(name) for name in loaded.stored)),
             watch=_watch(job, self.search),
             progress=loaded.machine.progress,
         )
@@ -114,16 +114,16 @@ class InRounds(BySearch):
         return notices
 
 
-def _kept(job: Job, held: Mapping[str, str], search: Search) -> Kept:
+def _keep(job: Job, stored: Mapping[str, str], search: Search) -> Kept:
     base, statistics = job.base, job.keep.inputs
 
     def gram(parameter: str) -> torch.Tensor | None:
-        name = held[parameter]
+        name = stored[parameter]
         return total_gram(statistics, name, input_width(base, name)) if statistics else None
 
     directions = {}
     with torch_threads(1):
-        for parameter, name in held.items():
+        for parameter, name in stored.items():
             basis = _directions(job, name, search)
             if basis is not None:
                 directions[parameter] = basis
