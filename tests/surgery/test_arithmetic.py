@@ -50,9 +50,9 @@ def test_bits_are_those_of_the_host(device, dtype, other):
 def test_threads_take_devices_in_turn():
     there = OnDevices([torch.device("cpu"), torch.device("cpu", 0)])
     with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
-        assert one.submit(there._own).result()[0] == torch.device("cpu")
-        assert two.submit(there._own).result()[0] == torch.device("cpu", 0)
-        assert one.submit(there._own).result()[0] == torch.device("cpu")
+        assert one.submit(there._device_and_stream).result()[0] == torch.device("cpu")
+        assert two.submit(there._device_and_stream).result()[0] == torch.device("cpu", 0)
+        assert one.submit(there._device_and_stream).result()[0] == torch.device("cpu")
 
 
 def pair(tmp_path):

@@ -1,4 +1,4 @@
-"""Changes are worked out in order, a bounded number ahead of the one that is needed."""
+"""Changes are worked out in order, a bounded number prefetch of the one that is needed."""
 
 import threading
 
@@ -19,14 +19,14 @@ def test_in_order_and_bounded(workers):
             begun.append(name)
         return name
 
-    ahead = Prefetch(prepare, NAMES, workers)
+    prefetch = Prefetch(prepare, NAMES, workers)
     for number, name in enumerate(NAMES):
-        assert ahead.get(name) == ahead.get(name) == name
+        assert prefetch.get(name) == prefetch.get(name) == name
         assert set(begun) <= set(NAMES[: number + workers + 1])
-        ahead.release(name)
-        assert len(ahead._found) <= workers
+        prefetch.release(name)
+        assert len(prefetch._futures) <= workers
     assert sorted(begun) == sorted(NAMES)  # each once
-    ahead.close()
+    prefetch.close()
 
 
 def test_an_error_comes_to_who_asks_and_nothing_more_begins():
@@ -38,9 +38,9 @@ def test_an_error_comes_to_who_asks_and_nothing_more_begins():
             raise ValueError("bad tensor")
         return name
 
-    ahead = Prefetch(prepare, NAMES, 1)
-    assert ahead.get("t0") == "t0"
+    prefetch = Prefetch(prepare, NAMES, 1)
+    assert prefetch.get("t0") == "t0"
     with pytest.raises(ValueError, match="bad tensor"):
-        ahead.get("t1")
-    ahead.close()
+        prefetch.get("t1")
+    prefetch.close()
     assert len(begun) <= 3
