@@ -1,4 +1,4 @@
-"""Changes are worked out in order, a bounded number prefetch of the one that is needed."""
+"""Changes are prefetched in order, a bounded number beyond the one that is needed."""
 
 import threading
 
