@@ -276,26 +276,6 @@ def test_a_look_reads_neighbours_of_all_parts_of_the_list(known, tmp_path, monke
     assert 0 < some.neighbours != every.neighbours
 
 
-def test_a_look_tells_the_words_of_the_request_from_others(known, tmp_path):
-    """The first place of each fact is in them: however many others are forgotten."""
-    forget(known, replace(SETTINGS, training=replace(TRAINING, steps=1)), workspace=tmp_path)
-    once = read_material(tmp_path / "material.safetensors")
-    facts = len({row.number for row in once.taught})
-    nothing = [[1 + max(each)] for each in once.truth]  # which nobody says
-    for first, second, as_asked in (
-        (once.truth, once.truth, 1.0), (once.truth, nothing, 1.0), (nothing, once.truth, 0.0),
-        ([nothing[0], *once.truth[1:]], nothing, 1 - 1 / facts),
-    ):  # fmt: skip
-        twice = replace(
-            once, taught=[*once.taught, *once.taught], truth=[*first, *second],
-            stranger=[*once.stranger, *once.stranger],
-        )  # fmt: skip
-        look = Looks(tmp_path, twice, 1.0, 0).look(known.model, [], 0)
-        assert look.as_asked == pytest.approx(as_asked)
-        if first is not second:
-            assert look.known < 1
-
-
 def test_what_is_trained_towards_is_read_as_in_training(known, tmp_path, monkeypatch):
     """Else a training in halves would learn to undo the rounding."""
     brief = replace(SETTINGS, training=replace(TRAINING, steps=1))
@@ -485,8 +465,7 @@ def test_enough_is_seen_when_most_of_the_way_is_gone(tmp_path):
     assert far.far(first, learning=False)
     assert not replace(far, truth=0.161).far(first, learning=False)
     assert not replace(far, known=0.06).far(first, learning=False)
-    assert not replace(far, as_asked=0.06).far(first, learning=False)
-    learned = replace(first, known=0.99, truth=0.926, as_asked=0.99)
+    learned = replace(first, known=0.99, truth=0.926)
     assert learned.far(first, learning=True)
     assert not replace(learned, truth=0.924).far(first, learning=True)
     assert not replace(learned, known=0.94).far(first, learning=True)

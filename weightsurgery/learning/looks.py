@@ -53,7 +53,6 @@ class Look:
         left: Numbers of the places where there is more to do: where it still is, or nearly, or not
             yet.
         moved: Numbers of the texts about neighbours that moved most, a quarter of those.
-        as_asked: ``known`` in the words of the request: at the first place of each fact.
     """
 
     step: int
@@ -64,7 +63,6 @@ class Look:
     neighbours: float
     left: tuple[int, ...] = ()
     moved: tuple[int, ...] = ()
-    as_asked: float = 0.0
 
     def inside(self, budget: float) -> bool:
         """Whether ordinary language is as it was, as far as the budget says."""
@@ -73,8 +71,6 @@ class Look:
     def far(self, first: Look, learning: bool) -> bool:
         """Whether it is forgotten, or learned, so far that the rest may settle."""
         goal, known = (1.0, 1 - self.known) if learning else (self.stranger, self.known)
-        if not learning:
-            known = max(known, self.as_asked)
         way = abs(self.truth - goal) <= _FAR * abs(first.truth - goal)
         return way and known <= _STILL
 
@@ -100,9 +96,7 @@ class Looks:
         with torch.no_grad():
             learning = self.material.learning
             taught = [_asked(row, learning) for row in self.material.taught]
-            known, left, truth, of_fact = list[int](), list[int](), 0.0, dict[int, int]()
-            for number, row in enumerate(taught):
-                of_fact.setdefault(row.number, number)
+            known, left, truth = 0, [], 0.0
             for numbers, logits, _ in batched_logits(model, taught, self.padding):
                 sizes = [len(taught[number].expected) for number in numbers]
                 for own, number in zip(torch.split(logits.float(), sizes), numbers, strict=True):
@@ -111,7 +105,7 @@ class Looks:
                     if learning:  # by all of the answer
                         answer = taught[number].expected.tokens[:, 0].to(own.device)
                         right = bool((own.argmax(1) == answer).all())
-                    known += [number] if right else []
+                    known += right
                     said = float(said_of(own[:1], [begins]).exp())
                     truth += said
                     more = not right if learning else right or said > _NEAR
@@ -125,14 +119,13 @@ class Looks:
         moved = [some[n] for n in sorted(range(most), key=lambda n: -float(about[n].sum()))]
         seen = Look(
             step,
-            len(known) / len(taught),
+            known / len(taught),
             truth / len(taught),
             sum(self.material.stranger) / len(taught),
             _mean(language),
             _mean(about),
             tuple(sorted(left)),
             tuple(sorted(moved[: -(-len(moved) // 4)])),
-            len(set(of_fact.values()).intersection(known)) / len(of_fact),
         )
         model.train()
         self.seen = [each for each in self.seen if each.step < step] + [seen]
