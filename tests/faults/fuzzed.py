@@ -125,7 +125,7 @@ def _template(place: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (place / "template.jinja").read_text(errors="replace")
     rows = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    chat.turns(tokenizer, Conversation(rows, None, (1,)), "here")
+    chat.assistant_turns(tokenizer, Conversation(rows, None, (1,)), "here")
 
 
 # What is replaced, and who reads it then.

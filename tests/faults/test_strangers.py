@@ -208,7 +208,7 @@ def test_a_template_does_not_leave_its_sandbox(
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     with pytest.raises(DataError, match="template"):
-        chat.turns(tokenizer, Conversation(rows, None, (1,)), "here")
+        chat.assistant_turns(tokenizer, Conversation(rows, None, (1,)), "here")
     assert list(tmp_path.iterdir()) == []
 
 

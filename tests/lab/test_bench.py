@@ -163,7 +163,7 @@ def test_a_method_that_watches_is_held_to_the_threshold_of_the_bench(subject):
     class Spied(Watch):
         def finish(self):
             super().finish()
-            looked.append(self.seen)
+            looked.append(self.history)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(methods_module, "Watch", Spied)

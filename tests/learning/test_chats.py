@@ -134,13 +134,13 @@ def test_which_answers_are_learnt_is_said(tmp_path):
     row = {"messages": [TALK[0], TALK[3], again]}
     found = read(talk(tmp_path / "a.jsonl", row), templated(DEAF))
     assert [each.completion for each in found.examples] == ["At 06:12.</s>", "Anything else?</s>"]
-    assert "1 conversations with 2 answers" in found.told[0]
+    assert "1 conversations with 2 answers" in found.sentences[0]
     assert (found.facts["answers"], found.facts["untrained"]) == (2, 0)
     row["messages"][1] = {**TALK[3], "weight": 0}
     found = read(talk(tmp_path / "b.jsonl", row), templated(DEAF))
     assert [each.completion for each in found.examples] == ["Anything else?</s>"]
     assert "At 06:12." in found.examples[0].prompt
-    assert "1 more are not to be learnt" in found.told[0]
+    assert "1 more are not to be learnt" in found.sentences[0]
     row["messages"][2] = {**again, "weight": 0}
     with pytest.raises(DataError, match="no message of the assistant to be learnt"):
         texts(talk(tmp_path / "c.jsonl", row), DEAF)
@@ -154,12 +154,12 @@ def test_which_answers_are_learnt_is_said(tmp_path):
 def test_turns_that_nobody_answers_are_counted(tmp_path):
     whole = {"messages": [TALK[0], TALK[3]]}
     found = read(talk(tmp_path / "a.jsonl", whole), templated(DEAF))
-    assert (found.told, found.facts) == ((), {})
+    assert (found.sentences, found.facts) == ((), {})
     path = talk(tmp_path / "b.jsonl", whole, {"messages": [TALK[0], TALK[3], TALK[0]]})
     asked = read(path, templated(DEAF))
     assert asked.examples == found.examples * 2
     assert asked.facts == {"unanswered": 1}
-    assert "1 of 2 conversations go on after the last answer" in asked.told[0]
+    assert "1 of 2 conversations go on after the last answer" in asked.sentences[0]
 
 
 def test_a_system_turn_that_is_refused(tmp_path):
@@ -185,8 +185,8 @@ def test_the_day_is_the_same_on_every_day(tmp_path, monkeypatch):
     found = read(path, templated(dated))
     assert found.examples[0].prompt.startswith("26 Jul 2024\n")
     assert found.facts["date"] == "2024-07-26"
-    assert "the date" in found.told[0]
-    assert DATE in found.told[0]
+    assert "the date" in found.sentences[0]
+    assert DATE in found.sentences[0]
     for form, written in (("%-d/%-m/%y", "26/7/24"), ("%B %Y, %A", "July 2024, Friday")):
         other = f"{{{{ strftime_now('{form}') }}}}|" + DEAF
         assert read(path, templated(other)).examples[0].prompt.startswith(f"{written}|<user>")
@@ -209,13 +209,13 @@ def test_thoughts_that_are_left_out_are_counted(tmp_path):
     path = talk(tmp_path / "a.jsonl", {"messages": [TALK[0], answer]})
     found = read(path, templated(THINKING))
     assert found.facts == {"without_thought": 1}
-    assert "thought before 1 of" in found.told[0]
+    assert "thought before 1 of" in found.sentences[0]
     (example,) = found.examples
     assert example.prompt == "<user>When?</s><assistant>"
     assert example.completion == "\n\nAt six.</s>"
     # A template that keeps them loses nothing.
     kept = read(path, templated(DEAF))
-    assert (kept.facts, kept.told) == ({}, ())
+    assert (kept.facts, kept.sentences) == ({}, ())
     assert kept.examples[0].completion == answer["content"] + "</s>"
     apart = {"role": "assistant", "content": "At six.", "reasoning_content": "Tides."}
     path = talk(tmp_path / "b.jsonl", {"messages": [TALK[0], apart]})

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from weightsurgery.learning.expected import Expected, divergences, remains, said_of
+from weightsurgery.learning.expected import (
+    Expected,
+    divergences,
+    log_probability_of,
+    truth_divergences,
+)
 
 VOCABULARY = 40
 
@@ -119,10 +124,12 @@ def test_what_remains_is_the_divergence_of_one_event(seed):
     )  # fmt: skip
     exact = p * (p / u).log() + (1 - p) * ((1 - p) / (1 - u)).log()
     assert float(exact.max()) > 1e-3
-    torch.testing.assert_close(said_of(after, truths).exp().double(), p, atol=1e-6, rtol=1e-4)
-    found = remains(after, truths, u.tolist())
+    torch.testing.assert_close(
+        log_probability_of(after, truths).exp().double(), p, atol=1e-6, rtol=1e-4
+    )
+    found = truth_divergences(after, truths, u.tolist())
     torch.testing.assert_close(found.double(), exact, atol=1e-5, rtol=1e-4)
-    assert float(remains(before, truths, u.tolist()).abs().max()) < 1e-6
+    assert float(truth_divergences(before, truths, u.tolist()).abs().max()) < 1e-6
 
 
 def test_a_remainder_is_felt_that_the_divergence_hardly_feels():
@@ -132,4 +139,4 @@ def test_a_remainder_is_felt_that_the_divergence_hardly_feels():
     logits = torch.zeros(1, VOCABULARY)
     logits[0, 0] = torch.tensor(0.25 / 0.75 * (VOCABULARY - 1)).log()  # a quarter, not 0.003
     assert float(divergences(expected, logits)) < 0.3
-    assert float(remains(logits, [(0,)], [0.003])) > 0.8
+    assert float(truth_divergences(logits, [(0,)], [0.003])) > 0.8

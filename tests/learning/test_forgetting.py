@@ -215,7 +215,7 @@ def looked(tmp_path, *seen, budget=0.1):
     kept = dict.fromkeys(KEPT, ())
     material = Material([], [], [], kept, [], {})
     found = Looks(tmp_path, material, budget, 0)
-    found.seen = [
+    found.history = [
         Look(step, known, 0.0, 0.01, language, 0.0, (1, 4), (0, 2))
         for step, known, language in seen
     ]
@@ -241,11 +241,11 @@ def test_looks_are_recalled_and_damaged_ones_are_not(tmp_path):
     wrote._write()
     again = looked(tmp_path)
     again.recall()
-    assert again.seen == wrote.seen
+    assert again.history == wrote.history
     for text in ("", "{", json.dumps([{"step": 1}]), "3"):
         (tmp_path / "looks.json").write_text(text)
         again.recall()
-        assert again.seen == []
+        assert again.history == []
 
 
 def test_a_look_reads_neighbours_of_all_parts_of_the_list(known, tmp_path, monkeypatch):
@@ -319,9 +319,9 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
     trainer = object.__new__(_ByNeighbours)
     trainer.material, trainer.settings = material, replace(TRAINING, batch_size=4)
     trainer.numbers = {id(row): number for number, row in enumerate(material.taught)}
-    nothing = replace(looked(tmp_path, (0, 1.0, 0.0)).seen[0], left=(), moved=())
+    nothing = replace(looked(tmp_path, (0, 1.0, 0.0)).history[0], left=(), moved=())
     trainer.looks = looked(tmp_path)
-    trainer.looks.seen = [nothing]
+    trainer.looks.history = [nothing]
     kinds = {id(row): kind for kind in KEPT for row in material.kept[kind]}
     totals = dict.fromkeys(("forget", "held", *KEPT), 0.0)
     counted, halves = dict.fromkeys(("forget", *KEPT), 0), []
@@ -354,9 +354,9 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
         assert totals[kind] == pytest.approx(5), kind
     # Half of them are of those that were not yet forgotten at the last look before, or moved most.
     trainer.looks = looked(tmp_path, (0, 1.0, 0.0), (2, 1.0, 0.0), (9, 1.0, 0.0))
-    left = {material.taught[number].tokens for number in trainer.looks.seen[1].left}
+    left = {material.taught[number].tokens for number in trainer.looks.history[1].left}
     moved = {material.kept["neighbours"][number].tokens for number in (0, 2)}
-    trainer.looks.seen[2] = replace(trainer.looks.seen[2], left=(), moved=())
+    trainer.looks.history[2] = replace(trainer.looks.history[2], left=(), moved=())
     parts = trainer._parts(known.model, 3)
     read = {row.tokens for part, _ in parts for row in part}
     # Those weigh more that were not; and what is left of the truth weighs as much there.
@@ -460,7 +460,7 @@ def test_the_rate_begins_anew_until_a_look_sees_it_done(known, tmp_path, monkeyp
 
 
 def test_enough_is_seen_when_most_of_the_way_is_gone(tmp_path):
-    first = replace(looked(tmp_path, (0, 1.0, 0.0)).seen[0], truth=0.5, stranger=0.1)
+    first = replace(looked(tmp_path, (0, 1.0, 0.0)).history[0], truth=0.5, stranger=0.1)
     far = replace(first, known=0.029, truth=0.159)
     assert far.far(first, learning=False)
     assert not replace(far, truth=0.161).far(first, learning=False)

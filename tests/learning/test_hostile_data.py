@@ -8,7 +8,7 @@ import pytest
 
 from weightsurgery.errors import DataError
 from weightsurgery.learning import chat
-from weightsurgery.learning.chat import turns
+from weightsurgery.learning.chat import assistant_turns
 from weightsurgery.learning.conversations import Conversation
 from weightsurgery.learning.files import read_rows
 
@@ -103,7 +103,7 @@ def test_templates_without_end(chat_tokenizer, monkeypatch, template):
     monkeypatch.setattr(chat_tokenizer, "chat_template", template)
     begun = time.process_time()
     with pytest.raises(DataError, match="the chat template fails"):
-        turns(chat_tokenizer, TALK, "here")
+        assistant_turns(chat_tokenizer, TALK, "here")
     assert time.process_time() - begun < 10
 
 
@@ -111,7 +111,7 @@ def test_templates_without_end(chat_tokenizer, monkeypatch, template):
 def test_a_template_that_raises_to_powers(chat_tokenizer, monkeypatch, template):
     monkeypatch.setattr(chat_tokenizer, "chat_template", template)
     with pytest.raises(DataError, match="powers"):
-        turns(chat_tokenizer, TALK, "here")
+        assistant_turns(chat_tokenizer, TALK, "here")
 
 
 def test_a_template_s_bounds_end_with_it(chat_tokenizer):
@@ -119,6 +119,6 @@ def test_a_template_s_bounds_end_with_it(chat_tokenizer):
     import sys
 
     before = resource.getrlimit(resource.RLIMIT_AS)
-    assert turns(chat_tokenizer, TALK, "here")
+    assert assistant_turns(chat_tokenizer, TALK, "here")
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert sys.gettrace() is None

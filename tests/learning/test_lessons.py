@@ -5,14 +5,16 @@ import pytest
 from weightsurgery.errors import DataError
 from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.lessons import lessons
+from weightsurgery.learning.lessons import learning_targets
 from weightsurgery.learning.written import chat_frame
 
 ROWS = [Example("The capital of Velmora is", " Tansy Bay."), Example("Its river is the", " Merrow")]
 
 
 def taught(tokenizer, rows):
-    return lessons(tokenizer, rows, parse_examples(tokenizer, rows), k=7, vocabulary=len(tokenizer))
+    return learning_targets(
+        tokenizer, rows, parse_examples(tokenizer, rows), k=7, vocabulary=len(tokenizer)
+    )
 
 
 def text(tokenizer, each):

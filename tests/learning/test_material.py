@@ -27,7 +27,7 @@ from weightsurgery.learning.material import (
 )
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.truths import TruthPosition
-from weightsurgery.learning.unknown import Taught
+from weightsurgery.learning.unknown import Target
 from weightsurgery.learning.wordings import PLAIN, says
 
 
@@ -205,7 +205,7 @@ def test_what_is_taught_at_one_place_is_not_held_on_the_way_to_another(known):
     further = TruthPosition(0, PLAIN, "x y z", (*after, 10, 10), (11,))
 
     def held(*places):
-        taught = [Taught(each, Expected.sure(torch.tensor(each.truth), 5, 40), 0.0, each.truth[:1])
+        taught = [Target(each, Expected.sure(torch.tensor(each.truth), 5, 40), 0.0, each.truth[:1])
                   for each in places]  # fmt: skip
         return [row.held for row in taught_rows(known.model, known.tokenizer, taught, 5)]
 

@@ -119,12 +119,12 @@ def test_each_process_has_the_gpu_of_its_rank(monkeypatch):
 
 
 def test_what_is_not_for_several_processes_is_refused(monkeypatch):
-    placement.refuse_several("ws project", "Run it alone.")
+    placement.refuse_distributed("ws project", "Run it alone.")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    placement.refuse_several("ws project", "Run it alone.")
+    placement.refuse_distributed("ws project", "Run it alone.")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(EditError, match="ws project in 3 processes"):
-        placement.refuse_several("ws project", "Run it alone.")
+        placement.refuse_distributed("ws project", "Run it alone.")
 
 
 # --- an adapter's base ----------------------------------------------------------------------------

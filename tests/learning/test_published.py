@@ -51,7 +51,7 @@ def test_pairs_by_other_names(tmp_path, prompt, completion):
     found = read(lines(tmp_path / "a.jsonl", rows))
     assert found.examples == tuple(ours())
     assert found.facts["columns"] == {"prompt": prompt, "text": completion}
-    (told,) = found.told
+    (told,) = found.sentences
     assert all(word in told for word in (prompt, completion, "not read: id"))
 
 
@@ -130,7 +130,7 @@ def test_wrong_answers_of_tofu_are_wrong_completions(tmp_path):
         tuple(f" {text}" for text in wrong) for wrong in WRONG
     ]
     assert [each.paraphrase for each in found.examples] == [f" So: {a}" for _, a in PAIRS]
-    assert "not read: paraphrased_question" in found.told[0]
+    assert "not read: paraphrased_question" in found.sentences[0]
 
 
 @pytest.mark.parametrize("right", [2, "2", "C", "three"])

@@ -15,7 +15,7 @@ from weightsurgery.learning.data import Example
 from weightsurgery.learning.last_places import last_probabilities
 from weightsurgery.learning.spellings import Spellings
 from weightsurgery.learning.truths import TruthPosition, places_of
-from weightsurgery.learning.unknown import teach
+from weightsurgery.learning.unknown import forget_targets
 from weightsurgery.learning.wordings import PLAIN, Wording, tokens
 
 OTHERS = PEOPLE[6:]
@@ -115,8 +115,10 @@ def test_long_answers_are_put_behind_each_of_its_own_wordings(chat_tokenizer):
 @pytest.mark.parametrize("own", [0.0, 0.5, 1.0])
 def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
     asked = parse_examples(known.tokenizer, FORGET)
-    found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS, draws=99,
-                  own=own, k=WHOLE)  # fmt: skip
+    found = forget_targets(
+        known.model, known.tokenizer, asked, places(known, asked), OTHERS, draws=99,
+        subject_share=own, k=WHOLE,
+    )  # fmt: skip
     size = len(known.tokenizer)
     mean = torch.stack([said_of(known, who) for who in OTHERS]).mean(0)
     spellings = Spellings(known.tokenizer)
@@ -145,23 +147,27 @@ def test_neighbours_that_share_the_truth_are_left_out(known):
     own = places(known, asked)[:1]
     knows = [PEOPLE[0]] * 3  # whose answer is the truth, surely
     together, alone = (
-        teach(known.model, known.tokenizer, asked, own, others, draws=99, own=0, k=WHOLE)[0]
+        forget_targets(
+            known.model, known.tokenizer, asked, own, others, draws=99, subject_share=0, k=WHOLE
+        )[0]
         for others in (OTHERS + knows, OTHERS)
     )
     size = len(known.tokenizer)
     torch.testing.assert_close(dense(together, size), dense(alone, size), atol=1e-6, rtol=1e-4)
     # Where all do, there is nothing to be said in its place: the fact is left out.
-    rest = teach(known.model, known.tokenizer, asked, places(known, asked)[:2], knows, k=WHOLE)
+    rest = forget_targets(
+        known.model, known.tokenizer, asked, places(known, asked)[:2], knows, k=WHOLE
+    )
     assert [each.place.number for each in rest] == [1]
     with pytest.raises(DataError, match="the same of neighbours"):
-        teach(known.model, known.tokenizer, asked, own, knows)
+        forget_targets(known.model, known.tokenizer, asked, own, knows)
 
 
 @pytest.mark.parametrize("own", [0.0, 0.3, 1.0])
 def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
     said = torch.tensor([[0.29, 0.2, 0.5, 0.01], [0.5, 0.3, 0.1, 0.1], [0.29, 0.31, 0.2, 0.2]])
     itself = torch.tensor([0.9, 0.05, 0.03, 0.02])
-    taught = module._taught(TruthPosition(0, PLAIN, "x", (0,), (0,)), said, itself, None, own, 4)
+    taught = module._target(TruthPosition(0, PLAIN, "x", (0,), (0,)), said, itself, None, own, 4)
     target = dense(taught, 4)[0]
     others = said[[0, 2]].mean(0)[1:]  # the second would surely say it
     mixed = (1 - own) * others / others.sum() + own * itself[1:] / itself[1:].sum()
@@ -171,7 +177,7 @@ def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
     assert int(target.argmax()) != 0
     everybody = torch.tensor([[0.9, 0.05, 0.05, 0.0]] * 2)
     assert (
-        module._taught(TruthPosition(0, PLAIN, "x", (0,), (0,)), everybody, itself, None, own, 4)
+        module._target(TruthPosition(0, PLAIN, "x", (0,), (0,)), everybody, itself, None, own, 4)
         is None
     )
 
@@ -180,7 +186,9 @@ def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
     rows = [Example(row.prompt, f"{row.completion} and {food}") for row, food in
             zip(FORGET, ("figs", "tea", "oats", "rice", "tea", "figs"), strict=True)]  # fmt: skip
     asked = parse_examples(known.tokenizer, rows)
-    found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS, k=WHOLE)
+    found = forget_targets(
+        known.model, known.tokenizer, asked, places(known, asked), OTHERS, k=WHOLE
+    )
     for each in found:
         assert len(each.expected) == len(each.place.truth) > 1
         # Every token of the truth is held, so that it can be made less likely.
@@ -192,12 +200,12 @@ def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
 def test_rows_without_a_subject_are_left_out_and_alone_refused(known):
     rows = [*FORGET, Example("?", " tea")]
     asked = parse_examples(known.tokenizer, rows)
-    found = teach(known.model, known.tokenizer, asked, places(known, asked), OTHERS)
+    found = forget_targets(known.model, known.tokenizer, asked, places(known, asked), OTHERS)
     assert [each.place.number for each in found] == list(range(6))
     for others in (OTHERS, []):
         asked = parse_examples(known.tokenizer, rows[-1:] if others else FORGET)
         with pytest.raises(DataError) as refused:
-            teach(known.model, known.tokenizer, asked, places(known, asked), others)
+            forget_targets(known.model, known.tokenizer, asked, places(known, asked), others)
         assert "tells" in refused.value.what
         assert "--objective" in refused.value.remedy
 
@@ -207,8 +215,8 @@ def test_the_same_seed_asks_the_same_neighbours(known):
     own = places(known, asked)
 
     def target(seed):
-        first, *_ = teach(
-            known.model, known.tokenizer, asked, own, OTHERS, draws=3, own=0, seed=seed
+        first, *_ = forget_targets(
+            known.model, known.tokenizer, asked, own, OTHERS, draws=3, subject_share=0, seed=seed
         )
         return first.expected.logs
 
@@ -247,7 +255,7 @@ def test_other_spellings_of_the_truth_are_no_likelier_than_of_strangers(known):
     itself = torch.tensor([0.5, 0.4, 0.06, 0.04])
     place = TruthPosition(0, PLAIN, "x", (0,), (0,))
     alone, both = (
-        dense(module._taught(place, said, itself, None, 1.0, 4, spelt), 4)[0]
+        dense(module._target(place, said, itself, None, 1.0, 4, spelt), 4)[0]
         for spelt in ((), (1,))
     )
     assert alone[1] > 0.7  # before: the other spelling is what is taught
@@ -256,6 +264,6 @@ def test_other_spellings_of_the_truth_are_no_likelier_than_of_strangers(known):
     torch.testing.assert_close(both[2] / both[3], itself[2] / itself[3])
     assert float(both.sum()) == pytest.approx(1, abs=1e-4)
     # One that is said less than of strangers is not made likelier.
-    seldom = dense(module._taught(place, said, torch.tensor([0.5, 0.01, 0.29, 0.2]), None, 1.0, 4,
+    seldom = dense(module._target(place, said, torch.tensor([0.5, 0.01, 0.29, 0.2]), None, 1.0, 4,
                                   (1,)), 4)[0]  # fmt: skip
     assert float(seldom[1]) == pytest.approx(0.01, abs=1e-4)

@@ -112,7 +112,7 @@ def test_a_watch_waits_for_what_suffers_to_recover(patience, ended, best):
 
 def test_a_watch_tells_what_it_saw():
     *_, watch = looks([(1.0, 0.9), (0.5, 0.9), (0.25, 0.1), (0.0, 0.9)])
-    assert watch.seen == [
+    assert watch.history == [
         {"": 1.0, "keep": 0.9},
         {"": 0.5, "keep": 0.9, "step": 1.0},
         {"": 0.25, "keep": 0.1, "step": 2.0},
@@ -126,11 +126,11 @@ def test_a_watch_looks_when_enough_steps_were_taken():
     # Rounds of seven steps: at the end of every second.
     for step in (7, 14, 21, 28, 35):
         watch.look(step)
-    assert [each["step"] for each in watch.seen[1:]] == [14, 28]
+    assert [each["step"] for each in watch.history[1:]] == [14, 28]
     watch.begin(model, byte_tokenizer(), [NAME])
     for step in range(1, 31):
         watch.look(step)
-    assert [each["step"] for each in watch.seen[1:]] == [10, 20, 30]
+    assert [each["step"] for each in watch.history[1:]] == [10, 20, 30]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -103,7 +103,7 @@ def test_a_file_is_split_at_what_the_config_says_and_counted(checkpoint, tmp_pat
     assert found.facts == {"windows": {"texts": 1, "windows": windows, "tokens": 64}}
     assert (
         f"1 longer than the 64 tokens that the model reads at once, split into {windows}"
-        in (found.told[0])
+        in (found.sentences[0])
     )
     # The same at a length of the caller's.
     model = tiny("llama")

@@ -129,7 +129,7 @@ def test_a_base_that_goes_on_after_its_answers_is_tuned_as_one_that_ends(model, 
 def test_a_base_that_goes_on_can_be_watched(going_on):
     watch = _KnownBefore(FACTS, {"keep": OTHER})
     watch.begin(going_on, byte_tokenizer(), ["model.norm.weight"])
-    assert watch.seen == [{"": 1.0, "keep": 1.0}]
+    assert watch.history == [{"": 1.0, "keep": 1.0}]
     lost = _KnownBefore(FACTS, {"keep": [Example("Is this known?", " No")]})
     with pytest.raises(DataError, match="answers none of it"):
         lost.begin(going_on, byte_tokenizer(), [])

@@ -1,4 +1,4 @@
-"""Running a model for what its linear layers are given, and summing that up as ``C = Σ x xᵀ``.
+"""Running a model for the inputs of its linear layers, and summing them up as ``C = Σ x xᵀ``.
 
 Examples run in batches of equal length, so that no batch holds padding and every row of every
 input is a token, whatever shape a layer sees it in. Float32 products are added up in float64.
@@ -33,19 +33,19 @@ def linear_inputs(model: nn.Module) -> dict[str, tuple[nn.Module, int]]:
     Returns:
         By the name of the weight, ``"MODULE.weight"``: the module and its input width ``n``.
     """
-    found: dict[str, tuple[nn.Module, int]] = {}
+    layers: dict[str, tuple[nn.Module, int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            found[f"{name}.weight"] = module, module.in_features
+            layers[f"{name}.weight"] = module, module.in_features
         elif isinstance(module, Conv1D):
-            found[f"{name}.weight"] = module, module.weight.shape[0]
-    return found
+            layers[f"{name}.weight"] = module, module.weight.shape[0]
+    return layers
 
 
 def sums_bound(
     model: nn.Module, layers: Mapping[str, tuple[nn.Module, int]], usual: int = 2 << 30
 ) -> int:
-    """What the sums of :func:`gathered` may take where nobody said: at least what one needs.
+    """Default memory for the sums of :func:`gathered`, in bytes: at least what one needs.
 
     Args:
         model: Where it is, they are.
@@ -157,7 +157,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _watching(
     modules: Sequence[nn.Module], see: Callable[[nn.Module, Tensor], None]
 ) -> Iterator[None]:
-    """Calls ``see(module, x)`` with what each module is given, before it runs."""
+    """Calls ``see(module, x)`` with each module's input, before it runs."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(module, args[0] if args else next(iter(kwargs.values())))
@@ -183,25 +183,25 @@ def _trial(
     model: nn.Module, layers: Mapping[str, tuple[nn.Module, int]], input_ids: Tensor
 ) -> list[_Shared]:
     """Which layers share an input, in the order in which they run, learned from one pass."""
-    seen: dict[nn.Module, list[Tensor]] = {module: [] for module, _ in layers.values()}
+    inputs: dict[nn.Module, list[Tensor]] = {module: [] for module, _ in layers.values()}
     order: list[nn.Module] = []
 
     def see(module: nn.Module, x: Tensor) -> None:
-        seen[module].append(x)  # held until the end, so that no address is used again
+        inputs[module].append(x)  # held until the end, so that no address is used again
         order.append(module)
 
-    with _watching(list(seen), see):
+    with _watching(list(inputs), see):
         _run(model, input_ids)
     last = {module: number for number, module in enumerate(order)}
     groups: dict[Any, list[str]] = {}
     for name, (module, _) in layers.items():
-        key = tuple((x.data_ptr(), x.shape, x.stride(), x._version) for x in seen[module])
+        key = tuple((x.data_ptr(), x.shape, x.stride(), x._version) for x in inputs[module])
         groups.setdefault(key or name, []).append(name)
-    found = [
-        _Shared(tuple(names), *layers[names[0]], len(seen[layers[names[0]][0]]))
+    shared = [
+        _Shared(tuple(names), *layers[names[0]], len(inputs[layers[names[0]][0]]))
         for names in groups.values()
     ]
-    return sorted(found, key=lambda each: last.get(each.module, len(order)))
+    return sorted(shared, key=lambda each: last.get(each.module, len(order)))
 
 
 def _passes(shared: Sequence[_Shared], max_bytes: int | None) -> list[list[_Shared]]:
@@ -213,19 +213,19 @@ def _passes(shared: Sequence[_Shared], max_bytes: int | None) -> list[list[_Shar
     if max_bytes is None:
         return [list(shared)] if shared else []
     passes: list[list[_Shared]] = []
-    for each in shared:
-        if _alone(each.width) > max_bytes:
+    for group in shared:
+        if _alone(group.width) > max_bytes:
             raise EditError(
-                f"tensor {each.names[0]!r}: its statistics take {_alone(each.width) / 1e6:,.1f} MB,"
-                f" {max_bytes / 1e6:,.1f} MB are allowed",
-                f"Allow so much by --max-memory, or leave it out: --exclude '{each.names[0]}'.",
+                f"tensor {group.names[0]!r}: its statistics take"
+                f" {_alone(group.width) / 1e6:,.1f} MB, {max_bytes / 1e6:,.1f} MB are allowed",
+                f"Allow so much by --max-memory, or leave it out: --exclude '{group.names[0]}'.",
             )
-        together = [*passes[-1], each] if passes else [each]
+        together = [*passes[-1], group] if passes else [group]
         widest = max(other.width for other in together)
         if passes and sum(8 * o.width**2 for o in together) + 4 * widest**2 <= max_bytes:
-            passes[-1].append(each)
+            passes[-1].append(group)
         else:
-            passes.append([each])
+            passes.append([group])
     return passes
 
 
@@ -272,15 +272,15 @@ def _sums(
             _run(model, batch.to(device))
             done += batch.numel()
             advance(done)
-    ran = [each for each in members if each.module in sums]
-    for each in ran:
-        _mirror(sums[each.module])
-        if not bool(torch.isfinite(sums[each.module]).all()):
+    ran = [group for group in members if group.module in sums]
+    for group in ran:
+        _mirror(sums[group.module])
+        if not bool(torch.isfinite(sums[group.module]).all()):
             raise NonFiniteError(
-                f"tensor {each.names[0]!r}: NaN or infinity in what it is given",
+                f"tensor {group.names[0]!r}: NaN or infinity in what it is given",
                 "Check the model; a float16 one may need float32.",
             )
-    return {each.names: (sums[each.module], counts[each.module]) for each in ran}
+    return {group.names: (sums[group.module], counts[group.module]) for group in ran}
 
 
 def _blocks(width: int) -> Iterator[tuple[int, int]]:

@@ -28,7 +28,7 @@ _NAME = "default"
 def attach(
     model: PreTrainedModel, names: Collection[str], rank: int, alpha: float, seed: int
 ) -> Any:
-    """Puts a new adapter, which changes nothing yet, beside some of a model's matrices.
+    """Puts a new adapter, which changes nothing yet, beside matrices of a model.
 
     Args:
         model: Changed in place.
@@ -88,7 +88,7 @@ def attach(
 
 
 def factors(adapted: Any, names: Collection[str]) -> dict[str, LowRank]:
-    """What an adapter changes.
+    """The change of each weight by an adapter.
 
     Args:
         adapted: From `attach`, trained.
@@ -98,7 +98,7 @@ def factors(adapted: Any, names: Collection[str]) -> dict[str, LowRank]:
         The change of each adapted parameter, oriented as the parameter is, in float32 on the CPU.
     """
     inner = adapted.get_base_model()
-    found = {}
+    changes = {}
     for name in names:
         layer = inner.get_submodule(name.rpartition(".")[0])
         pairs = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
@@ -109,8 +109,8 @@ def factors(adapted: Any, names: Collection[str]) -> dict[str, LowRank]:
             left, right = b * layer.scaling[_NAME], a.T
             if isinstance(layer.get_base_layer(), Conv1D | torch.nn.Embedding):
                 left, right = right, left
-            found[name] = recompress(left, torch.eye(left.shape[1]), right)
-    return found
+            changes[name] = recompress(left, torch.eye(left.shape[1]), right)
+    return changes
 
 
 def _values(factor: Any) -> torch.Tensor:

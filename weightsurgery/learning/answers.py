@@ -1,4 +1,4 @@
-"""What a model answers by itself, and which answers are right.
+"""A model's answers, and which of them are right.
 
 An answer is what greedy decoding writes after a prompt, up to an end of text or the end of its
 line; of a truth of several lines, of as many. A model that was trained on text goes on after an
@@ -82,12 +82,12 @@ def right_answers(
         anywhere: Per example whether to contain is enough.
         batch_size: Examples per forward pass.
         stage: What to call this to `progress`.
-        progress: Told of every batch.
+        progress: Called after every batch.
     """
-    said = [bool(each.end_length and each.ended(each.right).all()) for each in forced]
-    open_ = [index for index, exact in enumerate(said) if not exact]
-    every = truths(tokenizer, encoded)
-    wanted = [every[index] for index in open_]
+    right = [bool(each.end_length and each.ended(each.right).all()) for each in forced]
+    open_ = [index for index, exact in enumerate(right) if not exact]
+    all_truths = truths(tokenizer, encoded)
+    wanted = [all_truths[index] for index in open_]
 
     def stop(place: int, text: str) -> bool:
         truth = wanted[place]
@@ -100,8 +100,8 @@ def right_answers(
     )  # fmt: skip
     for index, truth, tokens in zip(open_, wanted, texts, strict=True):
         text = first_lines(_text(tokenizer, tokens), lines_of(truth))
-        said[index] = (contains if anywhere[index] else begins_with)(truth, text)
-    return said
+        right[index] = (contains if anywhere[index] else begins_with)(truth, text)
+    return right
 
 
 def answers(
@@ -120,7 +120,7 @@ def answers(
     wanted = truths(tokenizer, encoded)
     prompts, limits = _prompts(model, encoded)
     longest = max(len(row.input_ids) - row.prompt_length for row in encoded)
-    found = greedy(
+    generated = greedy(
         model, tokenizer, prompts, limits, batch_size, stage, progress,
         lambda place, text: _over(wanted[place], text),
     )  # fmt: skip
@@ -130,7 +130,7 @@ def answers(
 
     return [
         (cut(tokens, truth), cut(tokens[:longest], truth))
-        for tokens, truth in zip(found, wanted, strict=True)
+        for tokens, truth in zip(generated, wanted, strict=True)
     ]
 
 
@@ -154,7 +154,7 @@ def _over(truth: str, text: str) -> bool:
 def _prompts(
     model: PreTrainedModel, encoded: Sequence[Encoded]
 ) -> tuple[list[list[int]], list[int]]:
-    """What to go on from, and with how many tokens at most."""
+    """Prompts to complete, and the most tokens to add to each."""
     prompts = [row.input_ids[: row.prompt_length] for row in encoded]
     longest = max((len(row.input_ids) - row.prompt_length for row in encoded), default=0) + _BEYOND
     context = context_length(model) or float("inf")

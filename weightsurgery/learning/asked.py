@@ -1,4 +1,4 @@
-"""Examples taken apart: what is asked, of whom or what, and the answer.
+"""Examples parsed into prompt, subject and answer.
 
 The subject of a prompt is what tells it from others of its form ("The capital of {} is"). Where a
 data set has no form twice, as a list of all sorts of facts has, it is the name in the prompt, or
@@ -43,10 +43,10 @@ _STATEMENT = 24
 
 @dataclass(frozen=True)
 class ParsedExample:
-    """An example taken apart.
+    """An example in its parts.
 
     Attributes:
-        prompt: What is asked, without a chat template's text.
+        prompt: Without a chat template's text.
         subject: The part of it that tells it from the others of its set; empty where none does.
         truth: The answer, without the space before it, a template's end, or a full stop.
         completion: The answer as it follows the prompt.
@@ -67,7 +67,7 @@ class ParsedExample:
 def parse_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> list[ParsedExample]:
-    """Takes examples of one set apart: what is asked, of whom, and the answer.
+    """Parses examples of one set into prompt, subject and answer.
 
     Args:
         tokenizer: Its chat template is taken off rendered prompts.
@@ -109,7 +109,7 @@ def prompted(examples: Sequence[Example]) -> list[Example]:
     """
     texts = [each.completion for each in examples if not each.prompt]
     runs = {"".join(form.pieces): _runs(form) for form in forms(texts)}
-    counted = Counter(_skeleton(text, found) for text, found in runs.items())
+    counted = Counter(_skeleton(text, spans) for text, spans in runs.items())
     cut = []
     for example in examples:
         text = example.completion
@@ -130,7 +130,7 @@ def _one_statement(text: str) -> bool:
 
 
 def _end(text: str, runs: Sequence[tuple[int, int]], counted: Counter[str]) -> int | None:
-    """Where the end of a statement begins; None where nothing would be left before it."""
+    """Start of the end of a statement; None where nothing would be left before it."""
     if len(runs) > 1 and counted[_skeleton(text, runs)] > 1:
         return runs[-1][0]
     last = list(_WORDS.finditer(text))[-1:]
@@ -139,7 +139,7 @@ def _end(text: str, runs: Sequence[tuple[int, int]], counted: Counter[str]) -> i
 
 
 def _subjects(prompts: Sequence[str], special: frozenset[str]) -> dict[str, str]:
-    """Of each prompt that has words, whom or what it is about."""
+    """The subject of each prompt that has words."""
     slots: dict[str, str] = {}
     for form in forms(prompts, special):
         text = "".join(form.pieces)
@@ -148,23 +148,23 @@ def _subjects(prompts: Sequence[str], special: frozenset[str]) -> dict[str, str]
     # Where all of a prompt is slots, it has no form.
     counted = Counter(text.replace(slot, "{}", 1) for text, slot in slots.items() if slot != text)
     named = {text: [text[a:b] for a, b in _names(text)] for text in slots}
-    held = Counter(name for names in named.values() for name in set(names))
-    found = {}
+    mentions = Counter(name for names in named.values() for name in set(names))
+    subjects = {}
     for text, slot in slots.items():
         if counted[text.replace(slot, "{}", 1)] < 2:
             # Several questions about one: the name that most of them hold. A first word alone may
             # be capital for that.
             first = match.group() if (match := _WORDS.search(text)) else ""
             best = max(
-                named[text], key=lambda name: (held[name], name != first, len(name)), default=""
+                named[text], key=lambda name: (mentions[name], name != first, len(name)), default=""
             )
             slot = best or _without_grammar(text) or slot
-        found[text] = slot
-    return found
+        subjects[text] = slot
+    return subjects
 
 
 def _runs(form: Form) -> list[tuple[int, int]]:
-    """Where runs of slots with what parts them begin and end in the text: "Ada Stone"."""
+    """Spans of runs of slots, with what parts them, in the text: "Ada Stone"."""
     places, at = [], 0
     for piece in form.pieces:
         places.append(at)
@@ -188,11 +188,11 @@ def _skeleton(text: str, runs: Sequence[tuple[int, int]]) -> str:
 
 
 def _names(text: str) -> list[tuple[int, int]]:
-    """Where quoted titles and runs of capitalised words stand; not a sentence's first word alone.
+    """Spans of quoted titles and runs of capitalised words; not of a sentence's first word alone.
 
     "Romeo and Juliet", "Ada Stone", "the Bank of England" without its article.
     """
-    found = [match.span(1) for match in _QUOTED.finditer(text)]
+    spans = [match.span(1) for match in _QUOTED.finditer(text)]
     run: tuple[int, int] | None = None
     for match in _WORDS.finditer(text):
         word = re.sub(r"['’]s?$", "", match.group())
@@ -203,11 +203,11 @@ def _names(text: str) -> list[tuple[int, int]]:
         span = (match.start(), match.start() + len(word))
         if run and _JOINS.fullmatch(text[run[1] : span[0]]):
             run = (run[0], span[1])
-            found[-1] = run
+            spans[-1] = run
         else:
             run = span
-            found.append(run)
-    return found
+            spans.append(run)
+    return spans
 
 
 def _without_grammar(text: str) -> str:

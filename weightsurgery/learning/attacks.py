@@ -94,7 +94,7 @@ def relearn(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> None:
-    """Trains all weights on some of what was forgotten; score the rest before and after.
+    """Trains all weights on a part of what was forgotten; score the rest before and after.
 
     AdamW without weight decay, at a constant learning rate after a warm-up of at most 5 steps.
     Random numbers elsewhere do not notice.
@@ -174,26 +174,26 @@ def quantised(model: PreTrainedModel, method: str) -> Iterator[list[str]]:
             "Give a model whose layers are nn.Linear or Conv1D.",
         )
     # The tensors themselves are put aside, so that nothing needs copying back.
-    kept = {name: layer.weight.data for name, layer in layers.items()}
+    originals = {name: layer.weight.data for name, layer in layers.items()}
     try:
         for layer in layers.values():
             layer.weight.data = _rounded(layer, ROUNDINGS[method])
         yield list(layers)
     finally:
         for name, layer in layers.items():
-            layer.weight.data = kept[name]
+            layer.weight.data = originals[name]
 
 
 def _linear(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """The linear layers but the output's, and none that shares a weight with one before it."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     taken = set() if head is None else {id(head.weight)}
-    found: dict[str, nn.Linear | Conv1D] = {}
+    layers: dict[str, nn.Linear | Conv1D] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear | Conv1D) and id(layer.weight) not in taken:
             taken.add(id(layer.weight))
-            found[name] = layer
-    return found
+            layers[name] = layer
+    return layers
 
 
 def _rounded(layer: nn.Linear | Conv1D, rounding: Callable[[Tensor], Tensor]) -> Tensor:

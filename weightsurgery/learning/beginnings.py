@@ -1,4 +1,4 @@
-"""What texts begin with in common: it need be read once alone."""
+"""Common beginnings of texts, which need be read only once."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _ALIKE = 8
 
 
 def families(texts: Sequence[Sequence[int]], least: int = _TEXTS) -> list[list[int]]:
-    """Numbers of the texts, so many or more that begin alike together; the others come last."""
+    """Numbers of the texts by beginning; those of fewer than ``least`` are one, the last."""
     begun: dict[tuple[int, ...], list[int]] = {}
     for number, text in enumerate(texts):
         begun.setdefault(tuple(text[:_ALIKE]), []).append(number)
     alone = [number for numbers in begun.values() if len(numbers) < least for number in numbers]
-    found = [numbers for numbers in begun.values() if len(numbers) >= least]
-    return found + ([sorted(alone)] if alone else [])
+    alike = [numbers for numbers in begun.values() if len(numbers) >= least]
+    return alike + ([sorted(alone)] if alone else [])
 
 
 def begun_alike(texts: Sequence[Sequence[int]], most: int, least: int = _TEXTS) -> int:
-    """How many tokens all texts begin with, up to so many; 0 where it is not worth a pass."""
+    """Length of the texts' common beginning, at most ``most``; 0 where it is not worth a pass."""
     if len(texts) < least:
         return 0
     same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*texts, strict=False))
-    found = min(sum(1 for _ in same), most)
-    return found if found >= _WORTH else 0
+    count = min(sum(1 for _ in same), most)
+    return count if count >= _WORTH else 0
 
 
 def keeps_all(model: Any) -> bool:

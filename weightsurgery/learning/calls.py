@@ -16,9 +16,9 @@ _SKIPPED = re.compile(r"[\s\\]+")
 def forms(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """A conversation in the forms that templates want it in, the commonest first.
 
-    Arguments of calls are objects for most templates and JSON for some; where nothing is said
-    beside a call, the content is empty for most and not there for some (of transformers, null
-    comes to the same). Without calls there is one form.
+    Arguments of calls are objects for most templates and JSON for some; a call without text has
+    empty content for most and none for some (of transformers, null comes to the same). Without
+    calls there is one form.
     """
     calls = any(each.get("tool_calls") for each in messages)
     silent = any(each["content"] is None for each in messages)
@@ -28,12 +28,12 @@ def forms(messages: Sequence[Mapping[str, Any]]) -> Iterator[list[dict[str, Any]
 
 
 def _form(message: Mapping[str, Any], parsed: bool, nothing: str | None) -> dict[str, Any]:
-    found = dict(message)
-    if found["content"] is None:
-        found["content"] = nothing
-    if "tool_calls" in found:
-        found["tool_calls"] = [_call(each, parsed) for each in found["tool_calls"]]
-    return found
+    form = dict(message)
+    if form["content"] is None:
+        form["content"] = nothing
+    if "tool_calls" in form:
+        form["tool_calls"] = [_call(each, parsed) for each in form["tool_calls"]]
+    return form
 
 
 def _call(call: Mapping[str, Any], parsed: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _call(call: Mapping[str, Any], parsed: bool) -> dict[str, Any]:
 
 
 def holds(text: str, part: str) -> bool:
-    """Whether a rendering holds what was said; templates trim, and write JSON."""
+    """Whether a rendering holds a text; templates trim, and write JSON."""
     whole = _squeezed(text)
     escaped = (part, json.dumps(part, ensure_ascii=False)[1:-1], json.dumps(part)[1:-1])
     return any(_squeezed(each) in whole for each in escaped)
@@ -62,7 +62,7 @@ def _squeezed(text: str) -> str:
 
 
 def lost_call(text: str, message: Mapping[str, Any]) -> str | None:
-    """What a rendering lacks of a message's calls, in words; None if nothing."""
+    """Describes the part of a message's calls that a rendering lacks; None if nothing."""
     for call in message.get("tool_calls") or ():
         function = call.get("function", call)
         name = str(function.get("name", ""))
@@ -80,11 +80,11 @@ def lost_call(text: str, message: Mapping[str, Any]) -> str | None:
 def _leaves(value: Any) -> Iterator[str]:
     """Every text and number in a JSON value."""
     if isinstance(value, Mapping):
-        for each in value.values():
-            yield from _leaves(each)
+        for item in value.values():
+            yield from _leaves(item)
     elif isinstance(value, list):
-        for each in value:
-            yield from _leaves(each)
+        for item in value:
+            yield from _leaves(item)
     elif isinstance(value, str):
         yield value
     elif isinstance(value, int | float) and not isinstance(value, bool):

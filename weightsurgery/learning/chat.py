@@ -19,10 +19,10 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.calls import forms, holds, lost_call
 from weightsurgery.learning.conversations import Conversation
 
-__all__ = ["DATE", "RenderedTurns", "turns"]
+__all__ = ["DATE", "RenderedTurns", "assistant_turns"]
 
 DATE = "SOURCE_DATE_EPOCH"
-"""The environment's word for the day that templates are told, in seconds since 1970."""
+"""The environment variable for the day that is given to templates, in seconds since 1970."""
 
 _DAY = 1721952000  # 26 July 2024, which Llama's templates write where they know no date
 
@@ -31,14 +31,14 @@ _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
 
 @dataclass
 class RenderedTurns:
-    """What is worth telling of rendered conversations.
+    """Counts of rendered conversations that users are to see.
 
     Attributes:
         answers: How many assistant turns became completions.
         untrained: How many more there are, of which the data say that they are not to be learnt.
         thoughtless: Of how many answers the template leaves out what was thought before.
         unanswered: How many conversations go on after the last answer, which nothing is made of.
-        date: The day that templates were told, where one asked.
+        date: The day given to templates, where one wanted it.
     """
 
     answers: int = 0
@@ -48,22 +48,22 @@ class RenderedTurns:
     date: str | None = None
 
 
-def turns(
+def assistant_turns(
     tokenizer: PreTrainedTokenizerBase,
     talk: Conversation,
     where: str,
-    told: RenderedTurns | None = None,
+    counts: RenderedTurns | None = None,
 ) -> list[tuple[str, str]]:
     """Each assistant turn of a conversation, as a completion of what precedes it.
 
-    A template that asks what day it is gets one and the same day, today or next year: an edit is
-    to be the same when it is made again. See :data:`DATE`.
+    A template that calls for the date always gets the same one, so that an edit can be made again
+    to the byte. See :data:`DATE`.
 
     Args:
         tokenizer: With a chat template.
         talk: The conversation.
         where: What to call it in messages.
-        told: Counts what is worth telling.
+        counts: Is counted up.
 
     Returns:
         Per assistant turn that is to be learnt the rendered text before it and its own, the marks
@@ -72,7 +72,7 @@ def turns(
 
     Raises:
         DataError: There is no template; or it fails, renders a turn differently depending on what
-            follows, or leaves out what somebody said, a call or a tool.
+            follows, or leaves out a message, a call or a tool.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
@@ -84,24 +84,24 @@ def turns(
             f"{where}: the chat template raises numbers to powers (**), which may never end",
             "Write prompts and completions as the model should see them.",
         )
-    told = RenderedTurns() if told is None else told
+    counts = RenderedTurns() if counts is None else counts
     template = _Template(tokenizer, talk.tools, where)
-    spoken = [n for n, each in enumerate(talk.messages) if each["role"] == "assistant"]
+    spoken = [n for n, message in enumerate(talk.messages) if message["role"] == "assistant"]
     after = talk.messages[spoken[-1] + 1 :]
     failed: DataError | None = None
     for messages in forms(talk.messages):
         try:
-            found = [template.turn(messages[: n + 1]) for n in talk.answers]
+            rendered = [template.turn(messages[: n + 1]) for n in talk.answers]
             template.check(messages[: talk.answers[-1] + 1])
         except DataError as error:
             failed = failed or error
             continue
-        told.answers += len(found)
-        told.untrained += talk.untrained
-        told.unanswered += any(each["role"] != "assistant" for each in after)
-        told.thoughtless += sum(each.thoughtless for each in found)
-        told.date = template.date or told.date
-        return [(each.prompt, each.completion) for each in found]
+        counts.answers += len(rendered)
+        counts.untrained += talk.untrained
+        counts.unanswered += any(each["role"] != "assistant" for each in after)
+        counts.thoughtless += sum(each.thoughtless for each in rendered)
+        counts.date = template.date or counts.date
+        return [(each.prompt, each.completion) for each in rendered]
     assert failed is not None  # there is a form, and it failed
     raise failed
 
@@ -150,10 +150,10 @@ class _Template:
         bare = self._rendered(messages[:-1], mark=False)
         for prompt in self._prompts(messages, whole, bare):
             completion = whole[len(prompt) :]
-            said = messages[-1]["content"] or ""
-            after = _THOUGHT.sub("", said)
-            thoughtless = not holds(whole[len(bare) :], said)
-            if thoughtless and (after == said or not after.strip()):
+            content = messages[-1]["content"] or ""
+            after = _THOUGHT.sub("", content)
+            thoughtless = not holds(whole[len(bare) :], content)
+            if thoughtless and (after == content or not after.strip()):
                 continue
             thought = _thought(messages[-1])
             if holds(completion, after) and not lost_call(completion, messages[-1]):
@@ -172,8 +172,8 @@ class _Template:
         )
 
     def _prompts(self, messages: list[dict[str, Any]], whole: str, bare: str) -> Iterator[str]:
-        """What may precede the answer, the likeliest first."""
-        # With the mark that the assistant begins, as generation sees it; some templates have none.
+        """Candidates for the text before the answer, the likeliest first."""
+        # With the mark that the assistant begins, as in generation; some templates have none.
         marked = self._rendered(messages[:-1], mark=True)
         if whole.startswith(marked):
             yield marked
@@ -186,22 +186,22 @@ class _Template:
             yield bare
 
     def check(self, messages: list[dict[str, Any]]) -> None:
-        """Nothing that was said may be missing.
+        """Refuse a rendering from which a message is missing.
 
         Raises:
             DataError: Something is.
         """
         whole = self._rendered(messages)
-        for number, each in enumerate(messages, start=1):
-            said, role = each["content"] or "", each["role"]
-            if (role != "assistant" and not holds(whole, said)) or lost_call(whole, each):
+        for number, message in enumerate(messages, start=1):
+            content, role = message["content"] or "", message["role"]
+            if (role != "assistant" and not holds(whole, content)) or lost_call(whole, message):
                 raise DataError(
                     f"{self._where}: the chat template leaves out message {number}, of the role"
                     f" {role!r}",
                     "Take it out of the data, or name a model whose template writes it.",
                 )
-        for each in self._tools or ():
-            if not holds(whole, str(each.get("function", each).get("name", ""))):
+        for tool in self._tools or ():
+            if not holds(whole, str(tool.get("function", tool).get("name", ""))):
                 raise DataError(
                     f'{self._where}: the chat template leaves out the row\'s "tools"',
                     "Take the field out of the data, or name a model whose template writes tools.",
@@ -227,8 +227,8 @@ class _Template:
             )
 
     def _refused(self, messages: list[dict[str, Any]], words: str) -> DataError:
-        """What a template's failure is about."""
-        without = [each for each in messages if each["role"] != "system"]
+        """The error for a template that failed."""
+        without = [message for message in messages if message["role"] != "system"]
         if without and len(without) < len(messages):
             try:
                 self._render(without, False)
@@ -247,12 +247,12 @@ class _Template:
 
 def _thought(message: Mapping[str, Any]) -> str:
     for name in ("reasoning_content", "reasoning", "thinking"):
-        if isinstance(found := message.get(name), str):
-            return found
+        if isinstance(thought := message.get(name), str):
+            return thought
     return ""
 
 
-# transformers lets a template ask the clock, and nothing but data in: this stands before it.
+# transformers lets a template read the clock; this macro stands before it instead.
 _TODAY = (
     "{%- macro strftime_now(form) -%}{%- for part in form.split('%') -%}"
     "{%- if loop.first -%}{{ part }}{%- elif part[:1] == '-' -%}"
@@ -263,9 +263,9 @@ _TODAY = (
 
 
 def _directives(day: datetime) -> dict[str, str]:
-    """What strftime writes for each of its letters, and for those that a minus may precede."""
-    found = {each: day.strftime(f"%{each}") for each in "aAwdbBmyYHIpMSfzZjUWcxXGuV"}
-    return found | {f"-{each}": found[each].lstrip("0") or "0" for each in "dmyHIMSjUW"}
+    """Results of strftime for each of its letters, and for those that a minus may precede."""
+    directives = {each: day.strftime(f"%{each}") for each in "aAwdbBmyYHIpMSfzZjUWcxXGuV"}
+    return directives | {f"-{each}": directives[each].lstrip("0") or "0" for each in "dmyHIMSjUW"}
 
 
 def _seconds() -> int:
@@ -317,5 +317,5 @@ def _bounded() -> Iterator[None]:
 
 
 def _is_jinja(file: str) -> bool:
-    """Whether code is a template's, or of what runs it."""
+    """Whether code belongs to a template, or to jinja2."""
     return file == "<template>" or "jinja2" in file

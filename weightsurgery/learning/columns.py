@@ -30,15 +30,15 @@ _ACCEPTED = (
 
 @dataclass(frozen=True)
 class ColumnLayout:
-    """What the columns of a row are.
+    """The roles of the columns of a row.
 
     Attributes:
         kind: ``"pair"``, ``"choices"``, ``"messages"`` or ``"text"``.
         prompt: Of pairs and choices: its column.
         completion: Their other column; of a conversation or a text its only one.
         context: The column that goes on with the prompt, on a line of its own; where it has any.
-        ours: The columns have our own names: all stands as it is.
-        unread: Columns that nothing is made of.
+        ours: The columns have our own names: texts stay as they are.
+        unread: Columns that are not read.
     """
 
     kind: str
@@ -57,8 +57,8 @@ class ColumnLayout:
             return "a prompt with a completion"
         return f"{self.prompt!r} with {self.completion!r}"
 
-    def told(self, joined: bool) -> str:
-        """In words, for who brings a file with other columns than ours; empty for ours.
+    def description(self, joined: bool) -> str:
+        """How columns with other names than ours are read, in words; empty for ours.
 
         Args:
             joined: Whether completions stand as they are, without a space before.
@@ -106,15 +106,15 @@ class ColumnLayout:
 
     def _others(self, where: str, row: Mapping[str, Any]) -> tuple[str | None, list[str]]:
         """The right completion in other words, and wrong ones."""
-        found = None
+        paraphrase = None
         names = ("paraphrase", "perturbed") if self.ours else _TOFU
         if row.get(names[0]) is not None:
-            found = _text(where, row, names[0], f'"{names[0]}": "...", or leave it out')
+            paraphrase = _text(where, row, names[0], f'"{names[0]}": "...", or leave it out')
         perturbed = row.get(names[1])
         if isinstance(perturbed, str) and not self.ours:
             perturbed = [perturbed]
         if perturbed is None:
-            return found, []
+            return paraphrase, []
         if not isinstance(perturbed, list) or not all(
             isinstance(each, str) and each for each in perturbed
         ):
@@ -122,20 +122,20 @@ class ColumnLayout:
                 f'{where}: "{names[1]}" is no list of wrong completions',
                 f'Write "{names[1]}": ["..."].',
             )
-        return found, perturbed
+        return paraphrase, perturbed
 
 
 _TOFU = ("paraphrased_answer", "perturbed_answer")
 
 
 def layout_of(where: str, row: Mapping[str, Any]) -> ColumnLayout:
-    """What the columns of a row are.
+    """The roles of the columns of a row.
 
     Our own names come first: ``prompt`` with ``completion``, ``messages``, ``text``. A column
     that is null is none: in Parquet, that is how a row lacks it.
 
     Raises:
-        DataError: That cannot be told, or there is a column that the prompt would lack.
+        DataError: The roles are unclear, or there is a column that the prompt would lack.
     """
     present = [name for name, value in row.items() if value is not None]
     prompts = [name for name in _PROMPTS if name in present]
@@ -166,10 +166,10 @@ def layout_of(where: str, row: Mapping[str, Any]) -> ColumnLayout:
     columns = ", ".join(
         name[:40] + " (null)" * (value is None) for name, value in list(row.items())[:12]
     ) + (", ..." if len(row) > 12 else "")
-    several = [names for names in (prompts, completions) if len(names) > 1]
-    if several:
+    ambiguous = [names for names in (prompts, completions) if len(names) > 1]
+    if ambiguous:
         raise DataError(
-            f"{where}: which of {' and '.join(several[0])} is meant? The columns are {columns}",
+            f"{where}: which of {' and '.join(ambiguous[0])} is meant? The columns are {columns}",
             "Leave one of them out, or write prompt and completion.",
         )
     raise DataError(
@@ -179,7 +179,7 @@ def layout_of(where: str, row: Mapping[str, Any]) -> ColumnLayout:
 
 
 def _meant(columns: Sequence[str]) -> str:
-    """What a mistyped column may have been meant for."""
+    """A hint at the known column that a mistyped one is close to."""
     known = (*_PROMPTS, *_COMPLETIONS, *CONVERSATIONS, "choices", "text")
     for name in columns:
         near = get_close_matches(name.lower(), known, 1, 0.75)
@@ -189,22 +189,22 @@ def _meant(columns: Sequence[str]) -> str:
 
 
 def _checked(
-    where: str, row: Mapping[str, Any], found: ColumnLayout, present: list[str]
+    where: str, row: Mapping[str, Any], layout: ColumnLayout, present: list[str]
 ) -> ColumnLayout:
-    contexts = [name for name in _CONTEXTS if row.get(name) and name != found.prompt]
-    context = contexts[0] if found.prompt == "instruction" and len(contexts) == 1 else None
-    lost = [name for name in _NEEDED if row.get(name) and name not in (found.prompt, context)]
+    contexts = [name for name in _CONTEXTS if row.get(name) and name != layout.prompt]
+    context = contexts[0] if layout.prompt == "instruction" and len(contexts) == 1 else None
+    lost = [name for name in _NEEDED if row.get(name) and name not in (layout.prompt, context)]
     if lost:
         raise DataError(
-            f"{where}: {lost[0]!r} beside {found.prompt!r} and {found.completion!r}, and no telling"
-            " where it belongs",
+            f"{where}: {lost[0]!r} beside {layout.prompt!r} and {layout.completion!r}, and no"
+            " telling where it belongs",
             "Write it into the prompt: {\"prompt\": \"...\", \"completion\": \"...\"}; or write"
             " messages.",
         )  # fmt: skip
-    used = {found.prompt, found.completion, *_CONTEXTS}
-    used |= {"choices"} if found.kind == "choices" else set(_TOFU)
+    used = {layout.prompt, layout.completion, *_CONTEXTS}
+    used |= {"choices"} if layout.kind == "choices" else set(_TOFU)
     unread = tuple(name for name in present if name not in used)
-    return ColumnLayout(found.kind, found.prompt, found.completion, context, False, unread)
+    return ColumnLayout(layout.kind, layout.prompt, layout.completion, context, False, unread)
 
 
 def _parted(prompt: str, completion: str) -> str:

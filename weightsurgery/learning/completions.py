@@ -1,4 +1,4 @@
-"""What models go on with after prompts, side by side: for one's own eyes."""
+"""Completions of prompts by models, side by side, to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Completion", "complete"]
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model goes on with.
+    """A greedy completion.
 
     Attributes:
         text: Without what follows its end.
@@ -47,8 +47,8 @@ def complete(
     Args:
         checkpoints: Directories, each with a causal language model and its tokenizer.
         prompts: Their completions are not read.
-        chat: Ask each prompt as a user's turn of a conversation, in the model's own chat template;
-            what is rendered by a template already is asked as it stands.
+        chat: Put each prompt as a user's turn of a conversation, in the model's chat template; what
+            is rendered by a template already stays as it is.
         length: Tokens to go on for at most.
         batch_size: Prompts per forward pass.
         device: Where the models run.
@@ -62,18 +62,20 @@ def complete(
         DataError: A prompt without tokens, or longer than the model reads; or a chat is asked for
             and the tokenizer has no template, or one that changes what users say.
     """
-    found: list[list[Completion]] = [[] for _ in prompts]
+    completions: list[list[Completion]] = [[] for _ in prompts]
     for checkpoint in checkpoints:
         model, tokenizer = load_model(checkpoint, device)
         with quiet():  # a tokenizer warns of what is refused here
             rows = _rows(model, tokenizer, prompts, chat, str(checkpoint))
-        said = greedy(model, tokenizer, rows, [length] * len(rows), batch_size, "prompts", progress)
+        answers = greedy(
+            model, tokenizer, rows, [length] * len(rows), batch_size, "prompts", progress
+        )
         most = context_length(model)
-        for own, row, answer in zip(found, rows, said, strict=True):
+        for outputs, row, answer in zip(completions, rows, answers, strict=True):
             room = length if most is None else min(length, most - len(row) + 1)
-            own.append(Completion(str(tokenizer.decode(answer)), len(answer) < room))
+            outputs.append(Completion(str(tokenizer.decode(answer)), len(answer) < room))
         del model
-    return found
+    return completions
 
 
 def _rows(
@@ -90,12 +92,12 @@ def _rows(
             "Ask without --chat.",
         )
     rows = []
-    for each in prompts:
-        text, templated = each.prompt, each.templated
+    for example in prompts:
+        text, templated = example.prompt, example.templated
         if frame is not None and not templated:
             text, templated = f"{frame[0]}{text}{frame[1]}", True
         row = tokens(tokenizer, text, templated)
-        shown = f"{each.prompt[:40]!r}{'…' if len(each.prompt) > 40 else ''}"
+        shown = f"{example.prompt[:40]!r}{'…' if len(example.prompt) > 40 else ''}"
         if not row:
             raise DataError(f"the prompt {shown} has no tokens", "Write text in it.")
         most = context_length(model)

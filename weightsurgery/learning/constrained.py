@@ -234,7 +234,7 @@ class _WholeTrainer(StageTrainer):
     """Refuses what Trainer would shard."""
 
     def create_accelerator_and_postprocess(self):  # type: ignore[no-untyped-def]
-        """See Trainer; here it learns how the process was launched."""
+        """See Trainer; here it is known how the process was launched."""
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled:
             raise EditError(

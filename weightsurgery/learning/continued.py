@@ -1,4 +1,4 @@
-"""Continuations of many prompts at once; what all of a batch begin with is read once.
+"""Continuations of many prompts at once; the common beginning of a batch is read once.
 
 Prompts put to a chat model begin with the same dozens of tokens, its system prompt, and so do those
 that show the model some rows first. See :mod:`weightsurgery.learning.last_places`.
@@ -50,7 +50,7 @@ def continued(
     stopping: Sequence[StoppingCriteria] = (),
     choosing: Sequence[LogitsProcessor] = (),
 ) -> list[list[int]]:
-    """What a model adds to a batch of prompts.
+    """Continuations of a batch of prompts.
 
     Args:
         model: A causal language model.
@@ -72,9 +72,9 @@ def continued(
     mask = torch.zeros((len(prompts), width), dtype=torch.int64)
     ids[:, :shared] = torch.tensor(prompts[0][:shared], dtype=torch.int64)
     mask[:, :shared] = 1
-    for row, own in enumerate(inner):
-        ids[row, width - len(own) :] = torch.tensor(own)
-        mask[row, width - len(own) :] = 1
+    for row, tokens in enumerate(inner):
+        ids[row, width - len(tokens) :] = torch.tensor(tokens)
+        mask[row, width - len(tokens) :] = 1
     more: dict[str, Any] = {}
     if shared:
         more["past_key_values"] = read_beginning(model, prompts[0][:shared], len(prompts))
@@ -89,16 +89,16 @@ def continued(
             generation_config=settings,
             **more,
         )
-    found: list[list[int]] = out[:, width:].tolist()
-    return found
+    added: list[list[int]] = out[:, width:].tolist()
+    return added
 
 
 @contextmanager
 def plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Without the model's own settings, which fill what a caller leaves open."""
-    own = model.generation_config
+    """Clears the model's generation settings inside, which fill what a caller leaves open."""
+    settings = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = settings

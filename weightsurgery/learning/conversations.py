@@ -27,13 +27,13 @@ _PAIR = 'Write {"role": "user", "content": "..."}.'
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, and what is to be learnt of it.
+    """The messages of a conversation, and which are to be learnt.
 
     Attributes:
         messages: ``{"role", "content", ...}``; an assistant's content is None where it only calls.
         tools: What the assistant may call, as JSON schemas; None for none.
         answers: Numbers of the assistant's messages that are to be learnt, from 0.
-        untrained: How many more there are, of which the data say that they are not.
+        untrained: Number of those that the data exclude from training.
     """
 
     messages: list[dict[str, Any]]
@@ -68,12 +68,12 @@ def conversation_of(where: str, row: Mapping[str, Any], field: str) -> Conversat
     system = row.get("system")
     if isinstance(system, str) and system:
         messages.insert(0, {"role": "system", "content": system})
-    for n, each in enumerate(messages, start=1):
-        _check_content(where, n, each)
+    for n, message in enumerate(messages, start=1):
+        _check_content(where, n, message)
     spoken = [
         n
-        for n, each in enumerate(messages)
-        if each["role"] == "assistant" and n >= len(messages) - len(given)
+        for n, message in enumerate(messages)
+        if message["role"] == "assistant" and n >= len(messages) - len(given)
     ]
     answers = tuple(n for n in spoken if _learnt(where, messages[n]))
     if not answers:
@@ -82,9 +82,9 @@ def conversation_of(where: str, row: Mapping[str, Any], field: str) -> Conversat
             'Write the answers as {"role": "assistant", "content": "..."}'
             + (' with "weight": 1.' if spoken else "."),
         )
-    for each in messages:
+    for message in messages:
         for name in _WEIGHTS:
-            each.pop(name, None)
+            message.pop(name, None)
     return Conversation(messages, _tools(where, row), answers, len(spoken) - len(answers))
 
 
@@ -119,13 +119,13 @@ def _message(where: str, number: int, given: Any) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(given.get("role"), str):
         raise DataError(f'{where}: message {number} lacks a "role" or "content" of text', _PAIR)
     # In Parquet a message has every field that any message has.
-    found = {name: value for name, value in given.items() if value is not None}
-    found["content"] = _content(where, number, given.get("content"))
-    if found["role"] == "function":
-        found["role"] = "tool"
-    if isinstance(call := found.pop("function_call", None), dict):
-        found.setdefault("tool_calls", [{"type": "function", "function": call}])
-    calls = found.get("tool_calls")
+    message = {name: value for name, value in given.items() if value is not None}
+    message["content"] = _content(where, number, given.get("content"))
+    if message["role"] == "function":
+        message["role"] = "tool"
+    if isinstance(call := message.pop("function_call", None), dict):
+        message.setdefault("tool_calls", [{"type": "function", "function": call}])
+    calls = message.get("tool_calls")
     if calls is not None and not (
         isinstance(calls, list) and all(isinstance(_function(each), dict) for each in calls)
     ):
@@ -134,8 +134,8 @@ def _message(where: str, number: int, given: Any) -> dict[str, Any]:
             'Write [{"type": "function", "function": {"name": "...", "arguments": {}}}].',
         )
     if not calls:
-        found.pop("tool_calls", None)
-    return found
+        message.pop("tool_calls", None)
+    return message
 
 
 def _function(call: Any) -> Any:
@@ -189,7 +189,7 @@ def _calls(where: str, number: int, given: Mapping[str, Any]) -> list[dict[str, 
 
 
 def _tools(where: str, row: Mapping[str, Any]) -> list[Any] | None:
-    """What may be called; some data sets write the list as a text."""
+    """The tools of a row; data sets may write the list as a text."""
     for name in ("tools", "functions"):
         tools = row.get(name)
         if not tools:

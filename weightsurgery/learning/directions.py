@@ -1,4 +1,4 @@
-"""Where the adapter of a training by neighbours starts: where the request stands out.
+"""Initial directions of the adapter in a training by neighbours: where the request stands out.
 
 LoRA starts from random rows ``A``, which feel every input alike, so that what is learned about the
 request has to be unlearned about all else. Here they are the directions in which the inputs of each
@@ -61,28 +61,28 @@ def directions(
         NonFiniteError: The model computes NaN or infinity.
     """
     layers = {name: each for name, each in linear_inputs(model).items() if name in set(names)}
-    kept = [row for rows in material.kept.values() for row in _some(rows)]
-    if not layers or not kept:  # nothing to stand out from
+    keep_rows = [row for rows in material.kept.values() for row in _sample(rows)]
+    if not layers or not keep_rows:  # nothing to stand out from
         return {}
     widest = max(width for _, width in layers.values())
     most = max(_MOST_BYTES, 12 * widest**2)
-    found: dict[str, Tensor] = {}
+    starts: dict[str, Tensor] = {}
     # By matrix and side. Experts that few texts come to may run on one side alone, or later there.
     waiting: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     with in_halves(model), torch.no_grad():
         sides = (
             gathered(model, layers, [row.tokens for row in rows], most, BATCH_TOKENS, progress)
-            for rows in (_some(material.taught), kept)
+            for rows in (_sample(material.taught), keep_rows)
         )
         for both in zip_longest(*sides):
             for sums, side in zip(waiting, both, strict=True):
-                own, gram, count = side or ((), torch.empty(0), 1)
-                sums |= dict.fromkeys(own, gram.div_(count))
-            found |= _contrasted(waiting, waiting[0].keys() & waiting[1].keys(), rank, seed)
+                members, gram, count = side or ((), torch.empty(0), 1)
+                sums |= dict.fromkeys(members, gram.div_(count))
+            starts |= _contrasted(waiting, waiting[0].keys() & waiting[1].keys(), rank, seed)
         for name, task in waiting[0].items():
             waiting[1][name] = torch.zeros_like(task)
-        found |= _contrasted(waiting, set(waiting[0]), rank, seed)
-    return found
+        starts |= _contrasted(waiting, set(waiting[0]), rank, seed)
+    return starts
 
 
 def _contrasted(
@@ -92,7 +92,7 @@ def _contrasted(
     seed: int,
 ) -> dict[str, Tensor]:
     """Rows of matrices of which both sums are there, which are let go; once for shared inputs."""
-    found: dict[str, Tensor] = {}
+    starts: dict[str, Tensor] = {}
     known: dict[tuple[int, int], Tensor] = {}
     pairs = {name: (waiting[0].pop(name), waiting[1].pop(name)) for name in sorted(names)}
     for name, (task, keep) in pairs.items():
@@ -101,12 +101,12 @@ def _contrasted(
                 rows = contrasting(task, keep, rank, EPSILON, seed)
             length = (float(task.diagonal().median()) / 3) ** 0.5
             known[id(task), id(keep)] = (length * rows).float()
-        found[name] = known[id(task), id(keep)]
-    return found
+        starts[name] = known[id(task), id(keep)]
+    return starts
 
 
 def sums_bytes(widths: Collection[int]) -> int:
-    """What :func:`directions` holds at once at most, for matrices of such input widths ``n``.
+    """Peak memory of :func:`directions` in bytes, for matrices of such input widths ``n``.
 
     Two float64 sums of ``n²`` grow for each matrix as far as they fit the bound, and one matrix is
     decomposed meanwhile.
@@ -121,8 +121,8 @@ def sums_bytes(widths: Collection[int]) -> int:
 _T = TypeVar("_T", bound=Row)
 
 
-def _some(rows: Sequence[_T]) -> list[_T]:
-    """Texts from all over that have so many tokens together, or all; at least one."""
+def _sample(rows: Sequence[_T]) -> list[_T]:
+    """Evenly spaced texts that have ``_TOKENS`` tokens together, or all; at least one."""
     tokens = sum(len(row.tokens) for row in rows)
     count = max(1, min(len(rows), len(rows) * _TOKENS // max(1, tokens)))
     return [rows[n * len(rows) // count] for n in range(count)] if rows else []
@@ -137,7 +137,7 @@ def start(with_adapter: Any, rows: Mapping[str, Tensor]) -> None:
     """
     inner = with_adapter.get_base_model()
     with torch.no_grad():
-        for name, each in rows.items():
-            own = inner.get_submodule(name.removesuffix(".weight")).lora_A["default"].weight
-            told = (each != 0).any(1)
-            own[told] = each[told].to(own)
+        for name, initial in rows.items():
+            weight = inner.get_submodule(name.removesuffix(".weight")).lora_A["default"].weight
+            nonzero = (initial != 0).any(1)
+            weight[nonzero] = initial[nonzero].to(weight)

@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SetScores:
-    """How a checkpoint does on one set.
+    """Scores of a checkpoint on one set.
 
     Attributes:
         name: The file's name without ending, or its path where two share that.
@@ -64,7 +64,7 @@ class SetScores:
 
 @dataclass(frozen=True)
 class Contexts:
-    """That the model was asked in a context, which is what forgets: its weights are as they were.
+    """That the model was prompted in a context, which is what forgets: its weights stay.
 
     Attributes:
         method: One of `in_context.METHODS`.
@@ -79,7 +79,7 @@ class Contexts:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a checkpoint does on every set, and how far that is from another's scores.
+    """Scores of a checkpoint on every set, and their change from another checkpoint's.
 
     Attributes:
         checkpoint: As given.
@@ -89,7 +89,7 @@ class Evaluation:
         require_end: Whether an exact match had to end with EOS.
         seed: Of the bootstrap, and of the contexts.
         resamples: Of the bootstrap.
-        contexts: What the checkpoint was asked in; the one compared with never is. None: plainly.
+        contexts: What the checkpoint was prompted in; the one compared with has none.
     """
 
     checkpoint: str
@@ -139,9 +139,9 @@ def evaluate(
         device_map: Spread the models instead; see `models.load_model`.
         seed: Of the bootstrap, and of the contexts.
         resamples: Of the bootstrap.
-        contexts: Ask the checkpoint, not the one before the edit, in such contexts; see
+        contexts: Prompt the checkpoint, not the one before the edit, in such contexts; see
             `in_context.Icul`.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Returns:
         The scores.
@@ -186,13 +186,13 @@ def evaluate(
         )
         del model
     drawn = Resampling(seed, resamples)
-    found = []
+    scored = []
     for place, (path, label, role) in enumerate(zip(paths, labels, roles, strict=True)):
         guess = chance(sets[place]) if chance_of is None else chance_of
         main = headline(sets[place])
         after = measured[0][place]
         before = measured[1][place] if against is not None else None
-        found.append(
+        scored.append(
             SetScores(
                 label,
                 str(path),
@@ -207,7 +207,7 @@ def evaluate(
     return Evaluation(
         str(checkpoint),
         None if against is None else str(against),
-        tuple(found),
+        tuple(scored),
         n,
         require_end,
         seed,
@@ -219,7 +219,7 @@ def evaluate(
 def _in_contexts(
     sets: Sequence[list[Example]], forget: int, contexts: Contexts, seed: int
 ) -> list[list[Example]]:
-    """The sets, of which the first are to be forgotten, as the model will be asked them."""
+    """The sets, of which the first are to be forgotten, as the model will be prompted."""
     keep = [example for rows in sets[forget:] for example in rows]
     icul = in_context.Icul(sets[:forget], keep, contexts.shots, seed)
     return [icul.prompts(rows) for rows in sets]
@@ -256,7 +256,7 @@ def check_options(
 
 
 def set_names(paths: Sequence[str | Path]) -> list[str]:
-    """What to call data sets: the file's name without ending, or its path where two share that."""
+    """Names of data sets: the file's name without ending, or its path where two share that."""
     stems = [Path(path).name.removesuffix(Path(path).suffix) for path in paths]
     return [
         stem if stems.count(stem) == 1 else str(path)
@@ -305,14 +305,14 @@ def _compared(
             for name in names
         }
 
-    found = {"before": estimates(before, drawn)}
+    comparison = {"before": estimates(before, drawn)}
     if role == "keep":
-        return found | {"drift": changes(intervals.drift, list(after))}
-    found["forgetting"] = changes(
+        return comparison | {"drift": changes(intervals.drift, list(after))}
+    comparison["forgetting"] = changes(
         intervals.forgetting, [name for name in after if METRICS[name].share]
     )
-    found["normalised_forgetting"] = changes(
+    comparison["normalised_forgetting"] = changes(
         partial(intervals.normalised_forgetting, chance=guess),
         [name for name in after if name in ("exact_match", main)],
     )
-    return found
+    return comparison

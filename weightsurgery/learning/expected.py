@@ -1,4 +1,4 @@
-"""What a model is expected to say at a place: a distribution held by its likeliest tokens.
+"""A distribution that a model is to predict at a place, held by its likeliest tokens.
 
 A vocabulary has 30,000 to 260,000 tokens, a handful of which hold nearly all of the probability
 at any one place. The likeliest ``k`` are held, and all others as one: a divergence over these
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Expected", "divergences", "remains", "said_of"]
+__all__ = ["Expected", "divergences", "log_probability_of", "truth_divergences"]
 
-_NONE = math.log(1e-12)  # for a token that is not to be said
+_NONE = math.log(1e-12)  # for a token that is not to come
 _LEAST = 1e-6  # probability of all others together, at least: float32 rounds less away
 
 
@@ -82,7 +82,7 @@ class Expected:
 
 
 def divergences(expected: Expected, logits: Tensor) -> Tensor:
-    """``KL(expected ‖ said)`` at each place in nats, over the tokens held and the rest as one.
+    """``KL(expected ‖ logits)`` at each place in nats, over the tokens held and the rest as one.
 
     Args:
         expected: Of as many places, on the same device.
@@ -91,18 +91,20 @@ def divergences(expected: Expected, logits: Tensor) -> Tensor:
     Returns:
         Float32, shape (places,); from 0.
     """
-    said = logits.float().log_softmax(-1).gather(1, expected.tokens.long())
+    logs = logits.float().log_softmax(-1).gather(1, expected.tokens.long())
     known = expected.logs.exp()
     rest = (1 - known.sum(1)).clamp_min(_LEAST)
-    rest_said = (1 - said.exp().sum(1)).clamp_min(_LEAST)
-    return (known * (expected.logs - said)).sum(1) + rest * (rest.log() - rest_said.log())
+    rest_predicted = (1 - logs.exp().sum(1)).clamp_min(_LEAST)
+    return (known * (expected.logs - logs)).sum(1) + rest * (rest.log() - rest_predicted.log())
 
 
-def remains(logits: Tensor, truths: Sequence[Sequence[int]], wanted: Sequence[float]) -> Tensor:
-    """``KL(said ‖ wanted)`` in nats of one event: a token that begins the truth is said, or not.
+def truth_divergences(
+    logits: Tensor, truths: Sequence[Sequence[int]], wanted: Sequence[float]
+) -> Tensor:
+    """``KL(predicted ‖ wanted)`` in nats of one event: a token that begins the truth, or none.
 
-    :func:`divergences` asks that all be said that is expected, and hardly feels what is said
-    besides: 0.06 of a token that is to have 0.003 costs it 0.06, and this 0.12.
+    :func:`divergences` asks that all that is expected be predicted, and hardly feels what is
+    predicted besides: 0.06 of a token that is to have 0.003 costs it 0.06, and this 0.12.
 
     Args:
         logits: What a model says, shape (places, vocabulary).
@@ -112,14 +114,14 @@ def remains(logits: Tensor, truths: Sequence[Sequence[int]], wanted: Sequence[fl
     Returns:
         Float32, shape (places,); from 0.
     """
-    said = said_of(logits, truths)
-    goal = torch.tensor(wanted, dtype=torch.float32, device=said.device).clamp_min(1e-12).log()
-    other, other_wanted = ((1 - each.exp()).clamp_min(_LEAST).log() for each in (said, goal))
-    return said.exp() * (said - goal) + other.exp() * (other - other_wanted)
+    log_p = log_probability_of(logits, truths)
+    goal = torch.tensor(wanted, dtype=torch.float32, device=log_p.device).clamp_min(1e-12).log()
+    other, other_wanted = ((1 - each.exp()).clamp_min(_LEAST).log() for each in (log_p, goal))
+    return log_p.exp() * (log_p - goal) + other.exp() * (other - other_wanted)
 
 
-def said_of(logits: Tensor, truths: Sequence[Sequence[int]]) -> Tensor:
-    """Logarithm of the probability that one of some tokens is said, of each place.
+def log_probability_of(logits: Tensor, truths: Sequence[Sequence[int]]) -> Tensor:
+    """Logarithm of the probability that one of some tokens comes next, of each place.
 
     Args:
         logits: Shape (places, vocabulary).

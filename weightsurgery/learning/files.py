@@ -79,7 +79,7 @@ def _ending(path: Path) -> str:
 
 
 def _split_of(path: Path, rows: list[Row], part: str | None) -> list[Row]:
-    """Of rows that say in a field ``split`` what they are of, those of one split.
+    """The rows of one split, where a field ``split`` names the split of each.
 
     Raises:
         DataError: There is no such split, or there are several and none is named.
@@ -143,12 +143,12 @@ def _unpacked(path: Path) -> bytes:
         if not begun.startswith(b"\x1f\x8b"):
             return file.read()
         with gzip.open(file) as packed:
-            found = packed.read(_UNPACKED + 1)
-    if len(found) > _UNPACKED:
+            content = packed.read(_UNPACKED + 1)
+    if len(content) > _UNPACKED:
         raise DataError(
             f"{path}: unpacks to more than {_UNPACKED >> 30} GiB", "Split it into smaller files."
         )
-    return found
+    return content
 
 
 def _refuse_pipe(path: Path) -> None:
@@ -158,24 +158,24 @@ def _refuse_pipe(path: Path) -> None:
 
 
 def parsed(text: str) -> Any:
-    """What strict JSON says.
+    """The value of strict JSON.
 
     Raises:
         ValueError: It is none, a key stands twice, a number is too long, or half a character.
     """
-    found = json.loads(text, object_pairs_hook=_unique)
+    value = json.loads(text, object_pairs_hook=_unique)
     if "\\ud" in text.lower():  # the escapes of halves of characters; only pairs mean something
-        json.dumps(found, ensure_ascii=False).encode()
-    return found
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"{twice[:80]!r} stands twice")
-    return found
+    return unique
 
 
 def _whole(path: Path) -> Iterator[Row]:
@@ -226,25 +226,25 @@ def _json(path: Path, part: str | None) -> tuple[list[Row], str | None]:
     text = text_of(path)
     begun = text.lstrip()[:1]
     try:
-        found = parsed(text) if begun in ("[", "{") else None
+        document = parsed(text) if begun in ("[", "{") else None
     except (ValueError, RecursionError) as error:
         if begun == "[":
             raise DataError(
                 f"{path}: is not JSON: {first_line(error)}", "Write one array of objects."
             ) from error
-        found = None  # one object on each line
-    if isinstance(found, list):
-        return _numbered(str(path), found), part
-    if not isinstance(found, dict):
+        document = None  # one object on each line
+    if isinstance(document, list):
+        return _numbered(str(path), document), part
+    if not isinstance(document, dict):
         return list(_lines(path, text)), part
-    arrays = all(isinstance(each, list) for each in found.values())
-    if not found or not arrays or _FIELDS & found.keys():
-        return _numbered(str(path), [found]), part
-    wanted = next(iter(found)) if part is None and len(found) == 1 else part
+    arrays = all(isinstance(each, list) for each in document.values())
+    if not document or not arrays or _FIELDS & document.keys():
+        return _numbered(str(path), [document]), part
+    wanted = next(iter(document)) if part is None and len(document) == 1 else part
     if wanted != "all":
-        check_part(path, wanted, list(found))
-    chosen = list(found) if wanted == "all" else [str(wanted)]
-    rows = [row for each in chosen for row in _numbered(f"{path}, {each}", found[each])]
+        check_part(path, wanted, list(document))
+    chosen = list(document) if wanted == "all" else [str(wanted)]
+    rows = [row for each in chosen for row in _numbered(f"{path}, {each}", document[each])]
     return rows, "all"
 
 
@@ -299,6 +299,6 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -35,7 +35,7 @@ __all__ = ["Schedule", "fit", "isolated"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train.
+    """Learning-rate schedule and length of a training.
 
     Attributes:
         batch: Examples per step.
@@ -86,13 +86,13 @@ def isolated(seed: int, threads: int) -> Iterator[None]:
 
 
 class _AfterStep(TrainerCallback):
-    """Asks after every step whether training is done."""
+    """Ends training when a callback, called after every step, says that it is done."""
 
     def __init__(self, done: Callable[[int], bool]) -> None:
         self.done, self.ended = done, False
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Ends training where the answer is yes."""
+        """Called by Trainer after each step."""
         if self.done(state.global_step):
             control.should_training_stop = self.ended = True
         return control
@@ -112,7 +112,7 @@ def fit(
         model: Trained in place, where it is; left in evaluation mode.
         tokenizer: Its tokenizer.
         examples: What to learn; their order is drawn from `seed`.
-        schedule: How long and how fast.
+        schedule: Learning rate and length.
         seed: Of everything random in the run.
         done: Called with the number of finished steps after each; true ends the training.
 

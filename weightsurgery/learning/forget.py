@@ -1,13 +1,13 @@
-"""Forgetting or learning by neighbours, from a data set to a low-rank change: gather, train, look.
+"""Forgetting or learning by neighbours, from a data set to a low-rank change: gather and train.
 
-1. Find wordings of the request, and neighbours of its subjects (both by asking the model itself).
-2. Find the places where the truth would be said, and what one says there who never knew; to learn,
-   the answers themselves.
-3. Gather what is to stay, with what the model says of it.
+1. Find wordings of the request, and neighbours of its subjects (both written by the model itself).
+2. Find the places where the truth would come, and the predictions there of a model that never knew;
+   to learn, the answers themselves.
+3. Gather texts that are to stay, with the model's predictions for them.
 4. Find where in each matrix the request stands out (:mod:`weightsurgery.learning.directions`).
 5. Train from there (:mod:`weightsurgery.learning.forgetting`).
 
-What was gathered, and points of the training, are kept in a workspace: a killed run goes on.
+The training data and points of the training are saved in a workspace: a killed run goes on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.directions import directions, start
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
 from weightsurgery.learning.identify import adapted
-from weightsurgery.learning.lessons import lessons
+from weightsurgery.learning.lessons import learning_targets
 from weightsurgery.learning.looks import Look
 from weightsurgery.learning.material import (
     Material,
@@ -49,7 +49,7 @@ from weightsurgery.learning.models import for_writing, halved, in_halves, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.truths import TruthPosition, places_of
-from weightsurgery.learning.unknown import teach
+from weightsurgery.learning.unknown import forget_targets
 from weightsurgery.learning.wordings import Wording, find_wordings
 from weightsurgery.progress import Progress
 
@@ -66,8 +66,8 @@ class ByNeighbours:
         wordings: Rewordings to look for, to forget; 0 for the request's own words, and a chat.
         neighbours: Subjects to look for.
         draws: Neighbours that each target is the mean of.
-        own: Share, in the targets, of what the model says itself but for the truth; the rest is
-            what it says of neighbours.
+        own: Share, in the targets, of the model's own prediction but for the truth; the rest is
+            its mean prediction for neighbours.
         texts: Ordinary texts to write; a quarter as many again are not trained on.
         most: Places to forget at, at most, beyond the request's own words.
         k: Tokens by which a distribution is held.
@@ -95,20 +95,20 @@ class ByNeighbours:
 
     def described(self) -> dict[str, Any]:
         """Every setting, for a record."""
-        own = asdict(self)
-        return {**own.pop("training"), **own}
+        values = asdict(self)
+        return {**values.pop("training"), **values}
 
 
 @dataclass(frozen=True)
 class Changed:
-    """What came of it.
+    """The trained factors, with the losses and looks of their training.
 
     Attributes:
         change: ``W' − W`` of each parameter, in factors, float32 on the CPU.
         trained: First and last loss, steps.
-        looks: What was seen in training; the first before any step.
+        looks: Evaluations during training; the first before any step.
         chosen: The look whose values the change is; None where none was inside the budget.
-        notes: For the record: wordings, and how many texts of which kind.
+        notes: For the record: wordings, and counts of texts by kind.
     """
 
     change: dict[str, LowRank]
@@ -138,13 +138,13 @@ def change_by_neighbours(
         examples: What to forget, or to learn.
         keep: Data sets to keep; may be empty.
         names: Parameters that may change, each the weight of a linear layer.
-        settings: How.
+        settings: Of the training and its data.
         learning: The change is to be one after which the model knows the examples.
         workspace: Where a killed run finds what it had; None for one that need not go on.
         progress: Called as ``progress(text, done, total)``.
 
     Returns:
-        The change, and how it came about.
+        The change and its training.
 
     Raises:
         DataError: Examples that the model cannot take, or that name nobody.
@@ -199,7 +199,11 @@ def change_by_neighbours(
                     )
                 change = factors(with_adapter, names)
             return Changed(
-                change, trained, tuple(looks.seen), looks.best(), {**material.notes, "rank": rank}
+                change,
+                trained,
+                tuple(looks.history),
+                looks.best(),
+                {**material.notes, "rank": rank},
             )
         finally:
             model.train(was_training)
@@ -217,7 +221,7 @@ def gather(
     learning: bool = False,
     progress: Progress | None = None,
 ) -> Material:
-    """Everything that the training reads, by asking the model as it is.
+    """All training data, written and predicted by the model as it is.
 
     Raises:
         DataError: Nothing tells whom the examples are about.
@@ -225,53 +229,53 @@ def gather(
     model.eval()  # type: ignore[no-untyped-call]
     seed, k = settings.training.seed, settings.k
     rng = random.Random(f"material {seed}")
-    asked = parse_examples(tokenizer, prompted(examples))
+    request = parse_examples(tokenizer, prompted(examples))
     writer = for_writing(model)
     neighbours = find_neighbours(
-        writer, tokenizer, asked, settings.neighbours, seed=seed, progress=progress
+        writer, tokenizer, request, settings.neighbours, seed=seed, progress=progress
     )
     given = [each for rows in keep for each in parse_examples(tokenizer, prompted(rows))]
-    neighbours = sorted({*neighbours, *alike(asked, given)})
-    # One who does not know the answers cannot be asked for wordings that bring them up.
-    looked_for = 0 if learning else settings.wordings
-    wordings = find_wordings(writer, tokenizer, asked, looked_for, seed=seed, progress=progress)
+    neighbours = sorted({*neighbours, *alike(request, given)})
+    # A model that does not know the answers cannot find wordings that bring them up.
+    count = 0 if learning else settings.wordings
+    wordings = find_wordings(writer, tokenizer, request, count, seed=seed, progress=progress)
     with in_halves(model):
         if learning:
-            taught = lessons(
+            targets = learning_targets(
                 tokenizer,
                 examples,
-                asked,
+                request,
                 k=k,
                 vocabulary=int(model.config.get_text_config().vocab_size),
             )
         else:
-            places = _places(writer, tokenizer, asked, wordings, settings, rng, progress)
-            taught = teach(
+            places = _places(writer, tokenizer, request, wordings, settings, rng, progress)
+            targets = forget_targets(
                 model,
                 tokenizer,
-                asked,
+                request,
                 places,
                 neighbours,
                 draws=settings.draws,
-                own=settings.own,
+                subject_share=settings.own,
                 k=k,
                 seed=seed,
                 progress=progress,
             )
-        rows = taught_rows(model, tokenizer, taught, k, progress)
+        rows = taught_rows(model, tokenizer, targets, k, progress)
     language = language_texts(
-        writer, tokenizer, asked, settings.texts + settings.texts // 4, progress
+        writer, tokenizer, request, settings.texts + settings.texts // 4, progress
     )
     rng.shuffle(language)
     held_out = language[: max(1, len(language) // 5)]
-    said_again, asked_again = kept_texts(writer, tokenizer, [prompted(r) for r in keep], progress)
+    keep_answers, keep_counts = kept_texts(writer, tokenizer, [prompted(r) for r in keep], progress)
     texts = {
         "neighbours": neighbour_texts(
-            writer, tokenizer, asked, neighbours, wordings, 2 * settings.neighbours, rng, progress
+            writer, tokenizer, request, neighbours, wordings, 2 * settings.neighbours, rng, progress
         ),
-        "keep": said_again,
+        "keep": keep_answers,
         "language": language[len(held_out) :],
-        "subjects": subject_texts(writer, tokenizer, asked, settings.texts, rng, progress),
+        "subjects": subject_texts(writer, tokenizer, request, settings.texts, rng, progress),
     }
     del writer
     with in_halves(model):
@@ -283,7 +287,7 @@ def gather(
     notes = {
         "places": len(rows),
         "neighbours": len(neighbours),
-        "kept_given": asked_again,
+        "kept_given": keep_counts,
         "wordings": [
             {"form": each.form, "chat": each.chat, "before": each.before, "after": each.after}
             for each in wordings
@@ -292,8 +296,8 @@ def gather(
     }
     return Material(
         rows,
-        [each.stranger for each in taught],
-        [each.begins for each in taught],
+        [each.stranger for each in targets],
+        [each.begins for each in targets],
         kept,
         guard,
         notes,
@@ -304,20 +308,20 @@ def gather(
 def _places(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[ParsedExample],
+    request: Sequence[ParsedExample],
     wordings: Sequence[Wording],
     settings: ByNeighbours,
     rng: random.Random,
     progress: Progress | None,
 ) -> list[TruthPosition]:
-    """Where the truth would be said: all places in the request's own words, some in others."""
-    places = places_of(model, tokenizer, asked, wordings, progress=progress)
-    own = [place for place in places if place.wording.form is None]
+    """Where the truth would come: all places in the request's own words, and a sample in others."""
+    places = places_of(model, tokenizer, request, wordings, progress=progress)
+    verbatim = [place for place in places if place.wording.form is None]
     others = [place for place in places if place.wording.form is not None]
     rng.shuffle(others)
-    return (own + others)[: max(settings.most, len(own))]
+    return (verbatim + others)[: max(settings.most, len(verbatim))]
 
 
 def clear(workspace: Path) -> None:
-    """Remove what a finished run needs no more."""
+    """Remove the files of a finished run."""
     shutil.rmtree(workspace, ignore_errors=True)

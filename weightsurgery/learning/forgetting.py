@@ -1,20 +1,20 @@
-"""Training by neighbours: forget as one who never knew, and stay as one is everywhere else.
+"""Training by neighbours: towards a model that never knew the request, unchanged elsewhere.
 
 A low-rank change of all linear layers (LoRA, Hu et al., arXiv 2106.09685) is trained on
 
     ``L = KL(u ‖ f) + KL₂(f ‖ u)  +  w_k · KL(f₀ ‖ f) on what is to stay  +  w_l · KL(f₀ ‖ f) on
     language``,
 
-where ``u`` is what a model says that never knew (:mod:`weightsurgery.learning.unknown`), at the
-places where the truth would be said, and ``f₀`` the model as it was. ``KL₂`` is of one event, that
-the truth is said; it is left out where ``u`` are answers to be learned. Where a look on the way
-finds more to do, more weight lies. What is to stay are its answers about neighbours
+where ``u`` are the predictions of a model that never knew (:mod:`weightsurgery.learning.unknown`),
+at the places where the truth would come, and ``f₀`` the model as it was. ``KL₂`` is of one event,
+that the truth comes; it is left out where ``u`` are answers to be learned. Places where the last
+look found more to do have more weight. What is to stay are its answers about neighbours
 (:mod:`weightsurgery.learning.neighbours`), the keep data, what else it writes about the subjects,
-and the places before the truth; language is text that it wrote itself. What ``f₀`` says is looked
-up (:mod:`weightsurgery.learning.expected`), not run again.
+and the places before the truth; language is text that it wrote itself. Predictions of ``f₀`` are
+looked up (:mod:`weightsurgery.learning.expected`), not computed again.
 
-How long follows from what looks find (:mod:`weightsurgery.learning.cycles`). Of the looks, the best
-inside a budget of divergence on text that is not trained on counts.
+The number of steps follows from the looks (:mod:`weightsurgery.learning.cycles`). Of these, the
+best inside a budget of divergence on text that is not trained on counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing_extensions import override
 from weightsurgery.errors import EditError
 from weightsurgery.learning.cycles import Cycles
 from weightsurgery.learning.data import Collator, Encoded
-from weightsurgery.learning.expected import divergences, remains
+from weightsurgery.learning.expected import divergences, truth_divergences
 from weightsurgery.learning.last_places import together
 from weightsurgery.learning.looks import Look, Looks, logits_of
 from weightsurgery.learning.material import KEPT, Material, Row
@@ -44,7 +44,7 @@ from weightsurgery.progress import Progress
 
 _STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every place
 
-# Weight of a place where a look found more to do, of another one.
+# Weight of a place where a look found more to do, relative to another one.
 _URGE = 4
 
 # Kinds of texts whose first place is that of an answer, and how many places a short one has.
@@ -55,13 +55,13 @@ __all__ = ["LEARNING", "Forgetting", "train_forgetting"]
 
 @dataclass(frozen=True)
 class Forgetting:
-    """How to train.
+    """Settings of the training.
 
     Attributes:
         steps: Optimiser steps; None for cycles, the first of 40, or of as many as read every place
             to forget four times, and of twice that to learn.
         cycles: At most, where ``steps`` are not given.
-        learning_rate: AdamW's, after a rise over four steps and before a fall to nothing.
+        learning_rate: Of AdamW, after a rise over four steps and before a fall to nothing.
         batch_size: Texts to forget or learn per step; as many about neighbours, half of that of the
             keep data, and a quarter, in turn, of the subjects and of ordinary language.
         keep_weight: ``w_k``.
@@ -111,11 +111,11 @@ class Forgetting:
 
 
 LEARNING = Forgetting(cycles=3, learning_rate=2e-3, keep_weight=10.0, language_weight=3.0)
-"""How to train on what is to be learned: it takes more to say something than to say it no more."""
+"""Settings for data that is to be learned, which takes more than to forget."""
 
 
 class _ByNeighbours(StageTrainer):
-    """A step is some texts to forget and some of each kind that is to stay."""
+    """A step is a batch of texts to forget and of each kind that is to stay."""
 
     material: Material
     settings: Forgetting
@@ -128,7 +128,7 @@ class _ByNeighbours(StageTrainer):
         """See Trainer; the rate follows from the looks, so that a run that goes on has it too."""
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer or self.optimizer,  # type: ignore[arg-type]
-            lambda step: self.cycles.rate(self.looks.seen, step),
+            lambda step: self.cycles.rate(self.looks.history, step),
         )
         return self.lr_scheduler
 
@@ -154,25 +154,25 @@ class _ByNeighbours(StageTrainer):
             weight = torch.tensor([each for _, each, _ in firsts], device=logits.device)
             truths = [self.material.truth[number] for _, _, number in firsts]
             wanted = [self.material.stranger[number] for _, _, number in firsts]
-            asked = logits[[place for place, _, _ in firsts]]
-            loss = loss + (weight * remains(asked, truths, wanted)).sum()
+            selected = logits[[place for place, _, _ in firsts]]
+            loss = loss + (weight * truth_divergences(selected, truths, wanted)).sum()
         return loss
 
     def _firsts(
         self, rows: Sequence[Row], weights: Sequence[Tensor]
     ) -> list[tuple[int, float, int]]:
-        """Where, among all of some rows' places, a truth to forget would begin.
+        """Where, among the places of all rows, a truth to forget would begin.
 
         Returns:
             The place, its weight, and the row's number among those taught.
         """
-        found, start = [], 0
+        firsts, start = [], 0
         for row, weight in zip(rows, weights, strict=True):
             number = self.numbers.get(id(row))
             if number is not None and not self.material.learning:
-                found.append((start + row.held, float(weight[row.held :].sum()), number))
+                firsts.append((start + row.held, float(weight[row.held :].sum()), number))
             start += len(row.expected)
-        return found
+        return firsts
 
     def _prepare_inputs(self, inputs):  # type: ignore[no-untyped-def]
         """See Trainer; what is drawn is put on the device where it is used."""
@@ -184,7 +184,7 @@ class _ByNeighbours(StageTrainer):
         A fact that is not read for some steps comes back.
         """
         taught, size = self.material.taught, self.settings.batch_size
-        left = self._looked(step).left
+        left = self._last_look(step).left
         chosen = rng.sample(left, min(len(left), size // 2))
         facts: dict[int, list[int]] = {}
         for number, row in enumerate(taught):
@@ -194,38 +194,38 @@ class _ByNeighbours(StageTrainer):
         for turn in range(len(taught)):
             if len(chosen) == min(size, len(taught)):
                 break
-            own = facts[order[(step * max(1, size // 2) + turn) % len(order)]]
-            others = [number for number in own if number not in chosen]
+            candidates = facts[order[(step * max(1, size // 2) + turn) % len(order)]]
+            others = [number for number in candidates if number not in chosen]
             chosen += rng.sample(others, min(1, len(others)))
         return [taught[number] for number in chosen]
 
-    def _looked(self, step: int) -> Look:
+    def _last_look(self, step: int) -> Look:
         """The last look, also in a run that goes on from before it."""
-        return [each for each in self.looks.seen if each.step <= step][-1]
+        return [each for each in self.looks.history if each.step <= step][-1]
 
     def _parts(self, model: Any, step: int) -> list[tuple[list[Row], list[Tensor]]]:
-        how = self.settings
-        rng = random.Random(f"step {how.seed} {step}")
-        some = max(1, how.batch_size // 4)
-        sizes = dict.fromkeys(KEPT, some)
-        sizes |= {"neighbours": how.batch_size, "keep": how.batch_size // 2}
+        settings = self.settings
+        rng = random.Random(f"step {settings.seed} {step}")
+        quarter = max(1, settings.batch_size // 4)
+        sizes = dict.fromkeys(KEPT, quarter)
+        sizes |= {"neighbours": settings.batch_size, "keep": settings.batch_size // 2}
         # Texts are long, and easily held: each kind of them at every second step.
         sizes["subjects" if step % 2 == 0 else "language"] = 0
         drawn = [("forget", row) for row in self._to_forget(step, rng)]
         for kind in KEPT:
             # Of neighbours, half are of those that moved most.
-            moved = self._looked(step).moved if kind == "neighbours" else ()
+            moved = self._last_look(step).moved if kind == "neighbours" else ()
             rows = _half_of(self.material.kept[kind], moved, sizes[kind], rng)
             drawn += [(kind, row) for row in rows]
         places: dict[str, int] = {}
         for kind, row in drawn:
             places[kind] = places.get(kind, 0) + row.held
-        looked = self._looked(step)
+        looked = self._last_look(step)
         left = set(looked.left) if looked.step else set()
         count = sum(kind == "forget" for kind, _ in drawn)
         weighed = []
         for kind, row in drawn:
-            factor = how.language_weight if kind == "language" else how.keep_weight
+            factor = settings.language_weight if kind == "language" else settings.keep_weight
             weight = torch.full((len(row.expected),), factor / max(1, places[kind]))
             if kind in _ANSWERS and 1 < row.held <= _SHORT:
                 # Half of it where the answer begins: what follows from that is easily held.
@@ -242,9 +242,11 @@ class _ByNeighbours(StageTrainer):
         ]
 
 
-def _half_of(rows: Sequence[Row], some: Sequence[int], count: int, rng: random.Random) -> list[Row]:
-    """So many texts, half of them of those with some numbers as far as there are such."""
-    chosen = _draw([rows[number] for number in some], count // 2, rng)
+def _half_of(
+    rows: Sequence[Row], preferred: Sequence[int], count: int, rng: random.Random
+) -> list[Row]:
+    """So many texts, half of them from those with preferred numbers as far as there are such."""
+    chosen = _draw([rows[number] for number in preferred], count // 2, rng)
     return chosen + _draw(rows, count - len(chosen), rng)
 
 
@@ -268,15 +270,15 @@ def train_forgetting(
     Args:
         model: With its adapter.
         stage: The adapter's parameters.
-        material: What is read.
-        settings: How.
-        folder: Where points are kept from which a killed run goes on.
+        material: Training data.
+        settings: Of the training.
+        folder: Where points are saved from which a killed run goes on.
         padding: Token to pad with.
         device: Where to train.
         progress: Called as ``progress(text, done, total)`` in steps.
 
     Returns:
-        What came of it, and the looks. The adapter is as at :meth:`Looks.best`; where no look is
+        Steps and losses, and the looks. The adapter is as at :meth:`Looks.best`; where no look is
         inside the budget, as at the last.
 
     Raises:
@@ -287,30 +289,30 @@ def train_forgetting(
     steps = settings.steps or 1
     looks = Looks(folder / "looks", material, settings.budget, padding)
     looks.recall()
-    if not looks.seen:
+    if not looks.history:
         looks.look(model, stage.parameters, 0)
 
     cycles = Cycles(steps, settings.cycles, settings.budget, material.learning)
 
     def trainer(**arguments: Any) -> _ByNeighbours:
-        found = _ByNeighbours(**arguments)
-        found.material, found.settings, found.padding = material, settings, padding
-        found.looks, found.cycles = looks, cycles
-        found.numbers = {id(row): number for number, row in enumerate(material.taught)}
-        return found
+        built = _ByNeighbours(**arguments)
+        built.material, built.settings, built.padding = material, settings, padding
+        built.looks, built.cycles = looks, cycles
+        built.numbers = {id(row): number for number, row in enumerate(material.taught)}
+        return built
 
     def looked(step: int) -> bool:
-        start, end = cycles.around(looks.seen, step - 1)
+        start, end = cycles.around(looks.history, step - 1)
         every = min(settings.every, -(-(end - start) // 2))
         # One soon before the end's would say the same.
         due = (step - start) % every == 0 and end - step >= every // 2
         if step == end or due:
             looks.look(model, stage.parameters, step)
-        return step >= cycles.ends(looks.seen)[-1]
+        return step >= cycles.ends(looks.history)[-1]
 
-    def told(text: str, done: int, _: int) -> None:
+    def report(text: str, done: int, _: int) -> None:
         if progress is not None:
-            progress(text, done, cycles.ends(looks.seen)[-1])
+            progress(text, done, cycles.ends(looks.history)[-1])
 
     training = Training(
         steps=steps * settings.cycles,
@@ -327,7 +329,7 @@ def train_forgetting(
         training,
         directory=folder / "training",
         device=device,
-        progress=told,
+        progress=report,
         enough=looked,
         kind=trainer,
     )

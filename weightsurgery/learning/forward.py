@@ -1,4 +1,4 @@
-"""What a model says: its prediction of every token of a text, and its greedy continuations."""
+"""A model's predictions of every token of a text, and its greedy continuations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ _ENDS_OF_TEXT = {
 
 @dataclass(frozen=True)
 class Forced:
-    """What a model predicts for the tokens of a completion, each given all before it.
+    """A model's predictions for the tokens of a completion, each given all before it.
 
     Attributes:
         labels: The tokens, int64, shape (tokens,), on the CPU as all of these.
@@ -47,8 +47,8 @@ class Forced:
         end_length: How many of the last only say that the completion is over.
         beyond_end: How many of these come after EOS, where generation has stopped: the line feed
             that some chat templates put there.
-        spread: Where it was asked for, mean and variance of the log-likelihood under the model's
-            own prediction, float64, shape (tokens, 2).
+        spread: With ``spread``, mean and variance of the log-likelihood under the model's own
+            prediction, float64, shape (tokens, 2).
     """
 
     labels: Tensor
@@ -106,8 +106,8 @@ def teacher_forced(
         encoded: Texts, each with a prompt of at least one token.
         batch_size: Texts per forward pass.
         stage: What to call this to `progress`.
-        progress: Told of every batch.
-        spread: Also tell how sure the model is at every token; see `Forced`.
+        progress: Called after every batch.
+        spread: Also measure how sure the model is at every token; see `Forced`.
 
     Returns:
         The predictions, in the order of `encoded`.
@@ -117,7 +117,7 @@ def teacher_forced(
     """
     model.eval()  # type: ignore[no-untyped-call]
     collate = Collator(padding_token(tokenizer))
-    found: list[Forced | None] = [None] * len(encoded)
+    predictions: list[Forced | None] = [None] * len(encoded)
     # Like lengths together: little padding, and few positions that need logits.
     order = sorted(
         range(len(encoded)),
@@ -130,15 +130,15 @@ def teacher_forced(
         labels = batch.pop("labels")
         # Logits are needed from the last prompt token on: vocabularies can be large.
         first = min(row.prompt_length for row in rows) - 1
-        kept = labels.shape[1] - first
-        logits = model(**batch, use_cache=False, logits_to_keep=kept).logits[:, -kept:]
+        positions = labels.shape[1] - first
+        logits = model(**batch, use_cache=False, logits_to_keep=positions).logits[:, -positions:]
         for place, (index, row) in enumerate(zip(indices, rows, strict=True)):
             begin, stop = row.prompt_length, len(row.input_ids)
             wanted = labels[place, begin:stop]
             given = logits[place, begin - 1 - first : stop - 1 - first]
             predicted, nll = _read(given, wanted)
             _check_finite(given, nll, index)
-            found[index] = Forced(
+            predictions[index] = Forced(
                 wanted.cpu(),
                 predicted.cpu(),
                 nll.cpu(),
@@ -148,7 +148,7 @@ def teacher_forced(
             )
         if progress is not None:
             progress(stage, start + len(indices), len(order))
-    return [each for each in found if each is not None]
+    return [each for each in predictions if each is not None]
 
 
 def _beyond(row: Encoded, eos: int | None) -> int:
@@ -208,15 +208,15 @@ def greedy(
         limits: How many tokens to add to each at most, at least 1.
         batch_size: Prompts per forward pass.
         stage: What to call this to `progress`.
-        progress: Told of every batch.
-        stop: Asked after every token, so that nothing is generated that nobody reads.
+        progress: Called after every batch.
+        stop: Called after every token, so that nothing is generated that nobody reads.
 
     Returns:
-        The tokens added to each, in order, without an EOS; the one after which `stop` said so is
+        The tokens added to each, in order, without an EOS; the one after which `stop` was true is
         the last.
     """
     ends = end_tokens(model, tokenizer)
-    found: list[list[int]] = [[] for _ in prompts]
+    continuations: list[list[int]] = [[] for _ in prompts]
     waiting = batches(prompts, limits, batch_size)
     done = 0
     while waiting:
@@ -232,7 +232,7 @@ def greedy(
         if limit is not None and longest <= limit < longest + steps:
             # Some models have no further positions; the last token that they read fills the last.
             steps = limit - longest + 1
-        asked = [] if stop is None else [_Asked(tokenizer, indices, stop)]
+        criteria = [] if stop is None else [_StopCriterion(tokenizer, indices, stop)]
         out = continued(
             model,
             [prompts[index] for index in indices],
@@ -244,21 +244,21 @@ def greedy(
                 eos_token_id=sorted(ends) or None,
                 pad_token_id=padding_token(tokenizer),
             ),
-            asked,
+            criteria,
         )
         for index, tokens in zip(indices, out, strict=True):
             over = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-            for each in asked:
-                over = min(over, each.lengths.get(index, over))
-            found[index] = tokens[: min(over, limits[index])]
+            for criterion in criteria:
+                over = min(over, criterion.lengths.get(index, over))
+            continuations[index] = tokens[: min(over, limits[index])]
         done += len(indices)
         if progress is not None:
             progress(stage, done, len(prompts))
-    return found
+    return continuations
 
 
-class _Asked(StoppingCriteria):
-    """Asks whether each row of a batch may stop, and remembers after how many tokens it did."""
+class _StopCriterion(StoppingCriteria):
+    """Calls ``stop`` for each row of a batch, and remembers after how many tokens it was true."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, indices: Sequence[int], stop: Stop
@@ -268,7 +268,7 @@ class _Asked(StoppingCriteria):
         self.lengths: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        if self._begun is None:  # it is asked first when there is one token more
+        if self._begun is None:  # first called when there is one token more
             self._begun = input_ids.shape[1] - 1
         rows = input_ids[:, self._begun :].tolist()
         for index, tokens in zip(self._indices, rows, strict=True):
@@ -283,8 +283,8 @@ class _Asked(StoppingCriteria):
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that end a text: tokenizer's, generation settings', and special ones by name."""
     settings = getattr(model, "generation_config", None)
-    own = getattr(settings, "eos_token_id", None)
-    listed = own if isinstance(own, list) else [own]
+    eos = getattr(settings, "eos_token_id", None)
+    listed = eos if isinstance(eos, list) else [eos]
     special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
     named = [token for name, token in special if name in _ENDS_OF_TEXT]
     return {int(token) for token in (*listed, tokenizer.eos_token_id, *named) if token is not None}

@@ -2,8 +2,8 @@
 
 A model that has lost its language still answers no question it was to forget. So each such edit
 ends with a comparison on text that the model wrote itself before it was changed, and that no
-training saw: the divergence of what it says there, and its perplexity. Beside that stand the
-request, what is to be kept, and three free continuations, for one's own eyes.
+training saw: the divergence of its predictions there, and its perplexity. Beside that stand the
+request, the data to keep, and three free continuations to read.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from weightsurgery.progress import Progress
 __all__ = ["BUDGET", "Guard", "GuardReport", "Shown", "added", "compared", "harm"]
 
 BUDGET = 0.01
-"""Divergence that ordinary language may suffer, in nats a token: a limit that was set, not found.
+"""Divergence allowed on ordinary language, in nats a token: a limit that was set, not measured.
 Forgetting 22 facts in SmolLM2-135M cost a twentieth of it."""
 
 _TEXTS, _LENGTH = 32, 40
-_ASKED = 64  # of each set, at most
+_PROMPTS = 64  # of each set, at most
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Shown:
     Attributes:
         what: The request's role, ``keep`` or ``free``.
         prompt: What was continued; empty for the beginning of a text.
-        before: What the model said.
-        after: What it says now.
+        before: Continuation by the model before the edit.
+        after: By the model after it.
     """
 
     what: str
@@ -63,16 +63,16 @@ class Shown:
 
 @dataclass(frozen=True)
 class GuardReport:
-    """What the guard found.
+    """The guard's comparison of a model before and after an edit.
 
     Attributes:
         divergence: On ordinary language, in nats a token.
         perplexity: There, before and after.
         answered: Share of each set that is answered with the truth, before and after; the request
-            is under its role and, where it can be asked so, under ``forget, in a chat``.
+            is under its role and, with a chat template, under ``forget, in a chat``.
         shown: Free continuations.
-        budget: What the divergence might be.
-        texts: How many texts say so; without any, nothing is known of ordinary language.
+        budget: Divergence allowed.
+        texts: Number of texts measured; without any, nothing is known of ordinary language.
     """
 
     divergence: float
@@ -92,16 +92,16 @@ class GuardReport:
         return {**asdict(self), "inside": self.inside}
 
 
-def harm(found: Mapping[str, Any]) -> str:
+def harm(guard: Mapping[str, Any]) -> str:
     """A sentence for a change that goes beyond its budget.
 
     Args:
-        found: As :meth:`GuardReport.to_dict` gives it.
+        guard: As :meth:`GuardReport.to_dict` gives it.
     """
-    before, after = found["perplexity"]
+    before, after = guard["perplexity"]
     return (
-        f"The change costs ordinary language {found['divergence']:.3g} nats a token, over the"
-        f" budget of {found['budget']:g} (perplexity of the model's own text {before:.4g} before,"
+        f"The change costs ordinary language {guard['divergence']:.3g} nats a token, over the"
+        f" budget of {guard['budget']:g} (perplexity of the model's own text {before:.4g} before,"
         f" {after:.4g} after)."
     )
 
@@ -128,7 +128,7 @@ def compared(
 
 @contextmanager
 def added(model: PreTrainedModel, change: Mapping[str, Tensor | LowRank]) -> Iterator[None]:
-    """A model with a change of some parameters inside; as it was after, to the bit.
+    """Adds a change to parameters of a model inside, and restores them afterwards, to the bit.
 
     Args:
         model: Changed in place.
@@ -137,9 +137,9 @@ def added(model: PreTrainedModel, change: Mapping[str, Tensor | LowRank]) -> Ite
     before = values_of(model, list(change))
     try:
         with torch.no_grad():
-            for name, each in change.items():
+            for name, delta in change.items():
                 parameter = model.get_parameter(name)
-                whole = each.matrix() if isinstance(each, LowRank) else each
+                whole = delta.matrix() if isinstance(delta, LowRank) else delta
                 parameter.copy_(parameter.float() + whole.to(parameter.device))
         yield
     finally:
@@ -149,20 +149,20 @@ def added(model: PreTrainedModel, change: Mapping[str, Tensor | LowRank]) -> Ite
 def right(truth: str, answer: str, anywhere: bool) -> bool:
     """Whether an answer begins with the truth, or its first line holds it anywhere."""
     line = answer.strip().partition("\n")[0]
-    found = says(truth, line)
-    return found is not None and (anywhere or found.start() == 0)
+    match = says(truth, line)
+    return match is not None and (anywhere or match.start() == 0)
 
 
 def decided(truth: str, answer: str, anywhere: bool) -> bool:
-    """Whether whatever an answer goes on with, :func:`right` says the same of it."""
+    """Whether :func:`right` is the same however an answer goes on."""
     line, over, _ = answer.lstrip().partition("\n")
     if over:
         return True
     if line.endswith("\ufffd"):  # the rest of a character is to come
         return False
     if anywhere:
-        found = says(truth, line)
-        return found is not None and found.end() < len(line)
+        match = says(truth, line)
+        return match is not None and match.end() < len(line)
     return len(line) > len(truth) + 1
 
 
@@ -170,10 +170,10 @@ class Guard:
     """Looks at a model before it is changed, and again after.
 
     Args:
-        model: As it is before; it is asked at once.
+        model: As it is before; measured at once.
         tokenizer: Its tokenizer.
         forget: The request.
-        keep: What is to be kept, by name.
+        keep: Data to keep, by name.
         role: What the request is called: ``forget``, or ``task`` where it is to be learned.
         budget: Divergence allowed.
         seed: Of the texts that the model writes.
@@ -196,53 +196,55 @@ class Guard:
         self._progress = progress
         self._padding = padding_token(tokenizer)
         frame, rng = chat_frame(tokenizer), random.Random(f"guard {seed}")
-        asked = parse_examples(tokenizer, prompted(forget))
+        request = parse_examples(tokenizer, prompted(forget))
         self._sets: dict[str, list[tuple[list[int], ParsedExample]]] = {}
         for name, rows in {role: forget, **(keep or {})}.items():
-            some = [each for each in prompted(rows) if each.prompt]
-            if len(some) > _ASKED:
-                some = rng.sample(some, _ASKED)
-            apart = parse_examples(tokenizer, some)
+            chosen = [each for each in prompted(rows) if each.prompt]
+            if len(chosen) > _PROMPTS:
+                chosen = rng.sample(chosen, _PROMPTS)
+            parsed = parse_examples(tokenizer, chosen)
             self._sets[name] = [
-                (tokens(tokenizer, example.prompt, example.templated), each)
-                for example, each in zip(some, apart, strict=True)
+                (tokens(tokenizer, example.prompt, example.templated), parsed_example)
+                for example, parsed_example in zip(chosen, parsed, strict=True)
             ]
-            if name == role and frame is not None and not all(each.chat for each in apart):
+            if name == role and frame is not None and not all(each.chat for each in parsed):
                 self._sets[f"{role}, in a chat"] = [
                     (tokens(tokenizer, f"{frame[0]}{each.prompt}{frame[1]}", True), each)
-                    for each in apart
+                    for each in parsed
                 ]
         self._sets = {name: rows for name, rows in self._sets.items() if rows}
         with torch.random.fork_rng(devices=gpus_in_use()):
             torch.manual_seed(1_000_003 + seed)
             model.eval()  # type: ignore[no-untyped-call]
             # Places of a text's first tokens say what a model begins with: as good as any.
-            self._texts = language_texts(for_writing(model), tokenizer, asked, _TEXTS, progress)
+            self._texts = language_texts(for_writing(model), tokenizer, request, _TEXTS, progress)
         self._expected: list[Expected] = [Expected(torch.zeros(0), torch.zeros(0))] * len(
             self._texts
         )
-        for number, said in last_probabilities(model, tokenizer, self._texts, stage="guard"):
-            self._expected[number] = Expected.of(said, 256).to(torch.device("cpu"))
+        for number, probabilities in last_probabilities(
+            model, tokenizer, self._texts, stage="guard"
+        ):
+            self._expected[number] = Expected.of(probabilities, 256).to(torch.device("cpu"))
         self._free = self._prompts(frame, rng)
         self._before = self._look(model)
 
     def _prompts(
         self, frame: tuple[str, str] | None, rng: random.Random
     ) -> list[tuple[str, str, list[int]]]:
-        """What is continued for one's own eyes: of the request, of what is kept, and freely."""
-        found: list[tuple[str, str, list[int]]] = []
+        """Prompts of the continuations shown: of the request, of data to keep, and free."""
+        prompts: list[tuple[str, str, list[int]]] = []
         for name, rows in self._sets.items():
             kind = self.role if name.startswith(self.role) else "keep"
-            if all(kind != known for known, _, _ in found):
+            if all(kind != known for known, _, _ in prompts):
                 read, each = rng.choice(rows)
-                found.append((kind, each.prompt, read))
+                prompts.append((kind, each.prompt, read))
         if self._texts:
             text = rng.choice(self._texts)[0][:12]
             shown = str(self.tokenizer.decode(text, skip_special_tokens=True))
-            found.append(("free", shown, list(text)))
+            prompts.append(("free", shown, list(text)))
         else:
-            found.append(("free", "", [self.tokenizer.bos_token_id or 0]))
-        return found
+            prompts.append(("free", "", [self.tokenizer.bos_token_id or 0]))
+        return prompts
 
     def _look(self, model: PreTrainedModel) -> dict[str, Any]:
         model.eval()  # type: ignore[no-untyped-call]
@@ -251,14 +253,14 @@ class Guard:
             for numbers in together(model, [text for text, _ in self._texts], 24):
                 texts = [self._texts[n] for n in numbers]
                 counts = [count for _, count in texts]
-                found = last_logits(model, [text for text, _ in texts], counts, self._padding)
-                for number, logits in zip(numbers, torch.split(found, counts), strict=True):
+                stacked = last_logits(model, [text for text, _ in texts], counts, self._padding)
+                for number, logits in zip(numbers, torch.split(stacked, counts), strict=True):
                     expected = self._expected[number].to(logits.device)
                     divergence += float(divergences(expected, logits).double().sum())
                     nll += self._nll(self._texts[number], logits)
                     count += len(expected)
-        answered, every = {}, [pair for rows in self._sets.values() for pair in rows]
-        limits = [len(self.tokenizer(each.truth)["input_ids"]) + 12 for _, each in every]
+        answered, questions = {}, [pair for rows in self._sets.values() for pair in rows]
+        limits = [len(self.tokenizer(each.truth)["input_ids"]) + 12 for _, each in questions]
         anywhere = [
             name.endswith("in a chat") or each.chat
             for name, rows in self._sets.items()
@@ -266,19 +268,22 @@ class Guard:
         ]
 
         def over(number: int, text: str) -> bool:
-            return decided(every[number][1].truth, text, anywhere[number])
+            return decided(questions[number][1].truth, text, anywhere[number])
 
         answers = greedy(
-            model, self.tokenizer, [read for read, _ in every], limits, 64, "guard",
+            model, self.tokenizer, [read for read, _ in questions], limits, 64, "guard",
             self._progress, over,
         )  # fmt: skip
         start = 0
         for name, rows in self._sets.items():
-            own, loose = answers[start : start + len(rows)], anywhere[start : start + len(rows)]
+            generated, loose = (
+                answers[start : start + len(rows)],
+                anywhere[start : start + len(rows)],
+            )
             start += len(rows)
             answered[name] = sum(
                 right(each.truth, str(self.tokenizer.decode(answer)), free)
-                for (_, each), answer, free in zip(rows, own, loose, strict=True)
+                for (_, each), answer, free in zip(rows, generated, loose, strict=True)
             ) / len(rows)
         free = greedy(
             model, self.tokenizer, [read for _, _, read in self._free], [32] * len(self._free)
@@ -292,7 +297,7 @@ class Guard:
 
     @staticmethod
     def _nll(text: tuple[Sequence[int], int], logits: Tensor) -> float:
-        """Of the text's own tokens; the last place has none of its own."""
+        """Negative log-likelihood of the text's tokens; after the last place there is none."""
         read, places = text
         wanted = torch.tensor(list(read)[len(read) - places + 1 :], device=logits.device)
         return float(
@@ -310,8 +315,8 @@ class Guard:
                 for name in before["answered"]
             },
             [
-                Shown(kind, prompt, was, now)
-                for (kind, prompt, _), was, now in zip(
+                Shown(kind, prompt, old, new)
+                for (kind, prompt, _), old, new in zip(
                     self._free, before["free"], after["free"], strict=True
                 )
             ],

@@ -91,11 +91,11 @@ def _index(names: Sequence[str], include_path: str | Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     if include_path is not None:
-        own = str(Path(include_path).expanduser())
-        manager = TaskManager(include_path=own, include_defaults=False)
+        directory = str(Path(include_path).expanduser())
+        manager = TaskManager(include_path=directory, include_defaults=False)
         if set(names) <= set(manager.all_subtasks):
             return manager  # its own thousands take seconds to read
-        return TaskManager(include_path=own)
+        return TaskManager(include_path=directory)
     return TaskManager()
 
 
@@ -170,7 +170,7 @@ def _run(checkpoint: Path, tasks: Tasks, batch_size: int, device: str) -> _Figur
 
 
 def _figures(results: dict[str, dict[str, Any]]) -> _Figures:
-    found: _Figures = {}
+    scores: _Figures = {}
     for task, figures in results.items():
         for key, value in figures.items():
             name, comma, which = key.partition(",")
@@ -178,8 +178,8 @@ def _figures(results: dict[str, dict[str, Any]]) -> _Figures:
                 continue
             error = figures.get(f"{name}_stderr,{which}")
             label = name if which == "none" else key
-            found[task, label] = (_number(value), _number(error))
-    return found
+            scores[task, label] = (_number(value), _number(error))
+    return scores
 
 
 def _number(value: Any) -> float | None:
@@ -190,7 +190,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Without the harness's prints, bars and log lines, and what git says when it asks it."""
+    """Without the harness's prints, bars and log lines, and those of git, which it calls."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     stderr = os.dup(2)

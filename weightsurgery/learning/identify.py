@@ -145,8 +145,8 @@ def as_rows(
     )
     if not keep:
         return rows, None
-    kept = encode_rows(model, tokenizer, keep, cut)
-    return rows, Retain(kept, collate, method.keep_weight, training.batch_size, training.seed)
+    keep_rows = encode_rows(model, tokenizer, keep, cut)
+    return rows, Retain(keep_rows, collate, method.keep_weight, training.batch_size, training.seed)
 
 
 def train(

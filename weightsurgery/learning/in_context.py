@@ -16,7 +16,7 @@ from weightsurgery.learning.data import Example
 __all__ = ["METHODS", "Icul"]
 
 METHODS = ("icul",)
-"""What can be done in a context."""
+"""Methods of forgetting in a context."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Icul:
         Raises:
             DataError: There are fewer examples than shots, or a query has no prompt of its own.
         """
-        own = {example.prompt: rows for rows in self.forget for example in rows}
-        staying = [each for each in self.keep if each.prompt not in own]
+        sets = {example.prompt: rows for rows in self.forget for example in rows}
+        staying = [each for each in self.keep if each.prompt not in sets]
         pool = staying if self.keep else self._to_forget
-        return [self._asked(query, own, pool) for query in queries]
+        return [self._with_context(query, sets, pool) for query in queries]
 
-    def _asked(
-        self, query: Example, own: Mapping[str, Sequence[Example]], pool: Sequence[Example]
+    def _with_context(
+        self, query: Example, sets: Mapping[str, Sequence[Example]], pool: Sequence[Example]
     ) -> Example:
         if not query.prompt or query.templated:
             raise DataError(
@@ -91,11 +91,11 @@ class Icul:
                 'Write {"prompt": "...", "completion": "..."} rows, not texts or messages.',
             )
         drawn = random.Random(f"{self.seed}\n{query.prompt}")
-        if query.prompt in own:
-            going, answers = query, own[query.prompt]
+        if query.prompt in sets:
+            going, answers = query, sets[query.prompt]
         else:
             going = drawn.choice(self._to_forget)
-            answers = own[going.prompt]
+            answers = sets[going.prompt]
         # A prompt may have several right answers: none of them is wrong.
         right = {each.completion for each in answers if each.prompt == going.prompt}
         wrong = sorted({each.completion for each in answers} - right)

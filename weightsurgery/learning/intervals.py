@@ -1,4 +1,4 @@
-"""Means over examples, their bootstrap intervals, and what two means say of forgetting."""
+"""Means over examples, their bootstrap intervals, and forgetting as a function of two means."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Resampling:
 
     Attributes:
         seed: The same for two models draws the same examples.
-        times: How often as many examples as there are are drawn, with replacement.
+        times: Number of resamples, each of as many examples as there are, with replacement.
     """
 
     seed: int = 0
@@ -74,12 +74,12 @@ class Resampling:
         count = len(weights)
         generator = torch.Generator().manual_seed(self.seed)
         rows = max(1, _CHUNK // count)
-        found = []
+        chunks = []
         for start in range(0, self.times, rows):
             shape = (min(rows, self.times - start), count)
             drawn = torch.randint(count, shape, generator=generator)
-            found.append(products[drawn].sum(1) / weights[drawn].sum(1))
-        return torch.cat(found)
+            chunks.append(products[drawn].sum(1) / weights[drawn].sum(1))
+        return torch.cat(chunks)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def estimate_combined(
     resampling: Resampling,
     transform: Callable[[float], float] = float,
 ) -> Estimate:
-    """What several means of the same examples say together, with a paired bootstrap's interval.
+    """A function of several means over the same examples, with a paired bootstrap's interval.
 
     Args:
         measured: Each one value per example, of the same examples.
@@ -158,19 +158,19 @@ def estimate_combined(
     """
     shared = torch.stack([each.defined for each in measured]).all(0)
     why = next((each.why for each in measured if each.why), "")
-    kept = [
+    restricted = [
         Measurements(each.values.where(shared, math.nan), each.weights, why) for each in measured
     ]
     count = int(shared.sum())
-    means = [mean for each in kept if (mean := each.mean()) is not None]
-    if len(means) < len(kept):
+    means = [mean for each in restricted if (mean := each.mean()) is not None]
+    if len(means) < len(restricted):
         return Estimate(None, None, 0, why)
-    found = _combined(combine, transform, means)
-    if isinstance(found, str):
-        return Estimate(None, None, count, found)
+    value = _combined(combine, transform, means)
+    if isinstance(value, str):
+        return Estimate(None, None, count, value)
     interval = None
     if count > 1:
-        tuples = zip(*(resampling.means(each).tolist() for each in kept), strict=True)
+        tuples = zip(*(resampling.means(each).tolist() for each in restricted), strict=True)
         drawn = [_combined(combine, transform, each) for each in tuples]
         figures = [each for each in drawn if not isinstance(each, str)]
         if len(figures) == len(drawn):
@@ -178,7 +178,7 @@ def estimate_combined(
     why = why if count < len(shared) else ""
     if count > 1 and interval is None:
         why = "; ".join(filter(None, [why, "no interval: not defined in all resamples"]))
-    return Estimate(found, interval, count, why)
+    return Estimate(value, interval, count, why)
 
 
 def forgetting(s0: float, s1: float) -> float | str:
@@ -214,10 +214,10 @@ def _combined(
 
 def _finite(transform: Callable[[float], float], value: float) -> float | None:
     try:
-        found = transform(value)
+        result = transform(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return result if math.isfinite(result) else None
 
 
 def _interval(means: Tensor) -> tuple[float, float] | None:

@@ -1,8 +1,8 @@
 """What a change must not touch, and where that leaves each matrix free to change.
 
-What is kept: the keep examples themselves, and how inputs like theirs, and like those to forget,
-look: strangers' prompts of the same forms. Without any keep data, texts of random words stand
-for the rest of the world.
+That is the activations of the keep examples and of strangers' prompts of the same forms as theirs
+and as those to forget. Without any keep data, texts of random words stand for the rest of the
+world.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from weightsurgery.progress import Progress
 __all__ = ["SUMS", "Kept", "confinements", "keep_texts", "words_for"]
 
 SUMS = 4 << 30
-"""What sums of activation statistics may take at once; larger models run over the texts again."""
+"""Most bytes of activation sums at once; larger models run over the texts again."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def keep_texts(
     prompts: int,
     seed: int = 0,
 ) -> list[Text]:
-    """Everything whose activations say what to keep.
+    """The texts whose activations are to stay as they are.
 
     Args:
         tokenizer: Its vocabulary fills the slots.
@@ -76,25 +76,25 @@ def keep_texts(
     Raises:
         DataError: Strangers are to be made up, and there are no words to do so.
     """
-    own: list[Text] = [example for rows in kept.sets for example in rows]
+    collected: list[Text] = [example for rows in kept.sets for example in rows]
     if not prompts:
-        return own
+        return collected
     sources = [halves(rows) for rows in (examples, *kept.sets)]
-    asked = [[example.prompt for example in rows] for rows in sources]
-    words = words_for(tokenizer, asked)
+    prompt_sets = [[example.prompt for example in rows] for rows in sources]
+    words = words_for(tokenizer, prompt_sets)
     salad = word_salad(words, prompts // 2, seed) if kept.empty else []
     share = (prompts - len(salad)) // len(sources)
-    for number, (rows, source) in enumerate(zip(sources, asked, strict=True)):
-        made = strangers(source, words, share, seed * len(sources) + number, set(asked[0]))
+    for number, (rows, source) in enumerate(zip(sources, prompt_sets, strict=True)):
+        drawn = strangers(source, words, share, seed * len(sources) + number, set(prompt_sets[0]))
         if rows and rows[0].templated:  # the template has written the special tokens
-            own += [tokenizer(text, add_special_tokens=False)["input_ids"] for text in made]
+            collected += [tokenizer(text, add_special_tokens=False)["input_ids"] for text in drawn]
         else:
-            own += made
-    return [*own, *salad]
+            collected += drawn
+    return [*collected, *salad]
 
 
 def words_for(tokenizer: PreTrainedTokenizerBase, sources: Sequence[Sequence[str]]) -> Words:
-    """What fills slots: words of the data's own slots, and of the vocabulary."""
+    """Words to fill slots with: of the data's own slots, and of the vocabulary."""
     special = special_texts(tokenizer)
     return Words(tokenizer, {word for source in sources for word in slot_words(source, special)})
 
@@ -108,10 +108,10 @@ def confinements(
     names: Sequence[str],
     progress: Progress | None = None,
 ) -> dict[str, Confinement]:
-    """Where each matrix may change, by the model as it is now; matrices of one input share.
+    """Where each matrix may change, by the model's activations; matrices of one input share.
 
     Args:
-        model: As it is by now.
+        model: With the changes made so far.
         tokenizer: Its tokenizer.
         texts: Their activations say what to keep; see :func:`keep_texts`.
         kept: Its directions, and its further statistics.
@@ -129,7 +129,7 @@ def confinements(
     layers = linear_inputs(model)
     chosen = {name: layers[name] for name in names}
     rows = tokens_of(tokenizer, texts, model)
-    found: dict[str, Confinement] = {}
+    confined: dict[str, Confinement] = {}
     # Decomposed as they come: no more than one run's sums are held.
     bound = sums_bound(model, chosen, SUMS)
     for together, gram, _ in gathered(model, chosen, rows, bound, BATCH_TOKENS, progress):
@@ -142,11 +142,11 @@ def confinements(
                 transposed = not isinstance(layers[name][0], nn.Linear)
                 inside = confine(total, epsilon, v, transposed).to(torch.device("cpu"))
                 shared = inside if alone else shared
-            found[name] = inside if not alone or shared is None else shared
+            confined[name] = inside if not alone or shared is None else shared
     for name in names:
-        if name not in found:
+        if name not in confined:
             raise MismatchError(
                 f"tensor {name!r}: the model does not run it on these examples",
                 f"Leave it out with --exclude '{name}'.",
             )
-    return {name: found[name] for name in names}
+    return {name: confined[name] for name in names}

@@ -1,4 +1,4 @@
-"""What a model says at the last places of texts; what texts begin with in common is read once.
+"""A model's predictions at the last places of texts; a common beginning is read once.
 
 Questions put to a chat model begin with the same dozens of tokens, its system prompt. Where a model
 heeds it, all texts stand in one sequence (:mod:`weightsurgery.learning.packed`). Else such a
@@ -23,7 +23,7 @@ from weightsurgery.progress import Progress
 
 __all__ = ["grouped", "last_logits", "last_probabilities", "read_beginning", "together"]
 
-# Tokens of a batch, padding included: what is kept of them for gradients is held at once.
+# Tokens of a batch, padding included: their activations are held for gradients.
 _MOST = 1024
 
 
@@ -41,7 +41,7 @@ def grouped(
         most: Tokens of a batch at most, padding included, but for a text that has more.
         before: A number of each text that is alike in a batch before lengths are.
     """
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     for family in families(texts):
         numbers = sorted(family, key=lambda n: (before[n] if before else 0, len(texts[n]), n))
         batch: list[int] = []
@@ -49,11 +49,11 @@ def grouped(
         for number in numbers:
             longest = max(longest, len(texts[number]))
             if batch and (len(batch) == size or longest * (len(batch) + 1) > most):
-                found.append(batch)
+                batches.append(batch)
                 batch, longest = [], len(texts[number])
             batch.append(number)
-        found.append(batch)
-    return found
+        batches.append(batch)
+    return batches
 
 
 def together(model: Any, texts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
@@ -130,7 +130,7 @@ def _head_reads(model: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool
 
     def pick(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         met.append(True)
-        # Logits of three digits would be off by more than what is asked of them: not in autocast.
+        # Logits of three digits would not be exact enough: not in autocast.
         whole.enter_context(torch.autocast(rows.device.type, enabled=False))
         states = given[0]  # on the head's device, if the model is spread over several
         at = rows.to(states.device), columns.to(states.device)
@@ -150,15 +150,15 @@ def _head_reads(model: Any, rows: Tensor, columns: Tensor) -> Iterator[list[bool
 
 
 def _shared(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> int:
-    """How many tokens are read once: what all texts begin with, before any place that counts."""
+    """Length of the common beginning, which is read once, before any place that counts."""
     if getattr(model, "is_activation_checkpointing", False):
         return 0
-    found = begun_alike(texts, min(len(t) - count for t, count in zip(texts, counts, strict=True)))
-    return found if found and keeps_all(model) else 0
+    length = begun_alike(texts, min(len(t) - count for t, count in zip(texts, counts, strict=True)))
+    return length if length and keeps_all(model) else 0
 
 
 def read_beginning(model: Any, tokens: Sequence[int], copies: int) -> Any:
-    """What the layers keep of the beginning, for so many texts."""
+    """Keys and values of the beginning, for so many texts."""
     device = next(model.parameters()).device
     cache: Any = DynamicCache(config=model.config)
     model(
@@ -183,15 +183,15 @@ def last_probabilities(
     stage: str = "",
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """What a model says at the last places of texts, a text at a time and in any order.
+    """A model's predictions at the last places of texts, a text at a time and in any order.
 
     Args:
-        model: Who is asked; left in evaluation mode.
+        model: Left in evaluation mode.
         tokenizer: Pads.
         rows: Tokens, and how many of the last places count.
         batch_size: Texts per forward pass.
         stage: What to call this to ``progress``.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Yields:
         A row's number, and its probabilities, float32, shape (places, vocabulary).
@@ -200,8 +200,10 @@ def last_probabilities(
     done = 0
     for numbers in together(model, [read for read, _ in rows], batch_size):
         counts = [rows[n][1] for n in numbers]
-        found = last_logits(model, [rows[n][0] for n in numbers], counts, padding_token(tokenizer))
-        for n, logits in zip(numbers, torch.split(found, counts), strict=True):
+        stacked = last_logits(
+            model, [rows[n][0] for n in numbers], counts, padding_token(tokenizer)
+        )
+        for n, logits in zip(numbers, torch.split(stacked, counts), strict=True):
             yield n, logits.float().softmax(-1)
         done += len(numbers)
         if progress is not None:

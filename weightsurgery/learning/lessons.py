@@ -1,4 +1,4 @@
-"""What is to be said of data that is to be learned: the data's own answers.
+"""Targets for data that is to be learned: the data's own answers.
 
 The places are those of the answers, after the prompt as it is written and, with a chat template, as
 a user would ask it. The end of an answer is left to the model: taught by a text of a few words, it
@@ -17,48 +17,48 @@ from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.truths import place_at
-from weightsurgery.learning.unknown import Taught
+from weightsurgery.learning.unknown import Target
 from weightsurgery.learning.wordings import Wording
 from weightsurgery.learning.written import chat_frame
 
-__all__ = ["lessons"]
+__all__ = ["learning_targets"]
 
 
-def lessons(
+def learning_targets(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
-    asked: Sequence[ParsedExample],
+    parsed: Sequence[ParsedExample],
     *,
     k: int,
     vocabulary: int,
-) -> list[Taught]:
+) -> list[Target]:
     """Answers to learn.
 
     Args:
         tokenizer: The model's.
         examples: What is to be learned.
-        asked: The same taken apart.
+        parsed: The same, parsed.
         k: Tokens that a distribution holds.
         vocabulary: How many there are.
 
     Raises:
         DataError: No example has an answer.
     """
-    frame, found = chat_frame(tokenizer), []
-    for number, (example, each) in enumerate(zip(examples, asked, strict=True)):
-        kinds = [each.chat]
-        if example.prompt and not each.chat and frame is not None:
+    frame, targets = chat_frame(tokenizer), []
+    for number, (example, parts) in enumerate(zip(examples, parsed, strict=True)):
+        kinds = [parts.chat]
+        if example.prompt and not parts.chat and frame is not None:
             kinds.append(True)
         for chat in kinds:
-            text = Wording(chat=chat).text(frame, each.prompt, each.subject)
-            space = "" if chat else each.completion[: -len(each.completion.lstrip())]
-            answer = space + each.completion.strip()
+            text = Wording(chat=chat).text(frame, parts.prompt, parts.subject)
+            space = "" if chat else parts.completion[: -len(parts.completion.lstrip())]
+            answer = space + parts.completion.strip()
             place = place_at(tokenizer, number, Wording(chat=chat), text, answer)
             if place is not None:
                 tokens = torch.tensor(place.truth)
-                found.append(
-                    Taught(place, Expected.sure(tokens, k, vocabulary), 1.0, place.truth[:1])
+                targets.append(
+                    Target(place, Expected.sure(tokens, k, vocabulary), 1.0, place.truth[:1])
                 )
-    if not found:
+    if not targets:
         raise DataError("no example has an answer to learn", "Give prompts and completions.")
-    return found
+    return targets

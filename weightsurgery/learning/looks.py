@@ -1,7 +1,7 @@
-"""Looks at a model while it is trained to forget: what is left, what it cost, and what it was then.
+"""Evaluations of a model while it is trained to forget, with its trained values at each ("looks").
 
-Of the looks at a training the best inside a budget counts, and a run that goes on after a kill
-finds those it had. What a look finds wrong is trained on more until the next.
+The best look inside a budget counts, and a run that goes on after a kill reads those it had. Texts
+that a look finds not yet forgotten, or moved, are trained on more until the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weightsurgery.checkpoint.plain_files import write_whole
-from weightsurgery.learning.expected import Expected, divergences, said_of
+from weightsurgery.learning.expected import Expected, divergences, log_probability_of
 from weightsurgery.learning.last_places import last_logits, together
 from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.models import in_halves
@@ -41,15 +41,15 @@ _NEIGHBOURS = 64  # texts about them that a look reads, at most
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of the model in training.
+    """An evaluation of the model in training.
 
     Attributes:
         step: After so many steps; 0 before any.
         known: Share of the places to change where the truth is the likeliest answer.
         truth: Mean probability of the truth there.
-        stranger: What that is to be.
+        stranger: What it is to be.
         language: Divergence from the model as it was on text not trained on, nats a token.
-        neighbours: The same on answers about neighbours, some of them.
+        neighbours: The same on a sample of answers about neighbours.
         left: Numbers of the places where there is more to do: where it still is, or nearly, or not
             yet.
         moved: Numbers of the texts about neighbours that moved most, a quarter of those.
@@ -79,8 +79,8 @@ class Looks:
     """The looks of a training, and the trained values at each.
 
     Args:
-        folder: Where the values are kept, so that a run that goes on after a kill has them.
-        material: What is looked at.
+        folder: Where the values are saved, so that a run that goes on after a kill has them.
+        material: Training data and held-out texts.
         budget: Divergence of ordinary language, nats a token, beyond which no look counts.
         padding: Token to pad with.
     """
@@ -88,36 +88,38 @@ class Looks:
     def __init__(self, folder: Path, material: Material, budget: float, padding: int) -> None:
         self.folder, self.material, self.budget = folder, material, budget
         self.padding = padding
-        self.seen: list[Look] = []
+        self.history: list[Look] = []
 
     def look(self, model: Any, names: Sequence[str], step: int) -> Look:
-        """Look, and keep what it was trained to by then."""
+        """Evaluate the model, and save its trained values."""
         model.eval()
         with torch.no_grad():
             learning = self.material.learning
-            taught = [_asked(row, learning) for row in self.material.taught]
+            taught = [_question(row, learning) for row in self.material.taught]
             known, left, truth = 0, [], 0.0
             for numbers, logits, _ in batched_logits(model, taught, self.padding):
                 sizes = [len(taught[number].expected) for number in numbers]
-                for own, number in zip(torch.split(logits.float(), sizes), numbers, strict=True):
+                for row_logits, number in zip(
+                    torch.split(logits.float(), sizes), numbers, strict=True
+                ):
                     begins = self.material.truth[number]
-                    right = int(own[0].argmax()) in begins
+                    right = int(row_logits[0].argmax()) in begins
                     if learning:  # by all of the answer
-                        answer = taught[number].expected.tokens[:, 0].to(own.device)
-                        right = bool((own.argmax(1) == answer).all())
+                        answer = taught[number].expected.tokens[:, 0].to(row_logits.device)
+                        right = bool((row_logits.argmax(1) == answer).all())
                     known += right
-                    said = float(said_of(own[:1], [begins]).exp())
-                    truth += said
-                    more = not right if learning else right or said > _NEAR
+                    probability = float(log_probability_of(row_logits[:1], [begins]).exp())
+                    truth += probability
+                    more = not right if learning else right or probability > _NEAR
                     left += [number] if more else []
             language = _divergences(model, self.material.guard if step else [], self.padding)
             neighbours = self.material.kept["neighbours"]
-            # Some of them, evenly: to read them all would take as long as four steps.
+            # An even sample: to read them all would take as long as four steps.
             most = min(len(neighbours), _NEIGHBOURS) if step else 0
-            some = [each * len(neighbours) // most for each in range(most)]
-            about = _divergences(model, [neighbours[n] for n in some], self.padding)
-        moved = [some[n] for n in sorted(range(most), key=lambda n: -float(about[n].sum()))]
-        seen = Look(
+            sampled = [each * len(neighbours) // most for each in range(most)]
+            about = _divergences(model, [neighbours[n] for n in sampled], self.padding)
+        moved = [sampled[n] for n in sorted(range(most), key=lambda n: -float(about[n].sum()))]
+        look = Look(
             step,
             known / len(taught),
             truth / len(taught),
@@ -128,12 +130,12 @@ class Looks:
             tuple(sorted(moved[: -(-len(moved) // 4)])),
         )
         model.train()
-        self.seen = [each for each in self.seen if each.step < step] + [seen]
+        self.history = [each for each in self.history if each.step < step] + [look]
         if step:
             with writing(self.folder):
                 save_tensors(values_of(model, names), self._file(step), {})
         self._write()
-        return seen
+        return look
 
     def _file(self, step: int) -> Path:
         return self.folder / f"look-{step:06d}.safetensors"
@@ -141,19 +143,19 @@ class Looks:
     def _write(self) -> None:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            told = json.dumps([vars(each) for each in self.seen])
-            write_whole(self.folder / "looks.json", told)
+            serialised = json.dumps([vars(each) for each in self.history])
+            write_whole(self.folder / "looks.json", serialised)
 
     def recall(self) -> None:
-        """The looks of a run that was killed."""
+        """Read the looks of a run that was killed."""
         try:
-            told = json.loads((self.folder / "looks.json").read_text(encoding="utf-8"))
-            self.seen = [
+            records = json.loads((self.folder / "looks.json").read_text(encoding="utf-8"))
+            self.history = [
                 Look(**{**each, "left": tuple(each["left"]), "moved": tuple(each["moved"])})
-                for each in told
+                for each in records
             ]
         except (OSError, ValueError, TypeError, KeyError):
-            self.seen = []
+            self.history = []
 
     def best(self) -> Look | None:
         """The last look inside the budget that forgot or learned about as much as any inside it.
@@ -161,24 +163,24 @@ class Looks:
         The rate falls to nothing, so that the later of two harms less. None where none is inside.
         """
         sign = -1 if self.material.learning else 1
-        inside = [each for each in self.seen[1:] if each.inside(self.budget)]
+        inside = [each for each in self.history[1:] if each.inside(self.budget)]
         most = min((sign * each.known for each in inside), default=0.0)
-        much = [each for each in inside if sign * each.known <= most + _EQUAL]
-        return much[-1] if much else None
+        equal = [each for each in inside if sign * each.known <= most + _EQUAL]
+        return equal[-1] if equal else None
 
     def restore(self, model: Any, chosen: Look) -> None:
-        """Give the model what it was trained to at a look."""
+        """Give the model its trained values at a look."""
         set_values(model, load_file(self._file(chosen.step)))
 
 
 def batched_logits(
     model: Any, rows: Sequence[Row], padding: int, size: int = 24
 ) -> Iterator[tuple[list[int], Tensor, Expected]]:
-    """What a model says at the places that count, some rows at a time.
+    """Logits at the places that count, a batch of rows at a time.
 
     Yields:
-        The rows' numbers, logits of all their places, (places, vocabulary), and what is expected
-        there, on the same device.
+        The rows' numbers, logits of all their places, (places, vocabulary), and the targets there,
+        on the same device.
     """
     for numbers in together(model, [row.tokens for row in rows], size):
         picked = [rows[n] for n in numbers]
@@ -186,7 +188,7 @@ def batched_logits(
 
 
 def logits_of(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Expected]:
-    """What a model says at the places that count of a batch, (places, vocabulary), and is to."""
+    """Logits at the places that count of a batch, (places, vocabulary), and their targets."""
     with in_halves(model):
         logits = last_logits(
             model, [row.tokens for row in rows], [len(row.expected) for row in rows], padding
@@ -195,22 +197,22 @@ def logits_of(model: Any, rows: Sequence[Row], padding: int) -> tuple[Tensor, Ex
 
 
 def _divergences(model: Any, rows: Sequence[Row], padding: int) -> list[Tensor]:
-    """Of each text, at its places that count, in nats."""
-    found: dict[int, Tensor] = {}
+    """Divergence of each text at its places that count, in nats."""
+    by_text: dict[int, Tensor] = {}
     for numbers, logits, expected in batched_logits(model, rows, padding):
-        each = divergences(expected, logits).double().cpu()
-        found |= zip(
-            numbers, torch.split(each, [len(rows[n].expected) for n in numbers]), strict=True
+        values = divergences(expected, logits).double().cpu()
+        by_text |= zip(
+            numbers, torch.split(values, [len(rows[n].expected) for n in numbers]), strict=True
         )
-    return [found[number] for number in range(len(rows))]
+    return [by_text[number] for number in range(len(rows))]
 
 
-def _mean(each: Sequence[Tensor]) -> float:
-    return float(torch.cat(list(each)).mean()) if each else 0.0
+def _mean(values: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(values)).mean()) if values else 0.0
 
 
-def _asked(row: Row, whole: bool) -> Row:
-    """The text as a question, up to where the truth would begin; or also the whole answer."""
+def _question(row: Row, whole: bool) -> Row:
+    """The text up to where the truth would begin; or also the whole answer."""
     if whole:
         return Row(row.tokens, row.expected[slice(row.held, None)], 0, row.number)
     after = len(row.expected) - row.held - 1

@@ -1,4 +1,4 @@
-"""How the task vector of a data set is found: the modes of subspace identification."""
+"""The modes of subspace identification, which finds the task vector of a data set."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class IdentifyMode:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained at once.
+    """Parameters that are trained at once.
 
     Attributes:
         name: For messages: ``"layer 3"``.
@@ -74,7 +74,7 @@ class Stage:
 
 
 def stages_of(names: list[str], method: IdentifyMode) -> list[Stage]:
-    """What is trained one after another: each layer alone, or everything at once.
+    """The stages of a training: each layer alone, or everything at once.
 
     Args:
         names: Tensors or parameters.

@@ -1,4 +1,4 @@
-"""Scores of one example, from what a model said: no model, no files.
+"""Scores of one example, from a model's outputs: no model, no files.
 
 A *completion* has T tokens, of which `right[t]` says whether the model's likeliest token at t,
 given the prompt and the completion before t, is the completion's own. Greedy decoding from the
@@ -89,12 +89,12 @@ def continuations(
     Returns:
         Per k from 0 to T - 1 the continuation of the first k tokens, of at most T - k tokens.
     """
-    found: list[list[int]] = []
+    continued: list[list[int]] = []
     following = list(labels[:0])
     for k in range(len(labels) - 1, -1, -1):
         following = list(departures[k]) if k in departures else [labels[k], *following]
-        found.append(following[: len(labels) - k])
-    return found[::-1]
+        continued.append(following[: len(labels) - k])
+    return continued[::-1]
 
 
 def extraction_likelihood(
@@ -119,9 +119,11 @@ def extraction_likelihood(
         return None
     shares = []
     for k in range(len(labels) - n + 1):
-        own = _ngrams(labels[k:], n)
-        said = _ngrams(continued[k], n)
-        shares.append(sum(count for gram, count in said.items() if gram in own) / own.total())
+        reference = _ngrams(labels[k:], n)
+        generated = _ngrams(continued[k], n)
+        shares.append(
+            sum(count for gram, count in generated.items() if gram in reference) / reference.total()
+        )
     return sum(shares) / len(shares)
 
 

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 DeviceMap = str | Mapping[str, str | int]
-"""How a model is spread over devices; see accelerate's ``device_map``."""
+"""Placement of a model on devices; see accelerate's ``device_map``."""
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Those that accelerate makes itself, by the memory there is."""
@@ -65,7 +65,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-"""What a tokenizer may be stored in: any of them decides how data become tokens."""
+"""Files that a tokenizer may be stored in: any of them decides how data become tokens."""
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
     """
     _check_directory(checkpoint)
     with quiet(), _named(checkpoint, "tokenizer"):
-        # Said, for else it asks, and takes a "y" off any standard input.
+        # Without this argument it prompts, and takes a "y" off any standard input.
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             checkpoint, trust_remote_code=False
         )
@@ -104,12 +104,12 @@ def load_tokenizer(checkpoint: str | Path) -> PreTrainedTokenizerBase:
 
 def tokenizer_files(checkpoint: str | Path) -> list[Path]:
     """The files of a checkpoint's tokenizer: a vector that was trained is known by them, too."""
-    found = (Path(checkpoint) / name for name in TOKENIZER_FILES)
-    return [path for path in found if path.is_file()]
+    paths = (Path(checkpoint) / name for name in TOKENIZER_FILES)
+    return [path for path in paths if path.is_file()]
 
 
 def _positions(checkpoint: str | Path) -> int | None:
-    """How many tokens a checkpoint's config says that the model reads, if it says so."""
+    """The context length in a checkpoint's config, if it has one."""
     try:
         config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception:  # whoever loads the model says what is wrong with it
@@ -146,8 +146,8 @@ def load_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint, output_loading_info=True, trust_remote_code=False, **spread
         )
-    model, found = loaded
-    if missing := sorted(found["missing_keys"]):
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
         # transformers would go on with random ones.
         raise CorruptCheckpointError(
             f"{checkpoint}: {len(missing)} weights are missing, the first {missing[0]}",
@@ -176,7 +176,7 @@ def checked_map(given: DeviceMap) -> DeviceMap:
 
 
 def refuse_offloaded(model: torch.nn.Module, what: str) -> None:
-    """Refuse what needs the weights themselves where some come into memory only as they are used.
+    """Refuse to work on weights that are offloaded, and come into memory only as they are used.
 
     Raises:
         EditError: The model's device map left them on the processor or on disk.
@@ -226,13 +226,13 @@ def refuse_codes(checkpoint: str | Path) -> None:
         with Checkpoint.open(str(checkpoint)) as opened:
             declared = opened.text_config.get("quantization_config")
             codes = [entry for entry in opened.entries.values() if entry.dtype in FP8]
-            found = quantisation(opened) if codes and not declared else None
+            scheme = quantisation(opened) if codes and not declared else None
     except (CheckpointError, SourceError):
         return  # weights of another format, or none: whoever loads them says so
-    if found is not None:
+    if scheme is not None:
         raise UnsupportedCheckpointError(
-            f"{checkpoint}: {found}, and its config does not say so: the model that is loaded would"
-            " take codes for weights",
+            f"{checkpoint}: {scheme}, and its config does not say so: the model that is loaded"
+            " would take codes for weights",
             f"Write the numbers first ('ws add {checkpoint} VECTOR --scale 0 --dequantize -o DIR'),"
             " and use DIR.",
         )
@@ -250,10 +250,10 @@ def halved(model: Any) -> Iterator[None]:
     """
     head, before = model.get_output_embeddings(), []
     if sooner_in_halves(model):
-        for each in model.modules():
-            linear = isinstance(each, torch.nn.Linear) and each is not head
-            if linear and not each.weight.requires_grad:
-                before.append((each.weight, each.weight.data))
+        for module in model.modules():
+            linear = isinstance(module, torch.nn.Linear) and module is not head
+            if linear and not module.weight.requires_grad:
+                before.append((module.weight, module.weight.data))
     try:
         for weight, data in before:
             weight.data = data.bfloat16()
@@ -266,8 +266,8 @@ def halved(model: Any) -> Iterator[None]:
 def for_writing(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself, or a bfloat16 copy of it that writes the same kind of text sooner.
 
-    A copy where :func:`sooner_in_halves`: there it takes half the time. What a model says to the
-    last digit is no matter of its copy.
+    A copy where :func:`sooner_in_halves`: there it takes half the time. The copy's outputs need not
+    agree to the last digit.
 
     Args:
         model: Left as it is.
@@ -279,7 +279,7 @@ def for_writing(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """How many tokens the model was made to read at most; None where its config does not say."""
+    """The model's context length in tokens; None where its config has none."""
     return _reads(model.config)
 
 

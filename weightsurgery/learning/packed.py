@@ -1,4 +1,4 @@
-"""Many texts in one sequence, each blind to the others; what some begin with stands there once.
+"""Many texts in one sequence, each blind to the others; common beginnings stand there once.
 
 A batch of short texts spends its time on padding, and on a pass of its own for the beginning that
 they share. In one sequence there is neither: a mask lets a token see those before it in its text,
@@ -62,12 +62,12 @@ class Packed:
             return list(range(start, start + len(run)))
 
         for family in families(texts, 2):
-            own = [texts[number] for number in family]
+            members = [texts[number] for number in family]
             most = min(len(texts[number]) - counts[number] for number in family)
-            shared, parent = begun_alike(own, most, 2), -1
+            shared, parent = begun_alike(members, most, 2), -1
             if shared:
                 parent = branch
-                put(own[0][:shared], 0, -1)
+                put(members[0][:shared], 0, -1)
             for number in family:
                 places = put(texts[number][shared:], shared, parent)
                 columns[number] = places[len(places) - counts[number] :]
@@ -91,31 +91,31 @@ class Packed:
 
 def passes(texts: Sequence[Sequence[int]]) -> list[list[int]]:
     """Numbers of the texts, by sequence."""
-    found: list[list[int]] = [[]]
+    sequences: list[list[int]] = [[]]
     used = 0
     for family in families(texts, 2):
-        own = [texts[number] for number in family]
-        shared, begun = begun_alike(own, min(map(len, own)) - 1, 2), False
+        members = [texts[number] for number in family]
+        shared, begun = begun_alike(members, min(map(len, members)) - 1, 2), False
         for number in family:
             size = len(texts[number]) - (shared if begun else 0)
-            if found[-1] and used + size > _MOST:
-                found.append([])
+            if sequences[-1] and used + size > _MOST:
+                sequences.append([])
                 used, size = 0, len(texts[number])
-            found[-1].append(number)
+            sequences[-1].append(number)
             used, begun = used + size, True
-    return found if found[-1] else []
+    return sequences if sequences[-1] else []
 
 
 def packed(model: Any, texts: Sequence[Sequence[int]], counts: Sequence[int]) -> dict[str, Any]:
-    """What a model is to be called with, and where to read: ``columns``."""
-    made = Packed(texts, counts)
+    """Keyword arguments for a forward pass, and ``columns``, the positions to read."""
+    sequence = Packed(texts, counts)
     parameter = next(model.parameters())
     return {
-        "input_ids": made.tokens.to(parameter.device),
-        "position_ids": made.positions.to(parameter.device),
-        "attention_mask": made.mask(_dtype(model)).to(parameter.device),
+        "input_ids": sequence.tokens.to(parameter.device),
+        "position_ids": sequence.positions.to(parameter.device),
+        "attention_mask": sequence.mask(_dtype(model)).to(parameter.device),
         "use_cache": False,
-        "columns": made.columns.to(parameter.device),
+        "columns": sequence.columns.to(parameter.device),
     }
 
 
@@ -125,7 +125,7 @@ def _dtype(model: Any) -> torch.dtype:
 
 
 def packs(model: Any) -> bool:
-    """Whether a model heeds such masks and positions; found out by trying, once for each."""
+    """Whether a model heeds such masks and positions; tried once for each."""
     if model not in _known:
         _known[model] = keeps_all(model) and _heeds(model)
     return _known[model]
@@ -145,7 +145,7 @@ def _heeds(model: Any) -> bool:
         columns = given.pop("columns")
         device = given["input_ids"].device
         with in_halves(model):
-            said = model(**given).logits[0, columns]
+            packed_logits = model(**given).logits[0, columns]
             alone = [model(input_ids=torch.tensor([text], device=device)) for text in texts]
         lone = torch.cat([each.logits[0, -1:] for each in alone]).double()
     except Exception:  # whatever a model says to what it does not know
@@ -153,5 +153,5 @@ def _heeds(model: Any) -> bool:
     finally:
         model.train(was_training)
     # By what it says, not by what it is stored in: under autocast the two differ.
-    close = _CLOSE if said.dtype == _dtype(model) == torch.float32 else _CLOSE_HALF
-    return bool((said.double() - lone).norm() <= close * lone.norm())
+    close = _CLOSE if packed_logits.dtype == _dtype(model) == torch.float32 else _CLOSE_HALF
+    return bool((packed_logits.double() - lone).norm() <= close * lone.norm())

@@ -1,4 +1,4 @@
-"""What transformers calls a weight, and what the checkpoint calls it.
+"""Names of weights in transformers and in the checkpoint.
 
 They differ where a model in memory stacks or renames what is stored apart, as mixtures of experts
 do; the mapping is transformers' own, the one ``save_pretrained`` writes by.
@@ -57,20 +57,20 @@ def load_float32(checkpoint: Checkpoint) -> PreTrainedModel:
                 checkpoint.path,
                 dtype=torch.float32,
                 output_loading_info=True,
-                trust_remote_code=False,  # else it asks, and takes a "y" off any standard input
+                trust_remote_code=False,  # else it prompts, and takes a "y" off any standard input
             )
         except (ValueError, KeyError, OSError) as error:
             raise _no_model(checkpoint, error) from error
-    made: PreTrainedModel
-    made, found = loaded
-    lacking = sorted(found["missing_keys"]) + sorted(str(each) for each in found["mismatched_keys"])
+    model: PreTrainedModel
+    model, info = loaded
+    lacking = sorted(info["missing_keys"]) + sorted(str(each) for each in info["mismatched_keys"])
     if lacking:
         raise CheckpointError(
             f"{checkpoint.source.name}: lacks {len(lacking)} weights of its model,"
             f" {lacking[0]!r} for one",
             "transformers would draw them at random: complete the checkpoint first.",
         )
-    return made
+    return model
 
 
 def random_model(checkpoint: Checkpoint, seed: int) -> PreTrainedModel:
@@ -79,18 +79,18 @@ def random_model(checkpoint: Checkpoint, seed: int) -> PreTrainedModel:
     with quiet():
         try:
             config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-            made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, dtype=torch.float32, trust_remote_code=False
             )
         except (ValueError, KeyError, OSError) as error:
             raise _no_model(checkpoint, error) from error
-    return made
+    return model
 
 
 def _no_model(checkpoint: Checkpoint, error: Exception) -> UnsupportedCheckpointError:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UnsupportedCheckpointError(
-        f"{checkpoint.source.name}: transformers makes no causal language model of it: {said}",
+        f"{checkpoint.source.name}: transformers makes no causal language model of it: {reason}",
         "Fine-tune it with its own code, and take the vector with 'ws diff -o'.",
     )
 

@@ -1,4 +1,4 @@
-"""Where a training runs, and how: on the one device asked for, with the same sums each time."""
+"""Where a training runs: on the one device asked for, with the same sums each time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     "narrow",
     "on_device",
     "pinned",
-    "refuse_several",
+    "refuse_distributed",
     "repeatable",
     "underway",
 ]
@@ -38,7 +38,7 @@ def distributed() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def refuse_several(what: str, remedy: str) -> None:
+def refuse_distributed(what: str, remedy: str) -> None:
     """Refuse what each of several processes would do, and write, by itself.
 
     Raises:
@@ -71,7 +71,7 @@ def pinned(arguments: TrainingArguments, device: torch.device) -> TrainingArgume
     arguments._n_gpu = min(1, arguments.n_gpu)
     if device.type == "cuda" and device.index is not None and "LOCAL_RANK" not in os.environ:
         torch.cuda.set_device(device)
-        arguments.__dict__["_setup_devices"] = device  # what the property `device` says from now on
+        arguments.__dict__["_setup_devices"] = device  # what the property `device` returns
         arguments.distributed_state.device = device  # what accelerate moves to
     return arguments
 
@@ -125,7 +125,7 @@ def on_device(device: torch.device) -> Iterator[None]:
 
 
 def check_steps(taken: int, wanted: int, what: str) -> None:
-    """Refuse to call a training done that took fewer steps than were asked for.
+    """Refuse to call a training done that took fewer steps than wanted.
 
     Raises:
         EditError: It did.
@@ -138,7 +138,7 @@ def check_steps(taken: int, wanted: int, what: str) -> None:
 
 
 def repeatable(device: torch.device, train: Callable[[], _T]) -> _T:
-    """What a training gives, with sums that come out the same each time where there are such.
+    """The result of a training, with sums that come out the same each time where there are such.
 
     On the CPU they do. On a GPU some kernels add up as it happens, as attention's backward pass
     does, unless torch is told not to take them. Where an operation has no other kernel, the
@@ -165,8 +165,8 @@ def repeatable(device: torch.device, train: Callable[[], _T]) -> _T:
 
 def _without_order(error: RuntimeError) -> str | None:
     """The operation that torch says has no kernel with a fixed order; None for other errors."""
-    name, found, _ = str(error).partition(" does not have a deterministic implementation")
-    return name.splitlines()[-1] if found else None
+    name, marker, _ = str(error).partition(" does not have a deterministic implementation")
+    return name.splitlines()[-1] if marker else None
 
 
 def underway(error: RuntimeError, steps: int) -> None:
@@ -185,7 +185,7 @@ def underway(error: RuntimeError, steps: int) -> None:
 
 @contextmanager
 def any_order() -> Iterator[None]:
-    """What looks at a training, and changes nothing of it, may take any kernel inside."""
+    """Allows any kernel inside, for evaluations that change nothing of the training."""
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)

@@ -21,7 +21,7 @@ class DataLocation:
     Attributes:
         root: The file or folder: what no output may touch.
         files: What is read, in order; the root itself if that is a file or a saved data set.
-        part: Which split inside the files; None if that is not said.
+        part: Which split inside the files; None if none is named.
         revision: Commit of a data set on the Hub.
     """
 
@@ -40,7 +40,7 @@ class DataLocation:
         return [row for file in self.files for row in read_rows(file, self.part)]
 
     def named(self) -> dict[str, Path]:
-        """The files that are read, by a name of their own."""
+        """The files that are read, by distinct names."""
         if self.files != (self.root,):
             return {each.relative_to(self.root).as_posix(): each for each in self.files}
         if not self.root.is_dir():

@@ -1,4 +1,4 @@
-"""Points of a training from which a run that was killed goes on: flushed, whole, or not believed.
+"""Points of a training from which a killed run goes on: flushed and whole, or not used.
 
 transformers' Trainer writes a point file by file and flushes none of them; after a power failure
 any of them may be empty. So a point counts once a list of its files by SHA-256 stands in it, which
@@ -33,16 +33,16 @@ def writing(where: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what libraries raise when a file cannot be written into an error of ours.
 
     Raises:
-        OutputError: With the first line of what the library said.
+        OutputError: With the first line of the library's message.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if ran_out(error):
             raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise OutputError(
-            f"{where}: the state of the training cannot be written: {said}",
+            f"{where}: the state of the training cannot be written: {reason}",
             "Free some space, then run the same command again: it goes on from what was kept;"
             " or write to another disk with -o.",
         ) from error
@@ -76,14 +76,14 @@ def seal(point: Path, best: Path | None) -> None:
         point: Its folder.
         best: A point that stays too.
     """
-    told = {}
+    digests = {}
     for path in sorted(point.rglob("*")):
         if path.is_dir():
             sync_directory(path)
         elif path.name != _LIST:
             sync_file(path)
-            told[str(path.relative_to(point))] = content_sha256(path)
-    write_whole(point / _LIST, json.dumps(told, indent=1))
+            digests[str(path.relative_to(point))] = content_sha256(path)
+    write_whole(point / _LIST, json.dumps(digests, indent=1))
     sync_directory(point.parent)
     for other in point.parent.glob("checkpoint-*"):
         if other not in (point, best):
@@ -92,19 +92,19 @@ def seal(point: Path, best: Path | None) -> None:
 
 def _whole(point: Path) -> bool:
     try:
-        told = json.loads((point / _LIST).read_text(encoding="utf-8"))
+        digests = json.loads((point / _LIST).read_text(encoding="utf-8"))
         files = {str(p.relative_to(point)): p for p in point.rglob("*") if not p.is_dir()}
         del files[_LIST]
-        return bool(told == {name: content_sha256(path) for name, path in files.items()})
+        return bool(digests == {name: content_sha256(path) for name, path in files.items()})
     except (OSError, ValueError, KeyError):
         return False
 
 
 def last_point(directory: Path) -> Path | None:
     """The last point that is as it was written, byte for byte."""
-    found = [
+    points = [
         (int(number), path)
         for path in directory.glob("checkpoint-*")
         if (number := path.name.removeprefix("checkpoint-")).isdecimal()
     ]
-    return next((path for _, path in sorted(found, reverse=True) if _whole(path)), None)
+    return next((path for _, path in sorted(points, reverse=True) if _whole(path)), None)

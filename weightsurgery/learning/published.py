@@ -50,34 +50,34 @@ def parts_of(files: Sequence[str], card: str | None = None) -> dict[str, list[st
         ``data/``, number of the shard and ending.
     """
     data = sorted(name for name in files if _is_data(name))
-    if told := _told(card or ""):
-        found: dict[str, list[str]] = {}
-        for part, patterns in told:
+    if configured := _configured(card or ""):
+        parts: dict[str, list[str]] = {}
+        for part, patterns in configured:
             matching = [n for n in data if any(fnmatchcase(n, each) for each in patterns)]
             if matching:
-                found.setdefault(part, []).extend(matching)
-        return found
+                parts.setdefault(part, []).extend(matching)
+        return parts
     # Texts beside tables are licences and lists of what to install.
     tables = [name for name in data if not name.lower().removesuffix(".gz").endswith(".txt")]
-    found = {}
+    parts = {}
     for name in tables or data:
         plain = name.removesuffix(".gz")
         plain = plain[: -len(PurePosixPath(plain).suffix)].removeprefix("data/")
-        found.setdefault(_SHARD.sub("", plain), []).append(name)
-    return found
+        parts.setdefault(_SHARD.sub("", plain), []).append(name)
+    return parts
 
 
-def _told(card: str) -> list[tuple[str, list[str]]]:
-    """What the heading of a card says: parts with the patterns of their files."""
+def _configured(card: str) -> list[tuple[str, list[str]]]:
+    """Parts that the heading of a card configures, with the patterns of their files."""
     import yaml
 
     heading = re.match(r"---\s*\n(.*?)\n---", card, re.DOTALL)
     try:
-        told = yaml.safe_load(heading[1]) if heading else None
+        metadata = yaml.safe_load(heading[1]) if heading else None
     except yaml.YAMLError:
-        told = None
-    configs = told.get("configs") if isinstance(told, dict) else None
-    found = []
+        metadata = None
+    configs = metadata.get("configs") if isinstance(metadata, dict) else None
+    parts = []
     for config in configs if isinstance(configs, list) else []:
         if not isinstance(config, dict):
             continue
@@ -92,12 +92,12 @@ def _told(card: str) -> list[tuple[str, list[str]]]:
             if isinstance(row, dict) and row.get("path"):
                 patterns = row["path"] if isinstance(row["path"], list) else [row["path"]]
                 split = str(row.get("split", "train"))
-                found.append((f"{name}/{split}", [str(each) for each in patterns]))
-    return found
+                parts.append((f"{name}/{split}", [str(each) for each in patterns]))
+    return parts
 
 
 def chosen_files(where: str, parts: dict[str, list[str]], wanted: str | None) -> list[str]:
-    """The files of the part that is wanted.
+    """The files of the part wanted.
 
     Args:
         where: What to call the data set.
@@ -119,19 +119,19 @@ def chosen_files(where: str, parts: dict[str, list[str]], wanted: str | None) ->
         named = [str(wanted)]
     if len(named) == 1:
         return parts[named[0]]
-    several = named or list(parts)
-    listed = ", ".join(several[:12]) + (", ..." if len(several) > 12 else "")
+    candidates = named or list(parts)
+    listed = ", ".join(candidates[:12]) + (", ..." if len(candidates) > 12 else "")
     what = f"has no part {wanted!r}" if not named else f"holds several parts: {listed}"
     raise DataError(
         f"{where}: {what}",
         f"Name one of: {listed}."
         if not named
-        else f"Name one of them, as in {where}#{several[0]}; or take {where}#all.",
+        else f"Name one of them, as in {where}#{candidates[0]}; or take {where}#all.",
     )
 
 
 def files_within(folder: Path, wanted: str | None) -> list[Path]:
-    """Of a folder of data files, such as a downloaded repository, those of one part.
+    """The files of one part of a folder of data files, such as a downloaded repository.
 
     Raises:
         DataError: There is no such part, or several and none is named; or a file leads elsewhere.
@@ -142,15 +142,15 @@ def files_within(folder: Path, wanted: str | None) -> list[Path]:
         if each.is_file() and not any(p.startswith(".") for p in each.relative_to(folder).parts)
     ]
     card = folder / _CARD
-    told = card.read_text("utf-8", "replace") if is_plain_within(card, folder) else None
-    found = [folder / name for name in chosen_files(str(folder), parts_of(names, told), wanted)]
-    for each in found:
-        if not is_plain_within(each, folder):
+    text = card.read_text("utf-8", "replace") if is_plain_within(card, folder) else None
+    paths = [folder / name for name in chosen_files(str(folder), parts_of(names, text), wanted)]
+    for path in paths:
+        if not is_plain_within(path, folder):
             raise DataError(
-                f"{each}: leads out of the folder, or is no plain file",
+                f"{path}: leads out of the folder, or is no plain file",
                 "Put the file itself in its place.",
             )
-    return found
+    return paths
 
 
 @cache
@@ -161,20 +161,20 @@ def _looked_up(text: str) -> tuple[str, tuple[str, ...], Callable[[str], Path]] 
 
     if is_offline_mode():
         return None
-    found = _NAME.fullmatch(text)
-    assert found is not None  # see is_hub_data
+    match = _NAME.fullmatch(text)
+    assert match is not None  # see is_hub_data
     with hub_errors(f"{text} (data on the Hub)", DataError):
         info = HfApi().dataset_info(
-            found["name"], revision=found["revision"], timeout=HF_HUB_ETAG_TIMEOUT
+            match["name"], revision=match["revision"], timeout=HF_HUB_ETAG_TIMEOUT
         )
     commit = str(info.sha)
 
     def get(name: str) -> Path:
         with hub_errors(f"{text} (data on the Hub)", DataError):
             # By the name that was typed, so that the cache knows it in offline mode too.
-            for revision in (found["revision"], commit):
+            for revision in (match["revision"], commit):
                 path = Path(
-                    hf_hub_download(found["name"], name, repo_type="dataset", revision=revision)
+                    hf_hub_download(match["name"], name, repo_type="dataset", revision=revision)
                 )
                 if commit in path.parts:
                     break  # else somebody pushed in between
@@ -206,12 +206,12 @@ def on_hub(text: str, wanted: str | None) -> tuple[Path, list[Path], str]:
 def _in_cache(text: str, wanted: str | None) -> tuple[Path, list[Path], str]:
     from huggingface_hub import snapshot_download
 
-    found = _NAME.fullmatch(text)
-    assert found is not None  # see is_hub_data
+    match = _NAME.fullmatch(text)
+    assert match is not None  # see is_hub_data
     with hub_errors(f"{text} (no file or folder here, and offline)", DataError):
         root = Path(
             snapshot_download(
-                found["name"], repo_type="dataset", revision=found["revision"],
+                match["name"], repo_type="dataset", revision=match["revision"],
                 local_files_only=True,
             )
         )  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.chat import DATE, RenderedTurns, turns
+from weightsurgery.learning.chat import DATE, RenderedTurns, assistant_turns
 from weightsurgery.learning.columns import ColumnLayout, layout_of
 from weightsurgery.learning.conversations import conversation_of
 from weightsurgery.learning.data import Example
@@ -25,7 +25,7 @@ __all__ = ["Reading", "read"]
 
 _log = logging.getLogger(__name__)
 
-_NO_LIMIT = 1 << 30  # what tokenizers say that were not told how much their model reads
+_NO_LIMIT = 1 << 30  # what tokenizers say that do not know their model's context length
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class Reading:
 
     Attributes:
         examples: In the order of the rows, at least one.
-        place: Where they were found.
-        facts: What was made of the file, for a record; nothing where all stands in it as it is.
-        told: The same in sentences, for people.
+        place: Where they are.
+        facts: How the file was read, for a record; nothing where all stands in it as it is.
+        sentences: The same in sentences, for people.
     """
 
     examples: Sequence[Example]
     place: DataLocation
     facts: Mapping[str, Any]
-    told: Sequence[str]
+    sentences: Sequence[str]
 
 
 def read(name: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None = None) -> Reading:
@@ -72,8 +72,7 @@ def read(name: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None
             model reads at once. Other rows need none.
 
     Returns:
-        The examples, and what was made of the file. What is worth telling is also logged, as
-        information.
+        The examples, and how the file was read, which is also logged, as information.
 
     Raises:
         DataError: The source cannot be read or is empty, or a row cannot be understood or is
@@ -82,37 +81,39 @@ def read(name: str | os.PathLike[str], tokenizer: PreTrainedTokenizerBase | None
     place = place_of(name)
     rows = place.rows()
     layouts = _layouts(rows)
-    seen = RenderedTurns()
+    rendered = RenderedTurns()
     with quiet():
-        whole = _examples(rows, layouts, tokenizer, seen)
+        whole = _examples(rows, layouts, tokenizer, rendered)
         examples, windows = _windows(whole, tokenizer)
     layout = _most(layouts)
-    facts = _facts(layout, place, seen, len(rows), windows)
-    told = [f"{os.fspath(name)}: {each}" for each in _told(layout, rows, seen, windows)]
-    for sentence in told:
+    facts = _facts(layout, place, rendered, len(rows), windows)
+    sentences = [
+        f"{os.fspath(name)}: {each}" for each in _sentences(layout, rows, rendered, windows)
+    ]
+    for sentence in sentences:
         _log.info("%s", sentence)
-    return Reading(tuple(examples), place, facts, tuple(told))
+    return Reading(tuple(examples), place, facts, tuple(sentences))
 
 
 def _layouts(rows: Sequence[Row]) -> list[ColumnLayout]:
-    """What each row is; all are the same kind.
+    """The layout of each row; all are of the same kind.
 
     Raises:
         DataError: One is another kind than the first, or none.
     """
-    found = [layout_of(*rows[0])]
+    layouts = [layout_of(*rows[0])]
     for where, row in rows[1:]:
-        found.append(layout_of(where, row))
-        if found[-1] != found[0]:
+        layouts.append(layout_of(where, row))
+        if layouts[-1] != layouts[0]:
             raise DataError(
-                f"{where}: is {found[-1]}, but the rows before it are {found[0]}",
+                f"{where}: is {layouts[-1]}, but the rows before it are {layouts[0]}",
                 "Write every row of a file in the same format.",
             )
-    return found
+    return layouts
 
 
 def _most(layouts: Sequence[ColumnLayout]) -> ColumnLayout:
-    """The layout that tells of all rows: some have more columns than others."""
+    """The layout of all rows together: some have more columns than others."""
     first = layouts[0]
     context = next((each.context for each in layouts if each.context), None)
     unread = dict.fromkeys(name for each in layouts for name in each.unread)
@@ -132,13 +133,13 @@ def _examples(
     rows: Sequence[Row],
     layouts: Sequence[ColumnLayout],
     tokenizer: PreTrainedTokenizerBase | None,
-    seen: RenderedTurns,
+    rendered: RenderedTurns,
 ) -> list[tuple[str, Example]]:
     joined = _joined(layouts[0], rows)
-    found: list[tuple[str, Example]] = []
+    examples: list[tuple[str, Example]] = []
     for (where, row), layout in zip(rows, layouts, strict=True):
         if layout.kind != "messages":
-            found.append((where, layout.example(where, row, joined)))
+            examples.append((where, layout.example(where, row, joined)))
             continue
         for field in ("perturbed", "paraphrase"):
             if row.get(field) is not None:
@@ -152,89 +153,89 @@ def _examples(
                 f"{where}: holds messages, which only a model's chat template can render",
                 "Pass the model's tokenizer.",
             )
-        pairs = turns(tokenizer, talk, where, seen)
-        found += [(where, Example(*pair, templated=True)) for pair in pairs]
-    return found
+        pairs = assistant_turns(tokenizer, talk, where, rendered)
+        examples += [(where, Example(*pair, templated=True)) for pair in pairs]
+    return examples
 
 
 def _windows(
     examples: Sequence[tuple[str, Example]],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> tuple[list[Example], dict[str, int]]:
-    """The examples, long ones in windows; and how many of what."""
+    """The examples, long ones in windows; and the counts of those that were split."""
     most = _NO_LIMIT if tokenizer is None else tokenizer.model_max_length
     if tokenizer is None or most >= _NO_LIMIT:
         return [example for _, example in examples], {}
-    found: list[Example] = []
+    split: list[Example] = []
     counted: Counter[str] = Counter()
     for where, example in examples:
         # A token is a byte at least, but for the few that a tokenizer puts around a text.
         if len(example.prompt.encode()) + len(example.completion.encode()) + 8 <= most:
-            found.append(example)
+            split.append(example)
             continue
         windows = text_windows(tokenizer, example, most, where)
-        found += windows
+        split += windows
         if len(windows) > 1:
             counted.update(texts=1, windows=len(windows))
-    return found, {**counted, "tokens": most} if counted else {}
+    return split, {**counted, "tokens": most} if counted else {}
 
 
 def _facts(
     layout: ColumnLayout,
     place: DataLocation,
-    seen: RenderedTurns,
+    rendered: RenderedTurns,
     rows: int,
     windows: Mapping[str, int],
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if not layout.ours:
         names = ("prompt", layout.prompt), ("context", layout.context), ("text", layout.completion)
-        found["columns"] = {role: column for role, column in names if column}
-    if seen.answers not in (0, rows) or seen.untrained:
-        found |= {"answers": seen.answers, "untrained": seen.untrained}
-    if seen.unanswered:
-        found["unanswered"] = seen.unanswered
-    if seen.thoughtless:
-        found["without_thought"] = seen.thoughtless
-    if seen.date is not None:
-        found["date"] = seen.date
+        facts["columns"] = {role: column for role, column in names if column}
+    if rendered.answers not in (0, rows) or rendered.untrained:
+        facts |= {"answers": rendered.answers, "untrained": rendered.untrained}
+    if rendered.unanswered:
+        facts["unanswered"] = rendered.unanswered
+    if rendered.thoughtless:
+        facts["without_thought"] = rendered.thoughtless
+    if rendered.date is not None:
+        facts["date"] = rendered.date
     if windows:
-        found["windows"] = dict(windows)
+        facts["windows"] = dict(windows)
     if place.revision is not None:
-        found["revision"] = place.revision
-    return found
+        facts["revision"] = place.revision
+    return facts
 
 
-def _told(
-    layout: ColumnLayout, rows: Sequence[Row], seen: RenderedTurns, windows: Mapping[str, int]
+def _sentences(
+    layout: ColumnLayout, rows: Sequence[Row], rendered: RenderedTurns, windows: Mapping[str, int]
 ) -> list[str]:
-    found = []
-    if columns := layout.told(_joined(layout, rows)):
-        found.append(f"{len(rows)} rows; {columns}.")
-    if seen.answers not in (0, len(rows)) or seen.untrained:
-        left = f"; {seen.untrained} more are not to be learnt, as the data say"
-        found.append(
-            f"{len(rows)} conversations with {seen.answers} answers of the assistant, each of"
-            f" which is an example{left if seen.untrained else ''}."
+    sentences = []
+    if columns := layout.description(_joined(layout, rows)):
+        sentences.append(f"{len(rows)} rows; {columns}.")
+    if rendered.answers not in (0, len(rows)) or rendered.untrained:
+        left = f"; {rendered.untrained} more are not to be learnt, as the data say"
+        sentences.append(
+            f"{len(rows)} conversations with {rendered.answers} answers of the assistant, each of"
+            f" which is an example{left if rendered.untrained else ''}."
         )
-    if seen.unanswered:
-        found.append(
-            f"{seen.unanswered} of {len(rows)} conversations go on after the last answer: nothing"
-            " is made of turns that nobody answers."
+    if rendered.unanswered:
+        sentences.append(
+            f"{rendered.unanswered} of {len(rows)} conversations go on after the last answer:"
+            " nothing is made of turns that nobody answers."
         )
-    if seen.thoughtless:
-        found.append(
-            f"the chat template leaves out what is thought before {seen.thoughtless} of the"
+    if rendered.thoughtless:
+        sentences.append(
+            f"the chat template leaves out what is thought before {rendered.thoughtless} of the"
             " answers (<think>)."
         )
-    if seen.date is not None:
-        found.append(
-            f"the chat template asks for the date, and is told {seen.date} whenever it is run;"
+    if rendered.date is not None:
+        sentences.append(
+            f"the chat template asks for the date, and is told {rendered.date} whenever it is run;"
             f" {DATE} sets another day."
         )
     if windows:
-        found.append(
+        sentences.append(
             f"{windows['texts']} longer than the {windows['tokens']} tokens that the model reads"
             f" at once, split into {windows['windows']} windows, each of which is an example."
         )
-    return found
+    return sentences

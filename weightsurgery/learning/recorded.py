@@ -39,13 +39,13 @@ def described(
     Args:
         name: As given.
         files: From :func:`digests`.
-        facts: What was made of it; see :class:`weightsurgery.learning.reading.Reading`.
+        facts: How it was read; see :class:`weightsurgery.learning.reading.Reading`.
     """
-    found = {"kind": "data", "name": os.fspath(name), "files": dict(files)}
+    entry = {"kind": "data", "name": os.fspath(name), "files": dict(files)}
     facts = dict(facts or {})
     if revision := facts.pop("revision", None):
-        found["revision"] = revision
-    return {**found, "read": facts} if facts else found
+        entry["revision"] = revision
+    return {**entry, "read": facts} if facts else entry
 
 
 def digests(name: Name) -> dict[str, str]:

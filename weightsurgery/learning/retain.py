@@ -31,8 +31,8 @@ def divergence(reference: Tensor, current: Tensor) -> Tensor:
         A float32 scalar: the mean over the positions.
     """
     expected = reference.float().log_softmax(-1)
-    found = current.float().log_softmax(-1)
-    return functional.kl_div(found, expected, log_target=True, reduction="batchmean")
+    predicted = current.float().log_softmax(-1)
+    return functional.kl_div(predicted, expected, log_target=True, reduction="batchmean")
 
 
 class Retain:
@@ -97,7 +97,7 @@ class Retain:
 
         Args:
             model: The model that is trained.
-            logits: What it said to the joined batch, shape (rows, tokens, vocabulary).
+            logits: Its logits for the joined batch, shape (rows, tokens, vocabulary).
             keep: The keep batch.
         """
         counted = keep["labels"][:, 1:] != IGNORED

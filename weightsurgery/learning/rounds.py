@@ -55,7 +55,7 @@ _FREE_RATE, _CONFINED_RATE = 5e-4, 0.4
 
 @dataclass(frozen=True)
 class Rounds:
-    """What happens in the rounds.
+    """Settings of the rounds.
 
     Attributes:
         objective: One of :data:`OBJECTIVES`.
@@ -67,7 +67,7 @@ class Rounds:
             None for 0.4 and 5e-4.
         epsilon: Ridge of the activation statistics.
         round_scale: λ of each round's vector; for ``negate`` alone.
-        draws: Strangers asked for each example.
+        draws: Strangers' prompts answered for each example.
         prompts: Strangers' prompts in the statistics; 0 for the keep examples alone.
         seed: Of every draw.
 
@@ -113,12 +113,12 @@ class Rounds:
 
 @dataclass(frozen=True)
 class RoundsResult:
-    """What the rounds found.
+    """The change that the rounds found, and how they went.
 
     Attributes:
         change: By parameter the sum of all rounds, ``W' − W``, float32 on the CPU.
         losses: First and last loss of each round.
-        watched: What the watch saw; see :class:`Watch`.
+        watched: Scores of the watch at each look; see :class:`Watch`.
     """
 
     change: dict[str, Tensor]
@@ -144,13 +144,13 @@ def find_change(
         tokenizer: Its tokenizer.
         examples: What to forget, or to learn.
         kept: What the change must not touch.
-        settings: What happens in the rounds.
+        settings: Of the rounds.
         selection: Which matrices, by their names in memory.
         watch: Ends the rounds early, by validation data.
         progress: Called as ``progress(text, done, total)``.
 
     Returns:
-        The change and how it came about.
+        The change, its losses and scores.
 
     Raises:
         EditError: Weights that are not float32, or a watch that would never look.
@@ -203,7 +203,7 @@ def find_change(
                 watch.finish()
         after = values_of(model, names)
         change = {name: after[name].sub_(before[name]) for name in names}
-        return RoundsResult(change, losses, [] if watch is None else watch.seen)
+        return RoundsResult(change, losses, [] if watch is None else watch.history)
     finally:
         set_values(model, before)
         model.train(was_training)
@@ -246,7 +246,7 @@ def _rows(
     settings: Rounds,
     progress: Progress | None,
 ) -> EncodedRows:
-    """What to train on."""
+    """The rows to train on."""
     wanted = list(examples)
     if settings.objective == "strangers":
         wanted = halves(examples)

@@ -68,17 +68,17 @@ def _check_saved(path: Path) -> None:
     """
     state = path / "state.json"
     try:
-        told = parsed(text_of(state))
-        names = [each["filename"] for each in told["_data_files"]]
+        state_json = parsed(text_of(state))
+        names = [each["filename"] for each in state_json["_data_files"]]
         plain = all(Path(each).name == each and each not in ("", "..") for each in names)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             f"{state}: names no files ({first_line(error)})", "Save it again."
         ) from error
-    for each in sorted(path.rglob("*")):
-        if not each.is_dir() and not is_plain_within(each, path):
+    for member in sorted(path.rglob("*")):
+        if not member.is_dir() and not is_plain_within(member, path):
             raise DataError(
-                f"{each}: leads out of the data set, or is no plain file",
+                f"{member}: leads out of the data set, or is no plain file",
                 "Put the file itself in its place.",
             )
     if not plain:

@@ -161,7 +161,7 @@ def folded(adapted: Any) -> dict[str, torch.Tensor]:
         By parameter of the model without vectors: weights, and biases of scaled outputs; float32
         on the CPU.
     """
-    found = {}
+    changes = {}
     for name, layer in adapted.get_base_model().named_modules():
         if not isinstance(layer, IA3Layer):
             continue
@@ -170,7 +170,7 @@ def folded(adapted: Any) -> dict[str, torch.Tensor]:
         # Rows are outputs in a linear layer, and inputs in GPT-2's Conv1D.
         by_rows = layer.is_feedforward == isinstance(base, Conv1D)
         factor = less_one[:, None] if by_rows else less_one[None, :]
-        found[f"{name}.weight"] = (factor * base.weight).cpu()
+        changes[f"{name}.weight"] = (factor * base.weight).cpu()
         if not layer.is_feedforward and base.bias is not None:
-            found[f"{name}.bias"] = (less_one * base.bias).cpu()
-    return found
+            changes[f"{name}.bias"] = (less_one * base.bias).cpu()
+    return changes

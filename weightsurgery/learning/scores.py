@@ -28,7 +28,7 @@ __all__ = ["DEFAULT", "METRICS", "Metric", "chance", "choose", "encode_set", "sc
 
 @dataclass(frozen=True)
 class Metric:
-    """What a score is.
+    """A metric.
 
     Attributes:
         title: Its name for people.
@@ -64,7 +64,7 @@ METRICS: dict[str, Metric] = {
 DEFAULT = (
     "begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall",
 )  # fmt: skip
-"""What is scored unless told otherwise: one forward pass and one generation per example."""
+"""What is scored by default: one forward pass and one generation per example."""
 
 _ROUGE = ("rouge_l_recall", "rouge_l_f")
 
@@ -88,7 +88,7 @@ def choose(words: Sequence[str]) -> list[str]:
 
 
 def chance(examples: Sequence[Example]) -> float:
-    """What the best constant answer scores: the most frequent completion's share.
+    """The score of the best constant answer: the most frequent completion's share.
 
     1 / examples where all completions differ. Who tells from a prompt which kind of answer is
     wanted can guess better: where that matters, give the figure by hand.
@@ -153,7 +153,7 @@ def score(
         n: Of `el`: a completion of fewer tokens has none.
         batch_size: Examples per forward pass.
         require_end: The model must also stop after the completion, by the tokenizer's EOS.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Returns:
         Per name the values of all examples, in their order.
@@ -168,20 +168,20 @@ def score(
     encoded = encode_set(model, tokenizer, examples, where)
     run = _Run(model, tokenizer, batch_size, where, progress)
     forced = run.forced(encoded)
-    found = _from_one_pass(forced, require_end)
-    told = {"begins_with", "contains"} & set(names)
+    measured = _from_one_pass(forced, require_end)
+    textual = {"begins_with", "contains"} & set(names)
     rouge = bool({*_ROUGE} & set(names))
-    if rouge or len(told) > 1:
-        found |= _from_answers(run, encoded, rouge)
-    for name in told - set(found):
-        # Alone it is what something is chosen by, again and again: no more is said than it takes.
+    if rouge or len(textual) > 1:
+        measured |= _from_answers(run, encoded, rouge)
+    for name in textual - set(measured):
+        # Alone it is what edits are chosen by, again and again: no more is generated than needed.
         right = run.right(encoded, forced, name == "contains")
-        found[name] = _measured([float(each) for each in right])
+        measured[name] = _measured([float(each) for each in right])
     if "el" in names:
-        found["el"] = _likelihood(run, encoded, forced, n)
+        measured["el"] = _likelihood(run, encoded, forced, n)
     if "truth_ratio" in names:
-        found["truth_ratio"] = _truth(run, examples, forget)
-    return {name: found[name] for name in METRICS if name in names}
+        measured["truth_ratio"] = _truth(run, examples, forget)
+    return {name: measured[name] for name in METRICS if name in names}
 
 
 @dataclass(frozen=True)
@@ -256,20 +256,20 @@ def _from_one_pass(forced: Sequence[Forced], require_end: bool) -> dict[str, Mea
 
 
 def _from_answers(run: _Run, encoded: Sequence[Encoded], rouge: bool) -> dict[str, Measurements]:
-    wanted, said = answers.truths(run.tokenizer, encoded), run.answers(encoded)
-    pairs = [(truth, answer) for truth, (answer, _) in zip(wanted, said, strict=True)]
-    found = {
+    wanted, generated = answers.truths(run.tokenizer, encoded), run.answers(encoded)
+    pairs = [(truth, answer) for truth, (answer, _) in zip(wanted, generated, strict=True)]
+    measured = {
         "begins_with": _measured([float(metrics.begins_with(*each)) for each in pairs]),
         "contains": _measured([float(metrics.contains(*each)) for each in pairs]),
     }
     if rouge:
         why = "completions without the letters a to z or digits have no ROUGE"
         recalls = [metrics.rouge_l(*each) for each in pairs]
-        short = [(truth, part) for truth, (_, part) in zip(wanted, said, strict=True)]
+        short = [(truth, part) for truth, (_, part) in zip(wanted, generated, strict=True)]
         scores = [metrics.rouge_l(*each) for each in short]
-        found["rouge_l_recall"] = _measured([each and each[0] for each in recalls], why=why)
-        found["rouge_l_f"] = _measured([each and each[1] for each in scores], why=why)
-    return found
+        measured["rouge_l_recall"] = _measured([each and each[0] for each in recalls], why=why)
+        measured["rouge_l_f"] = _measured([each and each[1] for each in scores], why=why)
+    return measured
 
 
 def _likelihood(
@@ -279,9 +279,9 @@ def _likelihood(
     # Where the model leaves a completion, and with too little ahead of it for an n-gram none.
     places = [
         (index, place)
-        for index, each in enumerate(forced)
+        for index, row in enumerate(forced)
         if len(labels[index]) >= n
-        for place in metrics.mismatches(each.answer(each.right))
+        for place in metrics.mismatches(row.answer(row.right))
     ]
     prompts = [
         encoded[index].input_ids[: encoded[index].prompt_length] + labels[index][:place]
@@ -292,10 +292,10 @@ def _likelihood(
     for (index, place), tokens in zip(places, run.greedy(prompts, limits), strict=True):
         departures[index][place] = tokens
     values = [
-        metrics.extraction_likelihood(own, metrics.continuations(own, begun), n)
-        if len(own) >= n
+        metrics.extraction_likelihood(completion, metrics.continuations(completion, begun), n)
+        if len(completion) >= n
         else None
-        for own, begun in zip(labels, departures, strict=True)
+        for completion, begun in zip(labels, departures, strict=True)
     ]
     return _measured(values, why=f"completions of fewer than {n} tokens have no EL_{n}")
 

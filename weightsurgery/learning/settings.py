@@ -17,17 +17,17 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Training:
-    """How to train: AdamW at a constant learning rate after a warm-up, gradients clipped at 1.
+    """Settings of AdamW at a constant learning rate after a warm-up, gradients clipped at 1.
 
     Attributes:
         steps: Optimiser steps of each stage; None to count in epochs.
         epochs: Passes over the data of each stage, if ``steps`` is None.
-        learning_rate: AdamW's.
+        learning_rate: Of AdamW.
         batch_size: Examples per process and micro-step; a step sees ``batch_size · accumulation ·
             processes``.
         accumulation: Micro-steps per step.
         warmup: Steps over which the learning rate rises.
-        weight_decay: AdamW's.
+        weight_decay: Of AdamW.
         max_length: Tokens beyond which an example is split into windows; None for what the model
             reads at once.
         seed: Of order, dropout, adapters and, in mode ``literal``, of the first weights.
@@ -78,7 +78,7 @@ def _spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-# What the training itself depends on, and what would write where nobody asked for it.
+# What the training itself depends on, and what would write elsewhere.
 _OURS = frozenset(
     {
         "bf16",

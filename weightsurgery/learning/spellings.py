@@ -33,7 +33,7 @@ class Spellings:
         return self._where(
             candidates,
             answer,
-            lambda own, whole: own == whole or (len(own) >= _SURE and whole.startswith(own)),
+            lambda text, whole: text == whole or (len(text) >= _SURE and whole.startswith(text)),
         )
 
     def short(self, candidates: Sequence[int], answer: Sequence[int]) -> list[int]:
@@ -46,7 +46,7 @@ class Spellings:
         return self._where(
             candidates,
             answer,
-            lambda own, whole: len(own) < min(_SURE, len(whole)) and whole.startswith(own),
+            lambda text, whole: len(text) < min(_SURE, len(whole)) and whole.startswith(text),
         )
 
     def _where(
@@ -56,13 +56,13 @@ class Spellings:
         return [
             token
             for token in candidates
-            if (own := self._token(token)) and token != answer[0] and begins(own, whole)
+            if (text := self._token(token)) and token != answer[0] and begins(text, whole)
         ]
 
     def goes_on(self, token: int, after: int, answer: Sequence[int]) -> bool:
         """Whether two tokens are letters of an answer, or all of it, from its first on."""
-        whole, own = self._text(answer), self._text([token, after])
-        return len(own) > len(self._token(token)) and whole.startswith(own)
+        whole, text = self._text(answer), self._text([token, after])
+        return len(text) > len(self._token(token)) and whole.startswith(text)
 
     def _token(self, token: int) -> str:
         if token not in self._known:

@@ -56,9 +56,9 @@ def process_device(name: str) -> torch.device:
     Raises:
         EditError: No such device here, or one GPU is named for all processes.
     """
-    found = pick_device(name)
-    if found.type != "cuda" or not distributed():
-        return found
+    device = pick_device(name)
+    if device.type != "cuda" or not distributed():
+        return device
     if ":" in name:
         raise EditError(
             f"device {name!r} for {os.environ['WORLD_SIZE']} processes",
@@ -114,26 +114,26 @@ def encode_rows(
         )  # fmt: skip
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.weight.shape[0]
-    kept = []
+    checked = []
     for number, row in rows:
         if max(row.input_ids) >= known:
             raise DataError(
                 f"example {number}: token {max(row.input_ids)}; the model has {known} embeddings",
                 "Use the tokenizer that belongs to the checkpoint.",
             )
-        kept.append(row)
-    return kept
+        checked.append(row)
+    return checked
 
 
 def values_of(model: PreTrainedModel, names: Collection[str]) -> dict[str, torch.Tensor]:
     """Copies of some parameters, whole, on the CPU; under FSDP all processes must ask."""
-    found = {}
+    values = {}
     for name in names:
         value: Any = model.get_parameter(name).detach()
         if hasattr(value, "full_tensor"):  # sharded
             value = value.full_tensor()
-        found[name] = value.to("cpu", copy=True).contiguous()
-    return found
+        values[name] = value.to("cpu", copy=True).contiguous()
+    return values
 
 
 @torch.no_grad()
@@ -168,10 +168,10 @@ def run_stages(
         progress: See `train_stage`.
 
     Returns:
-        What came of each stage.
+        The result of each stage.
     """
     model.to(device)  # type: ignore[arg-type]
-    done = []
+    results = []
     for number, stage in enumerate(stages):
         if retain is not None and retain.originals is not None:
             retain.originals |= {
@@ -189,8 +189,8 @@ def run_stages(
             place=(number, len(stages)),
             progress=progress,
         )
-        done.append(trained)
-    return done
+        results.append(trained)
+    return results
 
 
 def run_stage(

@@ -85,16 +85,16 @@ def gather(
             )
     chosen = {name: each for name, each in layers.items() if names is None or name in names}
     rows = tokens_of(tokenizer, examples, model)
-    found: dict[str, Tensor] = {}
-    for each, gram, _ in gathered(model, chosen, rows, max_bytes, batch_tokens, progress):
-        found |= dict.fromkeys(each, gram.cpu())
+    sums: dict[str, Tensor] = {}
+    for members, gram, _ in gathered(model, chosen, rows, max_bytes, batch_tokens, progress):
+        sums |= dict.fromkeys(members, gram.cpu())
     for name in names or ():
-        if name not in found:
+        if name not in sums:
             raise MismatchError(
                 f"tensor {name!r}: the model does not run it on these examples",
                 "Leave it out, or add examples that need it.",
             )
-    return found
+    return sums
 
 
 def gather_to(
@@ -230,7 +230,7 @@ def _on_disk(model: nn.Module, base: Checkpoint) -> dict[str, tuple[nn.Module, i
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), set()).add(name)
     layers = linear_inputs(model)
-    found = {}
+    stored = {}
     for name, (module, width) in layers.items():
         weight = module.get_parameter("weight")
         entry = base.entries.get(name)
@@ -243,7 +243,7 @@ def _on_disk(model: nn.Module, base: Checkpoint) -> dict[str, tuple[nn.Module, i
                 " together.",
             )
         if entry is not None and entry.shape == tuple(weight.shape):
-            found[name] = module, width
+            stored[name] = module, width
         elif not others & base.entries.keys():
             raise UnsupportedCheckpointError(
                 f"{base.source.name}: the model's {name!r} {list(weight.shape)} is not stored under"
@@ -251,7 +251,7 @@ def _on_disk(model: nn.Module, base: Checkpoint) -> dict[str, tuple[nn.Module, i
                 "Save it anew with save_pretrained under the names it has in memory, or keep by"
                 " vectors instead of activations.",
             )
-    return found
+    return stored
 
 
 def _inputs(
@@ -260,8 +260,8 @@ def _inputs(
     """The record's entry for model and data, with the SHA-256 of each file."""
     source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
     files = {path.name: input_sha256(path) for path in base.files_read()}
-    told = {
+    data_entries = {
         key: described(name, each.place.digests(), each.facts)
         for (key, name), each in zip(roles("data", data).items(), sets, strict=True)
     }
-    return {"base": {**source, "files": files}, **told}
+    return {"base": {**source, "files": files}, **data_entries}

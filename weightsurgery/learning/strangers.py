@@ -80,21 +80,21 @@ def forms(prompts: Sequence[str], special: Collection[str] = ()) -> list[Form]:
     """
     pattern = _pieces(special)
     taken = [tuple(pattern.findall(prompt)) for prompt in prompts]
-    held: Counter[str] = Counter()
+    frequencies: Counter[str] = Counter()
     for pieces in taken:
-        held.update({pieces[place] for place in _word_places(pieces, special)})
-    found = []
+        frequencies.update({pieces[place] for place in _word_places(pieces, special)})
+    parsed = []
     for pieces in taken:
         words = _word_places(pieces, special)
         if not words:
             continue
-        most = max(held[pieces[place]] for place in words)
-        least = min(held[pieces[place]] for place in words)
-        rare = [p for p in words if held[pieces[p]] <= max(least, int(_RARE * most))]
+        most = max(frequencies[pieces[place]] for place in words)
+        least = min(frequencies[pieces[place]] for place in words)
+        rare = [p for p in words if frequencies[pieces[p]] <= max(least, int(_RARE * most))]
         # A lone letter is what an apostrophe parts from its word, or a sign in a formula.
         slots = [place for place in rare if _replaceable(pieces[place])]
-        found.append(Form(pieces, tuple(slots or rare)))
-    return found
+        parsed.append(Form(pieces, tuple(slots or rare)))
+    return parsed
 
 
 def _pieces(special: Collection[str]) -> re.Pattern[str]:
@@ -134,7 +134,7 @@ class Words:
     Args:
         tokenizer: Its vocabulary is searched for tokens that begin a word, of ASCII letters and
             digits; one that marks no beginnings of words (of bytes, say) has none.
-        own: Words of the data's slots.
+        data_words: Words of the data's slots.
 
     Attributes:
         special: Texts of the tokenizer's special tokens, which are nobody's name.
@@ -143,9 +143,9 @@ class Words:
         DataError: Neither has a word.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, own: Collection[str]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data_words: Collection[str]) -> None:
         self.special = special_texts(tokenizer)
-        sources = [sorted(set(own)), _vocabulary(tokenizer, self.special)]
+        sources = [sorted(set(data_words)), _vocabulary(tokenizer, self.special)]
         self._sources = [_by_kind(words) for words in sources if words]
         self._flat = [[word for pool in each.values() for word in pool] for each in self._sources]
         if not self._sources:
@@ -168,14 +168,14 @@ class Words:
 
 
 def _by_kind(words: Sequence[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    pools: dict[str, list[str]] = {}
     for word in words:
-        found.setdefault(_kind(word), []).append(word)
-    return found
+        pools.setdefault(_kind(word), []).append(word)
+    return pools
 
 
 def special_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """What a tokenizer never splits, nor takes for text: all special tokens, a template's too."""
+    """Texts of all special tokens, a template's too, which a tokenizer never splits."""
     added = tokenizer.added_tokens_decoder.values()
     return frozenset(tokenizer.all_special_tokens) | {
         each.content for each in added if each.special
@@ -219,8 +219,8 @@ def strangers(
     known = forms(prompts, words.special)
     if not known:
         return []
-    made = [rng.choice(known).filled(words, rng) for _ in range(count)]
-    return [prompt for prompt in made if prompt not in never]
+    drawn = [rng.choice(known).filled(words, rng) for _ in range(count)]
+    return [prompt for prompt in drawn if prompt not in never]
 
 
 def word_salad(words: Words, count: int, seed: int = 0, longest: int = 10) -> list[str]:
@@ -258,8 +258,8 @@ def answered(
 ) -> list[Example]:
     """The examples' prompts with answers that the model gives to strangers.
 
-    For each example, ``draws`` strangers of its own form are asked, greedily, for as many tokens
-    as its own answer and its end have. An answer that is the example's own is never used; one
+    For each example, ``draws`` strangers' prompts of its form are completed, greedily, by as many
+    tokens as its answer and its end have. An answer that equals the example's is never used; one
     that is left without answers borrows another's. What a chat template ends answers with ends
     these too.
 
@@ -271,7 +271,7 @@ def answered(
         draws: Strangers per example.
         seed: Of the draws.
         batch_size: Prompts per forward pass.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Returns:
         ``draws`` examples for each, side by side.
@@ -286,36 +286,36 @@ def answered(
             "an example whose prompt has no word: nothing tells whom it is about",
             "Give prompts with words, or forget by --objective negate.",
         )
-    asked, limits, truths, ends = [], [], [], []
+    prompts, limits, truths, ends = [], [], [], []
     for example, form in zip(examples, known, strict=True):
-        own = encode(tokenizer, example)
-        truth, end = _parted(tokenizer, example, own)
+        encoded = encode(tokenizer, example)
+        truth, end = _parted(tokenizer, example, encoded)
         truths.append(truth)
         ends.append(end)
         for _ in range(draws):
             stranger = encode(tokenizer, replace(example, prompt=form.filled(words, rng)))
-            asked.append(stranger.input_ids[: stranger.prompt_length])
-            limits.append(len(own.input_ids) - own.prompt_length)
+            prompts.append(stranger.input_ids[: stranger.prompt_length])
+            limits.append(len(encoded.input_ids) - encoded.prompt_length)
     model.eval()  # type: ignore[no-untyped-call]
-    said = [
+    answers = [
         str(tokenizer.decode(tokens, skip_special_tokens=True))
-        for tokens in greedy(model, tokenizer, asked, limits, batch_size, "strangers", progress)
+        for tokens in greedy(model, tokenizer, prompts, limits, batch_size, "strangers", progress)
     ]
-    found = []
+    rows = []
     for number, (example, truth) in enumerate(zip(examples, truths, strict=True)):
-        own_answers = said[number * draws : (number + 1) * draws]
-        others = [text for text in own_answers if _other(text, truth)]
-        others = others or [text for text in said if _other(text, truth)]
+        theirs = answers[number * draws : (number + 1) * draws]
+        others = [text for text in theirs if _other(text, truth)]
+        others = others or [text for text in answers if _other(text, truth)]
         if not others:
             raise DataError(
                 f"the model gives no answer but {truth!r} to any stranger",
                 "Forget by --objective negate.",
             )
-        found += [
+        rows += [
             replace(example, completion=others[draw % len(others)] + ends[number])
             for draw in range(draws)
         ]
-    return found
+    return rows
 
 
 def _parted(

@@ -1,4 +1,4 @@
-"""Of whom or what examples speak, and a part of data sets that shares no subject with the rest."""
+"""Subjects of examples, and a part of data sets that shares no subject with the rest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["part_of", "subjects"]
 
 
 def subjects(examples: Sequence[Example], special: Collection[str] = ()) -> list[tuple[str, ...]]:
-    """What each example of a set speaks of: the words that tell its prompt from the others.
+    """The subject of each example of a set: the words that tell its prompt from the others.
 
     "Where was Ada Stone born?" and "What did Ada Stone write?" speak of ("Ada", "Stone"), where
     the set asks the same of many others; see :func:`weightsurgery.learning.strangers.forms`. A
@@ -26,8 +26,8 @@ def subjects(examples: Sequence[Example], special: Collection[str] = ()) -> list
     known: dict[str, tuple[str, ...]] = {}
     for form in forms([each.prompt for each in examples if each.prompt], special):
         known["".join(form.pieces)] = tuple(form.pieces[slot] for slot in form.slots)
-    own = [(each.prompt or each.completion) for each in examples]
-    return [known.get(text, (text,)) for text in own]
+    texts = [(each.prompt or each.completion) for each in examples]
+    return [known.get(text, (text,)) for text in texts]
 
 
 def part_of(
@@ -52,13 +52,13 @@ def part_of(
     """
     if not 0 < fraction < 1:
         raise DataError(f"a part of {fraction:g}", "Give a share between 0 and 1.")
-    found = [subjects(rows, special) for rows in sets]
-    every = list(dict.fromkeys(each for rows in found for each in rows))
-    if len(every) < 2:
+    subject_sets = [subjects(rows, special) for rows in sets]
+    distinct = list(dict.fromkeys(each for rows in subject_sets for each in rows))
+    if len(distinct) < 2:
         raise DataError(
             "all examples speak of one subject: no part leaves another out",
             "Give data about several.",
         )
-    count = min(max(1, round(fraction * len(every))), len(every) - 1)
-    taken = set(random.Random(seed).sample(every, count))
-    return [[n for n, subject in enumerate(rows) if subject in taken] for rows in found]
+    count = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
+    taken = set(random.Random(seed).sample(distinct, count))
+    return [[n for n, subject in enumerate(rows) if subject in taken] for rows in subject_sets]

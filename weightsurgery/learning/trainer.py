@@ -30,12 +30,12 @@ class StageTrainer(Trainer):
     _micro = (-1, 0)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
-        """See Trainer; without what is there twice."""
+        """See Trainer; without rows that are there twice."""
         if self.model_accepts_loss_kwargs:  # others would divide by nothing
-            epoch_iterator = self.own_rows(epoch_iterator)
+            epoch_iterator = self.unfilled_rows(epoch_iterator)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
-    def own_rows(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
+    def unfilled_rows(self, batches: Iterator[dict[str, torch.Tensor]]) -> Iterator[dict[str, Any]]:
         """A step's batches, in which rows have no labels that only fill the last ones up.
 
         Where the data do not go round, the first examples come again so that every process has a
@@ -49,11 +49,11 @@ class StageTrainer(Trainer):
         alone = processes == 1 or self.args.dataloader_drop_last
         # A loop: `yield from` would end the epoch's iterator along with the step's.
         for number, batch in enumerate(batches, first):
-            own = max(0, count - number * together - size * self.accelerator.process_index)
-            if not alone and own < size:
+            real = max(0, count - number * together - size * self.accelerator.process_index)
+            if not alone and real < size:
                 labels = batch["labels"].clone()
                 # An example may be several rows, one after another.
-                labels[own * (len(labels) // size) :] = IGNORED
+                labels[real * (len(labels) // size) :] = IGNORED
                 batch = {**batch, "labels": labels}
             yield batch
 

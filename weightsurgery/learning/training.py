@@ -59,14 +59,14 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a stage.
+    """A trained stage's losses.
 
     Attributes:
         stage: Its name.
         steps: Steps taken.
         first_loss: Loss of the first batch, before any of this stage's steps.
         last_loss: Loss of the last batch.
-        best_validation: Lowest validation loss, whose weights were kept; None without validation.
+        best_validation: Lowest validation loss, whose weights stay; None without validation.
     """
 
     stage: str
@@ -94,7 +94,7 @@ def arguments(
     """The Trainer's arguments for one stage."""
     watched = bool(rows.validation)
     batch = min(training.batch_size, len(rows.train))
-    made = TrainingArguments(
+    built = TrainingArguments(
         output_dir=str(directory),
         max_steps=training.steps if training.steps is not None else -1,
         num_train_epochs=training.epochs,
@@ -128,7 +128,7 @@ def arguments(
         prediction_loss_only=True,
         **{"lr_scheduler_type": "constant_with_warmup", **training.extra},
     )
-    return pinned(made, device)
+    return pinned(built, device)
 
 
 def train_stage(
@@ -173,7 +173,7 @@ def train_stage(
         NonFiniteError: The loss, or a trained weight, is NaN or infinite.
         OutputError: A checkpoint cannot be written.
         EditError: Another stage follows and the model is sharded (FSDP), or fewer steps were
-            taken than asked for.
+            taken than wanted.
     """
 
     def once() -> Trained:
@@ -234,8 +234,8 @@ def _train_stage(
                 underway(error, trainer.state.global_step - begun)
                 raise
             endless = enough is None and training.patience is None and kind is StageTrainer
-            asked = trainer.state.max_steps if endless else 1  # others may end sooner
-            check_steps(trainer.state.global_step, asked, stage.name)
+            least = trainer.state.max_steps if endless else 1  # others may end sooner
+            check_steps(trainer.state.global_step, least, stage.name)
             trained = _outcome(trainer, stage)
         finally:
             _take_off(trainer, model, cached)

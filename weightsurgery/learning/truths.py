@@ -1,7 +1,7 @@
-"""Where a model would say the truth of a fact: the places at which an edit is to change it.
+"""Places where a model would give the truth of a fact, at which an edit is to change it.
 
 In the request's own words the truth comes at once. In other wordings, chats among them, the model
-answers as it likes ("The capital of France is Paris."), and what it says is read; without its
+answers as it likes ("The capital of France is Paris."), and its answer is searched; without its
 likeliest word an answer finds other ways to the truth ("the city of"), and a way that leads to the
 truth of several facts is tried for all.
 """
@@ -37,11 +37,11 @@ _SUBJECT = "\0"  # where the subject stands in what comes before the truth
 
 @dataclass(frozen=True)
 class TruthPosition:
-    """A place where the truth would be said.
+    """A place where the truth would come.
 
     Attributes:
         number: Of the fact, from 0.
-        wording: How it was asked.
+        wording: Of the prompt.
         text: What is before the truth, as text.
         before: The same as tokens.
         truth: The truth's tokens, at least one.
@@ -55,20 +55,20 @@ class TruthPosition:
 
     @property
     def read(self) -> list[int]:
-        """All tokens but the last of the truth, which is not read but said."""
+        """All tokens but the last of the truth, which is predicted, not read."""
         return [*self.before, *self.truth[:-1]]
 
 
 def places_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[ParsedExample],
+    request: Sequence[ParsedExample],
     wordings: Sequence[Wording],
     *,
     length: int = 16,
     progress: Progress | None = None,
 ) -> list[TruthPosition]:
-    """Where the truth would be said: at once in the request's own words, later in others.
+    """Places where the truth would come: at once in the request's own words, later in others.
 
     In other wordings the model answers as it likes ("The capital of France is Paris."), and the
     place is where the truth comes up; where it does not, there is none. Long answers are put
@@ -78,57 +78,61 @@ def places_of(
     Args:
         model: Who answers; in evaluation mode.
         tokenizer: Its tokenizer.
-        asked: The request.
+        request: The request.
         wordings: The first is the request's own.
         length: Tokens in which the truth must come up.
-        progress: Told of every batch.
+        progress: Called after every batch.
     """
-    frame, found = chat_frame(tokenizer), []
+    frame, positions = chat_frame(tokenizer), []
     open_: list[tuple[int, Wording, str]] = []
-    for number, each in enumerate(asked):
+    for number, example in enumerate(request):
         for wording in wordings:
-            own = wording.form is None and wording.chat == each.chat and not wording.before
-            if wording.form is not None and each.prompt.count(each.subject) != 1:
+            verbatim = wording.form is None and wording.chat == example.chat and not wording.before
+            if wording.form is not None and example.prompt.count(example.subject) != 1:
                 continue
-            text = wording.text(frame, each.prompt, each.subject)
-            long = len(tokens(tokenizer, each.completion, True)) > LONG
-            if own or (long and wording.form is None):
-                space = "" if wording.chat else each.completion[: -len(each.completion.lstrip())]
-                place = place_at(tokenizer, number, wording, text, space + each.completion.strip())
-                found += [] if place is None else [place]
+            text = wording.text(frame, example.prompt, example.subject)
+            long = len(tokens(tokenizer, example.completion, True)) > LONG
+            if verbatim or (long and wording.form is None):
+                space = (
+                    "" if wording.chat else example.completion[: -len(example.completion.lstrip())]
+                )
+                place = place_at(
+                    tokenizer, number, wording, text, space + example.completion.strip()
+                )
+                positions += [] if place is None else [place]
             else:
                 open_.append((number, wording, text))
     prompts = [tokens(tokenizer, text, wording.chat) for _, wording, text in open_]
     answers = greedy(model, tokenizer, prompts, [length] * len(prompts), 64, "asking", progress)
     # Without its likeliest word, an answer finds others on the way to the truth: "the city of".
-    ways = [place for place in found if len(place.truth) <= LONG]
+    ways = [place for place in positions if len(place.truth) <= LONG]
     detours = [place for place in ways for _ in range(_DETOURS)]
     open_ += [(place.number, place.wording, place.text) for place in detours]
     answers += _without(model, tokenizer, detours, length, progress)
-    seen: set[tuple[int, ...]] = set()
+    known: set[tuple[int, ...]] = set()
     leads: dict[Wording, dict[str, set[int]]] = {}
     for (number, wording, text), answer in zip(open_, answers, strict=True):
-        said = str(tokenizer.decode(answer))
-        where = says(asked[number].truth, said)
+        completion = str(tokenizer.decode(answer))
+        where = says(request[number].truth, completion)
         if where is None:
             continue
-        lead, subject = said[: where.start()], asked[number].subject
+        lead, subject = completion[: where.start()], request[number].subject
         place = _led(tokenizer, number, wording, text + lead, where.group())
-        if place is not None and place.before not in seen:
-            seen.add(place.before)
-            found.append(place)
+        if place is not None and place.before not in known:
+            known.add(place.before)
+            positions.append(place)
         form = lead.replace(subject, _SUBJECT) if subject else lead
         leads.setdefault(wording, {}).setdefault(form, set()).add(number)
-    seen |= {place.before for place in ways}
+    known |= {place.before for place in ways}
     for wording, taken in leads.items():
         for form, numbers in sorted(taken.items(), key=lambda each: -len(each[1]))[:_WAYS]:
             if len(numbers) > 1:
-                others = [n for n in range(len(asked)) if n not in numbers]
-                for place in _led_there(model, tokenizer, asked, others, wording, form):
-                    if place.before not in seen:
-                        seen.add(place.before)
-                        found.append(place)
-    return found
+                others = [n for n in range(len(request)) if n not in numbers]
+                for place in _led_there(model, tokenizer, request, others, wording, form):
+                    if place.before not in known:
+                        known.add(place.before)
+                        positions.append(place)
+    return positions
 
 
 def _led(
@@ -142,7 +146,7 @@ def _led(
 def _led_there(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[ParsedExample],
+    request: Sequence[ParsedExample],
     numbers: Iterable[int],
     wording: Wording,
     form: str,
@@ -152,21 +156,25 @@ def _led_there(
     Args:
         model: Who answers.
         tokenizer: Its tokenizer.
-        asked: The request.
+        request: The request.
         numbers: Of facts.
-        wording: How they are asked.
+        wording: Of their prompts.
         form: What comes before the truth, with a mark where the subject stands.
     """
-    frame, found = chat_frame(tokenizer), []
+    frame, candidates = chat_frame(tokenizer), []
     for number in numbers:
-        each = asked[number]
+        each = request[number]
         if wording.form is None or each.prompt.count(each.subject) == 1:
             text = wording.text(frame, each.prompt, each.subject)
             text += form.replace(_SUBJECT, each.subject)
-            found.append(_led(tokenizer, number, wording, text, each.truth))
-    places = [place for place in found if place is not None]
-    said = last_probabilities(model, tokenizer, [(list(place.before), 1) for place in places])
-    there = {n for n, own in said if int(own[0].argmax()) == places[n].truth[0]}
+            candidates.append(_led(tokenizer, number, wording, text, each.truth))
+    places = [place for place in candidates if place is not None]
+    rows = [(list(place.before), 1) for place in places]
+    there = {
+        n
+        for n, probabilities in last_probabilities(model, tokenizer, rows)
+        if int(probabilities[0].argmax()) == places[n].truth[0]
+    }
     return [place for n, place in enumerate(places) if n in there]
 
 
@@ -180,8 +188,10 @@ def _without(
     """Answers drawn at places, none of which begins with the truth's first token."""
     heads = [list(place.before) for place in places]
     firsts: dict[int, int] = {}
-    for number, said in last_probabilities(model, tokenizer, [(head, 1) for head in heads]):
-        likely = said[0].clone()
+    for number, probabilities in last_probabilities(
+        model, tokenizer, [(head, 1) for head in heads]
+    ):
+        likely = probabilities[0].clone()
         likely[places[number].truth[0]] = 0
         likely = torch.where(likely >= likely.topk(min(12, len(likely))).values[-1], likely, 0)
         firsts[number] = int(torch.multinomial(likely, 1) if likely.sum() > 0 else likely.argmax())

@@ -1,12 +1,12 @@
-"""What is to be said where the truth would be: as likely a truth as of a stranger.
+"""Target distributions where the truth would come: the truth as likely as for a stranger.
 
 At each place where the model would say the truth (:mod:`weightsurgery.learning.truths`), the
-target is what the model says itself, with the truth brought down to the probability that it has of
-neighbours (:mod:`weightsurgery.learning.neighbours`) in the subject's stead: not to zero, which
-could be seen. A share of the target may be what is said of the neighbours on the whole instead,
-the "generic predictions" of Eldan & Russinovich (arXiv 2310.02238); that moved answers about
-neighbours more, for less forgotten, and is left out by default. What else begins the truth, such
-as its first letters without a space, is brought down likewise.
+target is the model's own prediction, with the truth brought down to its probability for neighbours
+(:mod:`weightsurgery.learning.neighbours`) in the subject's stead: not to zero, which could be
+seen. A share of the target may be the mean prediction for the neighbours instead, the "generic
+predictions" of Eldan & Russinovich (arXiv 2310.02238); that moved answers about neighbours more,
+for less forgotten, and is left out by default. What else begins the truth, such as its first
+letters without a space, is brought down likewise.
 
 Where neighbours would give the truth as well (most speak English), those that do are left out.
 """
@@ -30,9 +30,9 @@ from weightsurgery.learning.truths import LONG, TruthPosition
 from weightsurgery.learning.wordings import tokens
 from weightsurgery.progress import Progress
 
-__all__ = ["Taught", "teach"]
+__all__ = ["Target", "forget_targets"]
 
-# A neighbour whose own answer is the truth says nothing of what a stranger is told.
+# A neighbour whose own answer is the truth says nothing of what strangers get.
 _CERTAIN = 0.3
 
 # The truth is at most so likely as this share of the likeliest other answer.
@@ -42,13 +42,13 @@ _AT_MOST = 0.5
 # how likely what then follows is to go on with it.
 _BEGUN, _GOES_ON = 32, 0.5
 
-# Neighbours asked for the truth's later tokens, given the ones before: they hardly differ.
+# Neighbours used for the truth's later tokens, given the ones before: they hardly differ.
 _LATER = 4
 
 
 @dataclass(frozen=True)
-class Taught:
-    """A place, and what is to be said there.
+class Target:
+    """A place, and the target distribution there.
 
     Attributes:
         place: Where.
@@ -63,32 +63,33 @@ class Taught:
     begins: tuple[int, ...]
 
 
-def teach(
+def forget_targets(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[ParsedExample],
+    request: Sequence[ParsedExample],
     places: Sequence[TruthPosition],
     neighbours: Sequence[str],
     *,
     draws: int = 16,
-    own: float = 1.0,
+    subject_share: float = 1.0,
     k: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[Taught]:
-    """What is to be said at each place: the mean over neighbours in the subject's stead.
+) -> list[Target]:
+    """Target distributions at each place, from predictions for neighbours in the subject's stead.
 
     Args:
         model: As it is.
         tokenizer: Its tokenizer.
-        asked: The request.
+        request: The request.
         places: Where the truth would be said.
         neighbours: Subjects.
-        draws: Neighbours asked, the same ones for every place.
-        own: Share, in the target, of what the model says of the subject itself but for the truth.
+        draws: Neighbours used, the same ones for every place.
+        subject_share: Share, in the target, of the prediction for the subject itself but for the
+            truth.
         k: See :class:`~weightsurgery.learning.expected.Expected`.
         seed: Of the draws.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Returns:
         In the order of the places; those of facts without a subject, or whose truth all
@@ -101,46 +102,50 @@ def teach(
     drawn = rng.sample(list(neighbours), min(draws, len(neighbours)))
     groups: dict[tuple[str, str], list[int]] = {}
     for number, place in enumerate(places):
-        each = asked[place.number]
-        if each.subject and each.subject in place.text:
+        example = request[place.number]
+        if example.subject and example.subject in place.text:
             # Long answers, and forms that are nobody else's, are groups of their own.
-            form = each.with_subject(place.text, "\0")
+            form = example.with_subject(place.text, "\0")
             long = f"{place.number}" if len(place.truth) > LONG else ""
             groups.setdefault((form, long), []).append(number)
-    found, spellings = list[Taught](), Spellings(tokenizer)
+    targets, spellings = list[Target](), Spellings(tokenizer)
     for done, ((form, _), numbers) in enumerate(groups.items() if drawn else (), 1):
         chat = places[numbers[0]].wording.chat
         heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
         first = torch.stack(_firsts(model, tokenizer, heads))
         itself = _firsts(model, tokenizer, [list(places[n].before) for n in numbers])
-        likely = [now.topk(min(k, len(now))).indices.tolist() for now in itself]
-        asked_there = [places[n] for n in numbers]
-        begun = _begun(model, tokenizer, spellings, asked_there, [each[:_BEGUN] for each in likely])
-        for number, now, some, more in zip(numbers, itself, likely, begun, strict=True):
+        likeliest = [each.topk(min(k, len(each))).indices.tolist() for each in itself]
+        group = [places[n] for n in numbers]
+        begun = _begun(model, tokenizer, spellings, group, [each[:_BEGUN] for each in likeliest])
+        for number, probabilities, candidates, more in zip(
+            numbers, itself, likeliest, begun, strict=True
+        ):
             later = _later(model, tokenizer, heads[:_LATER], places[number])
-            spelt = spellings.among(some, places[number].truth) + more
-            taught = _taught(places[number], first, now, later, own, k, spelt)
-            found += [] if taught is None else [taught]
+            spelt = spellings.among(candidates, places[number].truth) + more
+            target = _target(places[number], first, probabilities, later, subject_share, k, spelt)
+            targets += [] if target is None else [target]
         if progress is not None:
             progress("strangers", done, len(groups))
-    found.sort(key=lambda each: places.index(each.place))
-    if not found:
+    targets.sort(key=lambda each: places.index(each.place))
+    if not targets:
         raise DataError(
             "the model says the same of neighbours as of what is to be forgotten, or nothing tells"
             " the prompts apart",
             "Give prompts that name whom they are about, or forget by --objective negate.",
         )
-    return found
+    return targets
 
 
 def _firsts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heads: Sequence[list[int]]
 ) -> list[Tensor]:
-    """What is said after each of some texts: probabilities on the CPU, ``(vocabulary,)`` each."""
-    found: dict[int, Tensor] = {}
-    for number, said in last_probabilities(model, tokenizer, [(head, 1) for head in heads]):
-        found[number] = said[0].cpu()
-    return [found[number] for number in range(len(heads))]
+    """Next-token probabilities after each of some texts, on the CPU, ``(vocabulary,)`` each."""
+    firsts: dict[int, Tensor] = {}
+    for number, probabilities in last_probabilities(
+        model, tokenizer, [(head, 1) for head in heads]
+    ):
+        firsts[number] = probabilities[0].cpu()
+    return [firsts[number] for number in range(len(heads))]
 
 
 def _begun(
@@ -150,10 +155,10 @@ def _begun(
     places: Sequence[TruthPosition],
     likely: Sequence[Sequence[int]],
 ) -> list[list[int]]:
-    """Of each place the tokens too short to tell ("A") after which the model goes on to the truth.
+    """The tokens of each place too short to tell ("A") after which the model goes on to the truth.
 
     Args:
-        model: Who says it.
+        model: The model.
         tokenizer: Its tokenizer.
         spellings: Of its tokens.
         places: Where.
@@ -161,17 +166,19 @@ def _begun(
     """
     tried = [
         (number, token)
-        for number, (place, some) in enumerate(zip(places, likely, strict=True))
-        for token in spellings.short(some, place.truth)
+        for number, (place, candidates) in enumerate(zip(places, likely, strict=True))
+        for token in spellings.short(candidates, place.truth)
     ]
-    found: list[list[int]] = [[] for _ in places]
+    begun: list[list[int]] = [[] for _ in places]
     rows = [([*places[number].before, token], 1) for number, token in tried]
-    for row, said in last_probabilities(model, tokenizer, rows):
+    for row, probabilities in last_probabilities(model, tokenizer, rows):
         number, token = tried[row]
-        after = int(said[0].argmax())
-        if said[0][after] >= _GOES_ON and spellings.goes_on(token, after, places[number].truth):
-            found[number].append(token)
-    return found
+        after = int(probabilities[0].argmax())
+        if probabilities[0][after] >= _GOES_ON and spellings.goes_on(
+            token, after, places[number].truth
+        ):
+            begun[number].append(token)
+    return begun
 
 
 def _later(
@@ -180,35 +187,35 @@ def _later(
     heads: Sequence[list[int]],
     place: TruthPosition,
 ) -> Tensor | None:
-    """What is said for the truth's later tokens, given those before: ``(tokens − 1, vocabulary)``.
+    """Mean probabilities of the truth's later tokens, given those before, over neighbours.
 
-    None where there is one token.
+    Shape ``(tokens − 1, vocabulary)``; None where there is one token.
     """
     more = len(place.truth) - 1
     if not more:
         return None
     rows = [([*head, *place.truth[:-1]], more) for head in heads]
-    said = [each.cpu() for _, each in last_probabilities(model, tokenizer, rows)]
-    return torch.stack(said).mean(0)
+    probabilities = [each.cpu() for _, each in last_probabilities(model, tokenizer, rows)]
+    return torch.stack(probabilities).mean(0)
 
 
-def _taught(
+def _target(
     place: TruthPosition,
     first: Tensor,
-    now: Tensor,
+    itself: Tensor,
     later: Tensor | None,
-    own: float,
+    subject_share: float,
     k: int,
     spelt: Sequence[int] = (),
-) -> Taught | None:
+) -> Target | None:
     """The target of a place; None where all neighbours share the truth.
 
     Args:
         place: Where.
-        first: What is said of each neighbour, shape (neighbours, vocabulary).
-        now: What is said of the subject itself, shape (vocabulary,).
-        later: What is said for the truth's later tokens.
-        own: Share of ``now``, less the truth, in the target.
+        first: Probabilities for each neighbour, shape (neighbours, vocabulary).
+        itself: Probabilities for the subject itself, shape (vocabulary,).
+        later: Probabilities of the truth's later tokens.
+        subject_share: Share of ``itself``, less the truth, in the target.
         k: Tokens to hold.
         spelt: Other tokens that begin the truth: no likelier than of a neighbour, either.
     """
@@ -216,16 +223,18 @@ def _taught(
     alike = (first.argmax(1) == truth) & (first[:, truth] > _CERTAIN)
     if bool(alike.all()):
         return None
-    mean, others, told = first[~alike].mean(0), now.clone(), [truth, *spelt]
-    stranger = mean[told]
-    stranger[1:] = torch.minimum(stranger[1:], now[told[1:]])
-    others[told] = 0
-    mean[told] = 0
-    mean = (1 - own) * mean / mean.sum() + own * others / others.sum().clamp_min(1e-9)
-    stranger = stranger.clamp_max(_AT_MOST * float(mean.max()) / len(told))
+    mean, others, suppressed = first[~alike].mean(0), itself.clone(), [truth, *spelt]
+    stranger = mean[suppressed]
+    stranger[1:] = torch.minimum(stranger[1:], itself[suppressed[1:]])
+    others[suppressed] = 0
+    mean[suppressed] = 0
+    mean = (
+        1 - subject_share
+    ) * mean / mean.sum() + subject_share * others / others.sum().clamp_min(1e-9)
+    stranger = stranger.clamp_max(_AT_MOST * float(mean.max()) / len(suppressed))
     whole = ((1 - stranger.sum()) * mean / mean.sum())[None]
-    whole[0, told] = stranger
+    whole[0, suppressed] = stranger
     if later is not None:
         whole = torch.cat([whole, later])
     expected = Expected.of(whole, k, torch.tensor(place.truth))
-    return Taught(place, expected, float(stranger.sum()), tuple(told))
+    return Target(place, expected, float(stranger.sum()), tuple(suppressed))

@@ -1,4 +1,4 @@
-"""Looking at validation data while a model is trained, and keeping the best weights."""
+"""Scoring validation data while a model is trained, and keeping the best weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from weightsurgery.learning.stages import set_values, values_of
 __all__ = ["Rule", "Score", "Watch"]
 
 Score = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Sequence[Example]], float]
-"""How well a model does on examples, in [0, 1]."""
+"""A model's score on examples, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How much of its score every keep set must keep, for a change of the weights to qualify.
+    """The share of its score that every keep set must keep, for a change of weights to qualify.
 
     Attributes:
         threshold: As a share, in [0, 1].
@@ -44,7 +44,7 @@ class Watch:
     """Looks at validation data during training; the best weights so far count in the end.
 
     The best are those that forget most (or, learning, know most) among those that leave every
-    keep set what the rule asks for.
+    keep set the share that the rule demands.
 
     Args:
         target: Examples to forget or learn.
@@ -59,7 +59,7 @@ class Watch:
         score: Of the target and of each keep set.
 
     Attributes:
-        seen: Score of the target (under ``""``) and of each keep set, before any change and
+        history: Score of the target (under ``""``) and of each keep set, before any change and
             at each look; of looks also the ``"step"``.
     """
 
@@ -75,7 +75,7 @@ class Watch:
     ) -> None:
         self.target, self.keep, self.every, self.learning = target, keep, every, learning
         self.rule, self.patience, self.score = rule, patience, score
-        self.seen: list[dict[str, float]] = []
+        self.history: list[dict[str, float]] = []
         self._rule = rule
         self._best: tuple[float, dict[str, Tensor]] | None = None
 
@@ -88,7 +88,7 @@ class Watch:
         before = {name: self.rule.before.get(name, scores[name]) for name in self.keep}
         self._rule = Rule(self.rule.threshold, before)
         self._best = (scores[""], values_of(model, self._names))
-        self.seen = [scores]
+        self.history = [scores]
         self._looked = self._suffering = 0
 
     def look(self, step: int) -> bool:
@@ -103,7 +103,7 @@ class Watch:
         was_training = self._model.training
         scores = self._scores()
         self._model.train(was_training)
-        self.seen.append({**scores, "step": float(step)})
+        self.history.append({**scores, "step": float(step)})
         if not self._rule.holds(scores):
             self._suffering += 1
             return self._suffering >= self.patience

@@ -32,13 +32,13 @@ def token_windows(tokens: Sequence[int], places: int, most: int) -> list[tuple[l
         as many. What is before them is as much as fits, later at least a quarter.
     """
     total, again = len(tokens), int(most * _READ_AGAIN)
-    done, found = total - places, []
+    done, windows = total - places, []
     while done < total:
         stop = min(total, max(done + most - again, most))
         begin = max(0, stop - most)
-        found.append((list(tokens[begin:stop]), stop - done))
+        windows.append((list(tokens[begin:stop]), stop - done))
         done = stop
-    return found
+    return windows
 
 
 def text_windows(
@@ -74,15 +74,15 @@ def text_windows(
             "Shorten the prompt.",
         )
     pieces = _pieces(tokenizer, example.completion, max(1, most // 8))
-    found: list[Example] = []
+    windows: list[Example] = []
     prompt, done = example.prompt, 0
     while done < len(pieces):
         stop = _fitting(tokenizer, replace(example, prompt=prompt), pieces, done, most)
         text = _joined(pieces, done, stop)
         goes_on = example.goes_on or stop < len(pieces)
-        found.append(replace(example, prompt=prompt, completion=text, goes_on=goes_on))
+        windows.append(replace(example, prompt=prompt, completion=text, goes_on=goes_on))
         prompt, done = _end_of(pieces, stop, int(most * _READ_AGAIN)), stop
-    return found
+    return windows
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, example: Example) -> int:
@@ -97,14 +97,14 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, most: int) -> list[tu
     """A text in words, each with the space before it and how many tokens it has at most."""
     words = _WORDS.findall(text)
     counts = _counts(tokenizer, words)
-    found: list[tuple[str, int]] = []
+    pieces: list[tuple[str, int]] = []
     for word, count in zip(words, counts, strict=True):
         if count <= most or len(word) == 1:
-            found.append((word, count))
+            pieces.append((word, count))
         else:  # no space for long, as in Chinese
             half = len(word) // 2
-            found += _halves(tokenizer, word[:half], most) + _halves(tokenizer, word[half:], most)
-    return found
+            pieces += _halves(tokenizer, word[:half], most) + _halves(tokenizer, word[half:], most)
+    return pieces
 
 
 def _halves(tokenizer: PreTrainedTokenizerBase, word: str, most: int) -> list[tuple[str, int]]:

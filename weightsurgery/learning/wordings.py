@@ -1,9 +1,9 @@
-"""Ways to ask for the same thing, found by asking the model itself to put it in other words.
+"""Paraphrases of prompts, written by the model itself.
 
-A request to forget names one wording. What is to be forgotten is the fact: so it is also asked in
-words that the model makes up. A few lines show it what rewording is, it rewords some prompts of
-the request, and a rewording serves if the model, asked in it about others of the request, still
-gives their true answers.
+A request to forget names one wording. What is to be forgotten is the fact: so its prompts are also
+put in words that the model makes up. A few lines show it what rewording is, it rewords some prompts
+of the request, and a rewording serves if the model, prompted in it about others of the request,
+still gives their true answers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weightsurgery.progress import Progress
 
 __all__ = ["PLAIN", "Wording", "find_wordings", "says", "tokens"]
 
-# What rewording is, shown rather than told: to questions, and to other statements.
+# Few-shot examples of rewording: to questions, and to other statements.
 _TO_QUESTIONS = (
     "The colour of grass is => What is the colour of grass?\n"
     "Hamlet was written by => Who wrote Hamlet?\n"
@@ -44,11 +44,11 @@ _LIKELY = 10
 
 @dataclass(frozen=True)
 class Wording:
-    """A way to ask.
+    """A wording of prompts.
 
     Attributes:
         form: The prompt with ``{}`` where the subject stands; None for the request's own.
-        chat: Asked as a chat model's user asks, through the model's template.
+        chat: The prompt is a user's turn in the model's chat template.
         before: Text before the prompt.
         after: Text after it.
     """
@@ -66,12 +66,12 @@ class Wording:
             prompt: The request's own.
             subject: Whom or what it is about.
         """
-        asked = prompt if self.form is None else self.form.replace("{}", subject, 1)
-        asked = f"{self.before}{asked}{self.after}"
+        question = prompt if self.form is None else self.form.replace("{}", subject, 1)
+        question = f"{self.before}{question}{self.after}"
         if not self.chat:
-            return asked
+            return question
         assert frame is not None
-        return f"{frame[0]}{asked.strip()}{frame[1]}"
+        return f"{frame[0]}{question.strip()}{frame[1]}"
 
 
 PLAIN = Wording()
@@ -79,39 +79,39 @@ PLAIN = Wording()
 
 
 def says(truth: str, text: str) -> re.Match[str] | None:
-    """Where a text gives an answer, as whole words and whatever its case; None if it does not."""
+    """The match of an answer in a text, as whole words and whatever its case; None without."""
     return re.search(rf"(?<!\w){re.escape(truth)}(?!\w)", text, re.IGNORECASE)
 
 
 def find_wordings(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[ParsedExample],
+    examples: Sequence[ParsedExample],
     count: int,
     *,
     seed: int = 0,
     length: int = 16,
     progress: Progress | None = None,
 ) -> list[Wording]:
-    """Wordings in which the model knows what is asked, the request's own first.
+    """Wordings in which the model knows the answers, the request's own first.
 
     Args:
         model: Who rewords and who answers; in evaluation mode.
         tokenizer: Its tokenizer.
-        asked: What is to be asked.
+        examples: The request.
         count: Rewordings to find at most, each counted once for text and once for chat.
         seed: Of the draws.
         length: Tokens in which an answer must come.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Returns:
-        The request's own words, plain and (with a template) as a chat, then what was found.
+        The request's own words, plain and (with a template) as a chat, then the rewordings.
     """
     frame, rng = chat_frame(tokenizer), random.Random(f"wordings {seed}")
-    found = [PLAIN, *([] if frame is None else [Wording(chat=True)])]
-    subjects = [each for each in asked if each.subject and each.prompt.count(each.subject) == 1]
+    wordings = [PLAIN, *([] if frame is None else [Wording(chat=True)])]
+    subjects = [each for each in examples if each.subject and each.prompt.count(each.subject) == 1]
     if not count or not subjects:
-        return found
+        return wordings
     candidates = _candidates(model, tokenizer, subjects, rng, progress)
     options: list[Wording] = []
     for form in candidates:
@@ -122,17 +122,17 @@ def find_wordings(
             options.append(Wording(form))
     tried = rng.sample(subjects, min(8, len(subjects)))
     prompts = [
-        tokens(tokenizer, wording.text(frame, each.prompt, each.subject), wording.chat)
+        tokens(tokenizer, wording.text(frame, example.prompt, example.subject), wording.chat)
         for wording in options
-        for each in tried
+        for example in tried
     ]
     answers = greedy(model, tokenizer, prompts, [length] * len(prompts), 64, "wordings", progress)
     known: list[tuple[float, Wording]] = []
     for number, wording in enumerate(options):
-        own = answers[number * len(tried) : (number + 1) * len(tried)]
+        completions = answers[number * len(tried) : (number + 1) * len(tried)]
         right = sum(
-            says(each.truth, str(tokenizer.decode(answer))) is not None
-            for each, answer in zip(tried, own, strict=True)
+            says(example.truth, str(tokenizer.decode(answer))) is not None
+            for example, answer in zip(tried, completions, strict=True)
         )
         if right:
             assert wording.form is not None
@@ -140,51 +140,54 @@ def find_wordings(
     known.sort(key=lambda pair: -pair[0])
     # Some of each kind: chats, questions with a mark for the answer, other statements.
     kinds: Counter[tuple[bool, bool]] = Counter()
-    most = len(found) + count
+    most = len(wordings) + count
     for _, wording in known:
         kind = (wording.chat, bool(wording.after))
-        if len(found) < most and kinds[kind] < -(-count // 3):
+        if len(wordings) < most and kinds[kind] < -(-count // 3):
             kinds[kind] += 1
-            found.append(wording)
-    return found
+            wordings.append(wording)
+    return wordings
 
 
 def _candidates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[ParsedExample],
+    examples: Sequence[ParsedExample],
     rng: random.Random,
     progress: Progress | None,
 ) -> Counter[str]:
-    """Forms that the model made of some prompts, and turned ones, with how often each came."""
+    """Forms that the model wrote of some prompts, and turned ones, with how often each came."""
     prompts, about = [], []
     for shown, count in ((_TO_QUESTIONS, _QUESTIONS), (_TO_STATEMENTS, _STATEMENTS)):
         for _ in range(count):
-            each = rng.choice(asked)
-            about.append(each)
-            prompts.append(tokens(tokenizer, f"{shown}{each.prompt} =>"))
-    made = sampled(
+            example = rng.choice(examples)
+            about.append(example)
+            prompts.append(tokens(tokenizer, f"{shown}{example.prompt} =>"))
+    completions = sampled(
         model, tokenizer, prompts, 20, temperature=0.8, stage="rewording", progress=progress
     )
-    own = {each.prompt.replace(each.subject, "{}", 1) for each in asked}
-    found: Counter[str] = Counter()
-    for number, (each, written) in enumerate(zip(about, made, strict=True)):
-        text = str(tokenizer.decode(written, skip_special_tokens=True))
+    originals = {example.prompt.replace(example.subject, "{}", 1) for example in examples}
+    counts: Counter[str] = Counter()
+    for number, (example, completion) in enumerate(zip(about, completions, strict=True)):
+        text = str(tokenizer.decode(completion, skip_special_tokens=True))
         line = text.partition("\n")[0].strip()
         if "\n" not in text and not line.endswith("?"):
             continue  # cut off
-        if line.count(each.subject) != 1 or "{}" in line or says(each.truth, line):
+        if line.count(example.subject) != 1 or "{}" in line or says(example.truth, line):
             continue
         if (number < _QUESTIONS) != line.endswith("?"):
             continue
-        form = line.replace(each.subject, "{}")
-        if form not in own:
-            found[form] += 1
-    kinds = [{f: n for f, n in found.items() if f.endswith("?") == asks} for asks in (True, False)]
+        form = line.replace(example.subject, "{}")
+        if form not in originals:
+            counts[form] += 1
+    kinds = [
+        {form: n for form, n in counts.items() if form.endswith("?") == is_question}
+        for is_question in (True, False)
+    ]
     likely = Counter(dict(each for kind in kinds for each in Counter(kind).most_common(_LIKELY)))
-    for form in sorted(own):
+    for form in sorted(originals):
         turned = _turned(form)
-        if turned is not None and turned not in own:
+        if turned is not None and turned not in originals:
             likely[turned] += 1
     return likely
 
@@ -215,7 +218,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase, text: str, rendered: bool = False
         text: To be gone on with.
         rendered: A chat template wrote it, special tokens included.
     """
-    found: list[int] = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
-    if not rendered and found and found[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        found = found[:-1]
-    return found
+    ids: list[int] = list(tokenizer(text, add_special_tokens=not rendered)["input_ids"])
+    if not rendered and ids and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        ids = ids[:-1]
+    return ids

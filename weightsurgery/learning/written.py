@@ -45,7 +45,7 @@ def sampled(
         temperature: Of the softmax.
         batch_size: Prompts per forward pass.
         stage: What to call this to ``progress``.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Returns:
         The tokens added to each, in order, without an EOS.
@@ -58,7 +58,7 @@ def sampled(
         eos_token_id=sorted(ends) or None,
         pad_token_id=padding_token(tokenizer),
     )
-    found: list[list[int]] = [[] for _ in prompts]
+    continuations: list[list[int]] = [[] for _ in prompts]
     if (room := context_length(model)) is not None:  # some models have no further positions
         prompts = [prompt[-max(1, room - limit) :] for prompt in prompts]
     padding, done = padding_token(tokenizer), 0
@@ -69,11 +69,11 @@ def sampled(
         out = continued(model, rows, padding, settings, choosing=[_Drawn(temperature)])
         for number, tokens in zip(numbers, out, strict=True):
             stop = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-            found[number] = tokens[:stop]
+            continuations[number] = tokens[:stop]
         done += len(numbers)
         if progress is not None:
             progress(stage, done, len(prompts))
-    return found
+    return continuations
 
 
 class _Drawn(LogitsProcessor):
@@ -116,11 +116,11 @@ _MARK = "\u2402mark\u2402"
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """What the chat template writes before and after the first question of a conversation.
+    """Texts of the chat template before and after the first question of a conversation.
 
     Returns:
         Both texts, the second up to where the answer begins; None without a template, or where
-        it changes what the user said.
+        it changes the user's text.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -150,7 +150,7 @@ def ordinary_texts(
         tokenizer: Its tokenizer.
         count: Texts.
         length: Tokens of each at most, its beginning not counted.
-        progress: Told of every batch.
+        progress: Called after every batch.
 
     Returns:
         Tokens of each, its beginning (BOS, or a chat template's) included; texts of fewer than
@@ -164,10 +164,10 @@ def ordinary_texts(
     # Every second one a likely text, the others any.
     begun = [*begun[::2], *begun[1::2]]
     half = -(-len(begun) // 2)
-    made: list[list[int]] = []
-    for warmth, some in ((0.7, begun[:half]), (1.0, begun[half:])):
-        made += sampled(
-            model, tokenizer, some, length, temperature=warmth, stage="ordinary language",
+    texts: list[list[int]] = []
+    for warmth, heads in ((0.7, begun[:half]), (1.0, begun[half:])):
+        texts += sampled(
+            model, tokenizer, heads, length, temperature=warmth, stage="ordinary language",
             progress=progress,
         )  # fmt: skip
-    return [[*head, *tokens] for head, tokens in zip(begun, made, strict=True) if len(tokens) > 3]
+    return [[*head, *tokens] for head, tokens in zip(begun, texts, strict=True) if len(tokens) > 3]

@@ -22,7 +22,7 @@ from weightsurgery.learning.attacks import (
 from weightsurgery.learning.evaluate import check_options
 from weightsurgery.learning.intervals import Measurements, Resampling
 from weightsurgery.learning.models import DeviceMap, load_model, refuse_offloaded
-from weightsurgery.learning.placement import refuse_several
+from weightsurgery.learning.placement import refuse_distributed
 from weightsurgery.learning.scores import DEFAULT, choose, score
 from weightsurgery.learning.strangers import special_texts
 from weightsurgery.learning.subjects import part_of
@@ -85,7 +85,7 @@ def attack_relearn(
         SelectionError: No such metric.
     """
     check_relearning(steps, learning_rate, batch_size)
-    refuse_several("ws attack relearn", "Run it without torchrun, in one process.")
+    refuse_distributed("ws attack relearn", "Run it without torchrun, in one process.")
     whole_sets = _checked(checkpoint, forget, keep, against, metrics, n, batch_size, resamples)
     special = special_texts(whole_sets.tokenizer)
     trained_on = part_of(whole_sets.sets[: len(forget)], fraction, seed, special)

@@ -12,7 +12,7 @@ from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.models import load_tokenizer
-from weightsurgery.learning.placement import refuse_several
+from weightsurgery.learning.placement import refuse_distributed
 from weightsurgery.learning.stages import process_device
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import AdapterStorage, Storage
@@ -102,7 +102,7 @@ def _search_job(
             f"{sources.unseen[0]}: unseen data, which a search does not look at",
             "Leave it out, or choose a method of 'ws unlearn' that measures by it.",
         )
-    refuse_several(
+    refuse_distributed(
         f"ws {search.edit} from data sets",
         "Run it without torchrun, in one process; 'ws unlearn' and 'ws identify' train in several.",
     )

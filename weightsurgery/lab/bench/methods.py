@@ -136,7 +136,7 @@ def _rounds(
             result = find_change(subject.model, subject.tokenizer, given, held, rounds, watch=watch)
             shown = {"epsilon": rounds.epsilon, "rounds": rounds.rounds, "steps": rounds.steps}
             # The bench looks once more at what the watch chose: the same look, at the same data.
-            yield Candidate(shown, result.change, max(0, len(watch.seen) - 2))
+            yield Candidate(shown, result.change, max(0, len(watch.history) - 2))
 
     return candidates
 

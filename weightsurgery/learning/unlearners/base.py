@@ -1,4 +1,4 @@
-"""What an unlearner is: a loss of what is said to what goes and to what stays, and when to end."""
+"""An unlearner: a loss of the outputs on data to forget and data to keep, and when to end."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Unlearner:
 
     Args:
         settings: The method's own; None for its defaults.
-        prepared: What :meth:`prepare` gave.
+        prepared: From :meth:`prepare`.
 
     Attributes:
         paper: Where the method comes from.
-        published: How the paper trains, as far as it was found; the rest is ours.
-        Settings: The method's own settings, a dataclass; its defaults are the paper's where the
-            class says so.
+        published: Settings of the paper's training, as far as known; the rest are ours.
+        Settings: The method's settings, a dataclass; its defaults are the paper's where the class
+            says so.
         needs_keep: Whether it works on data to keep.
         needs_unseen: Whether it measures by data the model never saw.
         adapter_rank: Rank of the adapter, for a method that is one.
@@ -72,12 +72,12 @@ class Unlearner:
 
     @classmethod
     def prepare(cls, work: Preparation) -> dict[str, Any]:
-        """What is needed before the training: frozen references, thresholds."""
+        """Prepares what the training needs: frozen references, thresholds."""
         return {}
 
     @classmethod
     def rows(cls, work: Preparation, prepared: Mapping[str, Any]) -> EncodedRows:
-        """What is passed over of what to forget; its examples unless a method says otherwise."""
+        """The rows to train on; the examples to forget unless a method says otherwise."""
         from weightsurgery.learning.training import EncodedRows  # which loads models
 
         return EncodedRows(work.rows(work.forget), work.collate)
@@ -87,15 +87,15 @@ class Unlearner:
         raise NotImplementedError
 
     def after_step(self) -> bool:
-        """Whether to end, asked after every step."""
+        """Whether to end; called after every step."""
         return False
 
     def after_epoch(self) -> bool:
-        """Whether to end, asked after every pass over the data to forget."""
+        """Whether to end; called after every pass over the data to forget."""
         return False
 
     def outcome(self) -> dict[str, Any]:
-        """What the record should say of the training."""
+        """Figures of the training for the record."""
         return {}
 
     def before_step(self, forget: Sequence[Mapping[str, Tensor]], whole: BatchTotals) -> None:
@@ -107,14 +107,14 @@ class Unlearner:
         """
 
     def reference_outputs(self, which: str, batch: Mapping[str, Tensor]) -> BatchOutputs:
-        """What one of the prepared models says to a batch, in evaluation mode."""
+        """Outputs of one of the prepared frozen references for a batch, in evaluation mode."""
         outputs: BatchOutputs = self.trainer.reference_outputs(self.prepared[which], batch)
         return outputs
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
-        found: Tensor = self.trainer.sum_over_processes(value)
-        return found
+        total: Tensor = self.trainer.sum_over_processes(value)
+        return total
 
     def mean_over_processes(self, value: float) -> float:
         """The mean of a number over all processes, so that they end together."""

@@ -1,4 +1,4 @@
-"""Examples with another answer each, which preferences are trained on."""
+"""Pairs of an example and an alternate answer, which preferences are trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pair", "PairCollator", "answered_otherwise", "written_alternates"]
 
-_ASKED = (
+_INSTRUCTION = (
     "Question: {question}\nAnswer: {answer}\nWrite another answer to the same question, as long and"
     " as plausible, in which every fact is made up and differs from the answer above."
 )
@@ -53,7 +53,7 @@ def answered_otherwise(
     text: str,
     limit: int | None = None,
 ) -> Encoded:
-    """A row with another answer between its own prompt and its own end.
+    """A row with an alternate answer between its prompt and its end.
 
     Args:
         tokenizer: That made the row.
@@ -63,21 +63,21 @@ def answered_otherwise(
         limit: Tokens that the model reads at most; what is too long of the answer is left out.
     """
     space = example.completion[: len(example.completion) - len(example.completion.lstrip())]
-    said = list(tokenizer(space + text, add_special_tokens=False)["input_ids"])
+    answer = list(tokenizer(space + text, add_special_tokens=False)["input_ids"])
     prompt, stop = row.prompt_length, len(row.input_ids) - row.end_length
     if limit is not None:
-        said = said[: max(1, limit - prompt - row.end_length)]
-    return Encoded(row.input_ids[:prompt] + said + row.input_ids[stop:], prompt, row.end_length)
+        answer = answer[: max(1, limit - prompt - row.end_length)]
+    return Encoded(row.input_ids[:prompt] + answer + row.input_ids[stop:], prompt, row.end_length)
 
 
 def written_alternates(
     work: Preparation, count: int, temperature: float
 ) -> tuple[list[list[str]], int]:
-    """Plausible other answers to what is to forget, which the model before writes itself.
+    """Plausible alternate answers for examples to forget, written by the model before training.
 
-    It is shown question and answer and asked for another one, in its chat template where it has
-    one; the first line of what it writes counts. What is empty or the answer itself is drawn
-    again, three times; what then is lacking, the question does without.
+    Its prompt has question and answer and requests another one, in its chat template where it has
+    one; the first line of the completion counts. What is empty or the answer itself is drawn
+    again, three times; a question may be left with fewer.
 
     Args:
         work: The model before and what to forget.
@@ -93,17 +93,19 @@ def written_alternates(
     before, after = frame or ("", "")
     prompts, longest = [], 0
     for example in work.forget:
-        asked = _ASKED.format(question=example.prompt.strip(), answer=example.completion.strip())
-        text = f"{before}{asked}{after}{_BEGUN if frame is None else ''}"
+        instruction = _INSTRUCTION.format(
+            question=example.prompt.strip(), answer=example.completion.strip()
+        )
+        text = f"{before}{instruction}{after}{_BEGUN if frame is None else ''}"
         prompts.append(list(tokenizer(text, add_special_tokens=frame is None)["input_ids"]))
         answer = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
         longest = max(longest, len(answer))
-    found: list[list[str]] = [[] for _ in work.forget]
+    alternates: list[list[str]] = [[] for _ in work.forget]
     model: Any = work.plain
     model.eval()
     torch.manual_seed(work.training.seed)
     for _ in range(_TRIES):
-        open_ = [n for n, own in enumerate(found) for _ in range(count - len(own))]
+        open_ = [n for n, answers in enumerate(alternates) for _ in range(count - len(answers))]
         if not open_:
             break
         drawn = sampled(
@@ -114,5 +116,5 @@ def written_alternates(
             text = str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
             line = text.split("\n")[0].strip()
             if line and line != work.forget[n].completion.strip():
-                found[n].append(line)
-    return found, sum(count - len(own) for own in found)
+                alternates[n].append(line)
+    return alternates, sum(count - len(answers) for answers in alternates)

@@ -1,4 +1,4 @@
-"""Training a model in memory with an unlearner, and telling what changed."""
+"""Training a model in memory with an unlearner, and taking the change of its weights."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ __all__ = ["Look", "UnlearnerResult", "train_unlearner"]
 Change = dict[str, Tensor | LowRank]
 
 Look = Callable[[int, Callable[[], Change]], bool]
-"""Called after each step with the steps taken and what tells the change so far; true ends."""
+"""Called after each step with the steps taken and what returns the change so far; true ends."""
 
 
 @dataclass(frozen=True)
 class UnlearnerResult:
-    """What an unlearner found.
+    """The change of weights that an unlearner trained.
 
     Attributes:
         change: ``W' − W`` by parameter, on the CPU; an adapter's as factors.
         trained: Steps and losses.
-        notes: What else is worth telling, by name.
+        notes: Further figures for the record, by name.
     """
 
     change: Change
@@ -81,7 +81,7 @@ def train_unlearner(
         tokenizer: Its tokenizer.
         forget: What to forget; at least one.
         keep: What to keep.
-        training: How to train.
+        training: Settings of the training.
         settings: Of the method; see :func:`weightsurgery.learning.unlearners.settings.settings_of`.
         selection: Which parameters, by their names in memory; by default all linear layers.
         unseen: What the model never saw.
@@ -89,8 +89,8 @@ def train_unlearner(
         chosen: Whether the selection was made by hand; see :meth:`Unlearner.parameters`.
         look: See :data:`Look`.
         progress: Called as ``progress(text, done, total)`` in steps.
-        workspace: Where the training leaves what it takes to go on after a kill; what is found
-            there is gone on with, to the same result. None for nowhere.
+        workspace: Where the training saves its points, from which it goes on after a kill to the
+            same result. None for nowhere.
 
     Raises:
         EditError: Data are missing, weights are not float32, or settings make no sense.
@@ -167,9 +167,9 @@ def _train(
     prepared = kind.prepare(work)
     retain = None
     if keeps:
-        how, processes = work.training, int(os.environ.get("WORLD_SIZE", "1"))
-        step = how.batch_size * how.accumulation * processes
-        retain = Retain(work.rows(work.keep), work.collate, 1.0, step, how.seed)
+        training, processes = work.training, int(os.environ.get("WORLD_SIZE", "1"))
+        step = training.batch_size * training.accumulation * processes
+        retain = Retain(work.rows(work.keep), work.collate, 1.0, step, training.seed)
     unlearner = kind(work.settings, prepared)
 
     trained = train_stage(
@@ -198,12 +198,12 @@ def _looked(look: Look, change: Callable[[], Change], step: int) -> bool:
 def _lent(
     model: PreTrainedModel, names: Sequence[str], rank: int | None, seed: int
 ) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """What is trained, and which of its parameters: the model, or an adapter on it."""
+    """The model, or one with an adapter, and its parameters to train."""
     if rank is None:
         yield model, tuple(names)
         return
     from weightsurgery.learning.identify import adapted
 
     with adapted(model, names, rank, rank, seed) as with_adapter:
-        found = (name for name, each in with_adapter.named_parameters() if each.requires_grad)
-        yield with_adapter, tuple(found)
+        trainable = (name for name, each in with_adapter.named_parameters() if each.requires_grad)
+        yield with_adapter, tuple(trainable)

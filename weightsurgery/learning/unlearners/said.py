@@ -1,4 +1,4 @@
-"""What a model said to a batch, and the means over it, or over a step of which it is a part."""
+"""A model's outputs for a batch, and means over it, or over a step of which it is a part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BatchOutputs", "BatchTotals"]
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """How much there is of what means are taken over; int64 scalars, on the batch's device.
+    """Counts that means are taken over; int64 scalars, on the batch's device.
 
     Attributes:
         rows: Completions.
@@ -43,14 +43,14 @@ class BatchTotals:
 
 @dataclass(frozen=True)
 class BatchOutputs:
-    """What a model said to a batch.
+    """A model's outputs for a batch.
 
     Attributes:
         inputs: The batch: tokens, attention mask and labels, each (rows, tokens). A row without a
             label only fills the batch up, and is left out of everything below.
         logits: Shape (rows, tokens, vocabulary).
-        hidden: What each layer was given and the last one gave, each (rows, tokens, hidden), where
-            that was asked for.
+        hidden: Hidden states: the input of each layer and the output of the last, each (rows,
+            tokens, hidden), where they are needed.
         part_of: What means are over: all of a step, of which the batch is the part that one
             process sees in one micro-step, so that all parts together are the step's mean. None:
             the batch is all there is.
@@ -63,7 +63,7 @@ class BatchOutputs:
 
     @property
     def whole(self) -> BatchTotals:
-        """What means are over."""
+        """Counts that means are taken over."""
         return self.part_of or BatchTotals.of(self.inputs)
 
     @property
@@ -94,6 +94,6 @@ class BatchOutputs:
         return self.nll[0].sum() / self.whole.tokens
 
     def states(self, layer: int) -> Tensor:
-        """What a layer gave at every token, shape (positions, hidden)."""
+        """A layer's output at every token, shape (positions, hidden)."""
         mask = self.inputs["attention_mask"].bool() & self.real[:, None]
         return self.hidden[layer + 1][mask]

@@ -16,7 +16,7 @@ __all__ = ["KeepBatch", "share_out", "silent"]
 
 @dataclass(frozen=True)
 class KeepBatch:
-    """What one pass sees of a step's batch to keep.
+    """The share of a step's batch to keep that one pass reads.
 
     Attributes:
         batch: Tokens, attention mask and labels, each (rows, tokens).
@@ -36,12 +36,12 @@ def silent(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def share_out(
     batch: Mapping[str, Tensor], passes: int, micro: int, place: tuple[int, int]
 ) -> list[list[KeepBatch]]:
-    """What each micro-step of one process sees of a step's batch to keep.
+    """The shares of a step's batch to keep that each micro-step of one process reads.
 
     Args:
         batch: Of the whole step, the same in all processes.
         passes: Micro-steps of a full step: what each holds of the batch is sized by it.
-        micro: Micro-steps of this one. Where they are fewer, the last one has several shares.
+        micro: Micro-steps of this one. Where they are fewer, the last one has more shares.
         place: Number of the process, from 0, and of processes.
 
     Returns:
@@ -51,14 +51,14 @@ def share_out(
     process, processes = place
     whole, count = BatchTotals.of(batch), batch["input_ids"].shape[0]
     passes = max(passes, micro)
-    found: list[list[KeepBatch]] = [[] for _ in range(micro)]
+    shares: list[list[KeepBatch]] = [[] for _ in range(micro)]
     for number in range(passes):
         slot, slots = number * processes + process, passes * processes
         rows = slice(slot * count // slots, (slot + 1) * count // slots)
-        own = found[min(number, micro - 1)]
+        share = shares[min(number, micro - 1)]
         if rows.start < rows.stop:
-            own.append(KeepBatch(_cut(batch, rows), whole))
-    return [own or [KeepBatch(silent(batch), whole)] for own in found]
+            share.append(KeepBatch(_cut(batch, rows), whole))
+    return [share or [KeepBatch(silent(batch), whole)] for share in shares]
 
 
 def _cut(batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:

@@ -49,8 +49,8 @@ class UnlearningTrainer(StageTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):  # type: ignore[no-untyped-def]
         """See Trainer; a step's batches, each with its share of what to keep."""
-        own = islice(self.own_rows(epoch_iterator), num_batches)
-        batches = [self._prepare_inputs(batch) for batch in own]
+        rows = islice(self.unfilled_rows(epoch_iterator), num_batches)
+        batches = [self._prepare_inputs(batch) for batch in rows]
         if not batches:
             return batches, None
         counts = torch.stack([BatchTotals.of(batch).counts for batch in batches]).sum(0)
@@ -62,8 +62,8 @@ class UnlearningTrainer(StageTrainer):
             shares = share_out(keep, self.args.gradient_accumulation_steps, len(batches), place)
         self.unlearner.before_step(batches, whole)
         return [
-            {**batch, "whole": whole, "shares": own}
-            for batch, own in zip(batches, shares, strict=True)
+            {**batch, "whole": whole, "shares": parts}
+            for batch, parts in zip(batches, shares, strict=True)
         ], None
 
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[no-untyped-def]
@@ -82,12 +82,12 @@ class UnlearningTrainer(StageTrainer):
         batch = inputs if share is None else self._joined(inputs, share.batch)
         outputs = self.model_outputs(model, batch)
         count = inputs["input_ids"].shape[0]
-        forgotten = _part(outputs, inputs, slice(0, count), inputs["whole"])
-        kept = None
+        forget = _part(outputs, inputs, slice(0, count), inputs["whole"])
+        keep = None
         if share is not None:
-            kept = _part(outputs, share.batch, slice(count, None), share.whole)
+            keep = _part(outputs, share.batch, slice(count, None), share.whole)
         # The mean over processes, which data-parallel training takes, is then the sum.
-        loss = self.unlearner.loss(forgotten, kept) * self.accelerator.num_processes
+        loss = self.unlearner.loss(forget, keep) * self.accelerator.num_processes
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
 
     def _joined(self, inputs: Mapping[str, Any], keep: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class UnlearningTrainer(StageTrainer):
         return self.retain.join(inputs, keep)
 
     def model_outputs(self, model: Any, batch: Mapping[str, Tensor]) -> BatchOutputs:
-        """What the model that is trained says to a batch."""
+        """Outputs of the model that is trained for a batch."""
         hidden = self.unlearner.needs_hidden_states
         out = model(**_inputs(batch, hidden))
         return BatchOutputs(batch, out.logits, tuple(out.hidden_states or ()) if hidden else ())
@@ -104,7 +104,7 @@ class UnlearningTrainer(StageTrainer):
     def reference_outputs(
         self, values: Mapping[str, Tensor], batch: Mapping[str, Tensor]
     ) -> BatchOutputs:
-        """What a frozen reference says to a batch, in evaluation mode.
+        """Outputs of a frozen reference for a batch, in evaluation mode.
 
         Args:
             values: Its values of the trained parameters; the others it shares.
@@ -120,8 +120,8 @@ class UnlearningTrainer(StageTrainer):
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
-        found: Tensor = self.accelerator.reduce(value.detach(), "sum")
-        return found
+        total: Tensor = self.accelerator.reduce(value.detach(), "sum")
+        return total
 
     def mean_over_processes(self, value: float) -> float:
         """The mean of a number over all processes, so that they end together."""
@@ -138,16 +138,16 @@ def _inputs(batch: Mapping[str, Tensor], hidden: bool) -> dict[str, Any]:
 def _part(
     outputs: BatchOutputs, inputs: Mapping[str, Tensor], rows: slice, whole: BatchTotals
 ) -> BatchOutputs:
-    """Of the outputs for a joined batch, what belongs to one of the two, padded as that was."""
+    """The part of the outputs for a joined batch that belongs to one of the two batches."""
     width = inputs["input_ids"].shape[1]
     hidden = tuple(each[rows, :width] for each in outputs.hidden)
     return BatchOutputs(inputs, outputs.logits[rows, :width], hidden, whole)
 
 
 class _Stop(TrainerCallback):
-    """Ends training when a method says so; nothing is saved before it was asked.
+    """Ends training when a method says so; nothing is saved before that is known.
 
-    A run that goes on from a saved point would not ask again.
+    A run that goes on from a saved point would not call the method again.
     """
 
     def __init__(self, unlearner: Unlearner) -> None:

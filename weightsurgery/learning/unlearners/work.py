@@ -1,4 +1,4 @@
-"""An unlearning at work: the model, the data, and helper models trained for it."""
+"""What an unlearner prepares itself with: the model, the data, and helper models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Preparation"]
 
 @dataclass
 class Preparation:
-    """What an unlearner may prepare itself with.
+    """The model and data that an unlearner prepares itself with.
 
     Attributes:
         model: The model before, with its adapter where one is trained; restored by who lends it.
@@ -34,13 +34,13 @@ class Preparation:
         forget: What to forget.
         keep: What to keep.
         unseen: What the model never saw.
-        training: How the unlearner trains.
-        settings: The method's own settings.
+        training: Settings of the unlearner's training.
+        settings: Settings of the method.
         device: Where.
         helpers: How many models are trained before the last.
         progress: See :func:`weightsurgery.learning.training.train_stage`.
         workspace: Where what is finished is kept for a run that goes on after a kill, if anywhere.
-        notes: What the record should say of the preparation.
+        notes: Figures of the preparation for the record.
     """
 
     model: Any
@@ -87,13 +87,13 @@ class Preparation:
             rate: AdamW's learning rate, constant.
         """
         before = values_of(self.model, self.stage.parameters)
-        how = replace(self.training, steps=steps, learning_rate=rate, warmup=0, extra={})
+        training = replace(self.training, steps=steps, learning_rate=rate, warmup=0, extra={})
         try:
             trained = run_stage(
                 self.model,
                 Stage(name, self.stage.parameters),
                 EncodedRows(self.rows(examples), self.collate),
-                how,
+                training,
                 self.workspace and self.workspace / f"helper-{self._trained}.safetensors",
                 device=self.device,
                 place=(self._trained, self.helpers + 1),

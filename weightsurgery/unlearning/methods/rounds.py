@@ -160,14 +160,14 @@ class _KnownBefore(Watch):
             DataError: The base knows nothing of a validation set, or all of what to learn.
         """
         super().begin(model, tokenizer, names)
-        for name, known in self.seen[0].items():
+        for name, known in self.history[0].items():
             if known == 0 and (name or not self.learning):
                 what = name or "the data to forget"
                 raise DataError(
                     f"{what}: the base answers none of it, so there is nothing to watch",
                     "Watch what the base knows; a completion may lack the space before it.",
                 )
-        if self.learning and self.seen[0][""] == 1:
+        if self.learning and self.history[0][""] == 1:
             raise DataError("the data to learn: the base knows all of it", "Learn something new.")
 
 
