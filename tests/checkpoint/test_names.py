@@ -220,7 +220,7 @@ def test_conv1d_is_found_whichever_way_round_it_is_stored(tmp_path: Path, turned
     base, other = gpt2(turned), gpt2(not turned)
     other = {f"transformer.{name}": t for name, t in other.items()}
     match = check_restated(tmp_path, base, other, base)
-    assert match.turned == 8  # the square ones too, which fit as they stand
+    assert match.transposed == 8  # the square ones too, which fit as they stand
 
 
 # --- against transformers -----------------------------------------------------------------------

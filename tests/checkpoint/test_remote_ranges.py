@@ -63,7 +63,7 @@ def fetcher(wire):
 
 def test_overlapping_wishes_fetch_each_byte_once(fetcher, wire):
     wire.pause = 0.001
-    fetcher.ask("model.safetensors", 1000, 4000)
+    fetcher.request("model.safetensors", 1000, 4000)
     threads = [
         threading.Thread(target=fetcher.wait, args=("model.safetensors", a, a + 2000))
         for a in range(0, 6000, 500)
@@ -90,7 +90,7 @@ def test_what_came_before_a_failure_is_kept(fetcher, wire):
 
 def test_an_end_gives_up_what_is_in_flight(fetcher, wire):
     wire.pause = 0.01
-    waiting = fetcher.ask("model.safetensors", 0, len(CONTENT))
+    waiting = fetcher.request("model.safetensors", 0, len(CONTENT))
     assert len(waiting) == 21
     fetcher.close()
     assert all(each.done() for each in waiting)

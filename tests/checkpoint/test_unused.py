@@ -24,12 +24,12 @@ OLD, FRESH, OTHER, NEW = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache; every command of a test looks through it anew."""
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(unused, "_looked_through", set())
+    monkeypatch.setattr(unused, "_cleaned", set())
     return tmp_path / "cache"
 
 
 def another_process() -> None:
-    unused._looked_through.clear()
+    unused._cleaned.clear()
 
 
 def aged(path: Path, days: float) -> Path:
@@ -68,7 +68,7 @@ def test_parts_that_nobody_used_for_a_month_go(cache):
 
 def test_what_a_command_reads_stays_for_another_month(cache):
     path = part(OLD, UNUSED_DAYS + 1)
-    unused._looked_through.add(path.parent)  # this one does not look yet
+    unused._cleaned.add(path.parent)  # this one does not look yet
     used = Mirror(OLD, 100)
     assert used.missing(0, 100) == [(10, 100)]
     used.close()

@@ -15,11 +15,11 @@ _waiting: ContextVar[list[Callable[[], None]] | None] = ContextVar("waiting", de
 
 @contextmanager
 def until_all_is_written() -> Iterator[None]:
-    """Inside, the journal of an output that got its name stays beside it.
+    """A context in which the journal of a renamed output stays beside it.
 
-    A command writes a page after its output. Killed in between and begun again, it knows by the
-    journal that the output is its own, and goes on with the page. So it does where the page cannot
-    be written; what else is wrong would come again, and leaves no journal.
+    A command writes a page after its output. Killed in between and started again, it recognises by
+    the journal that the output is its own, and goes on with the page; likewise where the page could
+    not be written. Other errors would come again, and leave no journal.
     """
     waiting: list[Callable[[], None]] = []
     token, goes_on = _waiting.set(waiting), True
@@ -32,12 +32,12 @@ def until_all_is_written() -> Iterator[None]:
     finally:
         _waiting.reset(token)
         if not goes_on:
-            for each in waiting:
-                each()
+            for remove in waiting:
+                remove()
 
 
 def afterwards(remove: Callable[[], None]) -> bool:
-    """Whether something waits for more to be written; then it is called when that was done."""
+    """Call ``remove`` when all is written; False where nothing more will be."""
     waiting = _waiting.get()
     if waiting is not None:
         waiting.append(remove)

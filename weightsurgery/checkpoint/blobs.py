@@ -1,8 +1,8 @@
 """Files of huggingface_hub's cache, compared with the hashes that the Hub names them by.
 
-huggingface_hub stores what it fetched under the hash that the server said, SHA-256 for files in LFS
-or xet and git's SHA-1 for small ones, and looks at sizes alone: bytes that went wrong on the way
-would pass for the model's.
+huggingface_hub stores a file under the hash that the server gave, SHA-256 for files in LFS or xet
+and git's SHA-1 for small ones, and checks sizes alone: bytes corrupted on the way would pass for
+the model's.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def check_file(path: Path, named: str) -> None:
         return
     content = path.read_bytes()
     if len(named) == 64:
-        found = [hashlib.sha256(content).hexdigest()]
+        digests = [hashlib.sha256(content).hexdigest()]
     else:  # a mirror may give the SHA-1 of the bytes alone
-        found = [git_sha1(content), hashlib.sha1(content).hexdigest()]
-    if named not in found:
-        raise _corrupt(path, found[0], named)
+        digests = [git_sha1(content), hashlib.sha1(content).hexdigest()]
+    if named not in digests:
+        raise _corrupt(path, digests[0], named)
 
 
 def check_snapshot(folder: Path, named: Mapping[str, str]) -> None:
-    """Compare what lies beside the weights of a repository with its hashes.
+    """Compare the files beside the weights of a repository with its hashes.
 
     Args:
         folder: A snapshot in the cache.
-        named: Hashes by the listing of the repository, where it was asked for.
+        named: Hashes from the listing of the repository, where it was requested.
 
     Raises:
         CorruptCheckpointError: A file has other bytes.
@@ -106,9 +106,9 @@ def _is_blob(real: Path, link: Path) -> bool:
     )
 
 
-def _corrupt(path: Path, found: str, named: str) -> CorruptCheckpointError:
+def _corrupt(path: Path, digest: str, named: str) -> CorruptCheckpointError:
     return CorruptCheckpointError(
-        f"{path}: its bytes hash to {found[:12]}…, on the Hub to {named[:12]}…: they went wrong on"
+        f"{path}: its bytes hash to {digest[:12]}…, on the Hub to {named[:12]}…: they went wrong on"
         " the way or on this disk",
         f"Remove {os.path.realpath(path)}, then run again: it is fetched anew.",
     )

@@ -62,8 +62,8 @@ def companion_kind(name: str) -> str | None:
     """
     *folders, file = name.split(os.sep)
     if any(
-        each.startswith((".", "checkpoint-")) or each in _NOT_FOLDERS or not each
-        for each in folders
+        folder.startswith((".", "checkpoint-")) or folder in _NOT_FOLDERS or not folder
+        for folder in folders
     ):
         return None
     if file.startswith(".") or file in _NOT_COMPANIONS or _INDEX.search(file):
@@ -78,12 +78,12 @@ def companion_kind(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Companions:
-    """What lies beside a model's weights.
+    """The files beside a model's weights.
 
     Attributes:
         files: Companions but for code, relative to the directory, sorted.
         code: Python files that the model's config names, and what those import beside them.
-        others: Files that would pass for text of a model, and are none of these.
+        others: Other text files that somebody may miss in an output.
     """
 
     files: tuple[str, ...]
@@ -92,7 +92,7 @@ class Companions:
 
 
 def companions(base: Path) -> Companions:
-    """Look through a model's directory.
+    """The companions in a model's directory.
 
     Weights in any format, optimizer and trainer state, logs, hidden files and the model card (which
     speaks of the base) are no companions.
@@ -109,7 +109,7 @@ def companions(base: Path) -> Companions:
     others = [
         name
         for name, kind in kinds.items()
-        if name not in code and (kind == "code" or (kind is None and _looks_like_one(name)))
+        if name not in code and (kind == "code" or (kind is None and _may_be_missed(name)))
     ]
     return Companions(tuple(sorted(files)), tuple(sorted(code)), tuple(sorted(others)))
 
@@ -134,19 +134,19 @@ def check_companion(base: Path, name: str) -> None:
 def _names(base: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(base):
         folders[:] = [
-            each
-            for each in folders
-            if not each.startswith((".", "checkpoint-")) and each not in _NOT_FOLDERS
+            name
+            for name in folders
+            if not name.startswith((".", "checkpoint-")) and name not in _NOT_FOLDERS
         ]
-        for each in files:
-            yield os.path.relpath(os.path.join(folder, each), base)
+        for file in files:
+            yield os.path.relpath(os.path.join(folder, file), base)
 
 
 # Training state, and our own, which nobody misses.
 _KNOWN = re.compile(r"(trainer_state|\w*_results|weightsurgery|adapter_config|train\w*)\.json")
 
 
-def _looks_like_one(name: str) -> bool:
+def _may_be_missed(name: str) -> bool:
     """Whether somebody may miss a file that was not copied."""
     file = os.path.basename(name)
     if file.startswith(".") or _INDEX.search(file) or _KNOWN.fullmatch(file):
@@ -175,11 +175,11 @@ def _classes(config: Any) -> Iterator[str]:
         return
     named = config.get("auto_map")
     pipelines = config.get("custom_pipelines")
-    found = list(named.values()) if isinstance(named, dict) else [named]
+    entries = list(named.values()) if isinstance(named, dict) else [named]
     if isinstance(pipelines, dict):
-        found += [each.get("impl") for each in pipelines.values() if isinstance(each, dict)]
-    for each in found:
-        yield from (text for text in (each if isinstance(each, list) else [each])
+        entries += [task.get("impl") for task in pipelines.values() if isinstance(task, dict)]
+    for entry in entries:
+        yield from (text for text in (entry if isinstance(entry, list) else [entry])
                     if isinstance(text, str))  # fmt: skip
 
 
@@ -188,20 +188,20 @@ _FROM_HERE = re.compile(rb"^[ \t]*from[ \t]+\.[ \t]+import[ \t]+\(?([\w, \t]+)",
 
 
 def _reached(base: Path, declared: list[str], there: set[str]) -> set[str]:
-    """Code that is declared, and what it imports from beside itself."""
-    found: set[str] = set()
+    """The declared code files, and those that they import from the same repository."""
+    reached: set[str] = set()
     todo = [name for name in declared if name in there]
     while todo:
         name = todo.pop()
-        if name in found:
+        if name in reached:
             continue
         check_companion(base, name)
-        found.add(name)
+        reached.add(name)
         text = (base / name).read_bytes()[:_LARGEST_CONFIG]
         modules = _IMPORT.findall(text)
-        modules += [each.strip() for line in _FROM_HERE.findall(text) for each in line.split(b",")]
+        modules += [part.strip() for line in _FROM_HERE.findall(text) for part in line.split(b",")]
         folder = os.path.dirname(name)
         for module in modules:
             relative = module.decode("ascii", "replace").replace(".", "/")
-            todo += [each for each in (os.path.join(folder, f"{relative}.py"),) if each in there]
-    return found
+            todo += [file for file in (os.path.join(folder, f"{relative}.py"),) if file in there]
+    return reached

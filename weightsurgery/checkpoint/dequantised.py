@@ -79,11 +79,11 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
 
 def _is_left(name: str, scales: Iterable[_Scale]) -> bool:
     leaf = name.rpartition(".")[2]
-    return name in MARKERS or leaf in INPUT_SCALES or any(name == each.name for each in scales)
+    return name in MARKERS or leaf in INPUT_SCALES or any(name == scale.name for scale in scales)
 
 
 class _Scale:
-    """What the codes of one matrix are multiplied by.
+    """The scales that the codes of one matrix are multiplied by.
 
     Args:
         checkpoint: Where both are stored.
@@ -166,12 +166,12 @@ class _Scale:
 
 
 class Dequantised(Checkpoint):
-    """See the module's text.
+    """A float8 checkpoint read as numbers; see the module's text.
 
     Args:
         inner: As it is stored.
         scales: By the names of the matrices.
-        left: Tensors that are none of the model's.
+        left: Tensors that are not the model's, such as scales.
     """
 
     dequantises = True
@@ -184,28 +184,29 @@ class Dequantised(Checkpoint):
         entries: dict[str, TensorEntry] = {}
         for name, header in inner.shards.items():
             wanted = [
-                (each.name, dtype if each.name in scales else each.dtype, each.shape)
-                for each in header.entries
-                if each.name not in left
+                (entry.name, dtype if entry.name in scales else entry.dtype, entry.shape)
+                for entry in header.entries
+                if entry.name not in left
             ]
             if not wanted:
                 continue
             raw = encode_header(wanted, header.metadata)
             size = len(raw) + sum(math.prod(shape) * BITS[new] // 8 for _, new, shape in wanted)
-            found = parse_header(name, size, partial(_part, raw))
-            shards[name] = found
-            entries |= {each.name: each for each in found.entries}
+            converted = parse_header(name, size, partial(_part, raw))
+            shards[name] = converted
+            entries |= {entry.name: entry for entry in converted.entries}
         super().__init__(inner.source, Layout(shards, entries, inner.layout.index_name))
         self.inner, self._scales = inner, scales
-        scaled = sum(each.name is not None for each in scales.values())
-        how = f"times their scales ({scaled})" if scaled else "as they are, there being no scales"
+        scaled = sum(scale.name is not None for scale in scales.values())
+        codes = f"times their scales ({scaled})" if scaled else "as they are, there being no scales"
         self.notes = (
-            f"{inner.source.name}: {len(scales)} float8 matrices are read as {dtype}: codes {how}.",
+            f"{inner.source.name}: {len(scales)} float8 matrices are read as {dtype}:"
+            f" codes {codes}.",
         )
 
     @property
     def config(self) -> dict[str, Any]:
-        """``config.json`` without what it says of codes."""
+        """``config.json`` without its quantisation settings."""
         return without_quantisation(self.inner.config)
 
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
@@ -247,7 +248,7 @@ class Dequantised(Checkpoint):
     def _stored(self, names: Iterable[str]) -> list[str]:
         wanted = list(names)
         scales = [self._scales[name].name for name in wanted if name in self._scales]
-        return [*wanted, *(each for each in scales if each is not None)]
+        return [*wanted, *(scale for scale in scales if scale is not None)]
 
     @override
     def files_read(self) -> list[Path]:
@@ -274,7 +275,7 @@ def _part(raw: bytes, start: int, length: int) -> bytes:
 
 
 def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config that does not say that weights are codes; that of a part of a model neither."""
+    """A config without quantisation settings, nested ones included."""
     return {
         key: without_quantisation(value) if isinstance(value, dict) else value
         for key, value in config.items()

@@ -46,9 +46,9 @@ Stamp = tuple[int, int, int, int, int]
 
 def cache_directory() -> Path:
     """``$WEIGHTSURGERY_CACHE``, else ``weightsurgery`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("WEIGHTSURGERY_CACHE")
-    if own:
-        return Path(own)
+    configured = os.environ.get("WEIGHTSURGERY_CACHE")
+    if configured:
+        return Path(configured)
     general = os.environ.get("XDG_CACHE_HOME")
     return (Path(general) if general else Path.home() / ".cache") / "weightsurgery"
 
@@ -71,8 +71,8 @@ def cache_folder(name: str) -> Path:
 
 def _is_ours_alone(place: Path) -> bool:
     """Whether a digest was written by this user, and nobody else could have."""
-    for each in (place, place.parent):
-        facts = os.lstat(each)
+    for path in (place, place.parent):
+        facts = os.lstat(path)
         if facts.st_uid != os.geteuid() or stat.S_ISLNK(facts.st_mode):
             return False
     return not facts.st_mode & 0o022

@@ -76,8 +76,8 @@ def update_each(pairs: Sequence[tuple[Sha256, memoryview]]) -> None:
         if one._rest or two._rest or one._plain or two._plain:
             together = 0
         _update(one._state, first[:together], two._state, second[:together])
-        for each, data in ((one, first), (two, second)):
-            each._length += together
-            each.update(data[together:])
-    for each, data in rest:
-        each.update(data)
+        for digest, data in ((one, first), (two, second)):
+            digest._length += together
+            digest.update(data[together:])
+    for digest, data in rest:
+        digest.update(data)

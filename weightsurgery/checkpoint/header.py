@@ -1,8 +1,8 @@
-"""The header of one safetensors file: what it says, checked before any weight is read.
+"""The header of one safetensors file, checked before any weight is read.
 
 The format: 8 bytes little-endian header length, a JSON header
-``{name: {dtype, shape, data_offsets}}`` padded with spaces, then the tensors without holes. What
-is accepted here, the reference implementation accepts too; not always the other way round.
+``{name: {dtype, shape, data_offsets}}`` padded with spaces, then the tensors without holes. Every
+header accepted here is accepted by the reference implementation too; not always vice versa.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """The header of one shard: its raw bytes, and what they say.
+    """The header of one shard, raw and parsed.
 
     Attributes:
         shard: File name relative to the checkpoint's directory.
@@ -159,24 +159,24 @@ def parse_json(data: bytes) -> Any:
     """
     text = data.decode("utf-8")
     try:
-        found = json.loads(
+        value = json.loads(
             text, object_pairs_hook=_object, parse_int=_integer, parse_constant=_constant
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return found
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in members:
             raise ValueError(f"{key!r} appears twice")
         for text in (key, value):
             if isinstance(text, str) and not _encodable(text):
                 raise ValueError(f"{text!r} holds half a character")
-        found[key] = value
-    return found
+        members[key] = value
+    return members
 
 
 def _encodable(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What an output depends on, as a digest: by it a run knows what an earlier one left."""
+"""A digest of an output's inputs and settings, by which a run recognises an earlier one's work."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def identity_of(
     """A digest of everything an output depends on.
 
     Args:
-        inputs: By role, how each is described, and its files: they stand for their sizes and times
-            of change, and where they lie on the Hub for their names.
-        described: What else decides the output.
+        inputs: By role: a description, and the files, which count by size and modification time;
+            files on the Hub count by name.
+        described: The other settings of the output.
     """
     read = {
         role: [about, [_state(path) for path in paths]] for role, (about, paths) in inputs.items()
@@ -33,5 +33,5 @@ def identity_of(
 def _state(path: Path) -> list[Any]:
     if not path.exists():
         return [str(path)]
-    found = path.stat()
-    return [str(path), found.st_size, found.st_mtime_ns]
+    facts = path.stat()
+    return [str(path), facts.st_size, facts.st_mtime_ns]

@@ -119,7 +119,7 @@ def _uncompared(checkpoint: Checkpoint) -> dict[str, str]:
     names = list(checkpoint.entries)
     twins = {name: twin_candidates(name, names) for name in names if kind_of(name) == "head"}
     return {
-        name: f"{found[0]} (by the config; the bytes were not compared)"
-        for name, found in twins.items()
-        if found
+        name: f"{others[0]} (by the config; the bytes were not compared)"
+        for name, others in twins.items()
+        if others
     }

@@ -1,7 +1,7 @@
-"""What a checkpoint directory holds, learned from its headers and index alone.
+"""The shards and tensors of a checkpoint, from its headers and index alone.
 
-Every claim is checked before any weight is read: against the file sizes, against the other
-shards, and against the index.
+Headers are checked before any weight is read: against the file sizes, against the other shards,
+and against the index.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Layout:
 
 
 class Files(Protocol):
-    """Where a checkpoint's files are: a directory, or a repository of which little is here."""
+    """Access to a checkpoint's files: in a directory, or in a repository on the Hub."""
 
     @property
     def root(self) -> Path:
-        """What messages name before the file."""
+        """The prefix of a file's name in messages."""
         ...
 
     def names(self) -> Sequence[str]:
@@ -131,7 +131,7 @@ class LocalFiles:
 
 
 def missing_shards(root: Path, missing: Sequence[str], of: Sequence[str]) -> CheckpointError:
-    """The error for shards that the index names and nobody finds."""
+    """The error for shards that the index names and that are not there."""
     return CorruptCheckpointError(
         f"{root}: shard {missing[0]} is missing ({len(missing)} of {len(of)})",
         "Download the checkpoint again until every shard is there.",
@@ -139,7 +139,7 @@ def missing_shards(root: Path, missing: Sequence[str], of: Sequence[str]) -> Che
 
 
 def named_header(root: Path, shard: str, size: int, read: ReadBytes) -> ShardHeader:
-    """Like :func:`parse_header`, with messages that say where the shard is."""
+    """:func:`parse_header`, with the shard's path in messages."""
     try:
         return parse_header(shard, size, read)
     except CheckpointError as error:
@@ -163,7 +163,7 @@ def _read_index(files: Files, index_name: str) -> dict[str, str]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptCheckpointError(f"{path}: no weight_map", remedy)
-    found = {}
+    checked = {}
     for name, shard in weight_map.items():
         parts = PurePosixPath(shard).parts if isinstance(shard, str) else ("..",)
         if not parts or ".." in parts or parts[0] == "/" or "\\" in shard or "\0" in shard:
@@ -175,8 +175,8 @@ def _read_index(files: Files, index_name: str) -> dict[str, str]:
             raise CorruptCheckpointError(
                 f"{path}: tensor {name!r} points to {shard!r}, no .safetensors file", remedy
             )
-        found[name] = "/".join(parts)
-    return found
+        checked[name] = "/".join(parts)
+    return checked
 
 
 def read_layout(root: Path) -> Layout:
@@ -197,7 +197,7 @@ def read_layout(root: Path) -> Layout:
 
 
 def layout_of(files: Files) -> Layout:
-    """The same, wherever the files are."""
+    """:func:`read_layout` for files in any place."""
     root, present = files.root, files.names()
     index_name, names = find_weights(root, present)
     weight_map = None

@@ -1,4 +1,4 @@
-"""A file of which some byte ranges are here: sparse on disk, with a list of what it holds.
+"""A local mirror of a remote file: sparse on disk, with a list of the byte ranges it holds.
 
 A range is listed once its bytes are flushed, so whatever is killed goes on from there. Several
 processes may fetch the same file: they write the same bytes to the same places. What nobody used
@@ -44,17 +44,17 @@ class Ranges:
         self._stops[first:last] = [stop]
 
     def missing(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """What of a range is not in the set."""
-        found = []
+        """The parts of a range that are not in the set."""
+        gaps = []
         for number in range(bisect_right(self._stops, start), len(self._starts)):
             if self._starts[number] >= stop:
                 break
             if self._starts[number] > start:
-                found.append((start, self._starts[number]))
+                gaps.append((start, self._starts[number]))
             start = self._stops[number]
         if start < stop:
-            found.append((start, stop))
-        return found
+            gaps.append((start, stop))
+        return gaps
 
 
 class Mirror:
@@ -114,7 +114,7 @@ class Mirror:
                 self._here.add(int(start), int(stop))
 
     def missing(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """What of a range is not here yet."""
+        """The parts of a range that are not here yet."""
         with self._lock:
             return self._here.missing(start, stop)
 

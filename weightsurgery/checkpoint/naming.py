@@ -112,7 +112,7 @@ def twin_candidates(name: str, names: Sequence[str]) -> list[str]:
     kind = _side(name)
     if kind is None:
         return []
-    return [each for each in names if _side(each) not in (kind, None)]
+    return [other for other in names if _side(other) not in (kind, None)]
 
 
 @lru_cache(1 << 16)

@@ -66,8 +66,8 @@ def check_own(path: Path, directory: bool = False) -> None:
             for folder, folders, files in os.walk(path, onerror=_raise):
                 for names, are_folders in ((folders, True), (files, False)):
                     for name in names:
-                        each = Path(folder) / name
-                        _check(each, os.lstat(each), are_folders)
+                        entry = Path(folder) / name
+                        _check(entry, os.lstat(entry), are_folders)
 
 
 def _raise(error: OSError) -> None:
@@ -167,7 +167,7 @@ def new_file(path: Path) -> IO[Any]:
 
 def held_bytes(directory: Path) -> int:
     """Bytes of all files under a directory; 0 where there is none."""
-    return sum(each.lstat().st_size for each in directory.rglob("*") if not each.is_dir())
+    return sum(path.lstat().st_size for path in directory.rglob("*") if not path.is_dir())
 
 
 def need_space(where: Path, needed: int, on: Path, why: str = "", options: str = "-o") -> None:

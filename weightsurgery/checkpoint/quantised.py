@@ -1,4 +1,4 @@
-"""Whether a checkpoint's stored numbers are codes: told by dtypes and siblings, whatever the names.
+"""Whether a checkpoint is quantised, by the dtypes and siblings of its tensors.
 
 A float8 or integer matrix with a tensor of scales beside it is codes. So is, for all we can know,
 a float8 matrix without any: its scales may have been lost, and nothing says that it has none.
@@ -21,8 +21,8 @@ FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 MARKERS = ("scaled_fp8",)
 INPUT_SCALES = ("input_scale", "activation_scale", "scale_input", "k_scale", "v_scale")
 
-# What quantised checkpoints store beside or instead of a weight: the ending of its name, the
-# ending of the companion that proves it ("" for the tensor itself), and the scheme. A trained
+# Tensors that quantised checkpoints store beside or instead of a weight: the suffix of the name,
+# the suffix of the companion that proves it ("" for the tensor itself), and the scheme. A trained
 # parameter may bear such a name too; then the companion is missing or holds real numbers.
 _QUANTISED = (
     (".qweight", "", "GPTQ or AWQ"),
@@ -73,7 +73,8 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
 
 
 def _by_siblings(entries: Mapping[str, TensorEntry]) -> str | None:
-    codes = [each for each in entries.values() if each.dtype in {*FP8, "I8"} and _is_matrix(each)]
+    kinds = {*FP8, "I8"}
+    codes = [entry for entry in entries.values() if entry.dtype in kinds and _is_matrix(entry)]
     if not codes:
         return None
     for marker in MARKERS:
@@ -93,7 +94,7 @@ def _by_siblings(entries: Mapping[str, TensorEntry]) -> str | None:
         ):
             if _may_be_scale(entry, other):
                 return f"{kind} with scales (tensor {other.name!r})"
-    plain = next((each for each in codes if each.dtype in FP8), None)
+    plain = next((entry for entry in codes if entry.dtype in FP8), None)
     return None if plain is None else f"fp8 without scales (tensor {plain.name!r})"
 
 
@@ -103,7 +104,7 @@ def _is_matrix(entry: TensorEntry) -> bool:
 
 def matrices(entries: Mapping[str, TensorEntry]) -> Iterator[TensorEntry]:
     """The float8 matrices."""
-    return (each for each in entries.values() if each.dtype in FP8 and _is_matrix(each))
+    return (entry for entry in entries.values() if entry.dtype in FP8 and _is_matrix(entry))
 
 
 def known_scale(entries: Mapping[str, TensorEntry], entry: TensorEntry) -> str | None:
@@ -111,10 +112,10 @@ def known_scale(entries: Mapping[str, TensorEntry], entry: TensorEntry) -> str |
     module, _, leaf = entry.name.rpartition(".")
     names = [f"{entry.name}{ending}" for ending in _OF_TENSOR]
     if leaf == "weight":
-        names = [f"{module}.{each}" for each in _OF_MODULE] + names
+        names = [f"{module}.{ending}" for ending in _OF_MODULE] + names
     for name in names:
-        found = entries.get(name)
-        if found is not None and (found.dtype in _SCALES or found.dtype == "U8"):
+        scale = entries.get(name)
+        if scale is not None and (scale.dtype in _SCALES or scale.dtype == "U8"):
             return name
     return None
 

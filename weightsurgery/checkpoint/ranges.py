@@ -121,8 +121,8 @@ def _check_range(headers: Mapping[str, str], where: str, start: int) -> None:
         headers.get("Content-Range", ""),
         headers.get("Content-Encoding", "identity"),
     )
-    found = _CONTENT_RANGE.fullmatch(content_range.strip())
-    if found is not None and int(found[1]) == start and packed == "identity":
+    match = _CONTENT_RANGE.fullmatch(content_range.strip())
+    if match is not None and int(match[1]) == start and packed == "identity":
         return
     answer = f"{content_range[:80]!r}" if packed == "identity" else f"{packed[:80]!r} data"
     raise SourceError(

@@ -56,8 +56,8 @@ def torch_dtype(dtype: str) -> torch.dtype:
         raise UnsupportedCheckpointError(
             f"dtype {dtype} cannot be read as numbers", "Exclude the tensor, or dequantise it."
         )
-    found: torch.dtype = getattr(torch, names[dtype])
-    return found
+    as_torch: torch.dtype = getattr(torch, names[dtype])
+    return as_torch
 
 
 def _close_all(files: dict[str, int]) -> None:
@@ -78,7 +78,7 @@ class Checkpoint:
         dequantises: Whether codes are read as the numbers that they stand for, of this checkpoint
             and of what is compared with it.
         as_stored: Whether shards and bytes are those of the files.
-        notes: What was done to it that whoever uses it should know, a line each.
+        notes: How it was converted when it was opened, for the user, a line each.
 
     Example::
 
@@ -99,9 +99,9 @@ class Checkpoint:
         self._open_nothing()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process opens it by: where it lies and what it holds, no open files."""
-        own = ("_files", "_lock", "_found", "_closer")
-        return {key: each for key, each in self.__dict__.items() if key not in own}
+        """The state for another process: source and layout, no open files."""
+        unpicklable = ("_files", "_lock", "_remembered", "_closer")
+        return {key: value for key, value in self.__dict__.items() if key not in unpicklable}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -110,7 +110,7 @@ class Checkpoint:
     def _open_nothing(self) -> None:
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._found: dict[str, Any] = {}
+        self._remembered: dict[str, Any] = {}
         # Vectors hold checkpoints that nobody closes by hand.
         self._closer = weakref.finalize(self, _close_all, self._files)
 
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @classmethod
     def at(cls, source: Source) -> Checkpoint:
-        """Open what was found already."""
+        """Open a source that is resolved already."""
         return cls(source, read_layout(source.path))
 
     @property
@@ -150,7 +150,7 @@ class Checkpoint:
         return 0
 
     def absent(self, names: Iterable[str]) -> int:
-        """How many bytes of some tensors would have to be fetched over the network."""
+        """Bytes of these tensors that would have to be fetched over the network."""
         return 0
 
     def file(self, name: str) -> Path | None:
@@ -163,7 +163,7 @@ class Checkpoint:
         return self.path
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Say which tensors will be read, so that a remote checkpoint can fetch them ahead."""
+        """Announce which tensors will be read, so that a remote checkpoint can fetch them."""
 
     def files_read(self) -> list[Path]:
         """The files a change or an edit depends on: shards, and the config that explains them."""
@@ -279,11 +279,11 @@ class Checkpoint:
         return out.view(dtype).reshape(stop - start, *entry.columns)
 
     def remember(self, key: str, find: Callable[[], _T]) -> _T:
-        """What ``find`` returned the first time it was asked for under this key."""
-        if key not in self._found:
-            self._found[key] = find()
-        found: _T = self._found[key]
-        return found
+        """The value that ``find`` returned at the first call with this key."""
+        if key not in self._remembered:
+            self._remembered[key] = find()
+        value: _T = self._remembered[key]
+        return value
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ FORMAT_VERSION = 1
 _BLOCK = 1 << 22
 
 # Exports are models of their own, and a push leaves them where they are.
-_WEIGHTS = tuple(each for each in WEIGHT_ENDINGS if each not in (".onnx", ".ggml", ".dduf"))
+_WEIGHTS = tuple(ending for ending in WEIGHT_ENDINGS if ending not in (".onnx", ".ggml", ".dduf"))
 
 
 def file_sha256(path: Path) -> str:
@@ -73,7 +73,7 @@ def file_sha256(path: Path) -> str:
 
 
 def input_sha256(path: Path) -> str:
-    """The same of a file that is an input, where a disk that fails is an error of ours.
+    """The same of an input file, where a failing disk raises an error of ours.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -89,12 +89,12 @@ def input_sha256(path: Path) -> str:
 
 
 def known_sha256(path: Path) -> str | None:
-    """The same, or None where the file would have to be read."""
+    """The SHA-256 of a file, or None where it would have to be read."""
     return cached_digest(path)
 
 
 def remember_sha256(path: Path, before: Stamp, digest: str) -> None:
-    """Keep the digest of a file that was read, and compare it with what the Hub says of the file.
+    """Store the digest of a file that was read, and compare it with the Hub's.
 
     Args:
         path: The file, or a link to it.
@@ -102,8 +102,7 @@ def remember_sha256(path: Path, before: Stamp, digest: str) -> None:
         digest: SHA-256, hexadecimal.
 
     Raises:
-        CorruptCheckpointError: It is a blob of huggingface_hub's cache, and not what it is named
-            after.
+        CorruptCheckpointError: It is a blob of huggingface_hub's cache, named after another hash.
     """
     check_blob(path, digest)
     store_digest(path, before, digest)
@@ -121,14 +120,14 @@ def content_sha256(path: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes: Python, this package, torch, safetensors."""
-    found = {"python": platform.python_version(), "weightsurgery": __version__}
+    """Versions of the software: Python, this package, torch, safetensors."""
+    installed = {"python": platform.python_version(), "weightsurgery": __version__}
     for package in ("torch", "safetensors"):
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+            installed[package] = "not installed as a package"
+    return installed
 
 
 @dataclass
@@ -205,10 +204,10 @@ _OBJECTS = ("parameters", "inputs", "files", "tensors", "summary", "versions")
 
 
 def _check_shape(record: EditRecord) -> None:
-    """Refuse what all readers of records would stumble over.
+    """Check the types of a record's parts.
 
     Raises:
-        TypeError: A part is of another kind than ws writes.
+        TypeError: A part is of another type than ws writes.
     """
     for name in _OBJECTS:
         if not isinstance(getattr(record, name), dict):
@@ -218,24 +217,24 @@ def _check_shape(record: EditRecord) -> None:
     named = (("inputs", record.inputs.items()), ("tensors", record.tensors.items()),
              ("lineage", enumerate(record.lineage)))  # fmt: skip
     for name, parts in named:
-        for key, each in parts:
-            if not isinstance(each, dict):
+        for key, part in parts:
+            if not isinstance(part, dict):
                 raise TypeError(f"{name}: {key!r} is no object")
-    if not all(isinstance(each, str) for each in record.command):
+    if not all(isinstance(part, str) for part in record.command):
         raise TypeError("command holds what is no word")
 
 
 @contextmanager
 def as_recorded(place: str | os.PathLike[str] = RECORD_NAME) -> Iterator[None]:
-    """Inside, a record is told of; one that is not as ws writes it is refused.
+    """A context in which a record is reported; a malformed one is refused.
 
-    A record may be a stranger's, and any of its many figures another thing.
+    A record may come from somebody else, with any of its fields of another type.
 
     Args:
         place: Where it is, for the message.
 
     Raises:
-        VerificationError: Something in it is not what it should be.
+        VerificationError: A field is missing or of another type than ws writes.
     """
     try:
         yield
@@ -304,18 +303,18 @@ _LOADED = ("adapter_config.json",)
 
 
 def unrecorded(directory: Path, record: EditRecord) -> list[str]:
-    """What lies in an output and is none of its own: names relative to it, sorted."""
-    own = {os.path.normpath(name) for name in (*record.files, RECORD_NAME)}
+    """Files in an output that its record does not list: relative names, sorted."""
+    recorded = {os.path.normpath(name) for name in (*record.files, RECORD_NAME)}
     return sorted(
         name
         for path in directory.rglob("*")
         if path.is_symlink() or not path.is_dir()
-        if (name := path.relative_to(directory).as_posix()) not in own
+        if (name := path.relative_to(directory).as_posix()) not in recorded
     )
 
 
 def _problem(directory: Path, name: str, facts: Mapping[str, Any]) -> str | None:
-    """How a file differs from what is recorded of it, if it does."""
+    """How a file differs from its entry in the record; None if it does not."""
     path = directory / name
     if os.path.normpath(name) != name or name.startswith(("..", "/")):
         return "leaves the directory"

@@ -1,7 +1,7 @@
-"""What is odd about a checkpoint and no fault: said when it is looked at, and before it is edited.
+"""Oddities of a checkpoint that are no errors, shown when it is inspected and before an edit.
 
-Each of these is a reason for an edit to mean another thing than one thinks: a head that is tied by
-the config and stored apart, rows that stand for no token, layers that no library loads.
+Each of them may make an edit mean something else than intended: a head that the config ties but
+that is stored apart, rows that belong to no token, layers that no library loads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LARGEST = 64 << 20  # bytes of a tokenizer or an index worth reading for a rema
 
 
 def remarks(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A line each; of a remote checkpoint only what headers and config tell."""
+    """One line each; for a remote checkpoint, those that headers and config show."""
     return checkpoint.remember("remarks", lambda: tuple(_all(checkpoint)))
 
 
@@ -143,7 +143,7 @@ def _tokens(checkpoint: Checkpoint) -> int | None:
             if isinstance(vocabulary, dict)
             else range(len(vocabulary))
         )
-        added = [int(each["id"]) for each in (tokenizer or {}).get("added_tokens") or ()]
+        added = [int(token["id"]) for token in (tokenizer or {}).get("added_tokens") or ()]
         return 1 + max([*added, max(ids)])
     except (ValueError, KeyError, TypeError):
         return None
@@ -158,10 +158,10 @@ def _layers(checkpoint: Checkpoint) -> Iterator[str]:
         "is_encoder_decoder"
     ):  # fmt: skip
         text = [name for name in names if not _VISION.search(name)]
-        found = {layer for name in text if (layer := layer_of(name)) is not None}
+        layers = {layer for name in text if (layer := layer_of(name)) is not None}
         extra += [name for name in text if (layer_of(name) or 0) >= declared and name not in extra]
-        if found and max(found) + 1 < declared:
-            yield f"the config has {declared} layers, the weights {max(found) + 1}"
+        if layers and max(layers) + 1 < declared:
+            yield f"the config has {declared} layers, the weights {max(layers) + 1}"
     if extra:
         yield (
             f"{len(extra)} tensors are of layers beyond the config's, such as {extra[0]}: heads"
@@ -187,7 +187,7 @@ def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
     try:
         if path is None or path.stat().st_size > _LARGEST:
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None  # whoever needs it says so
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None

@@ -1,8 +1,8 @@
-"""A checkpoint on the Hub of which only what is read is fetched.
+"""A checkpoint on the Hub whose tensors are fetched when they are read.
 
-Headers come first, exactly their bytes; then whole tensors, as they are asked for, in parallel
-ranges. What was fetched stays in the cache (:mod:`weightsurgery.checkpoint.mirror`) by server and
-the file's SHA-256, so that it serves other revisions with the same file, and a killed run goes on.
+Headers come first, exactly their bytes; then whole tensors, as they are needed, in parallel ranges.
+Fetched bytes stay in the cache (:mod:`weightsurgery.checkpoint.mirror`) by server and the file's
+SHA-256, so that they serve other revisions with the same file, and a killed run goes on.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Fetcher:
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._mirrors: dict[str, Mirror] = {}
-        self._flying: dict[str, list[tuple[int, int, Future[None]]]] = {}
+        self._in_flight: dict[str, list[tuple[int, int, Future[None]]]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._pool = ThreadPoolExecutor(CONNECTIONS, "ws-range")
@@ -77,10 +77,10 @@ class _Fetcher:
             return self._mirrors[name]
 
     def _key(self, name: str) -> tuple[str, int]:
-        """What a file's bytes are kept under, and its size.
+        """The key of a file's bytes in the cache, and its size.
 
-        The server says what they hash to, and a part cannot be checked: so what one server says
-        never stands for the bytes of another.
+        The hash comes from the server, and a part cannot be checked against it: so one server's
+        hash never stands for the bytes of another.
         """
         from huggingface_hub.constants import ENDPOINT
 
@@ -89,24 +89,28 @@ class _Fetcher:
         text = f"{ENDPOINT}\n{content}\n{file.size}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest(), file.size
 
-    def ask(self, name: str, start: int, stop: int) -> list[Future[None]]:
-        """Have what is missing of a range fetched; what to wait for until it is here."""
+    def request(self, name: str, start: int, stop: int) -> list[Future[None]]:
+        """Start fetching the missing parts of a range; returns the futures to wait for."""
         mirror = self.mirror(name)
         with self._lock:
-            flying = self._flying.setdefault(name, [])
+            in_flight = self._in_flight.setdefault(name, [])
             wanted = mirror.missing(start, stop)
             waited = [
-                each for each in flying if any(each[0] < b and a < each[1] for a, b in wanted)
+                piece
+                for piece in in_flight
+                if any(piece[0] < b and a < piece[1] for a, b in wanted)
             ]
-            # A failure stays until somebody who waits for it is told.
-            flying[:] = [each for each in flying if not each[2].done() or each[2].exception()]
+            # A failure stays until it was raised to whoever waits for it.
+            in_flight[:] = [
+                piece for piece in in_flight if not piece[2].done() or piece[2].exception()
+            ]
             for first, last in wanted:
                 for a, b in _without(first, last, waited):
-                    for piece in range(a, b, PIECE):
-                        end = min(b, piece + PIECE)
-                        done = self._pool.submit(self._fetch, name, mirror, piece, end)
-                        flying.append((piece, end, done))
-                        waited.append((piece, end, done))
+                    for begin in range(a, b, PIECE):
+                        end = min(b, begin + PIECE)
+                        done = self._pool.submit(self._fetch, name, mirror, begin, end)
+                        in_flight.append((begin, end, done))
+                        waited.append((begin, end, done))
         return [future for _, _, future in waited]
 
     def _fetch(self, name: str, mirror: Mirror, start: int, stop: int) -> None:
@@ -134,13 +138,13 @@ class _Fetcher:
 
     def wait(self, name: str, start: int, stop: int) -> None:
         """Return when a range is here."""
-        for future in self.ask(name, start, stop):
+        for future in self.request(name, start, stop):
             try:
                 future.result()
             except BaseException:
                 with self._lock:  # the next one tries again
-                    flying = self._flying[name]
-                    flying[:] = [each for each in flying if each[2] is not future]
+                    in_flight = self._in_flight[name]
+                    in_flight[:] = [piece for piece in in_flight if piece[2] is not future]
                 raise
 
     def read(self, name: str, start: int, length: int) -> bytes:
@@ -167,8 +171,8 @@ class _Fetcher:
 def _without(
     start: int, stop: int, ranges: Iterable[tuple[int, int, object]]
 ) -> Iterator[tuple[int, int]]:
-    """What of ``start:stop`` no range covers."""
-    for first, last, _ in sorted(ranges, key=lambda each: each[:2]):
+    """The parts of ``start:stop`` that no range covers."""
+    for first, last, _ in sorted(ranges, key=lambda covered: covered[:2]):
         if start < min(first, stop):
             yield start, min(first, stop)
         start = max(start, last)
@@ -271,12 +275,12 @@ class RemoteCheckpoint(Checkpoint):
     @override
     def beside(self) -> Path:
         """See :meth:`Checkpoint.beside`; fetches config and tokenizer: kilobytes, or a few MB."""
-        found = [
+        folders = [
             self._repository.download(name).parent
             for name in self._repository.files
             if name.endswith(_BESIDE) and "/" not in name and not name.endswith(".index.json")
         ]
-        return found[0] if found else self.path
+        return folders[0] if folders else self.path
 
     def prefetch(self, names: Iterable[str]) -> None:
         """See :meth:`Checkpoint.prefetch`: ranges that touch each other are fetched as one."""
@@ -288,7 +292,7 @@ class RemoteCheckpoint(Checkpoint):
             else:
                 runs.append((entry.shard, entry.start, entry.stop))
         for shard, start, stop in runs:
-            self._fetcher.ask(shard, start, stop)
+            self._fetcher.request(shard, start, stop)
 
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
         """See :meth:`Checkpoint.read_into`; fetches the whole tensor first."""

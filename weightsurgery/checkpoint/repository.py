@@ -23,7 +23,7 @@ class RemoteFile:
         name: Path in the repository.
         size: In bytes.
         sha256: Of its content, for files in LFS or xet storage; None for small ones in git.
-        sha1: Of a small one, as git names it; None where the server does not say.
+        sha1: Of a small one, as git names it; None where the server does not give it.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Repository:
     Attributes:
         requested: What the user typed: ``org/name[@revision]``.
         name: ``org/name``.
-        commit: The commit that the revision stood for when it was asked for first.
+        commit: The commit that the revision stood for at the first request.
         files: Every file by name.
     """
 
@@ -52,8 +52,8 @@ class Repository:
         """Where huggingface_hub's cache holds a file of this commit; None if it does not."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.name, name, revision=self.commit)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(self.name, name, revision=self.commit)
+        return Path(path) if isinstance(path, str) else None
 
     def download(self, name: str) -> Path:
         """A whole file, through huggingface_hub's cache; a small one is compared with its hash.
@@ -72,9 +72,9 @@ class Repository:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256, or git's SHA-1, of each file of which the server says it."""
-        return {each.name: named for each in self.files.values()
-                if (named := each.sha256 or each.sha1)}  # fmt: skip
+        """SHA-256, or git's SHA-1, of each file whose hash the server gives."""
+        return {file.name: named for file in self.files.values()
+                if (named := file.sha256 or file.sha1)}  # fmt: skip
 
 
 @cache
@@ -118,13 +118,13 @@ def look_up(text: str) -> Repository | None:
         except (KeyError, TypeError, AttributeError) as error:
             raise _unlike_the_hub(text, f"no description of a repository ({error!r})") from None
     files = {
-        each.rfilename: RemoteFile(
-            _name(text, each.rfilename),
-            _size(text, each.size),
-            _digest(text, each.lfs.sha256, 64) if each.lfs is not None else None,
-            _digest(text, each.blob_id, 40) if each.lfs is None and each.blob_id else None,
+        sibling.rfilename: RemoteFile(
+            _name(text, sibling.rfilename),
+            _size(text, sibling.size),
+            _digest(text, sibling.lfs.sha256, 64) if sibling.lfs is not None else None,
+            _digest(text, sibling.blob_id, 40) if sibling.lfs is None and sibling.blob_id else None,
         )
-        for each in info.siblings or ()
+        for sibling in info.siblings or ()
     }
     _refuse_without_weights(text, list(files))
     return Repository(text, name, _digest(text, info.sha, 40), files)

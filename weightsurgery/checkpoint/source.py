@@ -94,7 +94,7 @@ def _from_hub(text: str, local_only: bool) -> Source:
     from huggingface_hub import snapshot_download
 
     repo, _, revision = text.partition("@")
-    found = None if local_only else look_up(text)
+    repository = None if local_only else look_up(text)
 
     def snapshot(revision: str | None) -> Path:
         return Path(
@@ -109,7 +109,7 @@ def _from_hub(text: str, local_only: bool) -> Source:
     with hub_errors(text):
         # By the name that was typed, so that the cache knows it in offline mode too.
         path = snapshot(revision or None)
-        if found is not None and path.name != found.commit:
-            path = snapshot(found.commit)  # somebody pushed in between
-    check_snapshot(path, {} if found is None else found.hashes)
+        if repository is not None and path.name != repository.commit:
+            path = snapshot(repository.commit)  # somebody pushed in between
+    check_snapshot(path, {} if repository is None else repository.hashes)
     return Source(text, path, path.name)

@@ -1,4 +1,4 @@
-"""Tensors as matrices: which are linear layers' weights, alone or in a stack, and which way round.
+"""Tensors as matrices: linear layers' weights, alone or in a stack, (out, in) or (in, out).
 
 A mixture's experts are often one tensor ``(experts, a, b)``, which is a list of matrices; whatever
 works on matrices works on each of them.
@@ -7,14 +7,14 @@ works on matrices works on each of them.
 from __future__ import annotations
 
 from weightsurgery.checkpoint.header import TensorEntry
-from weightsurgery.checkpoint.names.experts import turned_stacks
+from weightsurgery.checkpoint.names.experts import transposed_stacks
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.checkpoint.reader import Checkpoint
 
 __all__ = ["input_width", "is_in_out", "is_matrix", "is_stack", "matrix_count"]
 
-# Parameters of two axes that nothing is multiplied with as a matrix: biases of all experts
-# together, and the decay rates of state-space models.
+# Parameters of two axes that are not used as matrices: biases of all experts together, and the
+# decay rates of state-space models.
 _NO_MATRICES = ("bias", "A_log")
 
 
@@ -39,10 +39,10 @@ def is_in_out(base: Checkpoint, name: str) -> bool:
         return is_transposed(name, base.config)
 
     def find() -> frozenset[str]:
-        stacks = {each.name: each.shape for each in base.entries.values() if is_stack(each)}
-        return turned_stacks(stacks)
+        stacks = {entry.name: entry.shape for entry in base.entries.values() if is_stack(entry)}
+        return transposed_stacks(stacks)
 
-    return name in base.remember("turned stacks", find)
+    return name in base.remember("transposed stacks", find)
 
 
 def input_width(base: Checkpoint, name: str) -> int:

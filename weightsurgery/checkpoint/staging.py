@@ -67,7 +67,7 @@ class output_errors:  # noqa: N801 - a context manager reads as a phrase
 
 
 def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
-    """Refuse targets that would lose something.
+    """Refuse a target whose replacement would lose data.
 
     Args:
         target: Directory to be written, resolved.
@@ -117,20 +117,20 @@ def _check_ours(target: Path) -> None:
     if not (target / RECORD_NAME).is_file():
         raise OutputError(f"{target}: holds no {RECORD_NAME}, so it was not written by ws", remedy)
     try:
-        found = unrecorded(target, read_record(target))
+        foreign = unrecorded(target, read_record(target))
     except WeightSurgeryError as error:
         why = f"{target}: was not written by ws, as far as can be told ({error.what})"
         raise OutputError(why, remedy) from None
-    if found:
-        more = f" and {len(found) - 1} more" if found[1:] else ""
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
         raise OutputError(
-            f"{target}: holds {found[0]}{more}, which ws did not write there",
+            f"{target}: holds {foreign[0]}{more}, which ws did not write there",
             "Move it away first, or choose another name; --overwrite replaces what ws wrote.",
         )
 
 
 def _lying_in(source: Path) -> Iterator[Path]:
-    """What is read: the directory, its files, and what links among them lead to."""
+    """The paths that are read: the directory, its files, and the targets of links among them."""
     yield source
     if source.is_dir():
         yield from (path.resolve() for path in source.iterdir())
@@ -265,8 +265,8 @@ class Staging:
         """Flush everything and rename it into place.
 
         Args:
-            names: The output's files, relative to it; whatever else lies there, of an interrupted
-                run or of somebody else, is removed. None for all there are.
+            names: The output's files, relative to it; any other files there are removed. None for
+                all there are.
         """
         with output_errors(self.target):
             if names is not None:
@@ -304,7 +304,7 @@ class Staging:
 
     @classmethod
     def clear(cls, target: Path, identity: str) -> None:
-        """Remove what a run that was killed after its output had got its name left beside it."""
+        """Remove what a run left beside its output when it was killed after the rename."""
         root = cls.beside(Path(os.path.realpath(target)))
         if os.path.lexists(root) and not (root / "files").exists():
             with contextlib.suppress(OutputError):  # another process's, or not ours
@@ -331,7 +331,7 @@ class Staging:
         self.leave()
 
     def _kept_for_later(self) -> bool:
-        """Whether the output has its name, and its journal is wanted until all is written."""
+        """Whether the output is in place, and its journal is needed until all is written."""
         named = self._promised and not self.files.exists()
         if not named or not afterwards(partial(self.clear, self.target, self.identity)):
             return False
@@ -353,16 +353,16 @@ class Staging:
         (self.close if ours else self.leave)()
 
     def leave(self) -> None:
-        """Let go of the journal and leave everything for a later run to resume."""
+        """Close the journal and leave everything for a later run to resume."""
         with contextlib.suppress(OSError):  # what a failed flush left over fails again here
             self._journal.close()
 
 
 def _make_folders(path: Path) -> None:
-    made = [each for each in (path, *path.parents) if not each.exists()]
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for each in made:
-        sync_directory(each.parent)
+    for folder in new:
+        sync_directory(folder.parent)
 
 
 def _holds_anything(directory: Path) -> bool:

@@ -1,8 +1,8 @@
 """Tied weights: two names for one matrix, as input embedding and output head often are.
 
-A file may store both names, or one of them; base and fine-tuned need not agree on that. What is
-decided here: which stored names are copies of each other, and where a name that is not stored
-can be read.
+A file may store both names, or one of them; base and fine-tuned need not agree on that. This module
+decides which stored names are copies of each other, and where a name that is not stored can be
+read.
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ def _copies_among(
     first: dict[object, str] = {}
     for name in twin_candidates("lm_head.weight", names):  # the same for every head
         first.setdefault(_content(checkpoint, name), name)
-    found = {
+    originals = {
         name: first.get(_content(checkpoint, name))
         for name in heads
         if twin_candidates(name, ["embed_tokens.weight"])
     }
-    return {name: other for name, other in found.items() if other is not None}
+    return {name: other for name, other in originals.items() if other is not None}
 
 
 def _content(checkpoint: Checkpoint, name: str) -> object:

@@ -1,8 +1,8 @@
-"""Taking out of a cache what no command used for a month.
+"""Removal of cache files that no command used for a month.
 
-A file's modification time is when it was used last: whoever uses one sets it. A file that somebody
-has open is held with a shared lock, so that it stays however old it is; one that cannot be locked
-stays too. What does not bear a name of ours is never touched.
+A file's modification time is the time of its last use: every use sets it. An open file is held with
+a shared lock, so that it stays however old it is; one that cannot be locked stays too. Files whose
+names are not ours are never touched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ UNUSED_DAYS = 30
 
 _DAY = 24 * 60 * 60
 
-_looked_through: set[Path] = set()
+_cleaned: set[Path] = set()
 
 
 def hold(file: int) -> None:
@@ -52,13 +52,13 @@ def remove_unused(folder: Path, ours: re.Pattern[str], beside: str | None = None
         ours: What the names of our files match in full; nothing else is looked at.
         beside: The ending of a file that belongs to another one and goes with it, before it.
     """
-    if folder in _looked_through:
+    if folder in _cleaned:
         return
-    _looked_through.add(folder)
+    _cleaned.add(folder)
     limit = time.time() - UNUSED_DAYS * _DAY
     with contextlib.suppress(OSError):  # whatever is in the way, the cache serves as it is
-        with os.scandir(folder) as found:
-            names = sorted(each.name for each in found if ours.fullmatch(each.name))
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if ours.fullmatch(entry.name))
         for name in names:
             with contextlib.suppress(OSError):
                 _remove(folder / name, limit, beside)

@@ -1,4 +1,4 @@
-"""Which of a directory's files are the model's weights, told by their names alone."""
+"""Which of a directory's files are the model's weights, by their names alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})\.sa
 
 
 def shard_stem(name: str) -> str | None:
-    """What a shard's name begins with, before its number; None for another file's."""
+    """The part of a shard's name before its number; None for any other file."""
     match = _SHARD.fullmatch(name)
     return None if match is None else match["stem"]
 
@@ -86,38 +86,38 @@ def _shards(root: Path, files: Sequence[str]) -> list[str]:
             return []
     if len(sets) != 1:
         return []
-    ((stem, count), found) = next(iter(sets.items()))
-    first = 0 if 0 in found else 1
+    ((stem, count), shards) = next(iter(sets.items()))
+    first = 0 if 0 in shards else 1
     wanted = range(first, first + count)
-    # By the digits of those that are here: one more nine-hundred names would help nobody.
-    missing = [number for number in wanted[:100_000] if number not in found]
-    if not missing and len(found) == count:
-        return [found[number] for number in wanted]
-    sample = next(iter(found.values()))
+    # With as many digits as the shards that are here; a few names are enough.
+    missing = [number for number in wanted[:100_000] if number not in shards]
+    if not missing and len(shards) == count:
+        return [shards[number] for number in wanted]
+    sample = next(iter(shards.values()))
     match = _SHARD.fullmatch(sample)
     assert match is not None
     width, of = len(match["number"]), match["count"]
-    some = ", ".join(f"{stem}-{number:0{width}d}-of-{of}.safetensors" for number in missing[:6])
+    examples = ", ".join(f"{stem}-{number:0{width}d}-of-{of}.safetensors" for number in missing[:6])
     raise CorruptCheckpointError(
-        f"{root}: {len(found)} of {count} shards, and no index; missing:"
-        f" {some}{', ...' if missing[6:] else ''}",
+        f"{root}: {len(shards)} of {count} shards, and no index; missing:"
+        f" {examples}{', ...' if missing[6:] else ''}",
         "Download the missing shards again, or copy them here.",
     )
 
 
 def _refuse_gguf(root: Path, names: Sequence[str]) -> None:
-    found = [name for name in names if name.lower().endswith(".gguf")]
-    if not found:
+    files = [name for name in names if name.lower().endswith(".gguf")]
+    if not files:
         return
     code = (
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T, GgufConfig as G; "
-        f"d, f = {str(root)!r}, {found[0]!r}; o = d + '-numbers'; "
+        f"d, f = {str(root)!r}, {files[0]!r}; o = d + '-numbers'; "
         "M.from_pretrained(d, gguf_file=f, quantization_config=G(dequantize=True),"
         " dtype='bfloat16').save_pretrained(o); "
         "T.from_pretrained(d, gguf_file=f).save_pretrained(o)"
     )
     raise UnsupportedCheckpointError(
-        f"{root}: holds GGUF ({', '.join(found[:3])}), whose numbers are quantised codes for"
+        f"{root}: holds GGUF ({', '.join(files[:3])}), whose numbers are quantised codes for"
         " llama.cpp, no safetensors",
         "Use the checkpoint that it was made from, or have transformers write its numbers (needs"
         f" the package gguf):  python -c {shlex.quote(code)}",

@@ -137,7 +137,7 @@ class CheckpointWriter:
         # Other machines may write beside the headers from here on: no page of ours may come later.
         for shard in self._shards.values():
             os.fsync(shard.handle)
-        # What is not what was noted is done again: the disk, or somebody, changed it since.
+        # A tensor that differs from its journaled digest is done again: it was changed since.
         self.done = {
             name: facts
             for name, (facts, digest) in finished.items()
@@ -145,7 +145,7 @@ class CheckpointWriter:
         }
 
     def _digest(self, name: str, facts: Mapping[str, Any]) -> str:
-        """What is noted of a tensor whose bytes are as they are in the unfinished output."""
+        """The journal's digest of a tensor, from its bytes in the unfinished output."""
         entry = self.entries[name]
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(min(_COPY_BLOCK, entry.nbytes)))
@@ -223,15 +223,15 @@ class CheckpointWriter:
             done = stop
 
     def finish(
-        self, name: str, facts: dict[str, Any], kept: bool = True, sha256: str | None = None
+        self, name: str, facts: dict[str, Any], resumable: bool = True, sha256: str | None = None
     ) -> None:
-        """Say that all of a tensor's bytes are written.
+        """Mark a tensor as finished: all of its bytes are written.
 
         Args:
             name: The tensor.
-            facts: What is known of its change.
-            kept: Whether an interrupted run need not do it again. Its bytes are then noted by
-                their SHA-256.
+            facts: Statistics of its change.
+            resumable: Whether a resumed run may trust it. Its bytes are then journaled by their
+                SHA-256.
             sha256: Of its bytes; None to read them back.
 
         Raises:
@@ -241,7 +241,7 @@ class CheckpointWriter:
             with output_errors(self.staging.target):
                 raise self._failure
         noted = None
-        if kept:
+        if resumable:
             noted = self._digest(name, facts) if sha256 is None else _noted(facts, sha256)
         with self._lock:
             self._pending.append((name, facts, noted))
@@ -259,11 +259,11 @@ class CheckpointWriter:
             pending, self._pending = self._pending, []
         if not pending:
             return
-        kept = [each for each in pending if each[2] is not None]
-        for shard in {self.entries[name].shard for name, _, _ in kept}:
+        noted = [item for item in pending if item[2] is not None]
+        for shard in {self.entries[name].shard for name, _, _ in noted}:
             os.fdatasync(self._shards[shard].handle)
         self.staging.note(
-            {"tensor": name, "facts": facts, "sha256": digest} for name, facts, digest in kept
+            {"tensor": name, "facts": facts, "sha256": digest} for name, facts, digest in noted
         )
         self.done.update((name, facts) for name, facts, _ in pending)
 
@@ -291,7 +291,7 @@ class CheckpointWriter:
             self._close_files()
 
     def abandon(self) -> None:
-        """Stop without sealing: close the files, flush nothing more."""
+        """Stop without sealing: close the files without flushing them."""
         self._stop.set()
         self._flusher.join()
         self._close_files()

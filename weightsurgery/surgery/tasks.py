@@ -184,7 +184,7 @@ class Collected:
         self.parts: dict[str, list[tuple[int, int, str]]] = {shard: [] for shard in self._headers}
         for name, size in self._left.items():
             if not size and name not in writer.done:
-                writer.finish(name, {}, kept=False)
+                writer.finish(name, {}, resumable=False)
 
     def add(self, done: Done) -> None:
         """Take what came back of a task."""
@@ -198,7 +198,7 @@ class Collected:
         for entry in self._inside(task):
             self._left[entry.name] -= min(entry.stop, task.stop) - max(entry.start, task.start)
             if not self._left[entry.name]:
-                self._writer.finish(entry.name, self._facts(entry.name), kept=False)
+                self._writer.finish(entry.name, self._facts(entry.name), resumable=False)
 
     def _inside(self, task: Task) -> Iterator[TensorEntry]:
         entries = self._headers[task.shard].entries

@@ -138,7 +138,7 @@ class Windows:
         """
         for name, tensor in self._tensors.items():
             if not tensor.stats and name not in self._resumed:
-                self.stream.writer.finish(name, {}, kept=False)
+                self.stream.writer.finish(name, {}, resumable=False)
         if self._other:
             # One shard after another, so that few changes wait to be added.
             groups, together = [_Group([s], HashOrder(self._failed)) for s in self._shards], 1

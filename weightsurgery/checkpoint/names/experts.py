@@ -13,8 +13,8 @@ fused       the same with the last two axes exchanged                         Ll
 stacked     ``experts.gate_proj`` (experts, width, hidden), ``up_proj`` …      own trainers
 ==========  ================================================================  ====================
 
-In ``gate_up_proj`` gate comes first. gpt-oss interleaves the two, and has biases beside them by
-which it is told apart: it is never regrouped.
+In ``gate_up_proj`` gate comes first. gpt-oss interleaves the two, and is recognised by the biases
+beside them: it is never regrouped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
 from weightsurgery.checkpoint.names.prefixes import Shape
 
-__all__ = ["Experts", "Role", "find_experts", "turned_stacks"]
+__all__ = ["Experts", "Role", "find_experts", "transposed_stacks"]
 
 _ROLES = {
     "gate_proj": "gate",
@@ -47,10 +47,10 @@ class Experts:
     """The experts of one block, in one layout.
 
     Attributes:
-        block: What their names begin with, as in ``model.layers.0.mlp.experts``.
-        layout: What it is, in words.
-        stored: The names of its tensors, with the blocks of numbers that each consists of, as
-            pairs (role, whether turned) side by side.
+        block: The prefix of their names, as in ``model.layers.0.mlp.experts``.
+        layout: Its description, for the record.
+        stored: The names of its tensors, with the blocks that each consists of, as pairs (role,
+            whether transposed) side by side.
         matrices: Where each matrix lies.
     """
 
@@ -59,55 +59,58 @@ class Experts:
     stored: Mapping[str, tuple[tuple[tuple[Role, bool], ...], ...]]
     matrices: Mapping[Role, Matrix]
 
-    def assembled(self, name: str, found: Mapping[Role, Matrix]) -> tuple[Block, ...] | None:
-        """One of the stored tensors, made of matrices of another checkpoint; None if any lacks."""
+    def assembled(self, name: str, matrices: Mapping[Role, Matrix]) -> tuple[Block, ...] | None:
+        """A stored tensor from another checkpoint's matrices; None where one is missing."""
         blocks = []
         for sides in self.stored[name]:
-            if any(role not in found for role, _ in sides):
+            if any(role not in matrices for role, _ in sides):
                 return None
-            pieces = (found[role].turned() if turned else found[role] for role, turned in sides)
+            pieces = (
+                matrices[role].transposed() if transposed else matrices[role]
+                for role, transposed in sides
+            )
             blocks.append(Block(tuple(pieces)))
         return tuple(blocks)
 
 
 def find_experts(shapes: Mapping[str, Shape]) -> dict[str, Experts]:
-    """The blocks of experts among some tensors, by what their names begin with.
+    """The blocks of experts among some tensors, by the prefix of their names.
 
     Args:
-        shapes: Names and shapes. What is no whole block in a layout known here is left out.
+        shapes: Names and shapes. Incomplete blocks and unknown layouts are left out.
     """
     apart, fused = _sorted(shapes)
-    found: dict[str, Experts] = {}
+    blocks: dict[str, Experts] = {}
     for block, tensors in apart.items():
-        if block not in fused and (each := _one_by_one(block, tensors, shapes)):
-            found[block] = each
+        if block not in fused and (experts := _one_by_one(block, tensors, shapes)):
+            blocks[block] = experts
     for block, kinds in fused.items():
         biased = f"{block}.gate_up_proj_bias" in shapes
-        if block not in apart and not biased and (each := _together(block, kinds, shapes)):
-            found[block] = each
-    return found
+        if block not in apart and not biased and (experts := _together(block, kinds, shapes)):
+            blocks[block] = experts
+    return blocks
 
 
-def turned_stacks(shapes: Mapping[str, Shape]) -> frozenset[str]:
-    """The stacks whose matrices are stored (in, out), gpt-oss's among them; told by shapes alone.
+def transposed_stacks(shapes: Mapping[str, Shape]) -> frozenset[str]:
+    """The stacks whose matrices are stored (in, out), gpt-oss's among them, by shapes alone.
 
     Args:
         shapes: Names and shapes.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for block, kinds in _sorted(shapes)[1].items():
         if set(kinds) == {"gate_up_proj", "down_proj"}:
             both, down = kinds["gate_up_proj"], kinds["down_proj"]
             fused = _fused(block, both, down, shapes)
             if fused is not None and fused.layout != "fused":
-                found |= {both, down}
-    return frozenset(found)
+                names |= {both, down}
+    return frozenset(names)
 
 
 def _sorted(
     shapes: Mapping[str, Shape],
 ) -> tuple[dict[str, dict[tuple[int, str], str]], dict[str, dict[str, str]]]:
-    """By block: tensors of one expert, and tensors of all."""
+    """By block: the tensors of single experts, and the tensors that hold all experts."""
     apart: dict[str, dict[tuple[int, str], str]] = {}
     fused: dict[str, dict[str, str]] = {}
     for name, shape in shapes.items():
@@ -150,8 +153,8 @@ def _together(block: str, kinds: Mapping[str, str], shapes: Mapping[str, Shape])
 def _fused(block: str, both: str, down: str, shapes: Mapping[str, Shape]) -> Experts | None:
     (count, a, b), (same, c, d) = shapes[both], shapes[down]
     # One of the two at most, as no width is zero.
-    straight, turned = b == c and a == 2 * d, a == d and b == 2 * c
-    if count != same or straight == turned:
+    straight, transposed = b == c and a == 2 * d, a == d and b == 2 * c
+    if count != same or straight == transposed:
         return None
     hidden, width = (b, d) if straight else (a, c)
     matrices: dict[Role, Matrix] = {}
@@ -172,7 +175,7 @@ def _fused(block: str, both: str, down: str, shapes: Mapping[str, Shape]) -> Exp
             one += [(((k, "gate"), False),), (((k, "up"), False),)]
         else:
             one.append((((k, "gate"), True), ((k, "up"), True)))
-    lows = tuple((((k, "down"), turned),) for k in range(count))
+    lows = tuple((((k, "down"), transposed),) for k in range(count))
     layout = "fused" if straight else "fused, with axes exchanged"
     return Experts(block, layout, {both: tuple(one), down: lows}, matrices)
 

@@ -1,9 +1,9 @@
-"""What another checkpoint's tensors are in the base's words, found by names and shapes alone.
+"""Which tensors of another checkpoint are the base's, by names and shapes alone.
 
 One place for all that trainers and savers do to names: wrappers are taken off, a renaming that is
-the same throughout is recognised, experts that are stored together are told from experts stored
-one by one, and GPT-2's matrices are found whichever way round they lie. Nothing is read: what comes
-out says where each of the base's tensors is to be found in the other checkpoint.
+the same throughout is recognised, experts stored together are distinguished from experts stored one
+by one, and GPT-2's matrices are recognised whether transposed or not. No weight is read: the result
+says where each of the base's tensors lies in the other checkpoint.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TensorLocation:
     """Where one of the base's tensors lies in another checkpoint.
 
     Attributes:
-        shape: Of what lies there; not the base's where a vocabulary has another length.
-        blocks: What it consists of, in the order of its rows.
+        shape: Its shape there, which differs from the base's where the vocabularies differ.
+        blocks: The blocks of rows that it consists of, in order.
     """
 
     shape: Shape
@@ -51,10 +51,10 @@ class Match:
         rest: Stored tensors of the other that the base has no place for.
         wrappers: How many names a wrapper was taken off.
         base_wrappers: The same of the base's names, to compare them; they stay in the output.
-        renamings: What beginnings of names were read as.
+        renamings: Prefixes of names, and what each was read as.
         experts: How the other's experts are stored and how the base's, where they differ.
         regrouped: How many of the base's tensors are experts taken apart or put together.
-        turned: How many matrices are stored the other way round.
+        transposed: How many matrices are stored transposed.
     """
 
     places: Mapping[str, TensorLocation] = field(repr=False)
@@ -64,7 +64,7 @@ class Match:
     renamings: tuple[Renaming, ...] = ()
     experts: tuple[str, str] | None = None
     regrouped: int = 0
-    turned: int = 0
+    transposed: int = 0
 
     @property
     def as_it_is(self) -> bool:
@@ -73,21 +73,22 @@ class Match:
 
     def facts(self) -> dict[str, Any]:
         """For the record; empty where nothing was done."""
-        found: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if self.wrappers:
-            found["wrappers"] = dict(self.wrappers)
+            facts["wrappers"] = dict(self.wrappers)
         if self.base_wrappers:
-            found["base_wrappers"] = dict(self.base_wrappers)
+            facts["base_wrappers"] = dict(self.base_wrappers)
         if self.renamings:
-            found["renamed"] = [
-                {"from": each.old, "to": each.new, "tensors": each.count} for each in self.renamings
+            facts["renamed"] = [
+                {"from": renaming.old, "to": renaming.new, "tensors": renaming.count}
+                for renaming in self.renamings
             ]
         if self.experts:
             there, here = self.experts
-            found["experts"] = {"from": there, "to": here, "tensors": self.regrouped}
-        if self.turned:
-            found["transposed"] = self.turned
-        return found
+            facts["experts"] = {"from": there, "to": here, "tensors": self.regrouped}
+        if self.transposed:
+            facts["transposed"] = self.transposed
+        return facts
 
 
 def find_match(
@@ -128,13 +129,13 @@ class _Matcher:
         theirs = {plain: other[name] for plain, name in self._theirs.items()}
         our_experts, their_experts = find_experts(ours), find_experts(theirs)
         layouts = [
-            sorted({e.layout for e in found.values()}) for found in (our_experts, their_experts)
+            sorted({e.layout for e in experts.values()}) for experts in (our_experts, their_experts)
         ]
         if not (our_experts and their_experts) or layouts[0] == layouts[1]:
             our_experts, their_experts = {}, {}
         self._layouts = (" and ".join(layouts[1]), " and ".join(layouts[0]))
         self._our_experts = our_experts
-        # What the other has: by plain name, or by a name made up for each matrix of experts.
+        # The other's matrices: by plain name, or by a made-up name for each matrix of experts.
         self._sources = _sources(theirs, their_experts)
         shapes = _either_way(_in_one_by_one(theirs, their_experts))
         goals = _either_way(_in_one_by_one(ours, our_experts))
@@ -142,16 +143,16 @@ class _Matcher:
         self._names = self._named(goals, shapes)
 
     def _named(self, goals: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> dict[str, str]:
-        """The other's plain names → what they are called in the base, or go by."""
-        found = {name: name for name in shapes if name in goals}
-        taken = set(found)
+        """The other's plain names → those of the base, or those the renamings give."""
+        names = {name: name for name in shapes if name in goals}
+        taken = set(names)
         for name in shapes:
-            if name in found:
+            if name in names:
                 continue
             new = renamed(name, list(self._renamings))
-            found[name] = name if new in taken else new
-            taken.add(found[name])
-        return found
+            names[name] = name if new in taken else new
+            taken.add(names[name])
+        return names
 
     def match(self) -> Match:
         """The result."""
@@ -159,20 +160,22 @@ class _Matcher:
         places: dict[str, TensorLocation] = {}
         used: set[str] = set()
         regrouped = 0
-        blocks = {n: each for each in self._our_experts.values() for n in each.stored}
-        theirs = {block: self._matrices(each, by_goal) for block, each in self._our_experts.items()}
+        experts_of = {name: block for block in self._our_experts.values() for name in block.stored}
+        theirs = {
+            block: self._matrices(experts, by_goal) for block, experts in self._our_experts.items()
+        }
         for plain, stored in self._ours.items():
-            experts = blocks.get(plain)
+            experts = experts_of.get(plain)
             if experts is not None:
-                made = experts.assembled(plain, theirs[experts.block])
-                place = None if made is None else TensorLocation(self._base[stored], made)
+                blocks = experts.assembled(plain, theirs[experts.block])
+                place = None if blocks is None else TensorLocation(self._base[stored], blocks)
                 regrouped += place is not None
             else:
                 place = self._whole(by_goal.get(plain))
             if place is not None:
                 places[stored] = place
                 used.update(place.names)
-        turned = self._turn(places)
+        transposed = self._transpose(places)
         rest = tuple(stored for stored in self._other if stored not in used)
         return Match(
             places,
@@ -182,7 +185,7 @@ class _Matcher:
             tuple(self._renamings),
             self._layouts if regrouped else None,
             regrouped,
-            turned,
+            transposed,
         )
 
     def _whole(self, plain: str | None) -> TensorLocation | None:
@@ -194,16 +197,16 @@ class _Matcher:
 
     def _matrices(self, experts: Experts, by_goal: Mapping[str, str]) -> dict[Role, Matrix]:
         """What the other has of a block of experts."""
-        found = {}
+        matrices = {}
         for role, wanted in experts.matrices.items():
             source = by_goal.get(_made_up(experts.block, role))
             if source is not None and self._sources[source].shape == wanted.shape:
                 matrix = self._sources[source]
-                found[role] = replace(matrix, name=self._theirs[matrix.name])
-        return found
+                matrices[role] = replace(matrix, name=self._theirs[matrix.name])
+        return matrices
 
-    def _turn(self, places: dict[str, TensorLocation]) -> int:
-        """Take GPT-2's matrices the other way round, where none fits as it stands."""
+    def _transpose(self, places: dict[str, TensorLocation]) -> int:
+        """Transpose GPT-2's matrices where none fits as it stands; how many there are."""
         names = [
             name
             for name, place in places.items()
@@ -214,22 +217,23 @@ class _Matcher:
             return 0
         for name in names:
             (block,) = places[name].blocks
-            places[name] = TensorLocation(self._base[name], (Block((block.pieces[0].turned(),)),))
+            block = Block((block.pieces[0].transposed(),))
+            places[name] = TensorLocation(self._base[name], (block,))
         return len(names)
 
 
 def _wrappers(names: Iterable[str]) -> dict[str, int]:
-    """Each wrapper, and how many names it stands in."""
-    found: dict[str, int] = {}
+    """Wrapper → the number of names that contain it."""
+    counts: dict[str, int] = {}
     for name in names:
-        for each in dict.fromkeys(unwrapped(name)[1]):
-            found[each] = found.get(each, 0) + 1
-    return found
+        for wrapper in dict.fromkeys(unwrapped(name)[1]):
+            counts[wrapper] = counts.get(wrapper, 0) + 1
+    return counts
 
 
 def _either_way(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Shapes to know tensors by: GPT-2's matrices lie one way round or the other."""
-    return {n: tuple(sorted(each)) if _CONV1D.search(n) else each for n, each in shapes.items()}
+    """Shapes for comparison, sorted for GPT-2's matrices, which may be transposed."""
+    return {n: tuple(sorted(shape)) if _CONV1D.search(n) else shape for n, shape in shapes.items()}
 
 
 def _made_up(block: str, role: tuple[int, str]) -> str:
@@ -237,20 +241,20 @@ def _made_up(block: str, role: tuple[int, str]) -> str:
 
 
 def _sources(shapes: Mapping[str, Shape], experts: Mapping[str, Experts]) -> dict[str, Matrix]:
-    """Every matrix of experts by a name made up for it, and all else by its own."""
-    stored = {name for each in experts.values() for name in each.stored}
-    found = {
+    """Every matrix of experts under a made-up name, and all other tensors under their own."""
+    stored = {name for group in experts.values() for name in group.stored}
+    matrices = {
         name: Matrix.whole(name, shape) for name, shape in shapes.items() if name not in stored
     }
-    for block, each in experts.items():
-        found |= {_made_up(block, role): matrix for role, matrix in each.matrices.items()}
-    return found
+    for block, group in experts.items():
+        matrices |= {_made_up(block, role): matrix for role, matrix in group.matrices.items()}
+    return matrices
 
 
 def _in_one_by_one(shapes: Mapping[str, Shape], experts: Mapping[str, Experts]) -> dict[str, Shape]:
-    """Shapes, with the experts' matrices in place of what they are stored in."""
-    stored = {name for each in experts.values() for name in each.stored}
-    found = {name: shape for name, shape in shapes.items() if name not in stored}
-    for block, each in experts.items():
-        found |= {_made_up(block, role): matrix.shape for role, matrix in each.matrices.items()}
-    return found
+    """Shapes, with the experts' matrices in place of the tensors that store them."""
+    stored = {name for group in experts.values() for name in group.stored}
+    separate = {name: shape for name, shape in shapes.items() if name not in stored}
+    for block, group in experts.items():
+        separate |= {_made_up(block, role): matrix.shape for role, matrix in group.matrices.items()}
+    return separate

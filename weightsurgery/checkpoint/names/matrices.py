@@ -1,4 +1,4 @@
-"""Where a matrix lies among the numbers of a stored tensor, and tensors put together of such."""
+"""A matrix as a strided view into a stored tensor, and tensors assembled from such views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Matrix:
 
     Attributes:
         name: The stored tensor.
-        first: Which of its elements is the matrix's first.
+        first: Offset of the matrix's first element in it.
         shape: Rows and columns.
         steps: Elements from one row to the next, and from one column to the next.
     """
@@ -31,8 +31,8 @@ class Matrix:
         rows = math.prod(shape[:-1]) if len(shape) > 1 else math.prod(shape)
         return cls(name, 0, (rows, columns), (columns, 1))
 
-    def turned(self) -> Matrix:
-        """The transpose, in the same place."""
+    def transposed(self) -> Matrix:
+        """The transpose, a view of the same elements."""
         return Matrix(self.name, self.first, self.shape[::-1], self.steps[::-1])
 
     @property
@@ -42,19 +42,19 @@ class Matrix:
 
     @property
     def span(self) -> int:
-        """Elements of the stored tensor from its first to after its last."""
+        """Number of elements of the stored tensor from the matrix's first to its last."""
         (rows, columns), (down, right) = self.shape, self.steps
         return (rows - 1) * down + (columns - 1) * right + 1 if self.numel else 0
 
     @property
-    def in_a_row(self) -> bool:
-        """Whether its elements lie one after another in the order of the rows."""
+    def contiguous(self) -> bool:
+        """Whether its elements are contiguous, row by row."""
         return self.steps == (self.shape[1], 1)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a tensor: matrices of the same height side by side.
+    """Consecutive rows of a tensor: matrices of the same height side by side.
 
     Attributes:
         pieces: From left to right; at least one.
@@ -74,5 +74,5 @@ class Block:
 
     @property
     def run(self) -> Matrix | None:
-        """The one matrix it consists of, if that lies in a row."""
-        return self.pieces[0] if len(self.pieces) == 1 and self.pieces[0].in_a_row else None
+        """The one matrix it consists of, if that is contiguous."""
+        return self.pieces[0] if len(self.pieces) == 1 and self.pieces[0].contiguous else None

@@ -1,8 +1,8 @@
-"""A checkpoint read under another's names: nothing is copied, and nothing is read before its time.
+"""A checkpoint read lazily under another's names, without copying it.
 
 A tensor that only has another name, or lies in one piece inside another (an expert in a stack), is
-a range of bytes in the same file. What has to be put together is so block by block while it is
-read: an expert's matrix at a time, never a stack of them.
+a range of bytes in the same file. Any other is assembled block by block while it is read: one
+expert's matrix at a time, never a stack of them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from weightsurgery.errors import MismatchError
 
 __all__ = ["Restated"]
 
-# The blocks a thread put together last, as (tensor, number) → bytes: what is read in parts is made
-# once for all of them.
-_made = threading.local()
+# The block each thread assembled last, as (tensor, number) → bytes: a block that is read in parts
+# is assembled once.
+_latest = threading.local()
 
 
 class Restated(Checkpoint):
@@ -60,8 +60,8 @@ class Restated(Checkpoint):
         super().__init__(inner.source, Layout({}, entries))
 
     def _entry(self, name: str, place: TensorLocation) -> TensorEntry:
-        old = [self.inner.entry(each) for each in place.names]
-        if len({each.dtype for each in old}) > 1:
+        old = [self.inner.entry(entry) for entry in place.names]
+        if len({entry.dtype for entry in old}) > 1:
             raise MismatchError(
                 f"{self.inner.source.name}: {old[0].name!r} is stored in {old[0].dtype},"
                 f" {old[-1].name!r} otherwise: {name!r} of the base would be put together of both",
@@ -101,8 +101,8 @@ class Restated(Checkpoint):
             stored = self.inner.entry(block.run.name)
             self.inner.read_into(stored, block.run.first * width + offset, into)
             return
-        made = _remembered((self._key, name, number), partial(self._make, block, width))
-        into[:] = made[offset : offset + len(into)]
+        content = _remembered((self._key, name, number), partial(self._make, block, width))
+        into[:] = content[offset : offset + len(into)]
 
     def _make(self, block: Block, width: int) -> memoryview:
         out = np.empty(block.shape, dtype=f"V{width}")
@@ -170,7 +170,7 @@ class Restated(Checkpoint):
 
 
 def _blocks(place: TensorLocation, width: int) -> Iterator[tuple[int, Block, int]]:
-    """Each block, with its number and the byte it begins at."""
+    """Number, block and first byte of each block."""
     begin = 0
     for number, block in enumerate(place.blocks):
         yield number, block, begin
@@ -178,9 +178,9 @@ def _blocks(place: TensorLocation, width: int) -> Iterator[tuple[int, Block, int
 
 
 def _remembered(key: object, make: Callable[[], memoryview]) -> memoryview:
-    if getattr(_made, "key", None) != key:
-        _made.key = _made.block = None  # not both at once
-        _made.block = make()
-        _made.key = key
-    block: memoryview = _made.block
+    if getattr(_latest, "key", None) != key:
+        _latest.key = _latest.block = None  # not both at once
+        _latest.block = make()
+        _latest.key = key
+    block: memoryview = _latest.block
     return block

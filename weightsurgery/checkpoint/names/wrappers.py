@@ -23,12 +23,12 @@ WRAPPERS = (
 
 
 def unwrapped(name: str) -> tuple[str, tuple[str, ...]]:
-    """A name without wrappers, wherever they stand in it, and the wrappers that it had."""
+    """A name without the wrappers in it, and those wrappers."""
     parts = name.split(".")
-    found = tuple(part for part in parts if part in WRAPPERS)
-    if not found or len(found) == len(parts):
+    wrappers = tuple(part for part in parts if part in WRAPPERS)
+    if not wrappers or len(wrappers) == len(parts):
         return name, ()
-    return ".".join(part for part in parts if part not in WRAPPERS), found
+    return ".".join(part for part in parts if part not in WRAPPERS), wrappers
 
 
 def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
@@ -41,14 +41,14 @@ def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
     Raises:
         MismatchError: Two names are one without their wrappers.
     """
-    found: dict[str, str] = {}
+    stored: dict[str, str] = {}
     for name in names:
         plain, _ = unwrapped(name)
-        if plain in found:
+        if plain in stored:
             raise MismatchError(
-                f"{where}: holds {found[plain]!r} and {name!r}, which are one tensor without the"
+                f"{where}: holds {stored[plain]!r} and {name!r}, which are one tensor without the"
                 " wrappers of a trainer",
                 "Save it again from the unwrapped model, so that each tensor is there once.",
             )
-        found[plain] = name
-    return found
+        stored[plain] = name
+    return stored
