@@ -199,7 +199,7 @@ def test_memory_used_again_leaves_what_was_found_alone(models: dict[str, Path]) 
         assert torch.equal(wanted.U, found.U)
         assert torch.equal(wanted.S, found.S)
         assert torch.equal(wanted.V, found.V)
-    assert deltas._memory._kept is None  # the main thread keeps none
+    assert deltas._memory._buffer is None  # the main thread keeps none
 
 
 def test_nan_in_one_matrix_does_not_reach_the_next() -> None:

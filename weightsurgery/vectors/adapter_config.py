@@ -1,4 +1,4 @@
-"""What an adapter's config says: which kind it is, and the rank and scale of each module.
+"""An adapter's config: its kind, and the rank and scale of each module.
 
 peft's ``scaling`` is ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; both may be set per module.
 MLX-LM writes the scale itself. Kinds of adapters whose effect is not a change of weights are
@@ -83,7 +83,7 @@ class AdapterConfig:
         )
 
     def scaling(self, module: str, rank: int) -> float:
-        """What ``B A`` of a module is multiplied by."""
+        """The scale of a module's ``B A``."""
         if self.scale is not None:
             return self.scale
         alpha = _first(self.alphas, module, self.alpha)
@@ -169,8 +169,8 @@ def _mlx(source: Source, config: Mapping[str, Any]) -> AdapterConfig:
 def _number(source: Source, setting: str, value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
-            if math.isfinite(found := float(value)):
-                return found
+            if math.isfinite(number := float(value)):
+                return number
     raise VectorError(
         f"{source.name}: {setting} is {str(value)[:80]!r}, no finite number",
         f"Restore {CONFIG_NAME}.",
@@ -196,7 +196,7 @@ def _patterns(source: Source, setting: str, patterns: object) -> _Patterns:
 
 
 def target_modules(targets: Collection[str], modules: Iterable[str]) -> list[str] | str:
-    """What makes peft adapt some modules of a model and no others.
+    """The setting that makes peft adapt some modules of a model and no others.
 
     peft adapts each module whose name is in a list, or ends with a dot and a name in it; or, given
     a string, each whose name it matches as a regular expression.
@@ -227,6 +227,6 @@ def _leaf(module: str) -> str:
 
 
 def _ends(module: str) -> set[str]:
-    """A name, and what is left of it when parts are taken off its front."""
+    """A name and all of its suffixes, part by part."""
     parts = module.split(".")
     return {".".join(parts[start:]) for start in range(len(parts))}

@@ -1,4 +1,4 @@
-"""Changes by adapters that are no plain ``B A``: rows as they are to be, DoRA, biases."""
+"""Changes by adapters that are no plain ``B A``: replaced rows, DoRA, biases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["DoraDelta", "RowsDelta", "VectorDelta", "changed_rows"]
 
 @dataclass(frozen=True)
 class RowsDelta:
-    """Rows that are given as they are to be; the others do not change.
+    """Replaced rows; the others do not change.
 
     Attributes:
         places: Which rows, ascending, int64.
@@ -40,7 +40,7 @@ class RowsDelta:
 
 @dataclass(frozen=True)
 class VectorDelta:
-    """A vector that is added as it is: a bias of ``B``.
+    """A vector that is added, such as a bias of ``B``.
 
     Attributes:
         values: Shape of the tensor.
@@ -98,7 +98,7 @@ def changed_rows(
     Returns:
         Numbers of the rows, ascending, int64.
     """
-    found = [torch.empty(0, dtype=torch.int64)]
+    changed = [torch.empty(0, dtype=torch.int64)]
     for start, stop in base.entry(name).blocks():
         stop = min(stop, count)
         if start >= stop:
@@ -109,5 +109,5 @@ def changed_rows(
             ours.double() == theirs.double()
         )
         rows = same if same.ndim == 1 else same.all(1)
-        found.append(torch.nonzero(~rows).reshape(-1) + start)
-    return torch.cat(found)
+        changed.append(torch.nonzero(~rows).reshape(-1) + start)
+    return torch.cat(changed)

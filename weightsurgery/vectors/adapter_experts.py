@@ -3,7 +3,7 @@
 For a stack ``(E, d₁, d₂)`` peft holds ``A`` of shape ``(r·E, i)``, expert by expert, and ``B`` of
 shape ``(o, r·E)``, the experts innermost. Up to 0.18 ``i`` is ``d₁``, since 0.19 it is ``d₂``
 unless the model's experts are stored (in, out). Several parameters of one module are wrapped one
-around the other; which is which is told by their shapes.
+around the other; their shapes show which is which.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ExpertFactors:
 
     Attributes:
         terms: By the base's names.
-        description: What was done, in words.
+        description: How the factors were read, for the user.
     """
 
     terms: Mapping[str, Callable[[], Delta]]
@@ -67,7 +67,7 @@ def expert_factors(
     config: AdapterConfig,
     find: Callable[[str], str | None],
 ) -> list[ExpertFactors]:
-    """The changes that factors of stacked parameters make.
+    """The changes given by factors of stacked parameters.
 
     Args:
         base: The base.
@@ -78,30 +78,30 @@ def expert_factors(
 
     Raises:
         MismatchError: The base has no such parameter.
-        VectorError: Which factors are for which parameter, or which way round, cannot be told.
+        VectorError: The factors' parameter or their orientation is ambiguous.
     """
-    targets = [str(each) for each in config.settings.get("target_parameters") or ()]
-    found, undecided, sides = [], [], set()
-    for each in modules:
-        stack = _match(base, weights, each, targets, find)
-        side = _side(weights, each, stack)
-        undecided.append((each, stack, side))
+    targets = [str(target) for target in config.settings.get("target_parameters") or ()]
+    changes, undecided, sides = [], [], set()
+    for factors in modules:
+        stack = _match(base, weights, factors, targets, find)
+        side = _side(weights, factors, stack)
+        undecided.append((factors, stack, side))
         sides |= {side} - {None}
-    for each, stack, side in undecided:
+    for factors, stack, side in undecided:
         if side is None:  # as many rows as columns: as elsewhere in this adapter, or by its version
             side = sides.copy().pop() if len(sides) == 1 else _side_by_version(config, base)
         if side is None:
             raise VectorError(
-                f"{weights.source.name}: target_parameters: {each.keys['A']!r} fits"
+                f"{weights.source.name}: target_parameters: {factors.keys['A']!r} fits"
                 f" {stack.parameter!r} both ways round, and no peft_version says which is meant",
                 _MERGE,
             )
-        found.append(_made(weights, each, stack, side, config))
-    if not found:
+        changes.append(_changes(weights, factors, stack, side, config))
+    if not changes:
         return []
-    terms = {name: make for one in found for name, make in one.items()}
+    terms = {name: make for change in changes for name, make in change.items()}
     description = (
-        f"target_parameters: {len(found)} pairs of factors of stacked experts were read as peft's"
+        f"target_parameters: {len(changes)} pairs of factors of stacked experts were read as peft's"
     )
     return [ExpertFactors(terms, description)]
 
@@ -109,12 +109,12 @@ def expert_factors(
 def _match(
     base: Checkpoint,
     weights: Checkpoint,
-    each: Factors,
+    factors: Factors,
     targets: Sequence[str],
     find: Callable[[str], str | None],
 ) -> _Stack:
-    module = each.module.replace(".base_layer", "")
-    a, b = (weights.entry(each.keys[part]).shape for part in ("A", "B"))
+    module = factors.module.replace(".base_layer", "")
+    a, b = (weights.entry(factors.keys[part]).shape for part in ("A", "B"))
     stacks = []
     for target in targets:
         holder, _, parameter = target.rpartition(".")
@@ -128,8 +128,8 @@ def _match(
     if len(stacks) == 1:
         return stacks[0]
     raise MismatchError(
-        f"{weights.source.name}: target_parameters: {each.keys['A']!r} {list(a)} and"
-        f" {each.keys['B']!r} {list(b)} fit {len(stacks) or 'none'} of the parameters of"
+        f"{weights.source.name}: target_parameters: {factors.keys['A']!r} {list(a)} and"
+        f" {factors.keys['B']!r} {list(b)} fit {len(stacks) or 'none'} of the parameters of"
         f" {module!r} in {base.source.name}",
         _MERGE,
     )
@@ -151,52 +151,52 @@ def _stack(
             names = [find(f"{holder}.{len(singles)}.{part}.weight") for part in parts]
             if None in names:
                 break
-            singles.append(tuple(each for each in names if each is not None))
+            singles.append(tuple(name for name in names if name is not None))
     if not singles:
         return None
     shapes = {tuple(base.entry(name).shape for name in names) for names in singles}
     first = next(iter(shapes))
-    if len(shapes) > 1 or any(len(each) != 2 for each in first):
+    if len(shapes) > 1 or any(len(shape) != 2 for shape in first):
         return None
-    shape = (len(singles), sum(each[0] for each in first), first[0][1])
+    shape = (len(singles), sum(shape[0] for shape in first), first[0][1])
     return _Stack(parameter, shape, None, tuple(singles))
 
 
-def _side(weights: Checkpoint, each: Factors, stack: _Stack) -> bool | None:
+def _side(weights: Checkpoint, factors: Factors, stack: _Stack) -> bool | None:
     """Whether ``A`` takes the last axis; None if both axes are as long."""
     _, first, last = stack.shape
-    return None if first == last else weights.entry(each.keys["A"]).shape[1] == last
+    return None if first == last else weights.entry(factors.keys["A"]).shape[1] == last
 
 
 def _side_by_version(config: AdapterConfig, base: Checkpoint) -> bool | None:
     try:
-        major, minor = (int(each) for each in str(config.settings["peft_version"]).split(".")[:2])
+        major, minor = (int(part) for part in str(config.settings["peft_version"]).split(".")[:2])
     except (KeyError, ValueError):
         return None
     return (major, minor) >= (0, 19) and base.text_config.get("model_type") not in _IN_OUT
 
 
-def _made(
-    weights: Checkpoint, each: Factors, stack: _Stack, last: bool, config: AdapterConfig
+def _changes(
+    weights: Checkpoint, factors: Factors, stack: _Stack, last: bool, config: AdapterConfig
 ) -> dict[str, Callable[[], Delta]]:
     count = stack.shape[0]
-    module = f"{each.module.replace('.base_layer', '')}.{stack.parameter}"
-    rank = weights.entry(each.keys["A"]).shape[0] // count
+    module = f"{factors.module.replace('.base_layer', '')}.{stack.parameter}"
+    rank = weights.entry(factors.keys["A"]).shape[0] // count
     config.check_rank(module, rank)
     scale = config.scaling(module, rank)
 
-    def factors() -> tuple[torch.Tensor, torch.Tensor]:
+    def read() -> tuple[torch.Tensor, torch.Tensor]:
         """Of all experts: ``(E, d1, r)`` with the scale in it, and ``(E, d2, r)``."""
-        a, b = (weights.tensor(each.keys[part]).float() for part in ("A", "B"))
+        a, b = (weights.tensor(factors.keys[part]).float() for part in ("A", "B"))
         inner = a.reshape(count, rank, -1).transpose(1, 2)  # (E, i, r)
         outer = b.reshape(b.shape[0], rank, count).permute(2, 0, 1)  # (E, o, r)
         return (outer * scale, inner) if last else (inner * scale, outer)
 
     if stack.name is not None:
-        return {stack.name: lambda: StackDelta(*factors())}
+        return {stack.name: lambda: StackDelta(*read())}
 
     def single(number: int, start: int, stop: int) -> Delta:
-        left, right = factors()
+        left, right = read()
         return FactorDelta(left[number, start:stop].contiguous(), right[number].contiguous())
 
     terms: dict[str, Callable[[], Delta]] = {}

@@ -1,4 +1,4 @@
-"""Whether a folder is an adapter, and which: told by what is in it, never by a guess."""
+"""Whether a folder holds an adapter, and of which kind, by its content alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensor of an adapter is what, in each of the layouts that people have.
+"""The role of each tensor of an adapter, in the layouts in use.
 
 peft writes ``lora_A`` (r, in) and ``lora_B`` (out, r), MLX-LM ``lora_a`` (in, r) and ``lora_b``
 (r, out), kohya's scripts ``lora_down`` and ``lora_up`` under names without dots.
@@ -46,15 +46,15 @@ class Factors:
 
     Attributes:
         module: Its name, as in the base, with ``.base_layer`` where it is wrapped twice.
-        keys: By what they are: ``A``, ``B``, ``bias``, ``magnitude``, ``alpha``.
-        embedding: Whether peft took it for an embedding.
+        keys: By role: ``A``, ``B``, ``bias``, ``magnitude``, ``alpha``.
+        embedding: Whether peft treats it as an embedding.
         turned: Whether the factors are stored (in, r) and (r, out).
     """
 
     module: str
     keys: dict[str, str] = field(default_factory=dict)
     embedding: bool = False
-    turned: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sort_keys(keys: Iterable[str], kind: str, where: str) -> SortedKeys:
         module = modules.setdefault(match["module"], Factors(match["module"]))
         module.keys[part] = key
         module.embedding |= match["part"].startswith("embedding_")
-        module.turned = kind == "mlx-lora"
+        module.transposed = kind == "mlx-lora"
     if len(names) > 1:
         raise VectorError(
             f"{where}: holds several adapters in one file: {', '.join(sorted(names))}",
@@ -115,8 +115,8 @@ def inside(key: str) -> str:
 
 def is_kohya(keys: Iterable[str]) -> bool:
     """Whether all tensors are those of kohya's scripts."""
-    found = [_KOHYA.match(key) for key in keys]
-    return bool(found) and all(found)
+    matches = [_KOHYA.match(key) for key in keys]
+    return bool(matches) and all(matches)
 
 
 def is_peft_without_config(keys: Iterable[str]) -> bool:
@@ -126,9 +126,9 @@ def is_peft_without_config(keys: Iterable[str]) -> bool:
 
 def kohya_modules(names: Iterable[str]) -> dict[str, list[str]]:
     """The base's modules by the names that kohya's scripts give them: dots are underscores."""
-    found: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for name in names:
         module, dot, leaf = name.rpartition(".")
         if dot and leaf == "weight":
-            found.setdefault(module.replace(".", "_"), []).append(module)
-    return found
+            modules.setdefault(module.replace(".", "_"), []).append(module)
+    return modules

@@ -1,7 +1,8 @@
-"""What the base calls the modules of an adapter: its own names, others, or those of a wrapper."""
+"""The base's names for the modules of an adapter: the same, renamed, or in a wrapper."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,12 +19,11 @@ __all__ = ["BaseNames"]
 
 
 class BaseNames:
-    """The base's names for what an adapter adapts, found by names and shapes.
+    """The base's names for an adapter's modules, by names and shapes.
 
     Args:
         base: The base.
-        shapes: Tensors that the adapter changes, by the names it has for them, in the shapes that
-            the base should have them in.
+        shapes: The tensors that the adapter changes, by its names, in the base's shapes.
         where: The adapter, for messages.
 
     Raises:
@@ -40,23 +40,23 @@ class BaseNames:
         self._plain = plain_names(base.entries, base.source.name)
 
     def facts(self, keys: Iterable[str]) -> dict[str, Any]:
-        """What was done to names, for the record.
+        """The renamings and wrappers that were recognised, for the record.
 
         Args:
             keys: The adapter's tensors.
         """
-        found: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if self._renamings:
-            found["renamed"] = [
-                {"from": each.old, "to": each.new, "tensors": each.count}
-                for each in self._renamings
+            facts["renamed"] = [
+                {"from": renaming.old, "to": renaming.new, "tensors": renaming.count}
+                for renaming in self._renamings
             ]
-        wrapped = [dict.fromkeys(unwrapped(key)[1]) for key in keys]
-        wrappers = {each: sum(each in some for some in wrapped) for of in wrapped for each in of}
-        return found | ({"wrappers": wrappers} if wrappers else {})
+
+        wrappers = Counter(wrapper for key in keys for wrapper in dict.fromkeys(unwrapped(key)[1]))
+        return facts | ({"wrappers": dict(wrappers)} if wrappers else {})
 
     def find(self, name: str) -> str | None:
-        """The base's tensor of a name, which may have another beginning there; None for none."""
+        """The base's tensor of a name, which may have another prefix there; None for none."""
         names = self._base.entries
         if name in names:
             return name
@@ -66,7 +66,7 @@ class BaseNames:
         if called in self._plain:
             return self._plain[called]
         # The wrapped model may hold the checkpoint's modules under a longer or shorter prefix.
-        near = [each for each in names if each.endswith(f".{name}") or name.endswith(f".{each}")]
+        near = [key for key in names if key.endswith(f".{name}") or name.endswith(f".{key}")]
         if near:
             return near[0] if len(near) == 1 else None
         twins = twin_candidates(called, list(names))
@@ -78,7 +78,7 @@ class BaseNames:
         Their names are without dots, after a prefix for the part of the model.
         """
         flat = kohya_modules(self._base.entries)
-        ends = {each for each in flat if f"_{module}".endswith(f"_{each}")}
+        ends = {name for name in flat if f"_{module}".endswith(f"_{name}")}
         longest = max(ends, key=len, default="")
-        several = flat.get(longest, [])
-        return f"{several[0]}.weight" if len(several) == 1 else None
+        modules = flat.get(longest, [])
+        return f"{modules[0]}.weight" if len(modules) == 1 else None

@@ -1,7 +1,7 @@
-"""Rows that an adapter brings as they are to be: embeddings, heads, biases, single tokens.
+"""Rows that an adapter replaces: embeddings, heads, biases, single tokens.
 
 peft saves an embedding or a head that it adapts or that was resized, ``modules_to_save``, and the
-rows of ``trainable_token_indices``, all of them whole, whatever their names say.
+rows of ``trainable_token_indices`` as whole weights, whatever their names suggest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class AdapterRows:
-    """Rows of one of the base's tensors.
+    """Rows of one of the base's tensors that the adapter replaces.
 
     Attributes:
         name: The tensor.
@@ -39,7 +39,7 @@ class AdapterRows:
         places: Which rows change, ascending, int64.
         sources: Where each of them lies in the adapter's tensor.
         count: How many rows the adapter's tensor has.
-        both_sides: Whether embedding and head, where they are one, are both meant.
+        both_sides: Whether embedding and head, where they are tied, both change.
         weights: The adapter's tensors.
     """
 
@@ -61,15 +61,15 @@ class AdapterRows:
         return self.weights.rows(self.key, start, stop)[at - start]
 
     def description(self) -> str:
-        """What is done, in words."""
+        """The replacement, for the user."""
         if not len(self.places):
             return f"{self.name}: its {self.count} rows in the adapter are the base's own"
-        some = ", ".join(map(str, self.places[:_SHOWN].tolist()))
+        examples = ", ".join(map(str, self.places[:_SHOWN].tolist()))
         more = ", ..." if len(self.places) > _SHOWN else ""
         what = "rows" if kind_of(self.name) in ("embeddings", "head") else "rows or numbers"
         return (
             f"{self.name}: {len(self.places)} {what} are replaced by the adapter's, which holds"
-            f" {self.count} of it: {some}{more}"
+            f" {self.count} of it: {examples}{more}"
         )
 
 
@@ -80,7 +80,7 @@ def find_rows(
     settings: Mapping[str, Any],
     find: Callable[[str], str | None],
 ) -> list[AdapterRows]:
-    """What of an adapter's tensors beside its factors are rows of the base's.
+    """The rows of the base's tensors that an adapter replaces.
 
     Args:
         base: The base.
@@ -93,7 +93,7 @@ def find_rows(
         VectorError: A tensor is nothing that the base has.
         MismatchError: It has another shape than the base's.
     """
-    found: dict[str, list[AdapterRows]] = {}
+    by_name: dict[str, list[AdapterRows]] = {}
     for key in keys:
         tokens = _TOKENS.match(plain := inside(key))
         name = find(row_target(plain))
@@ -104,10 +104,10 @@ def find_rows(
                 _MERGE,
             )
         _check_shape(base, name, weights, key)
-        each = _tokens(base, name, weights, key, settings) if tokens else None
-        each = each or _whole(base, name, weights, key)
-        found.setdefault(name, []).append(each)
-    return [each for name, several in found.items() for each in _joined(base, name, several)]
+        rows = _tokens(base, name, weights, key, settings) if tokens else None
+        rows = rows or _whole(base, name, weights, key)
+        by_name.setdefault(name, []).append(rows)
+    return [joined for name, rows in by_name.items() for joined in _joined(base, name, rows)]
 
 
 def row_target(plain: str) -> str:
@@ -116,19 +116,19 @@ def row_target(plain: str) -> str:
     return _WRAPPERS.sub("", f"{tokens[1]}.weight" if tokens else plain)
 
 
-def _joined(base: Checkpoint, name: str, several: Sequence[AdapterRows]) -> list[AdapterRows]:
-    """One for each tensor: both sides of a tied matrix may be there, and must then agree."""
-    first = several[0]
-    for each in several[1:]:
-        same = torch.equal(first.places, each.places)
-        if not same or not same_bytes(first.weights, first.key, each.key):
+def _joined(base: Checkpoint, name: str, rows: Sequence[AdapterRows]) -> list[AdapterRows]:
+    """One entry per tensor: both sides of a tied matrix may be stored, and must then agree."""
+    first = rows[0]
+    for other in rows[1:]:
+        same = torch.equal(first.places, other.places)
+        if not same or not same_bytes(first.weights, first.key, other.key):
             raise VectorError(
-                f"{first.weights.source.name}: {first.key!r} and {each.key!r} differ, and are one"
+                f"{first.weights.source.name}: {first.key!r} and {other.key!r} differ, and are one"
                 f" tensor, {name!r}, in {base.source.name}",
                 "Untie the base first: load it with tie_word_embeddings=False, copy the embedding"
                 " into the head, save it, and use that as the base.",
             )
-    if len(several) == 1:
+    if len(rows) == 1:
         return [first]
     return [
         AdapterRows(name, first.key, first.places, first.sources, first.count, True, first.weights)
@@ -165,12 +165,13 @@ def _tokens(
     indices = settings.get("trainable_token_indices")
     module = name.removesuffix(".weight")
     if isinstance(indices, dict):
-        indices = next((each for text, each in indices.items()
+        indices = next((tokens for text, tokens in indices.items()
                      if f".{module}".endswith(f".{text}")), None)  # fmt: skip
     rows, count = base.entry(name).rows, weights.entry(key).rows
     chosen = indices if isinstance(indices, list) else []
     right = all(
-        isinstance(each, int) and not isinstance(each, bool) and 0 <= each < rows for each in chosen
+        isinstance(token, int) and not isinstance(token, bool) and 0 <= token < rows
+        for token in chosen
     )
     if not right or len(set(chosen)) != len(chosen) or len(chosen) != count:
         raise VectorError(

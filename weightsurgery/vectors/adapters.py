@@ -1,9 +1,9 @@
-"""LoRA adapters as changes: ``ΔW = scale · B A``, kept as factors, and what goes with them.
+"""LoRA adapters as changes: ``ΔW = scale · B A``, kept as factors.
 
-Besides factors an adapter may hold rows as they are to be (embeddings and heads that were trained
-or resized, new tokens, biases, ``modules_to_save``), magnitudes (DoRA), biases of ``B``, and
-factors of experts in one tensor (``target_parameters``). What is no change of the base's tensors
-is refused with the reason.
+Besides factors an adapter may hold rows that replace the base's (embeddings and heads that were
+trained or resized, new tokens, biases, ``modules_to_save``), magnitudes (DoRA), biases of ``B``,
+and factors of experts in one tensor (``target_parameters``). Anything else is refused with the
+reason.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class AdapterChange:
 
     Attributes:
         fitted: How it fits the base.
-        notes: What was done to the adapter that whoever uses it should know, a line each.
+        notes: How the adapter was read, for the user, a line each.
 
     Raises:
-        VectorError: Not a LoRA, or one whose effect is no change of weights, or another one when it
-            is merged (on a tied embedding or head).
+        VectorError: Not a LoRA, or one whose effect is no change of weights, or differs after
+            merging (on a tied embedding or head).
         MismatchError: The adapter is for modules the base does not have.
     """
 
@@ -79,12 +79,12 @@ class AdapterChange:
         entries = {entry.name: entry for entry in header.entries}
         self._weights = Checkpoint(source, Layout({path.name: header}, entries))
         self._check_gathered()
-        # Base tensor → what changes it, each to be read when it is asked for.
+        # Base tensor → its changes, each read when it is called.
         self._terms: dict[str, list[Callable[[], Delta]]] = {}
         self._match_modules()
         if self.config.kind in _LAYOUTS:
             self._note(_LAYOUTS[self.config.kind])
-        more = sorted(each.parent.name for each in source.path.glob(f"*/{CONFIG_NAME}"))
+        more = sorted(path.parent.name for path in source.path.glob(f"*/{CONFIG_NAME}"))
         if more:
             self._note(f"the adapter in the folder itself was read, not {', '.join(more)} in it")
 
@@ -97,16 +97,16 @@ class AdapterChange:
         self.notes.append(f"{self.label}: {note}.")
 
     def _check_gathered(self) -> None:
-        """Refuse a file whose weights were elsewhere when it was saved."""
+        """Refuse a file whose weights were partitioned over processes when it was saved."""
         entries = self._weights.entries
         empty = [name for name, entry in entries.items() if 0 in entry.shape]
         if entries and not any(len(entries[name].shape) < 2 for name in empty):
             return  # a rank of 0 is another fault
-        found = (
+        evidence = (
             f"tensor {empty[0]!r} is {list(entries[empty[0]].shape)}" if entries else "no tensor"
         )
         raise VectorError(
-            f"{self.source.name}: {found} in {self.config.weights}: its weights were partitioned"
+            f"{self.source.name}: {evidence} in {self.config.weights}: its weights were partitioned"
             " over processes (DeepSpeed ZeRO-3, FSDP) when it was saved, and are not here",
             "Gather them: set stage3_gather_16bit_weights_on_model_save and save again, or run"
             " zero_to_fp32.py on the training's checkpoint (FSDP: a full state dict).",
@@ -114,121 +114,125 @@ class AdapterChange:
 
     def _match_modules(self) -> None:
         config = self.config
-        found = sort_keys(self._weights.entries, config.kind, self.source.name)
-        shapes = self._shapes(found)
+        keys = sort_keys(self._weights.entries, config.kind, self.source.name)
+        shapes = self._shapes(keys)
         self._names = BaseNames(self.base, shapes, self.source.name)
-        count = len(found.modules) + len(found.rest)
+        count = len(keys.modules) + len(keys.rest)
         facts = self._names.facts(self._weights.entries)
         self.fitted = Fitted(self.label, count, count, names=facts)
         experts: list[Factors] = []
-        for each in found.modules.values():
-            if len({"A", "B"} & set(each.keys)) != 2:
+        for factors in keys.modules.values():
+            if len({"A", "B"} & set(factors.keys)) != 2:
                 raise VectorError(
-                    f"{self.source.name}: module {each.module!r} has only one of lora_A and lora_B",
+                    f"{self.source.name}: module {factors.module!r} has only one of lora_A and"
+                    " lora_B",
                     "Save the adapter again.",
                 )
-            if config.settings.get("target_parameters") and not self._is_linear(each):
-                experts.append(each)
+            if config.settings.get("target_parameters") and not self._is_linear(factors):
+                experts.append(factors)
             else:
-                self._add_factors(each)
-        rows = find_rows(self.base, self._weights, found.rest, config.settings, self._names.find)
-        self._check_untied([each.module for each in found.modules.values()], rows)
-        for some in rows:
-            names = [some.name] if len(some.places) else []
-            if names and some.both_sides:
-                names += [a for a, b in tied_copies(self.base).items() if b == some.name]
+                self._add_factors(factors)
+        rows = find_rows(self.base, self._weights, keys.rest, config.settings, self._names.find)
+        self._check_untied([factors.module for factors in keys.modules.values()], rows)
+        for replaced in rows:
+            names = [replaced.name] if len(replaced.places) else []
+            if names and replaced.both_sides:
+                names += [a for a, b in tied_copies(self.base).items() if b == replaced.name]
             for name in names:
-                self._terms.setdefault(name, []).append(some.delta)
-            self._note(some.description())
-        for factors in expert_factors(self.base, self._weights, experts, config, self._names.find):
-            self._add_experts(factors)
-        if not self._terms and not found.modules:
+                self._terms.setdefault(name, []).append(replaced.delta)
+            self._note(replaced.description())
+        for stacked in expert_factors(self.base, self._weights, experts, config, self._names.find):
+            self._add_experts(stacked)
+        if not self._terms and not keys.modules:
             raise VectorError(f"{self.source.name}: an empty adapter", "Train it first.")
 
-    def _shapes(self, found: SortedKeys) -> dict[str, Shape]:
-        """The tensors that the adapter changes, by its names, to know them in the base."""
+    def _shapes(self, keys: SortedKeys) -> dict[str, Shape]:
+        """Names (the adapter's) and shapes (the base's) of the tensors that the adapter changes."""
         holders = [
             holder
-            for each in self.config.settings.get("target_parameters") or ()
-            if (holder := str(each).rpartition(".")[0])
+            for target in self.config.settings.get("target_parameters") or ()
+            if (holder := str(target).rpartition(".")[0])
         ]
         shapes: dict[str, Shape] = {}
-        for each in found.modules.values():
-            module = each.module.replace(".base_layer", "")
-            if not {"A", "B"} <= set(each.keys) or self.config.kind == "kohya-lora":
+        for factors in keys.modules.values():
+            module = factors.module.replace(".base_layer", "")
+            if not {"A", "B"} <= set(factors.keys) or self.config.kind == "kohya-lora":
                 continue
             if any(f".{module}".endswith(f".{holder}") for holder in holders):
                 continue  # a stack's factors, whose product is no matrix of the base's
-            a, b = (self._weights.entry(each.keys[part]).shape for part in ("A", "B"))
-            if each.turned:
+            a, b = (self._weights.entry(factors.keys[part]).shape for part in ("A", "B"))
+            if factors.transposed:
                 a, b = a[::-1], b[::-1]
             if len(a) == len(b) == 2:
-                made = (b[0], a[1])
-                shapes[f"{module}.weight"] = made[::-1] if self._is_flipped(each) else made
+                product = (b[0], a[1])
+                shapes[f"{module}.weight"] = product[::-1] if self._is_flipped(factors) else product
         if shapes:
             return shapes
-        return {row_target(inside(key)): self._weights.entry(key).shape for key in found.rest}
+        return {row_target(inside(key)): self._weights.entry(key).shape for key in keys.rest}
 
-    def _is_linear(self, each: Factors) -> bool:
+    def _is_linear(self, factors: Factors) -> bool:
         """Whether a module is a matrix of the base's rather than a module that holds a stack."""
-        module = each.module.replace(".base_layer", "")
+        module = factors.module.replace(".base_layer", "")
         entry = self.base.entries.get(self._names.find(f"{module}.weight") or "")
         return entry is not None and len(entry.shape) == 2
 
-    def _add_factors(self, each: Factors) -> None:
-        name = self._base_name_of(each.module)
-        a, b = (self._weights.entry(each.keys[part]) for part in ("A", "B"))
-        shapes = [entry.shape[:: -1 if each.turned else 1] for entry in (a, b)]
-        self._check_shapes(name, each, shapes[0], shapes[1])
+    def _add_factors(self, factors: Factors) -> None:
+        name = self._base_name_of(factors.module)
+        a, b = (self._weights.entry(factors.keys[part]) for part in ("A", "B"))
+        shapes = [entry.shape[:: -1 if factors.transposed else 1] for entry in (a, b)]
+        self._check_shapes(name, factors, shapes[0], shapes[1])
         rank = shapes[0][0]
-        self.config.check_rank(each.module, rank)
-        if self.config.settings.get("use_dora") and "magnitude" not in each.keys:
+        self.config.check_rank(factors.module, rank)
+        if self.config.settings.get("use_dora") and "magnitude" not in factors.keys:
             raise VectorError(
-                f"{self.source.name}: use_dora is set, and {each.module!r} has no magnitude",
+                f"{self.source.name}: use_dora is set, and {factors.module!r} has no magnitude",
                 "Save the adapter again.",
             )
-        if "magnitude" in each.keys:
+        if "magnitude" in factors.keys:
             rows = self.base.entry(name).rows
-            if self._is_flipped(each) or self._weights.entry(each.keys["magnitude"]).numel != rows:
+            magnitude = self._weights.entry(factors.keys["magnitude"])
+            if self._is_flipped(factors) or magnitude.numel != rows:
                 raise VectorError(
-                    f"{self.source.name}: use_dora on {each.module!r}, whose weight is stored the"
-                    " other way round: what DoRA rescales are its columns",
+                    f"{self.source.name}: use_dora on {factors.module!r}, whose weight is stored"
+                    " the other way round: what DoRA rescales are its columns",
                     _MERGE,
                 )
-            self._terms.setdefault(name, []).append(partial(self._dora, each, name))
+            self._terms.setdefault(name, []).append(partial(self._dora, factors, name))
         else:
-            self._terms.setdefault(name, []).append(partial(self._factors, each))
-        if "bias" in each.keys:
-            self._add_bias(each, rank)
+            self._terms.setdefault(name, []).append(partial(self._factors, factors))
+        if "bias" in factors.keys:
+            self._add_bias(factors, rank)
 
-    def _add_bias(self, each: Factors, rank: int) -> None:
-        """``lora_bias``: a bias of ``B``, which merging adds to the module's own."""
-        name = f"{self._base_name_of(each.module).removesuffix('weight')}bias"
-        entry, key = self.base.entries.get(name), each.keys["bias"]
+    def _add_bias(self, factors: Factors, rank: int) -> None:
+        """``lora_bias``: a bias of ``B``, which merging adds to the module's bias."""
+        name = f"{self._base_name_of(factors.module).removesuffix('weight')}bias"
+        entry, key = self.base.entries.get(name), factors.keys["bias"]
         if entry is None or entry.shape != self._weights.entry(key).shape:
             raise VectorError(
                 f"{self.source.name}: lora_bias is set, and {self.base.source.name} has no bias"
                 f" {name!r} of this shape that it could be added to",
                 "Use the adapter beside its base: no checkpoint of the base's layout is the same.",
             )
-        scale = self.config.scaling(each.module, rank)
+        scale = self.config.scaling(factors.module, rank)
         self._terms.setdefault(name, []).append(
             lambda: VectorDelta(self._weights.tensor(key).float() * scale)
         )
 
-    def _add_experts(self, found: ExpertFactors) -> None:
-        for name, make in found.terms.items():
+    def _add_experts(self, experts: ExpertFactors) -> None:
+        for name, make in experts.terms.items():
             self._terms.setdefault(name, []).append(make)
-        self._note(found.description)
+        self._note(experts.description)
 
     def _check_untied(self, modules: Iterable[str], rows: Iterable[AdapterRows]) -> None:
-        """Refuse a change of a tied embedding or head, which is another one once it is merged."""
-        named = [each for each in modules if ".experts" not in each]
+        """Refuse a change of a tied embedding or head, which differs after merging."""
+        named = [module for module in modules if ".experts" not in module]
         tied = [
-            each for each in named if is_tied(self.base, self._names.find(f"{each}.weight") or each)
+            module
+            for module in named
+            if is_tied(self.base, self._names.find(f"{module}.weight") or module)
         ]
-        tied += [each.name for each in rows if not each.both_sides and len(each.places)
-                 and is_tied(self.base, each.name)]  # fmt: skip
+        tied += [changed.name for changed in rows if not changed.both_sides and len(changed.places)
+                 and is_tied(self.base, changed.name)]  # fmt: skip
         if not tied:
             return
         remedy = (
@@ -249,17 +253,17 @@ class AdapterChange:
             name = self._names.find_flat(module)
         if name is not None:
             return name
-        several = any(each.endswith(f".{module}.weight") for each in self.base.entries)
+        ambiguous = any(stored.endswith(f".{module}.weight") for stored in self.base.entries)
         raise MismatchError(
             f"{self.source.name}: adapts {module!r}, and {self.base.source.name} has "
-            f"{'several such modules' if several else 'no such module'}",
+            f"{'several such modules' if ambiguous else 'no such module'}",
             f"The adapter was trained on {self.base_name or 'another model'}; use that base.",
         )
 
     def _check_shapes(
-        self, name: str, each: Factors, a: tuple[int, ...], b: tuple[int, ...]
+        self, name: str, factors: Factors, a: tuple[int, ...], b: tuple[int, ...]
     ) -> None:
-        key_a, key_b = each.keys["A"], each.keys["B"]
+        key_a, key_b = factors.keys["A"], factors.keys["B"]
         shape = self.base.entry(name).shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             raise VectorError(
@@ -271,43 +275,43 @@ class AdapterChange:
             raise VectorError(
                 f"{self.source.name}: {key_a!r} has rank 0", "Save the adapter again."
             )
-        made = (b[0], a[1])
-        if (made[::-1] if self._is_flipped(each) else made) != shape:
+        product = (b[0], a[1])
+        if (product[::-1] if self._is_flipped(factors) else product) != shape:
             raise MismatchError(
-                f"{self.source.name}: {key_b!r} @ {key_a!r} gives {list(made)}; tensor {name!r}"
+                f"{self.source.name}: {key_b!r} @ {key_a!r} gives {list(product)}; tensor {name!r}"
                 f" of {self.base.source.name} is {list(shape)}",
                 f"The adapter was trained on {self.base_name or 'another model'}; use that base.",
             )
 
-    def _is_flipped(self, each: Factors) -> bool:
+    def _is_flipped(self, factors: Factors) -> bool:
         """Whether the stored weight is the transpose of ``B A``: embeddings, and Conv1D."""
-        weight = f"{each.module}.weight"
-        if each.embedding or is_transposed(weight, self.base.config):
+        weight = f"{factors.module}.weight"
+        if factors.embedding or is_transposed(weight, self.base.config):
             return True
-        if each.turned:  # MLX-LM's embeddings are told by their name alone
+        if factors.transposed:  # MLX-LM's embeddings are recognised by their name alone
             return kind_of(weight) == "embeddings"
         # peft notes the last module it wrapped: a GPT-2 adapter with its head says False, and
         # the head itself is linear in any model.
         return bool(self.config.settings.get("fan_in_fan_out")) and kind_of(weight) != "head"
 
-    def _pair(self, each: Factors) -> FactorDelta:
+    def _pair(self, factors: Factors) -> FactorDelta:
         """``scale · B`` and ``Aᵀ``."""
-        a, b = (self._weights.tensor(each.keys[part]).float() for part in ("A", "B"))
-        if each.turned:
+        a, b = (self._weights.tensor(factors.keys[part]).float() for part in ("A", "B"))
+        if factors.transposed:
             a, b = a.T, b.T
-        if "alpha" in each.keys:
-            scale = float(self._weights.tensor(each.keys["alpha"]).float().sum()) / a.shape[0]
+        if "alpha" in factors.keys:
+            scale = float(self._weights.tensor(factors.keys["alpha"]).float().sum()) / a.shape[0]
         else:
-            scale = self.config.scaling(each.module, a.shape[0])
+            scale = self.config.scaling(factors.module, a.shape[0])
         return FactorDelta(b * scale, a.T)
 
-    def _factors(self, each: Factors) -> Delta:
-        pair = self._pair(each)
-        return FactorDelta(pair.right, pair.left) if self._is_flipped(each) else pair
+    def _factors(self, factors: Factors) -> Delta:
+        pair = self._pair(factors)
+        return FactorDelta(pair.right, pair.left) if self._is_flipped(factors) else pair
 
-    def _dora(self, each: Factors, name: str) -> Delta:
-        pair = self._pair(each)
-        magnitude = self._weights.tensor(each.keys["magnitude"]).float().reshape(-1)
+    def _dora(self, factors: Factors, name: str) -> Delta:
+        pair = self._pair(factors)
+        magnitude = self._weights.tensor(factors.keys["magnitude"]).float().reshape(-1)
         return DoraDelta(pair.left, pair.right, magnitude, name)
 
     def at(self, name: str) -> Delta | None:

@@ -1,6 +1,6 @@
-"""One tensor's change, in rows or in factors, and the weighted sum of several.
+"""One tensor's change, in rows or in factors, and weighted sums of changes.
 
-A delta holds no more than it must: it adds the rows that are asked for to memory that is there.
+A delta holds as little as it can: it adds the requested rows to the caller's memory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Stored:
 
     Attributes:
         checkpoint: Where it is read from.
-        entry: Where it lies there.
+        entry: Its place there.
     """
 
     checkpoint: Checkpoint
@@ -75,9 +75,9 @@ class DenseDelta:
 
     Attributes:
         rows: ``rows(start, stop)`` returns fresh memory in any floating dtype.
-        relative: Whether the rows are weights, from which the base is still to be taken away.
+        relative: Whether the rows are weights, from which the base is still to be subtracted.
         limit: Rows from here on do not change (a longer vocabulary); None for all.
-        stored: Where the rows lie on disk, for those who read bytes; None if nowhere.
+        stored: Where the rows lie on disk, for readers of bytes; None if nowhere.
     """
 
     rows: RowReader
@@ -104,7 +104,7 @@ class DenseDelta:
 
 @dataclass(frozen=True)
 class FactorDelta:
-    """A low-rank change ``left @ rightᵀ``, multiplied out only for the rows asked for.
+    """A low-rank change ``left @ rightᵀ``, multiplied out only for the requested rows.
 
     Attributes:
         left: Shape ``(rows, r)``.
@@ -154,8 +154,8 @@ class StackDelta:
 
     @classmethod
     def of(cls, matrices: Sequence[FactorDelta]) -> StackDelta:
-        """From each matrix's factors; those of a lower rank get factors of zero beside them."""
-        rank = max(each.left.shape[1] for each in matrices)
+        """From each matrix's factors, padded with zeros to the largest rank."""
+        rank = max(matrix.left.shape[1] for matrix in matrices)
         left, right = (
             torch.stack([torch.nn.functional.pad(f, (0, rank - f.shape[1])) for f in factors])
             for factors in ([e.left for e in matrices], [e.right for e in matrices])
@@ -165,14 +165,14 @@ class StackDelta:
 
 @dataclass(frozen=True)
 class _Within:
-    """Some rows of a change, counted from the first of them."""
+    """A change's rows from ``first`` on, numbered from 0."""
 
     delta: Delta
     first: int
 
     @property
     def relative(self) -> bool:
-        """Whether it is told by the weights it leads to."""
+        """Whether it is given as the changed weights."""
         return bool(getattr(self.delta, "relative", False))
 
     def add_rows(
@@ -184,7 +184,7 @@ class _Within:
 
 @dataclass(frozen=True)
 class SumDelta:
-    """The weighted sum of several changes of one tensor.
+    """The weighted sum of changes of one tensor.
 
     Attributes:
         terms: Factors and the changes they scale; at least one.
@@ -205,7 +205,7 @@ class SumDelta:
 
     @property
     def relative(self) -> bool:
-        """Whether a term is told by the weights it leads to, from which the base is taken away."""
+        """Whether a term is given as changed weights, from which the base is subtracted."""
         return any(getattr(term, "relative", False) for _, term in self.terms)
 
     def of_matrix(self, number: int, height: int) -> SumDelta:
@@ -216,11 +216,11 @@ class SumDelta:
             height: Rows of each.
         """
         terms: list[tuple[float, Delta]] = []
-        for factor, each in self.terms:
-            if isinstance(each, StackDelta):
-                terms.append((factor, FactorDelta(each.left[number], each.right[number])))
+        for factor, delta in self.terms:
+            if isinstance(delta, StackDelta):
+                terms.append((factor, FactorDelta(delta.left[number], delta.right[number])))
             else:
-                terms.append((factor, _Within(each, number * height)))
+                terms.append((factor, _Within(delta, number * height)))
         return replace(self, terms=tuple(terms))
 
     def factors(self) -> LowRank | None:
@@ -289,17 +289,17 @@ class SumDelta:
         if exact is not None:
             rank = rank_by(exact.S, exact.energy, rule)
             spread = participation_of(exact.S)
-            found = Truncation(exact.truncated(rank), exact.energy, 0.0, spread)
+            truncation = Truncation(exact.truncated(rank), exact.energy, 0.0, spread)
         else:
             matrix = self._into(_memory.floats(*shape), base)
             total = energy(matrix)
             if not math.isfinite(total):
                 raise self._not_finite()
-            found = truncated_svd(matrix.to(device), rule, seed=seed, total=total)
-        factors = found.factors.to("cpu")
+            truncation = truncated_svd(matrix.to(device), rule, seed=seed, total=total)
+        factors = truncation.factors.to("cpu")
         if transposed:
             factors = LowRank(factors.V, factors.S, factors.U)
-        return replace(found, factors=factors)
+        return replace(truncation, factors=factors)
 
     def _check_finite(self, *tensors: torch.Tensor) -> None:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
@@ -313,30 +313,30 @@ class SumDelta:
 
 
 def needs_base(delta: Delta) -> bool:
-    """Whether a change's rows cannot be told without the base's; not so for factors."""
+    """Whether computing a change's rows needs the base's; not so for factors."""
     if isinstance(delta, SumDelta):
         return any(needs_base(term) for _, term in delta.terms)
     return not isinstance(delta, FactorDelta | StackDelta)
 
 
 class _Memory(threading.local):
-    """A matrix's worth of memory for each worker thread, used again.
+    """A reused buffer of a matrix's size for each worker thread.
 
-    Fresh pages cost more time than filling them. It ends with the thread; the main thread, which
-    does not end after a call, keeps none.
+    Fresh pages cost more time than filling them. The buffer ends with the thread; the main thread,
+    which outlives a call, keeps none.
     """
 
     def __init__(self) -> None:
-        self._kept: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None
 
     def floats(self, rows: int, columns: int) -> torch.Tensor:
-        """A float32 matrix; what was handed out before on this thread is overwritten."""
+        """A float32 matrix, which overwrites this thread's previous one."""
         if threading.current_thread() is threading.main_thread():
             return torch.empty(rows, columns)
-        if self._kept is None or self._kept.numel() < rows * columns:
-            self._kept = None  # not both at once
-            self._kept = torch.empty(rows * columns)
-        return self._kept[: rows * columns].view(rows, columns)
+        if self._buffer is None or self._buffer.numel() < rows * columns:
+            self._buffer = None  # not both at once
+            self._buffer = torch.empty(rows * columns)
+        return self._buffer[: rows * columns].view(rows, columns)
 
 
 _memory = _Memory()

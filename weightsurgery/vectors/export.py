@@ -1,11 +1,11 @@
-"""Writing a low-rank change as a PEFT LoRA adapter: megabytes beside a base that stays as it is.
+"""Writing a low-rank change as a PEFT LoRA adapter: megabytes beside an unchanged base.
 
 A matrix's change ``T ≈ U diag(S) Vᵀ`` becomes ``B = U √S`` and ``A = √S Vᵀ``, factors of equal
 size; ``lora_alpha`` is the rank, so that peft adds ``B A`` as it is. Changes that are factors
-already stay factors, and then no weight of the base is read but a few samples to know it by.
+already stay factors, and then no weight of the base is read but a few samples to recognise it by.
 
-Whoever has a change to hand over, a vector as it is or an edit that works its change out first,
-describes it as :class:`~weightsurgery.vectors.lora.Content`; the rest is the same for all.
+The change, be it a vector or an edit that computes its change first, is described as
+:class:`~weightsurgery.vectors.lora.Content`; the rest is the same for all.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def as_it_is(
         seed: Of the randomised SVD.
 
     Raises:
-        EditError: A factor that is not finite, or beyond all sense.
+        EditError: A factor that is not finite, or too large.
     """
     for factor, term in vector.terms:
         if not abs(factor) <= LARGEST_SCALE:
@@ -104,24 +104,24 @@ def export_adapter(
         device: Where dense changes are decomposed.
         seed: Of the randomised SVD.
         command: The command line, for the record.
-        each: Goes through the matrices: ``map``, or its like over threads, in their order.
+        each: Maps over the matrices: ``map``, or an ordered map over threads.
         progress: Called as ``progress(stage, done, total)`` in bytes of the base's matrices.
 
     Returns:
         The record. ``tensors``: of each matrix its ``rank``, the ``norm`` of the whole change, the
-        fractions of its energy that were ``kept`` and ``lost``, the size of what the dtype missed
-        relative to what was kept (``rounding``), and the SVD's ``residual``. ``summary``: the same
-        over all, and the names of tensors that are ``left_out`` or ``unchanged``.
+        fractions of its energy that were ``kept`` and ``lost``, the norm of the dtype's rounding
+        error relative to what was kept (``rounding``), and the SVD's ``residual``. ``summary``: the
+        same over all, and the names of tensors that are ``left_out`` or ``unchanged``.
 
     Raises:
-        VectorError: A selected tensor's change is nothing that a LoRA holds.
+        VectorError: A LoRA cannot hold a selected tensor's change.
         WeightSurgeryError: See :mod:`weightsurgery.errors`; nothing is written then.
     """
     check_dtype(dtype)
     selection = selection or Selection()
     content = as_it_is(vector, _chosen(base, selection), rule, seed)
     lineage = check_lineage(base, [change for _, change in vector.terms], allow_unrelated)
-    found = sort_tensors(base, content)
+    sorted_tensors = sort_tensors(base, content)
     record = EditRecord("adapter", command=list(command))
     record.parameters = {
         "to": "peft",
@@ -134,10 +134,10 @@ def export_adapter(
     return write_adapter(
         base,
         content,
-        found,
+        sorted_tensors,
         save_to,
         record,
-        _inputs(base, vector, found.reads_base),
+        _inputs(base, vector, sorted_tensors.reads_base),
         dtype=dtype,
         overwrite=overwrite,
         device=device,
@@ -157,7 +157,7 @@ def plan_export(
     overwrite: bool = False,
     workers: int = 1,
 ) -> AdapterPlan:
-    """What :func:`export_adapter` with these arguments would read, write and hold.
+    """The bytes that :func:`export_adapter` with these arguments would read, write and hold.
 
     Args:
         base: See :func:`export_adapter`, as for the others.
@@ -175,10 +175,10 @@ def plan_export(
     """
     check_dtype(dtype)
     content = as_it_is(vector, _chosen(base, selection or Selection()), rule)
-    found = sort_tensors(base, content)
-    paths = [path for _, each in _inputs(base, vector, True).values() for path in each]
+    sorted_tensors = sort_tensors(base, content)
+    paths = [path for _, files in _inputs(base, vector, True).values() for path in files]
     return plan_adapter(
-        "export", base, content, found, save_to, paths,
+        "export", base, content, sorted_tensors, save_to, paths,
         vectors=[vector], dtype=dtype, overwrite=overwrite, workers=workers,
     )  # fmt: skip
 
@@ -189,17 +189,17 @@ def _chosen(base: Checkpoint, selection: Selection) -> dict[str, float]:
 
 
 def _inputs(base: Checkpoint, vector: TaskVector, reads_base: bool) -> Inputs:
-    """What the adapter depends on."""
+    """The files that the adapter depends on, with their descriptions, by role."""
     source = {"kind": "checkpoint", "name": base.source.name, "revision": base.source.revision}
     paths = base.files_read()
     if not reads_base:
         paths = [path for path in paths if path.name == "config.json"]
-    found: dict[str, Any] = {"base": (source, paths)}
+    inputs: dict[str, Any] = {"base": (source, paths)}
     for number, (factor, change) in enumerate(vector.terms, 1):
         role = "vector" if len(vector.terms) == 1 else f"vector.{number}"
         described = {**change.provenance(), "factor": factor}
-        found[role] = (described, described.pop("paths"))
-    return found
+        inputs[role] = (described, described.pop("paths"))
+    return inputs
 
 
 # By role: how an input is described, and its files.
@@ -207,7 +207,7 @@ Inputs = Mapping[str, tuple[Mapping[str, Any], Sequence[Path]]]
 
 
 def check_dtype(dtype: str) -> None:
-    """Refuse a dtype that factors are not stored in.
+    """Check the dtype of an adapter's factors.
 
     Raises:
         EditError: It is none of ``bfloat16``, ``float16`` and ``float32``.
@@ -219,7 +219,7 @@ def check_dtype(dtype: str) -> None:
 def write_adapter(
     base: Checkpoint,
     content: Content,
-    found: Sorted,
+    sorted_tensors: Sorted,
     save_to: str | os.PathLike[str],
     record: EditRecord,
     inputs: Inputs,
@@ -232,20 +232,20 @@ def write_adapter(
     relative: bool = False,
     progress: Progress | None = None,
 ) -> EditRecord:
-    """Factor what was sorted and write it, all or nothing.
+    """Factor the sorted changes and write them, all or nothing.
 
     Args:
         base: The base.
         content: The change.
-        found: Its tensors, sorted.
+        sorted_tensors: Its tensors, sorted by :func:`~weightsurgery.vectors.lora.sort_tensors`.
         save_to: Directory to write.
         record: Of the adapter; inputs' hashes, tensors, summary and files are added here.
-        inputs: What the change is made from.
+        inputs: The files that the change is computed from.
         dtype: Of the stored factors; see :func:`check_dtype`.
         overwrite: Replace an existing output of this tool.
         device: Where dense changes are decomposed.
-        each: Goes through the matrices: ``map``, or its like over threads, in their order.
-        stage: What progress is called.
+        each: Maps over the matrices: ``map``, or an ordered map over threads.
+        stage: Name of the stage for progress.
         relative: Whether to read the base's matrices, and record how much of them changes.
         progress: Called as ``progress(stage, done, total)`` in bytes of the base's matrices.
 
@@ -258,7 +258,6 @@ def write_adapter(
         OutputError: The output may not or cannot be written.
     """
     folders = sorted({base.path, *(path.parent for _, paths in inputs.values() for path in paths)})
-
     weights: dict[str, float] = {}
 
     def work(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]] | None:
@@ -271,7 +270,7 @@ def write_adapter(
             weights[layer.name] = _energy(base, layer.name)
         return a, b, {**facts, **_facts(truncation, missed)}
 
-    # Devices round differently: what one left is not what another would write.
+    # Devices round differently: one does not go on with what another left.
     identity = identity_of(inputs, parameters=record.parameters, dtype=dtype, relative=relative,
                            device=str(device).split(":")[0])  # fmt: skip
     staging = Staging(Path(save_to), identity, folders, overwrite)
@@ -279,10 +278,11 @@ def write_adapter(
         return read_record(staging.target)
     with LoraWriter(staging, dtype) as writer:
         tensors: dict[str, dict[str, Any]] = {}
-        done, total = 0, sum(base.entry(layer.name).nbytes for layer in found.layers)
-        for layer, result in zip(found.layers, each(work, found.layers), strict=True):
+        layers = sorted_tensors.layers
+        done, total = 0, sum(base.entry(layer.name).nbytes for layer in layers)
+        for layer, result in zip(layers, each(work, layers), strict=True):
             if result is None:
-                found.unchanged.append(layer.name)
+                sorted_tensors.unchanged.append(layer.name)
             else:
                 a, b, tensors[layer.name] = result
                 writer.add(layer, a, b)
@@ -304,10 +304,10 @@ def write_adapter(
             **_over_all(tensors),
             **({"relative_change": _relative(tensors, weights)} if relative else {}),
             "parameters": writer.parameters,
-            "left_out": found.left_out,
-            "unchanged": found.unchanged,
+            "left_out": sorted_tensors.left_out,
+            "unchanged": sorted_tensors.unchanged,
         }
-        return writer.commit(record, adapter_config(base, found.places, writer.ranks))
+        return writer.commit(record, adapter_config(base, sorted_tensors.places, writer.ranks))
 
 
 def _energy(base: Checkpoint, name: str) -> float:
@@ -323,27 +323,27 @@ def _relative(tensors: Mapping[str, Mapping[str, Any]], weights: Mapping[str, fl
     return float(f"{math.sqrt(change / whole):.6g}") if whole > 0 else float(change > 0)
 
 
-def _facts(found: Truncation, missed: float) -> dict[str, Any]:
+def _facts(truncation: Truncation, missed: float) -> dict[str, Any]:
     return {
-        "rank": found.factors.rank,
-        "norm": math.sqrt(found.total),
-        "kept": found.kept,
-        "lost": 1 - found.kept,
-        "rounding": missed / math.sqrt(found.factors.energy),
-        "residual": found.residual,
+        "rank": truncation.factors.rank,
+        "norm": math.sqrt(truncation.total),
+        "kept": truncation.kept,
+        "lost": 1 - truncation.kept,
+        "rounding": missed / math.sqrt(truncation.factors.energy),
+        "residual": truncation.residual,
     }
 
 
 def _over_all(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     energies = {name: facts["norm"] ** 2 for name, facts in tensors.items()}
     total = sum(energies.values())
-    kept = {name: energies[name] * facts["kept"] for name, facts in tensors.items()}
-    missed = sum(kept[name] * facts["rounding"] ** 2 for name, facts in tensors.items())
+    kept_energies = {name: energies[name] * facts["kept"] for name, facts in tensors.items()}
+    missed = sum(kept_energies[name] * facts["rounding"] ** 2 for name, facts in tensors.items())
     return {
         "tensors": len(tensors),
         "rank": max(facts["rank"] for facts in tensors.values()),
         "norm": math.sqrt(total),
-        "kept": sum(kept.values()) / total,
-        "lost": 1 - sum(kept.values()) / total,
-        "rounding": math.sqrt(missed / sum(kept.values())),
+        "kept": sum(kept_energies.values()) / total,
+        "lost": 1 - sum(kept_energies.values()) / total,
+        "rounding": math.sqrt(missed / sum(kept_energies.values())),
     }

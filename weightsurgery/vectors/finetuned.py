@@ -26,7 +26,7 @@ MISSING_POLICIES = ("error", "base")
 
 
 def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Refuse checkpoints whose stored numbers are codes, or were elsewhere when it was saved.
+    """Refuse checkpoints that hold codes, or whose weights were partitioned over processes.
 
     Raises:
         UnsupportedCheckpointError: Adding or scaling codes gives noise, not weights.
@@ -51,11 +51,11 @@ def refuse_quantised(checkpoint: Checkpoint) -> None:
 
 
 class FinetunedChange:
-    """``finetuned − base``, tensor by tensor, with base and fine-tuned sharded as they like.
+    """``finetuned − base``, tensor by tensor, whatever the shards of either.
 
-    Names, shapes, ties and vocabularies are compared when it is made, from headers alone. What a
-    trainer or a saver did to names and layouts is undone where names and shapes tell it without
-    doubt; see :mod:`weightsurgery.checkpoint.names.matching`.
+    Names, shapes, ties and vocabularies are compared when it is made, from headers alone. Changes
+    that a trainer or a saver made to names and layouts are undone where names and shapes show them
+    unambiguously; see :mod:`weightsurgery.checkpoint.names.matching`.
 
     Args:
         base: The base.
@@ -111,7 +111,7 @@ class FinetunedChange:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was done to the fine-tuned checkpoint's numbers, a line each."""
+        """How the fine-tuned checkpoint's numbers were converted, a line each."""
         return self.finetuned.notes
 
     def _where(self, name: str) -> str:
@@ -182,25 +182,25 @@ class FinetunedChange:
             )
 
     def _extra(self) -> list[TensorEntry]:
-        """What only the fine-tuned has; copies of what both have are none."""
+        """Tensors that only the fine-tuned has, apart from copies of tensors that both have."""
         used = {name for name, _ in self._pairs.values()} | set(self.base.entries)
-        found = []
+        extra = []
         for name, entry in self.finetuned.entries.items():
             if name in used or entry.dtype not in ARITHMETIC_DTYPES:
                 continue
-            twins = [each for each in twin_candidates(name, list(used)) if each in used]
-            twins = [each for each in twins if each in self.finetuned.entries]
+            twins = [twin for twin in twin_candidates(name, list(used)) if twin in used]
+            twins = [twin for twin in twins if twin in self.finetuned.entries]
             if any(same_bytes(self.finetuned, name, twin) for twin in twins):
                 continue
             if twins:
                 self._untied(name, twins[0])
-            found.append(entry)
-        return found
+            extra.append(entry)
+        return extra
 
     def _fitted(self, extra: list[TensorEntry], names: Mapping[str, Any]) -> Fitted:
         theirs, ours = (
-            [entry for entry in each.entries.values() if entry.dtype in ARITHMETIC_DTYPES]
-            for each in (self.finetuned, self.base)
+            [entry for entry in checkpoint.entries.values() if entry.dtype in ARITHMETIC_DTYPES]
+            for checkpoint in (self.finetuned, self.base)
         )
         return Fitted(
             self.label,
@@ -215,7 +215,7 @@ class FinetunedChange:
         )
 
     def _refuse_misfits(self, extra: list[TensorEntry]) -> None:
-        """Refuse tensors that one side lacks, with advice that leads to something.
+        """Refuse tensors that one side lacks, with a remedy that fits the case.
 
         Raises:
             MismatchError: There are some.
@@ -270,11 +270,11 @@ class FinetunedChange:
         self.finetuned.close()
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Say which of the base's tensors will be asked for; see :meth:`Checkpoint.prefetch`."""
+        """Announce which of the base's tensors will be read; see :meth:`Checkpoint.prefetch`."""
         self.finetuned.prefetch(self._their_names(names))
 
     def absent(self, names: Iterable[str]) -> int:
-        """What these tensors of the base would have fetched; see :meth:`Checkpoint.absent`."""
+        """Bytes that reading these tensors would fetch; see :meth:`Checkpoint.absent`."""
         return self.finetuned.absent(self._their_names(names))
 
     def _their_names(self, names: Iterable[str]) -> list[str]:

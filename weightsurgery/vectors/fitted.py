@@ -1,7 +1,7 @@
-"""What was done to a vector so that it fits its base, and how much of it is used.
+"""How a vector was fitted to its base, and how much of it is used.
 
-Both are said, always: in the record, and in a line for whoever runs it where anything was done or
-left out. A vector of which less than half is used is refused unless that is asked for: it is
+Both are always reported: in the record, and in a line for the user where anything was renamed or
+left out. A vector of which less than half is used is refused unless the user allows it: it is
 rarely what was meant, and the edit would look like one that worked.
 """
 
@@ -28,7 +28,7 @@ def shapes_of(checkpoint: Checkpoint) -> dict[str, Shape]:
 
 
 def numbers(entries: Iterable[TensorEntry]) -> int:
-    """How many numbers some tensors hold."""
+    """The number of elements of some tensors."""
     return sum(entry.numel for entry in entries)
 
 
@@ -41,12 +41,12 @@ class Fitted:
         used: How many of its tensors are used.
         of: How many it has.
         share: The share of it that is used, in [0, 1].
-        measure: What that is a share of: its ``squared norm``, or its ``numbers`` where the rest
-            has nothing that it could be a change of.
-        missing: How many of the base's tensors it should have and lacks.
-        base: How many it should have.
-        missing_share: Their share of the base's numbers.
-        names: What was done to names and layouts; see
+        measure: What the share is of: its ``squared norm``, or its ``numbers`` where the rest has
+            no counterpart in the base.
+        missing: How many of the base's tensors are missing in it.
+        base: How many of the base's tensors it should have.
+        missing_share: The missing tensors' share of the base's numbers.
+        names: The changes of names and layouts; see
             :meth:`weightsurgery.checkpoint.names.matching.Match.facts`.
     """
 
@@ -62,26 +62,26 @@ class Fitted:
 
     def facts(self) -> dict[str, Any]:
         """For the record."""
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "tensors": self.used,
             "of": self.of,
             "share": float(f"{self.share:.6g}"),
             "measure": self.measure,
         }
         if self.missing:
-            found |= {
+            facts |= {
                 "missing": self.missing,
                 "base_tensors": self.base,
                 "missing_share": float(f"{self.missing_share:.6g}"),
             }
-        return found | ({"names": dict(self.names)} if self.names else {})
+        return facts | ({"names": dict(self.names)} if self.names else {})
 
     def notes(self) -> list[str]:
-        """What whoever runs it should know, a line each."""
+        """Notices for the user, a line each."""
         return fit_notices(self.label, self.facts())
 
     def done(self) -> list[str]:
-        """What was done to names and layouts, a line each."""
+        """The changes of names and layouts, a line each."""
         return _done(self.label, self.names)
 
     def check(self, partial: bool) -> None:
@@ -101,7 +101,7 @@ class Fitted:
 
 
 def fit_notices(label: str, facts: Mapping[str, Any]) -> list[str]:
-    """What a record says of how a vector was fitted, in words, a line each.
+    """Notices on how a vector was fitted, from its record's facts, a line each.
 
     Args:
         label: The vector.
@@ -143,23 +143,23 @@ def _done(label: str, names: Mapping[str, Any]) -> list[str]:
         )
     for wrapper in names.get("base_wrappers", ()):
         lines.append(f"{label}: the base's names have a trainer's wrapper in them, '{wrapper}.'.")
-    for each in names.get("renamed", ()):
+    for renaming in names.get("renamed", ()):
         lines.append(
-            f"{label}: {_renaming(each)} ({each['tensors']} tensors, by names and shapes)."
+            f"{label}: {_renaming(renaming)} ({renaming['tensors']} tensors, by names and shapes)."
         )
     if "experts" in names:
-        each = names["experts"]
+        experts = names["experts"]
         lines.append(
-            f"{label}: its experts are stored {each['from']}, the base's {each['to']}; they were"
-            f" regrouped ({each['tensors']} of the base's tensors)."
+            f"{label}: its experts are stored {experts['from']}, the base's {experts['to']}; they"
+            f" were regrouped ({experts['tensors']} of the base's tensors)."
         )
     if "transposed" in names:
         lines.append(f"{label}: {names['transposed']} matrices are stored the other way round.")
     return lines
 
 
-def _renaming(each: Mapping[str, Any]) -> str:
-    old, new = each["from"], each["to"]
+def _renaming(renaming: Mapping[str, Any]) -> str:
+    old, new = renaming["from"], renaming["to"]
     if not old:
         return f"{new!r} was put before its names"
     if not new:

@@ -1,4 +1,4 @@
-"""Does a change really belong to this base? A sampled check, before anything is edited.
+"""Whether a change derives from this base: a sampled check before anything is edited.
 
 Checkpoints of one architecture fit each other shape by shape, whether or not one was trained
 from the other; the difference of two unrelated models is noise as large as the weights. A fine
@@ -42,7 +42,7 @@ LEAST_COSINE, MOST_SIZE, MOST_ALIEN = 0.5, 5.0, 0.25
 
 @dataclass(frozen=True)
 class Kinship:
-    """What the check found.
+    """The result of the check.
 
     Attributes:
         vector: Name of the change.
@@ -69,16 +69,16 @@ def sample(checkpoint: Checkpoint, name: str) -> array[float]:
     runs = 8
     length = min(ELEMENTS // runs, max(1, entry.numel // runs))
     width = entry.nbytes // entry.numel
-    found = array("f")
+    values = array("f")
     for run in range(min(runs, entry.numel // length)):
         start = (entry.numel - length) * run // max(1, runs - 1) * width
         raw = checkpoint.read_bytes(name, start, start + length * width)
-        found.extend(_numbers(raw, entry.dtype))
-    return found
+        values.extend(_numbers(raw, entry.dtype))
+    return values
 
 
 def _numbers(raw: bytearray, dtype: str) -> Sequence[float]:
-    """So few that loading NumPy would take longer."""
+    """Decode a few elements with the standard library, faster than loading NumPy."""
     if dtype.startswith("F8"):
         numbers: list[float] = torch.frombuffer(raw, dtype=torch_dtype(dtype)).float().tolist()
         return numbers
@@ -153,8 +153,8 @@ def _compare(
 
 def _middle(values: Iterable[float]) -> float:
     """The lower median."""
-    found = sorted(values)
-    return found[(len(found) - 1) // 2]
+    ordered = sorted(values)
+    return ordered[(len(ordered) - 1) // 2]
 
 
 def kinship(
@@ -164,8 +164,8 @@ def kinship(
 
     Args:
         base: The base.
-        change: What is said to be a change of it, or gathered from it.
-        among: Look at these tensors alone; None for all.
+        change: The change, or the statistics, that should come from it.
+        among: Compare these tensors alone; None for all.
     """
     if isinstance(change, WeightedStatistics):
         return kinship(base, change.statistics, among)
@@ -179,9 +179,9 @@ def kinship(
             what = "vector has" if isinstance(change, SavedChange) else "statistics have"
             return Kinship(change.label, "unknown", None, None, f"the {what} no samples")
         pairs = {}
-        now = change.now if isinstance(change, SavedChange) else {}
+        renamed = change.base_names if isinstance(change, SavedChange) else {}
         for key, text in stored.items():
-            name = now.get(str(key), str(key))
+            name = renamed.get(str(key), str(key))
             entry = base.entries.get(name)
             theirs = _decoded(change, text)
             if among is not None and name not in among:
@@ -225,7 +225,7 @@ def _against(
 
 
 def _adapter_kinship(base: Checkpoint, change: AdapterChange) -> Kinship:
-    """An adapter has no copy of its base: look at the base its config names, if it is here."""
+    """An adapter has no copy of its base: compare the base its config names, if it is here."""
     name = change.base_name
     if not name:
         return Kinship(change.label, "unknown", None, None, "the adapter names no base")
@@ -255,12 +255,12 @@ def check_lineage(
     Raises:
         LineageError: One is unrelated, and ``allow_unrelated`` is not set.
     """
-    found = [kinship(base, change) for change in changes]
-    for kin in found:
+    kinships = [kinship(base, change) for change in changes]
+    for kin in kinships:
         if kin.verdict == "unrelated" and not allow_unrelated:
             raise LineageError(
                 f"{kin.vector}: not derived from {base.source.name}: cosine {kin.cosine:.3f},"
                 f" relative difference {kin.relative:.2f} ({kin.evidence})",
                 "Use the base it was trained from; --allow-unrelated edits all the same.",
             )
-    return found
+    return kinships

@@ -1,7 +1,7 @@
-"""What of a change a LoRA can hold: which layers, under which names, and their factors.
+"""The part of a change that a LoRA can hold: which layers, under which names, and their factors.
 
-peft knows a layer by its name in memory, and for linear layers and token embeddings only. What a
-LoRA cannot hold, or could not be found again by its name, is refused here with the reason.
+peft identifies a layer by its name in memory, and adapts linear layers and token embeddings only.
+Changes that a LoRA cannot hold, or whose layers peft could not find, are refused with the reason.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LoraLayer:
-    """A layer that a LoRA can sit beside.
+    """A layer that a LoRA can adapt.
 
     Attributes:
         name: The tensor with its weight.
-        module: What the layer is called in memory.
+        module: The layer's name in memory.
         flipped: Whether the weight is stored (in, out): embeddings, and GPT-2's Conv1D.
         embedding: Whether it is a token embedding.
     """
@@ -66,8 +66,8 @@ class Refusal:
     """Why a LoRA cannot hold a tensor's change.
 
     Attributes:
-        reason: What it is, as in "'model.norm.weight': no matrix".
-        remedy: What to do about it, as a sentence.
+        reason: The reason, as in "'model.norm.weight': no matrix".
+        remedy: The remedy, a sentence.
     """
 
     reason: str
@@ -80,8 +80,8 @@ _LEAVE = (
 )
 _NO_MATRIX = Refusal("no matrix (norms, biases), and LoRA holds matrices only", _LEAVE)
 _LOOSE = Refusal("neither a linear layer's weight nor the token embedding", _LEAVE)
-# What peft does there: of one side it changes that side until it is merged, and both then; of both
-# sides, with ensure_weight_tying or without, merging adds the change twice.
+# An adapter of one side changes that side alone until peft merges it, and both then; of an adapter
+# of both sides, with ensure_weight_tying or without, merging adds the change twice.
 _TIED = Refusal(
     "embedding and head in one, of which an adapter changes one side, or when merged both twice",
     _LEAVE,
@@ -124,11 +124,11 @@ class LoraLayers:
             match[1] for match in map(_EXPERTS_IN.match, base.entries) if match is not None
         }
 
-        found = [match[1] for match in map(_VISION_IN.match, base.entries) if match is not None]
-        self._vision = {f"{stem}encoder.layer." for stem in found}
+        stems = [match[1] for match in map(_VISION_IN.match, base.entries) if match is not None]
+        self._vision = {f"{stem}encoder.layer." for stem in stems}
 
     def find(self, name: str) -> LoraLayer | Refusal:
-        """The layer a tensor is the weight of, or why there is none."""
+        """The layer whose weight a tensor is, or why there is none."""
         entry, kind = self._base.entry(name), kind_of(name)
         if self._moe and (kind == "mlp" or any(name.startswith(stem) for stem in self._moe)):
             return _EXPERTS
@@ -151,18 +151,18 @@ class LoraLayers:
         return LoraLayer(name, self.module_of(name), flipped, embedding)
 
     def module_of(self, name: str) -> str:
-        """What the layer of a tensor is called in memory."""
+        """The name in memory of a tensor's layer."""
         prefix = "" if kind_of(name) == "head" else self._prefix
         return prefix + name.rpartition(".")[0]
 
     def targets(self, layers: Collection[LoraLayer]) -> list[str] | str:
-        """What peft is to adapt; see :func:`target_modules`."""
+        """The ``target_modules`` of peft's config; see :func:`target_modules`."""
         every = [self.module_of(name) for name in self._base.entries]
         return target_modules([layer.module for layer in layers], every)
 
 
 def _prefix(base: Checkpoint) -> str:
-    """What transformers puts before the names of a checkpoint that was saved without its head."""
+    """The prefix in memory of the names of a checkpoint that was saved without its head."""
     if base.text_config is not base.config:
         raise UnsupportedCheckpointError(
             f"{base.source.name}: a model of several parts (text and others), whose layers have"
@@ -193,14 +193,14 @@ class Content:
     """A change that is to become an adapter.
 
     Attributes:
-        label: What it is called in messages.
+        label: Its name in messages.
         chosen: The tensors that may change.
-        outline: What is known of a tensor's change before it is worked out; None where there is
-            none. For a tensor that is not chosen, what the adapter leaves out.
+        outline: A tensor's change before it is computed; None where there is none. For a tensor
+            that is not chosen, the change that the adapter leaves out.
         change: A chosen tensor's change as the adapter is to have it, with facts for the record;
-            None where nothing is left of it.
+            None where it is zero.
         rule: How many factors to keep of it; None for all there are.
-        factored: Whether changes come as factors, whatever they are worked out from.
+        factored: Whether changes come as factors, whatever they are computed from.
         seed: Of the randomised SVD.
     """
 
@@ -215,14 +215,14 @@ class Content:
 
 @dataclass
 class Sorted:
-    """What goes into an adapter, what does not, and whether the base's weights are needed.
+    """A change's tensors: those in the adapter, the others, and whether the base is needed.
 
     Attributes:
         places: The base's layers.
         layers: Those that change, in the base's order.
         left_out: Tensors that the change would change and the adapter does not.
-        unchanged: Chosen tensors that turned out not to change.
-        reads_base: Whether a change is told by the weights it leads to.
+        unchanged: Chosen tensors whose change is zero.
+        reads_base: Whether a change is given as changed weights, so that the base's are needed.
     """
 
     places: LoraLayers
@@ -233,29 +233,29 @@ class Sorted:
 
 
 def sort_tensors(base: Checkpoint, content: Content) -> Sorted:
-    """Tell apart what a LoRA holds, what is left out and what does not change.
+    """Sort tensors into those a LoRA holds, those left out and those that do not change.
 
     Raises:
-        VectorError: Some changes are nothing that a LoRA holds; it names the first of each kind.
+        VectorError: A LoRA cannot hold some changes; it names the first of each kind.
     """
-    found = Sorted(LoraLayers(base))
+    result = Sorted(LoraLayers(base))
     refused: dict[Refusal, list[str]] = {}
     for name in base.entries:
         delta = content.outline(name)
         if delta is None:
             continue
         if name not in content.chosen:
-            found.left_out.append(name)
+            result.left_out.append(name)
             continue
-        place = found.places.find(name)
+        place = result.places.find(name)
         as_it_is = content.rule is None and not content.factored
         if isinstance(place, LoraLayer) and as_it_is and not is_factored(delta):
             place = _DENSE
         if isinstance(place, LoraLayer) and base.entry(name).numel:
-            found.layers.append(place)
-            found.reads_base = found.reads_base or _needs_base(delta)
+            result.layers.append(place)
+            result.reads_base = result.reads_base or _needs_base(delta)
         elif isinstance(place, LoraLayer) or _is_zero(base, name, delta):
-            found.unchanged.append(name)
+            result.unchanged.append(name)
         else:
             refused.setdefault(place, []).append(name)
     if refused:
@@ -265,23 +265,23 @@ def sort_tensors(base: Checkpoint, content: Content) -> Sorted:
         ]
         remedies = dict.fromkeys(why.remedy for why in refused)
         raise VectorError(f"{content.label}: {'; '.join(kinds)}", " ".join(remedies))
-    return found
+    return result
 
 
 def factored(
     base: Checkpoint, content: Content, layer: LoraLayer, device: torch.device | str
 ) -> tuple[Truncation, Mapping[str, Any]] | None:
-    """The factors of one layer's change that are kept, oriented as the layer computes, and facts.
+    """The kept factors of one layer's change, oriented (out, in), and facts for the record.
 
     Returns:
-        None where the change is none.
+        None where the change is zero.
     """
     worked = content.change(layer.name)
     if worked is None:
         return None
     delta, facts = worked
     rows, columns = base.entry(layer.name).shape
-    found = delta.truncated(
+    truncation = delta.truncated(
         _base_rows(base, layer.name, delta),
         (rows, columns),
         content.rule or Rank(min(rows, columns)),
@@ -289,19 +289,21 @@ def factored(
         device=device,
         seed=content.seed,
     )
-    # Beyond the rank that a change has, and where its terms cancel, there is but rounding.
-    s = found.factors.S
+    # Beyond the change's rank, and where its terms cancel, there is only rounding error.
+    s = truncation.factors.S
     largest = max(float(s[0]), _largest(delta))
     rank = int((s > largest * torch.finfo(torch.float32).eps).sum())
-    return (replace(found, factors=found.factors.truncated(rank)), facts) if rank else None
+    if not rank:
+        return None
+    return replace(truncation, factors=truncation.factors.truncated(rank)), facts
 
 
 def _largest(delta: SumDelta) -> float:
-    """Norm of the largest of several factored terms; 0 for other changes."""
+    """Norm of the largest of two or more factored terms; 0 for other changes."""
     if len(delta.terms) < 2:
         return 0.0
     norms = [
-        abs(factor) * _norm(each) for factor, each in delta.terms if isinstance(each, FactorDelta)
+        abs(factor) * _norm(term) for factor, term in delta.terms if isinstance(term, FactorDelta)
     ]
     return max(norms, default=0.0)
 
@@ -314,11 +316,11 @@ def _norm(delta: FactorDelta) -> float:
 
 def is_factored(delta: SumDelta) -> bool:
     """Whether a change is a sum of factors alone."""
-    return all(isinstance(each, FactorDelta) for _, each in delta.terms)
+    return all(isinstance(term, FactorDelta) for _, term in delta.terms)
 
 
 def _needs_base(delta: SumDelta) -> bool:
-    """Whether a change is told by the weights it leads to."""
+    """Whether a change is given as the changed weights."""
     return delta.relative
 
 
@@ -329,7 +331,7 @@ def _base_rows(base: Checkpoint, name: str, delta: SumDelta) -> Callable[[int, i
 
 
 def _is_zero(base: Checkpoint, name: str, delta: SumDelta) -> bool:
-    """Whether a change is none; reads up to the first number that is not zero."""
+    """Whether a change is zero; reads up to the first nonzero number."""
     entry, rows = base.entry(name), _base_rows(base, name, delta)
     dtype = compute_dtype(torch_dtype(entry.dtype))
     for start, stop in entry.blocks():

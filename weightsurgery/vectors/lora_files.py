@@ -1,4 +1,4 @@
-"""The two files of a PEFT LoRA adapter: what writing them takes, and writing them whole."""
+"""The two files of a PEFT LoRA adapter: a plan of their size, and writing them all or nothing."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ def halves(name: str, factors: LowRank, dtype: str) -> tuple[torch.Tensor, torch
 def adapter_config(
     base: Checkpoint, layers: LoraLayers, ranks: Mapping[LoraLayer, int]
 ) -> dict[str, Any]:
-    """What ``adapter_config.json`` says.
+    """The content of ``adapter_config.json``.
 
-    ``r`` is the largest rank. Layers of a lower one stand in the patterns, and in both of them, so
-    that everybody's scaling is 1: alpha over rank by the patterns, alpha over ``r`` without.
+    ``r`` is the largest rank. Layers of a lower one are listed in both patterns, so that every
+    scaling is 1: alpha over rank by the patterns, alpha over ``r`` without.
 
     Args:
         base: The base; by its path if it is a directory, which need not be the current one's.
@@ -174,16 +174,16 @@ _WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """What writing an adapter would do.
+    """The cost and effect of writing an adapter.
 
     Attributes:
-        edit: What is written: the name of an edit, or ``export``.
-        edited: Tensors that may change, with the most factors each can get.
+        edit: The name of an edit, or ``export``.
+        edited: Tensors that may change, with the largest rank each can get.
         left_out: Tensors that the change would change and the adapter does not.
         read_bytes: Bytes of weights, vectors and statistics to be read.
         write_bytes: Size of the adapter's weights.
-        exact: Whether that is its size; if not, it is at most so large, as ranks are found on the
-            way.
+        exact: Whether that is its exact size; if not, it is an upper bound, as ranks are chosen
+            during the SVD.
         memory_bytes: Estimate of the working memory at its peak, without the interpreter.
         free_bytes: Free space where the output goes.
     """
@@ -217,7 +217,7 @@ def plan_adapter(
     edit: str,
     base: Checkpoint,
     content: Content,
-    found: Sorted,
+    sorted_tensors: Sorted,
     out: str | os.PathLike[str],
     inputs: Iterable[Path],
     *,
@@ -228,21 +228,21 @@ def plan_adapter(
     beside: Mapping[str, tuple[int, int]] | None = None,
     most: int | None = None,
 ) -> AdapterPlan:
-    """Work out what writing an adapter takes; changes that are factors are factored to tell.
+    """Plan the writing of an adapter; changes given as factors are recompressed for their rank.
 
     Args:
-        edit: Its name.
+        edit: The edit's name.
         base: The base.
         content: The change.
-        found: Its tensors, sorted.
+        sorted_tensors: Its tensors, sorted by :func:`~weightsurgery.vectors.lora.sort_tensors`.
         out: Where it would go.
         inputs: Files that are read.
-        vectors: All that are read.
+        vectors: All vectors that are read.
         dtype: Of the factors.
         overwrite: Replace an existing output of this tool.
         workers: Matrices that are worked on at a time.
         beside: Bytes of statistics that are read for a tensor, and the memory they take.
-        most: The most factors that the content has of any matrix, where it tells.
+        most: The largest rank of any of the content's matrices, where known.
 
     Raises:
         OutputError: The output may not be written here.
@@ -251,7 +251,7 @@ def plan_adapter(
     with output_errors(target):
         folders = sorted({base.path, *(path.parent for path in inputs)})
         check_target(target, folders, overwrite)
-    ranks = {layer: _rank(base, content, layer, most) for layer in found.layers}
+    ranks = {layer: _rank(base, content, layer, most) for layer in sorted_tensors.layers}
     held = {layer: rank for layer, (rank, _) in ranks.items() if rank}
     tensors = []
     for layer, rank in held.items():
@@ -278,7 +278,7 @@ def plan_adapter(
     return AdapterPlan(
         edit,
         {layer.name: rank for layer, rank in held.items()},
-        tuple(found.left_out),
+        tuple(sorted_tensors.left_out),
         read_bytes=read,
         write_bytes=written,
         exact=all(exact for _, exact in ranks.values()),
@@ -290,7 +290,7 @@ def plan_adapter(
 def _rank(
     base: Checkpoint, content: Content, layer: LoraLayer, most: int | None
 ) -> tuple[int, bool]:
-    """How many factors a layer gets, and whether it is no fewer."""
+    """The rank of a layer's factors, and whether it is exact rather than an upper bound."""
     delta = content.outline(layer.name)
     short = min(base.entry(layer.name).shape)
     if delta is None:

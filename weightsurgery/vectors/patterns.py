@@ -1,4 +1,4 @@
-"""Patterns of a stranger's adapter, matched in bounded time.
+"""Patterns in an adapter's config, matched in bounded time.
 
 peft reads the keys of ``alpha_pattern`` and ``rank_pattern`` as regular expressions over module
 names. Python's own matcher tries one way after another, which for some patterns never ends; here
@@ -27,7 +27,7 @@ _Places = frozenset[int]
 
 
 class ModulePattern:
-    """What peft matches against the end of a module's name, from its beginning or after a dot.
+    """A pattern that peft matches against the end of a module's name, from the start or a dot on.
 
     Args:
         text: The pattern.
@@ -58,10 +58,10 @@ class ModulePattern:
         self._tree = tree
 
     def matches(self, module: str) -> bool:
-        """Whether peft would take it for a module.
+        """Whether the pattern matches a module's name, as peft does.
 
         Raises:
-            VectorError: To find out costs too much.
+            VectorError: Matching costs too much.
         """
         if self._literal is not None:
             if module == self._literal:
@@ -81,7 +81,7 @@ class ModulePattern:
         )
 
     def _ends(self, nodes: Iterable[tuple[Any, Any]], places: _Places, name: str) -> _Places:
-        """Where a sequence may end that begins at one of these places."""
+        """The places where a sequence may end that begins at one of these places."""
         for kind, what in nodes:
             self._left -= 1 + len(places)
             if self._left < 0:
@@ -104,7 +104,7 @@ class ModulePattern:
             return self._ends(inside, places, name)
         if kind is _constants.BRANCH:
             none: _Places = frozenset()
-            return none.union(*(self._ends(each, places, name) for each in what[1]))
+            return none.union(*(self._ends(branch, places, name) for branch in what[1]))
         if kind in (_constants.MAX_REPEAT, _constants.MIN_REPEAT):
             least, most, item = what
             return self._repeated(least, most, item, places, name)
@@ -115,14 +115,14 @@ class ModulePattern:
             before, places = places, self._ends(item, places, name)
             if places == before:  # more of the same
                 break
-        found, new = set(places), places
+        ends, new = set(places), places
         for _ in range(min(int(most) - least, len(name) + 1)):
-            new = self._ends(item, new, name) - found
+            new = self._ends(item, new, name) - ends
             if not new:
                 break
-            found |= new
-        self._left -= len(found)
-        return frozenset(found)
+            ends |= new
+        self._left -= len(ends)
+        return frozenset(ends)
 
     def _one(self, kind: Any, what: Any, letter: str) -> bool:
         if kind is _constants.ANY:
@@ -155,7 +155,7 @@ class ModulePattern:
 
 
 def _items(what: Any) -> Iterator[tuple[Any, Any]]:
-    return (each for each in what if each[0] is not _constants.NEGATE)
+    return (item for item in what if item[0] is not _constants.NEGATE)
 
 
 _CATEGORIES = {

@@ -2,8 +2,8 @@
 
 A dense change of ``NAME`` is stored under ``NAME``; factors under ``NAME::U`` ``(m, k)``,
 ``NAME::S`` ``(k,)`` and ``NAME::V`` ``(n, k)``, oriented as the tensor is stored. Tensors that
-are not listed do not change. ``weightsurgery.json`` beside them says what the vector was taken
-from, and holds a few samples of its base to recognise that base by.
+are not listed do not change. ``weightsurgery.json`` beside them names the origin of the vector, and
+holds a few samples of its base to recognise that base by.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SavedChange:
 
     Attributes:
         fitted: How it fits the base.
-        now: What the base calls the tensors that it changes, by their names in the vector.
+        base_names: The base's names of the tensors that it changes, by their names in the vector.
 
     Raises:
         MismatchError: The vector changes tensors that the base does not have in this shape.
@@ -84,7 +84,7 @@ class SavedChange:
         self._factors: dict[str, str] = {}  # by the base's name: the name in the vector
         dense = {}
         for name, place in match.places.items():
-            if not any(self._is_factored[each] for each in place.names):
+            if not any(self._is_factored[stored] for stored in place.names):
                 dense[name] = place
             elif len(place.blocks) == 1 and place.blocks[0].run is not None:
                 self._factors[name] = place.names[0]
@@ -96,8 +96,8 @@ class SavedChange:
                     f" {base.source.name} it is {list(base.entry(name).shape)}",
                     "Use the base it was taken from.",
                 )
-        # What tensors of the base it was taken from are in this one.
-        self.now = {
+        # From the tensors of the base it was taken from to those of this one.
+        self.base_names = {
             place.names[0]: name
             for name, place in match.places.items()
             if len(place.names) == 1 and place.shape == shapes[place.names[0]]
@@ -106,7 +106,7 @@ class SavedChange:
         if not match.as_it_is:
             self._dense = Restated(self._weights, replace(match, places=dense, rest=()))
         self._names = {n: None for n in match.places if n in self._factors or n in dense}
-        used = {each for name in self._names for each in match.places[name].names}
+        used = {stored for name in self._names for stored in match.places[name].names}
         lost = [name for name in shapes if name not in used]
         self.fitted = Fitted(
             self.label, len(used), len(shapes), self._share(lost), names=match.facts()
@@ -135,7 +135,7 @@ class SavedChange:
         return u.shape[0], v.shape[0]
 
     def _share(self, lost: Sequence[str]) -> float:
-        """The share of the squared norm that is not in some of the tensors."""
+        """The share of the squared norm outside the lost tensors."""
         if not lost:
             return 1.0
         whole = {name: self._energy(name) for name in self._is_factored}
@@ -184,18 +184,18 @@ class SavedChange:
 class VectorWriter:
     """Writes a task vector tensor by tensor, in shards of bounded size, all or nothing.
 
-    Use as a context manager: an exception removes everything, :meth:`commit` makes it whole. What
-    is in a place of the caller's stays after an error that is none of ours.
+    Use as a context manager: an exception removes everything, :meth:`commit` makes it whole. In a
+    staging of the caller's, files stay after an error that is none of ours.
 
     Args:
         target: Directory to be written.
         inputs: Directories that are read.
         overwrite: Replace an existing output.
         shard_bytes: Size from which on a shard is closed; what is held in memory.
-        stem: What the names of shards and index begin with.
-        staging: Where to write, if the caller holds the place beside the target already.
-        identity: Digest of what decides the vector. A killed extraction is begun again; killed
-            after the vector had got its name, the same one finds it whole.
+        stem: Prefix of the names of shards and index.
+        staging: Where to write, if the caller has a staging for the target already.
+        identity: Digest of the vector's inputs and settings. A killed extraction starts again; one
+            that was killed after the final rename finds the vector whole.
 
     Attributes:
         complete: Such a vector is there, and nothing is to be written.

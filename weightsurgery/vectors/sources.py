@@ -1,4 +1,4 @@
-"""Opens whatever a user calls a vector, told apart by what is in it."""
+"""Opening of vectors and data sets by name; the content decides which kind it is."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def is_data(name: str) -> bool:
     path = os.path.expanduser(plain)
     if os.path.isdir(path):
         markers = ("state.json", "dataset_dict.json")
-        return bool(part) or any(os.path.isfile(os.path.join(path, each)) for each in markers)
+        return bool(part) or any(os.path.isfile(os.path.join(path, marker)) for marker in markers)
     if plain.lower().removesuffix(".gz").endswith(_DATA):
         return True
     hub = plain.startswith(("datasets/", "hf://datasets/")) or bool(part)
@@ -61,7 +61,7 @@ def is_data(name: str) -> bool:
 
 
 def classify(name: str, opener: Opener = Checkpoint.open) -> str:
-    """What a user named as something to forget, learn or keep.
+    """The kind of a source to forget, learn or keep.
 
     Args:
         name: A directory, ``org/name[@revision]`` or a file, without a scale.
@@ -174,7 +174,7 @@ def _is_remote_model(name: str) -> bool:
     repository = look_up(name) if is_hub_name(name) else None
     if repository is None:
         return False
-    if any(each.rpartition("/")[2] == "adapter_config.json" for each in repository.files):
+    if any(file.rpartition("/")[2] == "adapter_config.json" for file in repository.files):
         return False
     if RECORD_NAME not in repository.files:
         return True
@@ -189,7 +189,7 @@ def open_vector(
     opener: Opener = Checkpoint.open,
     partial: bool = False,
 ) -> TaskVector:
-    """The sum of several vectors, each optionally scaled: ``["a", "b:0.5"]``.
+    """The sum of vectors, each optionally scaled: ``["a", "b:0.5"]``.
 
     Args:
         base: The base, of which they are changes; it stays open as long as the vector is used.
@@ -200,7 +200,7 @@ def open_vector(
         partial: See :func:`open_change`.
 
     Returns:
-        The vector, of which nothing is read yet. It adds, subtracts and takes factors.
+        The vector, read lazily. It adds, subtracts and takes factors.
 
     Raises:
         WeightSurgeryError: See :func:`open_change`; or a factor that is no number.
@@ -208,8 +208,8 @@ def open_vector(
     Example::
 
         with Checkpoint.open("base") as base:
-            vector = open_vector(base, ["tuned", "other:0.5"])
-            vector.at("model.layers.0.mlp.up_proj.weight")  # a Delta, read when it is asked for
+            vector = open_vector(base, ["finetuned", "other:0.5"])
+            vector.at("model.layers.0.mlp.up_proj.weight")  # a Delta, which is read lazily
     """
     terms = []
     for text in names:
@@ -220,7 +220,7 @@ def open_vector(
 
 @dataclass(frozen=True)
 class Keep:
-    """What is to be kept, by how it is told.
+    """What an edit keeps: task vectors and activation statistics.
 
     Attributes:
         vectors: Tasks, as changes of the base.
@@ -239,7 +239,7 @@ def open_keep(
     opener: Opener = Checkpoint.open,
     partial: bool = False,
 ) -> Keep:
-    """Open each thing to keep as what it is; a scale weights the tokens of statistics.
+    """Open each name as a vector or as statistics; a scale weights the tokens of statistics.
 
     Args:
         base: The base.
@@ -260,8 +260,8 @@ def open_keep(
     for text in names:
         name, factor = split_scale(text)
         if classify(name, opener) == "statistics":
-            found = Statistics.open(name)
-            inputs.append(found if factor == 1 else WeightedStatistics(found, factor))
+            statistics = Statistics.open(name)
+            inputs.append(statistics if factor == 1 else WeightedStatistics(statistics, factor))
         else:
             vectors.append(open_vector(base, [text], vocab, missing, opener, partial))
     return Keep(tuple(vectors), tuple(inputs))

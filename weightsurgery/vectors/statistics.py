@@ -1,10 +1,10 @@
-"""Activation statistics: what a model's linear layers are given on some data, as ``C = Σ x xᵀ``.
+"""Activation statistics: second moments ``C = Σ x xᵀ`` of the inputs of a model's linear layers.
 
-A layer that reads inputs ``x`` of width ``n`` is described by the float32 ``(n, n)`` matrix ``C``,
-summed over tokens. Layers that read the very same input (queries, keys and values; gate and up)
-share one matrix, stored under the first one's name. ``weightsurgery.json`` beside the shards maps
-each tensor to its matrix under ``tensors``, counts tokens, names model and data, and holds a few
-samples of the model to recognise it by, as a saved vector does.
+A layer with inputs ``x`` of width ``n`` is described by the float32 ``(n, n)`` matrix ``C``, summed
+over tokens. Layers that share one input (queries, keys and values; gate and up) share one matrix,
+stored under the first one's name. ``weightsurgery.json`` beside the shards maps each tensor to its
+matrix under ``tensors``, counts tokens, names model and data, and holds a few samples of the model
+to recognise it by, as a saved vector does.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KIND = "activation-statistics"
 
 
 class InputStatistics(Protocol):
-    """Where activation statistics come from.
+    """A source of activation statistics.
 
     Attributes:
         label: Name for messages and reports.
@@ -71,7 +71,7 @@ def is_statistics(directory: Path) -> bool:
 
 
 class Statistics:
-    """Saved activation statistics. Opening reads headers alone, matrices are read when asked for.
+    """Saved activation statistics: opening reads headers alone, matrices are read lazily.
 
     Args:
         source: Where they are.
@@ -133,7 +133,7 @@ class Statistics:
             "kind": KIND,
             "name": self.source.name,
             "revision": self.source.revision,
-            # The record too: it says which matrix is whose.
+            # The record too: it maps tensors to matrices.
             "paths": [*self._weights.files_read(), self.source.path / RECORD_NAME],
         }
 
@@ -170,10 +170,10 @@ class MappedStatistics:
 
 @dataclass(frozen=True)
 class WeightedStatistics:
-    """``weight · C``: as if every token had been seen ``weight`` times.
+    """``weight · C``: as if every token counted ``weight`` times.
 
     Attributes:
-        statistics: What is weighted.
+        statistics: The statistics to weight.
         weight: Positive and finite; a negative one would make keep inputs count as forget inputs.
 
     Raises:
@@ -210,7 +210,7 @@ class WeightedStatistics:
 
 
 def total_gram(statistics: Sequence[InputStatistics], name: str, width: int) -> torch.Tensor:
-    """``Σ C`` of one tensor over several statistics.
+    """``Σ C`` of one tensor over all statistics.
 
     Args:
         statistics: At least one; each must have the tensor.
@@ -225,16 +225,16 @@ def total_gram(statistics: Sequence[InputStatistics], name: str, width: int) -> 
         NonFiniteError: NaN or infinity in the sum.
     """
     total = torch.zeros(width, width, dtype=torch.float64)
-    for each in statistics:
-        check_width(each, name, width)
-        gram = each.for_tensor(name)
+    for source in statistics:
+        check_width(source, name, width)
+        gram = source.for_tensor(name)
         assert gram is not None
         total += gram.to("cpu")
         del gram
     if not bool(torch.isfinite(total).all()):
         raise NonFiniteError(
             f"tensor {name!r}: NaN or infinity in the activation statistics"
-            f" ({', '.join(each.label for each in statistics)})",
+            f" ({', '.join(source.label for source in statistics)})",
             "Gather them again, in float32 if the model overflows.",
         )
     return total
@@ -244,19 +244,19 @@ def check_width(statistics: InputStatistics, name: str, width: int) -> None:
     """Refuse statistics that cannot protect a tensor.
 
     Raises:
-        MismatchError: They do not have it, or with inputs of another width.
+        MismatchError: They lack it, or have it with another input width.
     """
-    found = statistics.width(name)
-    if found == width:
+    actual = statistics.width(name)
+    if actual == width:
         return
-    if found is None:
+    if actual is None:
         raise MismatchError(
             f"{statistics.label}: no activation statistics of tensor {name!r}",
             "Gather them on this model with 'ws identify --mode activations', or leave the tensor"
             f" as it is with --exclude '{name}'.",
         )
     raise MismatchError(
-        f"{statistics.label}: inputs of tensor {name!r} have width {found}; here it is {width}",
+        f"{statistics.label}: inputs of tensor {name!r} have width {actual}; here it is {width}",
         "Gather the statistics on this model with 'ws identify --mode activations'.",
     )
 

@@ -1,7 +1,7 @@
 """Task vectors: linear combinations of changes to one base, read tensor by tensor.
 
-A :class:`Change` is where a change comes from (a fine-tuned checkpoint, a saved vector, an
-adapter); a :class:`TaskVector` is a weighted sum of them (Ilharco et al. 2023, arXiv 2212.04089).
+A :class:`Change` is one source (a fine-tuned checkpoint, a saved vector, an adapter); a
+:class:`TaskVector` is a weighted sum of them (Ilharco et al. 2023, arXiv 2212.04089).
 Neither holds weights: ``at(name)`` opens one tensor's :class:`~weightsurgery.vectors.deltas.Delta`,
 and that hands out rows.
 """
@@ -22,7 +22,7 @@ __all__ = ["Change", "MappedChange", "TaskVector"]
 
 
 class Change(Protocol):
-    """Where a change to a base comes from.
+    """A change of a base, from any source.
 
     Attributes:
         label: Name for messages and reports.
@@ -62,7 +62,7 @@ class MappedChange:
         return DenseDelta(lambda start, stop: dense[start:stop].clone())
 
     def provenance(self) -> Mapping[str, Any]:
-        """See :class:`Change`; with a digest of the content, which has no file to be told by."""
+        """See :class:`Change`; with a digest of the content, as there is no file."""
         digest = hashlib.sha256()
         for name, delta in sorted(self.deltas.items()):
             parts = (delta.U, delta.S, delta.V) if isinstance(delta, LowRank) else (delta,)
@@ -115,16 +115,16 @@ class TaskVector:
         return tuple((factor, _identity(change)) for factor, change in self.terms)
 
     def notes(self) -> list[str]:
-        """What was done so that the terms fit the base, and what of them is left out, in lines."""
-        found: list[str] = []
+        """How the terms were fitted to the base and what of them is left out, a line each."""
+        lines: list[str] = []
         for _, change in self.terms:
             fitted = getattr(change, "fitted", None)
-            found += [] if fitted is None else fitted.notes()
-            found += getattr(change, "notes", ())
-        return found
+            lines += [] if fitted is None else fitted.notes()
+            lines += getattr(change, "notes", ())
+        return lines
 
     def close(self) -> None:
-        """Close what the terms hold open; what is in flight over the network is given up."""
+        """Close the terms' files and cancel requests in flight."""
         for _, change in self.terms:
             close = getattr(change, "close", None)
             if close is not None:
@@ -132,8 +132,8 @@ class TaskVector:
 
     def at(self, name: str) -> SumDelta | None:
         """One tensor's change; None where no term changes it."""
-        found = [(factor, change.at(name)) for factor, change in self.terms if factor != 0]
-        deltas = tuple((factor, delta) for factor, delta in found if delta is not None)
+        terms = [(factor, change.at(name)) for factor, change in self.terms if factor != 0]
+        deltas = tuple((factor, delta) for factor, delta in terms if delta is not None)
         return SumDelta(deltas, name, self.label) if deltas else None
 
 
