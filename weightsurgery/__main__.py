@@ -1,4 +1,4 @@
-"""``python -m weightsurgery`` is ``ws``, which begins here too."""
+"""``python -m weightsurgery``, the entry point of ``ws`` too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run ``ws``; Ctrl-C is heeded from the first import to the interpreter's own end."""
+    """Run ``ws``; Ctrl-C is handled from the first import to the interpreter's end."""
     try:
         from weightsurgery.cli.main import main as run
 

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 else:
 
     class _Deferred:
-        """Stands for a module until a name of it is asked for."""
+        """Stands for a module until an attribute of it is read."""
 
         def __init__(self, name: str) -> None:
             self._name = name
 
         def __getattr__(self, name: str) -> Any:
-            found = getattr(import_module(self._name), name)
-            setattr(self, name, found)  # the next time it is an attribute like any other
-            return found
+            attribute = getattr(import_module(self._name), name)
+            setattr(self, name, attribute)  # the next time it is an attribute like any other
+            return attribute
 
     numpy = _Deferred("numpy")
     torch = _Deferred("torch")
@@ -42,14 +42,14 @@ def need(
     instead: str = "",
     kind: type[WeightSurgeryError] = WeightSurgeryError,
 ) -> None:
-    """Refuse to begin what a library is missing for.
+    """Check that libraries are installed.
 
     Args:
-        what: Needs them, as in ``"identify trains the model"``.
-        libraries: As they are imported.
-        extra: Of this package, which installs them.
-        instead: What may be done without them, as in ``"save the data as JSONL"``.
-        kind: What is raised.
+        what: What needs them, as in ``"identify trains the model"``.
+        libraries: Their names on import.
+        extra: The extra of this package that installs them.
+        instead: The alternative without them, as in ``"save the data as JSONL"``.
+        kind: The class of the error.
 
     Raises:
         WeightSurgeryError: One is not installed.

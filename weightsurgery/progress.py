@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""The callback by which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from collections.abc import Callable
 __all__ = ["Progress"]
 
 Progress = Callable[[str, int, int], None]
-"""Called as ``progress(text, done, total)``: what goes on, and how much of it is done."""
+"""Called as ``progress(text, done, total)``: the stage, and how much of it is done."""

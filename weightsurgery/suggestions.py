@@ -1,4 +1,4 @@
-"""What a mistyped name may have meant."""
+"""Suggestions for mistyped names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ __all__ = ["near_path", "one_of"]
 
 
 def one_of(given: str, known: Iterable[str], more: str = "") -> str:
-    """The remedy where a name is none of those known: the nearest as a question, then all.
+    """The remedy for an unknown name: the nearest known one as a question, then all.
 
     Args:
         given: The name.
-        known: What there is.
-        more: What else to say, after the names.
+        known: The known names.
+        more: A remark after the names.
     """
     names = list(known)
     near = get_close_matches(given.lower().replace("_", "-"), names, 1) or get_close_matches(
         given, names, 1
     )
-    asked = f"Did you mean {near[0]!r}? " if near else ""
-    return f"{asked}Choose one of: {', '.join(names)}{more}."
+    question = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{question}Choose one of: {', '.join(names)}{more}."
 
 
 def near_path(given: str) -> str:
-    """What a path that is none may have meant: a question, with a space after it; or nothing.
+    """A near path for one that does not exist: a question, with a space after it; or nothing.
 
     Args:
         given: The path, as it was typed.

@@ -1,7 +1,7 @@
-"""Keep by activations: take a change back where the inputs to keep would feel it.
+"""Keep by activations: damp a change along the inputs to keep.
 
-``C = Σ x xᵀ`` sums up what a linear layer of input width ``n`` is given on the data to keep, and
-``ρ = ε · tr(C) / n`` is a ridge. The change that is kept is
+``C = Σ x xᵀ`` is summed over the inputs of a linear layer of width ``n`` on the data to keep, and
+``ρ = ε · tr(C) / n`` is a ridge. The damped change is
 
     ``T' = T M``,   ``M = ρ (C + ρ I)⁻¹``,
 
@@ -36,13 +36,12 @@ _SOLVE_ERROR = 1e-8
 
 @dataclass(frozen=True)
 class InputSpace:
-    """What a layer's inputs span, decomposed once for any number of ridges and changes.
+    """The span of a layer's inputs, decomposed once for any number of ridges and changes.
 
     Attributes:
         Q: Eigenvectors of ``C`` in columns, ``(n, n)``, float64.
         values: Eigenvalues, ``(n,)``, float64, ascending; zero up to ``floor``.
-        floor: Eigenvalues up to here cannot be told from the rounding of the float32 numbers
-            that ``C`` is made of.
+        floor: Eigenvalues up to here are within the rounding of the float32 numbers in ``C``.
     """
 
     Q: torch.Tensor
@@ -117,7 +116,7 @@ def keep_inputs(
     """``T M`` as factors, for one ridge: by Cholesky, several times cheaper than ``eigh``.
 
     Where the ridge is so small that solving would lose digits that float32 holds, or zero, the
-    eigenvectors are taken after all: with them, rounding in ``C`` is told from small inputs.
+    eigenvectors are taken after all: they separate rounding in ``C`` from small inputs.
 
     Args:
         task: ``T``, rank ``k``.
@@ -148,7 +147,7 @@ def keep_inputs(
 
 
 def outside(gram: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-    """``(I − P) C (I − P)`` with ``P = V Vᵀ``: the inputs less what is kept of them already.
+    """``(I − P) C (I − P)`` with ``P = V Vᵀ``: the inputs outside a span that is kept already.
 
     A change that vanishes on span ``V`` still does after the ridge of this matrix, exactly.
 
@@ -166,13 +165,13 @@ def outside(gram: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
 
 
 def response(task: LowRank, gram: torch.Tensor) -> float:
-    """``Σ ‖T x‖² = tr(T C Tᵀ)``: how strongly the inputs feel a change."""
+    """``Σ ‖T x‖² = tr(T C Tᵀ)``: the size of a change's outputs on the inputs."""
     right = task.V.to(gram.device, torch.float64) * task.S.to(gram.device, torch.float64)
     return max(0.0, float(((gram.double() @ right) * right).sum()))
 
 
 def work_bytes(width: int) -> int:
-    """What :func:`keep_inputs` and its float64 ``C`` hold at their peak (measured on a CPU)."""
+    """Peak memory of :func:`keep_inputs` with its float64 ``C`` (measured on a CPU)."""
     return 36 * width**2
 
 
@@ -183,8 +182,8 @@ def _by_cholesky(width: int, epsilon: float) -> bool:
 
 def _with_inputs(task: LowRank, right: torch.Tensor) -> LowRank:
     """``U diag(S) Rᵀ`` as an SVD again."""
-    found = recompress(task.U.double(), torch.diag(task.S.double()), right, task.rank)
-    return found.to(task.S.device, task.S.dtype)
+    factors = recompress(task.U.double(), torch.diag(task.S.double()), right, task.rank)
+    return factors.to(task.S.device, task.S.dtype)
 
 
 def _checked(gram: torch.Tensor, device: torch.device | str | None) -> torch.Tensor:
@@ -206,7 +205,7 @@ def _checked(gram: torch.Tensor, device: torch.device | str | None) -> torch.Ten
 
 
 def check_epsilon(epsilon: float) -> None:
-    """Refuse a ridge that makes no sense.
+    """Check a ridge.
 
     Raises:
         EditError: It is negative or not finite.
@@ -217,9 +216,9 @@ def check_epsilon(epsilon: float) -> None:
         )
 
 
-def _check_width(found: int, wanted: int) -> None:
-    if found != wanted:
+def _check_width(columns: int, width: int) -> None:
+    if columns != width:
         raise EditError(
-            f"activation statistics of width {wanted} for a change of {found} columns",
+            f"activation statistics of width {width} for a change of {columns} columns",
             "Gather them on the model that is edited.",
         )

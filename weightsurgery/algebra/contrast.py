@@ -1,6 +1,6 @@
-"""Directions of a layer's input space in which a task stands out from what is to be kept.
+"""Directions of a layer's input space in which a task's inputs stand out from those to keep.
 
-``C = Σ x xᵀ`` sums up what a linear layer of input width ``n`` is given on the task's texts,
+``C = Σ x xᵀ`` is summed over the inputs of a linear layer of width ``n`` on the task's texts,
 ``K = Σ x xᵀ`` on those to keep, both per input, and ``ρ = ε · median(diag K)`` is a ridge. The
 directions are the leading solutions of the generalised symmetric eigenproblem
 
@@ -27,7 +27,7 @@ from weightsurgery.errors import EditError, NonFiniteError
 __all__ = ["WORK_BYTES", "contrasting"]
 
 WORK_BYTES = 24
-"""What :func:`contrasting` holds beside ``C`` and ``K``, in bytes for each of the ``n²`` places."""
+"""Memory of :func:`contrasting` beside ``C`` and ``K``, in bytes for each of ``n²`` elements."""
 
 # Of the largest number on the diagonal: beyond float64's rounding in the Cholesky factor.
 _LEAST = 1e-10

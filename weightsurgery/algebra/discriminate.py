@@ -135,8 +135,8 @@ def _significant(task: LowRank) -> LowRank:
 
 
 def _block_diagonal(blocks: Sequence[torch.Tensor]) -> torch.Tensor:
-    found: torch.Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    return found
+    matrix: torch.Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return matrix
 
 
 def _right(task: LowRank, keep: KeepSpace) -> LowRank:
@@ -194,8 +194,8 @@ def _soft(task: LowRank, keep: KeepSpace, epsilon: float) -> LowRank:
     for vectors, values in keep.spectrum:
         ridge = epsilon * values.sum() / vectors.shape[0]
         taken += vectors @ ((values / (values + ridge))[:, None] * (vectors.T @ right))
-    found = recompress(task.U.double(), torch.diag(task.S.double()), right - taken, task.rank)
-    return found.to(task.S.device, task.S.dtype)
+    factors = recompress(task.U.double(), torch.diag(task.S.double()), right - taken, task.rank)
+    return factors.to(task.S.device, task.S.dtype)
 
 
 _HARD: Mapping[str, Callable[[LowRank, KeepSpace], LowRank]] = {
@@ -214,7 +214,7 @@ BASES = ("joint", "sum")
 def discriminate(
     task: LowRank, keep: KeepSpace, side: str = "right", epsilon: float = SOFT_EPSILON
 ) -> LowRank:
-    """Take away what a task shares with the tasks to keep; see the module's tables.
+    """Remove the directions a task shares with the tasks to keep; see the module's tables.
 
     Args:
         task: The task to forget (or to learn), rank ``k``.
@@ -248,7 +248,7 @@ def discriminate(
             f"keep directions of {keep.shape} for a task of {task.shape}",
             "All tasks must be changes of the same base.",
         )
-    if not any(each.rank for each in keep.tasks):
+    if not any(other.rank for other in keep.tasks):
         return task
     if side == "soft":
         check_epsilon(epsilon)

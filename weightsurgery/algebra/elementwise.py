@@ -115,7 +115,7 @@ def _with_numpy(
     """The same in NumPy, block by block; the sums in float64."""
     weights = _bits(base, dtype)
     given = [_bits(term.data, term.dtype) for term in terms]
-    if any(each.size != weights.size for each in given):
+    if any(buffer.size != weights.size for buffer in given):
         raise ValueError("buffers of different lengths")
     stored = None if out is None else _bits(out, dtype)
     stats = ChangeStats()
@@ -124,8 +124,8 @@ def _with_numpy(
             at = slice(start, min(start + _BLOCK, weights.size))
             w = _widen(weights[at])
             meant: NDArray[np.float32] | None = None
-            for term, each in zip(terms, given, strict=True):
-                d = _widen(each[at])
+            for term, buffer in zip(terms, given, strict=True):
+                d = _widen(buffer[at])
                 if term.relative:
                     d = d - w
                 d = np.float32(term.factor) * d
@@ -141,11 +141,11 @@ def _with_numpy(
 
 
 def _sums(w: NDArray[Any], d: NDArray[Any], r: NDArray[Any]) -> ChangeStats:
-    wide = [each.astype(np.float64) for each in (w, d, r, r - d)]
+    wide = [values.astype(np.float64) for values in (w, d, r, r - d)]
     pairs = ((0, 0), (1, 1), (2, 2), (3, 3), (0, 1))
     dots = [float(np.dot(wide[i], wide[j])) for i, j in pairs]
     wanted = d != 0
-    counts = (int(np.count_nonzero(each)) for each in (wanted, wanted & (r != 0)))
+    counts = (int(np.count_nonzero(mask)) for mask in (wanted, wanted & (r != 0)))
     return ChangeStats(dots[0], dots[1], dots[2], dots[3], dots[4], *counts)
 
 

@@ -1,4 +1,4 @@
-"""Several changes of one matrix made one: the regression mean.
+"""The regression mean, which fuses changes of one matrix into one.
 
 ``X_i`` are the inputs on which change ``T_i`` matters, ``C_i = Σ x xᵀ`` over them. The mean that
 answers each on its own inputs as nearly as one matrix can is, with a ridge ``ρ``,
@@ -35,7 +35,7 @@ __all__ = ["regression_mean"]
 def regression_mean(
     changes: Sequence[torch.Tensor], grams: Sequence[torch.Tensor], epsilon: float = 1e-3
 ) -> torch.Tensor:
-    """The regression mean of several changes of a matrix.
+    """The regression mean of changes of a matrix.
 
     Args:
         changes: ``T_i``, each ``(m, n)`` = (out, in), any floating dtype; at least one.
@@ -53,12 +53,12 @@ def regression_mean(
     """
     total = _checked(changes, grams, epsilon)
     first = changes[0]
-    wide = [each.to(total.device, torch.float64) for each in changes]
+    wide = [change.to(total.device, torch.float64) for change in changes]
     # Around the mean: float32 sums are exact in float64, so that equal changes come out to the bit.
     mean = torch.stack(wide).mean(0)
     pull = torch.zeros_like(mean)
-    for each, gram in zip(wide, grams, strict=True):
-        pull += (each - mean) @ gram.to(total.device, torch.float64)
+    for change, gram in zip(wide, grams, strict=True):
+        pull += (change - mean) @ gram.to(total.device, torch.float64)
     ridge = epsilon * float(total.diagonal().mean())
     if ridge > 0:
         ridged = total.clone()
@@ -68,8 +68,8 @@ def regression_mean(
             return (mean + torch.cholesky_solve(pull.T, factor).T).to(first.device, first.dtype)
     space = InputSpace.of(total)
     inverse = torch.where(space.values > 0, 1 / (space.values + ridge), 0.0)
-    found = mean + (pull @ space.Q * inverse) @ space.Q.T
-    return found.to(first.device, first.dtype)
+    fused = mean + (pull @ space.Q * inverse) @ space.Q.T
+    return fused.to(first.device, first.dtype)
 
 
 def _checked(

@@ -2,7 +2,7 @@
 
 Musco & Musco 2015 (arXiv 1504.05477), Algorithm 2, with three differences: as many iterations as
 the matrix needs, the products that extend the basis also yield the Rayleigh-Ritz values and
-residuals, and what lies in the cache is multiplied by the matrix and its transpose at once.
+residuals, and each panel is multiplied by the matrix and its transpose while it is in the cache.
 
 Blocks are kept as rows: ``(b, short)`` on the matrix's shorter side, ``(long, b)`` on the longer.
 """
@@ -35,7 +35,7 @@ _PANEL = 1 << 19
 
 @dataclass(frozen=True)
 class Leading:
-    """What the iteration found.
+    """Leading factors with their accuracy.
 
     Attributes:
         factors: Float32, on the matrix's device.
@@ -66,8 +66,8 @@ def leading(
         total: Its squared Frobenius norm, positive.
         seed: Seed of the random start block, which is made on the CPU for all devices.
         tolerance: Fraction of the captured energy that may be missed, by estimate.
-        enough: Energy at which to stop counting. Where ``k`` factors cannot hold it, the search is
-            given up early, with what there is.
+        enough: Energy that suffices. Where ``k`` factors cannot hold it, the iteration stops early
+            and returns what it has.
 
     Returns:
         None where the basis would grow to three quarters of the matrix.
@@ -162,9 +162,9 @@ class _Steps:
         for start in range(0, self.long, self._panel):
             part = self.rows[start : start + self._panel]
             # Which operand is transposed makes a quarter of the time; so measured.
-            turned = part @ block.T if self.tall else (block @ part.T).T
-            product.addmm_(turned.T, part)
-            image[start : start + self._panel] = turned
+            panel_image = part @ block.T if self.tall else (block @ part.T).T
+            product.addmm_(panel_image.T, part)
+            image[start : start + self._panel] = panel_image
         return image, product
 
     def _outside(self, block: torch.Tensor) -> torch.Tensor:
@@ -206,8 +206,8 @@ def _gram(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _orthonormal(rows: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = torch.linalg.qr(rows.T).Q.T.contiguous()
-    return found
+    basis: torch.Tensor = torch.linalg.qr(rows.T).Q.T.contiguous()
+    return basis
 
 
 def _short_of(ritz: _Ritz, total: float, steps: _Steps) -> torch.Tensor:

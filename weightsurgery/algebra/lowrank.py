@@ -149,16 +149,16 @@ def orth(columns: torch.Tensor, tolerance: float | None = None) -> torch.Tensor:
         tolerance = max(wide.shape) * torch.finfo(torch.float32).eps
     if wide.shape[1] >= wide.shape[0] or tolerance < _GRAM_RESOLVES:
         basis, s, _ = torch.linalg.svd(wide, full_matrices=False)
-        kept: torch.Tensor = basis[:, s > tolerance * s[0]].to(columns.dtype)
-        return kept
+        leading: torch.Tensor = basis[:, s > tolerance * s[0]].to(columns.dtype)
+        return leading
     # By the Gram matrix, a third of the time: float64 squares resolve far more than is asked for.
     vectors, values, _ = torch.linalg.svd(wide.T @ wide)
     big = values > tolerance**2 * values[0]
     basis = wide @ (vectors[:, big] / values[big].sqrt())
     # Once more: short directions came out orthogonal only to eps / tolerance².
     basis = basis @ _inverse(torch.linalg.cholesky(basis.T @ basis, upper=True))
-    found: torch.Tensor = basis.to(columns.dtype)
-    return found
+    orthonormal: torch.Tensor = basis.to(columns.dtype)
+    return orthonormal
 
 
 @exact_products()
@@ -208,8 +208,8 @@ def _thin_qr(columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 def _inverse(upper: torch.Tensor) -> torch.Tensor:
     eye = torch.eye(upper.shape[0], dtype=upper.dtype, device=upper.device)
-    found: torch.Tensor = torch.linalg.solve_triangular(upper, eye, upper=True)
-    return found
+    inverse: torch.Tensor = torch.linalg.solve_triangular(upper, eye, upper=True)
+    return inverse
 
 
 def participation(gram: Any, exact: bool) -> float:

@@ -1,6 +1,6 @@
-"""What is left of a task vector before it is negated, when other changes are looked at first.
+"""Variants of task-vector negation that subtract a part of the vector, found by other changes.
 
-Plain negation takes a vector away whole: ``W − λT``. Three variants take away less of it.
+Plain negation subtracts the whole vector: ``W − λT``. Three variants subtract less of it.
 
 ==============================  ================================================================
 :func:`agreed` (NegMerge)       several vectors of one task: their mean where all signs agree
@@ -27,11 +27,11 @@ _OPPOSITE = 1e-6
 
 
 def agreed(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """NegMerge: the mean of several task vectors where they agree in sign, zero elsewhere.
+    """NegMerge: the mean of task vectors where all agree in sign, zero elsewhere.
 
     Kim, Han & Choe, arXiv 2410.05583: ``τ = mean(τ_k) · 1[sign τ_1 = … = sign τ_K]``. The vectors
-    come of one task, trained under different settings. A zero has no sign, so that one vector
-    with a zero makes a zero. Hence ``|τ| ≤ |mean|``, and a single vector is its own result.
+    are of one task, trained under different settings. A zero has no sign, so that one vector with a
+    zero makes a zero. Hence ``|τ| ≤ |mean|``, and a single vector is its own result.
 
     Args:
         vectors: At least one, all of one shape, any floating dtype.
@@ -46,15 +46,15 @@ def agreed(vectors: Sequence[torch.Tensor]) -> torch.Tensor:
     if not vectors:
         raise EditError("no task vectors to merge", "Give at least one.")
     first = vectors[0]
-    for each in vectors:
-        _check(each, first.shape)
+    for vector in vectors:
+        _check(vector, first.shape)
     total = torch.zeros(first.shape, dtype=torch.float64, device=first.device)
     above, below = (
         torch.ones_like(total, dtype=torch.bool),
         torch.ones_like(total, dtype=torch.bool),
     )
-    for each in vectors:  # one at a time: there may be tens of them
-        wide = each.to(first.device, torch.float64)
+    for vector in vectors:  # one at a time: there may be tens of them
+        wide = vector.to(first.device, torch.float64)
         total += wide
         above &= wide > 0
         below &= wide < 0
@@ -65,9 +65,9 @@ def extracted(vector: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
     """Ext-Sub: each row of a vector less what it shares with the same row of a good change.
 
     Hu et al., arXiv 2308.08090, and the authors' code. With ``w1`` a row of the expert's change,
-    ``w2`` one of the vector to be negated and ``c = unit(unit(w1) + unit(w2))`` what they have in
-    common, the edited row is ``w1 − α w2 + α ⟨w2, c⟩ c = w1 − α w2'``. What this function gives
-    is ``w2' = w2 − ⟨w2, c⟩ c``.
+    ``w2`` one of the vector to be negated and ``c = unit(unit(w1) + unit(w2))`` their common
+    direction, the edited row is ``w1 − α w2 + α ⟨w2, c⟩ c = w1 − α w2'``. This function returns
+    ``w2' = w2 − ⟨w2, c⟩ c``.
 
     Let θ be the angle of ``w1`` and ``w2``. Then, for every α,
 
@@ -103,7 +103,7 @@ def extracted(vector: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
 def specific(vector: torch.Tensor, weights: torch.Tensor, threshold: float = 0.03) -> torch.Tensor:
     """Ethos: a vector without its small entries in the singular basis of some weights.
 
-    Gao et al., arXiv 2403.08994. With ``W0 + ΔW_aux = U S Vᵀ`` the pretrained weights tuned to
+    Gao et al., arXiv 2403.08994. With ``W0 + ΔW_aux = U S Vᵀ`` the pretrained weights fine-tuned on
     auxiliary data, a task vector is written as ``S' = Uᵀ ΔW V``. Entries under ``threshold`` times
     the largest count as general knowledge and are dropped; the others are what is specific to the
     task.
@@ -142,15 +142,15 @@ def specific(vector: torch.Tensor, weights: torch.Tensor, threshold: float = 0.0
     entries = u.T @ wide @ vh.T
     size = entries.abs()
     small = torch.where(size < threshold * size.max(), entries, 0.0)
-    found: torch.Tensor = wide - u @ small @ vh
-    return found.to(vector.dtype)
+    remaining: torch.Tensor = wide - u @ small @ vh
+    return remaining.to(vector.dtype)
 
 
 def _units(rows: torch.Tensor) -> torch.Tensor:
     """Rows of length one; zero rows stay zero."""
     length = rows.norm(dim=1, keepdim=True)
-    found: torch.Tensor = rows / torch.where(length > 0, length, 1.0)
-    return found
+    units: torch.Tensor = rows / torch.where(length > 0, length, 1.0)
+    return units
 
 
 def _check_matrix(matrix: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Float32 products that are float32: what is worked out here does not depend on TF32 being allowed.
+"""Exact float32 matrix products, whether or not TF32 is allowed.
 
 Environments allow it (``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``, as NVIDIA's images set it), programs do
 (``torch.set_float32_matmul_precision``), and so do Trainer's settings, for the whole process. Ten
@@ -17,7 +17,7 @@ from weightsurgery.deferred import torch
 
 __all__ = ["exact_products", "kept_precision"]
 
-# For the whole process, where it can be told, and for each place that has its own.
+# For the whole process, where it is consistent, and for each backend with a setting of its own.
 _Settings = tuple[str | None, dict[str, str]]
 
 _lock = threading.Lock()
@@ -26,10 +26,10 @@ _before: list[_Settings] = []  # one for each that is inside; the first is what 
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Products of float32 matrices are IEEE float32 inside; what was set before is set after.
+    """A context with IEEE float32 matrix products; restores the previous setting at its end.
 
-    The settings are the process's: of several threads inside, the last one to leave puts them back.
-    Serves as a decorator too.
+    The setting is the process's: with more than one thread inside, the last one to leave restores
+    it. Serves as a decorator too.
     """
     with _lock:
         _before.append(_before[0] if _before else _settings())
@@ -45,7 +45,7 @@ def exact_products() -> Iterator[None]:
 
 @contextmanager
 def kept_precision() -> Iterator[None]:
-    """What is set inside, as Trainer does for its ``tf32``, is as before after."""
+    """A context whose changes of the setting, as Trainer's for its ``tf32``, are undone."""
     before = _settings()
     try:
         yield
@@ -58,23 +58,23 @@ def _settings() -> _Settings:
         whole: str | None = torch.get_float32_matmul_precision()
     except RuntimeError:  # set in ways that contradict each other; then each place's own counts
         whole = None
-    return whole, {name: each.fp32_precision for name, each in _places().items()}
+    return whole, {name: place.fp32_precision for name, place in _places().items()}
 
 
 def _set(settings: _Settings) -> None:
-    whole, own = settings
+    whole, by_place = settings
     if whole is not None:
         torch.set_float32_matmul_precision(whole)
     for name, place in _places().items():
-        if place.fp32_precision != own[name]:
-            place.fp32_precision = own[name]
+        if place.fp32_precision != by_place[name]:
+            place.fp32_precision = by_place[name]
 
 
 def _places() -> dict[str, Any]:
-    """Where torch keeps the setting; before 2.9 it had no such places."""
-    found = {
+    """The backends that hold the setting; before 2.9 torch had none."""
+    places = {
         "all": torch.backends,
         "cuda": torch.backends.cuda.matmul,
         "mkldnn": getattr(torch.backends.mkldnn, "matmul", None),
     }
-    return {name: each for name, each in found.items() if hasattr(each, "fp32_precision")}
+    return {name: place for name, place in places.items() if hasattr(place, "fp32_precision")}

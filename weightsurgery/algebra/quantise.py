@@ -1,4 +1,4 @@
-"""Rounding weights to 4 or 8 bits and back: what a model becomes when somebody quantises it.
+"""Rounding weights to 4 or 8 bits and back, as quantisation would.
 
 The results are float32 numbers that the small format can hold, not the format itself: a forward
 pass with them is what a quantised model computes, apart from the rounding of scales that formats

@@ -90,10 +90,10 @@ class Ridges:
         damping = (ridge / (self._values + ridge))[:, None]
         right = damping * (q.T @ task.V.to(q.device, torch.float64))
         if v is not None:
-            kept = q.T @ v
-            damped = damping * kept
-            factor = torch.linalg.cholesky(kept.T @ damped)
-            right = right - damped @ torch.cholesky_solve(kept.T @ right, factor)
+            span = q.T @ v
+            damped = damping * span
+            factor = torch.linalg.cholesky(span.T @ damped)
+            right = right - damped @ torch.cholesky_solve(span.T @ right, factor)
         right = (q @ right).to(task.V.device)
-        found = recompress(task.U.double(), torch.diag(task.S.double()), right, task.rank)
-        return found.to(task.S.device, task.S.dtype)
+        factors = recompress(task.U.double(), torch.diag(task.S.double()), right, task.rank)
+        return factors.to(task.S.device, task.S.dtype)

@@ -1,4 +1,4 @@
-"""From float32 arithmetic to the stored dtype, and how much of a change survives that.
+"""Rounding from float32 arithmetic to the stored dtype, and how much of a change survives it.
 
 A bfloat16 number has 8 significant bits, so a small change of a weight often rounds to no change
 at all. Nearest rounding loses such changes silently; stochastic rounding (Connolly, Higham &
@@ -85,7 +85,7 @@ def round_to(
 
 @dataclass
 class ChangeStats:
-    """What was meant and what was written, summed over the blocks of a tensor.
+    """Statistics of the intended and the written change, summed over the blocks of a tensor.
 
     With ``d`` the intended change and ``w`` the written one (what is stored, minus what would be
     stored without the change):
@@ -113,14 +113,14 @@ class ChangeStats:
 
         All three have the same shape, in the arithmetic's dtype; the sums are float64.
         """
-        wide = [each.reshape(-1).double() for each in (before, meant)]
+        wide = [tensor.reshape(-1).double() for tensor in (before, meant)]
         written = after.reshape(-1).double() - wide[0]
         missed = written - wide[1]
         pairs = ((wide[0], wide[0]), (wide[1], wide[1]), (written, written), (missed, missed))
         sums = [float(torch.dot(a, b)) for a, b in (*pairs, (wide[0], wide[1]))]
         wanted = wide[1] != 0
         moved = wanted & (written != 0)
-        counts = (int(torch.count_nonzero(each)) for each in (wanted, moved))
+        counts = (int(torch.count_nonzero(mask)) for mask in (wanted, moved))
         self.merge(ChangeStats(sums[0], sums[1], sums[2], sums[3], sums[4], *counts))
 
     def merge(self, other: ChangeStats) -> None:

@@ -45,7 +45,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class Truncation:
-    """A truncated SVD and what it left out.
+    """A truncated SVD and its error.
 
     Attributes:
         factors: The leading factors.
@@ -54,8 +54,8 @@ class Truncation:
             exact SVD. It bounds the distance of every ``σᵢ`` to a true singular value of ``A``,
             relative to ``σ₁`` (Parlett 1998, Theorem 4.5.1, on ``[[0, A], [Aᵀ, 0]]``, up to √2).
         effective_rank: Participation ratio ``‖A‖⁴_F / ‖Aᵀ A‖²_F`` of the whole matrix: exact where
-            the whole spectrum was found, else from the iteration's Gaussian start (at least 32
-            columns: standard error about 6 %). None where it was not asked for.
+            the whole spectrum was computed, else from the iteration's Gaussian start (at least 32
+            columns: standard error about 6 %). None where it was not computed.
     """
 
     factors: LowRank
@@ -102,8 +102,8 @@ def truncated_svd(
 
     Example::
 
-        >>> found = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), Rank(2))
-        >>> found.factors.S, round(found.kept, 3)  # (9 + 4) / 14 of the energy
+        >>> svd = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), Rank(2))
+        >>> svd.factors.S, round(svd.kept, 3)  # (9 + 4) / 14 of the energy
         (tensor([3., 2.]), 0.929)
     """
     short = min(matrix.shape)
@@ -113,12 +113,12 @@ def truncated_svd(
     if isinstance(rule, DonohoGavish):
         rule = Rank(_gavish_donoho_rank(matrix))
     if short <= exact_up_to:
-        found = _lapack(matrix, rule)
+        result = _lapack(matrix, rule)
     elif total == 0:
-        found = _nothing(matrix, _count(matrix.new_zeros(short), rule))
+        result = _nothing(matrix, _count(matrix.new_zeros(short), rule))
     else:
-        found = _large(matrix, rule, total, seed, tolerance)
-    return Truncation(found.factors, total, found.residual, found.effective_rank)
+        result = _large(matrix, rule, total, seed, tolerance)
+    return Truncation(result.factors, total, result.residual, result.effective_rank)
 
 
 def _large(
@@ -131,11 +131,11 @@ def _large(
         matrix = matrix * scale
     if matrix.numel() <= _SMALL:
         tolerance = min(tolerance, _SMALL_TOLERANCE)
-    found = _iterated(matrix, rule, total * scale**2, seed, tolerance)
-    if found is None:
-        found = _by_gram(matrix, rule)
-    factors = LowRank(found.factors.U, found.factors.S / scale, found.factors.V)
-    return Leading(factors, found.residual, found.effective_rank)
+    result = _iterated(matrix, rule, total * scale**2, seed, tolerance)
+    if result is None:
+        result = _by_gram(matrix, rule)
+    factors = LowRank(result.factors.U, result.factors.S / scale, result.factors.V)
+    return Leading(factors, result.residual, result.effective_rank)
 
 
 def energy(matrix: torch.Tensor) -> float:
@@ -163,18 +163,18 @@ def _iterated(
         return leading(matrix, rule.k, total, seed=seed, tolerance=tolerance)
     k, enough = 32, rule.fraction * total * (1 - _ROUNDING)
     while True:
-        found = leading(matrix, k, total, seed=seed, tolerance=tolerance / _FEWEST, enough=enough)
-        if found is None:
+        result = leading(matrix, k, total, seed=seed, tolerance=tolerance / _FEWEST, enough=enough)
+        if result is None:
             return None
-        held, last = found.factors.energy, float(found.factors.S[-1]) ** 2
+        held, last = result.factors.energy, float(result.factors.S[-1]) ** 2
         if held >= enough * (1 - _ROUNDING):
-            return found
+            return result
         # No further factor is larger than the last one, which may yet grow by half.
         k = max(2 * k, k + min(matrix.shape[1], int((enough - held) / (2 * last)) if last else 0))
 
 
 def _nothing(matrix: torch.Tensor, k: int) -> Leading:
-    """Of a zero matrix."""
+    """Factors of a zero matrix."""
     eyes = [torch.eye(side, k, device=matrix.device) for side in matrix.shape]
     return Leading(LowRank(eyes[0], torch.zeros(k, device=matrix.device), eyes[1]), 0.0, 0.0)
 
@@ -243,7 +243,7 @@ def _gavish_donoho_rank(matrix: torch.Tensor) -> int:
 
 
 def _residual(matrix: torch.Tensor, factors: LowRank) -> float:
-    """What was left, measured: one multiplication by the matrix on each side."""
+    """The residual, by one multiplication by the matrix on each side."""
     right = (matrix @ factors.V - factors.U * factors.S).norm(dim=0).max()
     left = (matrix.T @ factors.U - factors.V * factors.S).norm(dim=0).max()
     return float(torch.maximum(left, right)) / float(factors.S[0])

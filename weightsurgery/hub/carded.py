@@ -1,4 +1,4 @@
-"""The model card of a push: from the record, the base's card, and what a user wrote."""
+"""The model card of a push: from the record, the base's card, and the user's text."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class MadeCard:
-    """A card, and what goes up with it.
+    """A card, and the files uploaded with it.
 
     Attributes:
         text: Of the card.
-        files: It, the picture in it, and the scores.
+        files: The card, its picture, and the scores.
         replaced: Text of the card that is there now; "" for none.
         notices: Things the user should know, a line each.
     """
@@ -98,7 +98,7 @@ def make_card(
 
 @dataclass(frozen=True)
 class _Existing:
-    """The card that ours goes into, and the one that is there."""
+    """The card that ours is merged into, and the one in the repository."""
 
     text: str | None
     where: str
@@ -113,23 +113,23 @@ def _existing(api: HfApi, place: Path, destination: Destination, remote: Remote)
         with push_errors(destination.repo_id):
             path = card_on_hub(api, destination.repo_id, remote.head)
         there = _decoded(path.read_bytes(), where) if path else ""
-    own = place / CARD
-    if not os.path.lexists(own):
+    local = place / CARD
+    if not os.path.lexists(local):
         return _Existing(there or None, where, there)
-    if not is_plain_within(own, place):
+    if not is_plain_within(local, place):
         raise HubError(
-            f"{own}: leads out of the output, or is no plain file",
+            f"{local}: leads out of the output, or is no plain file",
             "Put the card itself in its place, or remove it.",
         )
-    text = _decoded(own.read_bytes(), str(own))
+    text = _decoded(local.read_bytes(), str(local))
     notices: tuple[str, ...] = ()
-    if there.strip() and split_card(text, str(own))[1].strip() != _words(there, where):
-        notices = (f"{own}: its text replaces that of the card on the Hub, which git keeps.",)
-    return _Existing(text, str(own), there, notices)
+    if there.strip() and split_card(text, str(local))[1].strip() != _words(there, where):
+        notices = (f"{local}: its text replaces that of the card on the Hub, which git keeps.",)
+    return _Existing(text, str(local), there, notices)
 
 
 def _words(card: str, where: str) -> str:
-    """A user's own words in a card; all of it, where its front matter or markers are damaged."""
+    """A card's text by the user; all of it where its front matter or markers are damaged."""
     try:
         return split_card(card, where)[1].strip()
     except HubError:

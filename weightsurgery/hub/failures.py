@@ -1,4 +1,4 @@
-"""What goes wrong when the Hub is to take something, as errors of ours."""
+"""Failures of a push as errors of ours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def push_errors(where: str, doing: str = "push") -> Iterator[None]:
 
 @contextmanager
 def _refusals(where: str, doing: str) -> Iterator[None]:
-    """Those that reading does not meet; others pass through."""
+    """Turn failures that only writing meets into errors; others pass through."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         OfflineModeIsEnabled,
@@ -73,7 +73,7 @@ def _refusals(where: str, doing: str) -> Iterator[None]:
 
 
 def _refused(where: str, doing: str, error: Exception) -> HubError | None:
-    """By the status; None for those that reading meets too."""
+    """The error for a status; None for those that reading meets too."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     message = getattr(error, "server_message", None) or first_line(error)
     if status == 412:
@@ -114,7 +114,7 @@ def uses_xet() -> bool:
 
 
 def _invalid(where: str, error: ValueError) -> HubError | None:
-    """An object that the Hub does not store."""
+    """The error for an object that the Hub does not store; None for other errors."""
     message = " ".join(str(error).split())
     if message.startswith(("LFS batch API returned errors", "Malformed response")):
         return HubError(f"{where}: {message}", _AGAIN)

@@ -1,4 +1,4 @@
-"""What of an output is uploaded, and what of it is where it goes already."""
+"""The local files of a push, compared with those in the repository."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LocalFile:
 
     Attributes:
         name: Its path in the repository.
-        content: Its bytes, or where they are.
+        content: Its bytes, or the path of the file that holds them.
         size: In bytes.
         sha256: Hexadecimal.
     """
@@ -69,17 +69,18 @@ class LocalFile:
 
 def recorded_files(out: Path, record: EditRecord) -> list[LocalFile]:
     """The record's files, and the record without paths of this machine."""
-    found = [
+    files = [
         LocalFile(name, out / name, facts["bytes"], facts["sha256"])
         for name, facts in record.files.items()
     ]
-    own = (out / RECORD_NAME).read_bytes()
+    original = (out / RECORD_NAME).read_bytes()
     shown = without_paths(record)
-    return [*found, LocalFile.of(RECORD_NAME, own if shown is record else shown.to_json().encode())]
+    content = original if shown is record else shown.to_json().encode()
+    return [*files, LocalFile.of(RECORD_NAME, content)]
 
 
 def stamps(out: Path, record: EditRecord) -> dict[Path, Stamp]:
-    """What changes when one of the files does."""
+    """Each file's stamp, which changes when the file does."""
     paths = [out / name for name in (*record.files, RECORD_NAME)]
     return {path: stamp(path) for path in paths if path.is_file()}
 
@@ -90,8 +91,8 @@ def check_unchanged(before: Mapping[Path, Stamp]) -> None:
     Raises:
         HubError: One did.
     """
-    for path, seen in before.items():
-        if not path.is_file() or stamp(path) != seen:
+    for path, earlier in before.items():
+        if not path.is_file() or stamp(path) != earlier:
             raise HubError(
                 f"{path}: changed while it was being pushed; nothing was committed",
                 "Let nothing write there, and run it again.",
@@ -99,8 +100,8 @@ def check_unchanged(before: Mapping[Path, Stamp]) -> None:
 
 
 def others(out: Path, files: Sequence[LocalFile]) -> list[str]:
-    """Files of the directory that are not uploaded; a card is read, and so not named."""
-    known = {each.name for each in files} | {"README.md"}
+    """Files of the directory that are not uploaded, apart from the card, which is read."""
+    known = {file.name for file in files} | {"README.md"}
     names = (path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return sorted(name for name in names if name not in known)
 
@@ -109,33 +110,31 @@ def copied_bytes(out: Path, record: EditRecord, files: Sequence[LocalFile]) -> i
     """Bytes, in these files, of tensors that the edit left byte-identical to the base.
 
     Returns:
-        Their number; None where the record does not say which those are.
+        Their number; None where the record does not show which those are.
     """
     storage = record.parameters.get("storage")
     if record.kind != "checkpoint" or not isinstance(storage, Mapping):
         return None
     if storage.get("dtype") is not None:  # then the others are stored anew as well
         return None
-    names = {each.name for each in files}
-    entries = read_layout(out).entries.values()
-    return sum(
-        each.nbytes for each in entries if each.shard in names and each.name not in record.tensors
-    )
+    names = {file.name for file in files}
+    uploaded = (entry for entry in read_layout(out).entries.values() if entry.shard in names)
+    return sum(entry.nbytes for entry in uploaded if entry.name not in record.tensors)
 
 
 def warnings_of(place: Path, record: EditRecord, files: Sequence[LocalFile]) -> list[str]:
-    """What a user may not expect of these files, a line each."""
-    found = []
+    """Warnings about these files, a line each."""
+    warnings = []
     if left := others(place, files):
         more = f" and {len(left) - 1} more" if left[1:] else ""
-        found.append(f"Not uploaded, since the record does not know it: {left[0]}{more}.")
+        warnings.append(f"Not uploaded, since the record does not know it: {left[0]}{more}.")
     named = _adapter_base(place) if record.kind == "adapter" else None
     if named is not None and os.path.isabs(named):
-        found.append(
+        warnings.append(
             f"adapter_config.json names its base by a path of this machine ({named}): load it"
             " beside the base by hand, or export it from org/name to have that named."
         )
-    return found
+    return warnings
 
 
 def _adapter_base(place: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What a push would do and did, as tables, lines and a document."""
+"""A planned or finished push as tables, lines and a document."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["push_document", "push_tables", "pushed_lines", "start_line"]
 
 
 def push_tables(plan: PushPlan, done: bool, every: bool = False) -> list[str | Table]:
-    """What would be written where, or was.
+    """Tables of what a push writes or wrote.
 
     Args:
         plan: The plan.
         done: Whether it was carried out.
-        every: Also every file.
+        every: Also list every file.
     """
     destination, uploads = plan.destination, plan.uploads
-    made = "created" if done else "to be created (or not visible to this token)"
-    where = f"{destination.repo_id}, {_where(plan, made)}"
+    creation = "created" if done else "to be created (or not visible to this token)"
+    where = f"{destination.repo_id}, {_where(plan, creation)}"
     facts = [
         ("repository", where),
         ("verified", f"{len(plan.record.files)} files against their record"),
@@ -40,19 +40,19 @@ def push_tables(plan: PushPlan, done: bool, every: bool = False) -> list[str | T
     facts.append(("commit", plan.title))
     tables: list[str | Table] = [Table("Push", ("", ""), facts, left=frozenset({0, 1}))]
     if every:
-        rows = [(each.name, size(each.size), "upload", each.sha256) for each in uploads]
-        rows += [(each.name, size(each.size), "there", each.sha256) for each in plan.present]
+        rows = [(file.name, size(file.size), "upload", file.sha256) for file in uploads]
+        rows += [(file.name, size(file.size), "there", file.sha256) for file in plan.present]
         columns = ("file", "size", "", "SHA-256")
         tables.append(Table("Files", columns, rows, left=frozenset({0, 2, 3})))
     return tables
 
 
 def _bytes(files: Sequence[Any]) -> int:
-    return sum(each.size for each in files)
+    return sum(file.size for file in files)
 
 
-def _where(plan: PushPlan, made: str) -> str:
-    """Branch and visibility; ``made`` says of what is missing what becomes of it."""
+def _where(plan: PushPlan, creation: str) -> str:
+    """Branch and visibility; ``creation`` is the remark on what is missing."""
     destination = plan.destination
     branch = f"branch {destination.branch}"
     if plan.open_pull_request is not None:
@@ -60,14 +60,14 @@ def _where(plan: PushPlan, made: str) -> str:
     elif destination.pull_request:
         branch = f"pull request to {destination.branch}"
     elif plan.creates_branch:
-        branch += f" ({made.partition(' (')[0]})"
+        branch += f" ({creation.partition(' (')[0]})"
     if plan.creates:
-        return f"{branch}, {'private, ' if destination.private else ''}{made}"
+        return f"{branch}, {'private, ' if destination.private else ''}{creation}"
     return f"{branch}, {'private' if plan.remote.private else 'public'}"
 
 
 def pushed_lines(done: Pushed) -> list[str]:
-    """What was done; the last line is the URL."""
+    """The result of a push; the last line is the URL."""
     plan = done.plan
     checked = f"{len(plan.files)} files checked on the Hub by size and hash: all as recorded"
     if not done.changed:
@@ -83,7 +83,7 @@ def pushed_lines(done: Pushed) -> list[str]:
 
 
 def start_line(plan: PushPlan) -> str:
-    """What is about to happen."""
+    """The announcement of an upload."""
     if not plan.changes:
         return "All of it is there already."
     upload = f"{len(plan.uploads)} file(s), {size(_bytes(plan.uploads))}"
@@ -101,8 +101,8 @@ def push_document(plan: PushPlan, done: Pushed | None = None) -> dict[str, Any]:
         "private": destination.private if plan.creates else plan.remote.private,
         "parent": plan.remote.head,
         "title": plan.title,
-        "upload": [_file(each) for each in plan.uploads],
-        "present": [_file(each) for each in plan.present],
+        "upload": [_file(file) for file in plan.uploads],
+        "present": [_file(file) for file in plan.present],
         "deleted": list(plan.deleted),
         "bytes": {
             "upload": _bytes(plan.uploads),
@@ -126,5 +126,5 @@ def push_document(plan: PushPlan, done: Pushed | None = None) -> dict[str, Any]:
     return document
 
 
-def _file(each: Any) -> dict[str, Any]:
-    return {"name": each.name, "bytes": each.size, "sha256": each.sha256}
+def _file(file: Any) -> dict[str, Any]:
+    return {"name": file.name, "bytes": file.size, "sha256": file.sha256}

@@ -1,4 +1,4 @@
-"""What the card says of the base: its name on the Hub, its licence, its language."""
+"""The base as the card names it: its name on the Hub, its licence, its language."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _GENERATIONS = 16  # of outputs that were edited again
 
 @dataclass(frozen=True)
 class Origin:
-    """The base, and what should be said about it.
+    """The base, with notices about it.
 
     Attributes:
         base: For the card.
@@ -52,17 +52,17 @@ def find_origin(api: HfApi, record: EditRecord, named: str | None) -> Origin:
     Raises:
         HubError: The base that the user names is not on the Hub.
     """
-    found = _recorded(api, record)
+    origin = _recorded(api, record)
     if named is not None:
         Destination(named)  # checks the name
         with_card = _on_hub(api, named, None, must_exist=True)
-        card = with_card.base.card or found.base.card
-        found = Origin(Base(named, None, card), with_card.notices)
-    return Origin(_with_link(found.base, record), found.notices)
+        card = with_card.base.card or origin.base.card
+        origin = Origin(Base(named, None, card), with_card.notices)
+    return Origin(_with_link(origin.base, record), origin.notices)
 
 
 def lacking(front: Mapping[str, Any]) -> list[str]:
-    """What a card's front matter should say and does not, a line each."""
+    """Notices on missing fields of a card's front matter, a line each."""
     notices = []
     if "base_model" not in front:
         notices.append(
@@ -78,20 +78,20 @@ def lacking(front: Mapping[str, Any]) -> list[str]:
 
 
 def _recorded(api: HfApi, record: EditRecord) -> Origin:
-    """The base as the record names it, or what that was made from."""
-    seen: EditRecord = record
+    """The base as the record names it, or the Hub's base that this one was edited from."""
+    ancestor: EditRecord = record
     card: Mapping[str, Any] = {}
     notices: list[str] = []
     for _ in range(_GENERATIONS):
-        described = seen.inputs.get("base")
+        described = ancestor.inputs.get("base")
         if not isinstance(described, Mapping) or not isinstance(described.get("name"), str):
             break
         name, revision = described["name"], described.get("revision")
         if revision:
-            found = _on_hub(api, name.partition("@")[0], str(revision))
-            base = found.base
+            origin = _on_hub(api, name.partition("@")[0], str(revision))
+            base = origin.base
             return Origin(
-                Base(base.hub_id, base.revision, card or base.card), (*notices, *found.notices)
+                Base(base.hub_id, base.revision, card or base.card), (*notices, *origin.notices)
             )
         folder = Path(os.path.expanduser(name))
         if not _is_still(folder, described):
@@ -99,15 +99,15 @@ def _recorded(api: HfApi, record: EditRecord) -> Origin:
         if not card:
             card, remarks = _local_card(folder)
             notices += remarks
-        parent = _parent(folder, seen)
+        parent = _parent(folder, ancestor)
         if parent is None:
             break
-        seen = parent
+        ancestor = parent
     return Origin(Base(None, None, card), tuple(notices))
 
 
 def _is_still(folder: Path, described: Mapping[str, Any]) -> bool:
-    """Whether a directory is the base that was read, as far as its config tells."""
+    """Whether a directory is the base that was read, by its config alone."""
     if not folder.is_dir():
         return False
     recorded = (described.get("files") or {}).get("config.json")
@@ -119,10 +119,10 @@ def _is_still(folder: Path, described: Mapping[str, Any]) -> bool:
 
 def _parent(folder: Path, record: EditRecord) -> EditRecord | None:
     """The record of a base that this tool wrote."""
-    own = folder / RECORD_NAME
-    if not own.is_file():
+    path = folder / RECORD_NAME
+    if not path.is_file():
         return None
-    if record.parent and record.parent.get("record_sha256") != content_sha256(own):
+    if record.parent and record.parent.get("record_sha256") != content_sha256(path):
         return None
     try:
         return read_record(folder)
@@ -193,7 +193,7 @@ def card_on_hub(api: HfApi, repo_id: str, revision: str | None) -> Path | None:
 
 
 def _with_link(base: Base, record: EditRecord) -> Base:
-    """A link to a licence file beside the base, as one that leads there from elsewhere."""
+    """The base with its link to a licence file made absolute."""
     from huggingface_hub import constants
 
     link = base.card.get("license_link")

@@ -1,4 +1,4 @@
-"""What a push would do: everything is read and checked, nothing is written."""
+"""The plan of a push: everything is read and checked, nothing is written."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ __all__ = ["PushPlan", "plan_push"]
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do.
+    """A checked push that is not done yet.
 
     Attributes:
         out: The output.
         record: Its record.
         destination: Where it goes.
-        remote: What is there.
-        account: Whose token it is; None where nobody asked.
+        remote: The repository as it is.
+        account: The account of the token; None where there is none.
         uploads: Files that the commit adds or replaces.
         present: Files that are there already, whole.
         deleted: Files that the commit deletes: weights and indexes of others.
-        copied: Bytes, in the uploads, of tensors that the edit left as the base has them; None
-            where that is not known.
+        copied: Bytes, in the uploads, of tensors that the edit did not change; None where that is
+            not known.
         title: The commit's first line.
         card: Text of the model card.
         notices: Things the user should know, a line each.
@@ -65,7 +65,7 @@ class PushPlan:
     card: str
     notices: tuple[str, ...]
     open_pull_request: PullRequest | None
-    seen: Mapping[Path, Stamp] = field(repr=False)
+    file_stamps: Mapping[Path, Stamp] = field(repr=False)
 
     @property
     def files(self) -> tuple[LocalFile, ...]:
@@ -100,37 +100,37 @@ def plan_push(
     anonymous: bool = False,
     progress: Progress | None = None,
 ) -> PushPlan:
-    """Verify an output, look at where it goes, and write its card.
+    """Verify an output, inspect its destination, and compose its card.
 
     Args:
         api: The Hub.
         out: A directory written by this tool.
         destination: Where it goes.
-        title: The commit's first line; by default it says what made the output.
+        title: The commit's first line; by default it names the command that wrote the output.
         overwrite: Replace weights that this tool did not write.
         base_model: ``org/name`` of the base, where the record knows a local path alone.
         scores: Documents of ``ws evaluate --json`` about this output.
-        anonymous: Do without a token where there is none; what is private is then missing.
+        anonymous: Go on without a token where there is none; private repositories are then unseen.
         progress: Called as ``progress("checking", done, total)`` in bytes.
 
     Raises:
         VerificationError: The output is not what its record says.
         HubError: It may not or cannot be pushed.
-        DataError: The scores are none of this output, or of other bytes than it holds.
+        DataError: The scores are of another output, or of other bytes than it holds.
     """
     place = Path(os.path.realpath(out))
-    evaluations = [read_scores(each, place) for each in scores]
-    seen: dict[Path, Stamp] = {}
-    record = _verified(place, seen, progress)
-    for file, each in zip(scores, evaluations, strict=True):
-        check_content(each, file, place, record)
+    evaluations = [read_scores(path, place) for path in scores]
+    file_stamps: dict[Path, Stamp] = {}
+    record = _verified(place, file_stamps, progress)
+    for path, evaluation in zip(scores, evaluations, strict=True):
+        check_content(evaluation, path, place, record)
     account = _account(api, destination, anonymous)
     with quiet_hub():
         remote = look(api, destination)
         _may_replace(destination, remote, overwrite)
         card = make_card(api, place, record, destination, remote, evaluations, base_model)
         files = [*recorded_files(place, record), *card.files]
-        uploads = [each for each in files if not each.same_as(remote.files.get(each.name))]
+        uploads = [file for file in files if not file.same_as(remote.files.get(file.name))]
         deleted = _stale(remote, files, card.replaced)
         existing = None
         if destination.pull_request and account and remote.head and (uploads or deleted):
@@ -144,20 +144,20 @@ def plan_push(
             remote,
             account,
             tuple(uploads),
-            tuple(each for each in files if each not in uploads),
+            tuple(file for file in files if file not in uploads),
             tuple(deleted),
             copied_bytes(place, record, uploads),
             title.strip() or _title(record),
             card.text,
             (*card.notices, *warnings_of(place, record, files)),
             existing,
-            seen,
+            file_stamps,
         )
 
 
-def _verified(place: Path, seen: dict[Path, Stamp], progress: Progress | None) -> EditRecord:
-    """The record, after every byte was checked against it; and what would change with a file."""
-    seen |= stamps(place, read_record(place))
+def _verified(place: Path, file_stamps: dict[Path, Stamp], progress: Progress | None) -> EditRecord:
+    """The record, after every byte was checked against it; fills in the files' stamps."""
+    file_stamps |= stamps(place, read_record(place))
     return verify(place, None if progress is None else _checking(progress))
 
 
@@ -166,11 +166,10 @@ def _checking(progress: Progress) -> Callable[[int, int], None]:
 
 
 def _account(api: HfApi, destination: Destination, anonymous: bool) -> str | None:
-    """Whose token it is.
+    """The name of the account that the token belongs to.
 
     Raises:
-        HubError: There is none and there must be, it is not accepted, or the Hub is not to be
-            asked.
+        HubError: A token is needed and missing, it is not accepted, or offline mode is set.
     """
     from huggingface_hub import constants, get_token
 
@@ -209,8 +208,8 @@ def _may_replace(destination: Destination, remote: Remote, overwrite: bool) -> N
 
 
 def _stale(remote: Remote, files: Sequence[LocalFile], card: str) -> list[str]:
-    """Files there that would speak of other weights: these, their indexes, our own figures."""
-    new = {each.name for each in files}
+    """Files in the repository that describe other weights: old weights, indexes, our figures."""
+    new = {file.name for file in files}
     ours = card.partition(BEGIN)[2]
     figures = [name for name in (EVALUATION, PICTURE) if name in remote.files and name in ours]
     return sorted({*remote.weights, *figures} - new)
@@ -218,5 +217,5 @@ def _stale(remote: Remote, files: Sequence[LocalFile], card: str) -> list[str]:
 
 def _title(record: EditRecord) -> str:
     words = list(record.command)[:2]
-    made = f" made by {' '.join(words)}" if len(words) == 2 else ""
-    return f"Upload {record.kind}{made}"
+    origin = f" made by {' '.join(words)}" if len(words) == 2 else ""
+    return f"Upload {record.kind}{origin}"

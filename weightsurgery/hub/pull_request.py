@@ -1,7 +1,7 @@
-"""The pull request that proposes a push already, where the answer to an earlier one got lost.
+"""The open pull request that proposes a push already, after a lost response to an earlier one.
 
-A commit upon a branch is seen in the branch's files. A pull request is a ref of its own, which
-nobody names who never heard of it; so those that this account opened are looked through.
+A commit on a branch shows in the branch's files. A pull request is a separate ref, whose number is
+not known after a lost response; so those that this account opened are searched.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ def find_pull_request(
     files: Sequence[LocalFile],
     deleted: Sequence[str],
 ) -> PullRequest | None:
-    """Find an open pull request of an account that is what a push would open now.
+    """Find an open pull request of an account that equals the one a push would open.
 
-    It is to the same branch, begins at the same commit, holds all the files as they are here, and
-    none of those that are to go. One upon an older commit is not the same: it might no longer
+    It has the same target branch and the same parent commit, holds all the files as they are here,
+    and none of those to be deleted. One on an older commit is not the same: it might no longer
     apply.
 
     Args:
         api: The Hub.
-        destination: The repository, and the branch that it is to go to.
-        account: Whose pull requests.
-        parent: The commit that ours would go upon.
-        files: What it must hold.
-        deleted: What it must not hold.
+        destination: The repository, and the target branch.
+        account: The author of the pull requests.
+        parent: The parent of our commit.
+        files: The files it must hold.
+        deleted: The files it must not hold.
 
     Returns:
         The newest; None if there is none.
 
     Raises:
-        HubError: The Hub cannot be asked.
+        HubError: A request fails.
     """
     repo_id = destination.repo_id
     with push_errors(repo_id):
@@ -69,17 +69,17 @@ def find_pull_request(
             repo_id, author=account, discussion_type="pull_request"
         )
         # Those of a script may be drafts, which are open as well.
-        numbers = [each.num for each in discussions if each.status in ("open", "draft")]
+        numbers = [thread.num for thread in discussions if thread.status in ("open", "draft")]
         if not numbers:
             return None
         refs = api.list_repo_refs(repo_id, include_pull_requests=True).pull_requests or ()
-    heads = {each.ref: each.target_commit for each in refs}
+    heads = {ref.ref: ref.target_commit for ref in refs}
     for number in sorted(numbers, reverse=True):
         commit = heads.get(f"refs/pr/{number}")
         if commit is None:
             continue
         there = tree_of(api, repo_id, commit)
-        if not all(each.same_as(there.get(each.name)) for each in files):
+        if not all(file.same_as(there.get(file.name)) for file in files):
             continue
         if not there.keys().isdisjoint(deleted):
             continue
@@ -87,6 +87,6 @@ def find_pull_request(
             history = api.list_repo_commits(repo_id, revision=commit)
             details = api.get_discussion_details(repo_id, number)
         target = (details.target_branch or "").removeprefix("refs/heads/")
-        if target == destination.branch and any(each.commit_id == parent for each in history):
+        if target == destination.branch and any(entry.commit_id == parent for entry in history):
             return PullRequest(number, details.url, commit)
     return None

@@ -24,13 +24,13 @@ __all__ = ["Pushed", "push"]
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of a push.
+    """The result of a push.
 
     Attributes:
-        plan: What was to be done.
+        plan: The plan that was carried out.
         commit: The commit that holds the output; None in a repository without any.
         url: Of that commit.
-        pull_request: URL of the pull request, if one was opened, now or before.
+        pull_request: URL of the pull request, if this or an earlier push opened one.
         changed: Whether a commit was made; if not, all was there already.
         sent: Bytes of content that went over the wire; None where the client does not say.
         by: ``"lfs"`` or ``"xet"``.
@@ -48,13 +48,13 @@ class Pushed:
 
 
 def push(api: HfApi, plan: PushPlan, progress: Progress | None = None) -> Pushed:
-    """Do what was planned: create what is missing, upload, commit once, check the commit.
+    """Carry out a plan: create what is missing, upload, commit once, check the commit.
 
     A cut connection or a kill loses nothing: the same push sends what is not stored yet.
 
     Args:
         api: The Hub.
-        plan: What to do; nothing may have changed since.
+        plan: The plan; nothing may have changed since.
         progress: Called as ``progress("uploading", done, total)`` in bytes.
 
     Raises:
@@ -69,12 +69,12 @@ def push(api: HfApi, plan: PushPlan, progress: Progress | None = None) -> Pushed
         url = f"{api.endpoint}/{repo_id}/commit/{head}"
         _check(api, plan, head)
         return Pushed(plan, head, url, existing.url if existing else None, changed=False)
-    meter = Meter(sum(each.size for each in plan.uploads), progress)
+    meter = Meter(sum(file.size for file in plan.uploads), progress)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         with quiet_hub(meter), push_errors(repo_id, "commit"):
             done = _commit(api, plan, remote, meter)
-    warned = (" ".join(str(each.message).split()) for each in caught)
+    warned = (" ".join(str(warning.message).split()) for warning in caught)
     notices = tuple(dict.fromkeys(text for text in warned if "README.md" in text))
     _check(api, plan, done.oid)
     sent = 0 if meter.sent is None and meter.by == "lfs" else meter.sent
@@ -100,7 +100,7 @@ def _commit(api: HfApi, plan: PushPlan, remote: Remote, meter: Meter) -> CommitI
 
     destination = plan.destination
     where = destination.repo_id
-    if any(each.name == "README.md" for each in plan.uploads):
+    if any(file.name == "README.md" for file in plan.uploads):
         _check_card(plan)  # before the large files go, not after
     files = additions(plan.uploads, meter)
     api.preupload_lfs_files(
@@ -111,7 +111,7 @@ def _commit(api: HfApi, plan: PushPlan, remote: Remote, meter: Meter) -> CommitI
         free_memory=False,
     )
     _check_ready(plan, files)
-    check_unchanged(plan.seen)
+    check_unchanged(plan.file_stamps)
     return api.create_commit(
         where,
         [*files, *(CommitOperationDelete(name, is_folder=False) for name in plan.deleted)],
@@ -123,7 +123,7 @@ def _commit(api: HfApi, plan: PushPlan, remote: Remote, meter: Meter) -> CommitI
 
 
 def _check_card(plan: PushPlan) -> None:
-    """Let the Hub look at the model card.
+    """Have the Hub validate the model card.
 
     Raises:
         HubError: It refuses it.
@@ -134,7 +134,7 @@ def _check_card(plan: PushPlan) -> None:
         ModelCard(plan.card, ignore_metadata_errors=True).validate()
     except ValueError as error:
         try:
-            message = "; ".join(each["message"] for each in json.loads(str(error))["errors"])
+            message = "; ".join(problem["message"] for problem in json.loads(str(error))["errors"])
         except (ValueError, LookupError, TypeError):
             message = " ".join(str(error).split())
         raise HubError(
@@ -144,7 +144,7 @@ def _check_card(plan: PushPlan) -> None:
 
 
 def _check_ready(plan: PushPlan, files: Sequence[Any]) -> None:
-    """What is about to be committed is what was verified, and all of it.
+    """Check that the files to be committed are those that were verified, and all of them.
 
     Raises:
         HubError: A file was read otherwise, or the repository ignores it.
@@ -170,7 +170,7 @@ def _check(api: HfApi, plan: PushPlan, commit: str | None) -> None:
         HubError: It differs.
     """
     there = tree_of(api, plan.destination.repo_id, commit) if commit else {}
-    wrong = [each.name for each in plan.files if not _arrived(each, there.get(each.name))]
+    wrong = [file.name for file in plan.files if not _arrived(file, there.get(file.name))]
     if wrong:
         raise HubError(
             f"{plan.destination.repo_id}: commit {commit} does not hold what was pushed:"

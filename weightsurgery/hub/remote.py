@@ -1,4 +1,4 @@
-"""What a repository holds, before anything is written to it."""
+"""The state of a repository before anything is written to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CommitFile", "Destination", "Remote", "git_blob", "is_weights", "loo
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _BRANCH = re.compile(r"[\w][\w./-]*", re.ASCII)
 
-# What some library loads as weights, and what says which files hold them.
+# Endings of files that some library loads as weights, and of their indexes.
 _WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf",
 )  # fmt: skip
@@ -90,7 +90,7 @@ class Remote:
         exists: Whether it is there and can be seen.
         private: Whether it is private.
         branch_exists: Whether the branch is there; if not, head and files are those of main.
-        head: The commit that ours goes upon; None in an empty repository.
+        head: The parent of our commit; None in an empty repository.
         files: That commit's files.
     """
 
@@ -102,17 +102,17 @@ class Remote:
 
     @property
     def is_ours(self) -> bool:
-        """Whether what is there was written by this tool."""
+        """Whether its content was written by this tool."""
         return RECORD_NAME in self.files
 
     @property
     def weights(self) -> list[str]:
-        """Files that hold weights or say which do."""
+        """Files of weights, and their indexes."""
         return [name for name in self.files if is_weights(name)]
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file would be loaded as weights, or leads a library to some."""
+    """Whether a file would be loaded as weights, or names such files."""
     return (
         name.endswith(_WEIGHTS)
         or _INDEX.search(name) is not None
@@ -121,10 +121,10 @@ def is_weights(name: str) -> bool:
 
 
 def look(api: HfApi, destination: Destination) -> Remote:
-    """Ask the Hub what is there.
+    """Fetch a repository's state from the Hub.
 
     Raises:
-        HubError: It cannot be asked, or what is there does not fit the destination.
+        HubError: The request fails, or the repository does not fit the destination.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -150,8 +150,8 @@ def look(api: HfApi, destination: Destination) -> Remote:
             f"Make it private in its settings, or leave out --private ('hf repos settings {where}"
             " --private').",
         )
-    heads = {each.name: each.target_commit for each in refs.branches}
-    heads |= {each.ref: each.target_commit for each in refs.pull_requests or ()}
+    heads = {branch.name: branch.target_commit for branch in refs.branches}
+    heads |= {request.ref: request.target_commit for request in refs.pull_requests or ()}
     there = destination.branch in heads
     if not there and (destination.pull_request or destination.branch.startswith("refs/")):
         raise HubError(
@@ -167,17 +167,17 @@ def tree_of(api: HfApi, repo_id: str, commit: str) -> dict[str, CommitFile]:
     """The files of a commit.
 
     Raises:
-        HubError: The Hub cannot be asked.
+        HubError: The request fails.
     """
     from huggingface_hub.hf_api import RepoFile
 
-    found = {}
+    files = {}
     with push_errors(repo_id):
-        for each in api.list_repo_tree(repo_id, revision=commit, recursive=True):
-            if isinstance(each, RepoFile):
-                sha = each.lfs.sha256 if each.lfs else None
-                found[each.path] = CommitFile(each.size, each.blob_id, sha)
-    return found
+        for entry in api.list_repo_tree(repo_id, revision=commit, recursive=True):
+            if isinstance(entry, RepoFile):
+                sha = entry.lfs.sha256 if entry.lfs else None
+                files[entry.path] = CommitFile(entry.size, entry.blob_id, sha)
+    return files
 
 
 def git_blob(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Sending files ahead of a commit, and counting what went over the wire.
+"""Upload of files before a commit, with a count of the bytes that were sent.
 
 huggingface_hub sends large files by xet where hf_xet is installed, by git's LFS otherwise. Files
 that the Hub has stored already, be it under another name or from a push that was cut off, are not
@@ -28,11 +28,11 @@ __all__ = ["Meter", "additions", "quiet_hub"]
 
 @dataclass
 class Meter:
-    """What was sent so far.
+    """A count of the bytes sent so far.
 
     Attributes:
         total: Bytes of all files to be sent.
-        progress: Called as ``progress("uploading", done, total)``; done is what was looked at.
+        progress: Called as ``progress("uploading", done, total)`` in bytes that were read.
         sent: Bytes that went over the wire as content; None where nobody counts.
         by: ``"lfs"`` or ``"xet"``.
     """
@@ -45,7 +45,7 @@ class Meter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, name: str, count: int, place: int) -> None:
-        """Some bytes of a file were handed to the connection, up to a place in it."""
+        """Count bytes of a file that were handed to the connection, up to a place in it."""
         with self._lock:
             self.sent = (self.sent or 0) + count
             self._places[name] = place
@@ -53,7 +53,7 @@ class Meter:
         self._report(done)
 
     def reported(self, done: int, sent: int) -> None:
-        """The xet client's own figures."""
+        """Take over the xet client's figures."""
         with self._lock:
             self.sent = max(self.sent or 0, sent)
         self._report(done)
@@ -64,7 +64,7 @@ class Meter:
 
 
 class _NetworkFile(io.BufferedReader):
-    """A file whose reader is the network."""
+    """A file that counts what the network reads of it."""
 
     def __init__(self, content: str | bytes, name: str, meter: Meter) -> None:
         raw: Any = io.FileIO(content) if isinstance(content, str) else io.BytesIO(content)
@@ -96,14 +96,14 @@ def additions(files: Sequence[LocalFile], meter: Meter) -> list[CommitOperationA
                 with super().as_file() as file:
                     yield file
 
-    found: list[CommitOperationAdd] = []
-    for each in files:
-        content = str(each.content) if isinstance(each.content, Path) else each.content
-        addition = Addition(each.name, content)
+    added: list[CommitOperationAdd] = []
+    for file in files:
+        content = str(file.content) if isinstance(file.content, Path) else file.content
+        addition = Addition(file.name, content)
         if not by_xet:  # verified a moment ago; the xet client hashes on the way, and is compared
-            addition.upload_info.sha256 = bytes.fromhex(each.sha256)
-        found.append(addition)
-    return found
+            addition.upload_info.sha256 = bytes.fromhex(file.sha256)
+        added.append(addition)
+    return added
 
 
 @contextmanager
