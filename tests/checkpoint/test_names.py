@@ -84,7 +84,7 @@ def test_names_layouts_and_wrappers_together_change_nothing(
     assert match.rest == ()
     assert bool(match.wrappers) == bool(wrapped)
     # Where names and layouts are the same, so are the bytes, and nothing is said.
-    assert match.as_it_is == ((there, old) == (here, new) and not wrapped)
+    assert match.is_identity == ((there, old) == (here, new) and not wrapped)
 
 
 @given(name=st.lists(st.sampled_from(["model", "layers", "0", "q_proj", *WRAPPERS]), min_size=1))

@@ -186,7 +186,7 @@ def test_a_head_is_known_by_being_the_only_one_of_its_shape(old: str, new: str, 
     match = find_match(shapes(base), shapes(vector), "the vector")
     known = old == new or rows == 0
     assert (new in match.places) == known
-    assert match.as_it_is == (old == new or not known)
+    assert match.is_identity == (old == new or not known)
     # Two heads do not say which is which.
     two = model | {"embed_out.weight": torch.zeros(11, 4), "output.weight": torch.zeros(11, 4)}
     found = find_match(shapes(model | {"lm_head.weight": torch.zeros(11, 4)}), shapes(two), "it")

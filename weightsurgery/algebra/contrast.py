@@ -12,7 +12,7 @@ whose rows ``A`` are such directions acts where the task is, and hardly where th
 adapter that starts from random rows has to learn that from its gradients. CorDA (Yang et al. 2024,
 arXiv 2406.05223) and LoRA-Null (Tang et al. 2025, arXiv 2503.02659) start from one of the two sums.
 
-The median is of what is on the diagonal: a mean is that of the few dimensions of massive
+The median is taken over the diagonal: a mean is that of the few dimensions of massive
 activations (Sun et al. 2024, arXiv 2402.17762), and would leave the others free.
 """
 
@@ -32,7 +32,7 @@ WORK_BYTES = 24
 # Of the largest number on the diagonal: beyond float64's rounding in the Cholesky factor.
 _LEAST = 1e-10
 
-# Columns by which the iteration's basis grows; and what it may miss of the sum of eigenvalues.
+# Columns by which the iteration's basis grows; fraction of the eigenvalues' sum it may miss.
 _BLOCK, _TOLERANCE = 32, 1e-4
 
 

@@ -95,19 +95,19 @@ class KeepSpace:
 
     @cached_property
     def U(self) -> torch.Tensor:  # noqa: N802 - a matrix, as in the formulas
-        """Output directions to take away, shape ``(m, p)``; found when first asked for."""
+        """Output directions to take away, shape ``(m, p)``; computed at first use."""
         return self._joined([task.U for task in self.tasks])
 
     @cached_property
     def V(self) -> torch.Tensor:  # noqa: N802
-        """Input directions to take away, shape ``(n, q)``; found when first asked for."""
+        """Input directions to take away, shape ``(n, q)``; computed at first use."""
         return self._joined([task.V for task in self.tasks])
 
     @cached_property
     def spectrum(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """Eigenvectors ``(n, q)`` and eigenvalues ``(q,)`` of ``C``, float64; ``q`` spans ``V``.
 
-        One pair for the basis ``joint``, one for each task for ``sum``; found when first asked for.
+        One pair for the basis ``joint``, one for each task for ``sum``; computed at first use.
         """
         if self.basis == "sum" or len(self.tasks) == 1:
             return tuple((task.V.double(), task.S.double().square()) for task in self.tasks)

@@ -23,7 +23,7 @@ TOLERANCE = 7.5e-4
 # On flat, linear and decaying spectra the energy missed was at most 6 times the plain estimate,
 # and at most 4 times where it came near the tolerance.
 _CAUTION = 5.0
-# A factor whose square may yet grow by more than this fraction is not found, however small it is.
+# A factor whose square may yet grow by more than this fraction has not converged.
 _UNSETTLED = 0.25
 # Residuals below this fraction of the largest Ritz value are the rounding of float32 products.
 _ROUNDING = 2e-6
@@ -78,10 +78,10 @@ def leading(
     steps = _Steps(matrix, width, seed)
     while steps.extend():
         ritz = steps.ritz(k).holding(enough)
-        short_of = _short_of(ritz, total, steps)
-        missing = _CAUTION * float(short_of.sum())
+        shortfall = _shortfall(ritz, total, steps)
+        missing = _CAUTION * float(shortfall.sum())
         captured = float(ritz.values.sum())
-        settled = bool((short_of <= _UNSETTLED * ritz.values).all())
+        settled = bool((shortfall <= _UNSETTLED * ritz.values).all())
         hopeless = enough < math.inf and captured + missing < enough
         if (missing <= tolerance * captured and settled) or hopeless:
             return _finished(matrix, steps, ritz)
@@ -210,7 +210,7 @@ def _orthonormal(rows: torch.Tensor) -> torch.Tensor:
     return basis
 
 
-def _short_of(ritz: _Ritz, total: float, steps: _Steps) -> torch.Tensor:
+def _shortfall(ritz: _Ritz, total: float, steps: _Steps) -> torch.Tensor:
     """By how much each Ritz value may fall short: ``rᵢ² / (θᵢ − μ)``; 0 where it is rounding.
 
     The classical bound has the distance to the rest of the spectrum in place of ``θᵢ − μ``; ``μ``

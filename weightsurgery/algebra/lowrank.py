@@ -28,7 +28,7 @@ __all__ = [
     "recompress",
 ]
 
-# The smallest relative tolerance whose square float64 tells from rounding.
+# The smallest relative tolerance whose square is above float64's rounding.
 _GRAM_RESOLVES = 1e-7
 # Smallest eigenvalue of a Gram matrix, relative to the largest, at which squaring loses 1e-13.
 _WELL_APART = 1e-3
@@ -151,7 +151,7 @@ def orth(columns: torch.Tensor, tolerance: float | None = None) -> torch.Tensor:
         basis, s, _ = torch.linalg.svd(wide, full_matrices=False)
         leading: torch.Tensor = basis[:, s > tolerance * s[0]].to(columns.dtype)
         return leading
-    # By the Gram matrix, a third of the time: float64 squares resolve far more than is asked for.
+    # By the Gram matrix, a third of the time: float64 squares resolve far more than needed.
     vectors, values, _ = torch.linalg.svd(wide.T @ wide)
     big = values > tolerance**2 * values[0]
     basis = wide @ (vectors[:, big] / values[big].sqrt())
@@ -247,8 +247,8 @@ def rank_by(singular: torch.Tensor, total: float, rule: RankRule) -> int:
     Args:
         singular: All nonzero singular values, descending.
         total: Their sum of squares.
-        rule: The rule. There is no noise to tell apart in an exactly low-rank matrix (its median
-            singular value is zero), so :class:`DonohoGavish` keeps everything.
+        rule: The rule. An exactly low-rank matrix has no noise (its median singular value is
+            zero), so :class:`DonohoGavish` keeps everything.
     """
     if isinstance(rule, Rank):
         return min(rule.k, singular.numel())

@@ -21,7 +21,7 @@ __all__ = ["exact_products", "kept_precision"]
 _Settings = tuple[str | None, dict[str, str]]
 
 _lock = threading.Lock()
-_before: list[_Settings] = []  # one for each that is inside; the first is what was set before
+_before: list[_Settings] = []  # one for each context inside; all hold the setting before the first
 
 
 @contextmanager

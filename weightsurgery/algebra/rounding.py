@@ -87,8 +87,8 @@ def round_to(
 class ChangeStats:
     """Statistics of the intended and the written change, summed over the blocks of a tensor.
 
-    With ``d`` the intended change and ``w`` the written one (what is stored, minus what would be
-    stored without the change):
+    With ``d`` the intended change and ``w`` the written one (the stored value, minus the one that
+    would be stored without the change):
 
     Attributes:
         base: ``‖W‖²``.
@@ -109,7 +109,7 @@ class ChangeStats:
     moved: int = 0
 
     def add(self, before: torch.Tensor, meant: torch.Tensor, after: torch.Tensor) -> None:
-        """Add a block: what would be stored without the change, the change, what is stored.
+        """Add a block: the value stored without the change, the change, the stored value.
 
         All three have the same shape, in the arithmetic's dtype; the sums are float64.
         """
@@ -145,11 +145,11 @@ class ChangeStats:
 
     @property
     def agreement(self) -> float:
-        """``⟨w, d⟩ / ‖d‖²``: 1 when what was written is what was meant, negative if flipped."""
+        """``⟨w, d⟩ / ‖d‖²``: 1 when the written change is the intended one, negative if flipped."""
         inner = (self.written + self.meant - self.missed) / 2
         return inner / self.meant if self.meant > 0 else 1.0
 
     @property
     def lost(self) -> float:
-        """``‖w − d‖ / ‖d‖``: size of what rounding missed, relative to the intended change."""
+        """``‖w − d‖ / ‖d‖``: size of the rounding error relative to the intended change."""
         return math.sqrt(self.missed / self.meant) if self.meant > 0 else 0.0

@@ -83,8 +83,8 @@ def truncated_svd(
 
     Small matrices (short side up to ``exact_up_to``) take a full SVD in float64. Others take
     randomised block Krylov iteration (see :mod:`weightsurgery.algebra.krylov`) with a float64
-    Rayleigh-Ritz step; where so many factors are wanted, or they are so hard to tell apart, that
-    its basis would be as wide as the matrix, the eigenvectors of the float64 Gram matrix.
+    Rayleigh-Ritz step; where so many factors are wanted, or their values are so close, that its
+    basis would be as wide as the matrix, the eigenvectors of the float64 Gram matrix.
 
     Args:
         matrix: Shape ``(m, n)``, float32, finite; on any device. Not changed.
@@ -115,7 +115,7 @@ def truncated_svd(
     if short <= exact_up_to:
         result = _lapack(matrix, rule)
     elif total == 0:
-        result = _nothing(matrix, _count(matrix.new_zeros(short), rule))
+        result = _zero_factors(matrix, _count(matrix.new_zeros(short), rule))
     else:
         result = _large(matrix, rule, total, seed, tolerance)
     return Truncation(result.factors, total, result.residual, result.effective_rank)
@@ -173,7 +173,7 @@ def _iterated(
         k = max(2 * k, k + min(matrix.shape[1], int((enough - held) / (2 * last)) if last else 0))
 
 
-def _nothing(matrix: torch.Tensor, k: int) -> Leading:
+def _zero_factors(matrix: torch.Tensor, k: int) -> Leading:
     """Factors of a zero matrix."""
     eyes = [torch.eye(side, k, device=matrix.device) for side in matrix.shape]
     return Leading(LowRank(eyes[0], torch.zeros(k, device=matrix.device), eyes[1]), 0.0, 0.0)

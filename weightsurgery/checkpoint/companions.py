@@ -1,8 +1,8 @@
-"""Which files beside the weights belong to a model: one rule, for copying them and for looking.
+"""Which files beside the weights belong to a model: one rule, for copying and for listing them.
 
-A name decides: configs, tokenizers, templates and licences are companions. Whatever else a
-directory holds is not, be it a text that happens to lie there; nor are weights under any name, nor
-Python, unless the model's config names it and the user asks for it.
+The name decides: configs, tokenizers, templates and licences are companions. Any other file of a
+directory is not; nor are weights under any name, nor Python files, unless the model's config names
+them and the user allows it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _KINDS = {
     ),
     "code": re.compile(r"\w[\w-]*\.py"),
 }
-# They speak of the base alone; the adapter's would have its base loaded under ours.
+# These describe the base alone; an adapter's config would make libraries load its base.
 _NOT_COMPANIONS = ("weightsurgery.json", "adapter_config.json")
 _INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")
 _NOT_FOLDERS = ("runs", "original", "onnx", "openvino", "__pycache__", "coreml", "logs")
@@ -142,7 +142,7 @@ def _names(base: Path) -> Iterator[str]:
             yield os.path.relpath(os.path.join(folder, file), base)
 
 
-# Training state, and our own, which nobody misses.
+# Training state and our own files, which nobody misses.
 _KNOWN = re.compile(r"(trainer_state|\w*_results|weightsurgery|adapter_config|train\w*)\.json")
 
 
@@ -163,7 +163,7 @@ def _declared(base: Path, files: list[str]) -> Iterator[str]:
         try:
             config = parse_json(path.read_bytes())
         except (ValueError, OSError):
-            continue  # whoever reads it says so
+            continue  # reported where it is read
         for text in _classes(config):
             module, dot, _ = text.rpartition(".")
             if dot and "--" not in text:  # which would name another repository

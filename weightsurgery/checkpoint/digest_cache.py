@@ -4,7 +4,7 @@ A digest is kept beside the file's device, inode, size and times of change, and 
 all of them agree: the kernel sets the change time at every write, and no program can set it back.
 A file changed less than two seconds before it was read is not remembered, since file systems keep
 coarse time. Nothing breaks when the cache is deleted; outputs are verified from their bytes always.
-Digests that nobody asked for in a month are removed.
+Digests unused for a month are removed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def cache_folder(name: str) -> Path:
     """A folder of the cache that this user alone may write in; made if needed.
 
     Raises:
-        OSError: It cannot be made, or belongs to somebody else, who could forge what is there.
+        OSError: It cannot be made, or belongs to another user, who could forge its content.
     """
     folder = cache_directory() / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def cache_folder(name: str) -> Path:
 
 
 def _is_ours_alone(place: Path) -> bool:
-    """Whether a digest was written by this user, and nobody else could have."""
+    """Whether this user alone can have written a digest."""
     for path in (place, place.parent):
         facts = os.lstat(path)
         if facts.st_uid != os.geteuid() or stat.S_ISLNK(facts.st_mode):
@@ -79,7 +79,7 @@ def _is_ours_alone(place: Path) -> bool:
 
 
 def stamp(path: Path) -> Stamp:
-    """What changes when a file does: device, inode, size, modification and change time."""
+    """A file's stamp: device, inode, size, modification and change time."""
     facts = os.stat(path)
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 

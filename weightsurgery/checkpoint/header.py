@@ -60,7 +60,7 @@ ARITHMETIC_DTYPES = frozenset(
 # The reference implementation refuses longer headers, and so do we: it is garbage, or an attack.
 MAX_HEADER_BYTES = 100_000_000
 
-# Names are matched against patterns, printed and sorted; none of a real model comes near.
+# Names are matched against patterns, printed and sorted; real models' are far shorter.
 LONGEST_NAME = 1000
 
 # Elements worked on at a time: 1 MB of float32, so that several such blocks fit a core's cache.

@@ -1,8 +1,8 @@
 """A local mirror of a remote file: sparse on disk, with a list of the byte ranges it holds.
 
 A range is listed once its bytes are flushed, so whatever is killed goes on from there. Several
-processes may fetch the same file: they write the same bytes to the same places. What nobody used
-for a month is removed (see :mod:`weightsurgery.checkpoint.unused`).
+processes may fetch the same file: they write the same bytes to the same places. Files unused for a
+month are removed (see :mod:`weightsurgery.checkpoint.unused`).
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Mirror:
         try:
             os.fdatasync(self._file)
             with self._lock:
-                # Where somebody deleted the cache, a list would speak of the file that comes next.
+                # Where the cache was deleted, a list would describe the next file at this path.
                 if is_at(self._file, self.path):
                     with os.fdopen(open_own(self._list, os.O_APPEND), "ab", 0) as file:
                         file.write(f"{start} {stop}\n".encode())

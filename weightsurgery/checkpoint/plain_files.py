@@ -1,8 +1,8 @@
-"""Plain files: read where they seem to lie, written where nobody laid a link in the way.
+"""Plain files: read and written without following foreign links.
 
-Whoever may write beside an output, or hands over a checkpoint, may lay links, pipes and devices
-there. So what is written is made anew or is this user's own plain file, and what is copied out of
-a checkpoint lies in it.
+Other users who may write beside an output, or publish a checkpoint, may put links, pipes and
+devices there. So a written file is new or this user's own plain file, and a file copied out of a
+checkpoint lies in it.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ def _check(path: Path, facts: os.stat_result, directory: bool) -> None:
 def create(path: Path) -> int:
     """A new, empty file under a name of ours, open for reading and writing.
 
-    What is there is taken away first, be it a link: what a link leads to is never touched.
+    An existing file or link is removed first; the target of a link is never touched.
 
     Raises:
-        OSError: It cannot be taken away, or not be made.
+        OSError: The old file cannot be removed, or the new one not be created.
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

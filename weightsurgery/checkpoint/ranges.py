@@ -11,7 +11,7 @@ from weightsurgery.errors import SourceError
 
 __all__ = ["fetch_range"]
 
-# Attempts in a row that bring no byte before it is given up, and the longest wait between two.
+# Attempts in a row without a byte before giving up, and the longest wait between two.
 _ATTEMPTS = 5
 _LONGEST_WAIT = 8.0
 
@@ -46,7 +46,7 @@ def fetch_range(
         wait: Waits so many seconds before another attempt.
 
     Raises:
-        SourceError: The Hub refuses, does not serve ranges or serves others than it is asked for,
+        SourceError: The Hub refuses, does not serve ranges or serves other ranges than requested,
             or cannot be reached any more.
     """
     from huggingface_hub import hf_hub_url
@@ -73,7 +73,7 @@ def fetch_range(
 
 
 def _stream(url: str, where: str, start: int, stop: int) -> Iterator[bytes]:
-    """The bytes of one answer, in pieces; fewer than asked for if it breaks off."""
+    """The bytes of one response, in pieces; fewer than requested if it breaks off."""
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ def _stream(url: str, where: str, start: int, stop: int) -> Iterator[bytes]:
 
 
 def _check_range(headers: Mapping[str, str], where: str, start: int) -> None:
-    """Parts cannot be checked by a hash, so other bytes than those asked for would go unseen.
+    """Check that a response holds the requested bytes: parts cannot be checked by a hash.
 
     Raises:
         SourceError: The answer begins elsewhere, does not say where, or is compressed.

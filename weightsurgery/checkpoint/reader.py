@@ -66,7 +66,7 @@ def _close_all(files: dict[str, int]) -> None:
 
 
 class Checkpoint:
-    """A checkpoint on disk. Opening it reads headers alone; tensors are read when asked for.
+    """A checkpoint on disk. Opening it reads headers alone; tensors are read lazily.
 
     All reads are positional (``preadv``) into fresh memory, so any number of threads may read
     at once and nothing of the file stays mapped.
@@ -75,8 +75,8 @@ class Checkpoint:
         source: Where it was found.
         layout: What it holds.
         entries: Every tensor by name.
-        dequantises: Whether codes are read as the numbers that they stand for, of this checkpoint
-            and of what is compared with it.
+        dequantises: Whether quantised codes are read as numbers, of this checkpoint and of those
+            compared with it.
         as_stored: Whether shards and bytes are those of the files.
         notes: How it was converted when it was opened, for the user, a line each.
 
@@ -96,7 +96,7 @@ class Checkpoint:
         self.source = source
         self.layout = layout
         self.entries: Mapping[str, TensorEntry] = layout.entries
-        self._open_nothing()
+        self._reset_files()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for another process: source and layout, no open files."""
@@ -105,13 +105,13 @@ class Checkpoint:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open_nothing()
+        self._reset_files()
 
-    def _open_nothing(self) -> None:
+    def _reset_files(self) -> None:
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
         self._remembered: dict[str, Any] = {}
-        # Vectors hold checkpoints that nobody closes by hand.
+        # Vectors hold checkpoints that are not closed explicitly.
         self._closer = weakref.finalize(self, _close_all, self._files)
 
     @classmethod

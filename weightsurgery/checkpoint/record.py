@@ -142,7 +142,7 @@ class EditRecord:
         files: SHA-256 and size of each file of the output, this record excepted.
         tensors: Statistics of each edited tensor.
         summary: Statistics over all tensors.
-        lineage: What the check of the inputs' kinship found.
+        lineage: Results of the check of the inputs' lineage.
         versions: Of the software.
         parent: The base's own record, if it was itself written by this tool.
         version: Version of this format.
@@ -250,8 +250,8 @@ def verify(
 ) -> EditRecord:
     """Check that an output is what its record says: every byte of every file.
 
-    That finds damage and what was added. It finds no forgery: a record is not signed, and whoever
-    changes an output can write another one.
+    This detects damage and added files, but no forgery: a record is not signed, and whoever changes
+    an output can write another one.
 
     Args:
         directory: The output.

@@ -27,7 +27,7 @@ _LARGEST = 64 << 20  # bytes of a tokenizer or an index worth reading for a rema
 
 def remarks(checkpoint: Checkpoint) -> tuple[str, ...]:
     """One line each; for a remote checkpoint, those that headers and config show."""
-    return checkpoint.remember("remarks", lambda: tuple(_all(checkpoint)))
+    return checkpoint.remember("remarks", lambda: tuple(_all_remarks(checkpoint)))
 
 
 def partitioned(entries: Mapping[str, TensorEntry]) -> list[str]:
@@ -47,7 +47,7 @@ def declared_total(checkpoint: Checkpoint) -> float | None:
     return total if isinstance(total, int | float) else None
 
 
-def _all(checkpoint: Checkpoint) -> Iterator[str]:
+def _all_remarks(checkpoint: Checkpoint) -> Iterator[str]:
     yield from _files(checkpoint)
     if lost := partitioned(checkpoint.entries):
         yield (
@@ -189,5 +189,5 @@ def _json(checkpoint: Checkpoint, name: str) -> dict[str, Any] | None:
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return None  # whoever needs it says so
+        return None  # reported where it is needed
     return content if isinstance(content, dict) else None

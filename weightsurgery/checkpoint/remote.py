@@ -123,7 +123,7 @@ class _Fetcher:
             if position - noted >= NOTED:
                 mirror.note(noted, position)
                 noted = position
-            if self._ended.is_set() and position < stop:  # what has come is kept all the same
+            if self._ended.is_set() and position < stop:  # the received bytes are kept
                 raise CheckpointError(f"{name}: the checkpoint was closed while it was fetched")
 
         try:
@@ -131,7 +131,7 @@ class _Fetcher:
                 self._repository.name, self._repository.commit, name, start, stop,
                 take, self._ended.wait,
             )  # fmt: skip
-        finally:  # what came before a failure need not come again
+        finally:  # bytes received before a failure are not fetched again
             mirror.note(noted, position)
             with self._lock:
                 self.fetched += position - start
@@ -161,7 +161,7 @@ class _Fetcher:
         return None if mirror.missing(0, self._repository.files[name].size) else mirror.path
 
     def close(self) -> None:
-        """Give up what is in flight, and close the files."""
+        """Cancel the requests in flight, and close the files."""
         self._ended.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for mirror in self._mirrors.values():
@@ -315,6 +315,6 @@ class RemoteCheckpoint(Checkpoint):
         )
 
     def close(self) -> None:
-        """Give up what is in flight, and close the files."""
+        """Cancel the requests in flight, and close the files."""
         self._fetcher.close()
         super().close()

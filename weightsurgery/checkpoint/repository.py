@@ -1,4 +1,4 @@
-"""A repository of the Hub at one commit: what it holds, from one request."""
+"""A repository of the Hub at one commit: its files, from one request."""
 
 from __future__ import annotations
 

@@ -110,6 +110,6 @@ def _from_hub(text: str, local_only: bool) -> Source:
         # By the name that was typed, so that the cache knows it in offline mode too.
         path = snapshot(revision or None)
         if repository is not None and path.name != repository.commit:
-            path = snapshot(repository.commit)  # somebody pushed in between
+            path = snapshot(repository.commit)  # there was a push in between
     check_snapshot(path, {} if repository is None else repository.hashes)
     return Source(text, path, path.name)

@@ -2,13 +2,13 @@
 
 Beside the target ``OUT`` stands ``.OUT.ws-partial/`` while work goes on::
 
-    journal.jsonl   first line: what is being made; then one line per finished piece
-    files/          what will become OUT
+    journal.jsonl   first line: the identity of the output; then one line per finished piece
+    files/          the future content of OUT
     old/            the output that is being replaced, for the moment between two renames
 
 The journal is locked, so two runs cannot build the same output. After a kill the next run of the
 same command finds the journal and continues; a different command starts afresh. A place that holds
-a link or another user's file is refused: whoever laid it there would have it written or removed.
+a link or another user's file is refused: its owner could redirect what is written or removed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
                 f"{target}: is or lies in the input {source}",
                 "Write to a directory of its own with -o.",
             )
-        for path in _lying_in(source):
+        for path in _read_paths(source):
             if target in path.parents or Staging.beside(target) in path.parents:
                 raise OutputError(
                     f"{target}: would replace the input {path}",
@@ -129,7 +129,7 @@ def _check_ours(target: Path) -> None:
         )
 
 
-def _lying_in(source: Path) -> Iterator[Path]:
+def _read_paths(source: Path) -> Iterator[Path]:
     """The paths that are read: the directory, its files, and the targets of links among them."""
     yield source
     if source.is_dir():
@@ -249,7 +249,7 @@ class Staging:
     def note(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines to the journal and flush them to disk.
 
-        Call it after the bytes they speak of were flushed, never before.
+        Call it after the bytes they describe were flushed, never before.
         """
         text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
         self._journal.seek(0, os.SEEK_END)
@@ -320,8 +320,8 @@ class Staging:
                 path.unlink()
 
     def close(self) -> None:
-        """Remove what is beside the target, unless it was left; after a commit, or to give up."""
-        if self._journal.closed or self._kept_for_later():
+        """Remove the staging, unless it was left; after a commit, or to give up."""
+        if self._journal.closed or self._leave_for_later():
             return
         if self.old.exists() and not _holds_anything(self.target):
             with contextlib.suppress(OSError):
@@ -330,7 +330,7 @@ class Staging:
             shutil.rmtree(self.root, ignore_errors=True)  # else it holds the only copy
         self.leave()
 
-    def _kept_for_later(self) -> bool:
+    def _leave_for_later(self) -> bool:
         """Whether the output is in place, and its journal is needed until all is written."""
         named = self._promised and not self.files.exists()
         if not named or not afterwards(partial(self.clear, self.target, self.identity)):

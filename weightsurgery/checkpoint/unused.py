@@ -49,14 +49,14 @@ def remove_unused(folder: Path, ours: re.Pattern[str], beside: str | None = None
 
     Args:
         folder: Of a cache.
-        ours: What the names of our files match in full; nothing else is looked at.
+        ours: Pattern of our files' full names; other files are ignored.
         beside: The ending of a file that belongs to another one and goes with it, before it.
     """
     if folder in _cleaned:
         return
     _cleaned.add(folder)
     limit = time.time() - UNUSED_DAYS * _DAY
-    with contextlib.suppress(OSError):  # whatever is in the way, the cache serves as it is
+    with contextlib.suppress(OSError):  # without removal, the cache still serves
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if ours.fullmatch(entry.name))
         for name in names:
@@ -74,7 +74,7 @@ def _remove(path: Path, limit: float, beside: str | None) -> None:
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Only under the lock is it sure: somebody may have used or replaced it just now.
+        # Checked again under the lock: another process may just have used or replaced it.
         if os.fstat(file).st_mtime < limit and is_at(file, path):
             if beside is not None:
                 path.with_name(f"{path.name}{beside}").unlink(missing_ok=True)

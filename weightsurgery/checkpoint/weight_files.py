@@ -18,7 +18,7 @@ SINGLE_NAME = "model.safetensors"
 # Pickles beside a model that hold no weights.
 _TRAINING_STATE = ("training_args", "optimizer", "scheduler", "rng_state", "random_states")
 
-# Beside shards: the same weights in their maker's layout, and what is no model.
+# Beside shards: the same weights in their publisher's layout, and files that are no model.
 _BESIDE = re.compile(r"(consolidated|adapter|optimizer|.*_adapters)\b.*\.safetensors")
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{1,6})-of-(?P<count>\d{1,6})\.safetensors")

@@ -104,7 +104,7 @@ class CheckpointWriter:
         except BaseException:
             self._close_files()  # open files hold their space, even when they are removed
             raise
-        self._flusher = threading.Thread(target=self._flush_now_and_then, daemon=True)
+        self._flusher = threading.Thread(target=self._flush_periodically, daemon=True)
         self._flusher.start()
 
     def path(self, shard: str) -> Path:
@@ -246,7 +246,7 @@ class CheckpointWriter:
         with self._lock:
             self._pending.append((name, facts, noted))
 
-    def _flush_now_and_then(self) -> None:
+    def _flush_periodically(self) -> None:
         while not self._stop.wait(self.FLUSH_SECONDS):
             try:
                 self._flush()

@@ -123,12 +123,12 @@ def _existing(api: HfApi, place: Path, destination: Destination, remote: Remote)
         )
     text = _decoded(local.read_bytes(), str(local))
     notices: tuple[str, ...] = ()
-    if there.strip() and split_card(text, str(local))[1].strip() != _words(there, where):
+    if there.strip() and split_card(text, str(local))[1].strip() != _user_text(there, where):
         notices = (f"{local}: its text replaces that of the card on the Hub, which git keeps.",)
     return _Existing(text, str(local), there, notices)
 
 
-def _words(card: str, where: str) -> str:
+def _user_text(card: str, where: str) -> str:
     """A card's text by the user; all of it where its front matter or markers are damaged."""
     try:
         return split_card(card, where)[1].strip()

@@ -33,7 +33,7 @@ class Meter:
     Attributes:
         total: Bytes of all files to be sent.
         progress: Called as ``progress("uploading", done, total)`` in bytes that were read.
-        sent: Bytes that went over the wire as content; None where nobody counts.
+        sent: Bytes of content that went over the wire; None where they are not counted.
         by: ``"lfs"`` or ``"xet"``.
     """
 

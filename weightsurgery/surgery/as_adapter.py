@@ -27,7 +27,7 @@ from weightsurgery.surgery.plan import check_matrices, worker_count
 from weightsurgery.surgery.provenance import files, inputs_of_edit, lineage_of_edit
 from weightsurgery.surgery.workers import device_for, in_order, torch_threads
 from weightsurgery.vectors.deltas import FactorDelta, SumDelta
-from weightsurgery.vectors.export import as_it_is, check_dtype, write_adapter
+from weightsurgery.vectors.export import check_dtype, content_of, write_adapter
 from weightsurgery.vectors.finetuned import refuse_quantised
 from weightsurgery.vectors.lora import Content, sort_tensors
 from weightsurgery.vectors.lora_files import AdapterPlan, plan_adapter
@@ -154,7 +154,7 @@ def _content(
     chosen = selection.resolve(base.entries)
     if not edit.factors:
         (vector,) = edit.vectors().values()
-        scaled = as_it_is(edit.sign * edit.scale * vector, chosen, storage.rule, storage.seed)
+        scaled = content_of(edit.sign * edit.scale * vector, chosen, storage.rule, storage.seed)
         return replace(scaled, label=vector.label)
     if storage.rule is not None:
         raise EditError(

@@ -74,7 +74,7 @@ def _without_config(source: Source, names: list[str]) -> AdapterConfig | None:
 
             header = parse_header(path.name, path.stat().st_size, read)
     except (OSError, WeightSurgeryError):
-        return None  # whoever reads it as a checkpoint says so
+        return None  # reported where it is read as a checkpoint
     keys = [entry.name for entry in header.entries]
     if is_kohya(keys):
         return AdapterConfig("kohya-lora", path.name, source.name)

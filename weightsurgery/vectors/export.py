@@ -42,10 +42,10 @@ from weightsurgery.vectors.lora_files import (
 )
 from weightsurgery.vectors.task_vector import TaskVector
 
-__all__ = ["Inputs", "as_it_is", "check_dtype", "export_adapter", "plan_export", "write_adapter"]
+__all__ = ["Inputs", "check_dtype", "content_of", "export_adapter", "plan_export", "write_adapter"]
 
 
-def as_it_is(
+def content_of(
     vector: TaskVector, chosen: Mapping[str, float], rule: RankRule | None, seed: int = 0
 ) -> Content:
     """A vector as the content of an adapter.
@@ -119,7 +119,7 @@ def export_adapter(
     """
     check_dtype(dtype)
     selection = selection or Selection()
-    content = as_it_is(vector, _chosen(base, selection), rule, seed)
+    content = content_of(vector, _chosen(base, selection), rule, seed)
     lineage = check_lineage(base, [change for _, change in vector.terms], allow_unrelated)
     sorted_tensors = sort_tensors(base, content)
     record = EditRecord("adapter", command=list(command))
@@ -174,7 +174,7 @@ def plan_export(
             for the check of lineage.
     """
     check_dtype(dtype)
-    content = as_it_is(vector, _chosen(base, selection or Selection()), rule)
+    content = content_of(vector, _chosen(base, selection or Selection()), rule)
     sorted_tensors = sort_tensors(base, content)
     paths = [path for _, files in _inputs(base, vector, True).values() for path in files]
     return plan_adapter(
@@ -301,7 +301,7 @@ def write_adapter(
         }
         record.tensors = tensors
         record.summary = {
-            **_over_all(tensors),
+            **_summary(tensors),
             **({"relative_change": _relative(tensors, weights)} if relative else {}),
             "parameters": writer.parameters,
             "left_out": sorted_tensors.left_out,
@@ -334,7 +334,7 @@ def _facts(truncation: Truncation, missed: float) -> dict[str, Any]:
     }
 
 
-def _over_all(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(tensors: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     energies = {name: facts["norm"] ** 2 for name, facts in tensors.items()}
     total = sum(energies.values())
     kept_energies = {name: energies[name] * facts["kept"] for name, facts in tensors.items()}

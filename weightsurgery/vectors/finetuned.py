@@ -86,7 +86,7 @@ class FinetunedChange:
         refuse_quantised(finetuned)
         match = find_match(shapes_of(base), shapes_of(finetuned), finetuned.source.name)
         self.base = base
-        self.finetuned = finetuned if match.as_it_is else Restated(finetuned, match)
+        self.finetuned = finetuned if match.is_identity else Restated(finetuned, match)
         self.label = finetuned.source.name.rstrip("/").rsplit("/", 1)[-1] or "finetuned"
         self._vocab, self._missing, self._partial = vocab, missing, partial
         # Base name -> (name in the fine-tuned, rows that count or None for all).

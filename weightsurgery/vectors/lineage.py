@@ -144,14 +144,14 @@ def _compare(
     if not cosines:
         return Kinship(vector, "unknown", None, None, f"{evidence}: nothing to compare")
     alien = [name for name in cosines if cosines[name] < LEAST_COSINE or sizes[name] > MOST_SIZE]
-    cosine, relative = _middle(cosines.values()), _middle(sizes.values())
+    cosine, relative = _lower_median(cosines.values()), _lower_median(sizes.values())
     verdict = "unrelated" if len(alien) >= MOST_ALIEN * len(cosines) else "related"
     if alien:
         evidence += f"; {len(alien)} of {len(cosines)} matrices differ, {alien[0]!r} for one"
     return Kinship(vector, verdict, round(cosine, 6), min(1e9, float(f"{relative:.6g}")), evidence)
 
 
-def _middle(values: Iterable[float]) -> float:
+def _lower_median(values: Iterable[float]) -> float:
     """The lower median."""
     ordered = sorted(values)
     return ordered[(len(ordered) - 1) // 2]
@@ -172,7 +172,7 @@ def kinship(
     if isinstance(change, FinetunedChange):
         if change.base is not base and change.base.path != base.path:
             raise ValueError("the change was opened for another base")
-        return _against(base, change.finetuned, change.label, "weights of the fine-tuned", among)
+        return _by_weights(base, change.finetuned, change.label, "weights of the fine-tuned", among)
     if isinstance(change, SavedChange | Statistics):
         stored = change.record.parameters.get("base_samples")
         if not isinstance(stored, Mapping):
@@ -207,7 +207,7 @@ def _decoded(change: SavedChange | Statistics, text: object) -> array[float]:
         ) from None
 
 
-def _against(
+def _by_weights(
     base: Checkpoint,
     other: Checkpoint,
     label: str,
@@ -244,7 +244,7 @@ def _adapter_kinship(base: Checkpoint, change: AdapterChange) -> Kinship:
             change.label, "unknown", None, None, f"the adapter's base {name} is not on this machine"
         )
     with named:
-        return _against(base, named, change.label, f"weights of the adapter's base {name}")
+        return _by_weights(base, named, change.label, f"weights of the adapter's base {name}")
 
 
 def check_lineage(

@@ -113,7 +113,7 @@ class LoraLayers:
 
     Raises:
         UnsupportedCheckpointError: transformers has other names for all of its tensors in memory,
-            and which ones cannot be told from here.
+            and they are not known here.
     """
 
     def __init__(self, base: Checkpoint) -> None:
@@ -248,8 +248,8 @@ def sort_tensors(base: Checkpoint, content: Content) -> Sorted:
             result.left_out.append(name)
             continue
         place = result.places.find(name)
-        as_it_is = content.rule is None and not content.factored
-        if isinstance(place, LoraLayer) and as_it_is and not is_factored(delta):
+        exact = content.rule is None and not content.factored
+        if isinstance(place, LoraLayer) and exact and not is_factored(delta):
             place = _DENSE
         if isinstance(place, LoraLayer) and base.entry(name).numel:
             result.layers.append(place)

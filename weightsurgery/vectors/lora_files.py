@@ -264,7 +264,7 @@ def plan_adapter(
     written += _WIDTHS[dtype] * sum(a * b for _, _, (a, b) in tensors)
     statistics = beside or {}
     needs = [
-        max(_takes(base, content, layer, rank), statistics.get(layer.name, (0, 0))[1])
+        max(_memory_bytes(base, content, layer, rank), statistics.get(layer.name, (0, 0))[1])
         for layer, rank in held.items()
     ]
     read = sum(statistics.get(layer.name, (0, 0))[0] for layer in held)
@@ -304,7 +304,7 @@ def _rank(
     return min(limits), False
 
 
-def _takes(base: Checkpoint, content: Content, layer: LoraLayer, rank: int) -> int:
+def _memory_bytes(base: Checkpoint, content: Content, layer: LoraLayer, rank: int) -> int:
     """Working memory of one matrix."""
     entry, delta = base.entry(layer.name), content.outline(layer.name)
     if delta is not None and is_factored(delta) and not content.factored:

@@ -103,7 +103,7 @@ class SavedChange:
             if len(place.names) == 1 and place.shape == shapes[place.names[0]]
         }
         self._dense = self._weights
-        if not match.as_it_is:
+        if not match.is_identity:
             self._dense = Restated(self._weights, replace(match, places=dense, rest=()))
         self._names = {n: None for n in match.places if n in self._factors or n in dense}
         used = {stored for name in self._names for stored in match.places[name].names}
@@ -191,7 +191,7 @@ class VectorWriter:
         target: Directory to be written.
         inputs: Directories that are read.
         overwrite: Replace an existing output.
-        shard_bytes: Size from which on a shard is closed; what is held in memory.
+        shard_bytes: Size at which a shard is closed; so much is held in memory.
         stem: Prefix of the names of shards and index.
         staging: Where to write, if the caller has a staging for the target already.
         identity: Digest of the vector's inputs and settings. A killed extraction starts again; one

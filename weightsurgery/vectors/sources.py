@@ -130,7 +130,7 @@ def open_change(
         name: A directory or ``org/name[@revision]``.
         vocab: For fine-tuned checkpoints; see :class:`FinetunedChange`.
         missing: See :class:`FinetunedChange` and :class:`SavedChange`.
-        opener: Opens a fine-tuned checkpoint; :func:`open_remote` fetches what is read alone.
+        opener: Opens a fine-tuned checkpoint; :func:`open_remote` fetches only what is read.
         partial: Take a vector of which less than half fits the base.
 
     Raises:

@@ -270,7 +270,7 @@ class StatisticsWriter:
         target: Directory to be written.
         inputs: Directories that are read.
         overwrite: Replace an existing output.
-        shard_bytes: Size from which on a shard is closed; what is held in memory.
+        shard_bytes: Size at which a shard is closed; so much is held in memory.
     """
 
     def __init__(

@@ -185,7 +185,7 @@ def _stacked(block: str, kinds: Mapping[str, str], shapes: Mapping[str, Shape]) 
     count, width, hidden = shapes[by_role["gate"]]
     fits = shapes[by_role["up"]] == (count, width, hidden)
     fits &= shapes[by_role["down"]] == (count, hidden, width)
-    if not fits or width == hidden:  # square: nothing tells which way round they lie
+    if not fits or width == hidden:  # square: the orientation is ambiguous
         return None
     matrices, stored = {}, {}
     for role, name in by_role.items():

@@ -47,7 +47,7 @@ class Match:
     """How two checkpoints' names and layouts go together.
 
     Attributes:
-        places: By the base's names; what is missing in the other is missing here.
+        places: By the base's names, without tensors that the other lacks.
         rest: Stored tensors of the other that the base has no place for.
         wrappers: How many names a wrapper was taken off.
         base_wrappers: The same of the base's names, to compare them; they stay in the output.
@@ -67,7 +67,7 @@ class Match:
     transposed: int = 0
 
     @property
-    def as_it_is(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether all names and layouts are the base's already."""
         return not self.facts()
 
@@ -137,8 +137,8 @@ class _Matcher:
         self._our_experts = our_experts
         # The other's matrices: by plain name, or by a made-up name for each matrix of experts.
         self._sources = _sources(theirs, their_experts)
-        shapes = _either_way(_in_one_by_one(theirs, their_experts))
-        goals = _either_way(_in_one_by_one(ours, our_experts))
+        shapes = _sorted_conv1d(_separated(theirs, their_experts))
+        goals = _sorted_conv1d(_separated(ours, our_experts))
         self._renamings = find_renamings(goals, shapes, where)
         self._names = self._named(goals, shapes)
 
@@ -199,7 +199,7 @@ class _Matcher:
         """What the other has of a block of experts."""
         matrices = {}
         for role, wanted in experts.matrices.items():
-            source = by_goal.get(_made_up(experts.block, role))
+            source = by_goal.get(_matrix_name(experts.block, role))
             if source is not None and self._sources[source].shape == wanted.shape:
                 matrix = self._sources[source]
                 matrices[role] = replace(matrix, name=self._theirs[matrix.name])
@@ -231,12 +231,12 @@ def _wrappers(names: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def _either_way(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def _sorted_conv1d(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """Shapes for comparison, sorted for GPT-2's matrices, which may be transposed."""
     return {n: tuple(sorted(shape)) if _CONV1D.search(n) else shape for n, shape in shapes.items()}
 
 
-def _made_up(block: str, role: tuple[int, str]) -> str:
+def _matrix_name(block: str, role: tuple[int, str]) -> str:
     return f"{block}.{role[0]}.{role[1]}"
 
 
@@ -247,14 +247,16 @@ def _sources(shapes: Mapping[str, Shape], experts: Mapping[str, Experts]) -> dic
         name: Matrix.whole(name, shape) for name, shape in shapes.items() if name not in stored
     }
     for block, group in experts.items():
-        matrices |= {_made_up(block, role): matrix for role, matrix in group.matrices.items()}
+        matrices |= {_matrix_name(block, role): matrix for role, matrix in group.matrices.items()}
     return matrices
 
 
-def _in_one_by_one(shapes: Mapping[str, Shape], experts: Mapping[str, Experts]) -> dict[str, Shape]:
+def _separated(shapes: Mapping[str, Shape], experts: Mapping[str, Experts]) -> dict[str, Shape]:
     """Shapes, with the experts' matrices in place of the tensors that store them."""
     stored = {name for group in experts.values() for name in group.stored}
     separate = {name: shape for name, shape in shapes.items() if name not in stored}
     for block, group in experts.items():
-        separate |= {_made_up(block, role): matrix.shape for role, matrix in group.matrices.items()}
+        separate |= {
+            _matrix_name(block, role): matrix.shape for role, matrix in group.matrices.items()
+        }
     return separate

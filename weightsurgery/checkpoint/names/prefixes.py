@@ -109,7 +109,7 @@ def _best(
     for change in _candidates(theirs, ours):
         pairs = _pairs(change, theirs, ours)
         under = sum(len(shapes) for p, shapes in theirs.items() if p[: len(change[0])] == change[0])
-        if 2 * len(pairs) > under:  # most of what is called so: else it is no renaming of theirs
+        if 2 * len(pairs) > under:  # most names with this prefix: else it is no renaming
             candidates.append((change, pairs))
     if not candidates:
         return None

@@ -38,7 +38,7 @@ class Restated(Checkpoint):
         match: How its tensors go together with the base's.
 
     Raises:
-        MismatchError: A tensor would be put together of numbers of several dtypes.
+        MismatchError: A tensor would be assembled from numbers of different dtypes.
     """
 
     as_stored = False
@@ -46,9 +46,9 @@ class Restated(Checkpoint):
     def __init__(self, inner: Checkpoint, match: Match) -> None:
         self.inner = inner
         self.notes = inner.notes
-        self._key = object()  # alive as long as what is remembered under it
+        self._key = object()  # identifies this checkpoint's blocks in the threads' caches
         entries: dict[str, TensorEntry] = {}
-        self._put_together: dict[str, TensorLocation] = {}
+        self._assembled: dict[str, TensorLocation] = {}
         self._stored: dict[str, tuple[str, ...]] = {}
         for name, place in match.places.items():
             entries[name] = self._entry(name, place)
@@ -56,7 +56,7 @@ class Restated(Checkpoint):
         for name in match.rest:
             if name not in entries:
                 entries[name], self._stored[name] = inner.entry(name), (name,)
-        # No shards: no window of them holds what a window of the base's holds.
+        # No shards: their windows do not correspond to those of the base's.
         super().__init__(inner.source, Layout({}, entries))
 
     def _entry(self, name: str, place: TensorLocation) -> TensorEntry:
@@ -73,14 +73,14 @@ class Restated(Checkpoint):
         if run is not None and self.inner.as_stored:
             start = first.start + run.first * width
         else:
-            start = first.start  # of no meaning: it is put together when it is read
-            self._put_together[name] = place
+            start = first.start  # not used: it is assembled when it is read
+            self._assembled[name] = place
         size = math.prod(place.shape) * width
         return TensorEntry(name, first.dtype, place.shape, first.shard, start, start + size)
 
     @override
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
-        place = self._put_together.get(entry.name)
+        place = self._assembled.get(entry.name)
         if place is None:
             self.inner.read_into(entry, offset, buffer)
             return
