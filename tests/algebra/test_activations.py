@@ -51,9 +51,9 @@ def norm(task: LowRank) -> float:
 
 
 # 1e-12 leaves the oracle's inverse seven digits of its own sixteen.
-def close(found: LowRank, wanted: np.ndarray, epsilon: float = 1.0) -> None:
+def close(actual: LowRank, wanted: np.ndarray, epsilon: float = 1.0) -> None:
     np.testing.assert_allclose(
-        exact(found.matrix()), wanted, rtol=0, atol=3e-6 if epsilon > 1e-9 else 1e-3
+        exact(actual.matrix()), wanted, rtol=0, atol=3e-6 if epsilon > 1e-9 else 1e-3
     )
 
 
@@ -74,16 +74,16 @@ def test_both_ways_are_the_oracle(epsilon: float, tokens: int) -> None:
 
 def test_factors_stay_factors() -> None:
     task, x = task_of(1), inputs_of(2, 200)
-    for found in (
+    for damped in (
         keep_inputs(task, gram_of(x), 0.1),
         InputSpace.of(gram_of(x)).discriminate(task, 0.1),
     ):
-        assert found.rank <= task.rank
-        assert found.S.dtype == torch.float32
-        assert bool((found.S[:-1] >= found.S[1:]).all())
-        for columns in (found.U, found.V):
+        assert damped.rank <= task.rank
+        assert damped.S.dtype == torch.float32
+        assert bool((damped.S[:-1] >= damped.S[1:]).all())
+        for columns in (damped.U, damped.V):
             torch.testing.assert_close(
-                columns.T @ columns, torch.eye(found.rank), rtol=0, atol=1e-5
+                columns.T @ columns, torch.eye(damped.rank), rtol=0, atol=1e-5
             )
 
 
@@ -91,10 +91,10 @@ def test_rows_of_any_shape() -> None:
     x = inputs_of(2, 200)
     space = InputSpace.of(gram_of(x))
     batch = torch.randn(2, 3, N, dtype=torch.float64)
-    found = space.apply(batch, 1e-3)
-    assert found.shape == batch.shape
-    np.testing.assert_allclose(exact(found), exact(batch) @ multiplier(x, 1e-3), atol=1e-12)
-    np.testing.assert_allclose(exact(space.apply(batch[0, 0], 1e-3)), exact(found[0, 0]))
+    damped = space.apply(batch, 1e-3)
+    assert damped.shape == batch.shape
+    np.testing.assert_allclose(exact(damped), exact(batch) @ multiplier(x, 1e-3), atol=1e-12)
+    np.testing.assert_allclose(exact(space.apply(batch[0, 0], 1e-3)), exact(damped[0, 0]))
 
 
 @given(seed=st.integers(0, 999), epsilon=st.sampled_from(EPSILONS), tokens=st.integers(1, 40))
@@ -102,19 +102,19 @@ def test_what_shrinks(seed: int, epsilon: float, tokens: int) -> None:
     """‖T'‖ ≤ ‖T‖, Σ‖T'x‖² ≤ Σ‖Tx‖², Σ‖T'x‖² ≤ ρ‖T‖²/4, and ‖T'‖ grows with ε."""
     task, x = task_of(seed), inputs_of(seed + 1, tokens)
     gram = gram_of(x)
-    found = keep_inputs(task, gram, epsilon)
+    damped = keep_inputs(task, gram, epsilon)
     slack = 1 + 1e-5
-    assert norm(found) <= norm(task) * slack
-    felt = np.square(exact(found.matrix()) @ x).sum()
+    assert norm(damped) <= norm(task) * slack
+    felt = np.square(exact(damped.matrix()) @ x).sum()
     before = np.square(exact(task.matrix()) @ x).sum()
     ridge = epsilon * float(gram.trace()) / N
     # Factors are float32: what they round off is felt too.
     noise = (1e-6 * norm(task)) ** 2 * float(gram.trace())
     assert felt <= before * slack + noise
     assert felt <= ridge * task.energy / 4 * slack + noise
-    assert response(found, gram) == pytest.approx(felt, rel=1e-4, abs=noise)
+    assert response(damped, gram) == pytest.approx(felt, rel=1e-4, abs=noise)
     assert response(task, gram) == pytest.approx(before, rel=1e-4)
-    assert norm(keep_inputs(task, gram, 3 * epsilon)) >= norm(found) / slack
+    assert norm(keep_inputs(task, gram, 3 * epsilon)) >= norm(damped) / slack
 
 
 def test_a_single_input_may_feel_more() -> None:
@@ -164,10 +164,10 @@ def test_in_the_limit_it_is_the_projection_on_the_null_space(stored: torch.dtype
     wanted = t @ (np.eye(N) - q @ q.T)
     space = InputSpace.of(gram)
     assert sorted(space.damping(0.0).tolist()) == [0.0] * 6 + [1.0] * (N - 6)
-    for found in (space.discriminate(task, 0.0), keep_inputs(task, gram, 0.0)):
-        close(found, wanted)
-        assert np.abs(exact(found.matrix()) @ x).max() < 1e-5
-        close(space.discriminate(found, 0.0), exact(found.matrix()))  # idempotent
+    for damped in (space.discriminate(task, 0.0), keep_inputs(task, gram, 0.0)):
+        close(damped, wanted)
+        assert np.abs(exact(damped.matrix()) @ x).max() < 1e-5
+        close(space.discriminate(damped, 0.0), exact(damped.matrix()))  # idempotent
     ridge = InputSpace.of(gram)
     for epsilon, distance in ((1e-2, 1.0), (1e-4, 1e-2), (1e-10, 1e-5)):
         left = exact(ridge.apply(torch.from_numpy(t), epsilon))
@@ -202,16 +202,16 @@ def test_with_keep_tasks_their_span_stays_untouched(epsilon: float) -> None:
     right = discriminate(task, keep, "right")
     inner = outside(gram, keep.V)
     assert (inner @ keep.V.double()).abs().max() < 1e-6 * gram.norm()
-    found = keep_inputs(right, inner, epsilon)
+    damped = keep_inputs(right, inner, epsilon)
     size = norm(task)
     assert np.abs(exact(task.matrix()) @ v).max() > 0.1
     plain = keep_inputs(right, gram, 0.1)  # the ridge of C itself would turn it back in
     assert np.abs(exact(plain.matrix()) @ v).max() > 1e-3
-    assert np.abs(exact(found.matrix()) @ v).max() < 3e-7 * size
+    assert np.abs(exact(damped.matrix()) @ v).max() < 3e-7 * size
     p = np.eye(N) - v @ v.T
     x = p @ np.linalg.cholesky(exact(gram) + 1e-15 * np.eye(N))
     if epsilon > 1e-9:
-        close(found, exact(right.matrix()) @ multiplier(x, epsilon))
+        close(damped, exact(right.matrix()) @ multiplier(x, epsilon))
 
 
 def test_outside_of_nothing_is_everything() -> None:
@@ -257,12 +257,12 @@ def test_rounding_of_a_singular_sum_is_no_negative_eigenvalue() -> None:
     assert space.values[0] == 0
     assert int(space.damping(0.0).sum()) == 160
     task = task_of(1, n=200)
-    found, other = keep_inputs(task, gram, 1e-3), space.discriminate(task, 1e-3)
-    assert norm(found) < 0.95 * norm(task)
+    damped, other = keep_inputs(task, gram, 1e-3), space.discriminate(task, 1e-3)
+    assert norm(damped) < 0.95 * norm(task)
     # The one clamps that rounding to zero, the other has it beside the ridge: so far they differ.
     rounding = float(torch.linalg.eigvalsh(gram.double())[:160].abs().max())
     ridge = 1e-3 * float(gram.double().diagonal().mean())
-    apart = np.linalg.norm(exact(found.matrix()) - exact(other.matrix()))
+    apart = np.linalg.norm(exact(damped.matrix()) - exact(other.matrix()))
     assert apart <= rounding / (ridge - rounding) * norm(task)
 
 

@@ -33,23 +33,23 @@ def test_they_solve_the_generalised_eigenproblem(width):
     task, keep = gram(40, width, 0), gram(500, width, 1, spread=0.5)
     ridge = 0.1 * float(keep.diagonal().median())
     rows = contrasting(task, keep, 5, 0.1)
-    found = quotient(rows, task, keep, ridge)
-    assert numpy.allclose(found, oracle(task, keep, ridge)[:5], rtol=1e-5)
+    quotients = quotient(rows, task, keep, ridge)
+    assert numpy.allclose(quotients, oracle(task, keep, ridge)[:5], rtol=1e-5)
     whole = keep + ridge * torch.eye(width, dtype=torch.float64)
-    torch.testing.assert_close(rows @ task, found[:, None] * (rows @ whole), rtol=0, atol=2e-3)
+    torch.testing.assert_close(rows @ task, quotients[:, None] * (rows @ whole), rtol=0, atol=2e-3)
     torch.testing.assert_close(rows @ task @ rows.T, torch.eye(5).double(), rtol=0, atol=2e-3)
 
 
 def test_they_stand_out_where_the_strongest_directions_do_not():
     """What task and keep share is strong in both; the leading eigenvectors of the task are that."""
-    shared, own = torch.eye(20, dtype=torch.float64)[:2]
-    task = 100 * torch.outer(shared, shared) + torch.outer(own, own) + 1e-3 * torch.eye(20)
+    shared, alone = torch.eye(20, dtype=torch.float64)[:2]
+    task = 100 * torch.outer(shared, shared) + torch.outer(alone, alone) + 1e-3 * torch.eye(20)
     keep = 100 * torch.outer(shared, shared) + 1e-3 * torch.eye(20, dtype=torch.float64)
     strongest = torch.linalg.eigh(task).eigenvectors[:, -1:].T
     assert quotient(strongest, task, keep, 1e-4).item() < 1.01
-    found = contrasting(task, keep, 1, 0.1)
-    assert quotient(found, task, keep, 1e-4).item() > 500
-    assert torch.nn.functional.cosine_similarity(found[0], own, dim=0).abs() > 0.999
+    directions = contrasting(task, keep, 1, 0.1)
+    assert quotient(directions, task, keep, 1e-4).item() > 500
+    assert torch.nn.functional.cosine_similarity(directions[0], alone, dim=0).abs() > 0.999
 
 
 def test_one_massive_dimension_does_not_open_the_others():
@@ -58,10 +58,10 @@ def test_one_massive_dimension_does_not_open_the_others():
     quiet = contrasting(task, keep, 4, 0.1)
     loud = keep.clone()
     loud[7, 7] += 1e6
-    found = contrasting(task, loud, 4, 0.1)
-    shares = [float(torch.einsum("ri,ij,rj->r", a, keep, a).mean()) for a in (quiet, found)]
+    directions = contrasting(task, loud, 4, 0.1)
+    shares = [float(torch.einsum("ri,ij,rj->r", a, keep, a).mean()) for a in (quiet, directions)]
     assert shares[1] < 2 * shares[0]
-    assert found[:, 7].abs().max() < 1e-3 * found.abs().max() < quiet[:, 7].abs().max()
+    assert directions[:, 7].abs().max() < 1e-3 * directions.abs().max() < quiet[:, 7].abs().max()
 
 
 def test_directions_without_the_task_are_zero():

@@ -33,12 +33,12 @@ def factors(matrix: np.ndarray, k: int) -> Factors:
     return u[:, :k], s[:k], vh[:k].T
 
 
-def torch_factors(found: Factors) -> LowRank:
-    return LowRank(*(torch.from_numpy(np.ascontiguousarray(x)).float() for x in found))
+def torch_factors(factors: Factors) -> LowRank:
+    return LowRank(*(torch.from_numpy(np.ascontiguousarray(x)).float() for x in factors))
 
 
-def dense(found: Factors) -> np.ndarray:
-    u, s, v = found
+def dense(factors: Factors) -> np.ndarray:
+    u, s, v = factors
     return (u * s) @ v.T
 
 
@@ -119,20 +119,20 @@ def test_equals_the_dense_definition(
 ) -> None:
     task = random_task(m, n, k, seed)
     keeps = [random_task(m, n, rank, seed + 1 + i) for i, rank in enumerate(ranks)]
-    found = result(task, keeps, side, basis)
+    actual = result(task, keeps, side, basis)
     wanted = oracle(task, keeps, side, basis)
     assert norm(wanted - dense(task)) > 1e-6  # there is something to take away
     # Random keep directions of up to 9 in 6 dimensions may nearly coincide: their condition.
-    assert norm(found - wanted) <= 1e-4 * norm(dense(task))
+    assert norm(actual - wanted) <= 1e-4 * norm(dense(task))
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("basis", BASES)
 def test_equals_the_dense_definition_where_keep_tasks_share(side: str, basis: str) -> None:
     task, keeps = random_task(30, 24, 4, 1), sharing()
-    found, wanted = result(task, keeps, side, basis), oracle(task, keeps, side, basis)
+    actual, wanted = result(task, keeps, side, basis), oracle(task, keeps, side, basis)
     assert norm(wanted - dense(task)) > 0.1
-    assert norm(found - wanted) <= FLOAT32 * norm(dense(task))
+    assert norm(actual - wanted) <= FLOAT32 * norm(dense(task))
     assert norm(oracle(task, keeps, side, "joint") - oracle(task, keeps, side, "sum")) > 1e-3
 
 
@@ -219,15 +219,15 @@ def test_rank_keeps_the_documented_bounds(side: str, basis: str) -> None:
     k, keep_ranks = 4, [3, 2]
     task = torch_factors(random_task(60, 50, k, 1))
     keeps = [torch_factors(random_task(60, 50, r, 5 + r)) for r in keep_ranks]
-    found = discriminate(task, KeepSpace.of(keeps, basis), side)
+    remaining = discriminate(task, KeepSpace.of(keeps, basis), side)
     bounds = {"shared": 2 * k, "frobenius": k + sum(keep_ranks)}
     if basis == "sum":
         bounds["shared"] = k + sum(keep_ranks)
-    assert found.rank <= bounds.get(side, k)
-    assert found.rank == np.linalg.matrix_rank(found.matrix().double().numpy(), tol=1e-5)
-    for columns in (found.U, found.V):
+    assert remaining.rank <= bounds.get(side, k)
+    assert remaining.rank == np.linalg.matrix_rank(remaining.matrix().double().numpy(), tol=1e-5)
+    for columns in (remaining.U, remaining.V):
         gram = columns.double().T @ columns.double()
-        assert float((gram - torch.eye(found.rank)).abs().max()) < 1e-5
+        assert float((gram - torch.eye(remaining.rank)).abs().max()) < 1e-5
 
 
 def test_a_vanishing_keep_factor_carries_no_direction() -> None:

@@ -55,10 +55,10 @@ def close(one: ChangeStats, other: ChangeStats) -> bool:
 @pytest.mark.parametrize("other", list(TORCH))
 def test_bits_are_those_of_torch(way, count, dtype, other):
     base = weights(dtype, count)
-    tuned = (base.float() + small(count, 1, 1e-3)).to(TORCH[other])
+    finetuned = (base.float() + small(count, 1, 1e-3)).to(TORCH[other])
     delta = small(count, 2, 1e-2)
     run = combine if way == "compiled" else _with_numpy
-    for terms in ([(tuned, -0.7, True)], [(tuned, 0.3, True), (delta, -1.1, False)]):
+    for terms in ([(finetuned, -0.7, True)], [(finetuned, 0.3, True), (delta, -1.1, False)]):
         expected, meant, stats = by_torch(base, terms)
         if count > 16:
             assert not torch.equal(expected, base)
@@ -68,10 +68,10 @@ def test_bits_are_those_of_torch(way, count, dtype, other):
         ]
         out = bytearray(len(raw(base)))
         change = np.empty(count, np.float32)
-        found = run(raw(base), dtype, given, out, change)
+        actual = run(raw(base), dtype, given, out, change)
         assert out == raw(expected)
         assert np.array_equal(change, meant.numpy())
-        assert close(found, stats)
+        assert close(actual, stats)
         inside = raw(base)
         run(inside, dtype, given, inside)
         assert inside == raw(expected)
@@ -94,11 +94,11 @@ def test_nothing_meant_leaves_every_bit(dtype):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["base", "term"])
 def test_what_is_not_finite_shows_in_the_sums(way, bad, where):
-    base, tuned = torch.ones(100), torch.full((100,), 2.0)
-    args = [Term(raw(tuned), "F32", 1.0, True)]
+    base, finetuned = torch.ones(100), torch.full((100,), 2.0)
+    args = [Term(raw(finetuned), "F32", 1.0, True)]
     assert np.isfinite(way(raw(base), "F32", args).meant)
-    (base if where == "base" else tuned)[77] = bad
-    stats = way(raw(base), "F32", [Term(raw(tuned), "F32", 1.0, True)])
+    (base if where == "base" else finetuned)[77] = bad
+    stats = way(raw(base), "F32", [Term(raw(finetuned), "F32", 1.0, True)])
     assert not np.isfinite(stats.base + stats.meant + stats.written)
 
 
@@ -133,12 +133,12 @@ def test_the_extension_is_what_runs(monkeypatch):
 
 
 def test_every_dtype_has_a_numpy_fallback(monkeypatch):
-    base, tuned = weights("BF16", 100), weights("BF16", 100, 1)
+    base, finetuned = weights("BF16", 100), weights("BF16", 100, 1)
     expected = bytearray(200)
-    combine(raw(base), "BF16", [Term(raw(tuned), "BF16", 1.0, True)], expected)
+    combine(raw(base), "BF16", [Term(raw(finetuned), "BF16", 1.0, True)], expected)
     monkeypatch.setattr(elementwise, "_compiled", None)
     out = bytearray(200)
-    combine(raw(base), "BF16", [Term(raw(tuned), "BF16", 1.0, True)], out)
+    combine(raw(base), "BF16", [Term(raw(finetuned), "BF16", 1.0, True)], out)
     assert out == expected != raw(base)
 
 

@@ -26,13 +26,13 @@ def data(requests: int, samples: int = 30, seed: int = 0) -> tuple[list[np.ndarr
 
 
 def fused(changes: list[np.ndarray], inputs: list[np.ndarray], epsilon: float) -> np.ndarray:
-    found = regression_mean(
+    fusion = regression_mean(
         [torch.from_numpy(c).float() for c in changes],
         [torch.from_numpy(x.T @ x) for x in inputs],
         epsilon,
     )
-    assert found.dtype == torch.float32
-    return found.double().numpy()
+    assert fusion.dtype == torch.float32
+    return fusion.double().numpy()
 
 
 def ridge_of(inputs: list[np.ndarray], epsilon: float) -> float:
@@ -62,7 +62,7 @@ def test_is_the_published_formula(requests: int, seed: int) -> None:
 def test_minimises_the_squared_errors_of_the_outputs(epsilon: float) -> None:
     changes, inputs = data(3)
     ridge = ridge_of(inputs, epsilon)
-    found = fused(changes, inputs, epsilon)
+    fusion = fused(changes, inputs, epsilon)
 
     def gradient(t: np.ndarray) -> np.ndarray:
         terms = [
@@ -73,13 +73,13 @@ def test_minimises_the_squared_errors_of_the_outputs(epsilon: float) -> None:
 
     mean = np.mean(changes, 0)
     assert np.linalg.norm(gradient(mean)) > 1  # the plain mean is no minimum
-    assert np.linalg.norm(gradient(found)) <= 1e-5 * np.linalg.norm(gradient(mean))
+    assert np.linalg.norm(gradient(fusion)) <= 1e-5 * np.linalg.norm(gradient(mean))
     if epsilon == 0:
-        best = outputs_error(found, changes, inputs)
+        best = outputs_error(fusion, changes, inputs)
         assert best < outputs_error(mean, changes, inputs)
         rng = np.random.default_rng(1)
         for _ in range(20):
-            nearby = found + 0.01 * rng.standard_normal(found.shape)
+            nearby = fusion + 0.01 * rng.standard_normal(fusion.shape)
             assert outputs_error(nearby, changes, inputs) > best
 
 
@@ -97,8 +97,8 @@ def test_equal_statistics_give_the_mean(epsilon: float) -> None:
     changes, inputs = data(3)
     mean = np.mean(changes, 0)
     assert np.linalg.norm(fused(changes, inputs, epsilon) - mean) > 0.1 / (1 + epsilon)
-    found = fused(changes, [inputs[0]] * 3, epsilon)
-    assert np.linalg.norm(found - mean) <= FLOAT32 * np.linalg.norm(changes)
+    fusion = fused(changes, [inputs[0]] * 3, epsilon)
+    assert np.linalg.norm(fusion - mean) <= FLOAT32 * np.linalg.norm(changes)
 
 
 @pytest.mark.parametrize("samples", [2, 4])
@@ -108,12 +108,12 @@ def test_without_ridge_requests_of_orthogonal_inputs_lose_nothing(samples: int) 
     inputs = [basis[:, :samples].T, 3 * basis[:, samples : 2 * samples].T]
     mean = np.mean(changes, 0)
     assert outputs_error(mean, changes, inputs) > 1
-    found = fused(changes, inputs, 0.0)
-    assert outputs_error(found, changes, inputs) <= 1e-10
+    fusion = fused(changes, inputs, 0.0)
+    assert outputs_error(fusion, changes, inputs) <= 1e-10
     # Where nobody has inputs it is the mean.
     outside = basis[:, 2 * samples :]
     assert outside.shape[1] >= 2
-    assert np.linalg.norm((found - mean) @ outside) <= FLOAT32 * np.linalg.norm(mean)
+    assert np.linalg.norm((fusion - mean) @ outside) <= FLOAT32 * np.linalg.norm(mean)
 
 
 def test_a_large_ridge_is_the_mean_and_a_small_one_none() -> None:
@@ -132,13 +132,13 @@ def test_a_large_ridge_is_the_mean_and_a_small_one_none() -> None:
 def test_changes_and_changed_weights_fuse_alike() -> None:
     changes, inputs = data(3)
     base = np.random.default_rng(9).standard_normal((M, N)).astype(np.float32).astype(np.float64)
-    found = fused(changes, inputs, 1e-3)
+    fusion = fused(changes, inputs, 1e-3)
     weights = regression_mean(
         [torch.from_numpy(base + c) for c in changes],
         [torch.from_numpy(x.T @ x) for x in inputs],
     )
-    assert np.linalg.norm(found) > 1
-    assert np.linalg.norm(weights.numpy() - base - found) <= FLOAT32 * np.linalg.norm(base)
+    assert np.linalg.norm(fusion) > 1
+    assert np.linalg.norm(weights.numpy() - base - fusion) <= FLOAT32 * np.linalg.norm(base)
 
 
 def test_inputs_of_more_weight_pull_harder() -> None:
@@ -152,18 +152,18 @@ def test_inputs_of_more_weight_pull_harder() -> None:
 def test_statistics_with_float32_noise_and_no_full_rank_are_solved() -> None:
     changes, inputs = data(2, samples=3)
     grams = [torch.from_numpy((x.T @ x).astype(np.float32)).double() for x in inputs]
-    found = regression_mean([torch.from_numpy(c).float() for c in changes], grams, 0.0)
-    assert torch.isfinite(found).all()
-    assert float(found.norm()) < 10 * np.linalg.norm(changes)
-    assert outputs_error(found.double().numpy(), changes, inputs) < 1e-3  # 6 inputs in 10 dims
+    fusion = regression_mean([torch.from_numpy(c).float() for c in changes], grams, 0.0)
+    assert torch.isfinite(fusion).all()
+    assert float(fusion.norm()) < 10 * np.linalg.norm(changes)
+    assert outputs_error(fusion.double().numpy(), changes, inputs) < 1e-3  # 6 inputs in 10 dims
 
 
 def test_no_inputs_at_all_leave_the_mean() -> None:
     changes, inputs = data(2)
     mean = np.mean(changes, 0)
     assert np.linalg.norm(fused(changes, inputs, 1e-3) - mean) > 0.1
-    found = fused(changes, [np.zeros((1, N))] * 2, 1e-3)
-    assert np.linalg.norm(found - mean) <= FLOAT32 * np.linalg.norm(mean)
+    fusion = fused(changes, [np.zeros((1, N))] * 2, 1e-3)
+    assert np.linalg.norm(fusion - mean) <= FLOAT32 * np.linalg.norm(mean)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -19,8 +19,8 @@ def orthonormal(d: int, p: int, seed: int) -> np.ndarray:
 @given(d=st.integers(2, 30), p=st.integers(1, 8), q=st.integers(1, 8), seed=st.integers(0, 2**16))
 def test_angles_are_scipys(d: int, p: int, q: int, seed: int) -> None:
     a, b = orthonormal(d, min(p, d), seed), orthonormal(d, min(q, d), seed + 1)
-    found = principal_angles(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    np.testing.assert_allclose(found, np.sort(subspace_angles(a, b)), rtol=0, atol=1e-12)
+    angles = principal_angles(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    np.testing.assert_allclose(angles, np.sort(subspace_angles(a, b)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-9, 1e-5, 0.7, 0.8, np.pi / 2 - 1e-9, np.pi / 2])
@@ -28,8 +28,8 @@ def test_planted_angles_are_found_also_near_zero(angle: float) -> None:
     basis = orthonormal(20, 4, 0)
     a = basis[:, :2]
     b = np.stack([basis[:, 0], np.cos(angle) * basis[:, 1] + np.sin(angle) * basis[:, 2]], 1)
-    found = principal_angles(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    np.testing.assert_allclose(found, [0, angle], rtol=0, atol=1e-15 * 20)
+    angles = principal_angles(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    np.testing.assert_allclose(angles, [0, angle], rtol=0, atol=1e-15 * 20)
 
 
 @given(d=st.integers(2, 25), p=st.integers(1, 6), q=st.integers(1, 6), seed=st.integers(0, 2**16))
@@ -48,12 +48,12 @@ def test_overlap_of_nested_and_of_orthogonal_subspaces() -> None:
 
 def test_random_subspaces_overlap_by_their_dimension() -> None:
     d, p, q = 64, 4, 16
-    found = [
+    overlaps = [
         overlap(*(torch.from_numpy(orthonormal(d, k, 2 * i + j)) for j, k in enumerate((p, q))))
         for i in range(200)
     ]
-    error = np.std(found) / np.sqrt(len(found))
-    assert abs(np.mean(found) - q / d) < 4 * error  # four standard errors
+    error = np.std(overlaps) / np.sqrt(len(overlaps))
+    assert abs(np.mean(overlaps) - q / d) < 4 * error  # four standard errors
 
 
 def test_inner_product_and_cosine_are_those_of_the_matrices() -> None:

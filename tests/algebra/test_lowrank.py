@@ -45,10 +45,10 @@ def test_leading_triplets_are_numpys(kind: str, shape: tuple[int, int], path: st
     values = spectrum(kind, 300)
     matrix = torch.from_numpy(low_rank(*shape, values, seed=3)).float()
     u, s, vh = np.linalg.svd(matrix.double().numpy(), full_matrices=False)
-    found = truncated_svd(matrix, Rank(k), exact_up_to=0 if path == "krylov" else 512)
-    factors = found.factors
+    svd = truncated_svd(matrix, Rank(k), exact_up_to=0 if path == "krylov" else 512)
+    factors = svd.factors
 
-    assert (found.residual == 0) == (path == "exact")  # the path that was meant was taken
+    assert (svd.residual == 0) == (path == "exact")  # the path that was meant was taken
     np.testing.assert_allclose(factors.S.numpy(), s[:k], rtol=0, atol=FLOAT32 * s[0])
     assert is_orthonormal(factors.U)
     assert is_orthonormal(factors.V)
@@ -56,18 +56,18 @@ def test_leading_triplets_are_numpys(kind: str, shape: tuple[int, int], path: st
     best = (u[:, :k] * s[:k]) @ vh[:k]
     error = np.linalg.norm(matrix.double().numpy() - factors.matrix().double().numpy())
     assert error <= np.linalg.norm(matrix.double().numpy() - best) * (1 + 1e-4) + FLOAT32 * s[0] * k
-    assert found.total == pytest.approx(float((s**2).sum()), rel=1e-6)
-    assert found.kept == pytest.approx(float((s[:k] ** 2).sum() / (s**2).sum()), rel=1e-5)
+    assert svd.total == pytest.approx(float((s**2).sum()), rel=1e-6)
+    assert svd.kept == pytest.approx(float((s[:k] ** 2).sum() / (s**2).sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["spiked", "exact rank 7", "power law"])
 def test_residual_bounds_the_error_of_every_singular_value(kind: str) -> None:
     matrix = torch.from_numpy(low_rank(400, 330, spectrum(kind, 330), seed=5)).float()
     s = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
-    found = truncated_svd(matrix, Rank(16), exact_up_to=0)
-    worst = np.abs(found.factors.S.double().numpy()[:, None] - s).min(1).max() / s[0]
-    assert found.residual > 0
-    assert worst <= np.sqrt(2) * found.residual
+    svd = truncated_svd(matrix, Rank(16), exact_up_to=0)
+    worst = np.abs(svd.factors.S.double().numpy()[:, None] - s).min(1).max() / s[0]
+    assert svd.residual > 0
+    assert worst <= np.sqrt(2) * svd.residual
 
 
 @pytest.mark.parametrize("last", [1e-3, 1e-5, 3e-6, 1e-6, 1e-7, 0.0])
@@ -91,18 +91,18 @@ def test_result_is_a_function_of_the_seed() -> None:
 @pytest.mark.parametrize("exact_up_to", [0, 512])
 @pytest.mark.parametrize("rule", [Rank(3), Energy(0.9), DonohoGavish()])
 def test_zero_matrix_keeps_its_shape(rule: Rank | Energy | DonohoGavish, exact_up_to: int) -> None:
-    found = truncated_svd(torch.zeros(260, 250), rule, exact_up_to=exact_up_to)
-    assert found.factors.shape == (260, 250)
-    assert found.factors.rank >= 1
-    assert float(found.factors.matrix().abs().max()) == 0
-    assert found.kept == 1
+    svd = truncated_svd(torch.zeros(260, 250), rule, exact_up_to=exact_up_to)
+    assert svd.factors.shape == (260, 250)
+    assert svd.factors.rank >= 1
+    assert float(svd.factors.matrix().abs().max()) == 0
+    assert svd.kept == 1
 
 
 def test_rank_beyond_the_matrix_is_the_whole_matrix() -> None:
     matrix = torch.randn(9, 5)
-    found = truncated_svd(matrix, Rank(64))
-    assert found.factors.rank == 5
-    torch.testing.assert_close(found.factors.matrix(), matrix, rtol=0, atol=1e-5)
+    svd = truncated_svd(matrix, Rank(64))
+    assert svd.factors.rank == 5
+    torch.testing.assert_close(svd.factors.matrix(), matrix, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("exact_up_to", [0, 512])
@@ -110,12 +110,12 @@ def test_rank_beyond_the_matrix_is_the_whole_matrix() -> None:
 def test_energy_keeps_the_fewest_factors(fraction: float, exact_up_to: int) -> None:
     matrix = torch.from_numpy(low_rank(500, 450, np.r_[1 / np.arange(1.0, 21)], seed=2)).float()
     s = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
-    found = truncated_svd(matrix, Energy(fraction), exact_up_to=exact_up_to)
+    svd = truncated_svd(matrix, Energy(fraction), exact_up_to=exact_up_to)
     if fraction == 1:
-        assert found.kept == pytest.approx(1, abs=1e-6)
+        assert svd.kept == pytest.approx(1, abs=1e-6)
         return
     held = np.cumsum(s**2) / (s**2).sum()
-    assert found.factors.rank == int(np.argmax(held >= fraction)) + 1
+    assert svd.factors.rank == int(np.argmax(held >= fraction)) + 1
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300), (256, 256)])
@@ -126,8 +126,8 @@ def test_donoho_gavish_recovers_a_planted_rank(shape: tuple[int, int], planted: 
     edge = 0.01 * (np.sqrt(shape[0]) + np.sqrt(shape[1]))  # of the noise's spectrum
     signal = low_rank(*shape, np.linspace(3, 2, planted) * edge, seed=planted)
     assert np.linalg.matrix_rank(signal + noise) == min(shape)  # counting does not find it
-    found = truncated_svd(torch.from_numpy(signal + noise).float(), DonohoGavish())
-    assert found.factors.rank == planted
+    svd = truncated_svd(torch.from_numpy(signal + noise).float(), DonohoGavish())
+    assert svd.factors.rank == planted
 
 
 def test_donoho_gavish_takes_no_rounding_for_signal() -> None:
@@ -189,15 +189,15 @@ def test_recompress_is_the_svd_of_the_product(m: int, n: int, p: int, q: int, se
     rng = np.random.default_rng(seed)
     left, middle, right = (rng.standard_normal(s) for s in ((m, p), (p, q), (n, q)))
     product = left @ middle @ right.T
-    found = recompress(*(torch.from_numpy(x) for x in (left, middle, right)))
+    factors = recompress(*(torch.from_numpy(x) for x in (left, middle, right)))
     np.testing.assert_allclose(
-        found.matrix().numpy(), product, rtol=0, atol=1e-6 * np.linalg.norm(product)
+        factors.matrix().numpy(), product, rtol=0, atol=1e-6 * np.linalg.norm(product)
     )
     s = np.linalg.svd(product, compute_uv=False)
-    np.testing.assert_allclose(found.S.numpy(), s[: found.rank], rtol=0, atol=1e-12 * s[0])
-    assert found.rank == (s > s[0] * 1e-6).sum()  # not p or q: only what there is
-    assert is_orthonormal(found.U)
-    assert is_orthonormal(found.V)
+    np.testing.assert_allclose(factors.S.numpy(), s[: factors.rank], rtol=0, atol=1e-12 * s[0])
+    assert factors.rank == (s > s[0] * 1e-6).sum()  # not p or q: only what there is
+    assert is_orthonormal(factors.U)
+    assert is_orthonormal(factors.V)
     assert recompress(*(torch.from_numpy(x) for x in (left, middle, right)), 1).rank == 1
 
 

@@ -26,9 +26,9 @@ def torch_of(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(x).float()
 
 
-def close(found: torch.Tensor, wanted: np.ndarray, of: np.ndarray) -> None:
-    assert found.dtype == torch.float32
-    assert np.linalg.norm(found.double().numpy() - wanted) <= FLOAT32 * np.linalg.norm(of)
+def close(actual: torch.Tensor, wanted: np.ndarray, of: np.ndarray) -> None:
+    assert actual.dtype == torch.float32
+    assert np.linalg.norm(actual.double().numpy() - wanted) <= FLOAT32 * np.linalg.norm(of)
 
 
 # NegMerge
@@ -47,10 +47,10 @@ def test_the_mean_where_all_signs_agree(count: int, seed: int) -> None:
     wanted = agreed_by_definition(vectors)
     if count > 1:  # the plain mean is something else
         assert np.linalg.norm(wanted - np.mean(vectors, 0)) > 0.1
-    found = agreed([torch_of(v) for v in vectors])
-    close(found, wanted, np.mean(np.abs(vectors), 0))
-    assert not found[0].any()
-    assert bool((found.abs() <= torch_of(np.abs(np.mean(vectors, 0))) * (1 + 1e-6)).all())
+    merged = agreed([torch_of(v) for v in vectors])
+    close(merged, wanted, np.mean(np.abs(vectors), 0))
+    assert not merged[0].any()
+    assert bool((merged.abs() <= torch_of(np.abs(np.mean(vectors, 0))) * (1 + 1e-6)).all())
 
 
 def test_equal_vectors_are_their_own_result_to_the_bit() -> None:
@@ -71,16 +71,16 @@ def test_one_vector_that_disagrees_is_enough() -> None:
     vector = torch_of(matrix(9, 7, 0))
     turned = vector.clone()
     turned[2, 3] *= -1e-3
-    found = agreed([vector] * 5 + [turned])
-    assert found[2, 3] == 0
-    assert int((found == 0).sum()) == 1
+    merged = agreed([vector] * 5 + [turned])
+    assert merged[2, 3] == 0
+    assert int((merged == 0).sum()) == 1
 
 
 def test_order_and_scale_do_not_matter() -> None:
     vectors = [torch_of(matrix(9, 7, i)) for i in range(3)]
-    found = agreed(vectors)
-    assert torch.equal(agreed(vectors[::-1]), found)
-    assert torch.equal(agreed([4 * v for v in vectors]), 4 * found)
+    merged = agreed(vectors)
+    assert torch.equal(agreed(vectors[::-1]), merged)
+    assert torch.equal(agreed([4 * v for v in vectors]), 4 * merged)
 
 
 def test_vectors_that_do_not_fit_are_refused() -> None:
@@ -156,19 +156,19 @@ def test_opposite_and_zero_rows_share_nothing() -> None:
     bad[0] = -3 * good[0]
     good[1] = 0
     bad[2] = 0
-    found = extracted(bad, good)
-    assert torch.equal(found, bad)
-    assert torch.isfinite(found).all()
+    remaining = extracted(bad, good)
+    assert torch.equal(remaining, bad)
+    assert torch.isfinite(remaining).all()
 
 
 def test_only_the_directions_of_the_expert_count() -> None:
     bad, good = torch_of(matrix(5, 6, 1)), torch_of(matrix(5, 6, 2))
-    found = extracted(bad, good)
-    assert not torch.equal(extracted(bad, -good), found)
+    remaining = extracted(bad, good)
+    assert not torch.equal(extracted(bad, -good), remaining)
     lengths = torch.tensor([0.25, 4.0, 64.0, 1.0, 0.5])[:, None]
-    close(extracted(bad, lengths * good), found.double().numpy(), bad.double().numpy())
+    close(extracted(bad, lengths * good), remaining.double().numpy(), bad.double().numpy())
     # Of the vector's own length the result is a multiple.
-    close(extracted(4 * bad, good), 4 * found.double().numpy(), 4 * bad.double().numpy())
+    close(extracted(4 * bad, good), 4 * remaining.double().numpy(), 4 * bad.double().numpy())
 
 
 def test_rows_that_do_not_fit_are_refused() -> None:
@@ -240,9 +240,9 @@ def test_thresholds_at_both_ends() -> None:
 
 def test_transposing_both_transposes_the_result() -> None:
     change, weights = torch_of(matrix(14, 6, 5)), torch_of(matrix(14, 6, 6))
-    found = specific(change, weights, 0.4)
-    assert float((found - change).norm()) > 0.1
-    close(specific(change.T, weights.T, 0.4).T, found.double().numpy(), change.double().numpy())
+    filtered = specific(change, weights, 0.4)
+    assert float((filtered - change).norm()) > 0.1
+    close(specific(change.T, weights.T, 0.4).T, filtered.double().numpy(), change.double().numpy())
 
 
 def test_a_change_along_the_weights_own_components_stays_whole() -> None:
@@ -252,9 +252,9 @@ def test_a_change_along_the_weights_own_components_stays_whole() -> None:
     change = u[:, :3] @ np.diag([3.0, -2.0, 1.0]) @ vh[:3]
     noise = 0.01 * matrix(12, 12, 9)
     noisy = torch_of(change + noise)
-    found = specific(noisy, torch_of(weights))
+    filtered = specific(noisy, torch_of(weights))
     before = np.linalg.norm(noisy.double().numpy() - change)
-    assert np.linalg.norm(found.double().numpy() - change) < 0.2 * before
+    assert np.linalg.norm(filtered.double().numpy() - change) < 0.2 * before
 
 
 def test_a_zero_change_stays_zero() -> None:

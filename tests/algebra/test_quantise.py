@@ -84,13 +84,13 @@ def test_nf4_is_near_few_and_final(
 
 
 def test_the_codebook_is_the_published_one() -> None:
-    found = nf4_codebook()
-    assert found == tuple(sorted(found))
-    np.testing.assert_allclose(found, PUBLISHED_NF4, rtol=0, atol=3e-7)
+    codebook = nf4_codebook()
+    assert codebook == tuple(sorted(codebook))
+    np.testing.assert_allclose(codebook, PUBLISHED_NF4, rtol=0, atol=3e-7)
     # The quantiles again, by another library.
     ends = 1 - (1 / 32 + 1 / 30) / 2
     up, down = norm.ppf(np.linspace(0.5, ends, 9)), norm.ppf(np.linspace(1 - ends, 0.5, 8))
-    np.testing.assert_allclose(found, np.union1d(down, up) / up[-1], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(codebook, np.union1d(down, up) / up[-1], rtol=0, atol=1e-12)
 
 
 def test_integers_are_numpys() -> None:
@@ -121,15 +121,15 @@ def test_zero_and_constant_groups_stay(symmetric: bool) -> None:
     weight = normal((2, 70), 1.0, 7)
     weight[0, :64] = 0
     weight[1, 64:] = 0.3
-    found = int_rtn(weight, 4, 64, symmetric)
-    assert torch.equal(found[0, :64], weight[0, :64])
-    assert torch.equal(found[1, 64:], weight[1, 64:])
-    assert not torch.equal(found[1, :64], weight[1, :64])
+    rounded = int_rtn(weight, 4, 64, symmetric)
+    assert torch.equal(rounded[0, :64], weight[0, :64])
+    assert torch.equal(rounded[1, 64:], weight[1, 64:])
+    assert not torch.equal(rounded[1, :64], weight[1, :64])
     blocks = weight.clone().reshape(-1)
     blocks[:64], blocks[64:128] = 0, -0.3
-    rounded = nf4_rtn(blocks)
-    assert torch.equal(rounded[:128], blocks[:128])
-    assert not torch.equal(rounded[128:], blocks[128:])
+    rounded_blocks = nf4_rtn(blocks)
+    assert torch.equal(rounded_blocks[:128], blocks[:128])
+    assert not torch.equal(rounded_blocks[128:], blocks[128:])
 
 
 def test_other_dtypes_are_rounded_from_their_values() -> None:

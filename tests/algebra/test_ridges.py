@@ -25,9 +25,9 @@ def inputs(count: int, spread: float = 1.0) -> torch.Tensor:
     return x.T @ x
 
 
-def close(found: LowRank, wanted: LowRank) -> bool:
+def close(actual: LowRank, wanted: LowRank) -> bool:
     size = float(wanted.matrix().norm())
-    return float((found.matrix() - wanted.matrix()).norm()) <= 2e-6 * size
+    return float((actual.matrix() - wanted.matrix()).norm()) <= 2e-6 * size
 
 
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-3, 1e-2, 1.0, 100.0])
@@ -46,12 +46,12 @@ def test_as_solving_for_the_inputs_outside_a_span(epsilon, count, spread):
     spare = orth(torch.randn(N, 7))
     change = task(spare=spare)
     wanted = keep_inputs(change, outside(gram, spare), epsilon)
-    found = Ridges(gram).apply(change, epsilon, spare)
+    damped = Ridges(gram).apply(change, epsilon, spare)
     if count < N - 7 or epsilon > 0:
         assert wanted.energy > 0
     size = float(change.matrix().norm())
-    assert float((found.matrix() - wanted.matrix()).norm()) <= 2e-6 * size
-    assert float((found.matrix() @ spare).norm()) <= 1e-5 * size
+    assert float((damped.matrix() - wanted.matrix()).norm()) <= 2e-6 * size
+    assert float((damped.matrix() @ spare).norm()) <= 1e-5 * size
     plain = Ridges(gram).apply(change, epsilon)
     if epsilon in (1e-3, 1.0):  # before: the ridge of all inputs does not leave the span alone
         assert float((plain.matrix() @ spare).norm()) > 1e-3 * float(plain.matrix().norm())

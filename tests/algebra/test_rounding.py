@@ -49,11 +49,11 @@ def spread(dtype: torch.dtype, count: int = 20_000) -> torch.Tensor:
 def test_result_is_one_of_the_two_neighbours(dtype: torch.dtype) -> None:
     values = spread(dtype)
     low, high = neighbours(values, dtype)
-    found = stochastic_round(values, dtype, generator()).float()
+    rounded = stochastic_round(values, dtype, generator()).float()
     assert ((low < high).float().mean()) > 0.9  # nearly all lie between two
-    assert ((found == low) | (found == high)).all()
+    assert ((rounded == low) | (rounded == high)).all()
     between = low < high
-    share = float((found == low)[between].float().mean())
+    share = float((rounded == low)[between].float().mean())
     assert 0.4 < share < 0.6  # both are taken
 
 
@@ -72,8 +72,8 @@ def test_stochastic_rounding_is_unbiased_where_nearest_loses_all(
     values = torch.full((draws,), float(low) + fraction * gap, dtype=torch.float64)
     nearest = values.to(dtype).double()
     assert (nearest == low).all()  # nearest loses the change in every element
-    found = stochastic_round(values, dtype, generator(3)).double()
-    error = float((found - values).mean()) / gap
+    rounded = stochastic_round(values, dtype, generator(3)).double()
+    error = float((rounded - values).mean()) / gap
     deviation = math.sqrt(fraction * (1 - fraction) / draws)
     assert abs(error) < 4 * deviation  # four standard deviations of the mean
     assert fraction > 10 * deviation  # so that nearest would fail this
@@ -93,16 +93,16 @@ def test_values_that_are_stored_exactly_never_move(dtype: torch.dtype) -> None:
 def test_beyond_the_largest_number_lies_infinity(dtype: torch.dtype) -> None:
     top = torch.finfo(dtype).max
     values = torch.tensor([top, -top, top * 1.5, -top * 1.5], dtype=torch.float64)
-    found = stochastic_round(values, dtype, generator()).double()
-    assert found.tolist() == [top, -top, math.inf, -math.inf]
+    rounded = stochastic_round(values, dtype, generator()).double()
+    assert rounded.tolist() == [top, -top, math.inf, -math.inf]
 
 
 def test_float64_rounds_to_float32_neighbours() -> None:
     values = torch.randn(5000, dtype=torch.float64, generator=generator())
     low, high = neighbours(values, torch.float32)
-    found = stochastic_round(values, torch.float32, generator()).double()
-    assert ((found == low) | (found == high)).all()
-    assert (found != values.float().double()).any()
+    rounded = stochastic_round(values, torch.float32, generator()).double()
+    assert ((rounded == low) | (rounded == high)).all()
+    assert (rounded != values.float().double()).any()
 
 
 def test_rounding_to_nearest_needs_no_generator() -> None:

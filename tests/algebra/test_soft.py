@@ -31,9 +31,9 @@ RIDGES = (1e-6, 1e-3, 0.1, 1.0, 30.0)
 
 def soft(task: Factors, keeps: list[Factors], epsilon: float, basis: str = "joint") -> np.ndarray:
     space = KeepSpace.of([torch_factors(k) for k in keeps], basis)
-    found = discriminate(torch_factors(task), space, "soft", epsilon)
-    assert found.rank <= len(task[1])
-    return found.matrix().double().numpy()
+    damped = discriminate(torch_factors(task), space, "soft", epsilon)
+    assert damped.rank <= len(task[1])
+    return damped.matrix().double().numpy()
 
 
 def gram(keeps: list[Factors]) -> np.ndarray:
@@ -66,8 +66,8 @@ def test_equals_the_dense_equation(
     assert norm(wanted - dense(task)) > 1e-6
     assert norm(soft(task, keeps, epsilon) - wanted) <= 1e-4 * norm(dense(task))
     each = sum(np.eye(n) - damping(gram([keep]), epsilon) for keep in keeps)
-    found = soft(task, keeps, epsilon, "sum")
-    assert norm(found - (dense(task) - dense(task) @ each)) <= 1e-4 * norm(dense(task))
+    damped = soft(task, keeps, epsilon, "sum")
+    assert norm(damped - (dense(task) - dense(task) @ each)) <= 1e-4 * norm(dense(task))
 
 
 @pytest.mark.parametrize("epsilon", RIDGES)

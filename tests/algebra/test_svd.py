@@ -51,8 +51,8 @@ def matrix(kind: str, shape: tuple[int, int]) -> tuple[torch.Tensor, np.ndarray]
         wide = rng.standard_normal(shape)
         if "rows" in kind:
             wide *= np.geomspace(1e-12, 1e12, shape[0])[rng.permutation(shape[0]), None]
-    found = torch.from_numpy(wide).float()
-    return found, np.linalg.svd(found.double().numpy(), compute_uv=False)
+    matrix = torch.from_numpy(wide).float()
+    return matrix, np.linalg.svd(matrix.double().numpy(), compute_uv=False)
 
 
 def true_residual(a: torch.Tensor, factors: svd.LowRank) -> float:
@@ -79,25 +79,25 @@ def test_holds_the_best_energy_of_its_rank_to_a_thousandth(
     factor = np.float32(scale).item()
     a = a * factor
     before = a.clone()
-    found = truncated_svd(a, Rank(K))
-    u, v = found.factors.U, found.factors.V
+    truncation = truncated_svd(a, Rank(K))
+    u, v = truncation.factors.U, truncation.factors.V
     assert torch.equal(a, before)
-    assert found.residual > 0  # iterated, not exact
+    assert truncation.residual > 0  # iterated, not exact
 
     best = float((s[:K] ** 2).sum())
-    held = found.factors.energy / factor**2
+    held = truncation.factors.energy / factor**2
     assert best * (1 - 1e-3) <= held <= best * (1 + 1e-5)
     # What the values claim, the subspaces hold.
     projected = float((u.double().T @ a.double()).square().sum()) / factor**2
     assert best * (1 - 1e-3) <= projected <= best * (1 + 1e-5)
     assert max(off_orthonormal(u), off_orthonormal(v)) < 2e-6
-    assert found.total == pytest.approx(float((s**2).sum()) * factor**2, rel=1e-6)
+    assert truncation.total == pytest.approx(float((s**2).sum()) * factor**2, rel=1e-6)
     # The residual is that of these factors; 2e-6 is what float32 adds and takes.
-    true = true_residual(a, found.factors)
-    assert true == pytest.approx(found.residual, rel=0.02, abs=2e-6)
-    values = found.factors.S.double().numpy()
+    true = true_residual(a, truncation.factors)
+    assert true == pytest.approx(truncation.residual, rel=0.02, abs=2e-6)
+    values = truncation.factors.S.double().numpy()
     worst = np.abs(values[:, None] / factor - s).min(1).max() / s[0]
-    assert worst <= math.sqrt(2) * found.residual + 2e-6
+    assert worst <= math.sqrt(2) * truncation.residual + 2e-6
 
 
 @pytest.mark.parametrize("kind", ["noise", "power -1/4", "power -1/2"])
@@ -114,8 +114,8 @@ def test_without_iterating_a_tenth_of_the_energy_is_missed(kind: str) -> None:
 def test_a_small_factor_is_found_beside_a_large_one(shape: tuple[int, int]) -> None:
     """Their energy, a five-hundredth of it all, lies under the tolerance given here."""
     a, s = matrix("one, structure, noise", shape)
-    found = truncated_svd(a, Rank(K), tolerance=0.1)
-    held = float(found.factors.S[1:].double().square().sum())
+    truncation = truncated_svd(a, Rank(K), tolerance=0.1)
+    held = float(truncation.factors.S[1:].double().square().sum())
     best = float((s[1:K] ** 2).sum())
     assert best < 0.01 * float((s**2).sum())
     assert held >= 0.8 * best
@@ -151,9 +151,11 @@ def test_a_basis_as_wide_as_the_matrix_gives_way_to_its_gram_matrix(
 ) -> None:
     noise, s = matrix("noise", SHAPES[2])
     assert passes(monkeypatch, noise, Rank(400)) == 0
-    found = truncated_svd(noise, Rank(400))
-    np.testing.assert_allclose(found.factors.S.numpy(), s[:400], rtol=0, atol=2e-6 * s[0])
-    assert true_residual(noise, found.factors) == pytest.approx(found.residual, rel=0.05, abs=1e-6)
+    truncation = truncated_svd(noise, Rank(400))
+    np.testing.assert_allclose(truncation.factors.S.numpy(), s[:400], rtol=0, atol=2e-6 * s[0])
+    assert true_residual(noise, truncation.factors) == pytest.approx(
+        truncation.residual, rel=0.05, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.6, 0.95])
@@ -168,14 +170,14 @@ def test_energy_is_found_without_trying_every_rank(
 
     monkeypatch.setattr(svd, "leading", counting)
     a, s = matrix("power -1/2", SHAPES[0])
-    found = truncated_svd(a, Energy(fraction))
+    truncation = truncated_svd(a, Energy(fraction))
     held = np.cumsum(s**2) / (s**2).sum()
     # The fewest, or one more: iterated factors hold a little less than the best ones.
     fewest = int(np.argmax(held >= fraction)) + 1
-    assert fewest <= found.factors.rank <= fewest + 1
-    assert found.kept >= fraction - 1e-6
-    true = true_residual(a, found.factors)
-    assert true == pytest.approx(found.residual, rel=0.02, abs=2e-6)
+    assert fewest <= truncation.factors.rank <= fewest + 1
+    assert truncation.kept >= fraction - 1e-6
+    true = true_residual(a, truncation.factors)
+    assert true == pytest.approx(truncation.residual, rel=0.02, abs=2e-6)
     assert len(tried) <= 4
     assert tried == sorted(set(tried))
 
@@ -183,10 +185,10 @@ def test_energy_is_found_without_trying_every_rank(
 @pytest.mark.parametrize("fraction", [0.9, 1.0])
 def test_all_the_energy_of_a_low_rank_is_its_rank(fraction: float) -> None:
     a, s = matrix("rank under the one asked for", SHAPES[0])
-    found = truncated_svd(a, Energy(fraction))
+    truncation = truncated_svd(a, Energy(fraction))
     held = np.cumsum(s**2) / (s**2).sum()
-    assert found.factors.rank == int(np.argmax(held >= fraction * (1 - 1e-6))) + 1 <= 7
-    assert found.kept == pytest.approx(held[found.factors.rank - 1], rel=1e-6)
+    assert truncation.factors.rank == int(np.argmax(held >= fraction * (1 - 1e-6))) + 1 <= 7
+    assert truncation.kept == pytest.approx(held[truncation.factors.rank - 1], rel=1e-6)
 
 
 def test_factors_beyond_the_energy_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,9 +234,9 @@ def test_energy_that_is_known_is_not_found_again(monkeypatch: pytest.MonkeyPatch
     known = energy(a)
     wanted = truncated_svd(a, Rank(K))
     monkeypatch.setattr(svd, "energy", None)
-    found = truncated_svd(a, Rank(K), total=known)
-    assert found.total == wanted.total
-    assert torch.equal(found.factors.U, wanted.factors.U)
+    truncation = truncated_svd(a, Rank(K), total=known)
+    assert truncation.total == wanted.total
+    assert torch.equal(truncation.factors.U, wanted.factors.U)
 
 
 @pytest.mark.parametrize("kind", ["all equal", "noise", "power -1/4", "more equal than asked for"])
@@ -243,9 +245,9 @@ def test_effective_rank_is_that_of_the_whole_matrix(kind: str, rule: RankRule) -
     a, s = matrix(kind, SHAPES[2])
     wanted = float((s**2).sum() ** 2 / (s**4).sum())
     assert wanted > 2 * K  # more than the factors alone would tell
-    found = truncated_svd(a, rule).effective_rank
+    effective_rank = truncated_svd(a, rule).effective_rank
     # A sketch of 32 columns has a standard error of about 6 %.
-    assert found == pytest.approx(wanted, rel=0.2 if rule == Rank(K) else 1e-6)
+    assert effective_rank == pytest.approx(wanted, rel=0.2 if rule == Rank(K) else 1e-6)
 
 
 def test_effective_rank_of_small_matrices_is_exact() -> None:
@@ -282,11 +284,11 @@ def test_on_a_gpu_nothing_but_numbers_comes_back(kind: str, shape: tuple[int, in
         there.cpu()
     assert seen.largest == a.numel()  # before: the watch sees what it is to see
     with Returned() as seen:
-        found = truncated_svd(there, Rank(K))
+        truncation = truncated_svd(there, Rank(K))
     assert seen.largest <= 1
-    assert found.factors.U.device.type == found.factors.V.device.type == "cuda"
+    assert truncation.factors.U.device.type == truncation.factors.V.device.type == "cuda"
     best = float((s[:K] ** 2).sum())
-    assert best * (1 - 1e-3) <= found.factors.energy <= best * (1 + 1e-5)
-    assert true_residual(a, found.factors.to("cpu")) == pytest.approx(
-        found.residual, rel=0.02, abs=2e-6
+    assert best * (1 - 1e-3) <= truncation.factors.energy <= best * (1 + 1e-5)
+    assert true_residual(a, truncation.factors.to("cpu")) == pytest.approx(
+        truncation.residual, rel=0.02, abs=2e-6
     )

@@ -26,9 +26,9 @@ def test_what_nearly_cancels_keeps_its_digits(monkeypatch: pytest.MonkeyPatch) -
     product = (left @ middle @ right.T).numpy()
     s = np.linalg.svd(product, compute_uv=False)
     assert np.linalg.norm(product) < 1e-5 * float(left.norm()) * float(right.norm())
-    found = recompress(left, middle, right)
-    assert found.rank == 3
-    np.testing.assert_allclose(found.S.numpy(), s[:3], rtol=1e-8)
+    factors = recompress(left, middle, right)
+    assert factors.rank == 3
+    np.testing.assert_allclose(factors.S.numpy(), s[:3], rtol=1e-8)
     # Before: Gram matrices of such factors, without the look at their eigenvalues.
     monkeypatch.setattr(lowrank, "_WELL_APART", 0.0)
     right = right + 1e-7 * torch.randn(right.shape, dtype=right.dtype)

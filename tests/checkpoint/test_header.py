@@ -226,16 +226,16 @@ def test_an_unknown_dtype_is_refused(dtype):
 
 def test_a_header_over_the_limit_is_not_read():
     size = 100_000_001 + 8
-    asked = []
+    lengths = []
 
     def read(start, length):
-        asked.append(length)
+        lengths.append(length)
         return (100_000_001).to_bytes(8, "little") + b"{" * (length - 8)
 
     with pytest.raises(CorruptCheckpointError) as error:
         parse_header("x.safetensors", size, read)
     says(error, "100000001")
-    assert max(asked) <= 64
+    assert max(lengths) <= 64
 
 
 def mutants(seed: int, count: int):

@@ -58,9 +58,9 @@ def test_many_twins(tmp_path):
 
 
 @pytest.mark.parametrize("told", [[], {}, 7, None, ["gpt2"], "gpt2", "\x1b"])
-def test_a_model_type_that_is_no_text(tmp_path, told):
+def test_a_model_type_that_is_no_text(tmp_path, value):
     write_checkpoint(tmp_path / "base", {"h.0.attn.c_attn.weight": torch.eye(2)})
-    config = {"model_type": told, "architectures": told, "tie_word_embeddings": told}
+    config = {"model_type": value, "architectures": value, "tie_word_embeddings": value}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     with Checkpoint.open(tmp_path / "base") as base:
         inspect(base)

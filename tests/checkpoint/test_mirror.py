@@ -14,15 +14,15 @@ from weightsurgery.errors import CheckpointError
 pair = st.tuples(st.integers(0, 60), st.integers(0, 60)).map(sorted)
 
 
-@given(added=st.lists(pair, max_size=12), asked=pair)
-def test_ranges_are_sets_of_bytes(added, asked):
+@given(added=st.lists(pair, max_size=12), wanted=pair)
+def test_ranges_are_sets_of_bytes(added, wanted):
     ranges, oracle = Ranges(), set()
     for start, stop in added:
         ranges.add(start, stop)
         oracle |= set(range(start, stop))
-    missing = ranges.missing(*asked)
+    missing = ranges.missing(*wanted)
     assert {b for start, stop in missing for b in range(start, stop)} == (
-        set(range(*asked)) - oracle
+        set(range(*wanted)) - oracle
     )
     assert all(start < stop for start, stop in missing)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(missing))

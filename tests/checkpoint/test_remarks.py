@@ -27,10 +27,10 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 def model(rows: int = 12, layers: int = 2, **more: torch.Tensor) -> dict[str, torch.Tensor]:
     torch.manual_seed(7)
-    made = {EMBEDDING: torch.randn(rows, 4), HEAD: torch.randn(rows, 4)}
+    tensors = {EMBEDDING: torch.randn(rows, 4), HEAD: torch.randn(rows, 4)}
     for layer in range(layers):
-        made[f"model.layers.{layer}.mlp.up_proj.weight"] = torch.randn(6, 4)
-    return made | more
+        tensors[f"model.layers.{layer}.mlp.up_proj.weight"] = torch.randn(6, 4)
+    return tensors | more
 
 
 def config(**more: Any) -> dict[str, Any]:
@@ -46,65 +46,65 @@ def tokenizer(count: int, added: int = 0) -> str:
     return json.dumps({"model": {"vocab": vocabulary}, "added_tokens": extra})
 
 
-def told(root: Path) -> str:
-    found = Checkpoint.open(root)
-    said = "\n".join(remarks(found))
-    table: Any = inspection_tables(inspect(found))[0]
-    assert said == "\n".join(text for fact, text in table.rows if fact == "note")
-    return said
+def notes(root: Path) -> str:
+    checkpoint = Checkpoint.open(root)
+    text = "\n".join(remarks(checkpoint))
+    table: Any = inspection_tables(inspect(checkpoint))[0]
+    assert text == "\n".join(text for fact, text in table.rows if fact == "note")
+    return text
 
 
 def test_an_ordinary_checkpoint_has_none(tmp_path: Path) -> None:
     for shards in (1, 3):
         root = write_checkpoint(tmp_path / str(shards), model(), shards, config())
         (root / "tokenizer.json").write_text(tokenizer(10, 2))
-        assert told(root) == ""
+        assert notes(root) == ""
     bare = write_checkpoint(tmp_path / "bare", model(), 1)
-    assert told(bare) == ""
+    assert notes(bare) == ""
 
 
 def test_ties_that_are_not_as_declared(tmp_path: Path) -> None:
     same = model()
     same[HEAD] = same[EMBEDDING].clone()
     write_checkpoint(tmp_path / "equal", same, 1, config())
-    assert "lm_head.weight and model.embed_tokens.weight are equal" in told(tmp_path / "equal")
+    assert "lm_head.weight and model.embed_tokens.weight are equal" in notes(tmp_path / "equal")
     write_checkpoint(tmp_path / "tied", same, 1, config(tie_word_embeddings=True))
-    assert told(tmp_path / "tied") == ""
+    assert notes(tmp_path / "tied") == ""
     write_checkpoint(tmp_path / "apart", model(), 1, config(tie_word_embeddings=True))
-    assert "stored apart and differ" in told(tmp_path / "apart")
+    assert "stored apart and differ" in notes(tmp_path / "apart")
 
 
 def test_rows_that_stand_for_no_token(tmp_path: Path) -> None:
     root = write_checkpoint(tmp_path / "m", model(rows=16), 1, config())
-    assert "16 rows, vocab_size of the config is 12" in told(root)
+    assert "16 rows, vocab_size of the config is 12" in notes(root)
     root = write_checkpoint(tmp_path / "n", model(), 1, config())
     (root / "tokenizer.json").write_text(tokenizer(9, 1))
-    assert "the tokenizer 10 tokens: the last 2 rows stand for none" in told(root)
+    assert "the tokenizer 10 tokens: the last 2 rows stand for none" in notes(root)
     (root / "tokenizer.json").write_text(tokenizer(13))
-    assert "13 tokens, model.embed_tokens.weight 12 rows: 1 tokens have none" in told(root)
+    assert "13 tokens, model.embed_tokens.weight 12 rows: 1 tokens have none" in notes(root)
     (root / "tokenizer.json").write_text("{")
-    assert told(root) == ""
+    assert notes(root) == ""
 
 
 def test_layers_beyond_the_configs(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "deep", model(layers=3), 1, config())
-    assert "(MTP)" in told(tmp_path / "deep")
+    assert "(MTP)" in notes(tmp_path / "deep")
     more = model(**{"mtp.fc.weight": torch.ones(4, 8)})
     write_checkpoint(tmp_path / "mtp", more, 1, config())
-    assert "1 tensors are of layers beyond the config's, such as mtp.fc" in told(tmp_path / "mtp")
+    assert "1 tensors are of layers beyond the config's, such as mtp.fc" in notes(tmp_path / "mtp")
     write_checkpoint(tmp_path / "few", model(layers=1), 1, config())
-    assert "the config has 2 layers, the weights 1" in told(tmp_path / "few")
+    assert "the config has 2 layers, the weights 1" in notes(tmp_path / "few")
 
 
 def test_towers_that_the_config_does_not_know(tmp_path: Path) -> None:
-    seen = model(**{"model.visual.blocks.5.attn.qkv.weight": torch.ones(4, 4)})
-    write_checkpoint(tmp_path / "text", seen, 1, config())
-    assert "1 tensors are of an image tower" in told(tmp_path / "text")
+    vision = model(**{"model.visual.blocks.5.attn.qkv.weight": torch.ones(4, 4)})
+    write_checkpoint(tmp_path / "text", vision, 1, config())
+    assert "1 tensors are of an image tower" in notes(tmp_path / "text")
     both = config(vision_config={"depth": 6})
-    write_checkpoint(tmp_path / "both", seen, 1, both)
-    assert told(tmp_path / "both") == ""
+    write_checkpoint(tmp_path / "both", vision, 1, both)
+    assert notes(tmp_path / "both") == ""
     write_checkpoint(tmp_path / "blind", model(), 1, both)
-    assert "the weights have none" in told(tmp_path / "blind")
+    assert "the weights have none" in notes(tmp_path / "blind")
 
 
 def test_sums_and_copies_beside_the_weights(tmp_path: Path) -> None:
@@ -113,21 +113,21 @@ def test_sums_and_copies_beside_the_weights(tmp_path: Path) -> None:
     index = json.loads(path.read_text())
     for metadata in (None, {}, {"total_size": None}):
         path.write_text(json.dumps({**index, "metadata": metadata}))
-        assert told(root) == ""
+        assert notes(root) == ""
     path.write_text(json.dumps({**index, "metadata": {"total_size": 7}}))
-    assert "says total_size 7" in told(root)
+    assert "says total_size 7" in notes(root)
     write_checkpoint(tmp_path / "ft", {n: t + 0.01 for n, t in model().items()}, 1, config())
     base = Checkpoint.open(root)
     apply(Negate(open_vector(base, [str(tmp_path / "ft")])), base, tmp_path / "out")
     verify(tmp_path / "out")
-    assert told(tmp_path / "out") == ""
+    assert notes(tmp_path / "out") == ""
     assert json.loads((tmp_path / "out" / path.name).read_text()) == index
     path.write_text(json.dumps(index))
     (root / "consolidated.safetensors").write_bytes(b"")
     (root / "original").mkdir()
-    assert "consolidated.safetensors, original/ beside the weights" in told(root)
+    assert "consolidated.safetensors, original/ beside the weights" in notes(root)
     (root / "small.Q4_0.gguf").write_bytes(b"")
-    assert "small.Q4_0.gguf, original/ beside the weights: another copy" in told(root)
+    assert "small.Q4_0.gguf, original/ beside the weights: another copy" in notes(root)
 
 
 def test_they_are_in_the_record_of_an_edit(tmp_path: Path) -> None:
@@ -153,17 +153,17 @@ def test_all_shards_are_read_without_their_index_and_the_output_has_one(tmp_path
     without_index(tmp_path / "ft", 0.01)
     (tmp_path / "base" / "consolidated.safetensors").write_bytes(b"")
     base = Checkpoint.open(tmp_path / "base")
-    assert "4 shards and no index" in told(tmp_path / "base")
+    assert "4 shards and no index" in notes(tmp_path / "base")
     apply(Negate(open_vector(base, [str(tmp_path / "ft")])), base, tmp_path / "out")
     verify(tmp_path / "out")
-    found = Checkpoint.open(tmp_path / "out")
-    assert found.layout.index_name == "model.safetensors.index.json"
-    assert told(tmp_path / "out") == ""
-    assert {name: entry.shard for name, entry in found.entries.items()} == {
+    checkpoint = Checkpoint.open(tmp_path / "out")
+    assert checkpoint.layout.index_name == "model.safetensors.index.json"
+    assert notes(tmp_path / "out") == ""
+    assert {name: entry.shard for name, entry in checkpoint.entries.items()} == {
         name: entry.shard for name, entry in base.entries.items()
     }
     for name, tensor in before.items():
-        torch.testing.assert_close(found.tensor(name), 2 * tensor - (tensor + 0.01))
+        torch.testing.assert_close(checkpoint.tensor(name), 2 * tensor - (tensor + 0.01))
 
 
 @given(st.integers(1, 9), st.data())
@@ -193,17 +193,17 @@ def test_an_index_that_says_nothing_can_be_removed_as_advised(tmp_path: Path) ->
         Checkpoint.open(root)
     assert "or remove it" in caught.value.remedy
     path.unlink()
-    found = Checkpoint.open(root)
-    assert all(same_bytes(found.tensor(n), t) for n, t in read_tensors(root).items())
+    checkpoint = Checkpoint.open(root)
+    assert all(same_bytes(checkpoint.tensor(n), t) for n, t in read_tensors(root).items())
 
 
 def test_weights_that_were_partitioned_are_named_so(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", model(), 1, config())
     lost = {name: tensor[:0, 0] for name, tensor in model().items()}
     write_checkpoint(tmp_path / "ft", lost, 1, config())
-    assert told(tmp_path / "base") == ""
-    (said,) = told(tmp_path / "ft").splitlines()  # and not that head and embedding are equal
-    assert f"4 matrices are empty, such as {HEAD}: the weights were partitioned" in said
+    assert notes(tmp_path / "base") == ""
+    (note,) = notes(tmp_path / "ft").splitlines()  # and not that head and embedding are equal
+    assert f"4 matrices are empty, such as {HEAD}: the weights were partitioned" in note
     base = Checkpoint.open(tmp_path / "base")
     with pytest.raises(UnsupportedCheckpointError, match=r"partitioned .*ZeRO-3"):
         open_vector(base, [str(tmp_path / "ft")])

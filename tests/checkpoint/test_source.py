@@ -76,22 +76,22 @@ def no_hub(monkeypatch):
 
 
 def test_a_repository_is_pinned_to_its_commit(tmp_path, monkeypatch):
-    asked = {}
+    call = {}
     snapshot = directory(tmp_path / "snapshots" / COMMIT, {"model.safetensors": TWO})
     real = inspect.signature(huggingface_hub.snapshot_download).parameters
 
     def download(repo, **options):
         assert set(options) <= set(real)
-        asked.update(options, repo=repo)
+        call.update(options, repo=repo)
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     source = resolve_source("org/name@refs/pr/1")
-    assert (asked["repo"], asked["revision"]) == ("org/name", "refs/pr/1")
+    assert (call["repo"], call["revision"]) == ("org/name", "refs/pr/1")
     assert (source.name, source.path, source.revision) == ("org/name@refs/pr/1", snapshot, COMMIT)
-    assert asked["local_files_only"] is False
+    assert call["local_files_only"] is False
     resolve_source("org/na-me.2", local_only=True)
-    assert (asked["repo"], asked["revision"], asked["local_files_only"]) == (
+    assert (call["repo"], call["revision"], call["local_files_only"]) == (
         "org/na-me.2",
         None,
         True,

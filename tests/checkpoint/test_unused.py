@@ -40,13 +40,13 @@ def aged(path: Path, days: float) -> Path:
 
 def part(key: str, days: float) -> Path:
     """A part of which ten bytes are here, used so many days ago."""
-    made = Mirror(key, 100)
-    made.write(0, b"0123456789")
-    made.note(0, 10)
-    made.close()
-    for path in (made.path, made.path.with_name(f"{key}.ranges")):
+    cached = Mirror(key, 100)
+    cached.write(0, b"0123456789")
+    cached.note(0, 10)
+    cached.close()
+    for path in (cached.path, cached.path.with_name(f"{key}.ranges")):
         aged(path, days)
-    return made.path
+    return cached.path
 
 
 def names(folder: Path) -> set[str]:
@@ -119,11 +119,11 @@ def test_one_that_opens_while_another_removes_begins_a_file_of_its_own(cache, mo
         unused.hold(file)
 
     monkeypatch.setattr(mirror, "hold", late)
-    found = Mirror(OLD, 100)
-    assert found.missing(0, 100) == [(0, 100)]
-    found.write(0, b"x")
-    found.note(0, 1)
-    found.close()
+    cached = Mirror(OLD, 100)
+    assert cached.missing(0, 100) == [(0, 100)]
+    cached.write(0, b"x")
+    cached.note(0, 1)
+    cached.close()
     assert len(held) == 2
     assert path.read_bytes()[:1] == b"x"
 
@@ -202,16 +202,16 @@ def test_digests_that_nobody_asked_for_go(cache, tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("asked", "unasked", "new")]
     for path in paths:
         path.write_bytes(os.urandom(LEAST_BYTES))
-    asked, unasked, new = paths
+    used, unused_path, new = paths
     entries = {}
-    for path in (asked, unasked):
+    for path in (used, unused_path):
         file_sha256(path)
         entries[path] = aged(digest_cache._place(path), UNUSED_DAYS + 1)
-    draft = entries[unasked].with_name(f"{entries[unasked].name}.4711")
+    draft = entries[unused_path].with_name(f"{entries[unused_path].name}.4711")
     draft.write_text("of one that was killed")
     aged(draft, UNUSED_DAYS + 1)
-    assert cached_digest(asked) is not None
+    assert cached_digest(used) is not None
     another_process()
     file_sha256(new)
-    assert names(cache / "sha256") == {entries[asked].name, digest_cache._place(new).name}
-    assert cached_digest(unasked) is None
+    assert names(cache / "sha256") == {entries[used].name, digest_cache._place(new).name}
+    assert cached_digest(unused_path) is None

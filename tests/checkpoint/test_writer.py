@@ -441,7 +441,7 @@ def test_space_needed(tmp_path):
 
 
 @pytest.mark.parametrize("said", [errno.EINVAL, errno.EFAULT, errno.EIO])
-def test_what_cannot_go_past_the_page_cache_goes_through_it(said, base, tmp_path, monkeypatch):
+def test_what_cannot_go_past_the_page_cache_goes_through_it(code, base, tmp_path, monkeypatch):
     """Memory that is locked for a GPU may be refused there; a failing disk is one anywhere."""
     staging, writer = start(base, tmp_path / "out")
     shard = writer._shards["model.safetensors"]
@@ -452,13 +452,13 @@ def test_what_cannot_go_past_the_page_cache_goes_through_it(said, base, tmp_path
     def refused(to, data, offset):
         tried.append(to == handle)
         if to == handle:
-            raise OSError(said, os.strerror(said))
+            raise OSError(code, os.strerror(code))
         original(to, data, offset)
 
     monkeypatch.setattr(writer_module, "write_all", refused)
     data = memoryview(bytes(range(256)) * 16)
     try:
-        if said == errno.EIO:
+        if code == errno.EIO:
             with pytest.raises(OutputError):
                 writer.write_window("model.safetensors", 0, data)
             return

@@ -53,16 +53,16 @@ def read(hub, *names, **env):
 
 def test_parts_are_read_and_pinned_and_the_rest_stays_there(published):
     names = ("org/facts#forget01", "datasets/org/facts#world/test", "org/facts@main#train")
-    several, missing = "org/facts", "org/nothing"
-    found = read(published, *names, several, missing)
+    ambiguous, missing = "org/facts", "org/nothing"
+    found = read(published, *names, ambiguous, missing)
     (who, commit, files), (when, *_), (what, _) = (found[name] for name in names)
     assert (who, files) == (["who"], ["forget01.json"])
     assert when == ["when"]
     assert "holds several parts: forget01/train, world/train" in what
-    assert "forget01/train, world/train, world/test" in found[several][0]
+    assert "forget01/train, world/train, world/test" in found[ambiguous][0]
     assert missing in found[missing][0]
-    asked = [each.path for each in published.server.requests if "/resolve/" in each.path]
-    assert not any("a.jsonl" in path for path in asked)
+    paths = [each.path for each in published.server.requests if "/resolve/" in each.path]
+    assert not any("a.jsonl" in path for path in paths)
     # What is in the cache is there without a Hub.
     offline = read(published, names[0], "org/other", HF_HUB_OFFLINE="1")
     assert offline[names[0]] == [who, commit, files]

@@ -69,12 +69,12 @@ def test_a_hash_that_lies_is_noticed(hub: HubClient, base: Path) -> None:
     import urllib.request
 
     with urllib.request.urlopen(f"{hub.server.endpoint}/api/models/org/base?blobs=true") as answer:
-        told = json.load(answer)
+        listing = json.load(answer)
     assert hub.ws("inspect", "org/base", env={"HF_HOME": str(base.parent / "x")}).returncode == 0
-    for each in told["siblings"]:
+    for each in listing["siblings"]:
         if each["rfilename"] == "config.json":
             each["blobId"] = "b" * 40
-    hub.server.fault("/api/models/org/base(/revision|[?]|$)", body=json.dumps(told), times=1000)
+    hub.server.fault("/api/models/org/base(/revision|[?]|$)", body=json.dumps(listing), times=1000)
     what, _ = two_lines(hub.ws("inspect", "org/base"))
     assert "bbbbbbbbbbbb" in what
 
@@ -106,8 +106,8 @@ def test_the_token_is_nowhere(hub: HubClient, base: Path) -> None:
         hub.ws("push", "out", "org/out", "-v"),
         hub.ws("push", "out", "org/out", "--json", "--dry-run"),
     ]
-    asked = [each for each in hub.server.requests if each.user == "owner"]
-    assert len(asked) > 10  # it was used
+    requests = [each for each in hub.server.requests if each.user == "owner"]
+    assert len(requests) > 10  # it was used
     # And where something goes wrong.
     hub.server.fault("/api/models/org/base", status=500, body="no", times=100)
     hub.server.fault("/api/repos/create", status=403, times=100)
@@ -125,7 +125,7 @@ def test_the_token_is_nowhere(hub: HubClient, base: Path) -> None:
     found = everywhere(hub, runs)
     assert any(name.endswith("README.md") for name in found)
     assert any(name.endswith("weightsurgery.json") for name in found)
-    told = [name for name, data in found.items() if TOKEN.encode() in data]
-    assert told == []
+    leaks = [name for name, data in found.items() if TOKEN.encode() in data]
+    assert leaks == []
     (hub.directory / "leak").write_text(f"a {TOKEN} b")  # it would be seen
     assert [n for n, data in everywhere(hub, runs).items() if TOKEN.encode() in data] != []

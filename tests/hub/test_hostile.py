@@ -95,23 +95,23 @@ def test_sizes_and_names_that_lie_are_refused(hub, base):
         return described(hub.server, name)
 
     for number, size in enumerate((-5, "12", 2**63, 1.5, True, [])):
-        told = lie(f"size-{number}", "for a size")
-        weights(told)[0]["size"] = size
-        say(hub.server, f"size-{number}", told)
+        listing = lie(f"size-{number}", "for a size")
+        weights(listing)[0]["size"] = size
+        say(hub.server, f"size-{number}", listing)
     for number, name in enumerate(("../../x.safetensors", "/x.safetensors", "a/../b", "", None)):
-        told = lie(f"name-{number}", "for a file's name")
-        weights(told)[0]["rfilename"] = name
-        say(hub.server, f"name-{number}", told)
+        listing = lie(f"name-{number}", "for a file's name")
+        weights(listing)[0]["rfilename"] = name
+        say(hub.server, f"name-{number}", listing)
     for number, answer in enumerate(([], {}, None, "word", {"id": 1, "siblings": [{}]})):
         lie(f"shape-{number}", "no description of a repository")
         say(hub.server, f"shape-{number}", json.dumps(answer))
     for number, body in enumerate(("<html>Log in to this network</html>", "", "\x00\x01")):
         lie(f"portal-{number}", "what answers is not the Hub")
         say(hub.server, f"portal-{number}", body)
-    told = lie("longer", "ends before byte")  # by far, and its header says it fills that
-    for each in weights(told):
+    listing = lie("longer", "ends before byte")  # by far, and its header says it fills that
+    for each in weights(listing):
         each["size"] = 2**40
-    say(hub.server, "longer", told)
+    say(hub.server, "longer", listing)
     hub.server.fault("/cdn/org/longer", method="GET", status=416, times=1000)
     hub.server.forget()
     found = opened(hub, *cases)
@@ -125,9 +125,9 @@ def test_a_size_that_lies_fetches_no_more_than_a_header(hub, base):
     """Of a file said to be a terabyte, with half of it header, eight bytes are enough."""
     content = (2**39).to_bytes(8, "little") + bytes(1000)
     hub.server.add("org/huge", {"model.safetensors": content, "config.json": b"{}"})
-    told = described(hub.server, "huge")
-    weights(told)[0]["size"] = 2**40
-    say(hub.server, "huge", told)
+    listing = described(hub.server, "huge")
+    weights(listing)[0]["size"] = 2**40
+    say(hub.server, "huge", listing)
     hub.server.forget()
     what, _ = opened(hub, "org/huge")["org/huge"]
     assert f"header of {2**39} bytes" in what
@@ -150,8 +150,8 @@ def test_other_bytes_than_those_asked_for_are_refused(hub, base):
         hub.server.fault(f"/cdn/org/{name}", status=206, body=bytes(8), headers=headers, times=1000)
     found = opened(hub, *(f"org/{name}" for name in answers))
     for name, (_, what) in answers.items():
-        told, remedy = found[f"org/{name}"]
-        assert what in (told or ""), (name, told)
+        message, remedy = found[f"org/{name}"]
+        assert what in (message or ""), (name, message)
         assert "--no-remote" in remedy
     assert not list(hub.directory.rglob("parts/*.ranges"))  # and nothing of it was kept
 
@@ -210,9 +210,9 @@ def test_a_redirection_takes_no_token_along(hub, base, tmp_path, thief):
         )  # fmt: skip
     names = [f"org/{name}" for name in ("host", "name", "loop", "file", "other")]
     found = opened(hub, *names)
-    asked = [each.user for each in hub.server.requests if "/org/host/resolve" in each.path]
-    assert asked
-    assert set(asked) == {"owner"}  # the Hub itself was told
+    users = [each.user for each in hub.server.requests if "/org/host/resolve" in each.path]
+    assert users
+    assert set(users) == {"owner"}  # the Hub itself was told
     assert found["org/host"][0] is found["org/name"][0] is None
     assert Thief.heard
     assert set(Thief.heard) == {None}
@@ -228,12 +228,12 @@ def test_what_one_server_says_does_not_stand_for_another_s_bytes(hub, base, tmp_
     made(tmp_path / "evil", 1)
     with StandIn() as evil:
         evil.add("org/base", files(tmp_path / "evil"))
-        told, true = described(evil, "base"), described(hub.server, "base")
-        assert [e["size"] for e in weights(told)] == [e["size"] for e in weights(true)]
-        for each, other in zip(weights(told), weights(true), strict=True):
+        listing, true = described(evil, "base"), described(hub.server, "base")
+        assert [e["size"] for e in weights(listing)] == [e["size"] for e in weights(true)]
+        for each, other in zip(weights(listing), weights(true), strict=True):
             assert each["lfs"]["sha256"] != other["lfs"]["sha256"]
             each["lfs"]["sha256"] = other["lfs"]["sha256"]
-        say(evil, "base", told)
+        say(evil, "base", listing)
         (theirs,) = opened(hub, "org/base", HF_ENDPOINT=evil.endpoint, **cache).values()
     assert theirs[0] is None
     assert theirs != honest  # it could not be told from the bytes alone

@@ -49,19 +49,19 @@ def test_the_npm_client(hub):
     command = [NODE, HERE / "client.mjs", INSTALLED, server.endpoint, hub.directory]
     done = hub.run([str(each) for each in command])
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    answers = json.loads(done.stdout)
 
-    assert told["me"] == "owner"
-    assert told["there"] == {
+    assert answers["me"] == "owner"
+    assert answers["there"] == {
         "model.safetensors": oid,
         "sub/config.json": server.repos["org/there"].at("main").tree["sub/config.json"].blob,
     }
-    assert told["info"]["size"] == told["size"] == len(content)
-    assert told["info"]["etag"] == f'"{oid}"'
-    assert told["range"] == content[1000:1064].hex()
-    assert told["header"] == ["w"]
-    assert told["missing"] is None
-    assert told["commits"] == ["First commit"]
+    assert answers["info"]["size"] == answers["size"] == len(content)
+    assert answers["info"]["etag"] == f'"{oid}"'
+    assert answers["range"] == content[1000:1064].hex()
+    assert answers["header"] == ["w"]
+    assert answers["missing"] is None
+    assert answers["commits"] == ["First commit"]
     # Headers and ranges only; the storage never saw the token.
     served = [each for each in server.requests if "/cdn/org/there" in each.path]
     assert sum(each.sent for each in served if each.range == "bytes=1000-1063") == 64
@@ -69,19 +69,19 @@ def test_the_npm_client(hub):
     assert {each.user for each in served} == {None}
 
     repo = server.repos["org/mine"]
-    assert told["created"]["id"] == "org/mine"
-    assert told["private"] is True
-    assert told["again"] == 409
-    assert told["stranger"] == 404
-    assert told["wrong"] == 401
-    assert repo.head() == told["pushed"]
+    assert answers["created"]["id"] == "org/mine"
+    assert answers["private"] is True
+    assert answers["again"] == 409
+    assert answers["stranger"] == 404
+    assert answers["wrong"] == 401
+    assert repo.head() == answers["pushed"]
     assert repo.files()["model.safetensors"] == other
     assert repo.files()["config.json"] == b'{"mine": true}'
-    assert told["paths"] == [hashlib.sha256(other).hexdigest()]
-    assert told["late"] == 412
+    assert answers["paths"] == [hashlib.sha256(other).hexdigest()]
+    assert answers["late"] == 412
     assert [each.title for each in repo.commits()] == ["Push", "initial commit"]
-    assert set(told["edited"]) == {".gitattributes", "model.safetensors"}
-    assert told["pull"] == f"{server.endpoint}/org/mine/discussions/1"
+    assert set(answers["edited"]) == {".gitattributes", "model.safetensors"}
+    assert answers["pull"] == f"{server.endpoint}/org/mine/discussions/1"
     assert repo.files("refs/pr/1")["config.json"] == b"[]"
     assert repo.discussions[0].title == "Propose"
     # In three parts, once: the pull request found the object there.

@@ -306,8 +306,10 @@ def test_a_commit_that_holds_something_else_is_told(hub, outputs):
 def test_an_ignored_file_is_no_silent_loss(hub, outputs):
     hub.server.add("owner/edited", {"a.txt": b"1"})
     names = [*recorded(outputs / "edited"), "README.md", "weightsurgery-layers.png"]
-    told = [{"path": n, "uploadMode": "regular", "shouldIgnore": n == "config.json"} for n in names]
-    hub.server.fault("/preupload/", body=json.dumps({"files": told}))
+    modes = [
+        {"path": n, "uploadMode": "regular", "shouldIgnore": n == "config.json"} for n in names
+    ]
+    hub.server.fault("/preupload/", body=json.dumps({"files": modes}))
     what, remedy = error(hub.ws("push", outputs / "edited", "owner/edited"))
     assert ".gitignore leaves out config.json" in what
     assert ".gitignore" in remedy

@@ -121,8 +121,8 @@ def test_scores_come_with_it_and_go_with_other_weights(hub, outputs, out, tmp_pa
     ok(hub.ws("push", out, "owner/edited", "--scores", tmp_path / "scores.json"))
     repo = hub.server.repos["owner/edited"]
     assert "| `authors` | forget | 4 | exact match | 100.0 % [100.0, 100.0] | 25.0 %" in card(hub)
-    told = json.loads(repo.files()["evaluation.json"])
-    assert told[0]["sets"][0]["scores"]["exact_match"]["value"] == 0.25
+    evaluation = json.loads(repo.files()["evaluation.json"])
+    assert evaluation[0]["sets"][0]["scores"]["exact_match"]["value"] == 0.25
     assert str(tmp_path) not in repo.files()["evaluation.json"].decode()
     lines = error(
         hub.ws("push", outputs / "other", "owner/edited", "--scores", tmp_path / "scores.json")

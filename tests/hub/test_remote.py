@@ -209,8 +209,8 @@ def test_a_busy_hub_is_asked_again(hub, pair):
 
 
 def test_a_hash_that_is_a_path_names_no_file(hub, pair):
-    with urllib.request.urlopen(f"{hub.server.endpoint}/api/models/org/base?blobs=true") as told:
-        data = json.load(told)
+    with urllib.request.urlopen(f"{hub.server.endpoint}/api/models/org/base?blobs=true") as answer:
+        data = json.load(answer)
     evil = next(each for each in data["siblings"] if each["rfilename"].endswith(".safetensors"))
     evil["lfs"]["sha256"] = "../../../escaped"
     hub.server.fault("/api/models/org/base", status=200, body=json.dumps(data))
@@ -304,9 +304,9 @@ def test_a_dry_run_of_an_edit_moves_the_headers_alone(hub, pair):
 
 
 def test_an_edit_of_sources_on_the_hub_names_their_commits(hub, pair):
-    base, tuned = hub.server.repos["org/base"], hub.server.repos["org/tuned"]
-    old = tuned.head()
-    tuned.commit({"README.md": b"later"})
+    base, finetuned = hub.server.repos["org/base"], hub.server.repos["org/tuned"]
+    old = finetuned.head()
+    finetuned.commit({"README.md": b"later"})
     command = ("negate", "org/base", f"org/tuned@{old}", "-o")
     assert hub.ws(*command, pair / "edited").returncode == 0
     assert hub.ws("negate", pair / "base", pair / "tuned", "-o", pair / "local").returncode == 0
@@ -315,7 +315,7 @@ def test_an_edit_of_sources_on_the_hub_names_their_commits(hub, pair):
         assert edited[name] == local[name]
     record = json.loads(edited["weightsurgery.json"])
     assert record["inputs"]["base"]["revision"] == base.head()
-    assert record["inputs"]["vector"]["revision"] == old != tuned.head()
+    assert record["inputs"]["vector"]["revision"] == old != finetuned.head()
 
 
 TWICE = """

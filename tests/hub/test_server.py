@@ -418,7 +418,7 @@ def test_ranges_and_heads_as_http_has_them(hub):
     content = noise(1000)
     repo = server.add("org/m", {"m.safetensors": content, "config.json": b'{"a": 1}'})
     url = f"{server.endpoint}/org/m/resolve/main"
-    for given, status, expected, told in (
+    for given, status, expected, content_range in (
         ("bytes=10-19", 206, content[10:20], "bytes 10-19/1000"),
         ("bytes=990-", 206, content[990:], "bytes 990-999/1000"),
         ("bytes=990-5000", 206, content[990:], "bytes 990-999/1000"),
@@ -427,7 +427,7 @@ def test_ranges_and_heads_as_http_has_them(hub):
     ):
         reply = fetch(f"{url}/m.safetensors", Range=given)
         assert reply[:2] == (status, expected), given
-        assert reply[2].get("content-range") == told
+        assert reply[2].get("content-range") == content_range
     status, _, headers = fetch(f"{url}/m.safetensors", Range="bytes=1000-1001")
     assert (status, headers["content-range"]) == (416, "bytes */1000")
     status, body, headers = fetch(f"{url}/config.json", method="HEAD")
@@ -543,8 +543,8 @@ except Exception as error:
         HF_HUB_DISABLE_XET="0",
     )
     assert "ConnectionError" in told["error"]
-    asked = [each.status for each in hub.server.requests if "xet-write-token" in each.path]
-    assert set(asked) == {404}
+    statuses = [each.status for each in hub.server.requests if "xet-write-token" in each.path]
+    assert set(statuses) == {404}
     assert len(hub.server.repos["org/m"].commits()) == 1
 
 

@@ -133,8 +133,8 @@ def test_tokens_are_rows_and_the_others_keep_their_bytes(tmp_path: Path) -> None
 
 def test_tokens_that_the_config_does_not_name_are_refused(tmp_path: Path) -> None:
     filled(llama(), LoraConfig(**LINEAR, trainable_token_indices=[7, 2]), tmp_path)
-    for told in ([7], [7, 7], [7, 99], [7, -1], None, {"lm_head": [7, 2]}):
-        resettle(tmp_path, trainable_token_indices=told)
+    for indices in ([7], [7, 7], [7, 99], [7, -1], None, {"lm_head": [7, 2]}):
+        resettle(tmp_path, trainable_token_indices=indices)
         with pytest.raises(VectorError, match="trainable_token_indices does not name"):
             notes_of(tmp_path)
 
@@ -278,17 +278,17 @@ def as_mlx(root: Path, scale: float) -> None:
         ".lora_B.weight": ".lora_b",
         ".lora_magnitude_vector": ".m",
     }
-    made = {}
+    tensors = {}
     for key, tensor in factors.items():
         ending = next(each for each in kinds if key.endswith(each))
         name = key.removeprefix("base_model.model.").removesuffix(ending) + kinds[ending]
-        made[name] = tensor.T.contiguous() if tensor.ndim == 2 else tensor
-    rank = min(next(t for k, t in made.items() if k.endswith(".lora_a")).shape)
-    kind = "dora" if any(key.endswith(".m") for key in made) else "lora"
+        tensors[name] = tensor.T.contiguous() if tensor.ndim == 2 else tensor
+    rank = min(next(t for k, t in tensors.items() if k.endswith(".lora_a")).shape)
+    kind = "dora" if any(key.endswith(".m") for key in tensors) else "lora"
     for path in folder.iterdir():
         path.unlink()
-    save_file(made, folder / "adapters.safetensors", {"format": "mlx"})
-    save_file(made, folder / "0000100_adapters.safetensors", {"format": "mlx"})
+    save_file(tensors, folder / "adapters.safetensors", {"format": "mlx"})
+    save_file(tensors, folder / "0000100_adapters.safetensors", {"format": "mlx"})
     config = {
         "fine_tune_type": kind,
         "num_layers": 2,
@@ -324,15 +324,15 @@ def test_what_is_not_read_of_mlx_lm_is_named(tmp_path: Path) -> None:
 def test_kohyas_names_without_dots_find_their_modules(tmp_path: Path) -> None:
     wrapped = filled(llama(), LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"]), tmp_path)
     folder = tmp_path / "adapter"
-    made = {}
+    tensors = {}
     for key, tensor in load_file(folder / "adapter_model.safetensors").items():
         module, _, factor = key.removeprefix("base_model.model.").partition(".lora_")
         flat = f"lora_te_{module.replace('.', '_')}"
-        made[f"{flat}.lora_{'down' if factor[0] == 'A' else 'up'}.weight"] = tensor
-        made[f"{flat}.alpha"] = torch.tensor(6.0)
+        tensors[f"{flat}.lora_{'down' if factor[0] == 'A' else 'up'}.weight"] = tensor
+        tensors[f"{flat}.alpha"] = torch.tensor(6.0)
     for path in folder.iterdir():
         path.unlink()
-    save_file(made, folder / "style.safetensors")
+    save_file(tensors, folder / "style.safetensors")
     assert "kohya" in notes_of(tmp_path)
     check_merge(tmp_path, wrapped, "q_proj")
 

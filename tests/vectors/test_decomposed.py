@@ -105,11 +105,11 @@ def models(tmp_path: Path) -> dict[str, Path]:
     tensors = {name: torch.randn(size) for name, size in zip(NAMES, SIZES, strict=True)}
     found = {"base": write_checkpoint(tmp_path / "base", tensors)}
     for seed, tune in enumerate(("forget", "keep", "other")):
-        tuned = {
+        finetuned = {
             name: t + torch.from_numpy(low_rank(*t.shape, 0.5 ** np.arange(12.0), seed)).float()
             for name, t in tensors.items()
         }
-        found[tune] = write_checkpoint(tmp_path / tune, tuned)
+        found[tune] = write_checkpoint(tmp_path / tune, finetuned)
     return found
 
 
@@ -187,14 +187,14 @@ def test_memory_used_again_leaves_what_was_found_alone(models: dict[str, Path]) 
 
     here = [one(name) for name in NAMES]
     with ThreadPoolExecutor(1) as pool:
-        kept = pool.submit(lambda: deltas._memory.floats(3, 2).data_ptr()).result()
+        larger_buffer = pool.submit(lambda: deltas._memory.floats(3, 2).data_ptr()).result()
         there = [pool.submit(one, name).result() for name in NAMES]
         again = pool.submit(one, NAMES[1]).result()
-        now, later = (
+        first_buffer, second_buffer = (
             pool.submit(lambda: deltas._memory.floats(3, 2).data_ptr()).result() for _ in range(2)
         )
-    assert now == later  # it is the same memory
-    assert now != kept  # before: a larger one was needed meanwhile
+    assert first_buffer == second_buffer  # it is the same memory
+    assert first_buffer != larger_buffer  # before: a larger one was needed meanwhile
     for wanted, found in zip([*here, here[1]], [*there, again], strict=True):
         assert torch.equal(wanted.U, found.U)
         assert torch.equal(wanted.S, found.S)

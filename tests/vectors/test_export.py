@@ -162,8 +162,8 @@ def test_no_adapter_of_a_tied_matrix_is_right_merged_and_not(
     torch.testing.assert_close(logits(both), wanted, rtol=0, atol=3e-6)
     torch.testing.assert_close(logits(both.merge_and_unload()), wanted, rtol=0, atol=3e-6)
     # Beside the tied base, whatever sides it has, it is not.
-    some = Selection(include=tuple(f"*{side}*" for side in SIDES[sides]))
-    export_adapter(apart, twice, written, selection=some, dtype="float32", overwrite=True)
+    selection = Selection(include=tuple(f"*{side}*" for side in SIDES[sides]))
+    export_adapter(apart, twice, written, selection=selection, dtype="float32", overwrite=True)
     path = written / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "ensure_weight_tying": ensure}))
     model = PeftModel.from_pretrained(loaded(tmp_path / "base"), written)
@@ -358,8 +358,8 @@ def test_a_lower_rank_is_the_best_one_and_made_from_factors(
     monkeypatch.setattr(base, "tensor", refuse)
     record = export_adapter(base, vector, tmp_path / "less", rule=Rank(2), dtype="float32")
     halves = load_file(tmp_path / "less" / "adapter_model.safetensors")
-    made = exact(halves[f"{stem}lora_B.weight"]) @ exact(halves[f"{stem}lora_A.weight"])
-    np.testing.assert_allclose(made, u[:, :2] * s[:2] @ vt[:2], atol=1e-6 * s[0])
+    product = exact(halves[f"{stem}lora_B.weight"]) @ exact(halves[f"{stem}lora_A.weight"])
+    np.testing.assert_allclose(product, u[:, :2] * s[:2] @ vt[:2], atol=1e-6 * s[0])
     lost = (s[2:] ** 2).sum() / (s**2).sum()
     assert record.tensors[name]["lost"] == pytest.approx(lost, rel=1e-5)
     assert record.tensors[name]["norm"] == pytest.approx(np.linalg.norm(s), rel=1e-6)
@@ -368,9 +368,9 @@ def test_a_lower_rank_is_the_best_one_and_made_from_factors(
 
 def test_more_factors_than_the_matrix_has_rank(tmp_path: Path) -> None:
     base = saved(llama(), tmp_path)
-    some = low_rank(base, lambda name: "k_proj" in name, lambda name: 8)
-    other = low_rank(base, lambda name: "k_proj" in name, lambda name: 9)
-    vector = some + 0.5 * other  # 17 factors of a matrix of 12 rows
+    rank_8 = low_rank(base, lambda name: "k_proj" in name, lambda name: 8)
+    rank_9 = low_rank(base, lambda name: "k_proj" in name, lambda name: 9)
+    vector = rank_8 + 0.5 * rank_9  # 17 factors of a matrix of 12 rows
     record = export_adapter(base, vector, tmp_path / "adapter", dtype="float32")
     assert {facts["rank"] for facts in record.tensors.values()} == {12}
     assert record.summary["lost"] < 1e-6
@@ -404,12 +404,12 @@ def test_dense_changes_are_refused_by_name(tmp_path: Path) -> None:
     vector = open_vector(base, [str(finetuned(base, tmp_path, norms=True))])
     with pytest.raises(VectorError) as caught:
         export_adapter(base, vector, tmp_path / "adapter")
-    said = str(caught.value)
-    assert "and 15 more: a dense change" in said
-    assert "norm.weight' and 4 more: no matrix" in said
-    assert "--rank K" in said
-    assert "ws subspace" in said
-    assert "--targets all-linear" in said
+    message = str(caught.value)
+    assert "and 15 more: a dense change" in message
+    assert "norm.weight' and 4 more: no matrix" in message
+    assert "--rank K" in message
+    assert "ws subspace" in message
+    assert "--targets all-linear" in message
     assert left_behind(tmp_path / "adapter") == []
 
 
@@ -433,8 +433,8 @@ def test_truncating_reports_what_is_lost(rule: Any, tmp_path: Path) -> None:
         assert facts["lost"] == pytest.approx(losses[-1] / wholes[-1], rel=1e-4)
         assert facts["lost"] > 0.02
         stem = f"base_model.model.{name.removesuffix('weight')}"
-        made = exact(halves[f"{stem}lora_B.weight"]) @ exact(halves[f"{stem}lora_A.weight"])
-        missed = change - (made.T if is_transposed(name, base.config) else made)
+        product = exact(halves[f"{stem}lora_B.weight"]) @ exact(halves[f"{stem}lora_A.weight"])
+        missed = change - (product.T if is_transposed(name, base.config) else product)
         assert (missed**2).sum() == pytest.approx(losses[-1], rel=1e-4)
     assert record.summary["lost"] == pytest.approx(sum(losses) / sum(wholes), rel=1e-4)
     if rule == Rank(5):
@@ -504,8 +504,8 @@ def test_what_no_lora_holds_is_refused_by_name(kind: str, tmp_path: Path) -> Non
     assert "ws add" in caught.value.remedy
     assert left_behind(tmp_path / "adapter") == []
     # As the remedy says:
-    some = Selection(exclude=(name,))
-    record = export_adapter(base, change, tmp_path / "adapter", selection=some)
+    selection = Selection(exclude=(name,))
+    record = export_adapter(base, change, tmp_path / "adapter", selection=selection)
     assert record.summary["left_out"] == [name]
 
 
@@ -562,11 +562,11 @@ MODULES = st.lists(
 
 
 @given(MODULES, MODULES)
-def test_peft_adapts_the_targets_and_nothing_else(some: list[str], others: list[str]) -> None:
-    found = target_modules(some, others)
+def test_peft_adapts_the_targets_and_nothing_else(targets: list[str], others: list[str]) -> None:
+    found = target_modules(targets, others)
     config = LoraConfig(target_modules=found)
-    for module in {*some, *others}:
-        assert bool(check_target_module_exists(config, module)) == (module in some)
+    for module in {*targets, *others}:
+        assert bool(check_target_module_exists(config, module)) == (module in targets)
 
 
 def test_targets_are_short_where_that_is_exact() -> None:
@@ -623,10 +623,10 @@ def test_what_float16_cannot_hold_is_refused(plain: Any) -> None:
     ],
 )
 def test_settings_without_sense_are_refused(
-    plain: Any, scale: float, options: dict[str, Any], error: type[Exception], said: str
+    plain: Any, scale: float, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     base, vector, out = plain
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         export_adapter(base, scale * vector, out, **options)
     assert left_behind(out) == []
 

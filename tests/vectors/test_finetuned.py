@@ -32,7 +32,7 @@ def model(rows: int = 10, seed: int = 0) -> Tensors:
     return {EMBED: noise(rows, 6, seed=seed), LINEAR: noise(8, 6, seed=seed + 1)}
 
 
-def tuned(of: Tensors) -> Tensors:
+def finetuned(of: Tensors) -> Tensors:
     return {name: t + 0.1 * noise(*t.shape, seed=7) for name, t in of.items()}
 
 
@@ -70,7 +70,7 @@ def with_head(of: Tensors) -> Tensors:
 def test_ties_are_followed_however_they_are_stored(
     tmp_path: Path, base_stores_both: bool, finetuned_stores_both: bool
 ) -> None:
-    base, after = model(), tuned(model())
+    base, after = model(), finetuned(model())
     pair = Pair(
         tmp_path,
         with_head(base) if base_stores_both else base,
@@ -85,7 +85,7 @@ def test_ties_are_followed_however_they_are_stored(
 
 
 def test_a_tied_fine_tune_that_stores_only_the_head(tmp_path: Path) -> None:
-    base, after = model(), tuned(model())
+    base, after = model(), finetuned(model())
     head_only = {HEAD: after[EMBED], LINEAR: after[LINEAR]}
     out = Pair(tmp_path, base, head_only, tie_word_embeddings=True).negated()
     check_negated(out[EMBED], base[EMBED], after[EMBED])
@@ -93,7 +93,7 @@ def test_a_tied_fine_tune_that_stores_only_the_head(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base_stores_both", [True, False])
 def test_a_head_trained_apart_is_refused(tmp_path: Path, base_stores_both: bool) -> None:
-    base, after = model(), with_head(tuned(model()))
+    base, after = model(), with_head(finetuned(model()))
     after[HEAD] = after[HEAD] + 1
     stored = with_head(base) if base_stores_both else base
     pair = Pair(tmp_path, stored, after, tie_word_embeddings=True)
@@ -109,7 +109,7 @@ def test_stochastic_rounding_keeps_the_tie(tmp_path: Path) -> None:
     from weightsurgery import Storage
 
     base = {name: t.bfloat16() for name, t in with_head(model()).items()}
-    after = {name: t.bfloat16() for name, t in with_head(tuned(model())).items()}
+    after = {name: t.bfloat16() for name, t in with_head(finetuned(model())).items()}
     pair = Pair(tmp_path, base, after, tie_word_embeddings=True)
     vector = open_vector(pair.base, [str(tmp_path / "ft")])
     apply(Negate(vector, 0.3), pair.base, tmp_path / "out", storage=Storage(rounding="stochastic"))
@@ -119,7 +119,7 @@ def test_stochastic_rounding_keeps_the_tie(tmp_path: Path) -> None:
 
 
 def test_an_untied_base_edits_its_head_apart(tmp_path: Path) -> None:
-    base, after = with_head(model()), with_head(tuned(model()))
+    base, after = with_head(model()), with_head(finetuned(model()))
     base[HEAD], after[HEAD] = base[HEAD] + 1, after[HEAD] - 1
     out = Pair(tmp_path, base, after, tie_word_embeddings=False).negated()
     check_negated(out[HEAD], base[HEAD], after[HEAD])
@@ -131,14 +131,14 @@ def test_an_untied_base_edits_its_head_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rows", [7, 13])
 def test_another_vocabulary_is_refused(tmp_path: Path, rows: int) -> None:
-    pair = Pair(tmp_path, model(10), tuned(model(rows)))
+    pair = Pair(tmp_path, model(10), finetuned(model(rows)))
     with pytest.raises(MismatchError, match=rf"{EMBED}.*{rows} rows, the base has 10"):
         pair.change()
 
 
 @pytest.mark.parametrize("rows", [7, 13])
 def test_common_rows_change_and_the_rest_stays(tmp_path: Path, rows: int) -> None:
-    base, after = model(10), tuned(model(rows))
+    base, after = model(10), finetuned(model(rows))
     out = Pair(tmp_path, base, after).negated(vocab="common-rows")
     common = min(10, rows)
     check_negated(out[EMBED][:common], base[EMBED][:common], after[EMBED][:common])
@@ -147,7 +147,7 @@ def test_common_rows_change_and_the_rest_stays(tmp_path: Path, rows: int) -> Non
 
 
 def test_vocab_base_leaves_the_embeddings_alone(tmp_path: Path) -> None:
-    base, after = model(10), tuned(model(13))
+    base, after = model(10), finetuned(model(13))
     out = Pair(tmp_path, base, after).negated(vocab="base")
     assert same_bytes(out[EMBED], base[EMBED])
     check_negated(out[LINEAR], base[LINEAR], after[LINEAR])
@@ -161,7 +161,7 @@ def write_tokenizer(directory: Path, tokens: list[str], kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_common_rows_must_mean_common_tokens(tmp_path: Path, kind: str) -> None:
-    pair = Pair(tmp_path, model(10), tuned(model(13)))
+    pair = Pair(tmp_path, model(10), finetuned(model(13)))
     tokens = [f"t{i}" for i in range(13)]
     write_tokenizer(tmp_path / "base", tokens[:10], kind)
     write_tokenizer(tmp_path / "ft", tokens, kind)
@@ -174,7 +174,7 @@ def test_common_rows_must_mean_common_tokens(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_moved_added_token_is_seen(tmp_path: Path) -> None:
-    pair = Pair(tmp_path, model(10), tuned(model(13)))
+    pair = Pair(tmp_path, model(10), finetuned(model(13)))
     for name, token in (("base", "<pad>"), ("ft", "<tool>")):
         tokenizer = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 9, "content": token}]}
         (tmp_path / name / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -186,7 +186,7 @@ def test_a_moved_added_token_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_tensor_the_fine_tune_lacks(tmp_path: Path) -> None:
-    base, after = {**model(), "extra.bias": noise(3)}, tuned(model())
+    base, after = {**model(), "extra.bias": noise(3)}, finetuned(model())
     pair = Pair(tmp_path, base, after)
     with pytest.raises(MismatchError, match=r"'extra\.bias'.*missing"):
         pair.change()
@@ -196,7 +196,7 @@ def test_a_tensor_the_fine_tune_lacks(tmp_path: Path) -> None:
 
 
 def test_a_tensor_the_base_lacks(tmp_path: Path) -> None:
-    base, after = model(), {**tuned(model()), "value_head.weight": noise(3, 3)}
+    base, after = model(), {**finetuned(model()), "value_head.weight": noise(3, 3)}
     pair = Pair(tmp_path, base, after)
     with pytest.raises(MismatchError, match=r"'value_head\.weight'.*has no such tensor"):
         pair.change()
@@ -205,7 +205,7 @@ def test_a_tensor_the_base_lacks(tmp_path: Path) -> None:
 
 def test_integers_may_be_missing_on_either_side(tmp_path: Path) -> None:
     base = {**model(), "position_ids": torch.arange(4)}
-    after = {**tuned(model()), "mask": torch.ones(3, dtype=torch.bool)}
+    after = {**finetuned(model()), "mask": torch.ones(3, dtype=torch.bool)}
     out = Pair(tmp_path, base, after).negated()
     assert same_bytes(out["position_ids"], base["position_ids"])
     check_negated(out[LINEAR], base[LINEAR], after[LINEAR])
@@ -213,14 +213,14 @@ def test_integers_may_be_missing_on_either_side(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["error", "base"])
 def test_another_shape_names_the_tensor(tmp_path: Path, missing: str) -> None:
-    after = {**tuned(model()), LINEAR: noise(8, 5)}
+    after = {**finetuned(model()), LINEAR: noise(8, 5)}
     pair = Pair(tmp_path, model(), after)
     with pytest.raises(MismatchError, match=rf"{LINEAR}.*\[8, 5\].*\[8, 6\]"):
         pair.change(missing=missing)
 
 
 def test_codes_in_place_of_weights_are_refused(tmp_path: Path) -> None:
-    after = {**tuned(model()), LINEAR: torch.ones(8, 6, dtype=torch.int8)}
+    after = {**finetuned(model()), LINEAR: torch.ones(8, 6, dtype=torch.int8)}
     with pytest.raises(MismatchError, match=rf"{LINEAR}.*dtype I8, the base's is F32"):
         Pair(tmp_path, model(), after).change()
 
@@ -228,7 +228,7 @@ def test_codes_in_place_of_weights_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", [{"vocab": "some"}, {"missing": "ignore"}])
 def test_unknown_policies_are_refused(tmp_path: Path, policy: dict[str, str]) -> None:
     with pytest.raises(EditError, match="policy"):
-        Pair(tmp_path, model(), tuned(model())).change(**policy)
+        Pair(tmp_path, model(), finetuned(model())).change(**policy)
 
 
 # --- quantised ----------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_quantised_checkpoints_are_refused(tmp_path: Path, scheme: str, side: st
 
 def test_a_parameter_that_only_sounds_quantised_is_edited(tmp_path: Path) -> None:
     base = {**model(), "vision.query_blocks": noise(4, 4), "vision.query_scales": noise(4)}
-    after = tuned(base)
+    after = finetuned(base)
     out = Pair(tmp_path, base, after).negated()
     for name in ("vision.query_blocks", "vision.query_scales"):
         check_negated(out[name], base[name], after[name])

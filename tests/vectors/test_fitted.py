@@ -36,7 +36,7 @@ def ws(capsys: Any, monkeypatch: Any) -> Command:
     return Command(capsys, monkeypatch)
 
 
-def tuned(of: Tensors, seed: int = 2, size: float = 0.01) -> Tensors:
+def finetuned(of: Tensors, seed: int = 2, size: float = 0.01) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: t + size * torch.randn(t.shape, generator=generator).to(t.dtype)
@@ -77,7 +77,7 @@ class Written:
         self.before = stored(BEFORE, **here)
         self.base = Checkpoint.open(write_checkpoint(root / "base", self.before, 2))
         for number in (1, 2):
-            after = tuned(BEFORE, number)
+            after = finetuned(BEFORE, number)
             write_checkpoint(root / f"theirs{number}", stored(after, **there), 3)
             write_checkpoint(root / f"ours{number}", stored(after, **here), 1)
 
@@ -143,7 +143,7 @@ def test_what_is_left_out_is_counted(
 ) -> None:
     """A fine-tune that has some tensors beside the model's."""
     root = tmp_path_factory.mktemp("left-out")
-    after = stored(tuned(BEFORE), layouts[1], prefix)
+    after = stored(finetuned(BEFORE), layouts[1], prefix)
     beside = {f"value_head.{n}.weight": torch.ones(3, 5) for n in range(count)}
     base = Checkpoint.open(write_checkpoint(root / "base", stored(BEFORE, layouts[0])))
     write_checkpoint(root / "after", {**after, **beside})
@@ -163,7 +163,7 @@ def test_what_is_left_out_is_counted(
 
 
 def plain_pair(root: Path, beside: Tensors) -> Checkpoint:
-    write_checkpoint(root / "after", {**stored(tuned(BEFORE)), **beside})
+    write_checkpoint(root / "after", {**stored(finetuned(BEFORE)), **beside})
     return Checkpoint.open(write_checkpoint(root / "base", stored(BEFORE)))
 
 
@@ -188,7 +188,7 @@ def test_most_of_a_fine_tune_is_never_left_out_without_a_word(tmp_path: Path, ws
 
 
 def test_a_fine_tune_of_a_part_edits_that_part_and_says_so(tmp_path: Path, ws: Command) -> None:
-    part = {name: t for name, t in stored(tuned(BEFORE)).items() if ".layers.1." in name}
+    part = {name: t for name, t in stored(finetuned(BEFORE)).items() if ".layers.1." in name}
     base = Checkpoint.open(write_checkpoint(tmp_path / "base", stored(BEFORE)))
     write_checkpoint(tmp_path / "after", part)
     words = ("negate", base.path, tmp_path / "after", "-o", tmp_path / "out")
@@ -249,7 +249,7 @@ def test_what_was_done_is_said_once_on_every_road(tmp_path: Path, ws: Command) -
 
 def test_a_saved_vector_fits_a_renamed_base(tmp_path: Path) -> None:
     base = Checkpoint.open(write_checkpoint(tmp_path / "base", stored(BEFORE)))
-    write_checkpoint(tmp_path / "after", stored(tuned(BEFORE)))
+    write_checkpoint(tmp_path / "after", stored(finetuned(BEFORE)))
     vector = open_vector(base, [str(tmp_path / "after")])
     for rule in (None, Rank(2)):
         diff(base, vector, rule=rule, save_to=tmp_path / f"saved-{rule}")
@@ -268,11 +268,11 @@ def test_a_saved_vector_fits_a_renamed_base(tmp_path: Path) -> None:
 
 def test_a_saved_dense_vector_follows_its_experts(tmp_path: Path) -> None:
     base = Checkpoint.open(write_checkpoint(tmp_path / "base", stored(BEFORE)))
-    write_checkpoint(tmp_path / "after", stored(tuned(BEFORE)))
+    write_checkpoint(tmp_path / "after", stored(finetuned(BEFORE)))
     diff(base, open_vector(base, [str(tmp_path / "after")]), save_to=tmp_path / "saved")
     fused = Checkpoint.open(write_checkpoint(tmp_path / "fused", stored(BEFORE, "fused")))
     apply(Add(open_vector(fused, [str(tmp_path / "saved")])), fused, tmp_path / "out")
-    for name, wanted in stored(tuned(BEFORE), "fused").items():
+    for name, wanted in stored(finetuned(BEFORE), "fused").items():
         torch.testing.assert_close(read_tensors(tmp_path / "out")[name], wanted)
 
 

@@ -30,7 +30,7 @@ def weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Te
     }
 
 
-def tuned(of: dict[str, torch.Tensor], size: float) -> dict[str, torch.Tensor]:
+def finetuned(of: dict[str, torch.Tensor], size: float) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(99)
     return {
         n: (t + size * torch.randn(t.shape, generator=generator)).to(t.dtype) for n, t in of.items()
@@ -81,14 +81,14 @@ def accepted(base: Checkpoint, vector: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("size", [1e-3, 0.1, 1.0])
 def test_a_fine_tune_is_related(base: Checkpoint, tmp_path: Path, size: float) -> None:
-    accepted(base, write_checkpoint(tmp_path / "ft", tuned(weights(1), size)), tmp_path / "out")
+    accepted(base, write_checkpoint(tmp_path / "ft", finetuned(weights(1), size)), tmp_path / "out")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_fine_tune_in_another_dtype_is_related(
     base: Checkpoint, tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    tensors = {name: t.to(dtype) for name, t in tuned(weights(1), 0.01).items()}
+    tensors = {name: t.to(dtype) for name, t in finetuned(weights(1), 0.01).items()}
     accepted(base, write_checkpoint(tmp_path / "ft", tensors), tmp_path / "out")
 
 
@@ -126,7 +126,7 @@ def test_an_adapter_whose_base_is_not_here_is_unknown(
 
 
 def test_kinship_measures_the_fine_tune(base: Checkpoint, tmp_path: Path) -> None:
-    path = write_checkpoint(tmp_path / "ft", tuned(weights(1), 0.1))
+    path = write_checkpoint(tmp_path / "ft", finetuned(weights(1), 0.1))
     found = kinship(base, open_change(base, str(path)))
     assert found.relative == pytest.approx(0.1, rel=0.1)  # 256 samples of a unit normal
     assert found.cosine == pytest.approx(1 / (1 + 0.1**2) ** 0.5, abs=2e-3)
@@ -158,13 +158,13 @@ def verdict(root: Path, ours: dict[str, torch.Tensor], theirs: dict[str, torch.T
 
 
 def test_masks_and_strides_do_not_hide_other_weights(tmp_path: Path) -> None:
-    assert verdict(tmp_path / "a", gpt2(1), tuned(gpt2(1), 0.1)) == "related"
+    assert verdict(tmp_path / "a", gpt2(1), finetuned(gpt2(1), 0.1)) == "related"
     assert verdict(tmp_path / "b", gpt2(1), gpt2(2)) == "unrelated"
 
 
 def test_zeroed_scaled_and_partly_other_weights_are_unrelated(tmp_path: Path) -> None:
     ours = weights(1)
-    assert verdict(tmp_path / "a", ours, tuned(ours, 0.1)) == "related"
+    assert verdict(tmp_path / "a", ours, finetuned(ours, 0.1)) == "related"
     zero = {name: 0 * tensor for name, tensor in ours.items()}
     assert verdict(tmp_path / "b", ours, zero) == "unrelated"
     large = {name: 1000 * tensor for name, tensor in ours.items()}

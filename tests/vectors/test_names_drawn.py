@@ -58,11 +58,11 @@ def check_same_edit(root: Path, drawn: str, changed: bool) -> None:
     before = read_tensors(root / "base")
     assert silent == []
     assert any(not torch.equal(plain[name], before[name]) for name in before)
-    found, said = negated(root, drawn)
+    found, notices = negated(root, drawn)
     assert found.keys() == plain.keys() == before.keys()
     for name in plain:
         assert same_bytes(found[name], plain[name]), name
-    assert bool(said) == changed
+    assert bool(notices) == changed
 
 
 @settings(max_examples=10)
@@ -70,14 +70,14 @@ def check_same_edit(root: Path, drawn: str, changed: bool) -> None:
     here=layouts, there=layouts, new=prefixes, old=prefixes, wrappers=wrapped, head=st.booleans()
 )
 def test_fine_tunes(here: str, there: str, new: str, old: str, wrappers: Any, head: bool) -> None:
-    base, tuned = truth(2), truth(2, seed=1)
+    base, finetuned = truth(2), truth(2, seed=1)
     ends = ({HEADS[0]: torch.ones(11, 4)}, {HEADS[1]: 2 * torch.ones(11, 4)}) if head else ({}, {})
     with TemporaryDirectory() as directory:
         root = Path(directory)
         write_checkpoint(root / "base", stored(base, here, new) | ends[0], 2)
-        plain = stored(tuned, here, new) | dict(zip(ends[0], ends[1].values(), strict=True))
+        plain = stored(finetuned, here, new) | dict(zip(ends[0], ends[1].values(), strict=True))
         write_checkpoint(root / "plain", plain)
-        other = stored(tuned, there, old, lambda name: wrap(name, wrappers)) | ends[1]
+        other = stored(finetuned, there, old, lambda name: wrap(name, wrappers)) | ends[1]
         write_checkpoint(root / "drawn", other, 2)
         changed = set(other) != set(plain) or shapes(other) != shapes(plain)
         check_same_edit(root, "drawn", changed)

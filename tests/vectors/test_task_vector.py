@@ -78,9 +78,9 @@ def test_a_tensor_only_one_term_changes_follows_that_term() -> None:
 
 def test_combining_reads_nothing(tmp_path: Path) -> None:
     base = Checkpoint.open(write_checkpoint(tmp_path / "base", {"w": A}))
-    tuned = write_checkpoint(tmp_path / "tuned", {"w": A + 1})
-    vector = open_vector(base, [str(tuned)])
-    (tuned / "model.safetensors").unlink()
+    finetuned = write_checkpoint(tmp_path / "tuned", {"w": A + 1})
+    vector = open_vector(base, [str(finetuned)])
+    (finetuned / "model.safetensors").unlink()
     combined = 2 * (vector - 0.5 * vector)
     with pytest.raises(CheckpointError, match="cannot be opened"):
         combined.at("w").add_rows(torch.zeros(SHAPE), 0, 12, 1.0, A)  # type: ignore[union-attr]
@@ -107,8 +107,8 @@ def test_factors_add_in_product_space() -> None:
 
 def test_dense_terms_have_no_exact_factors() -> None:
     assert (a + b).at("w").factors() is None  # type: ignore[union-attr]
-    many = SumDelta(((1.0, FactorDelta(torch.randn(12, 11), torch.randn(10, 11))),))
-    assert many.factors() is None  # more than the matrix has rank
+    wide = SumDelta(((1.0, FactorDelta(torch.randn(12, 11), torch.randn(10, 11))),))
+    assert wide.factors() is None  # more than the matrix has rank
 
 
 @pytest.mark.parametrize("transposed", [False, True])
