@@ -118,7 +118,7 @@ def _best(
     for rival in candidates[1:]:
         if len(rival[1]) == len(best[1]) and _conflict(best[1], rival[1]):
             old, new = (_text(pattern) for pattern in best[0])
-            also_old, also_new = (_text(each) for each in rival[0])
+            also_old, also_new = (_text(pattern) for pattern in rival[0])
             raise MismatchError(
                 f"{where}: its names fit the base's in two ways that are equally good: {old!r} as"
                 f" {new!r}, and {also_old!r} as {also_new!r} ({len(best[1])} tensors each)",
