@@ -57,7 +57,7 @@ def test_many_twins(tmp_path):
     assert time.process_time() - begun < 10
 
 
-@pytest.mark.parametrize("told", [[], {}, 7, None, ["gpt2"], "gpt2", "\x1b"])
+@pytest.mark.parametrize("value", [[], {}, 7, None, ["gpt2"], "gpt2", "\x1b"])
 def test_a_model_type_that_is_no_text(tmp_path, value):
     write_checkpoint(tmp_path / "base", {"h.0.attn.c_attn.weight": torch.eye(2)})
     config = {"model_type": value, "architectures": value, "tie_word_embeddings": value}

@@ -440,7 +440,7 @@ def test_space_needed(tmp_path):
         staging.close()
 
 
-@pytest.mark.parametrize("said", [errno.EINVAL, errno.EFAULT, errno.EIO])
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EFAULT, errno.EIO])
 def test_what_cannot_go_past_the_page_cache_goes_through_it(code, base, tmp_path, monkeypatch):
     """Memory that is locked for a GPU may be refused there; a failing disk is one anywhere."""
     staging, writer = start(base, tmp_path / "out")

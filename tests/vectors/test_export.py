@@ -611,7 +611,7 @@ def test_what_float16_cannot_hold_is_refused(plain: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "options", "error", "said"),
+    ("scale", "options", "error", "message"),
     [
         (0.0, {}, EditError, "none of the selected"),
         (math.nan, {}, EditError, "scale nan"),
