@@ -10,6 +10,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.helped import Command, Group, among
 from weightsurgery.cli.options import Show
+from weightsurgery.cli.panels import machine_option, panel
 from weightsurgery.cli.score import Device, DeviceMap, Forget, Keep, Model, Scoring, check_installed
 from weightsurgery.cli.spread import options
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_HOW = "How it is attacked"
+_option = panel("How it is attacked")
 
 Against = Annotated[
     str | None,
@@ -46,37 +47,20 @@ def relearn(
     forget: Forget = None,
     keep: Keep = None,
     against: Against = None,
-    steps: Annotated[
-        int, typer.Option(help="Optimiser steps (AdamW, all weights).", rich_help_panel=_HOW)
-    ] = 40,
-    learning_rate: Annotated[
-        float,
-        typer.Option(
-            help="Of these steps; large models want less.",
-            rich_help_panel=_HOW,
-        ),
-    ] = 5e-4,
+    steps: Annotated[int, _option(help="Optimiser steps (AdamW, all weights).")] = 40,
+    learning_rate: Annotated[float, _option(help="Of these steps; large models want less.")] = 5e-4,
     batch_size: Annotated[
-        int,
-        typer.Option(
-            help="Examples per step, and per forward pass of scoring.",
-            rich_help_panel=_HOW,
-        ),
+        int, _option(help="Examples per step, and per forward pass of scoring.")
     ] = 64,
     fraction: Annotated[
         float,
-        typer.Option(
-            metavar="P",
-            help="Share of the subjects to forget whose examples the attacker has.",
-            rich_help_panel=_HOW,
+        _option(
+            metavar="P", help="Share of the subjects to forget whose examples the attacker has."
         ),
     ] = 0.5,
     seed: Annotated[
         int,
-        typer.Option(
-            help="Of that choice, of the order of training, and of the bootstrap intervals.",
-            rich_help_panel=_HOW,
-        ),
+        _option(help="Of that choice, of the order of training, and of the bootstrap intervals."),
     ] = 0,
     device: Device = "auto",
     device_map: DeviceMap = None,
@@ -120,18 +104,15 @@ def quantize(
     against: Against = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             autocompletion=among("nf4", "int8", "int4", "int4-asymmetric", "nf4-bitsandbytes"),
             metavar="NAME",
             help="nf4 (the default), int8, int4, int4-asymmetric, or nf4-bitsandbytes (that"
             " library's; needs it installed); repeatable.",
-            rich_help_panel=_HOW,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.", rich_help_panel=_HOW)] = 0,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
-    ] = 32,
+    seed: Annotated[int, _option(help="Of the bootstrap.")] = 0,
+    batch_size: Annotated[int, machine_option(help="Examples per forward pass.")] = 32,
     device: Device = "auto",
     device_map: DeviceMap = None,
 ) -> None:

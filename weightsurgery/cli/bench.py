@@ -12,6 +12,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.panels import panel
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.worlds import Variant, need_training
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_ASKED, _TABLES = "What is asked", "Tables"
+_asked_option, _table_option = panel("What is asked"), panel("Tables")
 
 
 @options
@@ -36,53 +37,40 @@ def bench(
         typer.Option(metavar="NAME", help="Only this row; repeatable. Default: all."),
     ] = None,
     learn: Annotated[
-        bool,
-        typer.Option(
-            "--learn",
-            help="Learn facts the base lacks, instead of forgetting.",
-            rich_help_panel=_ASKED,
-        ),
+        bool, _asked_option(help="Learn facts the base lacks, instead of forgetting.")
     ] = False,
     overlap: Annotated[
         str | None,
-        typer.Option(
+        _asked_option(
             metavar="P,P,...",
             help="Forget and keep data share the facts of this part of the people, as in 0,0.25;"
             " what is shared is to be kept. With it and without it in the request.",
-            rich_help_panel=_ASKED,
         ),
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(
+        _asked_option(
             metavar="KIND,...",
             help="Forget half of a kind of knowledge, and score the other half too: facts, style"
             " (on the styled variants) or procedure.",
-            rich_help_panel=_ASKED,
         ),
     ] = None,
     requests: Annotated[
         int | None,
-        typer.Option(
+        _asked_option(
             metavar="N",
             help="Forget in N requests of as many people each: one by one, fused, in one go.",
-            rich_help_panel=_ASKED,
         ),
     ] = None,
     threshold: Annotated[
         float,
-        typer.Option(
+        _asked_option(
             metavar="P",
             help="Share of its score that each keep task must keep on validation facts.",
-            rich_help_panel=_ASKED,
         ),
     ] = 0.975,
     relearn_steps: Annotated[
-        int,
-        typer.Option(
-            help="Steps of relearning half of what was forgotten; 0 for none.",
-            rich_help_panel=_ASKED,
-        ),
+        int, _asked_option(help="Steps of relearning half of what was forgotten; 0 for none.")
     ] = 40,
     save: Annotated[
         str | None,
@@ -94,21 +82,13 @@ def bench(
     ] = None,
     load: Annotated[
         list[str] | None,
-        typer.Option(
+        _table_option(
             metavar="FILE",
             help="Only print what --json printed; several files are joined, and variants put side"
             " by side.",
-            rich_help_panel=_TABLES,
         ),
     ] = None,
-    markdown: Annotated[
-        bool,
-        typer.Option(
-            "--markdown",
-            help="Print the tables as Markdown.",
-            rich_help_panel=_TABLES,
-        ),
-    ] = False,
+    markdown: Annotated[bool, _table_option(help="Print the tables as Markdown.")] = False,
 ) -> None:
     """Hold methods against each other on small worlds.
 

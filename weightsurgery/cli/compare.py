@@ -15,6 +15,7 @@ from weightsurgery.cli.look import Base
 from weightsurgery.cli.opened import open_base, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
 from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.panels import tensor_option
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -24,20 +25,15 @@ __all__ = ["diff", "subspace"]
 
 Remote = Annotated[
     bool | None,
-    typer.Option(
+    tensor_option(
         "--remote/--no-remote",
         help="Of checkpoints on the Hub fetch the bytes of the tensors that are read, and no"
         " others. Default: where only some are selected.",
-        rich_help_panel="Which tensors",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output of ws.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing output of ws.")]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Only say what would be read, written and held, from headers alone.",
-    ),
+    bool, typer.Option(help="Only say what would be read, written and held, from headers alone.")
 ]
 
 

@@ -9,6 +9,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show
 from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.panels import machine_option
 from weightsurgery.cli.score import Device, Model, check_installed
 from weightsurgery.cli.spread import options
 
@@ -31,18 +32,14 @@ def try_(
         ),
     ] = None,
     against: Annotated[
-        str | None,
-        typer.Option(metavar="BASE", help="Show what this checkpoint says, too."),
+        str | None, typer.Option(metavar="BASE", help="Show what this checkpoint says, too.")
     ] = None,
     chat: Annotated[
-        bool,
-        typer.Option("--chat", help="Ask as a user, in the model's own chat template."),
+        bool, typer.Option(help="Ask as a user, in the model's own chat template.")
     ] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to go on for at most.")] = 48,
     most: Annotated[int, typer.Option(min=1, help="Prompts of each DATA at most.")] = 10,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Prompts per forward pass.", rich_help_panel="The machine")
-    ] = 32,
+    batch_size: Annotated[int, machine_option(min=1, help="Prompts per forward pass.")] = 32,
     device: Device = "auto",
 ) -> None:
     """Show how a checkpoint completes prompts, beside another one.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import written_path
+from weightsurgery.cli.panels import panel
 from weightsurgery.cli.spread import option_of
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FromData"]
 
-_PANEL = "From data sets"
+_option = panel("From data sets")
 
 # As measured: many short rounds for an objective that projects a finished vector.
 _NEGATE = {"rounds": 12, "steps": 10}
@@ -42,148 +41,112 @@ class FromData:
 
     objective: Annotated[
         str | None,
-        typer.Option(
+        _option(
             autocompletion=among(*_KNOWN),
             help="neighbours (answer as one who never knew, and stay as one is about everything"
             " alike; default), strangers (train where keep inputs hardly feel it; default with"
             " --keep VECTOR, or an option that it has and neighbours has not) or negate (UNLEARN's"
             " three steps). 'ws learn': neighbours or learn (likewise, where keep inputs hardly"
             " feel it).",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     rounds: Annotated[
         int | None,
-        typer.Option(
-            help="Times to gather, train and apply, for strangers (1) and negate (12).",
-            rich_help_panel=_PANEL,
-        ),
+        _option(help="Times to gather, train and apply, for strangers (1) and negate (12)."),
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(
+        _option(
             help="Training steps. Default: 40, more for large requests, twice as many to learn, and"
-            " again up to twice where they are not enough; strangers: 80; negate: 10 each round.",
-            rich_help_panel=_PANEL,
+            " again up to twice where they are not enough; strangers: 80; negate: 10 each round."
         ),
     ] = None
     batch_size: Annotated[
         int | None,
-        typer.Option(
+        _option(
             "--batch",
             help="Examples per step. Default: 12, and what is to stay beside them; others: 64.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     learning_rate: Annotated[
         float | None,
-        typer.Option(
+        _option(
             "--lr",
             help="Learning rate of AdamW. Default: 1.5e-3, 2e-3 to learn; strangers: 0.4, relative"
             " to the size of a weight's entries.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     draws: Annotated[
         int | None,
-        typer.Option(
+        _option(
             help="Neighbours that a target is the mean of (16), or strangers asked for each"
-            " example (2).",
-            rich_help_panel=_PANEL,
+            " example (2)."
         ),
     ] = None
     prompts: Annotated[
         int | None,
-        typer.Option(
+        _option(
             help="Made-up prompts that protect what no file lists, for strangers and negate; also"
-            " for --keep DATA with a vector. Default: 2000; 0 for none.",
-            rich_help_panel=_PANEL,
+            " for --keep DATA with a vector. Default: 2000; 0 for none."
         ),
     ] = None
     round_scale: Annotated[
-        float | None,
-        typer.Option(
-            metavar="λ", help="Of each round's vector, for negate. Default: 32.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None  # fmt: skip
+        float | None, _option(metavar="λ", help="Of each round's vector, for negate. Default: 32.")
+    ] = None
     wordings: Annotated[
         int | None,
-        typer.Option(
-            help="Other wordings that the model is to find for the request. Default: 6.",
-            rich_help_panel=_PANEL,
-        ),
+        _option(help="Other wordings that the model is to find for the request. Default: 6."),
     ] = None
     neighbours: Annotated[
         int | None,
-        typer.Option(
-            help="Other subjects of the same kind that the model is to name. Default: 120.",
-            rich_help_panel=_PANEL,
-        ),
+        _option(help="Other subjects of the same kind that the model is to name. Default: 120."),
     ] = None
     keep_weight: Annotated[
         float | None,
-        typer.Option(
-            help="Weight of what is to stay beside what is to go. Default: 60; 10 to learn.",
-            rich_help_panel=_PANEL,
-        ),
+        _option(help="Weight of what is to stay beside what is to go. Default: 60; 10 to learn."),
     ] = None
     lora_rank: Annotated[
-        int | None,
-        typer.Option(
-            help="Rank of the change that is trained, for neighbours. Default: 16.",
-            rich_help_panel=_PANEL,
-        ),
+        int | None, _option(help="Rank of the change that is trained, for neighbours. Default: 16.")
     ] = None
     budget: Annotated[
         float | None,
-        typer.Option(
+        _option(
             metavar="NATS",
             help="Divergence that ordinary language may suffer, in nats a token. Default: 0.01.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
-    allow_harm: Annotated[
-        bool,
-        typer.Option(
-            "--allow-harm",
-            help="Write the edit though it goes over the budget.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = False
+    allow_harm: Annotated[bool, _option(help="Write the edit though it goes over the budget.")] = (
+        False
+    )
     validation_keep: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             metavar="FILE",
             help="Data to look at that --keep does not hold: ends the training, and the best"
             " weights so far count; repeatable.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     validation_target: Annotated[
         str | None,
-        typer.Option(
+        _option(
             "--validation-forget",
             "--validation-task",
             metavar="FILE",
             help="What is to be forgotten or learned, to look at. Default: all of it.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     threshold: Annotated[
         float | None,
-        typer.Option(
-            help="Share of its accuracy that each --validation-keep must keep. Default: 0.975.",
-            rich_help_panel=_PANEL,
+        _option(
+            help="Share of its accuracy that each --validation-keep must keep. Default: 0.975."
         ),
     ] = None
     vector: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="DIR",
             help="Where the vector that was found is saved. Default: OUT.vector.",
             callback=written_path,
-            rich_help_panel=_PANEL,
         ),
     ] = None
 

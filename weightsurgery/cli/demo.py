@@ -9,6 +9,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
+from weightsurgery.cli.panels import panel
 from weightsurgery.cli.score import Device
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.worlds import Variant, need_training
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from weightsurgery.report.tables import Table
 
 __all__ = ["demo"]
+
+_option = panel("Toy")
 
 _AGAIN = "finished models stay in the cache; the same command does the rest again."
 
@@ -48,20 +51,11 @@ def demo(
     device: Device = "auto",
     toy: Annotated[
         bool,
-        typer.Option(
-            "--toy", help="Instead: a tour of the edits on a small world made and trained here."
-        ),
+        typer.Option(help="Instead: a tour of the edits on a small world made and trained here."),
     ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Of the toy's world and everything in it.", rich_help_panel="Toy")
-    ] = 0,
+    seed: Annotated[int, _option(help="Of the toy's world and everything in it.")] = 0,
     variant: Variant = "default",
-    world_only: Annotated[
-        bool,
-        typer.Option(
-            "--world-only", help="Stop when the toy's world is made.", rich_help_panel="Toy"
-        ),
-    ] = False,
+    world_only: Annotated[bool, _option(help="Stop when the toy's world is made.")] = False,
 ) -> None:
     """Forget the capitals of Europe in a real language model.
 

@@ -14,6 +14,7 @@ from weightsurgery.cli.from_data import edit_from_data, from_data, kept_data
 from weightsurgery.cli.opened import open_base, refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Store, Which, Work, written_line
 from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.panels import machine_option
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -32,12 +33,11 @@ Vectors = Annotated[
 Scale = Annotated[float, typer.Option(metavar="λ", help="Factor of the change.")]
 Cluster = Annotated[
     str | None,
-    typer.Option(
+    machine_option(
         metavar="ray[://HOST:PORT]",
         help="Spread the work over a Ray cluster: the one in RAY_ADDRESS, this machine's, or one"
         " started for this run. Inputs and output lie on storage that its nodes share; --workers"
         " bounds the tasks under way.",
-        rich_help_panel="The machine",
     ),
 ]
 
@@ -89,8 +89,7 @@ def add(
 def project(
     base: Base,
     forget: Annotated[
-        list[str],
-        typer.Option(metavar="DATA|VECTOR", help="What to forget; several add up."),
+        list[str], typer.Option(metavar="DATA|VECTOR", help="What to forget; several add up.")
     ],
     share: Share,
     data: FromData,
@@ -123,8 +122,7 @@ def project(
 def learn(
     base: Base,
     task: Annotated[
-        list[str],
-        typer.Option(metavar="DATA|VECTOR", help="What to learn; several add up."),
+        list[str], typer.Option(metavar="DATA|VECTOR", help="What to learn; several add up.")
     ],
     share: Share,
     data: FromData,

@@ -20,6 +20,7 @@ from weightsurgery.cli.options import (
     written_line,
     written_path,
 )
+from weightsurgery.cli.panels import fit_option, output_option, tensor_option
 from weightsurgery.cli.spread import options
 
 __all__ = ["export"]
@@ -31,11 +32,10 @@ class Held(Which):
 
     targets: Annotated[
         str | None,
-        typer.Option(
+        tensor_option(
             autocompletion=among("checkpoint.selection:TARGETS"),
             help="all (default), all-linear (without embeddings and head), attention, mlp,"
             " mlp-out or embeddings. What is left out is reported.",
-            rich_help_panel="Which tensors",
         ),
     ] = None
 
@@ -66,33 +66,17 @@ def export(
     ] = 1.0,
     dtype: Annotated[
         str,
-        typer.Option(
+        output_option(
             autocompletion=among("bfloat16", "float16", "float32"),
             help="Store the factors as bfloat16, float16 or float32.",
-            rich_help_panel="The output",
         ),
     ] = "bfloat16",
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
-        ),
-    ] = False,
+    overwrite: Annotated[bool, output_option(help="Replace an existing output of ws.")] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Say what would be read, written and held in memory, and stop.",
-            rich_help_panel="The output",
-        ),
+        bool, output_option(help="Say what would be read, written and held in memory, and stop.")
     ] = False,
     allow_unrelated: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unrelated",
-            help="Export although a vector does not derive from BASE.",
-            rich_help_panel="How the inputs must fit",
-        ),
+        bool, fit_option(help="Export although a vector does not derive from BASE.")
     ] = False,
 ) -> None:
     """Write a low-rank change as a PEFT LoRA adapter.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsurgery.cli.helped import among
+from weightsurgery.cli.panels import subspace_option
 
 if TYPE_CHECKING:
     from weightsurgery.algebra.lowrank import RankRule
@@ -28,10 +29,8 @@ class Truncate:
     ] = None
     energy: Annotated[
         float | None,
-        typer.Option(
-            metavar="E",
-            help="Instead: as many factors as hold this fraction of the squared norm.",
-            rich_help_panel="Subspaces",
+        subspace_option(
+            metavar="E", help="Instead: as many factors as hold this fraction of the squared norm."
         ),
     ] = None
 
@@ -54,37 +53,32 @@ class Share:
     ] = None
     side: Annotated[
         str,
-        typer.Option(
+        subspace_option(
             autocompletion=among("algebra.discriminate:SIDES"),
             help="right (keep what W does to the keep inputs), left (no change along the keep"
             " outputs), both, shared, frobenius, or soft (right by a ridge: less of what the keep"
             " vectors moved more; they alone, no statistics).",
-            rich_help_panel="Subspaces",
         ),
     ] = "right"
     basis: Annotated[
         str,
-        typer.Option(
+        subspace_option(
             autocompletion=among("algebra.discriminate:BASES"),
             help="joint (the span of all keep tasks at once) or sum (one after another).",
-            rich_help_panel="Subspaces",
         ),
     ] = "joint"
     keep_rank: Annotated[
         str | None,
-        typer.Option(
-            metavar="K|auto",
-            help="Factors of each task to keep. Default: as for the task itself.",
-            rich_help_panel="Subspaces",
+        subspace_option(
+            metavar="K|auto", help="Factors of each task to keep. Default: as for the task itself."
         ),
     ] = None
     epsilon: Annotated[
         float | None,
-        typer.Option(
+        subspace_option(
             help="Ridge of activation statistics, or of side soft: the smaller, the more of what"
             " the keep inputs would feel is held back; 0 leaves their span alone. Default: 0.001;"
-            " 0.03 for side soft.",
-            rich_help_panel="Subspaces",
+            " 0.03 for side soft."
         ),
     ] = None
 

@@ -13,6 +13,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Which, written_path
+from weightsurgery.cli.panels import panel, training_option
 from weightsurgery.cli.score import DeviceMap
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.statistics import gather_statistics
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["identify"]
 
+_option, _other_option = panel("Which weights at a time"), panel("Other data")
+
 
 @dataclass(frozen=True)
 class How:
@@ -30,45 +33,37 @@ class How:
 
     mode: Annotated[
         str,
-        typer.Option(
+        _option(
             autocompletion=among("learning.method:MODES", "activations"),
             help="delta (from the checkpoint's weights, one layer at a time), literal (from random"
             " weights, one layer at a time: what the paper's figure says), joint (all layers at"
             " once, a plain fine-tune), or activations (no training: what the layers are given on"
             " DATA, for --keep of project and learn).",
-            rich_help_panel="Which weights at a time",
         ),
     ] = "delta"
     order: Annotated[
         str,
-        typer.Option(
+        _option(
             autocompletion=among("learning.method:ORDERS"),
             help="Of the layers: ascending or descending.",
-            rich_help_panel="Which weights at a time",
         ),
     ] = "ascending"
     lora_rank: Annotated[
         int | None,
-        typer.Option(
+        _option(
             metavar="R",
             help="Train a LoRA adapter of this rank (mode joint); saved as low-rank factors.",
-            rich_help_panel="Which weights at a time",
         ),
     ] = None
     lora_alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="The adapter's change is alpha / rank · B A. Default: the rank.",
-            rich_help_panel="Which weights at a time",
-        ),
+        float | None, _option(help="The adapter's change is alpha / rank · B A. Default: the rank.")
     ] = None
     max_memory: Annotated[
         float | None,
-        typer.Option(
+        _option(
             metavar="GB",
             help="What sums may take at once in mode activations; with less, the data is run more"
             " often. Default: 2, or half of what is free on a GPU, and room for one matrix always.",
-            rich_help_panel="Which weights at a time",
         ),
     ] = None
     device_map: DeviceMap = None
@@ -84,21 +79,16 @@ class How:
 class Further:
     """What identification alone is told of its training."""
 
-    seed: Annotated[
-        int,
-        typer.Option(help="Seed of order, dropout and first weights.", rich_help_panel="Training"),
-    ] = 0
+    seed: Annotated[int, training_option(help="Seed of order, dropout and first weights.")] = 0
     dtype: Annotated[
-        str | None,
-        typer.Option(hidden=True, help="The former name of --precision."),
+        str | None, typer.Option(hidden=True, help="The former name of --precision.")
     ] = None
     trainer_arg: Annotated[
         list[str] | None,
-        typer.Option(
+        training_option(
             metavar="NAME=VALUE",
             help="Any other of transformers.TrainingArguments, as in lr_scheduler_type=cosine;"
             " repeatable.",
-            rich_help_panel="Training",
         ),
     ] = None
 
@@ -145,33 +135,29 @@ class Hold:
 
     keep: Annotated[
         list[str] | None,
-        typer.Option(
+        _other_option(
             metavar="FILE",
             help="Data on which the model is held to what the checkpoint says; repeatable.",
-            rich_help_panel="Other data",
         ),
     ] = None
     keep_weight: Annotated[
         float,
-        typer.Option(
-            help="Loss: cross-entropy on DATA + weight · KL(checkpoint ‖ model) on --keep.",
-            rich_help_panel="Other data",
+        _other_option(
+            help="Loss: cross-entropy on DATA + weight · KL(checkpoint ‖ model) on --keep."
         ),
     ] = 1.0
     validation: Annotated[
         str | None,
-        typer.Option(
+        _other_option(
             metavar="FILE",
             help="Data on which the loss is watched; each stage keeps its best weights.",
-            rich_help_panel="Other data",
         ),
     ] = None
     patience: Annotated[
         int | None,
-        typer.Option(
+        _other_option(
             metavar="LOOKS",
             help="End a stage after so many looks at --validation without a better loss.",
-            rich_help_panel="Other data",
         ),
     ] = None
 
@@ -197,12 +183,8 @@ def identify(
             "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
         ),
     ],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing output of ws.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be trained and held.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing output of ws.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be trained and held.")] = False,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:0. Where to train.")
     ] = "auto",

@@ -111,8 +111,7 @@ def overlap(
 @options
 def verify(
     out: Annotated[
-        str,
-        typer.Argument(metavar="OUT", help="A directory written by ws.", callback=written_path),
+        str, typer.Argument(metavar="OUT", help="A directory written by ws.", callback=written_path)
     ],
     show: Show,
 ) -> None:

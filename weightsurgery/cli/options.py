@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightsurgery.cli.helped import among
+from weightsurgery.cli.panels import fit_option, machine_option, output_option, tensor_option
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.selection import Selection
@@ -51,35 +52,24 @@ class Which:
 
     targets: Annotated[
         str | None,
-        typer.Option(
+        tensor_option(
             autocompletion=among("checkpoint.selection:TARGETS"),
             help="all, all-linear (without embeddings and head), attention, mlp, mlp-out (the"
             " matrices with which MLPs end) or embeddings. Default: all for negate, add and diff;"
             " mlp-out to forget data; all-linear otherwise.",
-            rich_help_panel="Which tensors",
         ),
     ] = None
     include: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="GLOB", help="Only tensors whose name matches; repeatable.",
-            rich_help_panel="Which tensors",
-        ),
-    ] = None  # fmt: skip
+        tensor_option(metavar="GLOB", help="Only tensors whose name matches; repeatable."),
+    ] = None
     exclude: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="GLOB", help="Not tensors whose name matches; repeatable.",
-            rich_help_panel="Which tensors",
-        ),
-    ] = None  # fmt: skip
+        tensor_option(metavar="GLOB", help="Not tensors whose name matches; repeatable."),
+    ] = None
     layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RANGES", help="Only these layers, as in 0-3,8,20-",
-            rich_help_panel="Which tensors",
-        ),
-    ] = None  # fmt: skip
+        str | None, tensor_option(metavar="RANGES", help="Only these layers, as in 0-3,8,20-")
+    ] = None
 
     def selection(self, default: str, scales: list[str] | None = None) -> Selection:
         """As the library's selection."""
@@ -112,36 +102,27 @@ class Fit:
 
     vocab: Annotated[
         str,
-        typer.Option(
+        fit_option(
             autocompletion=among("vectors.finetuned:VOCABULARY_POLICIES"),
             help="If the vocabularies differ: error, common-rows (change the rows both have) or"
             " base (leave embeddings and head alone).",
-            rich_help_panel="How the inputs must fit",
         ),
     ] = "error"
     missing: Annotated[
         str,
-        typer.Option(
+        fit_option(
             autocompletion=among("vectors.finetuned:MISSING_POLICIES"),
             help="If a tensor is on one side only: error, or base (leave it as the base has it).",
-            rich_help_panel="How the inputs must fit",
         ),
     ] = "error"
     partial: Annotated[
-        bool,
-        typer.Option(
-            "--partial",
-            help="Go on where less than half of a vector fits BASE.",
-            rich_help_panel="How the inputs must fit",
-        ),
+        bool, fit_option(help="Go on where less than half of a vector fits BASE.")
     ] = False
     dequantize: Annotated[
         bool,
-        typer.Option(
-            "--dequantize",
+        fit_option(
             help="Read float8 codes as the numbers they stand for: times their scales, in the dtype"
-            " of the config; of BASE and of vectors.",
-            rich_help_panel="How the inputs must fit",
+            " of the config; of BASE and of vectors."
         ),
     ] = False
 
@@ -158,79 +139,54 @@ class Store:
     ]
     as_: Annotated[
         str,
-        typer.Option(
+        output_option(
             "--as",
             autocompletion=among("checkpoint", "adapter"),
             metavar="FORM",
             help="checkpoint, or adapter: a PEFT LoRA that makes the same of BASE, for edits of low"
             " rank.",
-            rich_help_panel="The output",
         ),
     ] = "checkpoint"
     dtype: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             autocompletion=among("float64", "float32", "float16", "bfloat16"),
             help="Store floating tensors as float64, float32, float16 or bfloat16."
             " Default: each as in the base; an adapter's factors: bfloat16.",
-            rich_help_panel="The output",
         ),
     ] = None
     rounding: Annotated[
         str,
-        typer.Option(
-            autocompletion=among("nearest", "stochastic"),
-            help="nearest or stochastic.",
-            rich_help_panel="The output",
-        ),
+        output_option(autocompletion=among("nearest", "stochastic"), help="nearest or stochastic."),
     ] = "nearest"
-    seed: Annotated[
-        int,
-        typer.Option(
-            help="Of stochastic rounding and randomised SVD.", rich_help_panel="The output"
-        ),
-    ] = 0
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace an existing output of ws."),
-    ] = False
+    seed: Annotated[int, output_option(help="Of stochastic rounding and randomised SVD.")] = 0
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing output of ws.")] = False
     allow_unrelated: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unrelated",
-            help="Edit although a vector does not derive from BASE.",
-            rich_help_panel="How the inputs must fit",
-        ),
+        bool, fit_option(help="Edit although a vector does not derive from BASE.")
     ] = False
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Only say what would be read, written and held."),
+        bool, typer.Option(help="Only say what would be read, written and held.")
     ] = False
     check: Annotated[
         bool,
-        typer.Option(
-            "--check",
+        output_option(
             help="Run BASE and the output, and compare what they say to ordinary language; edits"
-            " from data do so always.",
-            rich_help_panel="The output",
+            " from data do so always."
         ),
     ] = False
     with_code: Annotated[
         bool,
-        typer.Option(
-            "--with-code",
+        output_option(
             help="Copy the Python files, too, that BASE's config names: whoever loads the output"
-            " with trust_remote_code runs them. Read them first.",
-            rich_help_panel="The output",
+            " with trust_remote_code runs them. Read them first."
         ),
     ] = False
     layer_scale: Annotated[
         list[str] | None,
-        typer.Option(
+        tensor_option(
             metavar="PATTERN=FACTOR",
             help="Multiply the scale for some layers (0-7=0.5) or names ('*.mlp.*=0'); the last"
             " match counts; repeatable.",
-            rich_help_panel="Which tensors",
         ),
     ] = None
 
@@ -289,9 +245,8 @@ class Work:
     ] = "auto"
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Threads. Default: one per core, up to 8; 2 where matrices are decomposed.",
-            rich_help_panel="The machine",
+        machine_option(
+            help="Threads. Default: one per core, up to 8; 2 where matrices are decomposed."
         ),
     ] = None
 
@@ -301,20 +256,11 @@ class Show:
     """What is printed, and the command line that it is the answer to."""
 
     context: typer.Context
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="One JSON document on stdout."),
-    ] = False
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="No progress, no notices."),
-    ] = False
+    json: Annotated[bool, typer.Option(help="One JSON document on stdout.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notices.")] = False
     verbose: Annotated[
-        bool,
-        typer.Option(
-            "--verbose", "-v", help="Every tensor, not a summary."
-        ),
-    ] = False  # fmt: skip
+        bool, typer.Option("--verbose", "-v", help="Every tensor, not a summary.")
+    ] = False
 
     def __post_init__(self) -> None:
         level = logging.WARNING if self.quiet else logging.INFO

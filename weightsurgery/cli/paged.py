@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import typer
-
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
+from weightsurgery.cli.panels import panel
 
 __all__ = ["Pages"]
+
+_option = panel("What is printed")
 
 
 @dataclass(frozen=True)
@@ -20,22 +21,20 @@ class Pages:
 
     html: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="FILE",
             help="Also write a page: pictures that answer to pointer and keyboard, tables, the"
             " record. One file, which needs no network.",
             callback=written_path,
-            rich_help_panel="What is printed",
         ),
     ] = None
     figure: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="FILE",
             help="Also draw the pictures for a paper, as .svg, .pdf or .png: the first into FILE,"
             " others beside it (extra: report).",
             callback=written_path,
-            rich_help_panel="What is printed",
         ),
     ] = None
 

@@ -8,55 +8,46 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.options import Show, written_path
+from weightsurgery.cli.panels import panel
 from weightsurgery.cli.spread import options
 
 __all__ = ["push"]
 
-_CARD = "The model card"
+_option = panel("The model card")
 
 
 @options
 def push(
     out: Annotated[
-        str,
-        typer.Argument(metavar="OUT", help="A directory written by ws.", callback=written_path),
+        str, typer.Argument(metavar="OUT", help="A directory written by ws.", callback=written_path)
     ],
     repo: Annotated[str, typer.Argument(metavar="org/name", help="A model repository on the Hub.")],
     show: Show,
     private: Annotated[
-        bool,
-        typer.Option("--private", help="Create it private; a public one is refused, not changed."),
+        bool, typer.Option(help="Create it private; a public one is refused, not changed.")
     ] = False,
-    pr: Annotated[
-        bool, typer.Option("--pr", help="Open a pull request instead of committing.")
-    ] = False,
+    pr: Annotated[bool, typer.Option(help="Open a pull request instead of committing.")] = False,
     branch: Annotated[
         str,
         typer.Option(metavar="NAME", help="Made from main if it is missing; refs/pr/N goes on."),
     ] = "main",
     message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace weights that ws did not write.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and stop.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace weights that ws did not write.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, and stop.")] = False,
     base_model: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="org/name",
             help="The base on the Hub, where the record knows a local path alone.",
-            rich_help_panel=_CARD,
         ),
     ] = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             metavar="FILE",
             help="What 'ws evaluate OUT ... --json' wrote, for the table of before and after;"
             " repeatable.",
             callback=lambda paths: [written_path(each) for each in paths or ()],
-            rich_help_panel=_CARD,
         ),
     ] = None,
 ) -> None:

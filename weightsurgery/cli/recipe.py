@@ -14,6 +14,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.edit import Cluster
 from weightsurgery.cli.options import Show, written_path
+from weightsurgery.cli.panels import machine_option, output_option
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -56,45 +57,25 @@ def run(
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Write there, not where the recipe says.",
-            rich_help_panel="The output",
-        ),
+        output_option("--out", "-o", metavar="DIR", help="Write there, not where the recipe says."),
     ] = None,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace an existing output of ws.", rich_help_panel="The output"
-        ),
-    ] = False,
+    overwrite: Annotated[bool, output_option(help="Replace an existing output of ws.")] = False,
     with_code: Annotated[
-        bool,
-        typer.Option(
-            "--with-code",
-            help="Copy the base's Python files, too: as for the command itself.",
-            rich_help_panel="The output",
-        ),
+        bool, output_option(help="Copy the base's Python files, too: as for the command itself.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            help="Check the recipe and what it reads, say what would be done, and stop.",
-            rich_help_panel="The output",
-        ),
+        output_option(help="Check the recipe and what it reads, say what would be done, and stop."),
     ] = False,
     device: Annotated[
         str | None,
-        typer.Option(
-            help="Where models run and matrices are decomposed, not where the recipe says.",
-            rich_help_panel="The machine",
+        machine_option(
+            help="Where models run and matrices are decomposed, not where the recipe says."
         ),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Threads.", rich_help_panel="The machine")
-    ] = None,
+    workers: Annotated[int | None, machine_option(help="Threads.")] = None,
     cluster: Cluster = None,
-) -> None:  # fmt: skip
+) -> None:
     """Make an output again from its recipe, or print the recipe.
 
     A recipe is YAML: the lines 'weightsurgery: 1' and 'command: negate' (or another command that

@@ -11,6 +11,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import Show
 from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.panels import machine_option, panel
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.yardstick import TOFU, Yardstick
 
@@ -28,7 +29,7 @@ __all__ = [
     "evaluate",
 ]
 
-_HOW = "How it is scored"
+_option = panel("How it is scored")
 
 # As METRICS in learning.scores calls them, which takes transformers to import.
 _DEFAULT = ["begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall"]
@@ -43,23 +44,18 @@ Model = Annotated[
     str, typer.Argument(metavar="CKPT", help="A causal language model with its tokenizer.")
 ]
 Forget = Annotated[
-    list[str] | None,
-    typer.Option(metavar="DATA", help="What should be forgotten; repeatable."),
+    list[str] | None, typer.Option(metavar="DATA", help="What should be forgotten; repeatable.")
 ]
 Keep = Annotated[
     list[str] | None, typer.Option(metavar="DATA", help="What should stay; repeatable.")
 ]
-Device = Annotated[
-    str,
-    typer.Option(help="auto, cpu, cuda or cuda:0. Where the model runs."),
-]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0. Where the model runs.")]
 DeviceMap = Annotated[
     str | None,
-    typer.Option(
+    machine_option(
         metavar="auto|balanced|sequential",
         help="Spread the model over all GPUs, memory and disk instead, as accelerate's device_map"
         " does.",
-        rich_help_panel="The machine",
     ),
 ]
 
@@ -70,29 +66,19 @@ class Scoring:
 
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            autocompletion=among(*_METRICS),
-            metavar="NAME",
-            help=f"{_LISTED}, or all; repeatable.",
-            rich_help_panel=_HOW,
+        _option(
+            autocompletion=among(*_METRICS), metavar="NAME", help=f"{_LISTED}, or all; repeatable."
         ),
     ] = None
     el_n: Annotated[
         int,
-        typer.Option(
-            "--el-n",
-            help="Length of the n-grams of el, in tokens; shorter completions have none.",
-            rich_help_panel=_HOW,
+        _option(
+            "--el-n", help="Length of the n-grams of el, in tokens; shorter completions have none."
         ),
     ] = 10
-    any_end: Annotated[
-        bool,
-        typer.Option(
-            "--any-end",
-            help="An exact match need not stop after the completion.",
-            rich_help_panel=_HOW,
-        ),
-    ] = False
+    any_end: Annotated[bool, _option(help="An exact match need not stop after the completion.")] = (
+        False
+    )
 
     @property
     def words(self) -> list[str]:
@@ -118,12 +104,11 @@ class _Evaluated(Scoring):
 
     metric: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             autocompletion=among(*_METRICS, TOFU),
             metavar="NAME",
             help=f"{_LISTED}, or all; and tofu: forget quality, model utility, extraction and"
             " membership as open-unlearning defines them; repeatable.",
-            rich_help_panel=_HOW,
         ),
     ] = None
 
@@ -140,8 +125,7 @@ def evaluate(
     against: Annotated[
         str | None,
         typer.Option(
-            metavar="BASE",
-            help="The model before: show forgetting and drift from it to CKPT.",
+            metavar="BASE", help="The model before: show forgetting and drift from it to CKPT."
         ),
     ] = None,
     tasks: Annotated[
@@ -150,47 +134,34 @@ def evaluate(
     ] = None,
     include_path: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="DIR",
             help="Where task files (YAML) of your own are. Such files can name Python that"
             " lm-evaluation-harness runs: give none of a stranger's.",
-            rich_help_panel=_HOW,
         ),
     ] = None,
     chance: Annotated[
         float | None,
-        typer.Option(
+        _option(
             metavar="P",
             help="What guessing scores, from 0 to 1. Default: of each set the share of its"
             " most frequent completion.",
-            rich_help_panel=_HOW,
         ),
     ] = None,
     in_context: Annotated[
         str | None,
-        typer.Option(
+        _option(
             autocompletion=among("icul"),
             metavar="METHOD",
             help="icul: forget by the prompt, weights unchanged. Before every query of CKPT stand"
             " an example to forget with a wrong answer and some to keep with right ones.",
-            rich_help_panel=_HOW,
         ),
     ] = None,
     shots: Annotated[
-        int | None,
-        typer.Option(
-            metavar="S",
-            help="Right examples in each context. Default: 4.",
-            rich_help_panel=_HOW,
-        ),
+        int | None, _option(metavar="S", help="Right examples in each context. Default: 4.")
     ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(help="Of the bootstrap intervals and of contexts.", rich_help_panel=_HOW),
-    ] = 0,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
-    ] = 32,
+    seed: Annotated[int, _option(help="Of the bootstrap intervals and of contexts.")] = 0,
+    batch_size: Annotated[int, machine_option(help="Examples per forward pass.")] = 32,
     device: Device = "auto",
     device_map: DeviceMap = None,
 ) -> None:

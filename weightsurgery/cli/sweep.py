@@ -15,6 +15,7 @@ from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work
 from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.panels import fit_option, machine_option, panel, subspace_option
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = ["sweep"]
 
 _Value = TypeVar("_Value", int, float, str)
 
-_GRID, _DATA, _SUBSPACES = "The grid", "Data", "Subspaces"
+_grid_option, _data_option = panel("The grid"), panel("Data")
 
 # Of METRICS in learning.scores, which takes transformers to import, those that are shares.
 _SHARES = (
@@ -48,17 +49,12 @@ def sweep(
         ),
     ],
     forget_data: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA", help="What should be forgotten, for the choice.", rich_help_panel=_DATA
-        ),
+        str, _data_option(metavar="DATA", help="What should be forgotten, for the choice.")
     ],
     keep_data: Annotated[
         list[str],
-        typer.Option(
-            metavar="DATA",
-            help="What should stay; repeatable. Best facts that no vector has seen.",
-            rich_help_panel=_DATA,
+        _data_option(
+            metavar="DATA", help="What should stay; repeatable. Best facts that no vector has seen."
         ),
     ],
     which: Which,
@@ -67,89 +63,54 @@ def sweep(
     show: Show,
     pages: Pages,
     test_forget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Score the chosen edit on this too, once.",
-            rich_help_panel=_DATA,
-        ),
+        str | None, _data_option(metavar="DATA", help="Score the chosen edit on this too, once.")
     ] = None,
     test_keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATA", help="Likewise; repeatable.", rich_help_panel=_DATA),
+        list[str] | None, _data_option(metavar="DATA", help="Likewise; repeatable.")
     ] = None,
-    scales: Annotated[
-        str, typer.Option(metavar="λ,λ,...", help="Scales.", rich_help_panel=_GRID)
-    ] = "0.5,1,2,4,8",
-    ranks: Annotated[
-        str, typer.Option(metavar="K,K,...", help="Numbers of factors.", rich_help_panel=_GRID)
-    ] = "16,64",
+    scales: Annotated[str, _grid_option(metavar="λ,λ,...", help="Scales.")] = "0.5,1,2,4,8",
+    ranks: Annotated[str, _grid_option(metavar="K,K,...", help="Numbers of factors.")] = "16,64",
     sides: Annotated[
         str | None,
-        typer.Option(
+        _grid_option(
             metavar="SIDE,...",
             help="Out of right, left, both, shared, frobenius and soft. Default: right,both.",
-            rich_help_panel=_GRID,
         ),
     ] = None,
     epsilons: Annotated[
         str | None,
-        typer.Option(
+        _grid_option(
             metavar="ε,ε,...",
             help="Ridges of the activation statistics, or of side soft. Default, with such:"
             " 1e-2,1e-1,1.",
-            rich_help_panel=_GRID,
         ),
     ] = None,
     threshold: Annotated[
-        float,
-        typer.Option(
-            help="Share of the base's score that every keep set must keep.", rich_help_panel=_GRID
-        ),
+        float, _grid_option(help="Share of the base's score that every keep set must keep.")
     ] = 0.975,
     metric: Annotated[
         str | None,
-        typer.Option(
+        _data_option(
             autocompletion=among(*_SHARES),
             help=f"{', '.join(_SHARES[:-1])} or {_SHARES[-1]}. Default: begins_with; of"
             " conversations contains.",
-            rich_help_panel=_DATA,
         ),
     ] = None,
     any_end: Annotated[
-        bool,
-        typer.Option(
-            "--any-end",
-            help="An exact match need not stop after the completion.",
-            rich_help_panel=_DATA,
-        ),
+        bool, _data_option(help="An exact match need not stop after the completion.")
     ] = False,
-    basis: Annotated[
-        str, typer.Option(help="joint or sum; see 'ws project'.", rich_help_panel=_SUBSPACES)
-    ] = "joint",
+    basis: Annotated[str, subspace_option(help="joint or sum; see 'ws project'.")] = "joint",
     keep_rank: Annotated[
         str | None,
-        typer.Option(
-            metavar="K|auto",
-            help="Factors of each task to keep. Default: as for the task itself.",
-            rich_help_panel=_SUBSPACES,
+        subspace_option(
+            metavar="K|auto", help="Factors of each task to keep. Default: as for the task itself."
         ),
     ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(help="Of randomised SVD and bootstrap intervals.", rich_help_panel=_SUBSPACES),
-    ] = 0,
+    seed: Annotated[int, subspace_option(help="Of randomised SVD and bootstrap intervals.")] = 0,
     allow_unrelated: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unrelated",
-            help="Go on although a vector does not derive from BASE.",
-            rich_help_panel="How the inputs must fit",
-        ),
+        bool, fit_option(help="Go on although a vector does not derive from BASE.")
     ] = False,
-    batch_size: Annotated[
-        int, typer.Option(help="Examples per forward pass.", rich_help_panel="The machine")
-    ] = 128,
+    batch_size: Annotated[int, machine_option(help="Examples per forward pass.")] = 128,
 ) -> None:
     r"""Choose the settings of 'ws project' on validation data.
 

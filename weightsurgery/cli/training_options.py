@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-import typer
-
 from weightsurgery.cli.helped import among
+from weightsurgery.cli.panels import training_option
 
 __all__ = ["Optimise"]
-
-_PANEL = "Training"
 
 
 @dataclass(frozen=True)
@@ -20,71 +17,50 @@ class Optimise:
 
     steps: Annotated[
         int | None,
-        typer.Option(
+        training_option(
             help="Training steps; 'ws identify' takes so many of each stage: a layer, or all of it"
-            " in mode joint.",
-            rich_help_panel=_PANEL,
+            " in mode joint."
         ),
     ] = None
-    epochs: Annotated[
-        float | None,
-        typer.Option(help="Instead: passes over the data.", rich_help_panel=_PANEL),
-    ] = None
+    epochs: Annotated[float | None, training_option(help="Instead: passes over the data.")] = None
     learning_rate: Annotated[
         float | None,
-        typer.Option(
-            "--lr", help="Learning rate of AdamW, constant after --warmup.", rich_help_panel=_PANEL
-        ),
+        training_option("--lr", help="Learning rate of AdamW, constant after --warmup."),
     ] = None
     batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch", help="Examples per process and micro-step.", rich_help_panel=_PANEL
-        ),
+        int | None, training_option("--batch", help="Examples per process and micro-step.")
     ] = None
     accumulation: Annotated[
-        int | None,
-        typer.Option("--accumulate", help="Micro-steps per step.", rich_help_panel=_PANEL),
+        int | None, training_option("--accumulate", help="Micro-steps per step.")
     ] = None
     warmup: Annotated[
-        int | None,
-        typer.Option(help="Steps over which the learning rate rises.", rich_help_panel=_PANEL),
+        int | None, training_option(help="Steps over which the learning rate rises.")
     ] = None
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay of AdamW.", rich_help_panel=_PANEL)
-    ] = None
+    weight_decay: Annotated[float | None, training_option(help="Weight decay of AdamW.")] = None
     max_length: Annotated[
         int | None,
-        typer.Option(
+        training_option(
             metavar="TOKENS",
             help="Split longer examples into windows. Default: at what the model reads.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     precision: Annotated[
         str | None,
-        typer.Option(
+        training_option(
             autocompletion=among("learning.settings:PRECISIONS"),
             help="Precision of the training's arithmetic: float32, bfloat16 or float16. Trained"
             " weights and the vector are float32 always.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     gradient_checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--gradient-checkpointing",
-            help="Less memory for activations, a third more work.",
-            rich_help_panel=_PANEL,
-        ),
+        bool, training_option(help="Less memory for activations, a third more work.")
     ] = False
     save_every: Annotated[
         int | None,
-        typer.Option(
+        training_option(
             metavar="STEPS",
             help="Steps between points that a killed run goes on from, and between looks at"
             " validation data. Default: 500.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
 

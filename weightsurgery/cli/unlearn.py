@@ -15,13 +15,12 @@ from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import remarked
 from weightsurgery.cli.options import Show, Store, Which, Work, written_path
 from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.panels import output_option, training_option
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.training_options import Optimise
 from weightsurgery.unlearning.methods import METHODS, SYSTEMS
 
 __all__ = ["unlearn"]
-
-_TRAINING = "Training"
 
 
 def _list(context: typer.Context, wanted: bool) -> bool:
@@ -50,21 +49,16 @@ def _installed(*further: str) -> None:
 class Data:
     """What goes, what stays, and what was never there."""
 
-    forget: Annotated[
-        list[str],
-        typer.Option(metavar="FILE", help="Data to forget; repeatable."),
-    ]
+    forget: Annotated[list[str], typer.Option(metavar="FILE", help="Data to forget; repeatable.")]
     keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Data to keep; repeatable."),
+        list[str] | None, typer.Option(metavar="FILE", help="Data to keep; repeatable.")
     ] = None
     unseen: Annotated[
         list[str] | None,
-        typer.Option(
+        training_option(
             metavar="FILE",
             help="Data the model never saw, for methods that measure by it; repeatable. Of the form"
             " of what to forget.",
-            rich_help_panel=_TRAINING,
         ),
     ] = None
 
@@ -75,19 +69,16 @@ class Tune:
 
     set_: Annotated[
         list[str] | None,
-        typer.Option(
+        training_option(
             "--set",
             metavar="NAME=VALUE",
             help="A setting of the method, as in beta=0.5; repeatable. --list shows them.",
-            rich_help_panel=_TRAINING,
         ),
     ] = None
     lora_rank: Annotated[
         int | None,
-        typer.Option(
-            metavar="R",
-            help="Train a LoRA adapter of this rank instead of the weights.",
-            rich_help_panel=_TRAINING,
+        training_option(
+            metavar="R", help="Train a LoRA adapter of this rank instead of the weights."
         ),
     ] = None
 
@@ -129,20 +120,18 @@ def unlearn(
     pages: Pages,
     scale: Annotated[
         float,
-        typer.Option(
+        output_option(
             metavar="λ",
             help="Of the edit W − λT. The vector T is saved as it was found. For a method with a"
             " setting of that name, this multiplies it.",
-            rich_help_panel="The output",
         ),
     ] = 1.0,
     vector: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             metavar="DIR",
             help="Where the vector that was found is saved. Default: OUT.vector.",
             callback=written_path,
-            rich_help_panel="The output",
         ),
     ] = None,
     list_: Annotated[

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from weightsurgery.cli import console
+from weightsurgery.cli.panels import panel
 
 if TYPE_CHECKING:
     from weightsurgery.cli.options import Show
@@ -19,7 +18,7 @@ __all__ = ["TOFU", "Yardstick"]
 TOFU = "tofu"
 """The word of ``--metric`` for it."""
 
-_PANEL = "TOFU's yardstick (--metric tofu)"
+_option = panel("TOFU's yardstick (--metric tofu)")
 
 
 @dataclass(frozen=True)
@@ -28,28 +27,25 @@ class Yardstick:
 
     reference: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="CKPT|FILE.json",
             help="A model that never saw what is to be forgotten, for forget quality and PrivLeak;"
             " or what --metric tofu --json said of one.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     holdout: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             metavar="DATA",
             help="Rows like those of --forget that no model saw: how well members can be told from"
             " them; repeatable.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     judge: Annotated[
         str | None,
-        typer.Option(
+        _option(
             metavar="BASE",
             help="A checkpoint by whose perplexity answers about --forget are fluent or not.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
 
