@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.helped import Command, Group, among
 from weightsurgery.cli.options import Show
-from weightsurgery.cli.panels import machine_option, panel
-from weightsurgery.cli.score import Device, DeviceMap, Forget, Keep, Model, Scoring, check_installed
+from weightsurgery.cli.panels import panel
+from weightsurgery.cli.score import (
+    BatchSize,
+    Forget,
+    Keep,
+    Model,
+    Placement,
+    Scoring,
+    check_installed,
+)
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -29,42 +38,49 @@ app = typer.Typer(
 
 _option = panel("How it is attacked")
 
-Against = Annotated[
-    str | None,
-    typer.Option(
-        metavar="BASE",
-        help="A control that gets the same attack: a model that never knew, or the one before the"
-        " edit.",
-    ),
-]
+
+@dataclass(frozen=True)
+class Attacked:
+    """What is attacked, and how it is scored before and after."""
+
+    ckpt: Model
+    show: Show
+    scoring: Scoring
+    forget: Forget = None
+    keep: Keep = None
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="A control that gets the same attack: a model that never knew, or the one before"
+            " the edit.",
+        ),
+    ] = None
 
 
-@options
-def relearn(
-    ckpt: Model,
-    show: Show,
-    how: Scoring,
-    forget: Forget = None,
-    keep: Keep = None,
-    against: Against = None,
-    steps: Annotated[int, _option(help="Optimiser steps (AdamW, all weights).")] = 40,
-    learning_rate: Annotated[float, _option(help="Of these steps; large models want less.")] = 5e-4,
+@dataclass(frozen=True)
+class Relearning:
+    """How it is trained again; each is an argument of the library's ``attack_relearn``."""
+
+    steps: Annotated[int, _option(help="Optimiser steps (AdamW, all weights).")] = 40
+    learning_rate: Annotated[float, _option(help="Of these steps; large models want less.")] = 5e-4
     batch_size: Annotated[
         int, _option(help="Examples per step, and per forward pass of scoring.")
-    ] = 64,
+    ] = 64
     fraction: Annotated[
         float,
         _option(
             metavar="P", help="Share of the subjects to forget whose examples the attacker has."
         ),
-    ] = 0.5,
+    ] = 0.5
     seed: Annotated[
         int,
         _option(help="Of that choice, of the order of training, and of the bootstrap intervals."),
-    ] = 0,
-    device: Device = "auto",
-    device_map: DeviceMap = None,
-) -> None:
+    ] = 0
+
+
+@options
+def relearn(attacked: Attacked, relearning: Relearning, place: Placement) -> None:
     """Train on a part of what was forgotten, and ask for the rest.
 
     What the part speaks of, the rest does not: names and numbers that tell prompts apart are on
@@ -75,33 +91,12 @@ def relearn(
     check_installed("accelerate")
     from weightsurgery.procedures.attack import attack_relearn
 
-    with console.progress(show, unit="steps") as progress:
-        found = attack_relearn(
-            ckpt,
-            forget or [],
-            keep or [],
-            against,
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            fraction=fraction,
-            **how.arguments(),
-            device=device,
-            device_map=device_map,
-            seed=seed,
-            progress=progress,
-        )
-    _show(found, show)
+    _attack(attack_relearn, "steps", attacked, **vars(relearning), **vars(place))
 
 
 @options
 def quantize(
-    ckpt: Model,
-    show: Show,
-    how: Scoring,
-    forget: Forget = None,
-    keep: Keep = None,
-    against: Against = None,
+    attacked: Attacked,
     method: Annotated[
         list[str] | None,
         _option(
@@ -112,9 +107,9 @@ def quantize(
         ),
     ] = None,
     seed: Annotated[int, _option(help="Of the bootstrap.")] = 0,
-    batch_size: Annotated[int, machine_option(help="Examples per forward pass.")] = 32,
-    device: Device = "auto",
-    device_map: DeviceMap = None,
+    batch_size: BatchSize = 32,
+    *,
+    place: Placement,
 ) -> None:
     """Round the weights to 4 or 8 bits, and ask again.
 
@@ -126,32 +121,27 @@ def quantize(
     check_installed()
     from weightsurgery.procedures.attack import attack_quantize
 
-    with console.progress(show, unit="examples") as progress:
-        found = attack_quantize(
-            ckpt,
-            forget or [],
-            keep or [],
-            against,
-            methods=method or ["nf4"],
-            **how.arguments(),
-            batch_size=batch_size,
-            device=device,
-            device_map=device_map,
-            seed=seed,
-            progress=progress,
-        )
-    _show(found, show)
+    settings = {"methods": method or ["nf4"], "seed": seed, "batch_size": batch_size}
+    _attack(attack_quantize, "examples", attacked, **settings, **vars(place))
 
 
 for _command in (relearn, quantize):
     app.command(cls=Command)(_command)
 
 
-def _show(found: Attack, show: Show) -> None:
+def _attack(attack: Callable[..., Attack], unit: str, attacked: Attacked, **settings: Any) -> None:
     from weightsurgery.learning.scores import METRICS
     from weightsurgery.report.attacked import attack_tables
 
-    if show.json:
-        console.document(asdict(found))
-        return
-    console.show(*attack_tables(found, {name: each.title for name, each in METRICS.items()}))
+    with console.progress(attacked.show, unit=unit) as progress:
+        outcome = attack(
+            attacked.ckpt,
+            attacked.forget or [],
+            attacked.keep or [],
+            attacked.against,
+            **attacked.scoring.arguments(),
+            **settings,
+            progress=progress,
+        )
+    titles = {name: metric.title for name, metric in METRICS.items()}
+    console.result(attacked.show, lambda: asdict(outcome), lambda: attack_tables(outcome, titles))

@@ -90,10 +90,7 @@ def try_(
     ]
     document = {"checkpoint": ckpt, "against": against, "chat": chat, "tokens": tokens,
                 "prompts": said}  # fmt: skip
-    if show.json:
-        console.document(document)
-    else:
-        console.show(*completion_tables(said, ckpt, against, tokens))
+    console.result(show, lambda: document, lambda: completion_tables(said, ckpt, against, tokens))
     if pages:
         from weightsurgery.report.sections import record_section, try_sections
 

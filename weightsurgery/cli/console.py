@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from textwrap import wrap
 from typing import Any
@@ -40,7 +40,17 @@ from weightsurgery.errors import OutputError
 from weightsurgery.report.tables import Table
 from weightsurgery.report.visible import visible, visible_json
 
-__all__ = ["document", "error", "listen", "notice", "progress", "say_interrupted", "show"]
+__all__ = [
+    "document",
+    "error",
+    "listen",
+    "notice",
+    "notices",
+    "progress",
+    "result",
+    "say_interrupted",
+    "show",
+]
 
 # A stream that was closed from outside leaves a hole, into which the next opened file would fall.
 sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
@@ -145,6 +155,18 @@ def document(data: Any) -> None:
         sys.stdout.write(visible_json(text) + "\n")
 
 
+def result(
+    options: Show,
+    data: Callable[[], Any],
+    items: Callable[[], Iterable[str | Table]],
+) -> None:
+    """Print what a command found: as the document of ``--json``, else as lines and tables."""
+    if options.json:
+        document(data())
+    else:
+        show(*items())
+
+
 class _Heard(logging.Handler):
     """What the library tells of its inputs, each sentence once."""
 
@@ -174,6 +196,12 @@ def notice(text: str, options: Show) -> None:
     """Say something that is no data."""
     if not options.quiet:
         _err.print(Text(_laid_out(text), "dim"))
+
+
+def notices(texts: Iterable[str], options: Show) -> None:
+    """Say several things that are no data."""
+    for text in texts:
+        notice(text, options)
 
 
 def error(what: str, remedy: str) -> None:

@@ -32,9 +32,6 @@ def doctor(
     from weightsurgery.report.doctor import doctor_tables
 
     found = diagnose(ckpt)
-    if show.json:
-        console.document(found.document())
-    else:
-        console.show(*doctor_tables(found))
+    console.result(show, found.document, lambda: doctor_tables(found))
     if not found.ready:
         raise typer.Exit(1)

@@ -12,14 +12,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import open_base
-from weightsurgery.cli.options import (
-    Fit,
-    Show,
-    Which,
-    Work,
-    written_line,
-    written_path,
-)
+from weightsurgery.cli.options import Fit, Out, Show, Which, Work, written_line
 from weightsurgery.cli.panels import fit_option, output_option, tensor_option
 from weightsurgery.cli.spread import options
 
@@ -54,12 +47,7 @@ def export(
     fit: Fit,
     work: Work,
     show: Show,
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
-        ),
-    ],
+    out: Out,
     to: Annotated[str, typer.Option(help="Format: peft (a LoRA adapter).")] = "peft",
     scale: Annotated[
         float, typer.Option(help="λ, the factor of the change; -1 for what negate does.")
@@ -107,13 +95,10 @@ def export(
         "overwrite": overwrite,
     }
     with open_base(base, fit, Checkpoint.open) as opened, torch_threads(1):
-        vector = scale * open_vector(opened, vectors, fit.vocab, fit.missing, partial=fit.partial)
+        vector = scale * open_vector(opened, vectors, **fit.policies)
         if dry_run:
             plan = plan_export(opened, vector, out, workers=workers, **what)
-            if show.json:
-                console.document(plan.summary())
-            else:
-                console.show(*adapter_plan_lines(plan, out))
+            console.result(show, plan.summary, lambda: adapter_plan_lines(plan, out))
             return
         with console.progress(show) as progress:
             record = export_adapter(
@@ -127,10 +112,9 @@ def export(
                 progress=progress,
                 **what,
             )
-    if show.json:
-        console.document({"out": out, **asdict(record)})
-    else:
-        console.show(*exported_tables(record, every=show.verbose))
-    for text in input_notices(record):
-        console.notice(text, show)
-    console.notice(written_line(out, record.kind), show)
+    console.result(
+        show,
+        lambda: {"out": out, **asdict(record)},
+        lambda: exported_tables(record, every=show.verbose),
+    )
+    console.notices((*input_notices(record), written_line(out, record.kind)), show)

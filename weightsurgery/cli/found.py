@@ -1,51 +1,96 @@
-"""What is said of an edit whose vector was found on the way."""
+"""An edit whose vector is found on data first: run, and what is said of it."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.cli import console
-from weightsurgery.cli.options import Show, Store, written_line
+from weightsurgery.cli.opened import remarked
+from weightsurgery.cli.options import Show, Store, Work, written_line
 from weightsurgery.cli.paged import Pages
 
 if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
+    from weightsurgery.procedures.unlearn import MethodSettings, Search, Sources
     from weightsurgery.report.tables import Table
     from weightsurgery.unlearning.run import Unlearned
 
-__all__ = ["INTERRUPTED", "show_found"]
+__all__ = ["find_and_edit"]
 
-
-INTERRUPTED = (
+_INTERRUPTED = (
     "the same command goes on from what is finished: the answers it asked for, the last point of"
     " the training that was saved, or the vector."
 )
-"""What becomes of the work if finding the vector is interrupted."""
 
 
-def show_found(
+def find_and_edit(
+    base: str,
+    sources: Sources,
+    how: Search | MethodSettings,
+    again: str,
+    tables: Callable[[EditRecord], Sequence[str | Table]],
+    store: Store,
+    work: Work,
+    show: Show,
+    pages: Pages,
+    **settings: Any,
+) -> None:
+    """Find a vector on data and apply it; or say what that would take.
+
+    Args:
+        base: The checkpoint, as it was named.
+        sources: The data.
+        how: How the vector is found.
+        again: The command that applies the vector: negate or add.
+        tables: Makes of the vector's record what is to be said of the training.
+        store: How the result is stored.
+        work: Who does the work.
+        show: How to print.
+        pages: Where the page goes.
+        settings: Further arguments of :func:`weightsurgery.procedures.unlearn.unlearn`.
+    """
+    from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.learning.stages import is_main
+    from weightsurgery.procedures.unlearn import plan, unlearn
+    from weightsurgery.report.plans import data_plan_lines
+
+    settings |= {"storage": store.storage(), "overwrite": store.overwrite, **vars(work)}
+    with Checkpoint.open(base) as opened:
+        if is_main():
+            remarked(opened, show)
+        if store.dry_run:
+            planned = plan(opened, sources, store.out, how, **settings)
+            if is_main():
+                console.result(show, planned.summary, lambda: data_plan_lines(planned, store.out))
+            return
+        with console.progress(show, "steps", _INTERRUPTED) as progress:
+            done = unlearn(
+                opened,
+                sources,
+                store.out,
+                how,
+                command=show.command,
+                progress=progress,
+                **settings,
+            )
+    if done is not None:
+        _show(done, tables(done.vector), base, again, store, show)
+        pages.of_output(store.out, show)
+
+
+def _show(
     done: Unlearned,
     trained: Sequence[str | Table],
     base: str,
     again: str,
     store: Store,
     show: Show,
-    pages: Pages,
 ) -> None:
-    """Print the vector, the edit, and what to do with them.
-
-    Args:
-        done: What came of it.
-        trained: What is to be said of the training.
-        base: The checkpoint, as it was named.
-        again: The command that applies the vector: negate or add.
-        store: Where it was written.
-        show: How to print.
-        pages: Where the page goes.
-    """
+    """Print the vector, the edit, and what to do with them."""
     from weightsurgery.report.exported import written_tables
 
     record = done.applied.record
@@ -54,10 +99,8 @@ def show_found(
         console.document({"out": store.out, **asdict(record), "vector": vector})
     else:
         console.show(*trained, *written_tables(record, every=show.verbose))
-    for text in (*done.notices, *done.applied.notices):
-        console.notice(text, show)
+    console.notices((*done.notices, *done.applied.notices), show)
     place = os.path.relpath(done.place) if done.place.is_relative_to(os.getcwd()) else done.place
     command = f"ws {again} {shlex.quote(base)} {shlex.quote(str(place))} -o ./edited --scale 0.8"
     console.notice(f"Saved the vector in {place}; at another scale:  {command}", show)
     console.notice(written_line(store.out, record.kind), show)
-    pages.of_output(store.out, show)

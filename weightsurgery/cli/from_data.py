@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
-from weightsurgery.cli.factors import Share, Truncate, rank_rule
-from weightsurgery.cli.found import INTERRUPTED, show_found
-from weightsurgery.cli.opened import refuse_running, remarked
-from weightsurgery.cli.options import Fit, Show, Store, Which, Work
-from weightsurgery.cli.paged import Pages
+from weightsurgery.cli.edit_options import EditOptions
+from weightsurgery.cli.factors import Share, rank_rule
+from weightsurgery.cli.found import find_and_edit
+from weightsurgery.cli.opened import refuse_running
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.reader import Checkpoint
@@ -52,29 +52,15 @@ def installed(*more: str) -> None:
 
 
 def edit_from_data(
-    name: str,
-    base: str,
-    task: list[str],
-    scale: float,
-    share: Share,
-    truncate: Truncate,
-    data: FromData,
-    store: Store,
-    which: Which,
-    fit: Fit,
-    work: Work,
-    show: Show,
-    pages: Pages,
+    name: str, base: str, task: list[str], share: Share, data: FromData, given: EditOptions
 ) -> None:
     """Forget or learn data sets."""
     installed()
-    pages.check()
-    refuse_running(fit, "data")
+    given.pages.check()
+    refuse_running(given.fit, "data")
     from weightsurgery.algebra.lowrank import Rank
-    from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
-    from weightsurgery.procedures import unlearn as library
-    from weightsurgery.report.plans import data_plan_lines
+    from weightsurgery.procedures.unlearn import Sources
     from weightsurgery.report.unlearned import round_tables
     from weightsurgery.vectors.sources import split_data
 
@@ -84,60 +70,42 @@ def edit_from_data(
             " leaves the joint span of the keep inputs alone",
             "Leave both out, or make a vector of the data first with 'ws identify'.",
         )
+    store, show, learning = given.store, given.show, name == "learn"
     _, vectors = split_data(share.keep or ())
-    objective, why = data.chosen(name == "learn", bool(vectors))
+    objective, why = data.chosen(learning, bool(vectors))
     search = data.search(
-        name == "learn",
+        learning,
         objective,
         share.epsilon,
         store.seed,
-        truncate.rule(),
+        given.truncate.rule(),
         rank_rule(share.keep_rank, None, "--keep-rank") or Rank(64),
     )
     if why:
         console.notice(why, show)
     installed(*(("peft",) if search.neighbours is not None else ()))
-    sources = library.Sources(
+    sources = Sources(
         tuple(task),
         tuple(share.keep or ()),
         data.validation_target,
         tuple(data.validation_keep or ()),
-        fit.vocab,
-        fit.missing,
-        fit.partial,
+        **given.fit.policies,
     )
-    what: dict[str, Any] = {
-        "vector": data.vector,
-        "selection": which.selection(search.targets, store.layer_scale),
-        "storage": store.storage(),
-        "device": work.device,
-        "workers": work.workers,
-        "overwrite": store.overwrite,
-        "allow_unrelated": store.allow_unrelated,
-    }
-    with Checkpoint.open(base) as opened:
-        remarked(opened, show)
-        if store.dry_run:
-            plan = library.plan(opened, sources, store.out, search, **what)
-            if show.json:
-                console.document(plan.summary())
-            else:
-                console.show(*data_plan_lines(plan, store.out))
-            return
-        with console.progress(show, "steps", INTERRUPTED) as progress:
-            done = library.unlearn(
-                opened,
-                sources,
-                store.out,
-                search,
-                scale=scale,
-                command=show.command,
-                progress=progress,
-                **what,
-            )
-    assert done is not None  # one process alone
-    trained = round_tables(done.vector, every=show.verbose)
-    show_found(done, trained, base, "add" if name == "learn" else "negate", store, show, pages)
+    find_and_edit(
+        base,
+        sources,
+        search,
+        "add" if learning else "negate",
+        partial(round_tables, every=show.verbose),
+        store,
+        given.work,
+        show,
+        given.pages,
+        scale=given.scale,
+        vector=data.vector,
+        selection=given.which.selection(search.targets, store.layer_scale),
+        allow_unrelated=store.allow_unrelated,
+    )
 
 
 @contextmanager
@@ -145,11 +113,8 @@ def kept_data(
     base: Checkpoint,
     files: list[str],
     task: TaskVector,
-    data: FromData,
-    store: Store,
-    which: Which,
-    work: Work,
-    show: Show,
+    prompts: int | None,
+    given: EditOptions,
 ) -> Iterator[tuple[InputStatistics, ...]]:
     """Activation statistics of data to keep while a vector is taken away; none without data."""
     if not files:
@@ -159,20 +124,20 @@ def kept_data(
     from weightsurgery.procedures.gathered import keep_data
     from weightsurgery.unlearning.matrices import matrices
 
-    selection = which.selection("all-linear", store.layer_scale)
+    store = given.store
+    selection = given.which.selection("all-linear", store.layer_scale)
     names = [name for name in matrices(base, selection) if task.at(name) is not None]
-    prompts = 2000 if data.prompts is None else data.prompts
     with ExitStack() as open_until_the_end:
-        with console.progress(show, unit="tokens") as progress:
+        with console.progress(given.show, unit="tokens") as progress:
             statistics = open_until_the_end.enter_context(
                 keep_data(
                     base,
                     files,
                     store.out,
                     names,
-                    prompts=prompts,
+                    prompts=2000 if prompts is None else prompts,
                     seed=store.seed,
-                    device=work.device,
+                    device=given.work.device,
                     overwrite=store.overwrite,
                     dry_run=store.dry_run,
                     progress=progress,

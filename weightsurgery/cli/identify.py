@@ -12,7 +12,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import remarked
-from weightsurgery.cli.options import Show, Which, written_path
+from weightsurgery.cli.options import Ckpt, Out, Overwrite, Show, Which
 from weightsurgery.cli.panels import panel, training_option
 from weightsurgery.cli.score import DeviceMap
 from weightsurgery.cli.spread import options
@@ -164,7 +164,7 @@ class Hold:
 
 @options
 def identify(
-    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
+    ckpt: Ckpt,
     data: Annotated[
         str,
         typer.Argument(
@@ -177,13 +177,8 @@ def identify(
     further: Further,
     hold: Hold,
     show: Show,
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path
-        ),
-    ],
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing output of ws.")] = False,
+    out: Out,
+    overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be trained and held.")] = False,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:0. Where to train.")
@@ -240,10 +235,7 @@ def identify(
             remarked(opened, show)
     if dry_run:
         plan = library.plan(ckpt, data, out, **what)
-        if show.json:
-            console.document(asdict(plan))
-        else:
-            console.show(*training_plan_lines(plan, out))
+        console.result(show, lambda: asdict(plan), lambda: training_plan_lines(plan, out))
         return
     with console.progress(
         show, unit="steps", interrupted="the same command goes on where this one stopped."
@@ -251,9 +243,10 @@ def identify(
         record = library.identify(ckpt, data, out, **what, command=show.command, progress=progress)
     if not is_main():
         return
-    if show.json:
-        console.document({"out": out, **asdict(record)})
-    else:
-        console.show(*identified_tables(record, every=show.verbose))
+    console.result(
+        show,
+        lambda: {"out": out, **asdict(record)},
+        lambda: identified_tables(record, every=show.verbose),
+    )
     check = f"ws negate {shlex.quote(ckpt)} {shlex.quote(out)} -o ./edited"
     console.notice(f"Saved the task vector in {out}; take it away with:  {check}", show)

@@ -11,7 +11,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.opened import open_base, remarked
-from weightsurgery.cli.options import Fit, Show, Which, Work, written_path
+from weightsurgery.cli.options import Ckpt, Fit, Show, Which, Work, written_path
 from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
@@ -21,9 +21,7 @@ Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before
 
 
 @options
-def inspect(
-    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")], show: Show
-) -> None:
+def inspect(ckpt: Ckpt, show: Show) -> None:
     """Show tensors, dtypes, shards, ties, what is quantised and odd.
 
     Reads headers and config; of the weights, at most a stored head and its embedding, to tell
@@ -39,10 +37,7 @@ def inspect(
     with open_remote(ckpt) as checkpoint:
         found = look(checkpoint)
         entries = list(checkpoint.entries.values()) if show.verbose else None
-    if show.json:
-        console.document(asdict(found))
-    else:
-        console.show(*inspection_tables(found, entries))
+    console.result(show, lambda: asdict(found), lambda: inspection_tables(found, entries))
 
 
 @options
@@ -76,31 +71,23 @@ def overlap(
         remarked(opened, show)
         opened_vectors = {}
         for text in vectors:
-            vector = open_vector(opened, [text], fit.vocab, fit.missing, partial=fit.partial)
+            vector = open_vector(opened, [text], **fit.policies)
             label, again = vector.label, 1
             while label in opened_vectors:  # none is dropped, be it the same one again
                 label, again = text if again == 1 else f"{text} ({again})", again + 1
             opened_vectors[label] = vector
-            for line in vector.notes():
-                console.notice(line, show)
+            console.notices(vector.notes(), show)
         with console.progress(show) as progress:
             rows, means = overlaps(
                 opened,
                 opened_vectors,
                 truncate.rule() or Rank(32),
                 selection=which.selection("all-linear"),
-                device=work.device,
-                workers=work.workers,
+                **vars(work),
                 progress=progress,
             )
-    document = {
-        "mean": [asdict(each) for each in means],
-        "tensors": [asdict(row) for row in rows],
-    }
-    if show.json:
-        console.document(document)
-    else:
-        console.show(*overlap_tables(rows, means, every=show.verbose))
+    document = {"mean": [asdict(row) for row in means], "tensors": [asdict(row) for row in rows]}
+    console.result(show, lambda: document, lambda: overlap_tables(rows, means, every=show.verbose))
     if pages:
         from weightsurgery.report.sections import overlap_sections, record_section
 
@@ -132,10 +119,11 @@ def verify(
             Path(out),
             None if progress is None else lambda done, total: progress("checking", done, total),
         )
-    if show.json:
-        console.document({"verified": True, "files": record.files, "command": record.command})
-    else:
-        console.show(verified_line(out, record))
+    console.result(
+        show,
+        lambda: {"verified": True, "files": record.files, "command": record.command},
+        lambda: [verified_line(out, record)],
+    )
 
 
 @options

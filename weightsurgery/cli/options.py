@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from weightsurgery.surgery.apply import AdapterStorage, Storage
 
 __all__ = [
+    "Ckpt",
     "Fit",
+    "Out",
+    "Overwrite",
     "Show",
     "Store",
     "Which",
@@ -44,6 +47,14 @@ def written_line(out: str, kind: str) -> str:
     if kind == "adapter":
         return f"Wrote {out}; peft loads it beside the base; check it with:  {check}"
     return f"Wrote {out}; check it any time with:  {check}"
+
+
+Ckpt = Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")]
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", metavar="DIR", help="Directory to write.", callback=written_path),
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace an existing output of ws.")]
 
 
 @dataclass(frozen=True)
@@ -126,17 +137,17 @@ class Fit:
         ),
     ] = False
 
+    @property
+    def policies(self) -> dict[str, Any]:
+        """As arguments of the library's functions that open vectors."""
+        return {"vocab": self.vocab, "missing": self.missing, "partial": self.partial}
+
 
 @dataclass(frozen=True)
 class Store:
     """How the result is stored."""
 
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", help="Directory to write.", metavar="DIR", callback=written_path
-        ),
-    ]
+    out: Out
     as_: Annotated[
         str,
         output_option(
@@ -160,7 +171,7 @@ class Store:
         output_option(autocompletion=among("nearest", "stochastic"), help="nearest or stochastic."),
     ] = "nearest"
     seed: Annotated[int, output_option(help="Of stochastic rounding and randomised SVD.")] = 0
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing output of ws.")] = False
+    overwrite: Overwrite = False
     allow_unrelated: Annotated[
         bool, fit_option(help="Edit although a vector does not derive from BASE.")
     ] = False

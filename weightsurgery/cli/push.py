@@ -79,22 +79,22 @@ def push(
             anonymous=dry_run,
             progress=progress,
         )
-    for text in plan.notices:
-        console.notice(text, show)
+    console.notices(plan.notices, show)
     if dry_run:
-        if show.json:
-            console.document(push_document(plan))
-        else:
-            console.show(*push_tables(plan, done=False, every=show.verbose))
+        console.result(
+            show,
+            lambda: push_document(plan),
+            lambda: push_tables(plan, done=False, every=show.verbose),
+        )
         return
     console.notice(start_line(plan), show)
     with console.progress(
         show, interrupted="the same command goes on, and sends nothing twice that was stored."
     ) as progress:
         done = do_push(api, plan, progress)
-    for text in done.notices:
-        console.notice(text, show)
-    if show.json:
-        console.document(push_document(plan, done))
-    else:
-        console.show(*push_tables(plan, done=True, every=show.verbose), *pushed_lines(done))
+    console.notices(done.notices, show)
+    console.result(
+        show,
+        lambda: push_document(plan, done),
+        lambda: [*push_tables(plan, done=True, every=show.verbose), *pushed_lines(done)],
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from weightsurgery.cli import console
-from weightsurgery.cli.edit import Cluster
+from weightsurgery.cli.edit_options import Cluster
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.panels import machine_option, output_option
 from weightsurgery.cli.spread import options
@@ -134,8 +134,7 @@ def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:
         )
     values = {**recipe.values, **{name: each for name, each in changed.items() if name in known}}
     words = command.line(values)
-    for text in differences(recipe.made_with, values.get("device")):
-        console.notice(text, show)
+    console.notices(differences(recipe.made_with, values.get("device")), show)
     with console.progress(show) as progress:
         checked = check_inputs(recipe, progress)
     if checked:
@@ -162,12 +161,12 @@ def _print_recipe(directory: str, out: str | None, show: Show) -> None:
 
     record = read_record(Path(os.path.expanduser(directory)))
     found = recipe_of(record, directory, writing(_group(show)), out)
-    if show.json:
-        console.document(recipe_data(found))
-    else:
-        console.show(recipe_text(found, directory).rstrip("\n"))
-    for text in (*found.notices, *differences(found.made_with)):
-        console.notice(text, show)
+    console.result(
+        show,
+        lambda: recipe_data(found),
+        lambda: [recipe_text(found, directory).rstrip("\n")],
+    )
+    console.notices((*found.notices, *differences(found.made_with)), show)
 
 
 def _group(show: Show) -> Any:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from weightsurgery.learning.evaluate import Contexts
 
 __all__ = [
+    "BatchSize",
     "Device",
     "DeviceMap",
     "Forget",
     "Keep",
     "Model",
+    "Placement",
     "Scoring",
     "check_installed",
     "evaluate",
@@ -58,6 +60,17 @@ DeviceMap = Annotated[
         " does.",
     ),
 ]
+
+
+BatchSize = Annotated[int, machine_option(help="Examples per forward pass.")]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model that is scored runs; both are arguments of the library's functions."""
+
+    device: Device = "auto"
+    device_map: DeviceMap = None
 
 
 @dataclass(frozen=True)
@@ -161,9 +174,9 @@ def evaluate(
         int | None, _option(metavar="S", help="Right examples in each context. Default: 4.")
     ] = None,
     seed: Annotated[int, _option(help="Of the bootstrap intervals and of contexts.")] = 0,
-    batch_size: Annotated[int, machine_option(help="Examples per forward pass.")] = 32,
-    device: Device = "auto",
-    device_map: DeviceMap = None,
+    batch_size: BatchSize = 32,
+    *,
+    place: Placement,
 ) -> None:
     """Score a checkpoint on data, before and after an edit.
 
@@ -187,7 +200,7 @@ def evaluate(
     unlearned = yardstick.asked(
         how.metric, contexts is not None or (against is not None and not how.words)
     )
-    if device_map is not None and (tasks or unlearned):
+    if place.device_map is not None and (tasks or unlearned):
         raise EditError(
             f"--device-map with {'--tasks' if tasks else '--metric tofu'}, which hold a model on"
             " one device",
@@ -207,8 +220,7 @@ def evaluate(
                 chance_of=chance,
                 contexts=contexts,
                 batch_size=batch_size,
-                device=device,
-                device_map=device_map,
+                **vars(place),
                 seed=seed,
                 progress=progress,
             )
@@ -216,12 +228,12 @@ def evaluate(
             titles = {name: each.title for name, each in METRICS.items()}
             console.show(*evaluation_tables(found, titles))
     if unlearned:
-        measured = asdict(yardstick.score(ckpt, forget, keep, show, batch_size, device, seed))
+        measured = asdict(yardstick.score(ckpt, forget, keep, show, batch_size, place.device, seed))
         if not show.json:
             console.show(*yardstick_tables(measured))
     if wanted is not None:
         console.notice(f"lm-evaluation-harness runs {', '.join(wanted.names)}.", show)
-        figures = run_tasks(ckpt, wanted, against, batch_size=batch_size, device=device)
+        figures = run_tasks(ckpt, wanted, against, batch_size=batch_size, device=place.device)
         if not show.json:
             console.show(task_table(figures))
     if not show.json and not pages:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from weightsurgery.cli import console
+from weightsurgery.cli.edit_options import Base
 from weightsurgery.cli.factors import rank_rule
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work
 from weightsurgery.cli.paged import Pages
-from weightsurgery.cli.panels import fit_option, machine_option, panel, subspace_option
+from weightsurgery.cli.panels import fit_option, panel, subspace_option
+from weightsurgery.cli.score import BatchSize
 from weightsurgery.cli.spread import options
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ _SHARES = (
 
 @options
 def sweep(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint to edit.")],
+    base: Base,
     forget: Annotated[
         list[str], typer.Option(metavar="VECTOR", help="The task to forget; several add up.")
     ],
@@ -110,7 +112,7 @@ def sweep(
     allow_unrelated: Annotated[
         bool, fit_option(help="Go on although a vector does not derive from BASE.")
     ] = False,
-    batch_size: Annotated[int, machine_option(help="Examples per forward pass.")] = 128,
+    batch_size: BatchSize = 128,
 ) -> None:
     r"""Choose the settings of 'ws project' on validation data.
 
@@ -136,10 +138,10 @@ def sweep(
     rule = rank_rule(keep_rank, None, "--keep-rank")
     refuse_running(fit, "ws sweep")
     with Checkpoint.open(base) as opened:
-        kept = open_keep(opened, keep, fit.vocab, fit.missing, partial=fit.partial)
+        kept = open_keep(opened, keep, **fit.policies)
         grid = _grid(scales, ranks, sides, epsilons, bool(kept.vectors), bool(kept.inputs))
         edit = Project(
-            open_vector(opened, forget, fit.vocab, fit.missing, partial=fit.partial),
+            open_vector(opened, forget, **fit.policies),
             kept.vectors,
             keep_rank=rule,
             basis=basis,
@@ -147,8 +149,8 @@ def sweep(
             keep_inputs=kept.inputs,
         )
         remarked(opened, show)
-        for line in dict.fromkeys(n for each in edit.vectors().values() for n in each.notes()):
-            console.notice(line, show)
+        notes = (line for vector in edit.vectors().values() for line in vector.notes())
+        console.notices(dict.fromkeys(notes), show)
         with console.progress(show, unit="cells") as progress:
             found = choose(
                 edit,
@@ -158,8 +160,7 @@ def sweep(
                 threshold=threshold,
                 metric=metric and metric.replace("-", "_"),
                 selection=which.selection("all-linear"),
-                device=work.device,
-                workers=work.workers,
+                **vars(work),
                 batch_size=batch_size,
                 require_end=not any_end,
                 allow_unrelated=allow_unrelated,
@@ -172,10 +173,7 @@ def sweep(
         command = _command(base, forget, keep, found.cells[found.chosen], given, which, fit, work)
         command += ["--allow-unrelated"] * allow_unrelated
     document = {"base": base, **asdict(found), "command": command or None}
-    if show.json:
-        console.document(document)
-    else:
-        console.show(*sweep_tables(found, every=show.verbose))
+    console.result(show, lambda: document, lambda: sweep_tables(found, every=show.verbose))
     if pages:  # last: what was found is printed even where no file can be written
         from weightsurgery.report.sections import record_section
 

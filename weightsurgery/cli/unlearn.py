@@ -10,10 +10,9 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
-from weightsurgery.cli.found import INTERRUPTED, show_found
+from weightsurgery.cli.found import find_and_edit
 from weightsurgery.cli.helped import among
-from weightsurgery.cli.opened import remarked
-from weightsurgery.cli.options import Show, Store, Which, Work, written_path
+from weightsurgery.cli.options import Ckpt, Show, Store, Which, Work, written_path
 from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.panels import output_option, training_option
 from weightsurgery.cli.spread import options
@@ -33,10 +32,7 @@ def _list(context: typer.Context, wanted: bool) -> bool:
 def _show_list(show: Show) -> None:
     from weightsurgery.report.systems import system_tables, systems_document
 
-    if show.json:
-        console.document(systems_document(SYSTEMS))
-    else:
-        console.show(*system_tables(SYSTEMS))
+    console.result(show, lambda: systems_document(SYSTEMS), lambda: system_tables(SYSTEMS))
 
 
 def _installed(*further: str) -> None:
@@ -100,7 +96,7 @@ class Tune:
 
 @options
 def unlearn(
-    ckpt: Annotated[str, typer.Argument(metavar="CKPT", help="The checkpoint.")],
+    ckpt: Ckpt,
     method: Annotated[
         str,
         typer.Option(
@@ -157,13 +153,10 @@ def unlearn(
     pages.check()
     adapter = tune.lora_rank is not None or method in ("eul", "cpem-lora", "cpem-ia3")
     _installed(*(["peft"] if adapter else []))
-    from weightsurgery.checkpoint.reader import Checkpoint
-    from weightsurgery.learning.stages import is_main
-    from weightsurgery.procedures import unlearn as library
-    from weightsurgery.report.plans import data_plan_lines
+    from weightsurgery.procedures.unlearn import MethodSettings, Sources
     from weightsurgery.report.systems import trained_tables
 
-    how = library.MethodSettings(
+    settings = MethodSettings(
         method,
         tune.settings(),
         {**optimise.given(), "seed": store.seed},
@@ -172,38 +165,18 @@ def unlearn(
     )
     selection = which.selection("all-linear", store.layer_scale)
     by_hand = any((which.targets, which.include, which.exclude, which.layers))
-    sources = library.Sources(data.forget, data.keep or (), unseen=data.unseen or ())
-    output: dict[str, Any] = {
-        "scale": scale,
-        "vector": vector,
-        "selection": selection if by_hand else None,
-        "scales": selection.scales,
-        "storage": store.storage(),
-        "device": work.device,
-        "workers": work.workers,
-        "overwrite": store.overwrite,
-    }
-    with Checkpoint.open(ckpt) as opened:
-        if is_main():
-            remarked(opened, show)
-        if store.dry_run:
-            plan = library.plan(opened, sources, store.out, how, **output)
-            if not is_main():
-                return
-            if show.json:
-                console.document(plan.summary())
-            else:
-                console.show(*data_plan_lines(plan, store.out))
-            return
-        with console.progress(show, "steps", INTERRUPTED) as progress:
-            done = library.unlearn(
-                opened,
-                sources,
-                store.out,
-                how,
-                command=show.command,
-                progress=progress,
-                **output,
-            )
-    if done is not None:
-        show_found(done, trained_tables(done.vector), ckpt, "negate", store, show, pages)
+    find_and_edit(
+        ckpt,
+        Sources(data.forget, data.keep or (), unseen=data.unseen or ()),
+        settings,
+        "negate",
+        trained_tables,
+        store,
+        work,
+        show,
+        pages,
+        scale=scale,
+        vector=vector,
+        selection=selection if by_hand else None,
+        scales=selection.scales,
+    )
