@@ -17,7 +17,7 @@ def _as_it_is(monkeypatch):
 def said(reports, unit="steps"):
     """What is printed of reports (seconds, stage, done, total), with the seconds."""
     log = Lines(unit, 0.0)
-    return [(now, line) for now, *report in reports for line in log.told(*report, now)]
+    return [(now, line) for now, *report in reports for line in log.report(*report, now)]
 
 
 def test_a_short_run_says_nothing():

@@ -63,7 +63,7 @@ class Relearning:
     """How it is trained again; each is an argument of the library's ``attack_relearn``."""
 
     steps: Annotated[int, _option(help="Optimiser steps (AdamW, all weights).")] = 40
-    learning_rate: Annotated[float, _option(help="Of these steps; large models want less.")] = 5e-4
+    learning_rate: Annotated[float, _option(help="Learning rate; large models need less.")] = 5e-4
     batch_size: Annotated[
         int, _option(help="Examples per step, and per forward pass of scoring.")
     ] = 64
@@ -75,7 +75,9 @@ class Relearning:
     ] = 0.5
     seed: Annotated[
         int,
-        _option(help="Of that choice, of the order of training, and of the bootstrap intervals."),
+        _option(
+            help="Seed of that choice, of the order of training, and of the bootstrap intervals."
+        ),
     ] = 0
 
 
@@ -106,7 +108,7 @@ def quantize(
             " library's; needs it installed); repeatable.",
         ),
     ] = None,
-    seed: Annotated[int, _option(help="Of the bootstrap.")] = 0,
+    seed: Annotated[int, _option(help="Seed of the bootstrap intervals.")] = 0,
     batch_size: BatchSize = 32,
     *,
     place: Placement,

@@ -1,4 +1,4 @@
-"""The command that holds methods against each other: bench."""
+"""The command that compares methods: bench."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["bench"]
 
-_asked_option, _table_option = panel("What is asked"), panel("Tables")
+_task_option, _table_option = panel("What is asked"), panel("Tables")
 
 
 @options
@@ -29,7 +29,8 @@ def bench(
     show: Show,
     pages: Pages,
     seeds: Annotated[
-        str, typer.Option(metavar="N,N,...", help="Of the worlds; figures are over all of them.")
+        str,
+        typer.Option(metavar="N,N,...", help="Seeds of the worlds; figures are over all of them."),
     ] = "0,1,2",
     variant: Variant = "default",
     method: Annotated[
@@ -37,11 +38,11 @@ def bench(
         typer.Option(metavar="NAME", help="Only this row; repeatable. Default: all."),
     ] = None,
     learn: Annotated[
-        bool, _asked_option(help="Learn facts the base lacks, instead of forgetting.")
+        bool, _task_option(help="Learn facts the base lacks, instead of forgetting.")
     ] = False,
     overlap: Annotated[
         str | None,
-        _asked_option(
+        _task_option(
             metavar="P,P,...",
             help="Forget and keep data share the facts of this part of the people, as in 0,0.25;"
             " what is shared is to be kept. With it and without it in the request.",
@@ -49,7 +50,7 @@ def bench(
     ] = None,
     kind: Annotated[
         str | None,
-        _asked_option(
+        _task_option(
             metavar="KIND,...",
             help="Forget half of a kind of knowledge, and score the other half too: facts, style"
             " (on the styled variants) or procedure.",
@@ -57,20 +58,20 @@ def bench(
     ] = None,
     requests: Annotated[
         int | None,
-        _asked_option(
+        _task_option(
             metavar="N",
             help="Forget in N requests of as many people each: one by one, fused, in one go.",
         ),
     ] = None,
     threshold: Annotated[
         float,
-        _asked_option(
+        _task_option(
             metavar="P",
             help="Share of its score that each keep task must keep on validation facts.",
         ),
     ] = 0.975,
     relearn_steps: Annotated[
-        int, _asked_option(help="Steps of relearning half of what was forgotten; 0 for none.")
+        int, _task_option(help="Steps of relearning half of what was forgotten; 0 for none.")
     ] = 40,
     save: Annotated[
         str | None,
@@ -126,11 +127,11 @@ def bench(
     if load:
         benches = by_variant([read_bench(path) for path in load])
     else:
-        kept = "nothing was kept: --save FILE keeps the rows that are done."
+        interrupted = "nothing was kept: --save FILE keeps the rows that are done."
         if save is not None:
-            kept = f"the rows that are done are in {save}: the same command goes on."
-        with console.progress(show, "steps", kept) as progress:
-            found = run(
+            interrupted = f"the rows that are done are in {save}: the same command goes on."
+        with console.progress(show, "steps", interrupted) as progress:
+            results = run(
                 wanted,
                 variant,
                 method,
@@ -142,7 +143,7 @@ def bench(
                 save_to=None if save is None else Path(save),
                 progress=progress,
             )
-        benches = [found]
+        benches = [results]
     _print(benches, show, markdown, pages)
 
 
@@ -156,9 +157,9 @@ def _print(benches: Sequence[Bench], show: Show, markdown: bool, pages: Pages) -
     from weightsurgery.report.tables import Table
 
     methods = LEARNING if benches[0].task == "learn" else FORGETTING
-    tables = variant_tables(benches, {name: each.about for name, each in methods.items()})
+    tables = variant_tables(benches, {name: method.about for name, method in methods.items()})
     if show.json:
-        documents = [each.document() for each in benches]
+        documents = [results.document() for results in benches]
         console.document(documents[0] if len(documents) == 1 else documents)
     else:
         console.show(*(as_markdown(t) if markdown and isinstance(t, Table) else t for t in tables))
@@ -167,8 +168,8 @@ def _print(benches: Sequence[Bench], show: Show, markdown: bool, pages: Pages) -
         from weightsurgery.report.sections import record_section, table_section
 
         drawn = bench_sections(benches)
-        told = [table_section(each) for each in tables if isinstance(each, Table)]
-        sections = [*drawn, *told, record_section(show.command)]
+        shown = [table_section(table) for table in tables if isinstance(table, Table)]
+        sections = [*drawn, *shown, record_section(show.command)]
         replace(pages, figure=None).write("Forgetting against harm", sections, show)
     if pages.figure is not None:
         draw_frontier(benches, pages.figure, families())

@@ -29,7 +29,7 @@ class Comparison:
     """What is compared, and where the difference goes."""
 
     base: Base
-    finetuned: Annotated[str, typer.Argument(metavar="FINETUNED", help="What came of it.")]
+    finetuned: Annotated[str, typer.Argument(metavar="FINETUNED", help="The checkpoint after.")]
     which: Which
     truncate: Truncate
     fit: Fit

@@ -1,4 +1,4 @@
-"""The command that shows what models say: try."""
+"""The command that shows how models complete prompts: try."""
 
 from __future__ import annotations
 
@@ -57,40 +57,42 @@ def try_(
     from weightsurgery.learning.models import load_tokenizer
     from weightsurgery.report.completions import completion_tables
 
-    asked = [Example(text, "") for text in prompt or ()]
+    examples = [Example(text, "") for text in prompt or ()]
     if data:
         tokenizer = load_tokenizer(ckpt)
         for name in data:
-            asked += read_examples(name, tokenizer)[:most]
-    if not asked:
+            examples += read_examples(name, tokenizer)[:most]
+    if not examples:
         raise DataError(
             "no prompt to go on with", 'Give --prompt "The capital of France is", or --data FILE.'
         )
     names = [ckpt] if against is None else [against, ckpt]
     with console.progress(show, unit="prompts") as progress:
-        found = complete(
+        completions = complete(
             names,
-            asked,
+            examples,
             chat=chat,
             length=tokens,
             batch_size=batch_size,
             device=device,
             progress=progress,
         )
-    said = [
+    prompts = [
         {
-            "prompt": each.prompt,
-            "completion": each.completion or None,
+            "prompt": example.prompt,
+            "completion": example.completion or None,
             "said": {
-                name: {"text": one.text, "ended": one.ended}
-                for name, one in zip(names, own, strict=True)
+                name: {"text": completion.text, "ended": completion.ended}
+                for name, completion in zip(names, row, strict=True)
             },
         }
-        for each, own in zip(asked, found, strict=True)
+        for example, row in zip(examples, completions, strict=True)
     ]
     document = {"checkpoint": ckpt, "against": against, "chat": chat, "tokens": tokens,
-                "prompts": said}  # fmt: skip
-    console.result(show, lambda: document, lambda: completion_tables(said, ckpt, against, tokens))
+                "prompts": prompts}  # fmt: skip
+    console.result(
+        show, lambda: document, lambda: completion_tables(prompts, ckpt, against, tokens)
+    )
     if pages:
         from weightsurgery.report.sections import record_section, try_sections
 

@@ -99,8 +99,8 @@ def show(*items: str | Table) -> None:
 def _show_table(table: Table) -> None:
     table = dataclasses.replace(
         table,
-        columns=tuple(visible(each, lines=True) for each in table.columns),
-        rows=[tuple(visible(each, lines=True) for each in row) for row in table.rows],
+        columns=tuple(visible(cell, lines=True) for cell in table.columns),
+        rows=[tuple(visible(cell, lines=True) for cell in row) for row in table.rows],
     )
     _out.print(Text(visible(table.title, lines=True), "bold"))
     # Figures stay whole, names fold, and so do headings where that helps. Where even that is too
@@ -167,28 +167,28 @@ def result(
         show(*items())
 
 
-class _Heard(logging.Handler):
-    """What the library tells of its inputs, each sentence once."""
+class _LogHandler(logging.Handler):
+    """Prints what the library logs, each sentence once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if text not in self._said and os.environ.get("RANK", "0") == "0":
-            self._said.add(text)
+        if text not in self._printed and os.environ.get("RANK", "0") == "0":
+            self._printed.add(text)
             _err.print(Text(_laid_out(text), "dim"))
 
 
 def listen() -> None:
     """From here on, say what the library logs as information, unless :class:`Show` is quiet."""
-    global _said_interrupted
-    _said_interrupted = False
+    global _interruption_printed
+    _interruption_printed = False
     log = logging.getLogger("weightsurgery")
-    for old in [each for each in log.handlers if isinstance(each, _Heard)]:
+    for old in [handler for handler in log.handlers if isinstance(handler, _LogHandler)]:
         log.removeHandler(old)
-    log.addHandler(_Heard())
+    log.addHandler(_LogHandler())
     log.setLevel(logging.INFO)
 
 
@@ -206,9 +206,9 @@ def notices(texts: Iterable[str], options: Show) -> None:
 
 def error(what: str, remedy: str) -> None:
     """Print an error: what and where; what to do."""
-    said = Text(_laid_out(f"error: {what}"))
-    said.stylize("bold red", 0, len("error:"))
-    _err.print(said)
+    line = Text(_laid_out(f"error: {what}"))
+    line.stylize("bold red", 0, len("error:"))
+    _err.print(line)
     if remedy:
         _err.print(_laid_out(remedy), markup=False)
 
@@ -226,7 +226,7 @@ def _laid_out(text: str) -> str:
     return "\n".join([*lines, f"  {command}"] if command else lines)
 
 
-_said_interrupted = False
+_interruption_printed = False
 
 
 def say_interrupted(text: str = "Interrupted.", quiet: bool = False) -> None:
@@ -236,10 +236,10 @@ def say_interrupted(text: str = "Interrupted.", quiet: bool = False) -> None:
         text: What to say.
         quiet: Say nothing, now or later.
     """
-    global _said_interrupted
-    if not (_said_interrupted or quiet):
+    global _interruption_printed
+    if not (_interruption_printed or quiet):
         _err.print(Text(_laid_out(text), "dim"))
-    _said_interrupted = True
+    _interruption_printed = True
 
 
 _SETTLED = 0.5  # seconds: threads that end together would make a rate of their first instant
@@ -299,11 +299,11 @@ class _Log:
 
     def __init__(self, unit: str) -> None:
         self._lines = Lines(unit, time.monotonic())
-        self._lock = threading.Lock()  # edits tell of their progress from several threads
+        self._lock = threading.Lock()  # edits report progress from many threads
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         with self._lock:
-            for line in self._lines.told(stage, done, total, time.monotonic()):
+            for line in self._lines.report(stage, done, total, time.monotonic()):
                 self._print(line)
 
     def rest(self) -> None:

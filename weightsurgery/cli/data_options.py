@@ -1,4 +1,4 @@
-"""Options that say how a change is found where what to forget or learn is a data set."""
+"""Options of ``ws project`` and ``ws learn`` where what to forget or learn is a data set."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ class FromData:
         ),
     ] = None
     round_scale: Annotated[
-        float | None, _option(metavar="λ", help="Of each round's vector, for negate. Default: 32.")
+        float | None,
+        _option(metavar="λ", help="Scale of each round's vector, for negate. Default: 32."),
     ] = None
     wordings: Annotated[
         int | None,
@@ -145,7 +146,7 @@ class FromData:
         str | None,
         _option(
             metavar="DIR",
-            help="Where the vector that was found is saved. Default: OUT.vector.",
+            help="Where the vector is saved. Default: OUT.vector.",
             callback=written_path,
         ),
     ] = None
@@ -234,16 +235,16 @@ class FromData:
 
     def _given(self, kind: type) -> dict[str, Any]:
         """The options that were given and are fields of some settings, by name."""
-        names = {each.name for each in fields(kind)} & {each.name for each in fields(self)}
-        found = {name: getattr(self, name) for name in sorted(names)}
-        return {name: value for name, value in found.items() if value is not None}
+        names = {field.name for field in fields(kind)} & {field.name for field in fields(self)}
+        values = {name: getattr(self, name) for name in sorted(names)}
+        return {name: value for name, value in values.items() if value is not None}
 
     def _check(self, objective: str, allowed: Sequence[str]) -> None:
         """Refuse options of other objectives."""
         from weightsurgery.errors import EditError
 
         for name in self._foreign(objective):
-            others = [each for each in allowed if name in _KNOWN[each]]
+            others = [other for other in allowed if name in _KNOWN[other]]
             more = f", or pass --objective {' or '.join(others)}" if others else ""
             raise EditError(
                 f"{option_of(FromData, name)} with objective {objective}, which has none",
@@ -269,12 +270,12 @@ class FromData:
         """
         from weightsurgery.errors import EditError
 
-        for each in fields(self):
-            if getattr(self, each.name) in (None, [], False) or (
-                each.name == "prompts" and keeps_data
+        for field in fields(self):
+            if getattr(self, field.name) in (None, [], False) or (
+                field.name == "prompts" and keeps_data
             ):
                 continue
             raise EditError(
-                f"{option_of(FromData, each.name)} with a vector: it says how to train on data",
+                f"{option_of(FromData, field.name)} with a vector: it says how to train on data",
                 "Leave it out, or give a data set instead of the vector.",
             )

@@ -51,9 +51,11 @@ def demo(
     device: Device = "auto",
     toy: Annotated[
         bool,
-        typer.Option(help="Instead: a tour of the edits on a small world made and trained here."),
+        typer.Option(
+            help="Instead: a walkthrough of the edits on a small world made and trained here."
+        ),
     ] = False,
-    seed: Annotated[int, _option(help="Of the toy's world and everything in it.")] = 0,
+    seed: Annotated[int, _option(help="Seed of the toy's world and everything in it.")] = 0,
     variant: Variant = "default",
     world_only: Annotated[bool, _option(help="Stop when the toy's world is made.")] = False,
 ) -> None:

@@ -31,7 +31,7 @@ def doctor(
     from weightsurgery.procedures.doctor import diagnose
     from weightsurgery.report.doctor import doctor_tables
 
-    found = diagnose(ckpt)
-    console.result(show, found.document, lambda: doctor_tables(found))
-    if not found.ready:
+    diagnosis = diagnose(ckpt)
+    console.result(show, diagnosis.document, lambda: doctor_tables(diagnosis))
+    if not diagnosis.ready:
         raise typer.Exit(1)

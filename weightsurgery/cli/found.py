@@ -1,4 +1,4 @@
-"""An edit whose vector is found on data first: run, and what is said of it."""
+"""An edit by a vector that is trained on data first: run, and its report."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INTERRUPTED = (
 def find_and_edit(
     base: str,
     sources: Sources,
-    how: Search | MethodSettings,
+    method: Search | MethodSettings,
     again: str,
     tables: Callable[[EditRecord], Sequence[str | Table]],
     store: Store,
@@ -39,14 +39,14 @@ def find_and_edit(
     pages: Pages,
     **settings: Any,
 ) -> None:
-    """Find a vector on data and apply it; or say what that would take.
+    """Train a vector on data and apply it; or print the plan.
 
     Args:
         base: The checkpoint, as it was named.
         sources: The data.
-        how: How the vector is found.
-        again: The command that applies the vector: negate or add.
-        tables: Makes of the vector's record what is to be said of the training.
+        method: Finds the vector.
+        again: The command that applies the saved vector: negate or add.
+        tables: Makes tables about the training from the vector's record.
         store: How the result is stored.
         work: Who does the work.
         show: How to print.
@@ -63,7 +63,7 @@ def find_and_edit(
         if is_main():
             remarked(opened, show)
         if store.dry_run:
-            planned = plan(opened, sources, store.out, how, **settings)
+            planned = plan(opened, sources, store.out, method, **settings)
             if is_main():
                 console.result(show, planned.summary, lambda: data_plan_lines(planned, store.out))
             return
@@ -72,7 +72,7 @@ def find_and_edit(
                 opened,
                 sources,
                 store.out,
-                how,
+                method,
                 command=show.command,
                 progress=progress,
                 **settings,

@@ -31,11 +31,11 @@ def among(*names: str) -> Callable[[str], list[str]]:
     """
 
     def complete(incomplete: str) -> list[str]:
-        found: list[str] = []
-        for each in names:
-            module, colon, name = each.partition(":")
-            found += getattr(import_module(f"weightsurgery.{module}"), name) if colon else [each]
-        return [each for each in found if each.startswith(incomplete)]
+        values: list[str] = []
+        for word in names:
+            module, colon, name = word.partition(":")
+            values += getattr(import_module(f"weightsurgery.{module}"), name) if colon else [word]
+        return [value for value in values if value.startswith(incomplete)]
 
     return complete
 
@@ -61,22 +61,22 @@ class _Helped:
 
     def get_params(self, ctx: Any) -> list[Any]:
         """All parameters, ``--help`` and ``--help-all`` last."""
-        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        own = sorted(found[:-1], key=lambda each: (not each.required, each.name in _LAST))
-        found = [*own, found[-1]]
-        for each in found:
-            _name_the_value(each, ctx)
-        more = copy(found[-1])  # as --help is, whatever the library makes of that
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        others = sorted(params[:-1], key=lambda param: (not param.required, param.name in _LAST))
+        params = [*others, params[-1]]
+        for param in params:
+            _name_the_value(param, ctx)
+        more = copy(params[-1])  # as --help is, whatever the library makes of that
         more.name, more.opts, more.callback = "help_all", [_ALL], _show_all
-        more.help, found[-1].help = "Show all options and exit.", "Show this and exit."
-        return [*found, more]
+        more.help, params[-1].help = "Show all options and exit.", "Show this and exit."
+        return [*params, more]
 
     def _rare(self, ctx: Any) -> list[Any]:
         """The options that the short help leaves out."""
         return [
-            each
-            for each in self.params
-            if getattr(each, "rich_help_panel", None) and not each.required
+            param
+            for param in self.params
+            if getattr(param, "rich_help_panel", None) and not param.required
         ]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -84,43 +84,43 @@ class _Helped:
         with nullcontext() if ctx.meta.get(_ALL) else self._shortened(ctx):
             super().format_help(ctx, formatter)  # type: ignore[misc]
 
-    def _told(self, ctx: Any, rare: list[Any]) -> str:
+    def _last_line(self, ctx: Any, rare: list[Any]) -> str:
         """The last line of the short help."""
-        panels = dict.fromkeys(each.rich_help_panel for each in rare)
+        panels = dict.fromkeys(param.rich_help_panel for param in rare)
         return f"{len(rare)} more with '{ctx.command_path} {_ALL}': {', '.join(panels)}."
 
     @contextmanager
     def _shortened(self, ctx: Any) -> Iterator[None]:
         """Rare options hidden, of the others the first sentence."""
-        rare = [each for each in self._rare(ctx) if not each.hidden]
-        others = [each for each in self.params if each not in rare and each.help]
-        epilog, helps = self.epilog, [each.help for each in others]
+        rare = [param for param in self._rare(ctx) if not param.hidden]
+        others = [param for param in self.params if param not in rare and param.help]
+        epilog, helps = self.epilog, [param.help for param in others]
         if rare:
-            self.epilog = self._told(ctx, rare)
-        for each in rare:
-            each.hidden = True
-        for each in others:
-            each.help = each.help.split(". ")[0].rstrip(".") + "."
+            self.epilog = self._last_line(ctx, rare)
+        for param in rare:
+            param.hidden = True
+        for param in others:
+            param.help = param.help.split(". ")[0].rstrip(".") + "."
         try:
             yield
         finally:
             self.epilog = epilog
-            for each in rare:
-                each.hidden = False
-            for each, text in zip(others, helps, strict=True):
-                each.help = text
+            for param in rare:
+                param.hidden = False
+            for param, text in zip(others, helps, strict=True):
+                param.help = text
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse, and ask of a mistyped option whether another one was meant."""
         try:
-            found: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+            rest: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
         except typer.TyperException as error:
             near = list(getattr(error, "possibilities", None) or ())
             if near:
                 error.message = f"{error.message}. Did you mean {near[0]}?"
                 error.possibilities = None  # type: ignore[attr-defined]
             raise
-        return found
+        return rest
 
 
 class Command(_Helped, TyperCommand):
@@ -129,10 +129,10 @@ class Command(_Helped, TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What cannot be left out, as it is typed, before what can."""
         options, *words = super().collect_usage_pieces(ctx)
-        words = [re.sub(r"^{(.*)}(\.*)$", r"\1\2", each) for each in words if each]
-        for each in self.params:
-            if each.required and each.param_type_name == "option":
-                words += [each.opts[0], each.metavar]
+        words = [re.sub(r"^{(.*)}(\.*)$", r"\1\2", word) for word in words if word]
+        for param in self.params:
+            if param.required and param.param_type_name == "option":
+                words += [param.opts[0], param.metavar]
         return [*words, options]
 
 
@@ -143,10 +143,10 @@ class Group(_Helped, TyperGroup):
         """Its own options: the commands come first."""
         return [*self.params, self.get_help_option(ctx)]
 
-    def _told(self, ctx: Any, rare: list[Any]) -> str:
+    def _last_line(self, ctx: Any, rare: list[Any]) -> str:
         path = ctx.command_path
-        own = [each.opts[0] for each in rare if "--help" not in each.opts]
-        also = f" Also {', '.join(own[:2])}." if own else ""  # to show completions few ask
+        names = [param.opts[0] for param in rare if "--help" not in param.opts]
+        also = f" Also {', '.join(names[:2])}." if names else ""  # to show completions few ask
         return f"'{path} COMMAND --help' explains a command.{also}"
 
 
@@ -168,5 +168,5 @@ def _reflowed(text: str | None) -> str | None:
     if text is None:
         return None
     return "\n\n".join(
-        each if "Example:" in each else " ".join(each.split("\n")) for each in text.split("\n\n")
+        part if "Example:" in part else " ".join(part.split("\n")) for part in text.split("\n\n")
     )

@@ -28,8 +28,8 @@ _option, _other_option = panel("Which weights at a time"), panel("Other data")
 
 
 @dataclass(frozen=True)
-class How:
-    """Which weights at a time."""
+class Mode:
+    """Which weights are trained at a time."""
 
     mode: Annotated[
         str,
@@ -45,7 +45,7 @@ class How:
         str,
         _option(
             autocompletion=among("learning.method:ORDERS"),
-            help="Of the layers: ascending or descending.",
+            help="Order of the layers: ascending or descending.",
         ),
     ] = "ascending"
     lora_rank: Annotated[
@@ -77,7 +77,7 @@ class How:
 
 @dataclass(frozen=True)
 class Further:
-    """What identification alone is told of its training."""
+    """Options of training that ``ws identify`` alone has."""
 
     seed: Annotated[int, training_option(help="Seed of order, dropout and first weights.")] = 0
     dtype: Annotated[
@@ -103,15 +103,15 @@ class Further:
         """
         from weightsurgery.errors import EditError
 
-        found = {"seed": self.seed, "extra": dict(_pair(text) for text in self.trainer_arg or ())}
+        given = {"seed": self.seed, "extra": dict(_pair(text) for text in self.trainer_arg or ())}
         if self.dtype is None:
-            return found
+            return given
         if precision not in (None, self.dtype):
             raise EditError(
                 f"--precision {precision} and, by its former name, --dtype {self.dtype}",
                 "Give --precision alone.",
             )
-        return {**found, "precision": self.dtype}
+        return {**given, "precision": self.dtype}
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -131,7 +131,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class Hold:
-    """Other data."""
+    """Data beside what is to be learned."""
 
     keep: Annotated[
         list[str] | None,
@@ -172,7 +172,7 @@ def identify(
         ),
     ],
     which: Which,
-    how: How,
+    mode: Mode,
     optimise: Optimise,
     further: Further,
     hold: Hold,
@@ -197,23 +197,23 @@ def identify(
     from weightsurgery.learning.settings import Training
 
     given = {**further.given(optimise.precision), **optimise.given()}
-    if how.mode == "activations":
-        alone = How("activations", max_memory=how.max_memory, device_map=how.device_map)
-        nothing, usual = (alone, Hold()), Training()
+    if mode.mode == "activations":
+        alone = Mode("activations", max_memory=mode.max_memory, device_map=mode.device_map)
+        defaults, default_training = (alone, Hold()), Training()
         # Recipes write defaults out, too.
-        trains = any(value != getattr(usual, name) for name, value in given.items())
-        if dry_run or trains or (how, hold) != nothing:
+        trains = any(value != getattr(default_training, name) for name, value in given.items())
+        if dry_run or trains or (mode, hold) != defaults:
             raise EditError(
                 "mode activations trains nothing, and takes no option of training, nor --dry-run",
                 "Leave out all but --max-memory, --device, --device-map and what chooses tensors.",
             )
-        where = device, how.device_map
-        gather_statistics(ckpt, data, out, which, show, *where, how.max_memory, overwrite)
+        where = device, mode.device_map
+        gather_statistics(ckpt, data, out, which, show, *where, mode.max_memory, overwrite)
         return
-    for option, value in (("max-memory", how.max_memory), ("device-map", how.device_map)):
+    for option, value in (("max-memory", mode.max_memory), ("device-map", mode.device_map)):
         if value is not None:
-            raise EditError(f"--{option} with mode {how.mode}", "Use it with --mode activations.")
-    adapter = () if how.lora_rank is None else ("peft",)
+            raise EditError(f"--{option} with mode {mode.mode}", "Use it with --mode activations.")
+    adapter = () if mode.lora_rank is None else ("peft",)
     need("identify trains the model", "transformers", "accelerate", *adapter, extra="demo")
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
@@ -223,7 +223,7 @@ def identify(
 
     what: dict[str, Any] = {
         "training": Training(**given, patience=hold.patience),
-        "method": how.method(hold.keep_weight),
+        "method": mode.method(hold.keep_weight),
         "selection": which.selection("all-linear"),
         "keep": hold.keep or (),
         "validation": hold.validation,

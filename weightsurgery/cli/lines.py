@@ -1,4 +1,4 @@
-"""Progress as plain lines, and when to say one: no clock and no stream of its own."""
+"""Progress as plain lines, and when to print one; without a clock and a stream."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ EVERY = 30.0
 
 @dataclass
 class _Stage:
-    """What goes on.
+    """A stage of the work.
 
     Attributes:
-        text: What to call it, as last told.
+        text: What to call it, as last reported.
         begun: Seconds at which the stage before it was last heard of.
         first: Seconds of its first report, and how much was done by then: a run that goes on after
             a kill begins in the middle.
         done: How much is done.
         total: How much there is.
-        spoken: Whether a line told of it.
+        printed: Whether a line about it was printed.
     """
 
     text: str
@@ -34,10 +34,10 @@ class _Stage:
     first: tuple[float, int]
     done: int
     total: int
-    spoken: bool = False
+    printed: bool = False
 
     def goes_on(self, text: str, done: int) -> bool:
-        """Whether a report is of this stage. Its text may tell of its loss, so may change."""
+        """Whether a report is of this stage. Its text may hold the loss, so may change."""
         return done >= self.done and (text == self.text or self.done < self.total)
 
     def rate(self, now: float) -> float | None:
@@ -50,7 +50,7 @@ class Lines:
     """Turns reports of progress into few lines.
 
     The first comes when the work has lasted ten seconds, then at most one every thirty. A stage
-    that was spoken of also says that it has ended: half an hour later the log shows what took it.
+    that was printed also says that it has ended: half an hour later the log shows what took it.
     """
 
     def __init__(self, unit: str, now: float) -> None:
@@ -65,7 +65,7 @@ class Lines:
         self._now, self._next = now, now + FIRST
         self._stage: _Stage | None = None
 
-    def told(self, text: str, done: int, total: int, now: float) -> list[str]:
+    def report(self, text: str, done: int, total: int, now: float) -> list[str]:
         """Takes a report, and says what to print.
 
         Args:
@@ -80,23 +80,23 @@ class Lines:
             self._stage = _Stage(text, self._now, (now, done), done, total)
         stage = self._stage
         stage.text, stage.done, stage.total, self._now = text, done, total, now
-        if stage.spoken and done >= total:
+        if stage.printed and done >= total:
             lines += self.ended(now)
         elif now >= self._next and done < total:
             lines.append(self._line(stage, now))
-            stage.spoken, self._next = True, now + EVERY
+            stage.printed, self._next = True, now + EVERY
         return lines
 
     def ended(self, now: float) -> list[str]:
-        """Ends the stage: a line if it was spoken of.
+        """Ends the stage: a line if it was printed.
 
         Args:
             now: Seconds.
         """
         stage = self._stage
-        if stage is None or not stage.spoken:
+        if stage is None or not stage.printed:
             return []
-        stage.spoken = False
+        stage.printed = False
         return [f"{self._counted(stage)} after {_lasting(now - stage.begun)}"]
 
     def _line(self, stage: _Stage, now: float) -> str:
@@ -111,7 +111,7 @@ class Lines:
         done, total = stage.done, stage.total
         counted = f"{size(done)} of {size(total)}" if self._bytes else f"{done}/{total}"
         # A name may hold anything; a log is read by people and by programs that want lines.
-        text = "".join(each if each.isprintable() else "?" for each in stage.text)
+        text = "".join(letter if letter.isprintable() else "?" for letter in stage.text)
         return f"{text}: {counted}"
 
 

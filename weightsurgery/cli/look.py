@@ -35,9 +35,9 @@ def inspect(ckpt: Ckpt, show: Show) -> None:
     from weightsurgery.report.tables import inspection_tables
 
     with open_remote(ckpt) as checkpoint:
-        found = look(checkpoint)
+        inspection = look(checkpoint)
         entries = list(checkpoint.entries.values()) if show.verbose else None
-    console.result(show, lambda: asdict(found), lambda: inspection_tables(found, entries))
+    console.result(show, lambda: asdict(inspection), lambda: inspection_tables(inspection, entries))
 
 
 @options
@@ -162,7 +162,7 @@ def report(
     chosen = pages if pages else Pages(f"{out.rstrip('/')}.html")
     chosen.check()
     place = Path(out)
-    more = [Path(os.path.expanduser(each)) for each in with_ or ()]
+    more = [Path(os.path.expanduser(path)) for path in with_ or ()]
     with console.progress(show) as progress:
         title, sections = output_page(place, more, progress=progress)
     if show.json:

@@ -136,8 +136,8 @@ def _run() -> None:
         sys.stderr.close()
         sys.exit(1)
     except Exception as problem:
-        told = out_of_memory(problem, app, sys.argv[1:])
-        if told is None:
+        message = out_of_memory(problem, app, sys.argv[1:])
+        if message is None:
             raise
-        error(*told)
+        error(*message)
         sys.exit(1)

@@ -11,7 +11,7 @@ from weightsurgery.algebra.devices import ran_out
 
 __all__ = ["out_of_memory"]
 
-# What asks for less, by the option that says it, in the order in which it is worth trying.
+# What takes less memory, by its option, in the order in which it is worth trying.
 _LESS = (
     ("--batch", "a smaller --batch"),
     ("--batch-size", "a smaller --batch-size"),
@@ -52,10 +52,12 @@ def out_of_memory(
 
 def _figures(text: str) -> str:
     """How much was asked for, and how much there is, as far as the library says."""
-    asked = re.search(r"[Tt]ried to allocate ([\d.,]+ ?\w+)", text)
-    there = re.search(r"total capacity of ([\d.,]+ \w+) of which ([\d.,]+ \w+) is free", text)
-    found = f": {asked[1]} were asked for" if asked else ""
-    return f"{found}, {there[2]} of {there[1]} are free" if asked and there else found
+    request = re.search(r"[Tt]ried to allocate ([\d.,]+ ?\w+)", text)
+    capacity = re.search(r"total capacity of ([\d.,]+ \w+) of which ([\d.,]+ \w+) is free", text)
+    text = f": {request[1]} were asked for" if request else ""
+    if request and capacity:
+        text += f", {capacity[2]} of {capacity[1]} are free"
+    return text
 
 
 def _either(ways: Sequence[str]) -> str:
@@ -72,4 +74,4 @@ def _command(app: typer.Typer, words: Sequence[str]) -> tuple[str, Collection[st
             break
         names.append(word)
         command = below[word]
-    return " ".join(names), {option for each in command.params for option in each.opts}
+    return " ".join(names), {option for param in command.params for option in param.opts}

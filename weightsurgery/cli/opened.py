@@ -1,4 +1,4 @@
-"""BASE, opened as asked for: as it is stored, or as the numbers that its codes stand for."""
+"""BASE, opened as it is stored or dequantised, and remarks on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, declared once, in groups of what they are about."""
+"""Options that commands share, declared once, in groups of what they are about."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class Store:
         str,
         output_option(autocompletion=among("nearest", "stochastic"), help="nearest or stochastic."),
     ] = "nearest"
-    seed: Annotated[int, output_option(help="Of stochastic rounding and randomised SVD.")] = 0
+    seed: Annotated[int, output_option(help="Seed of stochastic rounding and randomised SVD.")] = 0
     overwrite: Overwrite = False
     allow_unrelated: Annotated[
         bool, fit_option(help="Edit although a vector does not derive from BASE.")
@@ -181,7 +181,7 @@ class Store:
     check: Annotated[
         bool,
         output_option(
-            help="Run BASE and the output, and compare what they say to ordinary language; edits"
+            help="Run BASE and the output, and compare their predictions on ordinary text; edits"
             " from data do so always."
         ),
     ] = False

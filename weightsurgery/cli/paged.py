@@ -62,7 +62,7 @@ class Pages:
         Args:
             out: Where it is.
             show: How to print.
-            guard: What the guard found, where the record does not hold it.
+            guard: The result of the guard, where the record does not hold it.
         """
         if not self:
             return

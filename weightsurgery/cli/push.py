@@ -31,7 +31,7 @@ def push(
         str,
         typer.Option(metavar="NAME", help="Made from main if it is missing; refs/pr/N goes on."),
     ] = "main",
-    message: Annotated[str, typer.Option(metavar="TEXT", help="Of the commit.")] = "",
+    message: Annotated[str, typer.Option(metavar="TEXT", help="Message of the commit.")] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace weights that ws did not write.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, and stop.")] = False,
     base_model: Annotated[
@@ -47,7 +47,7 @@ def push(
             metavar="FILE",
             help="What 'ws evaluate OUT ... --json' wrote, for the table of before and after;"
             " repeatable.",
-            callback=lambda paths: [written_path(each) for each in paths or ()],
+            callback=lambda paths: [written_path(path) for path in paths or ()],
         ),
     ] = None,
 ) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "writing"]
 
-# What is said of one run, not of the edit. A stranger's recipe must not say it: --overwrite
+# Options of one run, not of the edit. A stranger's recipe must not set them: --overwrite
 # replaces outputs, --html and --figure any file, --with-code brings programs.
 _OF_ONE_RUN = {
     "overwrite",
@@ -96,7 +96,7 @@ def run(
             overwrite
             or with_code
             or dry_run
-            or any(each is not None for each in (device, workers, cluster))
+            or any(value is not None for value in (device, workers, cluster))
         ):
             raise typer.BadParameter("--from runs nothing; of the edit it takes -o alone")
         _print_recipe(from_, out, show)
@@ -126,13 +126,13 @@ def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:
 
     command = recipe.command
     check_places(recipe, changed)
-    known = {each.name for each in command.fields}
+    known = {field.name for field in command.fields}
     for name in changed.keys() - known - {"quiet", "verbose"}:
         raise RecipeError(
             f"--{name.replace('_', '-')} with 'ws {command.name}', which takes none",
             "Leave it out.",
         )
-    values = {**recipe.values, **{name: each for name, each in changed.items() if name in known}}
+    values = {**recipe.values, **{name: value for name, value in changed.items() if name in known}}
     words = command.line(values)
     console.notices(differences(recipe.made_with, values.get("device")), show)
     with console.progress(show) as progress:
@@ -160,13 +160,13 @@ def _print_recipe(directory: str, out: str | None, show: Show) -> None:
     from weightsurgery.procedures.recipe.text import recipe_data, recipe_text
 
     record = read_record(Path(os.path.expanduser(directory)))
-    found = recipe_of(record, directory, writing(_group(show)), out)
+    recipe = recipe_of(record, directory, writing(_group(show)), out)
     console.result(
         show,
-        lambda: recipe_data(found),
-        lambda: [recipe_text(found, directory).rstrip("\n")],
+        lambda: recipe_data(recipe),
+        lambda: [recipe_text(recipe, directory).rstrip("\n")],
     )
-    console.notices((*found.notices, *differences(found.made_with)), show)
+    console.notices((*recipe.notices, *differences(recipe.made_with)), show)
 
 
 def _group(show: Show) -> Any:
@@ -183,16 +183,16 @@ def writing(group: Any) -> dict[str, RecipeCommand]:
     """
     from weightsurgery.procedures.recipe.command import RecipeCommand
 
-    found = {}
-    for name, each in group.commands.items():
-        if name == "run" or not any("--out" in option.opts for option in each.params):
+    commands = {}
+    for name, command in group.commands.items():
+        if name == "run" or not any("--out" in option.opts for option in command.params):
             continue
-        hints = get_type_hints(each.callback, include_extras=True)
+        hints = get_type_hints(command.callback, include_extras=True)
         fields = tuple(
-            _field(option, hints[option.name]) for option in each.params if option.name in hints
+            _field(option, hints[option.name]) for option in command.params if option.name in hints
         )
-        found[name] = RecipeCommand(name, fields, functools.partial(_given, each))
-    return found
+        commands[name] = RecipeCommand(name, fields, functools.partial(_given, command))
+    return commands
 
 
 def _field(option: Any, annotation: Any) -> Field:
@@ -200,23 +200,23 @@ def _field(option: Any, annotation: Any) -> Field:
     from weightsurgery.procedures.recipe.command import Field
 
     hint = get_args(annotation)[0]
-    many = option.nargs == -1 or getattr(option, "multiple", False)
-    kinds = [each for each in (hint, *get_args(hint)) if each in (str, int, float, bool)]
-    if many:  # list[X], or list[X] | None
-        (listed,) = (each for each in (hint, *get_args(hint)) if get_origin(each) is list)
+    multiple = option.nargs == -1 or getattr(option, "multiple", False)
+    kinds = [kind for kind in (hint, *get_args(hint)) if kind in (str, int, float, bool)]
+    if multiple:  # list[X], or list[X] | None
+        (listed,) = (kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list)
         kinds = list(get_args(listed))
     (kind,) = kinds
     return Field(
         option.name,
-        tuple(each[2:] for each in option.opts if each.startswith("--"))
+        tuple(name[2:] for name in option.opts if name.startswith("--"))
         or (option.name.rstrip("_").replace("_", "-"),),
         kind,
-        many,
+        multiple,
         option.required,
         option.default,
         option.param_type_name == "argument",
-        next((each[1:] for each in option.opts if each[:1] == "-" != each[1:2]), ""),
-        next((each[2:] for each in option.secondary_opts), ""),
+        next((name[1:] for name in option.opts if name[:1] == "-" != name[1:2]), ""),
+        next((name[2:] for name in option.secondary_opts), ""),
         option.name not in _OF_ONE_RUN,
         option.callback is not None and inspect.unwrap(option.callback) is written_path,
         getattr(option, "hidden", False),
@@ -236,9 +236,9 @@ def _given(command: Any, words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(error.format_message()) from None
     if rest:
         raise ValueError(f"nothing takes {rest[0]!r}")
-    for each in order:
-        if not each.expose_value:  # --help: ends a command, and is none of its settings
-            raise ValueError(f"no option {each.opts[-1]}")
-    order.sort(key=lambda each: each.param_type_name != "argument")
-    names = dict.fromkeys(each.name for each in order)
+    for param in order:
+        if not param.expose_value:  # --help: ends a command, and is none of its settings
+            raise ValueError(f"no option {param.opts[-1]}")
+    order.sort(key=lambda param: param.param_type_name != "argument")
+    names = dict.fromkeys(param.name for param in order)
     return {name: values[name] for name in names if values[name] not in (None, (), [])}

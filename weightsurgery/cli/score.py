@@ -75,7 +75,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Scoring:
-    """What is measured."""
+    """Which metrics are computed, and how."""
 
     metric: Annotated[
         list[str] | None,
@@ -98,7 +98,7 @@ class Scoring:
         """The metrics that every set is scored by; none where the yardstick alone is wanted."""
         from weightsurgery.learning.scores import DEFAULT
 
-        return [each for each in self.metric or DEFAULT if each != TOFU]
+        return [name for name in self.metric or DEFAULT if name != TOFU]
 
     def arguments(self) -> dict[str, Any]:
         """As arguments of the library's functions that score."""
@@ -113,7 +113,7 @@ class Scoring:
 
 @dataclass(frozen=True)
 class _Evaluated(Scoring):
-    """What is measured where the yardstick can be, too."""
+    """The same where the yardstick may be among them."""
 
     metric: Annotated[
         list[str] | None,
@@ -131,7 +131,7 @@ def evaluate(
     ckpt: Model,
     show: Show,
     pages: Pages,
-    how: _Evaluated,
+    scoring: _Evaluated,
     yardstick: Yardstick,
     forget: Forget = None,
     keep: Keep = None,
@@ -173,7 +173,7 @@ def evaluate(
     shots: Annotated[
         int | None, _option(metavar="S", help="Right examples in each context. Default: 4.")
     ] = None,
-    seed: Annotated[int, _option(help="Of the bootstrap intervals and of contexts.")] = 0,
+    seed: Annotated[int, _option(help="Seed of the bootstrap intervals and of contexts.")] = 0,
     batch_size: BatchSize = 32,
     *,
     place: Placement,
@@ -197,8 +197,8 @@ def evaluate(
     from weightsurgery.report.yardstick import yardstick_sections, yardstick_tables
 
     contexts = _contexts(in_context, shots, tasks)
-    unlearned = yardstick.asked(
-        how.metric, contexts is not None or (against is not None and not how.words)
+    unlearned = yardstick.wanted(
+        scoring.metric, contexts is not None or (against is not None and not scoring.words)
     )
     if place.device_map is not None and (tasks or unlearned):
         raise EditError(
@@ -208,15 +208,15 @@ def evaluate(
         )
     wanted = find_tasks(tasks, include_path) if tasks else None
     content = content_of(ckpt) if show.json or pages else None
-    found, figures, measured = None, None, None
-    if how.words and (forget or keep or wanted is None):
+    scores, results, tofu = None, None, None
+    if scoring.words and (forget or keep or wanted is None):
         with console.progress(show, unit="examples") as progress:
-            found = score(
+            scores = score(
                 ckpt,
                 forget or [],
                 keep or [],
                 against,
-                **{**how.arguments(), "metrics": how.words},
+                **{**scoring.arguments(), "metrics": scoring.words},
                 chance_of=chance,
                 contexts=contexts,
                 batch_size=batch_size,
@@ -225,34 +225,33 @@ def evaluate(
                 progress=progress,
             )
         if not show.json:
-            titles = {name: each.title for name, each in METRICS.items()}
-            console.show(*evaluation_tables(found, titles))
+            titles = {name: metric.title for name, metric in METRICS.items()}
+            console.show(*evaluation_tables(scores, titles))
     if unlearned:
-        measured = asdict(yardstick.score(ckpt, forget, keep, show, batch_size, place.device, seed))
+        tofu = asdict(yardstick.score(ckpt, forget, keep, show, batch_size, place.device, seed))
         if not show.json:
-            console.show(*yardstick_tables(measured))
+            console.show(*yardstick_tables(tofu))
     if wanted is not None:
         console.notice(f"lm-evaluation-harness runs {', '.join(wanted.names)}.", show)
-        figures = run_tasks(ckpt, wanted, against, batch_size=batch_size, device=place.device)
+        results = run_tasks(ckpt, wanted, against, batch_size=batch_size, device=place.device)
         if not show.json:
-            console.show(task_table(figures))
+            console.show(task_table(results))
     if not show.json and not pages:
         return
     document = {"checkpoint": ckpt, "against": against, "sets": [], "contexts": None} | (
-        asdict(found) if found is not None else {}
+        asdict(scores) if scores is not None else {}
     )
     if content != content_of(ckpt):  # not what was scored, or not all of it
         content = None
-    tasks_told = [asdict(each) for each in figures or ()]
-    document |= {"content": content, "tasks": tasks_told}
-    if measured is not None:
-        document["tofu"] = measured
+    document |= {"content": content, "tasks": [asdict(result) for result in results or ()]}
+    if tofu is not None:
+        document["tofu"] = tofu
     if show.json:
         console.document(document)
     if pages:
         from weightsurgery.report.sections import record_section, score_sections
 
-        more = [] if measured is None else yardstick_sections(measured)
+        more = [] if tofu is None else yardstick_sections(tofu)
         sections = [*score_sections(document), *more, record_section(show.command)]
         pages.write(f"Scores of {ckpt}", sections, show)
 

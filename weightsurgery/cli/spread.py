@@ -33,7 +33,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def spread(**values: Any) -> None:
-        drawn = any(values.get(each.name) for each in fields(Pages))
+        drawn = any(values.get(field.name) for field in fields(Pages))
         arguments = {name: _value(name, hints[name], values) for name in taken}
         with until_all_is_written() if drawn else nullcontext():
             command(**arguments)

@@ -43,13 +43,13 @@ def gather_statistics(
             command=show.command,
             progress=progress,
         )
-    found = record.summary
+    summary = record.summary
     if show.json:
         console.document({"out": out, **asdict(record)})
     else:
         console.show(
-            f"{out}: what {found['tensors']} tensors are given ({found['matrices']} distinct"
-            f" inputs) on {found['tokens']} tokens of {found['examples']} examples"
+            f"{out}: what {summary['tensors']} tensors are given ({summary['matrices']} distinct"
+            f" inputs) on {summary['tokens']} tokens of {summary['examples']} examples"
         )
     left = record.parameters["not_gathered"]
     if left:

@@ -108,7 +108,9 @@ def sweep(
             metavar="K|auto", help="Factors of each task to keep. Default: as for the task itself."
         ),
     ] = None,
-    seed: Annotated[int, subspace_option(help="Of randomised SVD and bootstrap intervals.")] = 0,
+    seed: Annotated[
+        int, subspace_option(help="Seed of randomised SVD and bootstrap intervals.")
+    ] = 0,
     allow_unrelated: Annotated[
         bool, fit_option(help="Go on although a vector does not derive from BASE.")
     ] = False,
@@ -138,21 +140,21 @@ def sweep(
     rule = rank_rule(keep_rank, None, "--keep-rank")
     refuse_running(fit, "ws sweep")
     with Checkpoint.open(base) as opened:
-        kept = open_keep(opened, keep, **fit.policies)
-        grid = _grid(scales, ranks, sides, epsilons, bool(kept.vectors), bool(kept.inputs))
+        to_keep = open_keep(opened, keep, **fit.policies)
+        grid = _grid(scales, ranks, sides, epsilons, bool(to_keep.vectors), bool(to_keep.inputs))
         edit = Project(
             open_vector(opened, forget, **fit.policies),
-            kept.vectors,
+            to_keep.vectors,
             keep_rank=rule,
             basis=basis,
             seed=seed,
-            keep_inputs=kept.inputs,
+            keep_inputs=to_keep.inputs,
         )
         remarked(opened, show)
         notes = (line for vector in edit.vectors().values() for line in vector.notes())
         console.notices(dict.fromkeys(notes), show)
         with console.progress(show, unit="cells") as progress:
-            found = choose(
+            result = choose(
                 edit,
                 opened,
                 DataSets(forget_data, keep_data, test_forget, test_keep or ()),
@@ -168,19 +170,19 @@ def sweep(
                 progress=progress,
             )
     command: list[str] = []
-    if found.chosen is not None:
+    if result.chosen is not None:
         given = {"--basis": basis, "--keep-rank": keep_rank, "--seed": seed or None}
-        command = _command(base, forget, keep, found.cells[found.chosen], given, which, fit, work)
+        command = _command(base, forget, keep, result.cells[result.chosen], given, which, fit, work)
         command += ["--allow-unrelated"] * allow_unrelated
-    document = {"base": base, **asdict(found), "command": command or None}
-    console.result(show, lambda: document, lambda: sweep_tables(found, every=show.verbose))
-    if pages:  # last: what was found is printed even where no file can be written
+    document = {"base": base, **asdict(result), "command": command or None}
+    console.result(show, lambda: document, lambda: sweep_tables(result, every=show.verbose))
+    if pages:  # last: the result is printed even where no file can be written
         from weightsurgery.report.sections import record_section
 
         sections = [*sweep_sections(document), record_section(show.command)]
         pages.write(f"Sweep on {base}", sections, show)
-    if found.chosen is None:
-        raise EditError(*failure(found))
+    if result.chosen is None:
+        raise EditError(*failure(result))
     if not show.json:
         console.show("", shlex.join(command))
 

@@ -1,4 +1,4 @@
-"""Options that say how to train, of every command that does: named as the library names them."""
+"""Options of training, named as the fields of the library's settings."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class Optimise:
 
         if self.steps is not None and self.epochs is not None:
             raise EditError("both --steps and --epochs", "Give one of them.")
-        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            name: value for name, value in found.items() if value is not None and value is not False
+            name: value
+            for name, value in values.items()
+            if value is not None and value is not False
         }

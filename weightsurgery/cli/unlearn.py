@@ -61,7 +61,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Tune:
-    """What the method is told; what is not is as it was published."""
+    """Settings of the method; those left out are as published."""
 
     set_: Annotated[
         list[str] | None,
@@ -82,16 +82,16 @@ class Tune:
         """The method's own, values as JSON where they are that, else as words."""
         from weightsurgery.errors import EditError
 
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for text in self.set_ or ():
             name, equals, value = text.partition("=")
             if not equals or not name:
                 raise EditError(f"--set {text}", "Write NAME=VALUE, as in beta=0.5.")
             try:
-                found[name] = json.loads(value)
+                settings[name] = json.loads(value)
             except ValueError:
-                found[name] = value
-        return found
+                settings[name] = value
+        return settings
 
 
 @options
@@ -118,7 +118,7 @@ def unlearn(
         float,
         output_option(
             metavar="λ",
-            help="Of the edit W − λT. The vector T is saved as it was found. For a method with a"
+            help="Scale of the edit W − λT. The vector T is saved without it. For a method with a"
             " setting of that name, this multiplies it.",
         ),
     ] = 1.0,
@@ -126,7 +126,7 @@ def unlearn(
         str | None,
         output_option(
             metavar="DIR",
-            help="Where the vector that was found is saved. Default: OUT.vector.",
+            help="Where the vector is saved. Default: OUT.vector.",
             callback=written_path,
         ),
     ] = None,

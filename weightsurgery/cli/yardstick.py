@@ -49,7 +49,7 @@ class Yardstick:
         ),
     ] = None
 
-    def asked(self, words: Sequence[str] | None, others: bool) -> bool:
+    def wanted(self, words: Sequence[str] | None, others: bool) -> bool:
         """Whether the yardstick is wanted.
 
         Args:
