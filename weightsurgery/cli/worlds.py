@@ -20,8 +20,9 @@ Variant = Annotated[
         autocompletion=among(*VARIANTS),
         metavar="NAME",
         help=f"Variant of the world: {', '.join(VARIANTS)}. With shared-names, names do not tell"
-        " the twins apart; paraphrased has each question in two wordings, and styled those about people"
-        " in a second style as well; narrow ones are smaller models, and small ones take seconds.",
+        " the twins apart; paraphrased has each question in two wordings, and styled those about"
+        " people in a second style as well; narrow ones are smaller models, and small ones take"
+        " seconds.",
     ),
 ]
 """The name of a variant of the world."""
