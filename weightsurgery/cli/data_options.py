@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import written_path
 from weightsurgery.cli.panels import panel
-from weightsurgery.cli.spread import option_of
+from weightsurgery.cli.spread import given, option_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,9 +235,8 @@ class FromData:
 
     def _given(self, kind: type) -> dict[str, Any]:
         """The options that were given and are fields of some settings, by name."""
-        names = {field.name for field in fields(kind)} & {field.name for field in fields(self)}
-        values = {name: getattr(self, name) for name in sorted(names)}
-        return {name: value for name, value in values.items() if value is not None}
+        values, names = given(self), sorted(field.name for field in fields(kind))
+        return {name: values[name] for name in names if name in values}
 
     def _check(self, objective: str, allowed: Sequence[str]) -> None:
         """Refuse options of other objectives."""
@@ -260,7 +259,7 @@ class FromData:
         """Options that were given, and that an objective does not have."""
         every = {name for names in _KNOWN.values() for name in names}
         foreign = sorted(every - set(_KNOWN[objective]))
-        return [name for name in foreign if getattr(self, name) not in (None, [])]
+        return [name for name in foreign if name in given(self)]
 
     def refuse_with_vectors(self, keeps_data: bool) -> None:
         """Refuse options that say how to train, where nothing is trained.

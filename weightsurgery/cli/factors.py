@@ -13,7 +13,7 @@ from weightsurgery.cli.panels import subspace_option
 if TYPE_CHECKING:
     from weightsurgery.algebra.lowrank import RankRule
 
-__all__ = ["Share", "Truncate", "rank_rule"]
+__all__ = ["KeepRank", "Share", "Truncate", "rank_rule"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,14 @@ class Truncate:
     def rule(self) -> RankRule | None:
         """As the library's rule; None if neither option is given."""
         return rank_rule(self.rank, self.energy, "--rank")
+
+
+KeepRank = Annotated[
+    str | None,
+    subspace_option(
+        metavar="K|auto", help="Factors of each task to keep. Default: as for the task itself."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -67,12 +75,7 @@ class Share:
             help="joint (the span of all keep tasks at once) or sum (one after another).",
         ),
     ] = "joint"
-    keep_rank: Annotated[
-        str | None,
-        subspace_option(
-            metavar="K|auto", help="Factors of each task to keep. Default: as for the task itself."
-        ),
-    ] = None
+    keep_rank: KeepRank = None
     epsilon: Annotated[
         float | None,
         subspace_option(

@@ -7,6 +7,7 @@ import inspect
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -15,7 +16,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.edit_options import Cluster
 from weightsurgery.cli.options import Show, written_path
 from weightsurgery.cli.panels import machine_option, output_option
-from weightsurgery.cli.spread import options
+from weightsurgery.cli.spread import given, options
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.recipe.command import Field, RecipeCommand
@@ -41,6 +42,32 @@ _OF_ONE_RUN = {
 }
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What a run does otherwise than the recipe says, by the names of the command's options."""
+
+    out: Annotated[
+        str | None,
+        output_option("--out", "-o", metavar="DIR", help="Write there, not where the recipe says."),
+    ] = None
+    overwrite: Annotated[bool, output_option(help="Replace an existing output of ws.")] = False
+    with_code: Annotated[
+        bool, output_option(help="Copy the base's Python files, too: as for the command itself.")
+    ] = False
+    dry_run: Annotated[
+        bool,
+        output_option(help="Check the recipe and what it reads, say what would be done, and stop."),
+    ] = False
+    device: Annotated[
+        str | None,
+        machine_option(
+            help="Where models run and matrices are decomposed, not where the recipe says."
+        ),
+    ] = None
+    workers: Annotated[int | None, machine_option(help="Threads.")] = None
+    cluster: Cluster = None
+
+
 @options
 def run(
     show: Show,
@@ -55,26 +82,8 @@ def run(
             help="Instead of running one, print the recipe of OUT, a directory written by ws.",
         ),
     ] = None,
-    out: Annotated[
-        str | None,
-        output_option("--out", "-o", metavar="DIR", help="Write there, not where the recipe says."),
-    ] = None,
-    overwrite: Annotated[bool, output_option(help="Replace an existing output of ws.")] = False,
-    with_code: Annotated[
-        bool, output_option(help="Copy the base's Python files, too: as for the command itself.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        output_option(help="Check the recipe and what it reads, say what would be done, and stop."),
-    ] = False,
-    device: Annotated[
-        str | None,
-        machine_option(
-            help="Where models run and matrices are decomposed, not where the recipe says."
-        ),
-    ] = None,
-    workers: Annotated[int | None, machine_option(help="Threads.")] = None,
-    cluster: Cluster = None,
+    *,
+    changes: Changes,
 ) -> None:
     """Make an output again from its recipe, or print the recipe.
 
@@ -92,27 +101,18 @@ def run(
     if (recipe is None) == (from_ is None):
         raise typer.BadParameter("give a RECIPE or --from OUT")
     if from_ is not None:
-        if (
-            overwrite
-            or with_code
-            or dry_run
-            or any(value is not None for value in (device, workers, cluster))
-        ):
+        if given(changes).keys() - {"out"}:
             raise typer.BadParameter("--from runs nothing; of the edit it takes -o alone")
-        _print_recipe(from_, out, show)
+        _print_recipe(from_, changes.out, show)
         return
     from weightsurgery.procedures.recipe.document import read_text
     from weightsurgery.procedures.recipe.recipe import read_recipe
 
     assert recipe is not None
     read = read_recipe(read_text(recipe), recipe, writing(_group(show)))
-    changed = {"out": out, "device": device, "workers": workers, "cluster": cluster}
-    flags = {
-        "overwrite": overwrite, "with_code": with_code, "dry_run": dry_run, "json": show.json,
-        "quiet": show.quiet, "verbose": show.verbose,
-    }  # fmt: skip
-    changed |= {name: True for name, given in flags.items() if given}
-    _run(read, {name: value for name, value in changed.items() if value is not None}, show)
+    printing = {"json": show.json, "quiet": show.quiet, "verbose": show.verbose}
+    changed = given(changes) | {name: True for name, wanted in printing.items() if wanted}
+    _run(read, changed, show)
 
 
 def _run(recipe: Recipe, changed: dict[str, Any], show: Show) -> None:

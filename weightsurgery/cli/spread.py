@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from weightsurgery.checkpoint.afterwards import until_all_is_written
 from weightsurgery.cli.paged import Pages
 
-__all__ = ["option_of", "options"]
+__all__ = ["given", "option_of", "options"]
 
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
@@ -27,9 +27,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = get_type_hints(command, include_extras=True)
     taken = inspect.signature(command).parameters
-    flat = [
-        option for name in taken for option in _flat(name, hints[name], taken[name].default)
-    ]  # fmt: skip
+    flat = [option for name in taken for option in _flat(name, hints[name], taken[name].default)]
 
     @functools.wraps(command)
     def spread(**values: Any) -> None:
@@ -48,8 +46,8 @@ def _flat(name: str, kind: Any, default: Any) -> Iterator[inspect.Parameter]:
     if _is_group(kind):
         hints = get_type_hints(kind, include_extras=True)
         for field in fields(kind):
-            given = inspect.Parameter.empty if field.default is MISSING else field.default
-            yield from _flat(field.name, hints[field.name], given)
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            yield from _flat(field.name, hints[field.name], default)
         return
     if get_args(kind)[:1] == (bool,) and not _names(kind.__metadata__[0]):
         switch = copy(kind.__metadata__[0])
@@ -70,6 +68,15 @@ def _value(name: str, kind: Any, values: Mapping[str, Any]) -> Any:
 
 def _is_group(kind: Any) -> bool:
     return isinstance(kind, type) and is_dataclass(kind)
+
+
+def given(group: Any) -> dict[str, Any]:
+    """The options of a group that were given, by name: set, listed or switched on."""
+    return {
+        name: value
+        for name, value in vars(group).items()
+        if value is not None and value is not False and value != []
+    }
 
 
 def option_of(group: type, name: str) -> str:

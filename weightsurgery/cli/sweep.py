@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.edit_options import Base
-from weightsurgery.cli.factors import rank_rule
+from weightsurgery.cli.factors import KeepRank, rank_rule
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.opened import refuse_running, remarked
 from weightsurgery.cli.options import Fit, Show, Which, Work
@@ -35,6 +35,43 @@ _SHARES = (
     "begins_with", "contains", "exact_match", "token_accuracy", "probability",
     "probability_per_token", "rouge_l_recall", "rouge_l_f", "ma", "el", "es",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The settings that are tried, each with each."""
+
+    scales: Annotated[str, _grid_option(metavar="λ,λ,...", help="Scales.")] = "0.5,1,2,4,8"
+    ranks: Annotated[str, _grid_option(metavar="K,K,...", help="Numbers of factors.")] = "16,64"
+    sides: Annotated[
+        str | None,
+        _grid_option(
+            metavar="SIDE,...",
+            help="Out of right, left, both, shared, frobenius and soft. Default: right,both.",
+        ),
+    ] = None
+    epsilons: Annotated[
+        str | None,
+        _grid_option(
+            metavar="ε,ε,...",
+            help="Ridges of the activation statistics, or of side soft. Default, with such:"
+            " 1e-2,1e-1,1.",
+        ),
+    ] = None
+
+    def grid(self, vectors: bool, statistics: bool) -> Grid:
+        """As the library's grid, by whether vectors and whether statistics are to be kept."""
+        from weightsurgery.procedures.grid import Grid
+
+        sides = _values(self.sides or ("right,both" if vectors else "right"), "--sides", str)
+        return Grid(
+            _values(self.scales, "--scales", float),
+            _values(self.ranks, "--ranks", int),
+            sides,
+            _values(self.epsilons, "--epsilons", float)
+            if self.epsilons is not None
+            else (1e-2, 1e-1, 1.0) * (statistics or "soft" in sides),
+        )
 
 
 @options
@@ -70,23 +107,8 @@ def sweep(
     test_keep: Annotated[
         list[str] | None, _data_option(metavar="DATA", help="Likewise; repeatable.")
     ] = None,
-    scales: Annotated[str, _grid_option(metavar="λ,λ,...", help="Scales.")] = "0.5,1,2,4,8",
-    ranks: Annotated[str, _grid_option(metavar="K,K,...", help="Numbers of factors.")] = "16,64",
-    sides: Annotated[
-        str | None,
-        _grid_option(
-            metavar="SIDE,...",
-            help="Out of right, left, both, shared, frobenius and soft. Default: right,both.",
-        ),
-    ] = None,
-    epsilons: Annotated[
-        str | None,
-        _grid_option(
-            metavar="ε,ε,...",
-            help="Ridges of the activation statistics, or of side soft. Default, with such:"
-            " 1e-2,1e-1,1.",
-        ),
-    ] = None,
+    *,
+    cells: Cells,
     threshold: Annotated[
         float, _grid_option(help="Share of the base's score that every keep set must keep.")
     ] = 0.975,
@@ -102,12 +124,7 @@ def sweep(
         bool, _data_option(help="An exact match need not stop after the completion.")
     ] = False,
     basis: Annotated[str, subspace_option(help="joint or sum; see 'ws project'.")] = "joint",
-    keep_rank: Annotated[
-        str | None,
-        subspace_option(
-            metavar="K|auto", help="Factors of each task to keep. Default: as for the task itself."
-        ),
-    ] = None,
+    keep_rank: KeepRank = None,
     seed: Annotated[
         int, subspace_option(help="Seed of randomised SVD and bootstrap intervals.")
     ] = 0,
@@ -141,7 +158,7 @@ def sweep(
     refuse_running(fit, "ws sweep")
     with Checkpoint.open(base) as opened:
         to_keep = open_keep(opened, keep, **fit.policies)
-        grid = _grid(scales, ranks, sides, epsilons, bool(to_keep.vectors), bool(to_keep.inputs))
+        grid = cells.grid(bool(to_keep.vectors), bool(to_keep.inputs))
         edit = Project(
             open_vector(opened, forget, **fit.policies),
             to_keep.vectors,
@@ -185,27 +202,6 @@ def sweep(
         raise EditError(*failure(result))
     if not show.json:
         console.show("", shlex.join(command))
-
-
-def _grid(
-    scales: str,
-    ranks: str,
-    sides: str | None,
-    epsilons: str | None,
-    vectors: bool,
-    statistics: bool,
-) -> Grid:
-    from weightsurgery.procedures.grid import Grid
-
-    chosen = _values(sides or ("right,both" if vectors else "right"), "--sides", str)
-    return Grid(
-        _values(scales, "--scales", float),
-        _values(ranks, "--ranks", int),
-        chosen,
-        _values(epsilons, "--epsilons", float)
-        if epsilons is not None
-        else (1e-2, 1e-1, 1.0) * (statistics or "soft" in chosen),
-    )
 
 
 def _values(text: str, option: str, kind: Callable[[str], _Value]) -> tuple[_Value, ...]:

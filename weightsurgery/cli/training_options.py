@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.panels import training_option
+from weightsurgery.cli.spread import given
 
 __all__ = ["Optimise"]
 
@@ -74,9 +75,4 @@ class Optimise:
 
         if self.steps is not None and self.epochs is not None:
             raise EditError("both --steps and --epochs", "Give one of them.")
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: value
-            for name, value in values.items()
-            if value is not None and value is not False
-        }
+        return given(self)
