@@ -1,11 +1,14 @@
 """Options are fields: what the command line takes is what the library takes, under its names."""
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import Annotated
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from weightsurgery.cli.data_options import FromData
-from weightsurgery.cli.spread import option_of
+from weightsurgery.cli.spread import given, option_of, options
 from weightsurgery.cli.training_options import Optimise
 from weightsurgery.errors import EditError
 from weightsurgery.learning.forget import ByNeighbours
@@ -60,3 +63,33 @@ def test_options_from_data_reach_the_settings_that_have_them():
         "negate", rounds=12, steps=10
     )
     assert FromData().search(False, "neighbours", None, 0, None, None).neighbours == ByNeighbours()
+
+
+@dataclass(frozen=True)
+class Inner:
+    loud: Annotated[bool, typer.Option()] = False
+    count: Annotated[int | None, typer.Option("--times")] = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    name: Annotated[str, typer.Option()]
+
+
+def test_groups_in_groups_are_options_and_arrive_as_groups():
+    received, app, runner = [], typer.Typer(), CliRunner()
+
+    @app.command()
+    @options
+    def command(word: Annotated[str, typer.Argument()], outer: Outer) -> None:
+        received.append((word, outer))
+
+    plain = ["a", "--name", "b"]
+    assert runner.invoke(app, ["a"]).exit_code == 2
+    assert runner.invoke(app, plain).exit_code == 0
+    assert runner.invoke(app, [*plain, "--loud", "--times", "0"]).exit_code == 0
+    assert received == [("a", Outer(Inner(), "b")), ("a", Outer(Inner(True, 0), "b"))]
+    assert [given(outer.inner) for _, outer in received] == [{}, {"loud": True, "count": 0}]
+    # Typer's own way with a switch is another.
+    assert runner.invoke(app, [*plain, "--no-loud"]).exit_code == 2

@@ -148,7 +148,7 @@ def bench(
 
 
 def _print(benches: Sequence[Bench], show: Show, markdown: bool, pages: Pages) -> None:
-    """The tables, or the documents that they are made of; then the page and the picture."""
+    """Print the tables, or their documents; then write the page and the picture."""
     from weightsurgery.lab.bench import FORGETTING, LEARNING
     from weightsurgery.lab.bench.frontier import families
     from weightsurgery.lab.bench.picture import draw_frontier

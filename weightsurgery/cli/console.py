@@ -160,7 +160,7 @@ def result(
     data: Callable[[], Any],
     items: Callable[[], Iterable[str | Table]],
 ) -> None:
-    """Print what a command found: as the document of ``--json``, else as lines and tables."""
+    """Print the result of a command: as the document of ``--json``, else as lines and tables."""
     if options.json:
         document(data())
     else:
@@ -193,13 +193,13 @@ def listen() -> None:
 
 
 def notice(text: str, options: Show) -> None:
-    """Say something that is no data."""
+    """Print a notice, to stderr."""
     if not options.quiet:
         _err.print(Text(_laid_out(text), "dim"))
 
 
 def notices(texts: Iterable[str], options: Show) -> None:
-    """Say several things that are no data."""
+    """Print notices."""
     for text in texts:
         notice(text, options)
 
@@ -307,7 +307,7 @@ class _Log:
                 self._print(line)
 
     def rest(self) -> None:
-        """Say how far the last stage came, if it was spoken of."""
+        """Print how far the last stage came, if a line about it was printed."""
         with self._lock:
             for line in self._lines.ended(time.monotonic()):
                 self._print(line)

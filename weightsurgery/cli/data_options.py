@@ -37,7 +37,7 @@ _FORGETS, _LEARNS = ("neighbours", "strangers", "negate"), ("neighbours", "learn
 
 @dataclass(frozen=True)
 class FromData:
-    """How a change is found where what to forget or learn is a data set."""
+    """How a change is trained where what to forget or learn is a data set."""
 
     objective: Annotated[
         str | None,
@@ -186,7 +186,7 @@ class FromData:
             objective: See :meth:`chosen`.
             epsilon: Ridge of statistics.
             seed: Of every draw.
-            rank: Truncate what was found.
+            rank: Truncate the trained change.
             keep_rank: Factors of each vector to keep.
 
         Raises:
@@ -234,7 +234,7 @@ class FromData:
         return ByNeighbours(training, **{**self._given(ByNeighbours), **rank})
 
     def _given(self, kind: type) -> dict[str, Any]:
-        """The options that were given and are fields of some settings, by name."""
+        """The given options that are fields of a settings class, by name."""
         values, names = given(self), sorted(field.name for field in fields(kind))
         return {name: values[name] for name in names if name in values}
 

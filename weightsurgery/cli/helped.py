@@ -80,7 +80,7 @@ class _Helped:
         ]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """One screen, unless all was asked for."""
+        """One screen, unless ``--help-all`` was given."""
         with nullcontext() if ctx.meta.get(_ALL) else self._shortened(ctx):
             super().format_help(ctx, formatter)  # type: ignore[misc]
 

@@ -50,7 +50,7 @@ class Lines:
     """Turns reports of progress into few lines.
 
     The first comes when the work has lasted ten seconds, then at most one every thirty. A stage
-    that was printed also says that it has ended: half an hour later the log shows what took it.
+    that was printed gets a line at its end too: half an hour later the log shows what took it.
     """
 
     def __init__(self, unit: str, now: float) -> None:

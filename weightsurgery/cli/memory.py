@@ -51,7 +51,7 @@ def out_of_memory(
 
 
 def _figures(text: str) -> str:
-    """How much was asked for, and how much there is, as far as the library says."""
+    """How much was requested and how much is free, as far as the message says."""
     request = re.search(r"[Tt]ried to allocate ([\d.,]+ ?\w+)", text)
     capacity = re.search(r"total capacity of ([\d.,]+ \w+) of which ([\d.,]+ \w+) is free", text)
     text = f": {request[1]} were asked for" if request else ""

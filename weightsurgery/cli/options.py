@@ -42,7 +42,7 @@ def written_path(text: str | None) -> str | None:
 
 
 def written_line(out: str, kind: str) -> str:
-    """What is said of an output that was written, by the kind of its record."""
+    """The notice about a written output, by the kind of its record."""
     check = f"ws verify {shlex.quote(out)}"
     if kind == "adapter":
         return f"Wrote {out}; peft loads it beside the base; check it with:  {check}"
@@ -221,7 +221,7 @@ class Store:
         return AdapterStorage(self.dtype or "bfloat16", seed=self.seed)
 
     def truncated(self, truncate: Truncate) -> Storage | AdapterStorage:
-        """The same for an edit that has no rank of its own, cut down to one.
+        """The same for an edit without a rank, truncated to one.
 
         Raises:
             EditError: A rank for a checkpoint.

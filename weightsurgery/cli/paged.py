@@ -17,7 +17,7 @@ _option = panel("What is printed")
 
 @dataclass(frozen=True)
 class Pages:
-    """Where the page goes, and the pictures; true where either is asked for."""
+    """Where the page and the pictures go; true if either is wanted."""
 
     html: Annotated[
         str | None,
@@ -57,7 +57,7 @@ class Pages:
             check_picture(self.figure)
 
     def of_output(self, out: str, show: Show, guard: Mapping[str, Any] | None = None) -> None:
-        """Write what was asked for about an output, from its record.
+        """Write the page and the pictures about an output, from its record.
 
         Args:
             out: Where it is.
@@ -75,7 +75,7 @@ class Pages:
         self.write(*page, show)
 
     def write(self, title: str, sections: Sequence[Mapping[str, Any]], show: Show) -> None:
-        """Write what was asked for, and say so.
+        """Write the page and the pictures, and say so.
 
         Raises:
             OutputError: It cannot be written.

@@ -39,7 +39,7 @@ _SHARES = (
 
 @dataclass(frozen=True)
 class Cells:
-    """The settings that are tried, each with each."""
+    """The settings that are tried, in all combinations."""
 
     scales: Annotated[str, _grid_option(metavar="λ,λ,...", help="Scales.")] = "0.5,1,2,4,8"
     ranks: Annotated[str, _grid_option(metavar="K,K,...", help="Numbers of factors.")] = "16,64"

@@ -23,7 +23,7 @@ __all__ = ["unlearn"]
 
 
 def _list(context: typer.Context, wanted: bool) -> bool:
-    """With the list nothing else need be given: what follows is read, and not insisted on."""
+    """With the list nothing else is required."""
     if wanted:
         context.resilient_parsing = True
     return wanted
@@ -79,7 +79,7 @@ class Tune:
     ] = None
 
     def settings(self) -> dict[str, Any]:
-        """The method's own, values as JSON where they are that, else as words."""
+        """By name, values as JSON where they are that, else as text."""
         from weightsurgery.errors import EditError
 
         settings: dict[str, Any] = {}
