@@ -200,11 +200,11 @@ def _draw(
         _put(files[0], weight, at)
         for file, right in zip(files[1:], rights, strict=True):
             place = int(torch.randint(NOISE - rows * columns, (), generator=generator))
-            tuned = weight + noise[place : place + rows * columns].view(rows, columns)
+            finetuned = weight + noise[place : place + rows * columns].view(rows, columns)
             if matrix:
                 left = torch.randn(rows, RANK, generator=generator)
-                tuned.addmm_(left, right, alpha=5e-4)
-            _put(file, tuned, at)
+                finetuned.addmm_(left, right, alpha=5e-4)
+            _put(file, finetuned, at)
         at += 2 * rows * columns
 
 

@@ -29,7 +29,7 @@ def share(documents: Sequence[dict[str, Any]], takes: Callable[[str], bool]) -> 
     """Of the facts of all runs together, those still answered; not a number for none."""
     pairs = [pooled(document, takes) for document in documents]
     count = sum(count for _, count in pairs)
-    return sum(kept for kept, _ in pairs) / count if count else math.nan
+    return sum(known for known, _ in pairs) / count if count else math.nan
 
 
 def surely(documents: Sequence[dict[str, Any]], name: str) -> float:
@@ -38,7 +38,7 @@ def surely(documents: Sequence[dict[str, Any]], name: str) -> float:
         row["sure"] for document in documents for row in document["rows"] if row["name"] == name
     ]
     count = sum(count for count, _ in pairs)
-    return sum(count * kept for count, kept in pairs if count) / count if count else math.nan
+    return sum(count * known for count, known in pairs if count) / count if count else math.nan
 
 
 def wording(name: str) -> str:
