@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -382,6 +383,13 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
              for step in range(9, 15)]  # fmt: skip
     assert all(len({*turn}) == 4 and {*turn, *more} == facts
                for turn, more in itertools.pairwise(turns))  # fmt: skip
+    # Half of the time in the words of the request, at the first place: the later ones are more.
+    first = {row.number: row for row in reversed(material.taught)}
+    drawn = [row for n in range(9, 300) for row in trainer._to_forget(n, random.Random(f"{n}"))]
+    several = Counter(row.number for row in material.taught)
+    asked = [row is first[row.number] for row in drawn if several[row.number] > 2]
+    assert len(asked) > 150
+    assert 0.55 < sum(asked) / len(asked) < 0.9
     chosen = trainer._to_forget(3, random.Random(0))
     assert len(chosen) == 4
     assert {row.tokens for row in chosen[:2]} == left

@@ -44,6 +44,8 @@ from weightsurgery.progress import Progress
 
 _STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every place
 
+_AS_ASKED = 0.5  # how often a fact is read in the words of the request, rather than in any
+
 # Weight of a place where a look found more to do, relative to another one.
 _URGE = 4
 
@@ -181,7 +183,8 @@ class _ByNeighbours(StageTrainer):
     def _to_forget(self, step: int, rng: random.Random) -> list[Row]:
         """Half of those that the last look found not yet forgotten; the rest, fact after fact.
 
-        A fact that is not read for some steps comes back.
+        A fact that is not read for some steps comes back. Half of the time it is read in the
+        words of the request, at its first place.
         """
         taught, size = self.material.taught, self.settings.batch_size
         left = self._last_look(step).left
@@ -196,6 +199,8 @@ class _ByNeighbours(StageTrainer):
                 break
             candidates = facts[order[(step * max(1, size // 2) + turn) % len(order)]]
             others = [number for number in candidates if number not in chosen]
+            if candidates[0] in others and rng.random() < _AS_ASKED:
+                others = candidates[:1]
             chosen += rng.sample(others, min(1, len(others)))
         return [taught[number] for number in chosen]
 
