@@ -127,6 +127,9 @@ class Factored(MappedChange):
         u, s, vh = torch.linalg.svd(stack)
         return StackDelta(u[..., :2] * s[:, None, :2], vh[:, :2].mT)
 
+    def rows_at(self, name: str) -> bool | None:
+        return False if name in self.deltas else None
+
 
 def test_factors_of_a_stack_are_edited_as_what_they_multiply_to(tmp_path: Path) -> None:
     root = models(tmp_path, "stacked")

@@ -136,6 +136,7 @@ def check_added(root: Path, wrapped: Any) -> None:
     before, after = read_tensors(root / "base"), read_tensors(root / "out")
     adapted = {name for name in before if vector.at(name) is not None}
     assert adapted
+    assert adapted == {name for name in before if vector.rows_at(name) is not None}
     for name, tensor in after.items():
         if name in adapted:
             assert (before[name] - merged[name]).abs().max() > 0.05

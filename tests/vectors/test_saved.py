@@ -11,9 +11,15 @@ from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, verify
+from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import MismatchError, OutputError, VectorError, VerificationError
+from weightsurgery.surgery.apply import Storage
+from weightsurgery.surgery.changes import DenseChange, OtherChange, changes_of
+from weightsurgery.surgery.edit import Run
+from weightsurgery.surgery.edits import Negate
+from weightsurgery.surgery.plan import plan_checkpoint
 from weightsurgery.vectors.saved import SavedChange, VectorWriter, is_saved_vector
-from weightsurgery.vectors.sources import open_change
+from weightsurgery.vectors.sources import open_change, open_vector
 
 DENSE = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
 FACTORS = truncated_svd(
@@ -59,6 +65,33 @@ def test_what_was_saved_is_read(base: Checkpoint, tmp_path: Path, shard_bytes: i
     assert change.at("c") is None
     assert len(list(target.glob("*.safetensors"))) == {1: 3, 100: 3}.get(shard_bytes, 1)
     assert left_behind(target) == ["v"]
+
+
+def test_what_it_changes_is_told_without_reading(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = save(tmp_path / "v", {"a": DENSE, "b": FACTORS})
+    tensors = {"a": DENSE, "b": FACTORS.matrix(), "s": torch.tensor(2.0)}
+    tuned = write_checkpoint(tmp_path / "tuned", tensors)
+    saved, whole = open_vector(base, [str(target)]), open_vector(base, [str(tuned)])
+
+    def fail(*_: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(Checkpoint, "read_into", fail)
+    with pytest.raises(AssertionError, match="read"):
+        saved.at("b")
+    assert [saved.rows_at(name) for name in "abs"] == [True, False, None]
+    assert [whole.rows_at(name) for name in "abs"] == [True, True, True]
+    assert [(saved + whole).rows_at(name) for name in "abs"] == [True, False, True]
+    assert [(0 * saved + whole).rows_at(name) for name in "abs"] == [True, True, True]
+    edit = Negate(saved)
+    plan = plan_checkpoint(edit, base, tmp_path / "out", Storage(), Run(Selection("all")))
+    changes = changes_of(edit, base, plan)
+    assert changes is not None
+    assert {name: type(each) for name, each in changes.items()} == {
+        "a": DenseChange, "b": OtherChange
+    }  # fmt: skip
 
 
 def test_the_directory_is_plain_safetensors(tmp_path: Path) -> None:

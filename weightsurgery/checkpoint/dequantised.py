@@ -64,7 +64,8 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
             " wrote it, dequantise it there and save it.",
         )
     scales = {name: _Scale(checkpoint, checkpoint.entry(name), key) for name, key in names.items()}
-    left = {name for name in checkpoint.entries if _is_left(name, scales.values())}
+    beside = {each.name for each in scales.values()}
+    left = {name for name in checkpoint.entries if name in beside or _is_no_weight(name)}
     for name, entry in checkpoint.entries.items():
         if name in left or name in scales or entry.dtype not in ("U8", "I8", "I32", *FP8):
             continue
@@ -77,9 +78,8 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     return Dequantised(checkpoint, scales, left)
 
 
-def _is_left(name: str, scales: Iterable[_Scale]) -> bool:
-    leaf = name.rpartition(".")[2]
-    return name in MARKERS or leaf in INPUT_SCALES or any(name == scale.name for scale in scales)
+def _is_no_weight(name: str) -> bool:
+    return name in MARKERS or name.rpartition(".")[2] in INPUT_SCALES
 
 
 class _Scale:

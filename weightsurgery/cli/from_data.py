@@ -126,7 +126,7 @@ def kept_data(
 
     store = given.store
     selection = given.which.selection("all-linear", store.layer_scale)
-    names = [name for name in matrices(base, selection) if task.at(name) is not None]
+    names = [name for name in matrices(base, selection) if task.rows_at(name) is not None]
     with ExitStack() as open_until_the_end:
         with console.progress(given.show, unit="tokens") as progress:
             statistics = open_until_the_end.enter_context(

@@ -231,7 +231,7 @@ def _factors(
         run = Run(selection, workers=workers)
         plan = Storage().plan(edit, base, Path(nowhere) / "edited", run)
     for name in plan.edited:
-        if is_stack(base.entry(name)) and edit.task.at(name) is not None:
+        if is_stack(base.entry(name)) and edit.task.rows_at(name) is not None:
             raise EditError(
                 f"tensor {name!r} is a stack of experts, which a sweep does not set in memory",
                 f"Leave it out with --exclude '{name}' or --targets attention, or write edits with"
@@ -243,7 +243,7 @@ def _factors(
         if name not in plan.copies
         and base.entry(name).numel
         and is_matrix(base.entry(name))
-        and edit.task.at(name) is not None
+        and edit.task.rows_at(name) is not None
     }
 
 

@@ -127,7 +127,7 @@ def _search_job(
     )
     keep = open_keep(base, others, sources.vocab, sources.missing, partial=sources.partial)
     for vector in keep.vectors:
-        if all(vector.at(name) is None for name in names):
+        if all(vector.rows_at(name) is None for name in names):
             raise MismatchError(
                 f"{vector.label}: to be kept, but it changes none of the selected tensors",
                 "Widen --targets, --include, --exclude or --layers, or leave it out.",

@@ -88,7 +88,7 @@ def changes_of(
         if not entry.numel:
             continue
         if entry.dtype not in DTYPES or entry.start % (entry.nbytes // entry.numel):
-            if any(vector.at(name) is not None for vector in edit.vectors().values()):
+            if any(vector.rows_at(name) is not None for vector in edit.vectors().values()):
                 return None
             continue
         original = plan.copies.get(name, name)
@@ -96,10 +96,11 @@ def changes_of(
         parts = None
         if not edit.factors:
             (vector,) = edit.vectors().values()
-            delta = vector.at(original)
-            if delta is None:
+            if (rows := vector.rows_at(original)) is None:
                 continue
-            parts = _parts(delta, entry, scale)
+            # Factors would be read to be asked for: all of a model's before anything is done.
+            if rows and (delta := vector.at(original)) is not None:
+                parts = _parts(delta, entry, scale)
         if parts is None:
             changes[name] = OtherChange(entry, original, scale)
         else:

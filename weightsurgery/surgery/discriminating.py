@@ -170,7 +170,7 @@ class _Discriminating:
         for name in names:
             width = input_width(base, name)
             for statistics in self.keep_inputs:
-                if statistics.width(name) != width and self.task.at(name) is not None:
+                if statistics.width(name) != width and self.task.rows_at(name) is not None:
                     check_width(statistics, name, width)
 
     def parameters(self) -> Mapping[str, Any]:
@@ -206,7 +206,7 @@ class _Discriminating:
         if not is_stack(entry):
             decomposed = self.decompose(base, name, device)
             return None if decomposed is None else self._prepared(base, name, decomposed, device)
-        if self.task.at(name) is None:
+        if self.task.rows_at(name) is None:
             return None
         prepared = [
             self._prepared(base, name, decomposed, device)

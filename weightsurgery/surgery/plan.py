@@ -97,7 +97,7 @@ def worker_count(edit: Edit, workers: int | None) -> int:
 def _check_tied(edit: Edit, copy: str, original: str) -> None:
     """Refuse a change of a tied copy alone, which would be dropped."""
     for vector in edit.vectors().values():
-        if vector.at(copy) is not None and vector.at(original) is None:
+        if vector.rows_at(copy) is not None and vector.rows_at(original) is None:
             raise MismatchError(
                 f"{vector.label}: changes {copy!r} alone, which is tied to {original!r}",
                 f"Untie the model first, or leave both alone with --exclude '{original}'"

@@ -42,7 +42,7 @@ def selected_share(
     entries = [
         entry
         for entry in base.entries.values()
-        if entry.name not in copies and entry.numel and vector.at(entry.name) is not None
+        if entry.name not in copies and entry.numel and vector.rows_at(entry.name) is not None
     ]
     selected = [entry for entry in entries if entry.name in chosen]
     result: dict[str, Any] = {"tensors": len(selected), "of": len(entries), "share": 1.0}

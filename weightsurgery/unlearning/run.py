@@ -102,6 +102,10 @@ class PlannedChange:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
         return DenseDelta(self._rows) if name in self.names else None
 
+    def rows_at(self, name: str) -> bool | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return True if name in self.names else None
+
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
         return {"kind": "memory", "name": self.label, "paths": []}

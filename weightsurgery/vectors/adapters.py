@@ -323,6 +323,10 @@ class AdapterChange:
             return terms[0]()
         return SumDelta(tuple((1.0, make()) for make in terms), name, self.label)
 
+    def rows_at(self, name: str) -> bool | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return False if name in self._terms else None
+
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
         config = self.source.path / CONFIG_NAME

@@ -265,6 +265,10 @@ class FinetunedChange:
             stored=Stored(self.finetuned, self.finetuned.entry(other)),
         )
 
+    def rows_at(self, name: str) -> bool | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return True if name in self._pairs else None
+
     def close(self) -> None:
         """Close the fine-tuned checkpoint."""
         self.finetuned.close()

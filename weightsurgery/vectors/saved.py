@@ -168,6 +168,10 @@ class SavedChange:
             stored=Stored(self._dense, self._dense.entry(name)),
         )
 
+    def rows_at(self, name: str) -> bool | None:
+        """See :class:`weightsurgery.vectors.task_vector.Change`."""
+        return name not in self._factors if name in self._names else None
+
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`weightsurgery.vectors.task_vector.Change`."""
         return {

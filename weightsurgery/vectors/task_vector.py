@@ -34,6 +34,13 @@ class Change(Protocol):
         """The change of one of the base's tensors; None where it does not change."""
         ...
 
+    def rows_at(self, name: str) -> bool | None:
+        """Whether :meth:`at` gives a :class:`DenseDelta`; None where it gives None.
+
+        Nothing is read for it, where :meth:`at` reads factors.
+        """
+        ...
+
     def provenance(self) -> Mapping[str, Any]:
         """Kind, name and revision for the record, with ``paths`` of the files that are read."""
         ...
@@ -60,6 +67,11 @@ class MappedChange:
             return FactorDelta.of(delta)
         dense = delta.reshape(-1, delta.shape[-1]) if delta.ndim > 1 else delta.reshape(-1)
         return DenseDelta(lambda start, stop: dense[start:stop].clone())
+
+    def rows_at(self, name: str) -> bool | None:
+        """See :class:`Change`."""
+        delta = self.deltas.get(name)
+        return None if delta is None else not isinstance(delta, LowRank)
 
     def provenance(self) -> Mapping[str, Any]:
         """See :class:`Change`; with a digest of the content, as there is no file."""
@@ -135,6 +147,12 @@ class TaskVector:
         terms = [(factor, change.at(name)) for factor, change in self.terms if factor != 0]
         deltas = tuple((factor, delta) for factor, delta in terms if delta is not None)
         return SumDelta(deltas, name, self.label) if deltas else None
+
+    def rows_at(self, name: str) -> bool | None:
+        """Whether all terms that change a tensor give rows; None where none changes it."""
+        found = [change.rows_at(name) for factor, change in self.terms if factor != 0]
+        changed = [each for each in found if each is not None]
+        return all(changed) if changed else None
 
 
 def _identity(change: Change) -> Hashable:

@@ -197,7 +197,7 @@ class _Differences(Mapping[str, torch.Tensor]):
         # A head tied to its embedding changes with it, stored apart or not.
         copies = {copy for copy, name in tied_copies(job.base).items() if name in job.names}
         self._base, self._change, names = job.base, change, {*job.names, *copies}
-        self._names = [n for n in job.base.entries if n in names and change.at(n) is not None]
+        self._names = [n for n in job.base.entries if n in names and change.rows_at(n) is not None]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
