@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from tests.surgery.inputs import MATRICES, digests, edits, vector, write_inputs
 from tests.surgery.unlucky import KilledOnce, StuckOn
 from weightsurgery import Negate, Storage, apply
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.errors import ClusterError, NonFiniteError
+from weightsurgery.errors import ClusterError, LostWorkError, NonFiniteError
+from weightsurgery.surgery import cluster as by_ray
 from weightsurgery.surgery import tasks
 
 ray = pytest.importorskip("ray")
@@ -47,6 +48,25 @@ def progress(*_):
 base = Checkpoint.open(root / "base")
 edit, storage = Add(open_vector(base, [str(root / "keep")])), Storage(rounding="stochastic")
 apply(edit, base, out, storage=storage, cluster="ray", workers=1, progress=progress)
+"""
+
+
+# One that waits for a task that does not end.
+STUCK = """
+import sys
+from pathlib import Path
+from tests.surgery.unlucky import StuckOn
+from weightsurgery import Checkpoint, Storage, apply, open_vector
+from weightsurgery.errors import LostWorkError
+
+root, out, marker, node = sys.argv[1:]
+base = Checkpoint.open(Path(root, "base"))
+edit = StuckOn(open_vector(base, [str(Path(root, "tuned"))]), 0.7, marker, node)
+try:
+    apply(edit, base, out, storage=Storage(rounding="stochastic"), cluster="ray")
+except LostWorkError as lost:
+    print(f"OURS: {lost}", file=sys.stderr, flush=True)
+    sys.exit(1)
 """
 
 
@@ -87,6 +107,13 @@ def wanted(inputs: Path) -> dict[str, dict[str, str]]:
     for each in found.values():
         assert not set(each.values()) & {before[name] for name in before if "-of-" in name}
     return found
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for it; a test says itself whether it came."""
+    end = time.monotonic() + 120
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", ["stretches", "matrices", "blocks"])
@@ -176,6 +203,35 @@ def test_a_killed_driver_goes_on_where_it_was(
     assert digests(out) == wanted["stochastic"]
 
 
+def test_a_head_that_does_not_answer_leaves_what_is_finished(
+    nodes: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, out = tmp_path / "marker", tmp_path / "out"
+    base = Checkpoint.open(inputs / "base")
+    head = nodes.head_node.node_id
+    edit = StuckOn(vector(inputs, base, "keep"), 1.0, str(marker), head)
+    storage = Storage(rounding="stochastic")
+    asked: list[str] = []
+
+    def silent(place: str) -> str | None:
+        asked.append(place)
+        return "refused" if place == nodes.address and marker.exists() else None
+
+    monkeypatch.setattr(by_ray, "_LOOK", 0.05)
+    monkeypatch.setattr(by_ray, "_PATIENCE", 1.0)
+    monkeypatch.setattr(by_ray, "unanswered", silent)
+    with pytest.raises(LostWorkError, match=f"{nodes.address}, does not answer") as found:
+        apply(edit, base, out, storage=storage, cluster="ray")
+    assert "the same command goes on" in found.value.remedy
+    assert len(set(asked)) == 2  # and this machine's node
+    assert left_behind(out) == [".out.ws-partial"]
+    marker.unlink()  # its process lives, which a lost cluster's does not: it may end
+    for each in (out, tmp_path / "plain"):
+        apply(Negate(vector(inputs, base, "keep"), 1.0), base, each, storage=storage)
+    assert digests(out) == digests(tmp_path / "plain")
+    assert left_behind(out) == ["out"]
+
+
 def test_the_command_line_does_the_same(
     nodes: Any, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +251,7 @@ def test_the_command_line_does_the_same(
 
 def test_a_lost_node_changes_nothing(
     nodes: Any, inputs: Path, tmp_path: Path, wanted: Any
-) -> None:  # the last of the module: one node is left
+) -> None:  # from here on one node is left
     (other,) = (node for node in nodes.list_all_nodes() if not node.head)
     marker = tmp_path / "marker"
     base = Checkpoint.open(inputs / "base")
@@ -205,9 +261,7 @@ def test_a_lost_node_changes_nothing(
     apply(plain, base, tmp_path / "plain", storage=storage)
 
     def lose() -> None:
-        end = time.monotonic() + 120
-        while not marker.exists() and time.monotonic() < end:
-            time.sleep(0.05)
+        until(marker.exists)
         nodes.remove_node(other, allow_graceful=False)
 
     losing = threading.Thread(target=lose)
@@ -215,9 +269,29 @@ def test_a_lost_node_changes_nothing(
     apply(edit, base, tmp_path / "out", storage=storage, cluster="ray")
     losing.join()
     assert marker.exists()  # a task was under way there, and ended with its node
-    end = time.monotonic() + 60  # the work may be done again before the cluster counts its nodes
-    while sum(node["Alive"] for node in ray.nodes()) > 1 and time.monotonic() < end:
-        time.sleep(0.05)
+    # The work may be done again before the cluster counts its nodes.
+    until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
     assert sum(node["Alive"] for node in ray.nodes()) == 1
     expected, found = digests(tmp_path / "plain"), digests(tmp_path / "out")
     assert found == expected
+
+
+def test_its_own_node_lost_leaves_what_is_finished(
+    nodes: Any, inputs: Path, tmp_path: Path
+) -> None:  # no node is left then
+    marker, out = tmp_path / "marker", tmp_path / "out"
+    root, head = str(Path(__file__).parents[2]), nodes.head_node
+    driver = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(inputs), str(out), str(marker), head.node_id],
+        cwd=root, env={**os.environ, "PYTHONPATH": root}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: marker.exists() or driver.poll() is not None)
+    assert marker.exists()
+    assert driver.poll() is None
+    head.kill_raylet()
+    _, said = driver.communicate(timeout=120)
+    assert driver.returncode == 1, said
+    assert "OURS: cluster: lost while it was at work: this machine's node" in said
+    assert "the same command goes on where this one stopped." in said
+    assert left_behind(out) == [".out.ws-partial"]
+    assert (tmp_path / ".out.ws-partial/journal.jsonl").is_file()

@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import left_behind
 from tests.surgery.inputs import write_inputs
 from weightsurgery.cli.main import main
-from weightsurgery.surgery import cluster
+from weightsurgery.errors import LostWorkError
+from weightsurgery.surgery import addresses, cluster
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,24 @@ def test_a_cluster_that_is_gone_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert cluster._running() is None
+    assert addresses.running() is None
     (tmp_path / "ray").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         (tmp_path / "ray/ray_current_cluster").write_text(f"{address}\n")
-        assert cluster._running() == address
-    assert cluster._running() is None
+        assert addresses.running() == address
+    assert addresses.running() is None
+
+
+def test_a_server_that_is_gone_is_told_in_two_lines() -> None:
+    exceptions = pytest.importorskip("ray.exceptions")
+    with (
+        pytest.raises(LostWorkError, match="at work: GRPC connection failed: <") as found,
+        cluster._told(),
+    ):
+        raise ConnectionError("GRPC connection failed: <\n\tstatus = FAILED_PRECONDITION\n>")
+    assert len(str(found.value).splitlines()) == 2
+    assert "the same command goes on" in found.value.remedy
+    bug = exceptions.RayTaskError("perform", "Traceback", ConnectionError("ours"))
+    with pytest.raises(ConnectionError), cluster._told():  # of a task, not of the cluster
+        raise bug.as_instanceof_cause()

@@ -9,18 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
+import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 from weightsurgery.checkpoint.record import versions
 from weightsurgery.deferred import need
 from weightsurgery.errors import ClusterError, EditError, LostWorkError, WeightSurgeryError
+from weightsurgery.surgery.addresses import running, unanswered
 
 __all__ = ["Needs", "RayCluster"]
 
@@ -29,8 +30,12 @@ _T = TypeVar("_T")
 # How often a task is begun again whose process or machine was lost.
 RETRIES = 8
 
-# Seconds until an address counts as wrong, and those that tasks are given to end.
-_CONNECT, _CANCEL = 5.0, 10.0
+# Seconds that tasks are given to end.
+_CANCEL = 10.0
+
+# How often it is looked whether the cluster answers, and how long its head may not: it may begin
+# again. After 60 s Ray would end this process, without a word of what is left.
+_LOOK, _PATIENCE = 1.0, 30.0
 
 _LOCATED = "--cluster ray, or --cluster ray://host:port (a client's port, 10001 by default)."
 _GOES_ON = "the same command goes on where this one stopped."
@@ -76,19 +81,20 @@ class RayCluster:
             self._connect()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         import ray
 
-        if self._ours:
+        # Where nobody answers Ray would end this process here, before what happened is said.
+        if self._ours and not isinstance(error, _GoneError):
             ray.shutdown()
 
     def _connect(self) -> None:
         import ray
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        address = self._address or _running() or "local"
+        address = self._address or running() or "local"
         place = address.removeprefix("ray://").partition("/")[0]
-        if place not in ("auto", "local") and (silent := _unanswered(place)):
+        if place not in ("auto", "local") and (silent := unanswered(place)):
             raise ClusterError(
                 f"cluster {address}: nothing answers there ({silent})",
                 f"Start one with 'ray start --head', and give {_LOCATED}",
@@ -149,17 +155,18 @@ class RayCluster:
             limit: At most so many under way; by default two for each processor.
 
         Raises:
-            LostWorkError: A machine or process was lost more than :data:`RETRIES` times.
+            LostWorkError: A machine or process was lost more than :data:`RETRIES` times; or this
+                machine's node, or the head.
             WeightSurgeryError: As the task raised it.
         """
         import ray
 
-        has = ray.cluster_resources()
-        limit = limit or max(2, 2 * int(has.get("CPU", 1)))
-        largest = max(each["Resources"].get("memory", 0) for each in ray.nodes())
-        shared = [ray.put(packed)]  # in a list, so that a process fetches it once, not each task
+        with _told():
+            limit = limit or max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+            largest = max(each["Resources"].get("memory", 0) for each in ray.nodes())
+            shared = [ray.put(packed)]  # in a list: a process fetches it once, not each task
         task, here = ray.remote(_perform), versions()
-        rest = iter(work)
+        rest, near = iter(work), _Near()
 
         def start(each: _T) -> Any:
             takes = needs(each)
@@ -174,38 +181,67 @@ class RayCluster:
         waiting = [start(each) for each in islice(rest, limit)]
         try:
             while waiting:
-                ready, waiting = ray.wait(waiting, num_returns=1)
-                waiting += [start(each) for each in islice(rest, len(ready))]
-                yield from _results(ready)
+                with _told():
+                    ready, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
+                    near.look()
+                    waiting += [start(each) for each in islice(rest, len(ready))]
+                    found = ray.get(ready)
+                yield from found
+        except _GoneError as gone:
+            # To let go of them, too, would end this process; they end with it.
+            gone.held, waiting = [*shared, *waiting], []
+            raise
         finally:
             _cancel(waiting)
 
 
-def _running() -> str | None:
-    """The cluster that was started last on this machine, if it still answers."""
-    noted = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")
-    address = noted.read_text().strip() if noted.is_file() else ""
-    return address if address and not _unanswered(address) else None
+class _GoneError(LostWorkError):
+    """There is no cluster any more, as this process sees it."""
+
+    held: Sequence[Any] = ()
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"cluster: lost while it was at work: {why}",
+            f"What is finished is kept: start the cluster again, and {_GOES_ON}",
+        )
 
 
-def _unanswered(place: str) -> str | None:
-    """Why nothing listens at ``host:port``; Ray would try for minutes, and then exit."""
-    host, _, port = place.rpartition(":")
+class _Near:
+    """This machine's node, and the head: what a connection hangs on. Ray's client looks itself."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._node = self._head = ""
+        if not ray.util.client.ray.is_connected():
+            here = ray.get_runtime_context()
+            self._head = here.gcs_address
+            (node,) = (each for each in ray.nodes() if each["NodeID"] == here.get_node_id())
+            self._node = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        self._looked = self._answered = time.monotonic()
+
+    def look(self) -> None:
+        """See, now and then, whether they answer."""
+        now = time.monotonic()
+        if not self._node or now - self._looked < _LOOK:
+            return
+        self._looked = now
+        if silent := unanswered(self._node):
+            raise _GoneError(f"this machine's node, {self._node}, does not answer ({silent})")
+        if (silent := unanswered(self._head)) is None:
+            self._answered = now
+        elif now - self._answered >= _PATIENCE:
+            raise _GoneError(f"its head, {self._head}, does not answer ({silent})")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Ray's errors as ours."""
+    from ray.exceptions import LocalRayletDiedError, RayError, RaySystemError, RayTaskError
+
     try:
-        if not host:
-            raise ValueError("no port in it")
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT).close()
-    except (OSError, ValueError) as error:
-        return str(error)
-    return None
-
-
-def _results(ready: list[Any]) -> list[Any]:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        return list(ray.get(ready))
+        yield
     except RayTaskError as error:
         if isinstance(error.cause, WeightSurgeryError):
             raise error.cause from None
@@ -216,6 +252,10 @@ def _results(ready: list[Any]) -> list[Any]:
                 "Install weightsurgery[ray], of the same version, on all nodes.",
             ) from None
         raise  # a bug, which shows its traceback
+    except LocalRayletDiedError:
+        raise _GoneError("this machine's node has ended") from None
+    except (ConnectionError, RaySystemError) as error:
+        raise _GoneError(str(error).strip().split("\n")[0]) from None
     except RayError as error:
         why = str(error).strip().split("\n")[0]
         raise LostWorkError(
