@@ -291,7 +291,7 @@ def test_its_own_node_lost_leaves_what_is_finished(
     head.kill_raylet()
     _, said = driver.communicate(timeout=120)
     assert driver.returncode == 1, said
-    assert "OURS: cluster: lost while it was at work: this machine's node" in said
+    assert "OURS: cluster: lost while it was at work: its node" in said
     assert "the same command goes on where this one stopped." in said
     assert left_behind(out) == [".out.ws-partial"]
     assert (tmp_path / ".out.ws-partial/journal.jsonl").is_file()

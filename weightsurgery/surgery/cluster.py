@@ -228,7 +228,7 @@ class _Near:
             return
         self._looked = now
         if silent := unanswered(self._node):
-            raise _GoneError(f"this machine's node, {self._node}, does not answer ({silent})")
+            raise _GoneError(f"its node, {self._node}, does not answer ({silent})")
         if (silent := unanswered(self._head)) is None:
             self._answered = now
         elif now - self._answered >= _PATIENCE:
@@ -253,7 +253,7 @@ def _told() -> Iterator[None]:
             ) from None
         raise  # a bug, which shows its traceback
     except LocalRayletDiedError:
-        raise _GoneError("this machine's node has ended") from None
+        raise _GoneError("its node has ended") from None
     except (ConnectionError, RaySystemError) as error:
         raise _GoneError(str(error).strip().split("\n")[0]) from None
     except RayError as error:
