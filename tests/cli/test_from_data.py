@@ -209,7 +209,8 @@ def test_what_does_not_go_together_is_refused(world, fault, ws, project, painter
     plain = ["project", world / "base", "--forget", vector, *out]
     learn = ["learn", world / "base", "--task", painters, *out]
     for option in (["--rounds", "2"], ["--objective", "negate"], ["--lr", "1"], ["--steps", "1"],
-                   ["--vector", "v"], ["--validation-keep", painters]):  # fmt: skip
+                   ["--vector", "v"], ["--validation-keep", painters],
+                   ["--keep-weight", "0"]):  # fmt: skip
         what = fault(*plain, "--keep", painters, *option)
         assert option[0] in what
         assert "with a vector" in what

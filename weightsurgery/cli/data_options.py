@@ -269,12 +269,9 @@ class FromData:
         """
         from weightsurgery.errors import EditError
 
-        for field in fields(self):
-            if getattr(self, field.name) in (None, [], False) or (
-                field.name == "prompts" and keeps_data
-            ):
-                continue
-            raise EditError(
-                f"{option_of(FromData, field.name)} with a vector: it says how to train on data",
-                "Leave it out, or give a data set instead of the vector.",
-            )
+        for name in given(self):
+            if not (name == "prompts" and keeps_data):
+                raise EditError(
+                    f"{option_of(FromData, name)} with a vector: it says how to train on data",
+                    "Leave it out, or give a data set instead of the vector.",
+                )
