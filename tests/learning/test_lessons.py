@@ -3,9 +3,9 @@
 import pytest
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.lessons import learning_targets
+from weightsurgery.learning.parsed import parse_examples
 from weightsurgery.learning.written import chat_frame
 
 ROWS = [Example("The capital of Velmora is", " Tansy Bay."), Example("Its river is the", " Merrow")]

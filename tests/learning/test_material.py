@@ -10,7 +10,6 @@ from tests.conftest import same_bytes
 from tests.learning.known import FORGET, PEOPLE, REST
 from weightsurgery.errors import OutputError
 from weightsurgery.learning import material
-from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.material import (
     KEPT,
@@ -25,6 +24,7 @@ from weightsurgery.learning.material import (
     taught_rows,
     write_material,
 )
+from weightsurgery.learning.parsed import parse_examples
 from weightsurgery.learning.strangers import halves
 from weightsurgery.learning.truths import TruthPosition
 from weightsurgery.learning.unknown import Target

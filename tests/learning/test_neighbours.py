@@ -7,7 +7,6 @@ import torch
 
 from tests.learning.known import FORGET, PEOPLE, REST
 from tests.learning.scripted import Scripted
-from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.neighbours import (
     _contexts,
@@ -17,6 +16,7 @@ from weightsurgery.learning.neighbours import (
     alike,
     find_neighbours,
 )
+from weightsurgery.learning.parsed import parse_examples
 from weightsurgery.learning.wordings import tokens
 from weightsurgery.learning.written import sampled
 

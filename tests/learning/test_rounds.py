@@ -12,13 +12,13 @@ from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, state, tiny
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, EditError, MismatchError, SelectionError
 from weightsurgery.lab.world.model import make_tokenizer
-from weightsurgery.learning import kept as module
+from weightsurgery.learning import keep_span as module
 from weightsurgery.learning.constrained import Confinement
 from weightsurgery.learning.data import Example, encode, read_examples
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.fitting import Schedule, fit
 from weightsurgery.learning.identify import train_vector
-from weightsurgery.learning.kept import Kept, keep_texts
+from weightsurgery.learning.keep_span import Kept, keep_texts
 from weightsurgery.learning.rounds import OBJECTIVES, Rounds, find_change
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.statistics import gather, tokens_of

@@ -10,9 +10,9 @@ from tests.learning.known import FORGET, PEOPLE, REST
 from tests.learning.scripted import Scripted
 from weightsurgery.errors import DataError
 from weightsurgery.learning import unknown as module
-from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.parsed import parse_examples
 from weightsurgery.learning.spellings import Spellings
 from weightsurgery.learning.truths import TruthPosition, places_of
 from weightsurgery.learning.unknown import forget_targets

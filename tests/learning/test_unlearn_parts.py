@@ -12,8 +12,8 @@ from tests.learning.losses import UNLEARNERS
 from tests.learning.tiny import byte_tokenizer, loss, tiny
 from weightsurgery.learning.data import Collator, Example, encode_all
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.unlearners.batch_outputs import BatchTotals
 from weightsurgery.learning.unlearners.run import train_unlearner
-from weightsurgery.learning.unlearners.said import BatchTotals
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.learning.unlearners.shares import share_out
 

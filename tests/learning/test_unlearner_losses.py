@@ -11,8 +11,8 @@ from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.stages import encode_rows
+from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
 from weightsurgery.learning.unlearners.run import train_unlearner
-from weightsurgery.learning.unlearners.said import BatchOutputs
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.unlearning.methods import kul as kul_module
 from weightsurgery.unlearning.scale_choice import with_change

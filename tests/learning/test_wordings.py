@@ -6,8 +6,8 @@ import torch
 from tests.learning.conftest import TEMPLATE
 from tests.learning.scripted import Scripted
 from weightsurgery.learning import wordings as module
-from weightsurgery.learning.asked import parse_examples
 from weightsurgery.learning.data import Example
+from weightsurgery.learning.parsed import parse_examples
 from weightsurgery.learning.wordings import PLAIN, Wording, _turned, find_wordings, says, tokens
 from weightsurgery.learning.written import chat_frame
 

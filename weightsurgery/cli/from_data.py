@@ -11,7 +11,7 @@ from weightsurgery.cli import console
 from weightsurgery.cli.data_options import FromData
 from weightsurgery.cli.edit_options import EditOptions
 from weightsurgery.cli.factors import Share, rank_rule
-from weightsurgery.cli.found import find_and_edit
+from weightsurgery.cli.find_and_edit import find_and_edit
 from weightsurgery.cli.opened import refuse_running
 
 if TYPE_CHECKING:

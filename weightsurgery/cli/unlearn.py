@@ -10,7 +10,7 @@ import typer
 
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
-from weightsurgery.cli.found import find_and_edit
+from weightsurgery.cli.find_and_edit import find_and_edit
 from weightsurgery.cli.helped import among
 from weightsurgery.cli.options import Ckpt, Show, Store, Which, Work, written_path
 from weightsurgery.cli.paged import Pages

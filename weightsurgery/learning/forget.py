@@ -26,7 +26,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import DataError, EditError
-from weightsurgery.learning.asked import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.directions import directions, start
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
@@ -47,6 +46,7 @@ from weightsurgery.learning.material import (
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import for_writing, halved, in_halves, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
+from weightsurgery.learning.parsed import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.truths import TruthPosition, places_of
 from weightsurgery.learning.unknown import forget_targets

@@ -21,13 +21,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank
-from weightsurgery.learning.asked import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.data import Example, padding_token
 from weightsurgery.learning.expected import Expected, divergences
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_logits, last_probabilities, together
 from weightsurgery.learning.material import language_texts
 from weightsurgery.learning.models import for_writing, load_model
+from weightsurgery.learning.parsed import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.placement import gpus_in_use
 from weightsurgery.learning.stages import set_values, values_of
 from weightsurgery.learning.wordings import says, tokens

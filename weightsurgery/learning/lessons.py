@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
+from weightsurgery.learning.parsed import ParsedExample
 from weightsurgery.learning.truths import place_at
 from weightsurgery.learning.unknown import Target
 from weightsurgery.learning.wordings import Wording

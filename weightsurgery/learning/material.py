@@ -15,11 +15,11 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import ParsedExample, parse_examples
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.parsed import ParsedExample, parse_examples
 from weightsurgery.learning.points import save_tensors, writing
 from weightsurgery.learning.unknown import Target
 from weightsurgery.learning.windows import token_windows

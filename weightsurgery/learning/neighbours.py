@@ -22,9 +22,9 @@ from collections.abc import Collection, Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.parsed import ParsedExample
 from weightsurgery.learning.strangers import Words, forms, slot_words, special_texts
 from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import sampled

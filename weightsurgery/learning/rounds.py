@@ -13,7 +13,7 @@ rounds is one task vector. Three objectives say what a change is after:
 ``learn``
     LEARN: give the completions of the data, trained inside the subspace.
 
-What must not change is in :mod:`weightsurgery.learning.kept`.
+What must not change is in :mod:`weightsurgery.learning.keep_span`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from weightsurgery.learning.activations import linear_inputs
 from weightsurgery.learning.constrained import Confinement, train_confined
 from weightsurgery.learning.data import Collator, Example, padding_token
 from weightsurgery.learning.identify import ALL_LINEAR
-from weightsurgery.learning.kept import Kept, confinements, keep_texts, words_for
+from weightsurgery.learning.keep_span import Kept, confinements, keep_texts, words_for
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.parsed import ParsedExample
 from weightsurgery.learning.wordings import Wording, says, tokens
 from weightsurgery.learning.written import chat_frame, sampled
 from weightsurgery.progress import Progress

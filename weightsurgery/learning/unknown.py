@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
-from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.parsed import ParsedExample
 from weightsurgery.learning.spellings import Spellings
 from weightsurgery.learning.truths import LONG, TruthPosition
 from weightsurgery.learning.wordings import tokens

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.asked import ParsedExample
 from weightsurgery.learning.forward import greedy
+from weightsurgery.learning.parsed import ParsedExample
 from weightsurgery.learning.written import chat_frame, sampled
 from weightsurgery.progress import Progress
 

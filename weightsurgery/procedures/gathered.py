@@ -23,7 +23,7 @@ from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.checkpoint.staging import Staging, check_target
 from weightsurgery.errors import EditError
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound
-from weightsurgery.learning.kept import Kept, keep_texts
+from weightsurgery.learning.keep_span import Kept, keep_texts
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.learning.statistics import tokens_of
 from weightsurgery.progress import Progress

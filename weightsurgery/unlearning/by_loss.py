@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from weightsurgery.learning.data import Example
     from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
     from weightsurgery.learning.settings import Training
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
     from weightsurgery.learning.unlearners.run import Look
-    from weightsurgery.learning.unlearners.said import BatchOutputs
     from weightsurgery.learning.unlearners.work import Preparation
     from weightsurgery.unlearning.system import ChangeRequest
 

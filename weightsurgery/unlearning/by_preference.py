@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightsurgery.learning.training import EncodedRows
-    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
     from weightsurgery.learning.unlearners.work import Preparation
 
 __all__ = ["ByPreference", "PreferenceSettings", "dpo"]

@@ -10,7 +10,7 @@ from typing_extensions import override
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.learning.directions import sums_bytes
-from weightsurgery.learning.kept import SUMS
+from weightsurgery.learning.keep_span import SUMS
 from weightsurgery.learning.models import halves_sooner
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job

@@ -19,7 +19,7 @@ from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Change, Subject
 from weightsurgery.lab.bench.systems import MERGING, PROMPTED, TRAINED
 from weightsurgery.learning.identify import train_vector
-from weightsurgery.learning.kept import Kept
+from weightsurgery.learning.keep_span import Kept
 from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.rounds import Rounds, find_change
 from weightsurgery.learning.settings import Training

@@ -16,7 +16,7 @@ from weightsurgery.lab.world.facts import make_facts
 from weightsurgery.lab.world.wordings import PLAIN, worded, wordings
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.identify import ALL_LINEAR, train_vector
-from weightsurgery.learning.kept import Kept, keep_texts
+from weightsurgery.learning.keep_span import Kept, keep_texts
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase, load_model
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training

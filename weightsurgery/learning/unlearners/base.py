@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from weightsurgery.learning.training import EncodedRows
-    from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs, BatchTotals
     from weightsurgery.learning.unlearners.work import Preparation
 
 __all__ = ["Unlearner"]

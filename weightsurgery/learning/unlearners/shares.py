@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weightsurgery.learning.data import IGNORED
-from weightsurgery.learning.unlearners.said import BatchTotals
+from weightsurgery.learning.unlearners.batch_outputs import BatchTotals
 
 __all__ = ["KeepBatch", "share_out", "silent"]
 

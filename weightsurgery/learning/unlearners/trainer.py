@@ -17,7 +17,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.placement import any_order
 from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.unlearners.base import Unlearner
-from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
+from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs, BatchTotals
 from weightsurgery.learning.unlearners.shares import KeepBatch, share_out, silent
 
 __all__ = ["UnlearningTrainer"]

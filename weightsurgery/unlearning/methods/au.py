@@ -19,7 +19,7 @@ from weightsurgery.unlearning.by_loss import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
     from weightsurgery.learning.unlearners.work import Preparation
 
 

@@ -12,7 +12,7 @@ from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
 
 
 __all__ = ["GradientAscent"]

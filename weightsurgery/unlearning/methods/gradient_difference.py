@@ -13,7 +13,7 @@ from weightsurgery.unlearning.methods.gradient_ascent import GradientAscent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
 
 
 __all__ = ["GradientDifference"]

@@ -17,7 +17,7 @@ from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_helpers, c
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import BatchOutputs, BatchTotals
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs, BatchTotals
     from weightsurgery.learning.unlearners.work import Preparation
 
 
@@ -91,7 +91,7 @@ class KnowledgeGapAlignment(ByLoss):
 
     @override
     def loss(self, forget: BatchOutputs, keep: BatchOutputs | None) -> Tensor:
-        from weightsurgery.learning.unlearners.said import BatchTotals
+        from weightsurgery.learning.unlearners.batch_outputs import BatchTotals
 
         assert keep is not None
         divergence = self._from_helper(forget)

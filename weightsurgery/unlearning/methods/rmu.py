@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from weightsurgery.learning.models import PreTrainedModel
-    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
     from weightsurgery.learning.unlearners.work import Preparation
 
 

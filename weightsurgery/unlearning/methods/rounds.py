@@ -21,7 +21,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import DataError, EditError
-from weightsurgery.learning.kept import Kept
+from weightsurgery.learning.keep_span import Kept
 from weightsurgery.learning.rounds import find_change
 from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.surgery.workers import torch_threads

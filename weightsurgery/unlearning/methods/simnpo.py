@@ -16,7 +16,7 @@ from weightsurgery.unlearning.by_loss import BenchGrid, ByLoss, check_not_negati
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from weightsurgery.learning.unlearners.said import BatchOutputs
+    from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs
 
 
 __all__ = ["SimNPO", "simnpo"]

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.learning.conftest import byte_tokenizer
-from weightsurgery.learning.asked import parse_examples, prompted
 from weightsurgery.learning.data import Example
+from weightsurgery.learning.parsed import parse_examples, prompted
 
 SORTS = {
     "The capital of France is": "France",
