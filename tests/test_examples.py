@@ -50,7 +50,7 @@ def test_what_it_does_on_a_small_model(example, known, tmp_path, capsys):
 def test_its_command_on_a_real_model(smollm, tmp_path, monkeypatch, capsys):
     """Few steps for the test's sake; what the default ones do is measured elsewhere."""
     few = ws.ByNeighbours(
-        ws.Forgetting(steps=10, every=10, batch_size=6, learning_rate=2e-3, keep_weight=60.0),
+        ws.Forgetting(steps=12, every=12, batch_size=6, learning_rate=1e-3, keep_weight=60.0),
         wordings=0, neighbours=10, draws=4, texts=4, most=10,
     )  # fmt: skip
     monkeypatch.setattr(ws, "ByNeighbours", lambda: few, raising=False)
