@@ -44,20 +44,15 @@ _OF_ONE_RUN = {
 
 @dataclass(frozen=True)
 class Changes:
-    """What a run does otherwise than the recipe says, by the names of the command's options."""
+    """What a run does otherwise than the recipe says, by the names of the command's options.
+
+    Their order is that of the line that a run prints and records.
+    """
 
     out: Annotated[
         str | None,
         output_option("--out", "-o", metavar="DIR", help="Write there, not where the recipe says."),
     ] = None
-    overwrite: Annotated[bool, output_option(help="Replace an existing output of ws.")] = False
-    with_code: Annotated[
-        bool, output_option(help="Copy the base's Python files, too: as for the command itself.")
-    ] = False
-    dry_run: Annotated[
-        bool,
-        output_option(help="Check the recipe and what it reads, say what would be done, and stop."),
-    ] = False
     device: Annotated[
         str | None,
         machine_option(
@@ -66,6 +61,14 @@ class Changes:
     ] = None
     workers: Annotated[int | None, machine_option(help="Threads.")] = None
     cluster: Cluster = None
+    overwrite: Annotated[bool, output_option(help="Replace an existing output of ws.")] = False
+    with_code: Annotated[
+        bool, output_option(help="Copy the base's Python files, too: as for the command itself.")
+    ] = False
+    dry_run: Annotated[
+        bool,
+        output_option(help="Check the recipe and what it reads, say what would be done, and stop."),
+    ] = False
 
 
 @options
