@@ -25,6 +25,7 @@ class Size:
         name: What it is called.
         forget: Authors of ``forget01`` to forget, of two.
         keep: Authors of ``retain_perturbed`` to keep, of twenty.
+        judged: Rows of these that choose among candidates; twice as many are scored.
         world: Rows of real authors and of world facts, each.
         epochs: Passes by which both models are taught.
         steps: Of every training that forgets.
@@ -34,14 +35,15 @@ class Size:
     name: str
     forget: int
     keep: int
+    judged: int
     world: int
     epochs: int
     steps: int
     candidates: int
 
 
-FULL = Size("full", forget=2, keep=20, world=100, epochs=6, steps=30, candidates=3)
-SMALL = Size("small", forget=1, keep=2, world=20, epochs=6, steps=10, candidates=2)
+FULL = Size("full", 2, keep=10, judged=20, world=40, epochs=6, steps=30, candidates=3)
+SMALL = Size("small", 1, keep=2, judged=5, world=20, epochs=6, steps=10, candidates=2)
 
 
 def read(path: Path) -> list[Row]:
@@ -69,8 +71,8 @@ def deal(folder: Path, size: Size) -> dict[str, list[Row]]:
         "keep": [_plain(row) for n, row in enumerate(keep) if n % 2 == 0],
         "choose.forget": [row for n, row in enumerate(forget) if n % 5 in (1, 3)],
         "score.forget": [row for n, row in enumerate(forget) if n % 5 not in (1, 3)],
-        "choose.keep": [row for n, row in enumerate(keep) if n % 4 == 1],
-        "score.keep": [row for n, row in enumerate(keep) if n % 4 == 3],
+        "choose.keep": _spread([row for n, row in enumerate(keep) if n % 4 == 1], size.judged),
+        "score.keep": _spread([row for n, row in enumerate(keep) if n % 4 == 3], 2 * size.judged),
         "real_authors": _taken(folder, "real_authors_perturbed", size.world),
         "world_facts": _taken(folder, "world_facts_perturbed", size.world),
         "holdout": [*map(_plain, _taken(folder, "holdout01", size.forget * AUTHOR))],
@@ -88,6 +90,12 @@ def write(folder: Path, files: dict[str, list[Row]]) -> None:
         partial = path.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
+
+
+def _spread(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most so many, evenly spaced."""
+    count = min(most, len(rows))
+    return [rows[n * len(rows) // count] for n in range(count)]
 
 
 def _plain(row: Row) -> Row:
