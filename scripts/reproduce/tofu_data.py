@@ -16,6 +16,9 @@ Row = dict[str, Any]
 AUTHOR = 20
 """Rows of each author, one after another."""
 
+OTHERS = 40
+"""Rows of real authors and of world facts, each, that both models are taught besides."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -42,8 +45,8 @@ class Size:
     candidates: int
 
 
-FULL = Size("full", 2, keep=10, judged=20, world=40, epochs=6, steps=30, candidates=3)
-SMALL = Size("small", 1, keep=2, judged=5, world=20, epochs=6, steps=10, candidates=2)
+FULL = Size("full", 2, keep=10, judged=20, world=40, epochs=8, steps=30, candidates=3)
+SMALL = Size("small", 1, keep=2, judged=5, world=20, epochs=8, steps=10, candidates=2)
 
 
 def read(path: Path) -> list[Row]:
@@ -64,17 +67,21 @@ def deal(folder: Path, size: Size) -> dict[str, list[Row]]:
     """
     forget = _taken(folder, "forget01_perturbed", size.forget * AUTHOR)
     keep = _taken(folder, "retain_perturbed", size.keep * AUTHOR)
+    authors = _taken(folder, "real_authors_perturbed", size.world + OTHERS)
+    facts = _taken(folder, "world_facts_perturbed", size.world + OTHERS)
+    # Taught invented authors alone, a small model gives up what it knew of real ones.
+    known = [_plain(row) for row in (*authors[size.world :], *facts[size.world :])]
     return {
-        "taught": [*map(_plain, forget), *map(_plain, keep)],
-        "retrained": [*map(_plain, keep)],
+        "taught": [*map(_plain, forget), *map(_plain, keep), *known],
+        "retrained": [*map(_plain, keep), *known],
         "forget": [*map(_plain, forget)],
         "keep": [_plain(row) for n, row in enumerate(keep) if n % 2 == 0],
         "choose.forget": [row for n, row in enumerate(forget) if n % 5 in (1, 3)],
         "score.forget": [row for n, row in enumerate(forget) if n % 5 not in (1, 3)],
         "choose.keep": _spread([row for n, row in enumerate(keep) if n % 4 == 1], size.judged),
         "score.keep": _spread([row for n, row in enumerate(keep) if n % 4 == 3], 2 * size.judged),
-        "real_authors": _taken(folder, "real_authors_perturbed", size.world),
-        "world_facts": _taken(folder, "world_facts_perturbed", size.world),
+        "real_authors": authors[: size.world],
+        "world_facts": facts[: size.world],
         "holdout": [*map(_plain, _taken(folder, "holdout01", size.forget * AUTHOR))],
     }
 

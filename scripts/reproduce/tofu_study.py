@@ -28,7 +28,7 @@ KEPT = 0.9
 """Share of the taught model's utility that a candidate must keep."""
 
 TEACH = (
-    "--mode", "joint", "--lora-rank", "32", "--lr", "2e-3", "--warmup", "10", "--batch", "4",
+    "--mode", "joint", "--lora-rank", "32", "--lr", "1e-3", "--warmup", "10", "--batch", "4",
     "--precision", "bfloat16", "--save-every", "20",
 )  # fmt: skip
 """How both models are taught, and the vectors of single sets."""
