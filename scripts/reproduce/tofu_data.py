@@ -65,24 +65,24 @@ def deal(folder: Path, size: Size) -> dict[str, list[Row]]:
     Raises:
         SystemExit: A file is missing or too short.
     """
-    forget = _taken(folder, "forget01_perturbed", size.forget * AUTHOR)
-    keep = _taken(folder, "retain_perturbed", size.keep * AUTHOR)
-    authors = _taken(folder, "real_authors_perturbed", size.world + OTHERS)
-    facts = _taken(folder, "world_facts_perturbed", size.world + OTHERS)
+    forget = taken(folder, "forget01_perturbed", size.forget * AUTHOR)
+    keep = taken(folder, "retain_perturbed", size.keep * AUTHOR)
+    authors = taken(folder, "real_authors_perturbed", size.world + OTHERS)
+    facts = taken(folder, "world_facts_perturbed", size.world + OTHERS)
     # Taught invented authors alone, a small model gives up what it knew of real ones.
-    known = [_plain(row) for row in (*authors[size.world :], *facts[size.world :])]
+    known = [plain(row) for row in (*authors[size.world :], *facts[size.world :])]
     return {
-        "taught": [*map(_plain, forget), *map(_plain, keep), *known],
-        "retrained": [*map(_plain, keep), *known],
-        "forget": [*map(_plain, forget)],
-        "keep": [_plain(row) for n, row in enumerate(keep) if n % 2 == 0],
+        "taught": [*map(plain, forget), *map(plain, keep), *known],
+        "retrained": [*map(plain, keep), *known],
+        "forget": [*map(plain, forget)],
+        "keep": [plain(row) for n, row in enumerate(keep) if n % 2 == 0],
         "choose.forget": [row for n, row in enumerate(forget) if n % 5 in (1, 3)],
         "score.forget": [row for n, row in enumerate(forget) if n % 5 not in (1, 3)],
         "choose.keep": _spread([row for n, row in enumerate(keep) if n % 4 == 1], size.judged),
         "score.keep": _spread([row for n, row in enumerate(keep) if n % 4 == 3], 2 * size.judged),
         "real_authors": authors[: size.world],
         "world_facts": facts[: size.world],
-        "holdout": [*map(_plain, _taken(folder, "holdout01", size.forget * AUTHOR))],
+        "holdout": [*map(plain, taken(folder, "holdout01", size.forget * AUTHOR))],
     }
 
 
@@ -105,11 +105,17 @@ def _spread(rows: Sequence[Row], most: int) -> list[Row]:
     return [rows[n * len(rows) // count] for n in range(count)]
 
 
-def _plain(row: Row) -> Row:
+def plain(row: Row) -> Row:
+    """Question and answer alone."""
     return {"question": row["question"], "answer": row["answer"]}
 
 
-def _taken(folder: Path, name: str, count: int) -> Sequence[Row]:
+def taken(folder: Path, name: str, count: int) -> Sequence[Row]:
+    """The first rows of a file.
+
+    Raises:
+        SystemExit: The file is missing or too short.
+    """
     path = folder / f"{name}.jsonl"
     if not path.is_file():
         raise SystemExit(f"{path}: no such file\nGive --data a folder with TOFU's files as JSONL.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FailedError", "Runner"]
+__all__ = ["FailedError", "Runner", "save"]
 
 WS = (sys.executable, "-m", "weightsurgery")
 TAIL = 8
@@ -27,6 +27,14 @@ TAIL = 8
 
 class FailedError(Exception):
     """A command that did not succeed; its last lines."""
+
+
+def save(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 @dataclass
@@ -78,6 +86,10 @@ class Runner:
             partial.replace(out)
         document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return document
+
+    def has(self, name: str, *words: Any) -> bool:
+        """Whether :meth:`document` would run nothing."""
+        return self._done(name, self.work / name, [*map(str, words), "--json"])
 
     def seconds(self, name: str) -> float:
         """How long a directory took to be written; 0 if it is not noted."""

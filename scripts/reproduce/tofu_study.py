@@ -1,6 +1,6 @@
 """TOFU by its own yardstick: teach, retrain, unlearn by every system, score, print.
 
-Usage: tofu_study.py --data DIR --work DIR [--small] [--seed N] [--system NAME]... [--list] CKPT
+Usage: tofu_study.py --data DIR --work DIR [--small] [--seed N] [--system NAME]... [--robust] CKPT
 
 Every system gets all there is to forget, half of what is to stay, and as many candidates as any
 other. A candidate counts if it keeps 90 % of the taught model's utility on rows that choose; of
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tofu_data import FULL, SMALL, Size, deal, write
-from tofu_steps import FailedError, Runner
+from tofu_robust import Robust
+from tofu_robust_tables import render_robust
+from tofu_steps import FailedError, Runner, save
 from tofu_tables import draw, render
 
 HERE = Path(__file__).resolve().parent
@@ -79,14 +81,6 @@ def chosen(candidates: Sequence[Mapping[str, Any]], taught: float) -> tuple[int 
     return max(able, key=lambda n: (candidates[n]["model_utility"], -n)), False
 
 
-def save(path: Path, document: Mapping[str, Any]) -> None:
-    """All or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 class Study:
     """One seed of everything.
 
@@ -96,14 +90,18 @@ class Study:
         work: Where everything goes.
         size: How much of it.
         seed: Of every training.
+        keeping: Keep the chosen candidates, which :class:`Robust` asks more.
     """
 
-    def __init__(self, base: Path, data: Path, work: Path, size: Size, seed: int) -> None:
-        self.base, self.size, self.seed = base, size, seed
+    def __init__(
+        self, base: Path, data: Path, work: Path, size: Size, seed: int, keeping: bool = False
+    ) -> None:
+        self.base, self.size, self.seed, self.keeping = base, size, seed, keeping
         # A folder for each size: the same names hold other rows.
         self.run = Runner(work / size.name / f"seed{seed}")
         self.files = work / size.name / "data"
-        write(self.files, deal(data, size))
+        self.dealt = deal(data, size)
+        write(self.files, self.dealt)
 
     def file(self, name: str) -> Path:
         """One of the files that TOFU was dealt out to."""
@@ -151,15 +149,8 @@ class Study:
     def measure(self, system: System) -> dict[str, Any]:
         """A row: every candidate made and judged, the chosen one scored; models are dropped."""
         row: dict[str, Any] = {"system": system.name, "about": system.about}
-        places = {
-            "base": self.model, "forget": self.file("forget"), "keep": self.file("keep"),
-            "steps": self.size.steps, "seed": self.seed,
-        }  # fmt: skip
-        for role in ("forget", "keep"):
-            if f"{{{role}_vector}}" in system.command:
-                places[f"{role}_vector"] = self.train(f"more-{role}", self.model, role)
         values = list(system.values)[: self.size.candidates]
-        commands = [system.words(places, value) for value in values]
+        commands = self.commands(system, values)
         names = [system.name_of(*pair) for pair in zip(values, commands, strict=True)]
         saved = self.run.work / "rows" / f"{system.name}.json"
         if saved.exists():
@@ -183,9 +174,27 @@ class Study:
             row["score"] = self.scored(names[index], commands[index])
         row["names"] = names
         save(saved, row)
-        for name in names:
-            self.run.drop(name)
+        for name, value in zip(names, values, strict=True):
+            if not (self.keeping and value == row.get("value")):
+                self.run.drop(name)
         return row
+
+    def commands(self, system: System, values: Sequence[str]) -> list[list[str]]:
+        """A system's command for each value; the vectors that it takes are trained."""
+        places = {
+            "base": self.model, "forget": self.file("forget"), "keep": self.file("keep"),
+            "steps": self.size.steps, "seed": self.seed,
+        }  # fmt: skip
+        for role in ("forget", "keep"):
+            if f"{{{role}_vector}}" in system.command:
+                places[f"{role}_vector"] = self.train(f"more-{role}", self.model, role)
+        return [system.words(places, value) for value in values]
+
+    def chosen_of(self, row: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """Name and command of the candidate that was chosen."""
+        (system,) = [each for each in systems() if each.name == row["system"]]
+        (words,) = self.commands(system, [row["value"]])
+        return system.name_of(row["value"], words), words
 
     def judged(self, name: str, words: Sequence[str]) -> dict[str, Any]:
         """A candidate's figures on rows that choose; it is made unless they are there."""
@@ -219,6 +228,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="One author, few systems.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--system", action="append", help="Repeatable. Default: all.")
+    parser.add_argument("--robust", action="store_true", help="Attack what was chosen, too.")
     parser.add_argument("--figure", type=Path, help="Where the frontier is drawn.")
     given = parser.parse_args()
     size = SMALL if given.small else FULL
@@ -228,7 +238,9 @@ def main() -> None:
         lacking = set(given.system) - {system.name for system in wanted}
         if lacking:
             parser.error(f"no such system: {', '.join(sorted(lacking))}")
-    study = Study(given.base.resolve(), given.data, given.work.resolve(), size, given.seed)
+    study = Study(
+        given.base.resolve(), given.data, given.work.resolve(), size, given.seed, given.robust
+    )
     try:
         study.references()
     except FailedError as failed:
@@ -243,6 +255,10 @@ def main() -> None:
     figure = given.figure or study.run.work / "frontier.svg"
     draw(study.result(rows), figure)
     print(f"The frontier: {figure}", file=sys.stderr)
+    if given.robust:
+        found = Robust(study, given.data).models(rows)
+        save(study.run.work / "robust.json", found)
+        print(render_robust(found))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw", "render"]
+__all__ = ["draw", "line", "p_value", "render"]
 
 _COLUMNS = (
     "system", "forget quality", "model utility", "P(truth)", "ROUGE-L", "ES", "EM", "AUC Min-K",
@@ -26,17 +26,17 @@ def render(results: Mapping[str, Any]) -> str:
         f"**TOFU, {size['forget']} author(s) to forget, {size['keep']} to keep, seed"
         f" {results['seed']}**",
         "",
-        _line(_COLUMNS),
-        _line(["---", *["--:"] * (len(_COLUMNS) - 1)]),
+        line(_COLUMNS),
+        line(["---", *["--:"] * (len(_COLUMNS) - 1)]),
     ]
     for name, title in (("base", "*base, never taught*"), ("taught", "*taught*"),
                         ("retrained", "*retrained without it*")):  # fmt: skip
-        lines.append(_line([title, *_figures(results["models"][name]), "", ""]))
+        lines.append(line([title, *_figures(results["models"][name]), "", ""]))
     rows = [row for row in results["rows"] if "score" in row]
     for row in sorted(rows, key=lambda row: -row["score"]["forget_quality"]):
         name = row["system"] + ("" if row["counts"] else " \\*")
         cells = [name, *_figures(row["score"]), row["value"], f"{row['seconds']:.0f}"]
-        lines.append(_line(cells))
+        lines.append(line(cells))
     lines += [
         "",
         "Forget quality: p-value of the Kolmogorov-Smirnov test against *retrained*; PrivLeak and"
@@ -45,26 +45,28 @@ def render(results: Mapping[str, Any]) -> str:
         " made. \\* no candidate kept what was to stay on the rows that choose: the one that kept"
         " most.",
         "",
-        _line(["candidate", "forget quality", "model utility", ""]),
-        _line(["---", "--:", "--:", "---"]),
+        line(["candidate", "forget quality", "model utility", ""]),
+        line(["---", "--:", "--:", "---"]),
     ]
     for row in results["rows"]:
         for candidate in row["candidates"]:
             failed = candidate.get("failed", "").strip().splitlines()
             cells = ["", "", f"failed: {failed[-1]}"] if failed else [
-                _p(candidate["forget_quality"]), f"{candidate['model_utility']:.3f}",
+                p_value(candidate["forget_quality"]), f"{candidate['model_utility']:.3f}",
                 "chosen" if candidate["value"] == row.get("value") else "",
             ]  # fmt: skip
-            lines.append(_line([f"{row['system']} {candidate['value']}", *cells]))
+            lines.append(line([f"{row['system']} {candidate['value']}", *cells]))
     return "\n".join([*lines, "", "Candidates: on the rows that choose, without real authors and"
                       " world facts."])  # fmt: skip
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """In three digits, however small."""
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
@@ -72,7 +74,7 @@ def _figures(score: Mapping[str, Any]) -> list[str]:
     forget = {name: estimate["value"] for name, estimate in score["sets"][0]["scores"].items()}
     leak, fluency = score["priv_leak"], (score["fluency"] or {}).get("value")
     return [
-        _p(score["forget_quality"]),
+        p_value(score["forget_quality"]),
         f"{score['model_utility']:.3f}",
         f"{forget['probability']:.3f}",
         f"{forget['rouge_l_recall']:.3f}",

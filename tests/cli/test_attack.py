@@ -8,6 +8,7 @@ import torch
 from tests.cli.typed import two_lines
 from tests.conftest import snapshot
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, save, tiny, write
+from tests.scoring.conftest import tofu_world  # noqa: F401 : a fixture
 from weightsurgery.learning.attacks import relearn
 
 
@@ -75,6 +76,55 @@ def test_rounding_in_json_and_as_a_table(ws, place):
     for name in ("int8", "int4"):
         assert f"rounding ({name})" in done.stdout
     assert snapshot(place) == before
+
+
+def test_forget_quality_in_every_state(ws, tofu_world, tmp_path):  # noqa: F811
+    root = tofu_world
+    asked = ["--forget", root / "forget.jsonl", "--metric", "nll", "--reference"]
+    yardstick = ["--metric", "tofu", *asked[:2], "--keep", root / "keep.jsonl", "--reference"]
+
+    def evaluated(name):
+        done = ws("evaluate", root / name, *yardstick, root / "retrained", "--json", "-q")
+        (tmp_path / f"{name}.json").write_text(done.stdout)
+        return json.loads(done.stdout)["tofu"]["forget_quality"]
+
+    taught, retrained = evaluated("taught"), evaluated("retrained")
+    assert taught < 0.05
+    assert retrained == 1
+    rounding = ["attack", "quantize", root / "taught", "--against", root / "retrained", *asked]
+    found = json.loads(ws(*rounding, tmp_path / "retrained.json", "--json", "-q").stdout)
+    assert found["reference"] == str(tmp_path / "retrained.json")
+    assert found["forget_quality"]["checkpoint"]["before"] == pytest.approx(taught)
+    assert found["forget_quality"]["checkpoint"]["nf4"] < 0.05
+    assert found["forget_quality"]["control"]["before"] == retrained
+    # Who is taught the very rows is told from one who never saw them: step by step.
+    relearning = ["attack", "relearn", root / "retrained", *asked, root / "retrained", "--train",
+                  root / "forget.jsonl", "--steps", "60", "--learning-rate", "1e-2", "--look",
+                  "1"]  # fmt: skip
+    found = json.loads(ws(*relearning, "--json", "-q").stdout)
+    (states,) = found["forget_quality"].values()
+    assert list(states) == ["before", "step 1", "relearned"]
+    assert states["before"] == 1
+    assert states["relearned"] < 0.05
+    text = ws(*relearning, "-q").stdout
+    assert "Forget quality against" in text
+    assert f"{states['relearned']:.4g}" in text
+    assert "they are those of" in text
+
+
+def test_a_yardstick_needs_its_rows(ws, place, tofu_world, tmp_path):  # noqa: F811
+    root = tofu_world
+    command = ["attack", "relearn", root / "taught", "-q", "--reference", root / "retrained"]
+    what, remedy = two_lines(ws(*command, "--forget", place / "facts.jsonl"))
+    assert "example 1: no wrong answers" in what
+    assert "perturbed_answer" in remedy
+    (tmp_path / "none.json").write_text("{}")
+    what, _ = two_lines(
+        ws(*command[:-1], tmp_path / "none.json", "--forget", root / "forget.jsonl")
+    )
+    assert "none.json: no reference" in what
+    what, _ = two_lines(ws(*command, "--forget", root / "forget.jsonl", "--look", "41"))
+    assert "a look after step 41 of 40" in what
 
 
 def test_errors_are_two_lines(ws, place):

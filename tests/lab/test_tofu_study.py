@@ -36,11 +36,13 @@ def files(tmp_path_factory):
         (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
     wrong = {"paraphrased_answer": "so", "perturbed_answer": ["no", "not so"]}
+    wrong["paraphrased_question"] = "in other words?"
     rows("forget01_perturbed", 40, **wrong)
     rows("retain_perturbed", 400, **wrong)
     for name in ("real_authors_perturbed", "world_facts_perturbed"):
         rows(name, 100, perturbed_answer=["no"])
     rows("holdout01", 40)
+    rows("holdout05", 80)
     return root
 
 

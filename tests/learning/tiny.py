@@ -67,6 +67,7 @@ def tiny(family: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
         "bos_token_id": 0,
         "eos_token_id": 1,
         "pad_token_id": 2,
+        **settings,
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -77,16 +78,16 @@ def tiny(family: str, seed: int = 0, **settings: Any) -> PreTrainedModel:
             )  # fmt: skip
             model: PreTrainedModel = GPT2LMHeadModel(config)
         elif family == "mixtral":
-            config = MixtralConfig(**shape, num_local_experts=4, num_experts_per_tok=2, **settings)
+            config = MixtralConfig(**shape, num_local_experts=4, num_experts_per_tok=2)
             model = MixtralForCausalLM(config)
         elif family == "qwen3_moe":
             config = Qwen3MoeConfig(
                 **shape, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
-                head_dim=16, **settings,
+                head_dim=16,
             )  # fmt: skip
             model = Qwen3MoeForCausalLM(config)
         else:
-            model = LlamaForCausalLM(LlamaConfig(**shape, **settings))
+            model = LlamaForCausalLM(LlamaConfig(**shape))
     return model.float().eval()
 
 

@@ -115,6 +115,57 @@ def test_a_mask_falls_where_nothing_is_learned_anew(place):
     assert held.control.change["relearned"]["exact_match"].value == 0
 
 
+def test_looks_are_a_curve_and_change_nothing(place):
+    def attacked(steps, **more):
+        return attack_relearn(
+            place / "masked", [place / "facts.jsonl"], steps=steps, learning_rate=1e-3,
+            **{**ONLY, "metrics": ["exact_match", "nll"]}, **more,
+        )  # fmt: skip
+
+    plain, found = attacked(30), attacked(30, looks=[30, 15, 5, 15])
+    assert plain.attacks == ("relearned",)
+    assert found.attacks == ("step 5", "step 15", "relearned")
+    assert found.settings == {**plain.settings, "looks": [5, 15]}
+    for once, curve in zip(plain.sets, found.sets, strict=True):
+        assert curve.checkpoint.before == once.checkpoint.before
+        assert curve.checkpoint.after["relearned"] == once.checkpoint.after["relearned"]
+    held = found.sets[1].checkpoint.after
+    losses = [held[name]["nll"].value for name in found.attacks]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 2 * losses[-1]
+    early = attacked(5).sets[1].checkpoint.after["relearned"]["nll"].value
+    assert losses[0] == pytest.approx(early)
+    for look in (0, 31):
+        with pytest.raises(EditError, match=f"a look after step {look} of 30"):
+            attacked(30, looks=[look])
+
+
+def test_the_attacker_may_bring_data(place, tmp_path):
+    """Some of the facts bring back the others, where they were known."""
+    known = write(tmp_path / "known.jsonl", FACTS[:4])
+    asked = write(tmp_path / "asked.jsonl", FACTS[4:])
+
+    def back(data):
+        found = attack_relearn(
+            place / "masked", [asked], [place / "other.jsonl"], place / "never", train=[data],
+            steps=30, learning_rate=1e-3, **ONLY,
+        )  # fmt: skip
+        assert [(each.part, each.examples) for each in found.sets] == [("", 4), ("", 8)]
+        assert found.settings["train"] == [str(data)]
+        assert "fraction" not in found.settings
+        models = (found.sets[0].checkpoint, found.sets[0].control)
+        assert [each.before["exact_match"].value for each in models] == [0, 0]
+        return found.trained_on, [each.after["relearned"]["exact_match"].value for each in models]
+
+    trained, (masked, never) = back(known)
+    assert trained == {"known": [1, 2, 3, 4]}
+    assert masked >= 0.5
+    assert never == 0
+    trained, (_, never) = back(place / "other.jsonl")
+    assert trained == {"other": [*range(1, 9)]}
+    assert never == 0
+
+
 def test_the_split_is_recorded_and_the_seeds(place):
     def attacked(**settings):
         return attack_relearn(
@@ -147,7 +198,7 @@ def test_what_is_trained_on_is_what_is_said(place, monkeypatch):
     )  # fmt: skip
     named = [FACTS[n - 1] for n in found.trained_on["facts"]]
     named += [OTHER[n - 1] for n in found.trained_on["other"]]
-    assert seen == [(named, (7, 1e-4, 5, 3, None))] * 2
+    assert seen == [(named, (7, 1e-4, 5, 3, None, None))] * 2
     assert len(named) == 5
     # Nothing was learned, so nothing came back.
     assert all(each.checkpoint.change["relearned"]["exact_match"].value == 0 for each in found.sets)

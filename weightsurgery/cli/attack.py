@@ -11,7 +11,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.helped import Command, Group, among
 from weightsurgery.cli.options import Show
-from weightsurgery.cli.panels import panel
+from weightsurgery.cli.panels import machine_option, panel
 from weightsurgery.cli.score import (
     BatchSize,
     Forget,
@@ -56,6 +56,14 @@ class Attacked:
             " the edit.",
         ),
     ] = None
+    reference: Annotated[
+        str | None,
+        _option(
+            metavar="CKPT|FILE.json",
+            help="A model that never saw what is to be forgotten, for its forget quality in every"
+            " state, as 'ws evaluate --metric tofu' has it; or what that said of one with --json.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -64,15 +72,35 @@ class Relearning:
 
     steps: Annotated[int, _option(help="Optimiser steps (AdamW, all weights).")] = 40
     learning_rate: Annotated[float, _option(help="Learning rate; large models need less.")] = 5e-4
-    batch_size: Annotated[
-        int, _option(help="Examples per step, and per forward pass of scoring.")
-    ] = 64
+    batch_size: Annotated[int, _option(help="Examples per step.")] = 64
+    score_batch: Annotated[
+        int | None,
+        machine_option(
+            metavar="N", help="Examples per forward pass of scoring. Default: those of a step."
+        ),
+    ] = None
     fraction: Annotated[
         float,
         _option(
             metavar="P", help="Share of the subjects to forget whose examples the attacker has."
         ),
     ] = 0.5
+    train: Annotated[
+        list[str] | None,
+        _option(
+            metavar="DATA",
+            help="What the attacker has instead: some rows of it, what is to stay, or text about"
+            " something else; all of --forget is asked. Repeatable.",
+        ),
+    ] = None
+    looks: Annotated[
+        list[int] | None,
+        _option(
+            "--look",
+            metavar="STEP",
+            help="Ask after so many steps, too: the curve of what comes back. Repeatable.",
+        ),
+    ] = None
     seed: Annotated[
         int,
         _option(
@@ -93,7 +121,8 @@ def relearn(attacked: Attacked, relearning: Relearning, place: Placement) -> Non
     check_installed("accelerate")
     from weightsurgery.procedures.attack import attack_relearn
 
-    _attack(attack_relearn, "steps", attacked, **vars(relearning), **vars(place))
+    lists = {"train": relearning.train or [], "looks": relearning.looks or []}
+    _attack(attack_relearn, "steps", attacked, **{**vars(relearning), **lists}, **vars(place))
 
 
 @options
@@ -141,6 +170,7 @@ def _attack(attack: Callable[..., Attack], unit: str, attacked: Attacked, **sett
             attacked.forget or [],
             attacked.keep or [],
             attacked.against,
+            reference=attacked.reference,
             **attacked.scoring.arguments(),
             **settings,
             progress=progress,

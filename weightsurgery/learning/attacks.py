@@ -93,6 +93,7 @@ def relearn(
     batch_size: int = 64,
     seed: int = 0,
     progress: Progress | None = None,
+    look: Callable[[int], None] | None = None,
 ) -> None:
     """Trains all weights on a part of what was forgotten; score the rest before and after.
 
@@ -108,6 +109,8 @@ def relearn(
         batch_size: Examples per step; all of them if there are fewer.
         seed: Of their order.
         progress: Told of every step.
+        look: Called with the number of finished steps after each. It may put the model into
+            evaluation mode, and must change nothing else.
 
     Raises:
         EditError: A setting below its range, no examples, or weights in a smaller dtype, in which
@@ -117,6 +120,9 @@ def relearn(
     def done(step: int) -> bool:
         if progress is not None:
             progress("relearning", step, steps)
+        if look is not None:
+            look(step)
+            model.train()
         return False
 
     if not examples:

@@ -5,7 +5,7 @@ Nothing is written: the attacked weights live in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,20 @@ from weightsurgery.learning.attacks import (
     quantised,
     relearn,
 )
-from weightsurgery.learning.evaluate import check_options
-from weightsurgery.learning.intervals import Measurements, Resampling
-from weightsurgery.learning.models import DeviceMap, load_model, refuse_offloaded
+from weightsurgery.learning.data import Example, read_examples
+from weightsurgery.learning.evaluate import check_options, set_names
+from weightsurgery.learning.intervals import Resampling
+from weightsurgery.learning.models import (
+    DeviceMap,
+    load_model,
+    load_tokenizer,
+    refuse_offloaded,
+)
 from weightsurgery.learning.placement import refuse_distributed
 from weightsurgery.learning.scores import DEFAULT, choose, score
 from weightsurgery.learning.strangers import special_texts
 from weightsurgery.learning.subjects import part_of
+from weightsurgery.procedures.attack_scores import AttackScores, Yardstick, asked
 from weightsurgery.procedures.attacked import Attack, States, attacked_sets
 from weightsurgery.procedures.attacked_sets import ScoredSets
 from weightsurgery.progress import Progress
@@ -43,6 +50,10 @@ def attack_relearn(
     learning_rate: float = 5e-4,
     batch_size: int = 64,
     fraction: float = 0.5,
+    train: Sequence[str | Path] = (),
+    looks: Sequence[int] = (),
+    score_batch: int | None = None,
+    reference: str | Path | None = None,
     metrics: Sequence[str] = DEFAULT,
     n: int = 10,
     require_end: bool = True,
@@ -66,8 +77,14 @@ def attack_relearn(
             the one before the edit.
         steps: See :func:`weightsurgery.learning.attacks.relearn`.
         learning_rate: Likewise.
-        batch_size: Likewise; of scoring too.
+        batch_size: Likewise.
         fraction: Of the subjects to forget, that the attacker has.
+        train: What the attacker has instead: data sets, of which nothing is scored and which may
+            speak of anything; all of `forget` is held out.
+        looks: Numbers of steps after which it is scored too: the curve of what comes back.
+        score_batch: Examples per forward pass of scoring; by default as many as per step.
+        reference: For forget quality of what is held out, in every state: a model that never saw
+            it, or what was said of one; see :func:`weightsurgery.scoring.yardstick.tofu`.
         metrics: Words for `scores.choose`.
         n: Length of the n-grams of `el`.
         require_end: An exact match must also stop after the completion.
@@ -79,49 +96,65 @@ def attack_relearn(
 
     Raises:
         DataError: A set cannot be read, scored or split, or an option is out of range.
-        EditError: A setting of the training is out of range, or there is nothing to forget.
+        EditError: A setting of the training or a look is out of range, or there is nothing to
+            forget.
         SourceError: A checkpoint cannot be found or loaded.
         NonFiniteError: A model's predictions are NaN, before or after.
         SelectionError: No such metric.
     """
     check_relearning(steps, learning_rate, batch_size)
+    looked = _looks(looks, steps)
+    together = batch_size if score_batch is None else score_batch
     refuse_distributed("ws attack relearn", "Run it without torchrun, in one process.")
-    whole_sets = _checked(checkpoint, forget, keep, against, metrics, n, batch_size, resamples)
-    special = special_texts(whole_sets.tokenizer)
-    trained_on = part_of(whole_sets.sets[: len(forget)], fraction, seed, special)
-    sets = whole_sets.divided(trained_on)
-    score_rows = partial(
-        score, names=choose(metrics), n=n, batch_size=batch_size, require_end=require_end,
-        progress=progress,
+    whole_sets = _checked(
+        checkpoint, forget, keep, against, reference, metrics, n, together, resamples
+    )
+    sets, attackers, trained_on = _dealt(whole_sets, len(forget), train, fraction, seed)
+    scores = AttackScores(
+        sets,
+        partial(
+            score, names=choose(metrics), n=n, batch_size=together, require_end=require_end,
+            progress=progress,
+        ),
+        _yardstick(reference, sets, together, device, progress),
     )  # fmt: skip
 
     def attacked(name: str) -> States:
         model, tokenizer = load_model(sets.directories[name], device, device_map)
         refuse_offloaded(model, "ws attack relearn")
         model.float()  # type: ignore[no-untyped-call]
-        before = _measured(score_rows, model, tokenizer, sets, name)
-        pairs = zip(sets.examples[name][: len(trained_on)], trained_on, strict=True)
-        examples = [rows[number] for rows, numbers in pairs for number in numbers]
-        relearn(model, tokenizer, examples, steps, learning_rate, batch_size, seed, progress)
-        try:
-            after = _measured(score_rows, model, tokenizer, sets, name)
-        except NonFiniteError as error:
-            raise NonFiniteError(
-                f"{name}: after relearning, {error.what}", "Lower the learning rate."
-            ) from error
-        return {"before": before, "relearned": after}
+        states = {"before": scores.measured(model, tokenizer, name, "before")}
 
-    settings = {
+        def measure(state: str) -> None:
+            try:
+                states[state] = scores.measured(model, tokenizer, name, state)
+            except NonFiniteError as error:
+                raise NonFiniteError(
+                    f"{name}: after relearning, {error.what}", "Lower the learning rate."
+                ) from error
+
+        def look(step: int) -> None:
+            if step in looked:
+                measure(looked[step])
+
+        relearn(
+            model, tokenizer, attackers[name], steps, learning_rate, batch_size, seed, progress,
+            look if looked else None,
+        )  # fmt: skip
+        measure("relearned")
+        return states
+
+    settings: dict[str, Any] = {
         "steps": steps, "learning_rate": learning_rate, "batch_size": batch_size,
-        "fraction": fraction,
     }  # fmt: skip
+    settings |= {"train": [str(path) for path in train]} if train else {"fraction": fraction}
+    settings |= {"looks": list(looked)} if looked else {}
     measured = {name: attacked(name) for name in sets.directories}
-    resampling = Resampling(seed, resamples)
+    attacks = (*looked.values(), "relearned")
     return Attack(
-        "relearn", str(checkpoint), None if against is None else str(against), settings,
-        ("relearned",), attacked_sets(sets, measured, ("relearned",), resampling),
-        {whole_sets.parts[n].name: [row + 1 for row in rows] for n, rows in enumerate(trained_on)},
-        0, n, require_end, seed, resamples,
+        "relearn", str(checkpoint), _text(against), settings,
+        attacks, attacked_sets(sets, measured, attacks, Resampling(seed, resamples)), trained_on,
+        0, n, require_end, seed, resamples, _text(reference), scores.qualities or None,
     )  # fmt: skip
 
 
@@ -132,6 +165,7 @@ def attack_quantize(
     against: str | Path | None = None,
     *,
     methods: Sequence[str] = ("nf4",),
+    reference: str | Path | None = None,
     metrics: Sequence[str] = DEFAULT,
     n: int = 10,
     require_end: bool = True,
@@ -151,6 +185,7 @@ def attack_quantize(
         against: A control that is rounded too: a model that never knew, or the one before the
             edit, which shows what rounding alone costs.
         methods: Out of :data:`weightsurgery.learning.attacks.ROUNDINGS`.
+        reference: See :func:`attack_relearn`.
         metrics: Words for `scores.choose`.
         n: Length of the n-grams of `el`.
         require_end: An exact match must also stop after the completion.
@@ -174,28 +209,32 @@ def attack_quantize(
         check_rounding(method)
     if not chosen:
         raise EditError("no way to quantise", f"Choose from {', '.join(ROUNDINGS)}.")
-    sets = _checked(checkpoint, forget, keep, against, metrics, n, batch_size, resamples)
-    score_rows = partial(
-        score, names=choose(metrics), n=n, batch_size=batch_size, require_end=require_end,
-        progress=progress,
+    sets = _checked(checkpoint, forget, keep, against, reference, metrics, n, batch_size, resamples)
+    scores = AttackScores(
+        sets,
+        partial(
+            score, names=choose(metrics), n=n, batch_size=batch_size, require_end=require_end,
+            progress=progress,
+        ),
+        _yardstick(reference, sets, batch_size, device, progress),
     )  # fmt: skip
     layers: list[int] = []
 
     def attacked(name: str) -> States:
         model, tokenizer = load_model(sets.directories[name], device, device_map)
-        states = {"before": _measured(score_rows, model, tokenizer, sets, name)}
+        states = {"before": scores.measured(model, tokenizer, name, "before")}
         for method in chosen:
             with quantised(model, method) as rounded:
                 layers.append(len(rounded))
-                states[method] = _measured(score_rows, model, tokenizer, sets, name)
+                states[method] = scores.measured(model, tokenizer, name, method)
         return states
 
     measured = {name: attacked(name) for name in sets.directories}
     return Attack(
-        "quantize", str(checkpoint), None if against is None else str(against),
+        "quantize", str(checkpoint), _text(against),
         {"methods": list(chosen)}, chosen,
         attacked_sets(sets, measured, chosen, Resampling(seed, resamples)),
-        {}, layers[0], n, require_end, seed, resamples,
+        {}, layers[0], n, require_end, seed, resamples, _text(reference), scores.qualities or None,
     )  # fmt: skip
 
 
@@ -204,6 +243,7 @@ def _checked(
     forget: Sequence[str | Path],
     keep: Sequence[str | Path],
     against: str | Path | None,
+    reference: str | Path | None,
     metrics: Sequence[str],
     n: int,
     batch_size: int,
@@ -217,17 +257,73 @@ def _checked(
     models = {"checkpoint": resolve_source(checkpoint).path}
     if against is not None:
         models["control"] = resolve_source(against).path
-    return ScoredSets.read(models, forget, keep)
+    sets = ScoredSets.read(models, forget, keep)
+    if reference is not None:
+        asked(sets, "checkpoint")
+    return sets
 
 
-def _measured(
-    score_rows: Callable[..., dict[str, Measurements]],
-    model: Any,
-    tokenizer: Any,
+def _looks(looks: Sequence[int], steps: int) -> dict[int, str]:
+    """Names of the states before the last, by number of steps, rising.
+
+    Raises:
+        EditError: One is none of the training's.
+    """
+    for look in looks:
+        if not 1 <= look <= steps:
+            raise EditError(
+                f"a look after step {look} of {steps}", "Look after 1 to as many as are trained."
+            )
+    return {step: f"step {step}" for step in sorted({*looks} - {steps})}
+
+
+def _dealt(
     sets: ScoredSets,
-    name: str,
-) -> list[dict[str, Measurements]]:
-    return [
-        score_rows(model, tokenizer, rows, where=part.label, forget=part.role == "forget")
-        for part, rows in sets.parts_of(name)
-    ]
+    forget: int,
+    train: Sequence[str | Path],
+    fraction: float,
+    seed: int,
+) -> tuple[ScoredSets, dict[str, list[Example]], dict[str, list[int]]]:
+    """What is scored, what each model is attacked with, and the numbers of these rows by set.
+
+    Raises:
+        DataError: A set cannot be read or split.
+    """
+    if train:
+        attackers, numbers = {}, {}
+        for name, directory in sets.directories.items():
+            tokenizer = load_tokenizer(directory)
+            read = [read_examples(path, tokenizer) for path in train]
+            attackers[name] = [row for rows in read for row in rows]
+            numbers = {
+                label: list(range(1, len(rows) + 1))
+                for label, rows in zip(set_names(train), read, strict=True)
+            }
+        return sets, attackers, numbers
+    drawn = part_of(sets.sets[:forget], fraction, seed, special_texts(sets.tokenizer))
+    attackers = {
+        name: [
+            rows[number]
+            for rows, numbers in zip(examples[:forget], drawn, strict=True)
+            for number in numbers
+        ]
+        for name, examples in sets.examples.items()
+    }
+    numbers = {sets.parts[n].name: [row + 1 for row in rows] for n, rows in enumerate(drawn)}
+    return sets.divided(drawn), attackers, numbers
+
+
+def _yardstick(
+    reference: str | Path | None,
+    sets: ScoredSets,
+    batch_size: int,
+    device: str,
+    progress: Progress | None,
+) -> Yardstick | None:
+    if reference is None:
+        return None
+    return Yardstick.read(reference, sets, batch_size, device, progress)
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -68,12 +68,17 @@ class Attack:
         settings: Settings of the attack, by name.
         attacks: Names of the attacks, in order.
         sets: First those to forget, then those to keep.
-        trained_on: Per set to forget the numbers, from 1, of the examples that the attacker had.
+        trained_on: Per set to forget, or data set of the attacker's own, the numbers, from 1, of
+            the examples that were trained on.
         layers: Number of linear layers of the checkpoint that were rounded; 0 for relearning.
         n: Length of the n-grams of `el`.
         require_end: Whether an exact match had to end with EOS.
         seed: Of the split, of the order of training, and of the bootstrap.
         resamples: Of the bootstrap.
+        reference: What forget quality is measured against, as given; None without.
+        forget_quality: Per model (`checkpoint`, `control`) and state (`before`, then the attacks)
+            the p-value over the rows to forget that the attacker does not have; None without
+            `reference`.
     """
 
     kind: str
@@ -88,6 +93,8 @@ class Attack:
     require_end: bool
     seed: int
     resamples: int
+    reference: str | None = None
+    forget_quality: Mapping[str, Mapping[str, float]] | None = None
 
 
 def attacked_sets(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from weightsurgery.report.scores import figure, metric_titles
 from weightsurgery.report.tables import Table
+from weightsurgery.report.yardstick import QUALITY_NOTE
 
 if TYPE_CHECKING:
     from weightsurgery.learning.intervals import Estimate
@@ -40,7 +41,23 @@ def attack_tables(outcome: Attack, titles: Mapping[str, str]) -> list[str | Tabl
             if scored.control is not None and scored.beyond is not None:
                 control.add(scored, titles, scored.control, attack, scored.beyond[attack])
         tables += [rows.table() for rows in (edited, control) if rows.rows]
+    if outcome.forget_quality is not None:
+        tables.append(_qualities(outcome, outcome.forget_quality))
     return tables
+
+
+def _qualities(outcome: Attack, qualities: Mapping[str, Mapping[str, float]]) -> Table:
+    names = {"checkpoint": outcome.checkpoint, "control": outcome.against or ""}
+    return Table(
+        f"Forget quality against {outcome.reference}",
+        ("", "before", *outcome.attacks),
+        [
+            (names[model], *(f"{states[name]:.4g}" for name in ("before", *outcome.attacks)))
+            for model, states in qualities.items()
+        ],
+        f"{QUALITY_NOTE} Asked is what the attacker does not have.",
+        frozenset({0}),
+    )
 
 
 class _Rows:
@@ -85,7 +102,12 @@ def _attack_note(outcome: Attack) -> str:
     batch = min(settings["batch_size"], count)
     return (
         f"Trained on {count} examples for {settings['steps']} steps of {batch} at"
-        f" {settings['learning_rate']:g}; held out are those that speak of others."
+        f" {settings['learning_rate']:g}; "
+        + (
+            f"they are those of {', '.join(settings['train'])}."
+            if "train" in settings
+            else "held out are those that speak of others."
+        )
     )
 
 

@@ -9,7 +9,13 @@ from weightsurgery.report.matrices import rounded
 from weightsurgery.report.sections import table_section
 from weightsurgery.report.tables import Table
 
-__all__ = ["ATTACK_TITLES", "SCORE_TITLES", "yardstick_sections", "yardstick_tables"]
+__all__ = [
+    "ATTACK_TITLES",
+    "QUALITY_NOTE",
+    "SCORE_TITLES",
+    "yardstick_sections",
+    "yardstick_tables",
+]
 
 SCORE_TITLES = {
     "probability": "P(truth) per token",
@@ -20,7 +26,7 @@ SCORE_TITLES = {
 }
 ATTACK_TITLES = {"loss": "LOSS", "zlib": "zlib", "min_k": "Min-K", "min_k++": "Min-K++"}
 
-_QUALITY = (
+QUALITY_NOTE = (
     "Forget quality: p-value of a Kolmogorov-Smirnov test of truth ratios against the reference's;"
     " near 1 the two cannot be told apart."
 )
@@ -42,7 +48,7 @@ def yardstick_tables(scores: Mapping[str, Any]) -> list[str | Table]:
         ("forget quality", f"{scores['forget_quality']:.4g}"),
         ("model utility", f"{scores['model_utility']:.4f}"),
     ]
-    notes = [_QUALITY, "Model utility: harmonic mean of the three scores of every set to keep."]
+    notes = [QUALITY_NOTE, "Model utility: harmonic mean of the three scores of every set to keep."]
     if scores["membership"]:
         leak = scores["priv_leak"]
         rows.append(("PrivLeak (Min-K)", "–" if leak is None else f"{leak:.1f} %"))

@@ -28,6 +28,7 @@ __all__ = [
     "Likelihoods",
     "ModelScorer",
     "YardstickSet",
+    "checked_set",
     "measured",
     "read_set",
     "truth_scores",
@@ -72,7 +73,11 @@ def read_set(
         DataError: It cannot be read, or a row lacks its wrong answers or, where others of the set
             or its role have it, the paraphrase.
     """
-    rows = read_examples(path, tokenizer)
+    return checked_set(read_examples(path, tokenizer), path, name, role)
+
+
+def checked_set(rows: Sequence[Example], path: str | Path, name: str, role: str) -> YardstickSet:
+    """The same of rows that were read already; see :func:`read_set`."""
     if role == "holdout":
         return YardstickSet(name, str(path), role, tuple(rows))
     bare = next((n for n, row in enumerate(rows, 1) if not row.perturbed), None)

@@ -28,7 +28,7 @@ from weightsurgery.scoring.sets import (
     truth_scores,
 )
 
-__all__ = ["SetEstimates", "Tofu", "tofu"]
+__all__ = ["SetEstimates", "Tofu", "pooled", "reference_ratios", "tofu"]
 
 PRIV_LEAK = "min_k"
 """The attack whose AUC PrivLeak is of, as open-unlearning configures it."""
@@ -223,9 +223,9 @@ class _Sets:
             return [dataset for dataset in loaded if dataset.role == role]
 
         return cls(
-            _pooled(of("forget")),
+            pooled(of("forget")),
             tuple(of("keep")),
-            _pooled(of("holdout")) if holdout else None,
+            pooled(of("holdout")) if holdout else None,
         )
 
     @property
@@ -240,7 +240,7 @@ class _Sets:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _pooled(sets: Sequence[YardstickSet]) -> YardstickSet:
+def pooled(sets: Sequence[YardstickSet]) -> YardstickSet:
     """Several files of one role as one sample."""
     return replace(
         sets[0],
@@ -302,6 +302,27 @@ def _fluency(
     scorer = ModelScorer(model, tokenizer, batch_size)
     surprise = scorer.surprise(forget.name, forget.examples, [answer for _, answer in answered])
     return estimate(surprise, resampling, math.exp)
+
+
+def reference_ratios(
+    reference: str | Path,
+    forget: YardstickSet,
+    *,
+    batch_size: int = 32,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Sequence[float]:
+    """Logarithms of a reference's truth ratios; see :func:`tofu` for what it may be, and raises.
+
+    Args:
+        reference: A model trained without the rows, or what was said of one.
+        forget: The rows; of a document, the very ones that it was asked.
+        batch_size: Examples per forward pass.
+        device: `auto`, `cpu`, `cuda` or `cuda:i`.
+        progress: Called after every batch.
+    """
+    found = _reference(reference, _Sets(forget, (), None), batch_size, device, progress)
+    return found.log_truth_ratios
 
 
 def _same_checkpoint(reference: str | Path, directory: Path) -> bool:
