@@ -289,8 +289,9 @@ def _dealt(
     Raises:
         DataError: A set cannot be read or split.
     """
+    attackers: dict[str, list[Example]] = {}
+    numbers: dict[str, list[int]] = {}
     if train:
-        attackers, numbers = {}, {}
         for name, directory in sets.directories.items():
             tokenizer = load_tokenizer(directory)
             read = [read_examples(path, tokenizer) for path in train]
@@ -304,8 +305,8 @@ def _dealt(
     attackers = {
         name: [
             rows[number]
-            for rows, numbers in zip(examples[:forget], drawn, strict=True)
-            for number in numbers
+            for rows, picked in zip(examples[:forget], drawn, strict=True)
+            for number in picked
         ]
         for name, examples in sets.examples.items()
     }
