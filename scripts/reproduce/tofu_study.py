@@ -1,6 +1,7 @@
 """TOFU by its own yardstick: teach, retrain, unlearn by every system, score, print.
 
-Usage: tofu_study.py --data DIR --work DIR [--small] [--seed N] [--system NAME]... [--robust] CKPT
+Usage: tofu_study.py --data DIR --work DIR [--small] [--seed N] [--system NAME]...
+           [--robust] [--requests] [--learn] CKPT
 
 Every system gets all there is to forget, half of what is to stay, and as many candidates as any
 other. A candidate counts if it keeps 90 % of the taught model's utility on rows that choose; of
@@ -14,20 +15,26 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tofu_data import FULL, SMALL, Size, deal, write
+from tofu_learn import Learning
+from tofu_requests import Requests
 from tofu_robust import Robust
-from tofu_robust_tables import render_robust
+from tofu_robust_tables import render_learned, render_requests, render_robust
 from tofu_steps import FailedError, Runner, save
 from tofu_tables import draw, render
 
 HERE = Path(__file__).resolve().parent
 KEPT = 0.9
 """Share of the taught model's utility that a candidate must keep."""
+AGAIN = ("npo", "negate")
+"""Systems that forget several requests, and what was learned."""
+Part = Callable[[], dict[str, Any]]
+Rendered = Callable[[Mapping[str, Any]], str]
 
 TEACH = (
     "--mode", "joint", "--lora-rank", "32", "--lr", "1e-3", "--warmup", "10", "--batch", "4",
@@ -190,9 +197,13 @@ class Study:
                 places[f"{role}_vector"] = self.train(f"more-{role}", self.model, role)
         return [system.words(places, value) for value in values]
 
+    def system(self, name: str) -> System:
+        """A system by its name."""
+        return next(each for each in systems() if each.name == name)
+
     def chosen_of(self, row: Mapping[str, Any]) -> tuple[str, list[str]]:
         """Name and command of the candidate that was chosen."""
-        (system,) = [each for each in systems() if each.name == row["system"]]
+        system = self.system(row["system"])
         (words,) = self.commands(system, [row["value"]])
         return system.name_of(row["value"], words), words
 
@@ -229,6 +240,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--system", action="append", help="Repeatable. Default: all.")
     parser.add_argument("--robust", action="store_true", help="Attack what was chosen, too.")
+    parser.add_argument("--requests", action="store_true", help="Forget in three requests.")
+    parser.add_argument("--learn", action="store_true", help="Learn, and forget again.")
+    parser.add_argument(
+        "--again", action="append", help=f"Systems for these two. Default: {', '.join(AGAIN)}."
+    )
     parser.add_argument("--figure", type=Path, help="Where the frontier is drawn.")
     given = parser.parse_args()
     size = SMALL if given.small else FULL
@@ -255,10 +271,19 @@ def main() -> None:
     figure = given.figure or study.run.work / "frontier.svg"
     draw(study.result(rows), figure)
     print(f"The frontier: {figure}", file=sys.stderr)
+    again, parts = given.again or AGAIN, list[tuple[str, Part, Rendered]]()
     if given.robust:
-        found = Robust(study, given.data).models(rows)
-        save(study.run.work / "robust.json", found)
-        print(render_robust(found))
+        parts.append(("robust", lambda: Robust(study, given.data).models(rows), render_robust))
+    if given.requests:
+        requests = Requests(study, given.data)
+        parts.append(("requests", lambda: requests.result(rows, again), render_requests))
+    if given.learn:
+        learning = Learning(study, given.data)
+        parts.append(("learn", lambda: learning.result(rows, again), render_learned))
+    for name, measure, rendered in parts:
+        found = measure()
+        save(study.run.work / f"{name}.json", found)
+        print(rendered(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def files(tmp_path_factory):
         rows(name, 100, perturbed_answer=["no"])
     rows("holdout01", 40)
     rows("holdout05", 80)
+    rows("forget05_perturbed", 200, **wrong)
     return root
 
 
