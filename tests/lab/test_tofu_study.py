@@ -70,7 +70,7 @@ def test_nothing_that_is_scored_was_given_or_has_chosen(files, size):
 def test_a_missing_or_short_file_is_named(files, tmp_path):
     with pytest.raises(SystemExit, match=r"forget01_perturbed\.jsonl: no such file"):
         tofu_data.deal(tmp_path, TINY)
-    with pytest.raises(SystemExit, match="100 rows, and 101 are needed"):
+    with pytest.raises(SystemExit, match="100 rows, and 141 are needed"):
         tofu_data.deal(files, replace(TINY, world=101))
 
 
