@@ -254,6 +254,9 @@ def main() -> None:
         lacking = set(given.system) - {system.name for system in wanted}
         if lacking:
             parser.error(f"no such system: {', '.join(sorted(lacking))}")
+    again = given.again or AGAIN
+    if (given.requests or given.learn) and (lacking := {*again} - {each.name for each in wanted}):
+        parser.error(f"--again is no system that is run: {', '.join(sorted(lacking))}")
     study = Study(
         given.base.resolve(), given.data, given.work.resolve(), size, given.seed, given.robust
     )
@@ -271,7 +274,7 @@ def main() -> None:
     figure = given.figure or study.run.work / "frontier.svg"
     draw(study.result(rows), figure)
     print(f"The frontier: {figure}", file=sys.stderr)
-    again, parts = given.again or AGAIN, list[tuple[str, Part, Rendered]]()
+    parts = list[tuple[str, Part, Rendered]]()
     if given.robust:
         parts.append(("robust", lambda: Robust(study, given.data).models(rows), render_robust))
     if given.requests:
