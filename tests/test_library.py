@@ -128,7 +128,7 @@ def test_there_is_one_version():
 def test_the_demo_brings_what_its_next_commands_take():
     """It names ``ws evaluate``, whose scores take ROUGE-L where nothing else is asked for."""
     from weightsurgery.lab.demo import capitals
-    from weightsurgery.learning.scores import METRICS
+    from weightsurgery.learning.metric_names import METRICS
 
     assert '"ws", "evaluate"' in Path(capitals.__file__).read_text()
     assert any(each.choice == "rouge_l" for each in METRICS.values())

@@ -174,7 +174,7 @@ def test_what_the_shell_completes_is_what_there_is():
     from weightsurgery.checkpoint.selection import TARGETS
     from weightsurgery.learning.attacks import ROUNDINGS
     from weightsurgery.learning.method import MODES
-    from weightsurgery.learning.scores import DEFAULT, METRICS
+    from weightsurgery.learning.metric_names import DEFAULT, METRICS
     from weightsurgery.surgery.as_checkpoint import _STORED_AS
     from weightsurgery.unlearning.methods import METHODS
 
@@ -197,7 +197,7 @@ def test_what_the_shell_completes_is_what_there_is():
 
 
 def test_an_attack_is_offered_the_metrics_that_it_accepts():
-    from weightsurgery.learning.scores import choose
+    from weightsurgery.learning.metric_names import choose
 
     with pytest.raises(SelectionError):
         choose(["tofu"])

@@ -13,7 +13,8 @@ from weightsurgery.errors import DataError, NonFiniteError, WeightSurgeryError
 from weightsurgery.learning import metrics
 from weightsurgery.learning.data import Encoded, Example, encode_all
 from weightsurgery.learning.forward import greedy, teacher_forced
-from weightsurgery.learning.scores import METRICS, chance, score
+from weightsurgery.learning.metric_names import METRICS
+from weightsurgery.learning.scores import chance, score
 
 WORDS = ["abcabcabcd", "hello hello", "zzzzzzzzzz", "once upon a", "xy"]
 

@@ -161,7 +161,6 @@ for _command in (relearn, quantize):
 
 
 def _attack(attack: Callable[..., Attack], unit: str, attacked: Attacked, **settings: Any) -> None:
-    from weightsurgery.learning.scores import METRICS
     from weightsurgery.report.attacked import attack_tables
 
     with console.progress(attacked.show, unit=unit) as progress:
@@ -175,5 +174,4 @@ def _attack(attack: Callable[..., Attack], unit: str, attacked: Attacked, **sett
             **settings,
             progress=progress,
         )
-    titles = {name: metric.title for name, metric in METRICS.items()}
-    console.result(attacked.show, lambda: asdict(outcome), lambda: attack_tables(outcome, titles))
+    console.result(attacked.show, lambda: asdict(outcome), lambda: attack_tables(outcome))

@@ -55,7 +55,7 @@ def try_(
     from weightsurgery.learning.completions import complete
     from weightsurgery.learning.data import Example, read_examples
     from weightsurgery.learning.models import load_tokenizer
-    from weightsurgery.report.completions import completion_tables
+    from weightsurgery.report.completions import completion_tables, try_sections
 
     examples = [Example(text, "") for text in prompt or ()]
     if data:
@@ -90,11 +90,9 @@ def try_(
     ]
     document = {"checkpoint": ckpt, "against": against, "chat": chat, "tokens": tokens,
                 "prompts": prompts}  # fmt: skip
-    console.result(
-        show, lambda: document, lambda: completion_tables(prompts, ckpt, against, tokens)
-    )
+    console.result(show, lambda: document, lambda: completion_tables(document))
     if pages:
-        from weightsurgery.report.sections import record_section, try_sections
+        from weightsurgery.report.sections import record_section
 
         sections = [*try_sections(document), record_section(show.command)]
         pages.write(f"Completions of {ckpt}", sections, show)

@@ -14,6 +14,7 @@ from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.panels import machine_option, panel
 from weightsurgery.cli.spread import options
 from weightsurgery.cli.yardstick import TOFU, Yardstick
+from weightsurgery.learning.metric_names import CHOICES, DEFAULT
 
 if TYPE_CHECKING:
     from weightsurgery.learning.evaluate import Contexts
@@ -33,13 +34,9 @@ __all__ = [
 
 _option = panel("How it is scored")
 
-# As METRICS in learning.scores calls them, which takes transformers to import.
-_DEFAULT = ["begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall"]
-_OTHERS = [
-    "probability_per_token", "rouge_l", "token_accuracy", "nll", "ma", "el", "es", "truth_ratio",
-]  # fmt: skip
-_METRICS = (*_DEFAULT, *_OTHERS, "all")
-_LISTED = f"{', '.join(_DEFAULT)} (these are the default), {', '.join(_OTHERS)}"
+_OTHERS = [name for name in CHOICES if name not in DEFAULT]
+_METRICS = (*DEFAULT, *_OTHERS, "all")
+_LISTED = f"{', '.join(DEFAULT)} (these are the default), {', '.join(_OTHERS)}"
 
 
 Model = Annotated[
@@ -96,14 +93,10 @@ class Scoring:
     @property
     def words(self) -> list[str]:
         """The metrics that every set is scored by; none where the yardstick alone is wanted."""
-        from weightsurgery.learning.scores import DEFAULT
-
         return [name for name in self.metric or DEFAULT if name != TOFU]
 
     def arguments(self) -> dict[str, Any]:
         """As arguments of the library's functions that score."""
-        from weightsurgery.learning.scores import DEFAULT
-
         return {
             "metrics": self.metric or DEFAULT,
             "n": self.el_n,
@@ -191,7 +184,6 @@ def evaluate(
     from weightsurgery.errors import EditError
     from weightsurgery.learning.evaluate import evaluate as score
     from weightsurgery.learning.harness import find_tasks, run_tasks
-    from weightsurgery.learning.scores import METRICS
     from weightsurgery.report.card_scores import content_of
     from weightsurgery.report.scores import evaluation_tables, task_table
     from weightsurgery.report.yardstick import yardstick_sections, yardstick_tables
@@ -225,8 +217,7 @@ def evaluate(
                 progress=progress,
             )
         if not show.json:
-            titles = {name: metric.title for name, metric in METRICS.items()}
-            console.show(*evaluation_tables(scores, titles))
+            console.show(*evaluation_tables(scores))
     if unlearned:
         tofu = asdict(yardstick.score(ckpt, forget, keep, show, batch_size, place.device, seed))
         if not show.json:
@@ -235,7 +226,7 @@ def evaluate(
         console.notice(f"lm-evaluation-harness runs {', '.join(wanted.names)}.", show)
         results = run_tasks(ckpt, wanted, against, batch_size=batch_size, device=place.device)
         if not show.json:
-            console.show(task_table(results))
+            console.show(task_table([asdict(result) for result in results]))
     if not show.json and not pages:
         return
     document = {"checkpoint": ckpt, "against": against, "sets": [], "contexts": None} | (

@@ -19,6 +19,7 @@ from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.panels import fit_option, panel, subspace_option
 from weightsurgery.cli.score import BatchSize
 from weightsurgery.cli.spread import options
+from weightsurgery.learning.metric_names import SHARES
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.choice import Cell
@@ -29,12 +30,6 @@ __all__ = ["sweep"]
 _Value = TypeVar("_Value", int, float, str)
 
 _grid_option, _data_option = panel("The grid"), panel("Data")
-
-# Of METRICS in learning.scores, which takes transformers to import, those that are shares.
-_SHARES = (
-    "begins_with", "contains", "exact_match", "token_accuracy", "probability",
-    "probability_per_token", "rouge_l_recall", "rouge_l_f", "ma", "el", "es",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,8 @@ def sweep(
     metric: Annotated[
         str | None,
         _data_option(
-            autocompletion=among(*_SHARES),
-            help=f"{', '.join(_SHARES[:-1])} or {_SHARES[-1]}. Default: begins_with; of"
+            autocompletion=among(*SHARES),
+            help=f"{', '.join(SHARES[:-1])} or {SHARES[-1]}. Default: begins_with; of"
             " conversations contains.",
         ),
     ] = None,

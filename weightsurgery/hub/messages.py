@@ -7,7 +7,7 @@ from typing import Any
 
 from weightsurgery.hub.plan import PushPlan
 from weightsurgery.hub.push import Pushed
-from weightsurgery.report.tables import Table, size
+from weightsurgery.report.tables import Table, facts_table, size
 
 __all__ = ["push_document", "push_tables", "pushed_lines", "start_line"]
 
@@ -38,7 +38,7 @@ def push_tables(plan: PushPlan, done: bool, every: bool = False) -> list[str | T
     if plan.deleted:
         facts.append(("deleted in the same commit", ", ".join(plan.deleted)))
     facts.append(("commit", plan.title))
-    tables: list[str | Table] = [Table("Push", ("", ""), facts, left=frozenset({0, 1}))]
+    tables: list[str | Table] = [facts_table("Push", facts)]
     if every:
         rows = [(file.name, size(file.size), "upload", file.sha256) for file in uploads]
         rows += [(file.name, size(file.size), "there", file.sha256) for file in plan.present]

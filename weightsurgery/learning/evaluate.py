@@ -13,8 +13,9 @@ from weightsurgery.learning import in_context, intervals
 from weightsurgery.learning.answers import headline
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.intervals import Estimate, Measurements, Resampling
+from weightsurgery.learning.metric_names import DEFAULT, METRICS, choose
 from weightsurgery.learning.models import DeviceMap, checked_map, load_model, load_tokenizer
-from weightsurgery.learning.scores import DEFAULT, METRICS, chance, choose, score
+from weightsurgery.learning.scores import chance, score
 from weightsurgery.progress import Progress
 
 __all__ = [

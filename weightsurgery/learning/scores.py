@@ -1,16 +1,16 @@
-"""A model's scores on one set of examples: which metrics there are, and what each needs."""
+"""A model's scores on one set of examples, and what each metric needs."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.errors import DataError, NonFiniteError, SelectionError
+from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning import answers, metrics
 from weightsurgery.learning.data import Encoded, Example, encode
 from weightsurgery.learning.forward import (
@@ -20,71 +20,13 @@ from weightsurgery.learning.forward import (
     teacher_forced,
 )
 from weightsurgery.learning.intervals import Measurements
+from weightsurgery.learning.metric_names import METRICS
 from weightsurgery.progress import Progress
-from weightsurgery.suggestions import one_of
 
-__all__ = ["DEFAULT", "METRICS", "Metric", "chance", "choose", "encode_set", "score"]
+__all__ = ["chance", "encode_set", "score"]
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric.
-
-    Attributes:
-        title: Its name for people.
-        choice: The word that chooses it; some come together.
-        share: In [0, 1] and higher for what is known better, so that forgetting is defined.
-        transform: From the mean over examples to the score.
-    """
-
-    title: str
-    choice: str
-    share: bool = True
-    transform: Callable[[float], float] = float
-
-
-METRICS: dict[str, Metric] = {
-    "begins_with": Metric("begins with the truth", "begins_with"),
-    "contains": Metric("contains the truth", "contains"),
-    "exact_match": Metric("exact match", "exact_match"),
-    "token_accuracy": Metric("token accuracy", "token_accuracy"),
-    "nll": Metric("NLL per token", "nll", share=False),
-    "perplexity": Metric("perplexity", "perplexity", share=False, transform=math.exp),
-    "probability": Metric("P(truth)", "probability"),
-    "probability_per_token": Metric("P(truth) per token", "probability_per_token"),
-    "rouge_l_recall": Metric("ROUGE-L recall", "rouge_l"),
-    "rouge_l_f": Metric("ROUGE-L F1", "rouge_l"),
-    "ma": Metric("MA", "ma"),
-    "el": Metric("EL", "el"),
-    "es": Metric("ES", "es"),
-    "truth_ratio": Metric("truth ratio", "truth_ratio", share=False),
-}
-"""Every score by name: `nll` and `perplexity` in nats per token; see `score`."""
-
-DEFAULT = (
-    "begins_with", "contains", "exact_match", "perplexity", "probability", "rouge_l_recall",
-)  # fmt: skip
-"""What is scored by default: one forward pass and one generation per example."""
 
 _ROUGE = ("rouge_l_recall", "rouge_l_f")
-
-
-def choose(words: Sequence[str]) -> list[str]:
-    """The names in `METRICS` that words choose, in their order there.
-
-    Args:
-        words: Names, with - or _; words that choose some together; `all` chooses every one.
-
-    Raises:
-        SelectionError: A word chooses none.
-    """
-    choices = {metric.choice for metric in METRICS.values()}
-    wanted = {word.replace("-", "_") for word in words}
-    for word in words:
-        if word.replace("-", "_") not in {"all", *choices, *METRICS}:
-            listed = ["all", *dict.fromkeys(metric.choice for metric in METRICS.values())]
-            raise SelectionError(f"metric {word!r}", one_of(word, listed))
-    return [name for name, each in METRICS.items() if {"all", each.choice, name} & wanted]
 
 
 def chance(examples: Sequence[Example]) -> float:

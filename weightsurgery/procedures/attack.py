@@ -22,6 +22,7 @@ from weightsurgery.learning.attacks import (
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.evaluate import check_options, set_names
 from weightsurgery.learning.intervals import Resampling
+from weightsurgery.learning.metric_names import DEFAULT, choose
 from weightsurgery.learning.models import (
     DeviceMap,
     load_model,
@@ -29,7 +30,7 @@ from weightsurgery.learning.models import (
     refuse_offloaded,
 )
 from weightsurgery.learning.placement import refuse_distributed
-from weightsurgery.learning.scores import DEFAULT, choose, score
+from weightsurgery.learning.scores import score
 from weightsurgery.learning.strangers import special_texts
 from weightsurgery.learning.subjects import part_of
 from weightsurgery.procedures.attack_scores import AttackScores, Yardstick, asked

@@ -8,7 +8,7 @@ from typing import Any
 
 from weightsurgery.learning.evaluate import estimates
 from weightsurgery.learning.intervals import Estimate, Measurements, Resampling, estimate_combined
-from weightsurgery.learning.scores import METRICS
+from weightsurgery.learning.metric_names import METRICS
 from weightsurgery.procedures.attacked_sets import ScoredSets, SetPart
 
 __all__ = ["Attack", "AttackedModel", "AttackedSet", "States", "attacked_sets"]

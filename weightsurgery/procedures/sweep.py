@@ -23,9 +23,10 @@ from weightsurgery.errors import DataError, EditError, NonFiniteError, Selection
 from weightsurgery.learning import intervals
 from weightsurgery.learning.answers import headline
 from weightsurgery.learning.intervals import Measurements, Resampling
+from weightsurgery.learning.metric_names import METRICS, SHARES
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.parameters import load_float32
-from weightsurgery.learning.scores import METRICS, score
+from weightsurgery.learning.scores import score
 from weightsurgery.procedures.choice import (
     Cell,
     FinalScore,
@@ -82,8 +83,8 @@ def sweep(
         grid: The values to try; by default :class:`Grid`'s, with the edit's ridge if it has
             statistics.
         threshold: In (0, 1]; see :class:`weightsurgery.procedures.choice.Sweep`.
-        metric: A name in ``scores.METRICS`` that is a share, higher for what is known better; by
-            default whether an answer begins with the truth, or, where a set holds conversations,
+        metric: One of ``metric_names.SHARES``, higher for what is known better; by default
+            whether an answer begins with the truth, or, where a set holds conversations,
             contains it.
         selection: Which tensors; by default all linear layers.
         device: Where the model runs and matrices are decomposed.
@@ -195,8 +196,8 @@ def _check(
         raise EditError(
             f"threshold {threshold}", "Give a share above 0 and up to 1, such as 0.975."
         )
-    if metric is not None and (metric not in METRICS or not METRICS[metric].share):
-        listed = ", ".join(name for name, known in METRICS.items() if known.share)
+    if metric is not None and metric not in SHARES:
+        listed = ", ".join(SHARES)
         raise SelectionError(
             f"metric {metric!r}: a sweep needs one that is a share", f"Choose from: {listed}."
         )

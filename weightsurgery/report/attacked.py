@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from weightsurgery.report.scores import figure, metric_titles
+from weightsurgery.learning.metric_names import titles
+from weightsurgery.report.scores import figure
 from weightsurgery.report.tables import Table
 from weightsurgery.report.yardstick import QUALITY_NOTE
 
@@ -16,14 +17,13 @@ if TYPE_CHECKING:
 __all__ = ["attack_tables"]
 
 
-def attack_tables(outcome: Attack, titles: Mapping[str, str]) -> list[str | Table]:
+def attack_tables(outcome: Attack) -> list[str | Table]:
     """Per attack the scores before and after, the change with its interval, and the control's.
 
     Args:
         outcome: What was measured.
-        titles: Per metric its name for people.
     """
-    titles = metric_titles(titles, outcome.n)
+    called = titles(outcome.n)
     word = "relearning" if outcome.kind == "relearn" else "rounding"
     tables: list[str | Table] = []
     for attack in outcome.attacks:
@@ -37,9 +37,9 @@ def attack_tables(outcome: Attack, titles: Mapping[str, str]) -> list[str | Tabl
             f"Beyond: the change of {outcome.checkpoint} less the control's, in points.",
         )
         for scored in outcome.sets:
-            edited.add(scored, titles, scored.checkpoint, attack, scored.checkpoint.change[attack])
+            edited.add(scored, called, scored.checkpoint, attack, scored.checkpoint.change[attack])
             if scored.control is not None and scored.beyond is not None:
-                control.add(scored, titles, scored.control, attack, scored.beyond[attack])
+                control.add(scored, called, scored.control, attack, scored.beyond[attack])
         tables += [rows.table() for rows in (edited, control) if rows.rows]
     if outcome.forget_quality is not None:
         tables.append(_qualities(outcome, outcome.forget_quality))
@@ -70,7 +70,7 @@ class _Rows:
     def add(
         self,
         scored: AttackedSet,
-        titles: Mapping[str, str],
+        called: Mapping[str, str],
         scores: AttackedModel,
         attack: str,
         changes: Mapping[str, Estimate],
@@ -81,9 +81,9 @@ class _Rows:
             heading = ("", "") if number else (scored.name, f"{role}, {scored.examples} examples")
             before = figure(name, scores.before[name].value)
             points = _points(changes.get(name))
-            self.rows.append((*heading, titles[name], before, figure(name, after.value), *points))
+            self.rows.append((*heading, called[name], before, figure(name, after.value), *points))
             if after.why:  # it is defined on fewer
-                self.notes.append(f"{scored.name}, {titles[name]}: {after.why}.")
+                self.notes.append(f"{scored.name}, {called[name]}: {after.why}.")
 
     def table(self) -> Table:
         columns = ("set", "", "metric", "before", "after", self.change, "95 % interval")

@@ -12,44 +12,23 @@ from typing import TYPE_CHECKING, Any
 from weightsurgery.checkpoint.record import file_sha256, read_record
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import DataError, WeightSurgeryError
+from weightsurgery.learning.metric_names import titles
 from weightsurgery.report.card_text import code, literal, table
-from weightsurgery.report.tables import percent
+from weightsurgery.report.scores import change_text, score_text, task_table
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
 
 __all__ = [
     "EVALUATION",
-    "PLAIN",
-    "TITLES",
-    "change_text",
     "check_content",
     "content_of",
     "read_scores",
     "score_tables",
-    "score_text",
     "scores_file",
 ]
 
 EVALUATION = "evaluation.json"
-
-PLAIN = ("nll", "perplexity", "truth_ratio")  # no shares, and not shown in percent
-
-TITLES = {
-    "begins_with": "begins with the truth",
-    "contains": "contains the truth",
-    "exact_match": "exact match",
-    "token_accuracy": "token accuracy",
-    "nll": "NLL per token",
-    "probability": "P(truth)",
-    "probability_per_token": "P(truth) per token",
-    "rouge_l_recall": "ROUGE-L recall",
-    "rouge_l_f": "ROUGE-L F1",
-    "ma": "MA",
-    "el": "EL",
-    "es": "ES",
-    "truth_ratio": "truth ratio",
-}
 
 _PATHS = ("checkpoint", "against", "path")
 
@@ -239,12 +218,12 @@ def score_tables(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _sets(document: Mapping[str, Any]) -> str:
-    compared = document.get("against") is not None
+    compared, called = document.get("against") is not None, titles()
     rows = []
     for entry in document["sets"]:
         for metric, score in entry["scores"].items():
             cells = [code(_label(entry)), literal(entry["role"]), str(entry["examples"])]
-            cells.append(literal(TITLES.get(metric, metric)))
+            cells.append(literal(called.get(metric, metric)))
             if compared:
                 cells.append(score_text(metric, (entry.get("before") or {}).get(metric)))
             cells.append(score_text(metric, score))
@@ -266,44 +245,7 @@ def _sets(document: Mapping[str, Any]) -> str:
     return f"{table(columns, rows, frozenset({0, 1, 3}))}\n\n{note}{before}"
 
 
-def change_text(metric: str, entry: Mapping[str, Any]) -> str:
-    """How far a set's score moved; empty where nothing is known of it."""
-    for word, factor, key in (("forgotten", 1.0, "forgetting"), ("drift", 100.0, "drift")):
-        change = (entry.get(key) or {}).get(metric)
-        if change is not None and change["value"] is not None:
-            bounds = change.get("interval")
-            inside = f" [{factor * bounds[0]:.1f}, {factor * bounds[1]:.1f}]" if bounds else ""
-            return f"{word} {factor * change['value']:.1f} %{inside}"
-    return ""
-
-
-def score_text(metric: str, score: Mapping[str, Any] | None) -> str:
-    """A score with its interval, in percent where it is a share."""
-    if score is None or score["value"] is None:
-        return "–"
-    plain = metric in PLAIN
-
-    def number(value: float) -> str:
-        return f"{value:.4g}" if plain else percent(value, unit="")
-
-    bounds = score.get("interval")
-    inside = f" [{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
-    return f"{number(score['value'])}{'' if plain else ' %'}{inside}"
-
-
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
-    compared = any(task.get("before") is not None for task in tasks)
-    rows = []
-    for task in tasks:
-        cells = (code(task["task"]), code(task["metric"]))
-        before = (_with_error(task.get("before"), task.get("before_error")),) if compared else ()
-        rows.append((*cells, *before, _with_error(task.get("value"), task.get("error"))))
-    columns = ("before", "after") if compared else ("value",)
-    drawn = table(("task", "metric", *columns), rows, frozenset({0, 1}))
-    return f"{drawn}\n\nTasks of lm-evaluation-harness; ± is the standard error over examples."
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    listed = task_table(tasks)
+    rows = [(code(task), code(metric), *cells) for task, metric, *cells in listed.rows]
+    return f"{table(listed.columns, rows, listed.left)}\n\n{listed.title}; {listed.note}"

@@ -1,50 +1,58 @@
-"""Completions of models, side by side, for a terminal."""
+"""Completions of models, side by side: for a terminal and for a page, from ``ws try --json``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
+from weightsurgery.report.sections import Document, Section, texts_section
 from weightsurgery.report.tables import Table
 
-__all__ = ["completion_tables"]
+__all__ = ["completion_tables", "try_sections"]
 
 
-def completion_tables(
-    prompts: Sequence[Mapping[str, Any]], checkpoint: str, against: str | None, tokens: int
-) -> list[str | Table]:
-    """A row for each prompt.
-
-    Args:
-        prompts: Of each ``prompt``, ``completion`` (of the data, or None) and ``said``: by
-            checkpoint ``text`` and ``ended``.
-        checkpoint: Which.
-        against: The one beside it.
-        tokens: After how many a completion was cut off.
-    """
-    names = [checkpoint] if against is None else [against, checkpoint]
-    data = any(row["completion"] is not None for row in prompts)
-    rows, different = [], 0
-    for row in prompts:
-        texts = [row["said"][name]["text"] for name in names]
-        cells = [_shown(row["prompt"])]
-        if data:
-            cells.append(_shown(row["completion"] or ""))
-        cells += [
-            _shown(text) + _end(row["said"][name]) for name, text in zip(names, texts, strict=True)
-        ]
-        if against is not None:
-            different += texts[0] != texts[1]
-            cells.append("" if texts[0] == texts[1] else "≠")
-        rows.append(tuple(cells))
+def completion_tables(document: Document) -> list[str | Table]:
+    """A row for each prompt."""
+    names, note = _names(document), _note(document)
+    data = any(row["completion"] is not None for row in document["prompts"])
+    rows = []
+    for row in document["prompts"]:
+        cells = [_shown(row["prompt"]), *([_shown(row["completion"] or "")] if data else [])]
+        cells += [_shown(row["said"][name]["text"]) + _end(row["said"][name]) for name in names]
+        rows.append((*cells, *(["≠" if _differs(row) else ""] if names[1:] else [])))
     columns = ["prompt", *(["in the data"] if data else []), *map(_name, names)]
-    note = f"Greedy, {tokens} tokens at most; … is where one was cut off."
-    if against is not None:
-        columns.append("")
-        note = f"{different} of {len(prompts)} completions differ. {note}"
+    columns += [""] if names[1:] else []
     words = frozenset(range(len(columns)))
     return [Table("Completions", tuple(columns), rows, note, words)]
+
+
+def try_sections(document: Document) -> list[Section]:
+    """The same side by side, what changed marked."""
+    names = _names(document)
+    rows = [
+        (row["prompt"], row["completion"] or "",
+         [str(row["said"][name]["text"]) + _end(row["said"][name]) for name in names])
+        for row in document["prompts"]
+    ]  # fmt: skip
+    return [texts_section("Completions", [*map(_name, names)], rows, _note(document))]
+
+
+def _names(document: Document) -> list[str]:
+    """The checkpoints, in the order in which they are shown."""
+    return [name for name in (document["against"], document["checkpoint"]) if name is not None]
+
+
+def _differs(row: Mapping[str, Any]) -> bool:
+    return len({completion["text"] for completion in row["said"].values()}) > 1
+
+
+def _note(document: Document) -> str:
+    note = f"Greedy, {document['tokens']} tokens at most; … is where one was cut off."
+    if document["against"] is None:
+        return note
+    prompts = document["prompts"]
+    return f"{sum(map(_differs, prompts))} of {len(prompts)} completions differ. {note}"
 
 
 def _name(path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from weightsurgery.procedures.doctor import EXTRAS
-from weightsurgery.report.tables import Table, size
+from weightsurgery.report.tables import Table, facts_table, size
 
 if TYPE_CHECKING:
     from weightsurgery.procedures.doctor import Cost, Diagnosis, Hardware, Library
@@ -17,7 +17,7 @@ def doctor_tables(diagnosis: Diagnosis) -> list[str | Table]:
     """The machine, what is installed, what commands would take, and what to do."""
     words = frozenset({0, 1, 2})
     tables: list[str | Table] = [
-        Table("This machine", ("", ""), _machine(diagnosis.machine), left=words),
+        facts_table("This machine", _machine(diagnosis.machine)),
         Table(
             "Installed", ("extra", "libraries", "for"), _installed(diagnosis.libraries), left=words
         ),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from weightsurgery.report.tables import (
     Table,
     edit_tables,
+    facts_table,
+    lineage_rows,
     percent,
     size,
     survived_rows,
@@ -54,11 +56,9 @@ def exported_tables(record: EditRecord, every: bool = False) -> list[str | Table
     facts += survived_rows(record)
     facts += left_out_rows("left out", summary["left_out"])
     facts += left_out_rows("no change", summary["unchanged"])
-    for kin in record.lineage:
-        figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
-        facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
+    facts += lineage_rows(record.lineage)
     facts += used_rows(record)
-    tables: list[str | Table] = [Table("Adapter", ("", ""), facts, left=frozenset({0, 1}))]
+    tables: list[str | Table] = [facts_table("Adapter", facts)]
     if every:
         columns: tuple[str, ...] = (
             "tensor",

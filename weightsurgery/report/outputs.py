@@ -13,6 +13,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, as_recorded, read_record
 from weightsurgery.errors import DataError, WeightSurgeryError
 from weightsurgery.report.card_scores import check_content
+from weightsurgery.report.completions import try_sections
 from weightsurgery.report.guarded import look_table
 from weightsurgery.report.matrices import tensor_map
 from weightsurgery.report.sections import (
@@ -25,11 +26,10 @@ from weightsurgery.report.sections import (
     score_sections,
     survived_sections,
     table_section,
-    try_sections,
 )
 from weightsurgery.report.spectra import Progress, spectra_of_output
 from weightsurgery.report.sweep import sweep_sections
-from weightsurgery.report.tables import Table
+from weightsurgery.report.tables import Table, facts_table
 
 __all__ = ["document_of", "output_page", "output_sections", "read_document", "sections_of"]
 
@@ -108,7 +108,7 @@ def _facts(record: EditRecord) -> Sequence[str | Table]:
             for key, value in figures.items()]  # fmt: skip
     rows += [("tensors", str(len(record.tensors)))] if "tensors" not in figures else []
     title = record.kind.replace("-", " ").capitalize()
-    return [Table(title, ("", ""), rows, left=frozenset({0, 1}))]
+    return [facts_table(title, rows)]
 
 
 def _rows(record: EditRecord, vector: Document, out: str | None) -> list[dict[str, Any]]:

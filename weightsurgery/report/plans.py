@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from weightsurgery.report.exported import left_out_rows, ranks_shown
-from weightsurgery.report.tables import Table, size
+from weightsurgery.report.tables import Table, facts_table, size
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _OF_THE_OUTPUT = ("output", "files", "left out", "written", "free where it goes"
 
 
 def _plan(what: str, facts: Sequence[tuple[str, ...]]) -> list[str | Table]:
-    return [Table(f"Plan: {what}", ("", ""), list(facts), left=frozenset({0, 1}))]
+    return [facts_table(f"Plan: {what}", facts)]
 
 
 def _from_data(
@@ -36,7 +36,7 @@ def _from_data(
     """What finding a change takes, then what applying it writes."""
     (table,) = (line for line in planned_lines(edit, out) if isinstance(line, Table))
     rows = [*facts, *(row for row in table.rows if row[0] in _OF_THE_OUTPUT)]
-    return [Table(f"{table.title} from data", ("", ""), rows, left=frozenset({0, 1}))]
+    return [facts_table(f"{table.title} from data", rows)]
 
 
 def planned_lines(plan: EditPlan | AdapterPlan, out: str) -> list[str | Table]:

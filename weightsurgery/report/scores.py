@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from weightsurgery.learning.metric_names import is_share, titles
 from weightsurgery.report.tables import Table, percent, percent_range
 
 if TYPE_CHECKING:
     from weightsurgery.learning.evaluate import Evaluation, SetScores
-    from weightsurgery.learning.harness import TaskScore
     from weightsurgery.learning.intervals import Estimate
 
-__all__ = ["change_cells", "evaluation_tables", "figure", "metric_titles", "task_table"]
-
-_PLAIN = {"nll", "perplexity"}
-"""Metrics that are no shares, and not shown in percent."""
+__all__ = ["change_cells", "change_text", "evaluation_tables", "figure", "score_text", "task_table"]
 
 _ANSWERS = ("begins_with", "contains")
 
@@ -25,21 +22,20 @@ _ANSWER_NOTE = (
 )
 
 
-def evaluation_tables(evaluation: Evaluation, titles: Mapping[str, str]) -> list[str | Table]:
+def evaluation_tables(evaluation: Evaluation) -> list[str | Table]:
     """Scores of every set, and how far they moved.
 
     Args:
         evaluation: What was measured.
-        titles: Per metric its name for people.
     """
-    titles = metric_titles(titles, evaluation.n)
+    called = titles(evaluation.n)
     rows, notes = [], []
     if any(set(_ANSWERS) & set(scored.scores) for scored in evaluation.sets):
         notes.append(_ANSWER_NOTE)
     for scored in evaluation.sets:
         for number, (name, score) in enumerate(scored.scores.items()):
-            rows.append(_score_row(scored, name, titles[name], first=not number))
-            notes += [f"{scored.name}, {titles[name]}: {score.why}."] if score.why else []
+            rows.append(_score_row(scored, name, called[name], first=not number))
+            notes += [f"{scored.name}, {called[name]}: {score.why}."] if score.why else []
     columns: tuple[str, ...] = ("set", "", "metric", "score", "95 % interval")
     if evaluation.against is not None:
         columns = (*columns, "before")
@@ -50,13 +46,8 @@ def evaluation_tables(evaluation: Evaluation, titles: Mapping[str, str]) -> list
     note = " ".join(notes)
     tables: list[str | Table] = [Table(title, columns, rows, note, frozenset({0, 1, 2}))]
     if evaluation.against is not None:
-        tables.append(_change_table(evaluation, titles))
+        tables.append(_change_table(evaluation, called))
     return tables
-
-
-def metric_titles(titles: Mapping[str, str], n: int) -> dict[str, str]:
-    """Names of metrics for people, with the length of EL's n-grams."""
-    return {**titles, "el": f"{titles.get('el', 'EL')}_{n}"}
 
 
 def _context_note(evaluation: Evaluation) -> str:
@@ -83,7 +74,7 @@ def _score_row(scored: SetScores, name: str, title: str, first: bool) -> tuple[s
     )
 
 
-def _change_table(evaluation: Evaluation, titles: Mapping[str, str]) -> Table:
+def _change_table(evaluation: Evaluation, called: Mapping[str, str]) -> Table:
     rows, notes = [], []
     for scored in evaluation.sets:
         changes: tuple[tuple[str, float, Mapping[str, Estimate] | None], ...] = (
@@ -94,9 +85,9 @@ def _change_table(evaluation: Evaluation, titles: Mapping[str, str]) -> Table:
         for word, factor, estimates in changes:
             for number, (name, change) in enumerate((estimates or {}).items()):
                 heading = ("", "") if number else (scored.name, word)
-                rows.append((*heading, titles[name], *change_cells(change, factor)))
+                rows.append((*heading, called[name], *change_cells(change, factor)))
                 why = change.why if change.why != scored.scores[name].why else ""
-                notes += [f"{scored.name}, {word}, {titles[name]}: {why}."] if why else []
+                notes += [f"{scored.name}, {word}, {called[name]}: {why}."] if why else []
         if scored.normalised_forgetting:
             notes.append(f"Chance on {scored.name}: {percent(scored.chance)}.")
     notes.append("Forgotten: of what was known before; drift: relative change, either way.")
@@ -112,37 +103,53 @@ def change_cells(change: Estimate, factor: float) -> tuple[str, str]:
     return f"{factor * change.value:.1f} %", percent_range(change.interval, factor)
 
 
-def figure(name: str, value: float | None) -> str:
+def figure(name: str, value: float | None, unit: str = " %") -> str:
     """A score as text: in percent where it is a share."""
     if value is None:
         return "–"
-    return f"{value:.4g}" if name in _PLAIN else percent(value)
+    return percent(value, unit=unit) if is_share(name) else f"{value:.4g}"
 
 
 def _range(name: str, interval: tuple[float, float] | None) -> str:
-    if interval is None or name not in _PLAIN:
+    if interval is None or is_share(name):
         return percent_range(interval)
     return f"{interval[0]:.4g} – {interval[1]:.4g}"
 
 
-def task_table(scores: Sequence[TaskScore]) -> Table:
-    """Figures of lm-evaluation-harness, as it gives them."""
-    compared = any(score.before is not None for score in scores)
-    rows = []
-    for score in scores:
-        cells: tuple[str, ...] = (score.task, score.metric, *_with_error(score.value, score.error))
-        if compared:
-            cells = (*cells, *_with_error(score.before, score.before_error))
-        rows.append(cells)
-    columns: tuple[str, ...] = ("task", "metric", "value", "±")
-    if compared:
-        columns = (*columns, "before", "±")
+def score_text(name: str, score: Mapping[str, Any] | None) -> str:
+    """A score of a document with its interval in brackets."""
+    value, bounds = (score or {}).get("value"), (score or {}).get("interval")
+    if value is None or not bounds:
+        return figure(name, value)
+    low, high = (figure(name, bound, unit="") for bound in bounds)
+    return f"{figure(name, value)} [{low}, {high}]"
+
+
+def change_text(name: str, entry: Mapping[str, Any]) -> str:
+    """How far the score of a document's set moved; empty where nothing is known of it."""
+    for word, factor, key in (("forgotten", 1.0, "forgetting"), ("drift", 100.0, "drift")):
+        change = (entry.get(key) or {}).get(name)
+        if change is not None and change["value"] is not None:
+            bounds = change.get("interval")
+            inside = f" [{factor * bounds[0]:.1f}, {factor * bounds[1]:.1f}]" if bounds else ""
+            return f"{word} {factor * change['value']:.1f} %{inside}"
+    return ""
+
+
+def task_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
+    """Figures of lm-evaluation-harness, of a document of ``ws evaluate --json``."""
+    keys = [("value", "error")]
+    if any(task.get("before") is not None for task in tasks):
+        keys.insert(0, ("before", "before_error"))
+    rows = [
+        (task["task"], task["metric"], *(_with_error(*map(task.get, pair)) for pair in keys))
+        for task in tasks
+    ]
+    columns = ("task", "metric", *(name for name, _ in keys))
     note = "± is the standard error over the task's examples."
     return Table("Tasks of lm-evaluation-harness", columns, rows, note, frozenset({0, 1}))
 
 
-def _with_error(value: float | None, error: float | None) -> tuple[str, str]:
-    return (
-        "–" if value is None else f"{value:.4f}",
-        "" if error is None else f"{error:.4f}",
-    )
+def _with_error(value: float | None, error: float | None) -> str:
+    text = "–" if value is None else f"{value:.4f}"
+    return text if value is None or error is None else f"{text} ± {error:.4f}"

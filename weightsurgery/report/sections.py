@@ -11,14 +11,15 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from weightsurgery.checkpoint.naming import layer_of
+from weightsurgery.learning.metric_names import is_share, titles
 from weightsurgery.report.matrices import rounded, tensor_map
-from weightsurgery.report.tables import Table, percent
+from weightsurgery.report.scores import change_text, score_text, task_table
+from weightsurgery.report.tables import Table, facts_table, lineage_rows, percent
 
 __all__ = [
     "compared_texts",
@@ -28,7 +29,7 @@ __all__ = [
     "record_section",
     "score_sections",
     "table_section",
-    "try_sections",
+    "texts_section",
 ]
 
 Section = dict[str, Any]
@@ -84,7 +85,7 @@ def difference_sections(
         ("size ‖T‖", f"{document['norm']:.4g}"),
         ("relative size ‖T‖/‖W‖", percent(document["relative"], 2)),
         ("tensors", str(len(document["tensors"]))),
-        *_lineage(document["lineage"]),
+        *lineage_rows(document["lineage"]),
     ]
     drawn = tensor_map(
         "Change by layer and module",
@@ -93,21 +94,7 @@ def difference_sections(
         note=note,
         unknown=unknown,
     )
-    return [_facts("At a glance", facts), *([drawn] if drawn else [])]
-
-
-def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Section:
-    return table_section(Table(title, ("", ""), list(rows), left=frozenset({0, 1})))
-
-
-def _lineage(lineage: Iterable[Document]) -> list[tuple[str, str]]:
-    return [
-        (
-            f"lineage of {kin['vector']}",
-            kin["verdict"] + ("" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"),
-        )
-        for kin in lineage
-    ]
+    return [table_section(facts_table("At a glance", facts)), *([drawn] if drawn else [])]
 
 
 _PAIR = {"inputs": "inputs", "outputs": "outputs", "cosine": "cosine"}
@@ -212,34 +199,16 @@ def compared_texts(before: str, after: str) -> tuple[list[list[Any]], list[list[
     return left, right
 
 
-def _texts(
+def texts_section(
     title: str, names: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]], note: str = ""
 ) -> Section:
+    """Prompts, what the data has for them, and completions; of two what differs is marked."""
     shown = []
     for prompt, truth, texts in rows:
         sides = compared_texts(*texts) if len(texts) == 2 else [[[texts[0], False]]]
         changed = len(texts) == 2 and texts[0] != texts[1]
         shown.append({"prompt": prompt, "truth": truth, "sides": list(sides), "changed": changed})
     return {"type": "texts", "title": title, "names": list(names), "rows": shown, "note": note}
-
-
-def try_sections(document: Document) -> list[Section]:
-    """Of ``ws try --json``: completions side by side, what changed marked."""
-    names = [row for row in (document["against"], document["checkpoint"]) if row is not None]
-
-    def completion(row: Document, name: str) -> str:
-        one = row["said"][name]
-        return str(one["text"]) + ("" if one["ended"] else " …")
-
-    rows = [
-        (row["prompt"], row["completion"] or "", [completion(row, name) for name in names])
-        for row in document["prompts"]
-    ]
-    other = sum(len(names) == 2 and texts[0] != texts[1] for _, _, texts in rows)
-    note = f"Greedy, {document['tokens']} tokens at most; … is where one was cut off."
-    if len(names) == 2:
-        note = f"{other} of {len(rows)} completions differ. {note}"
-    return [_texts("Completions", [PurePath(row).name or row for row in names], rows, note)]
 
 
 def guard_sections(guard: Document) -> list[Section]:
@@ -258,12 +227,12 @@ def guard_sections(guard: Document) -> list[Section]:
         for row in guard["shown"]
     ]
     drawn = [{"type": "scores", "title": "Answers", "rows": rows, "note": ""}] if rows else []
-    return [*drawn, table_section(table), _texts("Completions", ("before", "after"), texts)]
+    return [*drawn, table_section(table), texts_section("Completions", ("before", "after"), texts)]
 
 
 def score_sections(document: Document) -> list[Section]:
     """Of ``ws evaluate --json``: every set's scores with their intervals."""
-    from weightsurgery.report.card_scores import PLAIN, TITLES, change_text, score_text
+    called = titles()
 
     def drawn(score: Document | None) -> list[Any] | None:
         if score is None or score["value"] is None:
@@ -275,10 +244,10 @@ def score_sections(document: Document) -> list[Section]:
     for entry in document["sets"]:
         for metric, score in entry["scores"].items():
             before = (entry["before"] or {}).get(metric)
-            title = TITLES.get(metric, metric)
+            title = called.get(metric, metric)
             set_name = f"{entry['name']} ({entry['role']})"
             rows.append({"set": set_name, "metric": title,
-                         "share": metric not in PLAIN,
+                         "share": is_share(metric),
                          "before": drawn(before), "after": drawn(score)})  # fmt: skip
             earlier = (score_text(metric, before),) if compared else ()
             change = (change_text(metric, entry),) if compared else ()
@@ -296,19 +265,5 @@ def score_sections(document: Document) -> list[Section]:
         sections = [{"type": "scores", "title": title, "rows": rows, "note": lines},
                     table_section(table)]  # fmt: skip
     if document.get("tasks"):
-        sections.append(table_section(_harness(document["tasks"])))
+        sections.append(table_section(task_table(document["tasks"])))
     return sections
-
-
-def _harness(tasks: Sequence[Document]) -> Table:
-    def figure(value: float | None, error: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}" + (f" ± {error:.4f}" if error else "")
-
-    rows = [
-        (task["task"], task["metric"], figure(task["before"], task["before_error"]),
-         figure(task["value"], task["error"]))
-        for task in tasks
-    ]  # fmt: skip
-    columns = ("task", "metric", "before", "value")
-    note = "± is the standard error over the task's examples."
-    return Table("Tasks of lm-evaluation-harness", columns, rows, note, frozenset({0, 1}))

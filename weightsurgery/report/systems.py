@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.report.guarded import guard_tables
-from weightsurgery.report.tables import Table
+from weightsurgery.report.tables import Table, facts_table
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
@@ -97,7 +97,7 @@ def trained_tables(record: EditRecord) -> list[str | Table]:
         f" {record.summary['tensors']} tensors, norm {record.summary['norm']:.4g}"
     )
     note = "Losses are of the method's own objective, on the first and the last batch."
-    table = Table(title, ("", ""), rows, note, frozenset({0, 1}))
+    table = facts_table(title, rows, note)
     return [table, *guard_tables(record.summary["guard"])]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.inspection import Inspection
@@ -18,7 +18,9 @@ __all__ = [
     "Table",
     "difference_tables",
     "edit_tables",
+    "facts_table",
     "inspection_tables",
+    "lineage_rows",
     "overlap_tables",
     "percent",
     "percent_range",
@@ -45,6 +47,11 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     note: str = ""
     left: frozenset[int] = frozenset({0})
+
+
+def facts_table(title: str, rows: Iterable[tuple[str, ...]], note: str = "") -> Table:
+    """A table of facts: what each is called, and what it is, both in words."""
+    return Table(title, ("", ""), list(rows), note, frozenset({0, 1}))
 
 
 def size(count: float) -> str:
@@ -106,7 +113,7 @@ def inspection_tables(
     facts += [("note", text) for text in inspection.remarks]
     if inspection.revision:
         facts.insert(0, ("revision", inspection.revision))
-    tables: list[str | Table] = [Table(inspection.name, ("", ""), facts, left=frozenset({0, 1}))]
+    tables: list[str | Table] = [facts_table(inspection.name, facts)]
     if entries is None:
         columns: tuple[str, ...] = ("name", "kind", "dtype", "shape", "count", "parameters")
         groups = [
@@ -265,11 +272,9 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         ("edit check", f"{summary['edit_check']:.4f} (1 = what was meant)"),
     ]
     facts += survived_rows(record)
-    for kin in record.lineage:
-        figure = "" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"
-        facts.append((f"lineage of {kin['vector']}", f"{kin['verdict']}{figure}"))
+    facts += lineage_rows(record.lineage)
     facts += used_rows(record)
-    tables: list[str | Table] = [Table("Edit", ("", ""), facts, left=frozenset({0, 1}))]
+    tables: list[str | Table] = [facts_table("Edit", facts)]
     if every:
         columns = ("tensor", "change", "survives", "edit check", "rank", "survived discr.")
         rows = [
@@ -285,6 +290,17 @@ def edit_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
         ]
         tables.append(Table("Edited tensors", columns, rows))
     return tables
+
+
+def lineage_rows(lineage: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Whether each vector derives from the base, as far as it is known."""
+    return [
+        (
+            f"lineage of {kin['vector']}",
+            kin["verdict"] + ("" if kin["cosine"] is None else f", cosine {kin['cosine']:.4f}"),
+        )
+        for kin in lineage
+    ]
 
 
 def used_rows(record: EditRecord) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.report.guarded import guard_tables, look_table
-from weightsurgery.report.tables import Table, percent
+from weightsurgery.report.tables import Table, facts_table, percent
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
@@ -77,10 +77,10 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
         prompts = [_wording_text(wording) for wording in gathered["wordings"]]
         rows += [("wording", text) for text in prompts]
     done = "Learned" if record.parameters["edit"] == "learn" else "Forgotten"
-    found_table = Table(f"{done} by neighbours", ("", ""), rows, left=frozenset({0, 1}))
     looks = summary["looks"]
     shown = looks if every else [looks[0], *(e for e in looks if e["step"] == summary["steps"])]
-    return [found_table, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]
+    facts = facts_table(f"{done} by neighbours", rows)
+    return [facts, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]
 
 
 def _held_rows(gathered: Mapping[str, Any]) -> list[tuple[str, ...]]:
