@@ -130,13 +130,13 @@ def trainings(device: str, small: bool) -> Figures:
             for precision in ("highest", "high"):
                 torch.set_float32_matmul_precision(precision)
                 sources = unlearn.Sources((str(data),), (str(keep),))
-                given = sources, root / f"{name}-{precision}", search
+                out = root / f"{name}-{precision}"
                 with Checkpoint.open(base) as opened:
-                    plan = unlearn.plan(opened, *given, device=device)
+                    plan = unlearn.plan(opened, sources, unlearn.Output(out), search, device=device)
                     if device != "cpu":
                         torch.cuda.reset_peak_memory_stats()
                     begun = time.perf_counter()
-                    unlearn.unlearn(opened, *given, device=device)
+                    unlearn.unlearn(opened, sources, out, search, device=device)
                 figures[f"{name}, {precision}, s"] = time.perf_counter() - begun
                 if device != "cpu":
                     peak = torch.cuda.max_memory_allocated()

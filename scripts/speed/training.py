@@ -77,7 +77,7 @@ def plan(shape: str, folder: Path) -> dict[str, Any]:
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.lab.demo.smollm import smollm
     from weightsurgery.learning.forget import ByNeighbours
-    from weightsurgery.procedures.unlearn import Search, Sources
+    from weightsurgery.procedures.unlearn import Output, Search, Sources
     from weightsurgery.procedures.unlearn import plan as planned
 
     directory = folder / f"headers-{shape}"
@@ -106,7 +106,7 @@ def plan(shape: str, folder: Path) -> dict[str, Any]:
     data.write_text('{"prompt": "The capital of France is", "completion": " Paris"}\n')
     with Checkpoint.open(directory) as base:
         edit_plan = planned(
-            base, Sources((str(data),)), folder / "out", Search(neighbours=ByNeighbours())
+            base, Sources((str(data),)), Output(folder / "out"), Search(neighbours=ByNeighbours())
         )
     parts = ("weights", "training", "activations", "held")
     return {"parameters": start // 2, **{name: getattr(edit_plan, name) for name in parts}}

@@ -19,7 +19,7 @@ from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.learning.forgetting import Forgetting
 from weightsurgery.learning.rounds import Rounds
-from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
+from weightsurgery.procedures.unlearn import Output, Search, Sources, plan, unlearn
 from weightsurgery.surgery.apply import AdapterStorage, apply
 from weightsurgery.surgery.edits import Negate
 from weightsurgery.vectors.sources import open_vector
@@ -156,8 +156,7 @@ def test_an_adapter_of_the_rank_that_was_trained(given, done, tmp_path):
     options = {"storage": AdapterStorage(dtype="float32"), "vector": made.place}
     with Checkpoint.open(given[0]) as base:
         planned = plan(
-            base, Sources((str(given[1]),)), tmp_path / "a", SEARCH,
-            selection=ALL, device="cpu", **options,
+            base, Sources((str(given[1]),)), Output(tmp_path / "a", **options), SEARCH, ALL, "cpu"
         )  # fmt: skip
         assert planned.finished
         assert set(planned.edit.summary()["ranks"].values()) == {8}

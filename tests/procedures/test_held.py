@@ -32,7 +32,9 @@ def planned(tmp_path, monkeypatch):
         watch = (files["watched"],) if watched else ()
         sources = unlearn.Sources((files["forget"],), (files["keep"],), validation_keep=watch)
         with Checkpoint.open(base) as opened:
-            return unlearn.plan(opened, sources, tmp_path / "out", how, device=device)
+            return unlearn.plan(
+                opened, sources, unlearn.Output(tmp_path / "out"), how, device=device
+            )
 
     return plan
 

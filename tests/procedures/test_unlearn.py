@@ -29,7 +29,7 @@ from weightsurgery.lab.world import VARIANTS, build_world
 from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.statistics import gather_to
-from weightsurgery.procedures.unlearn import Search, Sources, plan, unlearn
+from weightsurgery.procedures.unlearn import Output, Search, Sources, plan, unlearn
 from weightsurgery.surgery.apply import apply
 from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.unlearning import method, run
@@ -165,7 +165,7 @@ def test_a_finished_vector_is_used_again_and_no_other(world, base, forgot, tmp_p
     assert again.reused
     assert any("nothing was trained" in text for text in again.notices)
     assert snapshot(tmp_path) == before
-    assert plan(base, given, tmp_path / "b", search(BRIEF), vector=first.place).finished
+    assert plan(base, given, Output(tmp_path / "b", first.place), search(BRIEF)).finished
     # Another scale is another edit of the same vector.
     half = unlearn(base, given, tmp_path / "half", search(BRIEF), vector=first.place, scale=0.5)
     was, whole, part = (read_tensors(each) for each in
@@ -182,8 +182,9 @@ def test_a_finished_vector_is_used_again_and_no_other(world, base, forgot, tmp_p
     fewer = tmp_path / "authors.seen.jsonl"
     fewer.write_text("\n".join(lines[1:]) + "\n")
     changed = replace(given, target=(str(fewer),))
-    assert not plan(base, changed, tmp_path / "c", search(BRIEF), vector=first.place,
-                    overwrite=True).finished  # fmt: skip
+    assert not plan(
+        base, changed, Output(tmp_path / "c", first.place, overwrite=True), search(BRIEF)
+    ).finished
     shard = first.place / "vector-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(OutputError, match=r"out\.vector: exists"):  # damaged
@@ -332,7 +333,7 @@ def test_a_plan_trains_and_writes_nothing(world, base, tmp_path, monkeypatch):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(method, "load_float32", never)
-    found = plan(base, sources(world, "painters.seen"), tmp_path / "out", search(BRIEF))
+    found = plan(base, sources(world, "painters.seen"), Output(tmp_path / "out"), search(BRIEF))
     sizes = [entry for name, entry in base.entries.items() if "proj" in name]
     assert found.trained == sum(entry.numel for entry in sizes)
     assert found.vector_bytes == 4 * found.trained

@@ -31,7 +31,7 @@ from weightsurgery.errors import (
 )
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.models import load_model
-from weightsurgery.procedures.unlearn import MethodSettings, Sources, plan, unlearn
+from weightsurgery.procedures.unlearn import MethodSettings, Output, Sources, plan, unlearn
 from weightsurgery.report import card_method
 from weightsurgery.report.card_limits import limits
 from weightsurgery.surgery.apply import AdapterStorage, Storage, apply
@@ -68,12 +68,13 @@ def data(place):
     return {name: (str(place / f"{name}.jsonl"),) for name in ("forget", "keep", "unseen")}
 
 
-def run(base, data, out, how, *, unseen=(), call=unlearn, **others):
+def run(base, data, out, how, *, unseen=(), **others):
     sources = Sources(data["forget"], data["keep"], unseen=unseen)
-    return call(base, sources, out, how, **others)
+    return unlearn(base, sources, out, how, **others)
 
 
-planned = partial(run, call=plan)
+def planned(base, data, out, how, **others):
+    return plan(base, Sources(data["forget"], data["keep"]), Output(out, **others), how)
 
 
 def test_what_is_written_is_what_the_unlearner_found(base, data, place, tmp_path):

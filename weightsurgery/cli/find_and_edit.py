@@ -6,7 +6,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weightsurgery.cli import console
 from weightsurgery.cli.opened import remarked
@@ -15,6 +15,7 @@ from weightsurgery.cli.paged import Pages
 
 if TYPE_CHECKING:
     from weightsurgery.checkpoint.record import EditRecord
+    from weightsurgery.checkpoint.selection import Selection
     from weightsurgery.procedures.unlearn import MethodSettings, Search, Sources
     from weightsurgery.report.tables import Table
     from weightsurgery.unlearning.run import Unlearned
@@ -37,7 +38,10 @@ def find_and_edit(
     work: Work,
     show: Show,
     pages: Pages,
-    **settings: Any,
+    scale: float,
+    scales: tuple[tuple[str, float], ...],
+    vector: str | None = None,
+    selection: Selection | None = None,
 ) -> None:
     """Train a vector on data and apply it; or print the plan.
 
@@ -51,19 +55,24 @@ def find_and_edit(
         work: Who does the work.
         show: How to print.
         pages: Where the page goes.
-        settings: Further arguments of :func:`weightsurgery.procedures.unlearn.unlearn`.
+        scale: λ of the edit.
+        scales: Factors of it by tensor, as in a selection.
+        vector: Where the vector is saved.
+        selection: Which tensors; None for those the method trains.
     """
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
-    from weightsurgery.procedures.unlearn import plan, unlearn
+    from weightsurgery.procedures.unlearn import Output, plan, unlearn
     from weightsurgery.report.plans import data_plan_lines
 
-    settings |= {"storage": store.storage(), "overwrite": store.overwrite, **vars(work)}
+    output = Output(
+        store.out, vector, scale, scales, store.storage(), store.overwrite, store.allow_unrelated
+    )
     with Checkpoint.open(base) as opened:
         if is_main():
             remarked(opened, show)
         if store.dry_run:
-            planned = plan(opened, sources, store.out, method, **settings)
+            planned = plan(opened, sources, output, method, selection, **vars(work))
             if is_main():
                 console.result(show, planned.summary, lambda: data_plan_lines(planned, store.out))
             return
@@ -71,11 +80,12 @@ def find_and_edit(
             done = unlearn(
                 opened,
                 sources,
-                store.out,
-                method,
+                how=method,
+                selection=selection,
                 command=show.command,
                 progress=progress,
-                **settings,
+                **vars(output),
+                **vars(work),
             )
     if done is not None:
         _show(done, tables(done.vector), base, again, store, show)

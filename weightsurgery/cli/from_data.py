@@ -91,6 +91,7 @@ def edit_from_data(
         tuple(data.validation_keep or ()),
         **given.fit.policies,
     )
+    selection = given.which.selection(search.targets, store.layer_scale)
     find_and_edit(
         base,
         sources,
@@ -103,8 +104,8 @@ def edit_from_data(
         given.pages,
         scale=given.scale,
         vector=data.vector,
-        selection=given.which.selection(search.targets, store.layer_scale),
-        allow_unrelated=store.allow_unrelated,
+        scales=selection.scales,
+        selection=selection,
     )
 
 

@@ -119,6 +119,62 @@ class _Evaluated(Scoring):
     ] = None
 
 
+@dataclass(frozen=True)
+class Harness:
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="lm-eval:NAME", help="A task of lm-evaluation-harness; repeatable."),
+    ] = None
+    include_path: Annotated[
+        str | None,
+        _option(
+            metavar="DIR",
+            help="Where task files (YAML) of your own are. Such files can name Python that"
+            " lm-evaluation-harness runs: give none of a stranger's.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Forgetting by the prompt."""
+
+    in_context: Annotated[
+        str | None,
+        _option(
+            autocompletion=among("icul"),
+            metavar="METHOD",
+            help="icul: forget by the prompt, weights unchanged. Before every query of CKPT stand"
+            " an example to forget with a wrong answer and some to keep with right ones.",
+        ),
+    ] = None
+    shots: Annotated[
+        int | None, _option(metavar="S", help="Right examples in each context. Default: 4.")
+    ] = None
+
+    def contexts(self, tasks: list[str] | None) -> Contexts | None:
+        """As the library's contexts; None without a method.
+
+        Raises:
+            EditError: They do not go with the other options.
+        """
+        from weightsurgery.errors import EditError
+        from weightsurgery.learning.evaluate import Contexts
+
+        if self.in_context is None:
+            if self.shots is not None:
+                raise EditError(f"--shots {self.shots} without a context", "Add --in-context icul.")
+            return None
+        if tasks:
+            raise EditError(
+                "--in-context with --tasks",
+                "Score tasks of lm-evaluation-harness apart: they bring prompts of their own.",
+            )
+        return Contexts(self.in_context, 4 if self.shots is None else self.shots)
+
+
 @options
 def evaluate(
     ckpt: Model,
@@ -134,18 +190,8 @@ def evaluate(
             metavar="BASE", help="The model before: show forgetting and drift from it to CKPT."
         ),
     ] = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(metavar="lm-eval:NAME", help="A task of lm-evaluation-harness; repeatable."),
-    ] = None,
-    include_path: Annotated[
-        str | None,
-        _option(
-            metavar="DIR",
-            help="Where task files (YAML) of your own are. Such files can name Python that"
-            " lm-evaluation-harness runs: give none of a stranger's.",
-        ),
-    ] = None,
+    *,
+    harness: Harness,
     chance: Annotated[
         float | None,
         _option(
@@ -154,21 +200,9 @@ def evaluate(
             " most frequent completion.",
         ),
     ] = None,
-    in_context: Annotated[
-        str | None,
-        _option(
-            autocompletion=among("icul"),
-            metavar="METHOD",
-            help="icul: forget by the prompt, weights unchanged. Before every query of CKPT stand"
-            " an example to forget with a wrong answer and some to keep with right ones.",
-        ),
-    ] = None,
-    shots: Annotated[
-        int | None, _option(metavar="S", help="Right examples in each context. Default: 4.")
-    ] = None,
+    context: Context,
     seed: Annotated[int, _option(help="Seed of the bootstrap intervals and of contexts.")] = 0,
     batch_size: BatchSize = 32,
-    *,
     place: Placement,
 ) -> None:
     """Score a checkpoint on data, before and after an edit.
@@ -188,7 +222,8 @@ def evaluate(
     from weightsurgery.report.scores import evaluation_tables, task_table
     from weightsurgery.report.yardstick import yardstick_sections, yardstick_tables
 
-    contexts = _contexts(in_context, shots, tasks)
+    tasks = harness.tasks
+    contexts = context.contexts(tasks)
     unlearned = yardstick.wanted(
         scoring.metric, contexts is not None or (against is not None and not scoring.words)
     )
@@ -198,7 +233,7 @@ def evaluate(
             " one device",
             "Leave it out, or score the other metrics alone.",
         )
-    wanted = find_tasks(tasks, include_path) if tasks else None
+    wanted = find_tasks(tasks, harness.include_path) if tasks else None
     content = content_of(ckpt) if show.json or pages else None
     scores, results, tofu = None, None, None
     if scoring.words and (forget or keep or wanted is None):
@@ -245,22 +280,6 @@ def evaluate(
         more = [] if tofu is None else yardstick_sections(tofu)
         sections = [*score_sections(document), *more, record_section(show.command)]
         pages.write(f"Scores of {ckpt}", sections, show)
-
-
-def _contexts(method: str | None, shots: int | None, tasks: list[str] | None) -> Contexts | None:
-    from weightsurgery.errors import EditError
-    from weightsurgery.learning.evaluate import Contexts
-
-    if method is None:
-        if shots is not None:
-            raise EditError(f"--shots {shots} without a context", "Add --in-context icul.")
-        return None
-    if tasks:
-        raise EditError(
-            "--in-context with --tasks",
-            "Score tasks of lm-evaluation-harness apart: they bring prompts of their own.",
-        )
-    return Contexts(method, 4 if shots is None else shots)
 
 
 def check_installed(*also: str) -> None:

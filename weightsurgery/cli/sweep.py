@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -53,6 +53,9 @@ class Cells:
             " 1e-2,1e-1,1.",
         ),
     ] = None
+    threshold: Annotated[
+        float, _grid_option(help="Share of the base's score that every keep set must keep.")
+    ] = 0.975
 
     def grid(self, vectors: bool, statistics: bool) -> Grid:
         """As the library's grid, by whether vectors and whether statistics are to be kept."""
@@ -69,6 +72,49 @@ class Cells:
         )
 
 
+@dataclass(frozen=True)
+class Data:
+    """The data of the choice, and how it is scored."""
+
+    forget_data: Annotated[
+        str, _data_option(metavar="DATA", help="What should be forgotten, for the choice.")
+    ]
+    keep_data: Annotated[
+        list[str],
+        _data_option(
+            metavar="DATA", help="What should stay; repeatable. Best facts that no vector has seen."
+        ),
+    ]
+    test_forget: Annotated[
+        str | None, _data_option(metavar="DATA", help="Score the chosen edit on this too, once.")
+    ] = None
+    test_keep: Annotated[
+        list[str] | None, _data_option(metavar="DATA", help="Likewise; repeatable.")
+    ] = None
+    metric: Annotated[
+        str | None,
+        _data_option(
+            autocompletion=among(*SHARES),
+            help=f"{', '.join(SHARES[:-1])} or {SHARES[-1]}. Default: begins_with; of"
+            " conversations contains.",
+        ),
+    ] = None
+    any_end: Annotated[
+        bool, _data_option(help="An exact match need not stop after the completion.")
+    ] = False
+
+
+@dataclass(frozen=True)
+class Space:
+    """Settings of the projection that every cell shares."""
+
+    basis: Annotated[str, subspace_option(help="joint or sum; see 'ws project'.")] = "joint"
+    keep_rank: KeepRank = None
+    seed: Annotated[
+        int, subspace_option(help="Seed of randomised SVD and bootstrap intervals.")
+    ] = 0
+
+
 @options
 def sweep(
     base: Base,
@@ -82,47 +128,14 @@ def sweep(
             help="What to keep; repeatable. A task, or activation statistics, as for 'ws project'.",
         ),
     ],
-    forget_data: Annotated[
-        str, _data_option(metavar="DATA", help="What should be forgotten, for the choice.")
-    ],
-    keep_data: Annotated[
-        list[str],
-        _data_option(
-            metavar="DATA", help="What should stay; repeatable. Best facts that no vector has seen."
-        ),
-    ],
+    data: Data,
     which: Which,
     fit: Fit,
     work: Work,
     show: Show,
     pages: Pages,
-    test_forget: Annotated[
-        str | None, _data_option(metavar="DATA", help="Score the chosen edit on this too, once.")
-    ] = None,
-    test_keep: Annotated[
-        list[str] | None, _data_option(metavar="DATA", help="Likewise; repeatable.")
-    ] = None,
-    *,
     cells: Cells,
-    threshold: Annotated[
-        float, _grid_option(help="Share of the base's score that every keep set must keep.")
-    ] = 0.975,
-    metric: Annotated[
-        str | None,
-        _data_option(
-            autocompletion=among(*SHARES),
-            help=f"{', '.join(SHARES[:-1])} or {SHARES[-1]}. Default: begins_with; of"
-            " conversations contains.",
-        ),
-    ] = None,
-    any_end: Annotated[
-        bool, _data_option(help="An exact match need not stop after the completion.")
-    ] = False,
-    basis: Annotated[str, subspace_option(help="joint or sum; see 'ws project'.")] = "joint",
-    keep_rank: KeepRank = None,
-    seed: Annotated[
-        int, subspace_option(help="Seed of randomised SVD and bootstrap intervals.")
-    ] = 0,
+    space: Space,
     allow_unrelated: Annotated[
         bool, fit_option(help="Go on although a vector does not derive from BASE.")
     ] = False,
@@ -149,7 +162,7 @@ def sweep(
     from weightsurgery.surgery.discriminating import Project
     from weightsurgery.vectors.sources import open_keep, open_vector
 
-    rule = rank_rule(keep_rank, None, "--keep-rank")
+    rule = rank_rule(space.keep_rank, None, "--keep-rank")
     refuse_running(fit, "ws sweep")
     with Checkpoint.open(base) as opened:
         to_keep = open_keep(opened, keep, **fit.policies)
@@ -158,8 +171,8 @@ def sweep(
             open_vector(opened, forget, **fit.policies),
             to_keep.vectors,
             keep_rank=rule,
-            basis=basis,
-            seed=seed,
+            basis=space.basis,
+            seed=space.seed,
             keep_inputs=to_keep.inputs,
         )
         remarked(opened, show)
@@ -169,22 +182,21 @@ def sweep(
             result = choose(
                 edit,
                 opened,
-                DataSets(forget_data, keep_data, test_forget, test_keep or ()),
+                DataSets(data.forget_data, data.keep_data, data.test_forget, data.test_keep or ()),
                 grid,
-                threshold=threshold,
-                metric=metric and metric.replace("-", "_"),
+                threshold=cells.threshold,
+                metric=data.metric and data.metric.replace("-", "_"),
                 selection=which.selection("all-linear"),
                 **vars(work),
                 batch_size=batch_size,
-                require_end=not any_end,
+                require_end=not data.any_end,
                 allow_unrelated=allow_unrelated,
-                resampling=Resampling(seed),
+                resampling=Resampling(space.seed),
                 progress=progress,
             )
     command: list[str] = []
     if result.chosen is not None:
-        given = {"--basis": basis, "--keep-rank": keep_rank, "--seed": seed or None}
-        command = _command(base, forget, keep, result.cells[result.chosen], given, which, fit, work)
+        command = _command(base, forget, keep, result.cells[result.chosen], space, which, fit, work)
         command += ["--allow-unrelated"] * allow_unrelated
     document = {"base": base, **asdict(result), "command": command or None}
     console.result(show, lambda: document, lambda: sweep_tables(result, every=show.verbose))
@@ -214,7 +226,7 @@ def _command(
     forget: list[str],
     keep: list[str],
     cell: Cell,
-    given: dict[str, Any],
+    space: Space,
     which: Which,
     fit: Fit,
     work: Work,
@@ -229,7 +241,9 @@ def _command(
         "--scale": repr(cell.scale).removesuffix(".0"),
         "--side": cell.side,
         "--epsilon": cell.epsilon,
-        **given,
+        "--basis": space.basis,
+        "--keep-rank": space.keep_rank,
+        "--seed": space.seed or None,
         "--targets": which.targets,
         "--layers": which.layers,
         "--vocab": None if fit.vocab == "error" else fit.vocab,

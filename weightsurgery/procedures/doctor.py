@@ -306,10 +306,10 @@ def _training(base: Any, out: str) -> Any:
 
     need("training runs the model", "transformers", "accelerate", "peft", extra="demo")
     from weightsurgery.learning.forget import ByNeighbours
-    from weightsurgery.procedures.unlearn import Search, Sources, plan
+    from weightsurgery.procedures.unlearn import Output, Search, Sources, plan
 
     with _data() as data:
-        return plan(base, Sources((data,)), out, Search(neighbours=ByNeighbours()))
+        return plan(base, Sources((data,)), Output(out), Search(neighbours=ByNeighbours()))
 
 
 def _stages(base: Any, out: str) -> Any:

@@ -30,7 +30,16 @@ from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.sources import open_keep, split_data
 from weightsurgery.vectors.statistics import check_width
 
-__all__ = ["MethodSettings", "Search", "Sources", "Unlearned", "plan", "read_job", "unlearn"]
+__all__ = [
+    "MethodSettings",
+    "Output",
+    "Search",
+    "Sources",
+    "Unlearned",
+    "plan",
+    "read_job",
+    "unlearn",
+]
 
 
 @dataclass(frozen=True)
@@ -197,27 +206,18 @@ def _method_job(
 def plan(
     base: Checkpoint,
     sources: Sources,
-    out: str | os.PathLike[str],
+    output: Output,
     how: Search | MethodSettings,
-    *,
-    scale: float = 1.0,
-    vector: str | os.PathLike[str] | None = None,
     selection: Selection | None = None,
-    scales: tuple[tuple[str, float], ...] | None = None,
-    storage: Storage | AdapterStorage | None = None,
     device: str = "auto",
     workers: int | None = None,
-    overwrite: bool = False,
-    allow_unrelated: bool = False,
 ) -> TrainingPlan:
-    """What :func:`unlearn` with these arguments would train, hold and write; nothing is run.
+    """What :func:`unlearn` with these settings would train, hold and write; nothing is run.
 
     Raises:
         WeightSurgeryError: What :func:`unlearn` would raise before it loads the model.
     """
-    job = read_job(base, sources, how, selection, device, allow_unrelated)
-    scales = _scales(selection) if scales is None else scales
-    output = Output(out, vector, scale, scales, storage, overwrite, allow_unrelated)
+    job = read_job(base, sources, how, selection, device, output.allow_unrelated)
     return road.plan(job, output, Machine(device=device, workers=workers))
 
 
@@ -272,10 +272,7 @@ def unlearn(
             unlearn(base, sources, "edited", MethodSettings("npo", {"beta": 0.2}))
     """
     job = read_job(base, sources, how, selection, device, allow_unrelated)
-    scales = _scales(selection) if scales is None else scales
+    if scales is None:
+        scales = () if selection is None else selection.scales
     output = Output(out, vector, scale, scales, storage, overwrite, allow_unrelated)
     return road.run(job, output, Machine(progress, device, workers, command))
-
-
-def _scales(selection: Selection | None) -> tuple[tuple[str, float], ...]:
-    return () if selection is None else selection.scales
