@@ -13,8 +13,9 @@ Importing this package imports nothing heavy; the public names are loaded when f
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from weightsurgery.deferred import attributes
 
 __version__ = "0.2.0"
 
@@ -45,9 +46,9 @@ if TYPE_CHECKING:  # what type checkers see of the table below
     from weightsurgery.learning.settings import Training as Training
     from weightsurgery.procedures.attack import attack_quantize as attack_quantize
     from weightsurgery.procedures.attack import attack_relearn as attack_relearn
+    from weightsurgery.procedures.choice import DataSets as DataSets
     from weightsurgery.procedures.doctor import diagnose as diagnose
     from weightsurgery.procedures.grid import Grid as Grid
-    from weightsurgery.procedures.splits import DataSets as DataSets
     from weightsurgery.procedures.sweep import sweep as sweep
     from weightsurgery.procedures.unlearn import MethodSettings as MethodSettings
     from weightsurgery.procedures.unlearn import Search as Search
@@ -91,8 +92,8 @@ _MODULES = {
     "learning.settings": "Training",
     "procedures.attack": "attack_quantize attack_relearn",
     "procedures.doctor": "diagnose",
+    "procedures.choice": "DataSets",
     "procedures.grid": "Grid",
-    "procedures.splits": "DataSets",
     "procedures.sweep": "sweep",
     "procedures.unlearn": "MethodSettings Search Sources unlearn",
     "surgery.apply": "AdapterStorage Applied Storage apply plan_edit",
@@ -111,11 +112,7 @@ __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 if not TYPE_CHECKING:  # checkers would take any name for one of ours
-
-    def __getattr__(name: str) -> Any:
-        if name not in _PUBLIC:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    __getattr__ = attributes(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -7,13 +7,14 @@ values, aliases of types) would load it too early.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.errors import WeightSurgeryError
 
-__all__ = ["need", "numpy", "torch"]
+__all__ = ["attributes", "need", "numpy", "torch"]
 
 if TYPE_CHECKING:
     import numpy as numpy
@@ -33,6 +34,23 @@ else:
 
     numpy = _Deferred("numpy")
     torch = _Deferred("torch")
+
+
+def attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package whose public names are loaded when first used.
+
+    Args:
+        package: Its name.
+        modules: By module of it the names there, parted by spaces.
+    """
+    homes = {name: module for module, names in modules.items() for name in names.split()}
+
+    def attribute(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
+
+    return attribute
 
 
 def need(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
-from weightsurgery.algebra.geometry import cosine, inner_product, overlap, principal_angles
+from weightsurgery.algebra.discriminate import cosine, inner_product, overlap, principal_angles
 from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.checkpoint.namings import LAYOUTS, Tensors, stored, truth
 from tests.conftest import same_bytes, write_checkpoint
 from weightsurgery.checkpoint.names.matching import Match, find_match
+from weightsurgery.checkpoint.names.prefixes import WRAPPERS, unwrapped
 from weightsurgery.checkpoint.names.restated import Restated
-from weightsurgery.checkpoint.names.wrappers import WRAPPERS, unwrapped
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import MismatchError
 

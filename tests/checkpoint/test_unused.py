@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from weightsurgery.checkpoint import digest_cache, mirror, unused
-from weightsurgery.checkpoint.digest_cache import LEAST_BYTES, cached_digest
+from weightsurgery.checkpoint import digest_cache, mirror
+from weightsurgery.checkpoint.digest_cache import (
+    LEAST_BYTES,
+    UNUSED_DAYS,
+    cached_digest,
+    remove_unused,
+)
 from weightsurgery.checkpoint.mirror import Mirror
 from weightsurgery.checkpoint.record import file_sha256
-from weightsurgery.checkpoint.unused import UNUSED_DAYS, remove_unused
 
 DAY = 24 * 60 * 60
 OLD, FRESH, OTHER, NEW = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
@@ -24,12 +28,12 @@ OLD, FRESH, OTHER, NEW = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache; every command of a test looks through it anew."""
     monkeypatch.setenv("WEIGHTSURGERY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(unused, "_cleaned", set())
+    monkeypatch.setattr(digest_cache, "_cleaned", set())
     return tmp_path / "cache"
 
 
 def another_process() -> None:
-    unused._cleaned.clear()
+    digest_cache._cleaned.clear()
 
 
 def aged(path: Path, days: float) -> Path:
@@ -68,7 +72,7 @@ def test_parts_that_nobody_used_for_a_month_go(cache):
 
 def test_what_a_command_reads_stays_for_another_month(cache):
     path = part(OLD, UNUSED_DAYS + 1)
-    unused._cleaned.add(path.parent)  # this one does not look yet
+    digest_cache._cleaned.add(path.parent)  # this one does not look yet
     used = Mirror(OLD, 100)
     assert used.missing(0, 100) == [(10, 100)]
     used.close()
@@ -113,10 +117,10 @@ def test_one_that_opens_while_another_removes_begins_a_file_of_its_own(cache, mo
     def late(file: int) -> None:
         """Between opening and holding, the other process removes the file."""
         if not held:
-            unused._remove(path, time.time() - DAY, ".ranges")
+            digest_cache._remove(path, time.time() - DAY, ".ranges")
             assert not path.exists()
         held.append(file)
-        unused.hold(file)
+        digest_cache.hold(file)
 
     monkeypatch.setattr(mirror, "hold", late)
     cached = Mirror(OLD, 100)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from weightsurgery.cli.memory import out_of_memory
+from weightsurgery.cli.main import out_of_memory
 from weightsurgery.errors import OutputError, SourceError
 from weightsurgery.learning.models import _named
 from weightsurgery.learning.points import writing

@@ -17,10 +17,9 @@ from weightsurgery.errors import DataError, EditError, OutputError, WeightSurger
 from weightsurgery.lab.bench import FORGETTING, LEARNING, Bench, BenchMethod, Outcome, bench
 from weightsurgery.lab.bench import methods as methods_module
 from weightsurgery.lab.bench import run as running
-from weightsurgery.lab.bench.methods import BUDGET, Candidate
+from weightsurgery.lab.bench.methods import BUDGET, Candidate, retrain
 from weightsurgery.lab.bench.requests import FORGET, KEEP, Overlap, overlaps
 from weightsurgery.lab.bench.results import Summary, read_bench
-from weightsurgery.lab.bench.retrain import retrain
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.subject import Subject
 from weightsurgery.lab.bench.tables import bench_tables, markdown

@@ -18,8 +18,7 @@ from weightsurgery.errors import DataError, OutputError
 from weightsurgery.lab.demo import capitals as module
 from weightsurgery.lab.demo import questions as capitals
 from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome, demo
-from weightsurgery.lab.demo.tables import outcome_tables
-from weightsurgery.lab.demo.walkthrough import WalkthroughScores
+from weightsurgery.lab.demo.walkthrough import WalkthroughScores, outcome_tables
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.forget import ByNeighbours
 from weightsurgery.procedures import unlearn

@@ -11,11 +11,9 @@ import pytest
 from tests.lab.test_bench_tables import BEFORE, bench, outcome
 from weightsurgery.errors import DataError, OutputError, WeightSurgeryError
 from weightsurgery.lab.bench import picture as frontier_picture
-from weightsurgery.lab.bench.frontier import FAMILIES, families, panels, trade_off
-from weightsurgery.lab.bench.paged import bench_sections
-from weightsurgery.lab.bench.picture import draw_frontier
+from weightsurgery.lab.bench.frontier import FAMILIES, bench_sections, families, panels, trade_off
+from weightsurgery.lab.bench.picture import draw_frontier, place
 from weightsurgery.lab.bench.results import Tried
-from weightsurgery.report.labels import place
 
 KNOWN = {"negate": "by weights", "rmu": "trained", "retrained": "retrained"}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from weightsurgery.learning.spellings import Spellings
+from weightsurgery.learning.unknown import Spellings
 
 
 class Words:

@@ -12,9 +12,8 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning import unknown as module
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.parsed import parse_examples
-from weightsurgery.learning.spellings import Spellings
 from weightsurgery.learning.truths import TruthPosition
-from weightsurgery.learning.unknown import forget_targets
+from weightsurgery.learning.unknown import Spellings, forget_targets
 from weightsurgery.learning.wordings import PLAIN, tokens
 
 OTHERS = PEOPLE[6:]

@@ -19,10 +19,9 @@ from weightsurgery.cli.recipe import writing
 from weightsurgery.errors import RecipeError, VerificationError
 from weightsurgery.procedures.recipe.checks import check_inputs, check_result, differences
 from weightsurgery.procedures.recipe.document import LARGEST_BYTES, parse, read_text
-from weightsurgery.procedures.recipe.from_record import Written, recipe_of
+from weightsurgery.procedures.recipe.from_record import Written, recipe_data, recipe_of, recipe_text
 from weightsurgery.procedures.recipe.recipe import read_recipe
 from weightsurgery.procedures.recipe.settings import settings
-from weightsurgery.procedures.recipe.text import recipe_data, recipe_text
 
 ws = typer.Typer()
 ws.callback()(lambda: None)

@@ -7,7 +7,7 @@ import pytest
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.report.guarded import guard_tables
 from weightsurgery.report.tables import Table
-from weightsurgery.report.unlearned import round_tables
+from weightsurgery.report.trainings import round_tables
 
 GUARD = {
     "divergence": 0.003,

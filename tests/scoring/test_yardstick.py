@@ -16,8 +16,7 @@ from tests.scoring.conftest import rows, saved
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.models import load_model
-from weightsurgery.scoring.references import read_reference
-from weightsurgery.scoring.sets import ModelScorer
+from weightsurgery.scoring.sets import ModelScorer, read_reference
 from weightsurgery.scoring.yardstick import tofu
 
 

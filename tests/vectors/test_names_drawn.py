@@ -18,7 +18,7 @@ from tests.checkpoint.namings import LAYOUTS, Tensors, stored, truth
 from tests.conftest import read_tensors, same_bytes, write_checkpoint
 from weightsurgery import LowRank, Negate, apply, open_vector
 from weightsurgery.checkpoint.names.matching import find_match
-from weightsurgery.checkpoint.names.wrappers import WRAPPERS
+from weightsurgery.checkpoint.names.prefixes import WRAPPERS
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import MismatchError

@@ -2,7 +2,7 @@
 
 A range is listed once its bytes are flushed, so whatever is killed goes on from there. Several
 processes may fetch the same file: they write the same bytes to the same places. Files unused for a
-month are removed (see :mod:`weightsurgery.checkpoint.unused`).
+month are removed (see :mod:`weightsurgery.checkpoint.digest_cache`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 
-from weightsurgery.checkpoint.digest_cache import cache_directory, cache_folder
+from weightsurgery.checkpoint.digest_cache import (
+    cache_directory,
+    cache_folder,
+    hold,
+    is_at,
+    remove_unused,
+)
 from weightsurgery.checkpoint.plain_files import check_own, open_own
-from weightsurgery.checkpoint.unused import hold, is_at, remove_unused
 from weightsurgery.errors import CheckpointError
 
 __all__ = ["Mirror", "Ranges"]

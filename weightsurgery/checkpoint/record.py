@@ -37,6 +37,7 @@ __all__ = [
     "as_recorded",
     "content_sha256",
     "file_sha256",
+    "identity_of",
     "input_sha256",
     "known_sha256",
     "read_record",
@@ -326,3 +327,27 @@ def _problem(directory: Path, name: str, facts: Mapping[str, Any]) -> str | None
     if content_sha256(path) != facts["sha256"]:
         return "content differs from the recorded SHA-256"
     return None
+
+
+def identity_of(
+    inputs: Mapping[str, tuple[Mapping[str, Any], Sequence[Path]]], **described: Any
+) -> str:
+    """A digest of everything an output depends on.
+
+    Args:
+        inputs: By role: a description, and the files, which count by size and modification time;
+            files on the Hub count by name.
+        described: The other settings of the output.
+    """
+    read = {
+        role: [about, [_state(path) for path in paths]] for role, (about, paths) in inputs.items()
+    }
+    facts = {**described, "versions": versions(), "inputs": read}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _state(path: Path) -> list[Any]:
+    if not path.exists():
+        return [str(path)]
+    facts = path.stat()
+    return [str(path), facts.st_size, facts.st_mtime_ns]

@@ -164,7 +164,7 @@ def _print(benches: Sequence[Bench], show: Show, markdown: bool, pages: Pages) -
     else:
         console.show(*(as_markdown(t) if markdown and isinstance(t, Table) else t for t in tables))
     if pages.html is not None:
-        from weightsurgery.lab.bench.paged import bench_sections
+        from weightsurgery.lab.bench.frontier import bench_sections
         from weightsurgery.report.sections import record_section, table_section
 
         drawn = bench_sections(benches)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from weightsurgery.algebra.lowrank import RankRule
     from weightsurgery.learning.forget import ByNeighbours
-    from weightsurgery.unlearning.search import Search
+    from weightsurgery.unlearning.by_search import Search
 
 __all__ = ["FromData"]
 
@@ -196,7 +196,7 @@ class FromData:
         from weightsurgery.learning.guard import BUDGET
         from weightsurgery.learning.rounds import Rounds
         from weightsurgery.suggestions import one_of
-        from weightsurgery.unlearning.search import Search
+        from weightsurgery.unlearning.by_search import Search
 
         allowed = _LEARNS if learning else _FORGETS
         if objective not in allowed:

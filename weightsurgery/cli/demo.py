@@ -115,11 +115,10 @@ def _tell(steps: Iterable[Step], progress: Any, show: Show) -> None:
 def _tables(result: Any) -> list[str | Table]:
     """The tables for what a step returned."""
     from weightsurgery.checkpoint.inspection import Inspection
-    from weightsurgery.lab.demo import tables as shown
+    from weightsurgery.lab.demo import walkthrough as shown
     from weightsurgery.lab.demo.capitals import Chosen, DemoFiles, DemoOutcome
-    from weightsurgery.lab.demo.walkthrough import WalkthroughScores
     from weightsurgery.report import tables
-    from weightsurgery.report.unlearned import round_tables
+    from weightsurgery.report.trainings import round_tables
     from weightsurgery.surgery.apply import Applied
     from weightsurgery.surgery.compare import Comparison as Difference
     from weightsurgery.unlearning.run import Unlearned
@@ -133,7 +132,7 @@ def _tables(result: Any) -> list[str | Table]:
         return tables.difference_tables(result)
     if isinstance(result, Applied):
         return tables.edit_tables(result.record)
-    if isinstance(result, WalkthroughScores):
+    if isinstance(result, shown.WalkthroughScores):
         return [shown.comparison_table(result)]
     if isinstance(result, DemoFiles):
         return [shown.place_line(result)]

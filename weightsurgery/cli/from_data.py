@@ -61,7 +61,7 @@ def edit_from_data(
     from weightsurgery.algebra.lowrank import Rank
     from weightsurgery.errors import EditError
     from weightsurgery.procedures.unlearn import Sources
-    from weightsurgery.report.unlearned import round_tables
+    from weightsurgery.report.trainings import round_tables
     from weightsurgery.vectors.sources import split_data
 
     if (share.side, share.basis) != ("right", "joint"):

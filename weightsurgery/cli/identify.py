@@ -16,13 +16,14 @@ from weightsurgery.cli.options import Ckpt, Out, Overwrite, Show, Which
 from weightsurgery.cli.panels import panel, training_option
 from weightsurgery.cli.score import DeviceMap
 from weightsurgery.cli.spread import options
-from weightsurgery.cli.statistics import gather_statistics
 from weightsurgery.cli.training_options import Optimise
+from weightsurgery.deferred import need
+from weightsurgery.errors import EditError
 
 if TYPE_CHECKING:
     from weightsurgery.learning.method import IdentifyMode
 
-__all__ = ["identify"]
+__all__ = ["gather_statistics", "identify"]
 
 _option, _other_option = panel("Which weights at a time"), panel("Other data")
 
@@ -217,8 +218,8 @@ def identify(
     need("identify trains the model", "transformers", "accelerate", *adapter, extra="demo")
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.learning.stages import is_main
-    from weightsurgery.report.identified import identified_tables
     from weightsurgery.report.plans import training_plan_lines
+    from weightsurgery.report.trainings import identified_tables
     from weightsurgery.unlearning.methods import identify as library
 
     what: dict[str, Any] = {
@@ -250,3 +251,50 @@ def identify(
     )
     check = f"ws negate {shlex.quote(ckpt)} {shlex.quote(out)} -o ./edited"
     console.notice(f"Saved the task vector in {out}; take it away with:  {check}", show)
+
+
+def gather_statistics(
+    ckpt: str,
+    data: str,
+    out: str,
+    which: Which,
+    show: Show,
+    device: str,
+    device_map: str | None,
+    max_memory: float | None,
+    overwrite: bool,
+) -> None:
+    """Gather, save, and say what was gathered."""
+    need("identify runs the model", "transformers", extra="demo")
+    if max_memory is not None and not 0 < max_memory < 1e9:
+        raise EditError(f"--max-memory {max_memory:g}", "Give a positive number of GB.")
+    from weightsurgery.learning.statistics import gather_to
+
+    with console.progress(show, unit="tokens") as progress:
+        record = gather_to(
+            out,
+            ckpt,
+            data,
+            selection=which.selection("all-linear"),
+            device=device,
+            device_map=device_map,
+            max_bytes=None if max_memory is None else int(max_memory * 1e9),
+            overwrite=overwrite,
+            command=show.command,
+            progress=progress,
+        )
+    summary = record.summary
+    if show.json:
+        console.document({"out": out, **asdict(record)})
+    else:
+        console.show(
+            f"{out}: what {summary['tensors']} tensors are given ({summary['matrices']} distinct"
+            f" inputs) on {summary['tokens']} tokens of {summary['examples']} examples"
+        )
+    left = record.parameters["not_gathered"]
+    if left:
+        console.notice(
+            f"{len(left)} tensors have no statistics (fused, or not run), {left[0]} for one.", show
+        )
+    keep = f"ws project {shlex.quote(ckpt)} --forget VECTOR --keep {shlex.quote(out)} -o ./edited"
+    console.notice(f"Saved the statistics in {out}; keep what they describe with:  {keep}", show)

@@ -1,4 +1,4 @@
-"""Commands that look at a model or an output: inspect, overlap, verify."""
+"""Commands that look at a model, an output or the machine: inspect, overlap, verify, doctor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weightsurgery.cli.options import Ckpt, Fit, Show, Which, Work, written_path
 from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
-__all__ = ["Base", "inspect", "overlap", "report", "verify"]
+__all__ = ["Base", "doctor", "inspect", "overlap", "report", "verify"]
 
 Base = Annotated[str, typer.Argument(metavar="BASE", help="The checkpoint before.")]
 
@@ -168,3 +168,27 @@ def report(
     if show.json:
         console.document({"title": title, "sections": sections})
     chosen.write(title, sections, show)
+
+
+@options
+def doctor(
+    show: Show,
+    ckpt: Annotated[
+        str | None, typer.Argument(metavar="CKPT", help="Say what commands would take of it.")
+    ] = None,
+) -> None:
+    """Say what is installed, what this machine has, what commands take.
+
+    Of CKPT headers alone are read, on the Hub too. The figures are those that --dry-run of each
+    command gives. Exit code 1 where the commands that need no extra could not be run.
+
+    Example:  ws doctor
+    Example:  ws doctor ./model
+    """
+    from weightsurgery.procedures.doctor import diagnose
+    from weightsurgery.report.doctor import doctor_tables
+
+    diagnosis = diagnose(ckpt)
+    console.result(show, diagnosis.document, lambda: doctor_tables(diagnosis))
+    if not diagnosis.ready:
+        raise typer.Exit(1)

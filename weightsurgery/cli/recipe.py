@@ -159,8 +159,7 @@ def _print_recipe(directory: str, out: str | None, show: Show) -> None:
 
     from weightsurgery.checkpoint.record import read_record
     from weightsurgery.procedures.recipe.checks import differences
-    from weightsurgery.procedures.recipe.from_record import recipe_of
-    from weightsurgery.procedures.recipe.text import recipe_data, recipe_text
+    from weightsurgery.procedures.recipe.from_record import recipe_data, recipe_of, recipe_text
 
     record = read_record(Path(os.path.expanduser(directory)))
     recipe = recipe_of(record, directory, writing(_group(show)), out)

@@ -30,7 +30,7 @@ def _list(context: typer.Context, wanted: bool) -> bool:
 
 
 def _show_list(show: Show) -> None:
-    from weightsurgery.report.systems import system_tables, systems_document
+    from weightsurgery.report.trainings import system_tables, systems_document
 
     console.result(show, lambda: systems_document(SYSTEMS), lambda: system_tables(SYSTEMS))
 
@@ -154,7 +154,7 @@ def unlearn(
     adapter = tune.lora_rank is not None or method in ("eul", "cpem-lora", "cpem-ia3")
     _installed(*(["peft"] if adapter else []))
     from weightsurgery.procedures.unlearn import MethodSettings, Sources
-    from weightsurgery.report.systems import trained_tables
+    from weightsurgery.report.trainings import trained_tables
 
     settings = MethodSettings(
         method,

@@ -20,9 +20,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from weightsurgery.learning.beginnings import begun_alike, keeps_all
 from weightsurgery.learning.last_places import grouped, read_beginning
 from weightsurgery.learning.models import quiet
+from weightsurgery.learning.packed import begun_alike, keeps_all
 
 __all__ = ["batches", "continued"]
 

@@ -62,7 +62,7 @@ def read_rows(path: str | Path, part: str | None = None) -> list[Row]:
         ".txt": _whole,
     }
     if path.is_dir():
-        from weightsurgery.learning.saved_sets import saved_rows
+        from weightsurgery.learning.places import saved_rows
 
         rows, part = saved_rows(path, part), None
     elif _ending(path) == ".json":

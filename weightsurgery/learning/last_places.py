@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.learning.beginnings import begun_alike, families, keeps_all
 from weightsurgery.learning.data import padding_token
-from weightsurgery.learning.packed import packed, packs, passes
+from weightsurgery.learning.packed import begun_alike, families, keeps_all, packed, packs, passes
 from weightsurgery.progress import Progress
 
 __all__ = ["grouped", "last_logits", "last_probabilities", "read_beginning", "together"]

@@ -31,10 +31,9 @@ from weightsurgery.learning.models import (
     load_model,
     load_tokenizer,
 )
-from weightsurgery.learning.places import place_of
+from weightsurgery.learning.places import described, place_of, roles
 from weightsurgery.learning.reading import Reading
 from weightsurgery.learning.reading import read as read_data
-from weightsurgery.learning.recorded import described, roles
 from weightsurgery.progress import Progress
 from weightsurgery.vectors.lineage import samples_of
 from weightsurgery.vectors.statistics import StatisticsWriter

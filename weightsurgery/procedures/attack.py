@@ -34,8 +34,7 @@ from weightsurgery.learning.scores import score
 from weightsurgery.learning.strangers import special_texts
 from weightsurgery.learning.subjects import part_of
 from weightsurgery.procedures.attack_scores import AttackScores, Yardstick, asked
-from weightsurgery.procedures.attacked import Attack, States, attacked_sets
-from weightsurgery.procedures.attacked_sets import ScoredSets
+from weightsurgery.procedures.attacked import Attack, ScoredSets, States, attacked_sets
 from weightsurgery.progress import Progress
 
 __all__ = ["attack_quantize", "attack_relearn"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.learning.intervals import Measurements
-from weightsurgery.procedures.attacked_sets import ScoredSets
+from weightsurgery.procedures.attacked import ScoredSets
 from weightsurgery.progress import Progress
 from weightsurgery.scoring.formulas import forget_quality
 from weightsurgery.scoring.sets import ModelScorer, YardstickSet, checked_set

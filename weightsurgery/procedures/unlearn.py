@@ -17,6 +17,7 @@ from weightsurgery.learning.stages import process_device
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import AdapterStorage, Storage
 from weightsurgery.unlearning import run as road
+from weightsurgery.unlearning.by_search import Search
 from weightsurgery.unlearning.by_system import BySystem, MethodSettings
 from weightsurgery.unlearning.job import Job, Machine, Output
 from weightsurgery.unlearning.matrices import matrices
@@ -24,7 +25,6 @@ from weightsurgery.unlearning.methods.neighbours import Neighbours
 from weightsurgery.unlearning.methods.rounds import InRounds
 from weightsurgery.unlearning.plan import TrainingPlan
 from weightsurgery.unlearning.run import Unlearned
-from weightsurgery.unlearning.search import Search
 from weightsurgery.unlearning.sets import Sets
 from weightsurgery.vectors.lineage import check_lineage
 from weightsurgery.vectors.sources import open_keep, split_data

@@ -163,7 +163,7 @@ def _verb(plan: SearchPlan) -> str:
 
 
 def _system_facts(plan: SystemPlan) -> list[tuple[str, ...]]:
-    from weightsurgery.report.systems import settings_line  # which loads what trains
+    from weightsurgery.report.trainings import settings_line  # which loads what trains
 
     facts: list[tuple[str, ...]] = [("method", f"{plan.method} ({plan.source})")]
     if plan.finished:

@@ -18,12 +18,13 @@ from weightsurgery.learning.intervals import Estimate, Measurements, Resampling,
 from weightsurgery.learning.models import load_model, load_tokenizer
 from weightsurgery.progress import Progress
 from weightsurgery.scoring import formulas
-from weightsurgery.scoring.references import Reference, read_reference
 from weightsurgery.scoring.sets import (
     ATTACKS,
     Likelihoods,
     ModelScorer,
+    Reference,
     YardstickSet,
+    read_reference,
     read_set,
     truth_scores,
 )

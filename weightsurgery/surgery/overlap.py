@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from weightsurgery.algebra.devices import pick_device
-from weightsurgery.algebra.geometry import cosine, overlap, principal_angles
+from weightsurgery.algebra.discriminate import cosine, overlap, principal_angles
 from weightsurgery.algebra.lowrank import LowRank, RankRule
 from weightsurgery.checkpoint.layout import TensorEntry
 from weightsurgery.checkpoint.naming import is_transposed, kind_of, layer_of

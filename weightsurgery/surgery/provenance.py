@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint import identity
+from weightsurgery.checkpoint import record
 from weightsurgery.checkpoint.digest_cache import declared_digest
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import content_sha256, input_sha256
@@ -97,9 +97,9 @@ def files(inputs: Mapping[str, Input]) -> list[Path]:
 
 
 def identity_of(inputs: Mapping[str, Input], **described: Any) -> str:
-    """See :func:`weightsurgery.checkpoint.identity.identity_of`."""
+    """See :func:`weightsurgery.checkpoint.record.identity_of`."""
     read = {role: (source.described, source.paths) for role, source in inputs.items()}
-    return identity.identity_of(read, **described)
+    return record.identity_of(read, **described)
 
 
 def hash_files(inputs: Mapping[str, Input], workers: int) -> dict[Path, str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example
+from weightsurgery.learning.places import described, roles
 from weightsurgery.learning.reading import read
-from weightsurgery.learning.recorded import described, roles
 
 __all__ = ["FileSet", "Sets"]
 

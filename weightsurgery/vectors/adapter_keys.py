@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from weightsurgery.checkpoint.names.wrappers import plain_names, unwrapped
+from weightsurgery.checkpoint.names.prefixes import plain_names, unwrapped
 from weightsurgery.errors import VectorError
 
 __all__ = [

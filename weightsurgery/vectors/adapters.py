@@ -23,8 +23,7 @@ from weightsurgery.vectors.adapter_config import CONFIG_NAME, AdapterConfig, rea
 from weightsurgery.vectors.adapter_deltas import DoraDelta, VectorDelta
 from weightsurgery.vectors.adapter_experts import ExpertFactors, expert_factors
 from weightsurgery.vectors.adapter_keys import Factors, SortedKeys, inside, sort_keys
-from weightsurgery.vectors.adapter_names import BaseNames
-from weightsurgery.vectors.adapter_rows import AdapterRows, find_rows, row_target
+from weightsurgery.vectors.adapter_rows import AdapterRows, BaseNames, find_rows, row_target
 from weightsurgery.vectors.deltas import Delta, FactorDelta, SumDelta
 from weightsurgery.vectors.fitted import Fitted
 

@@ -19,9 +19,8 @@ from typing import Any
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.algebra.svd import Truncation
-from weightsurgery.checkpoint.identity import identity_of
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, input_sha256, read_record
+from weightsurgery.checkpoint.record import EditRecord, identity_of, input_sha256, read_record
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.deferred import torch

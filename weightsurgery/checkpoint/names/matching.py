@@ -15,8 +15,14 @@ from typing import Any
 
 from weightsurgery.checkpoint.names.experts import Experts, Role, find_experts
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
-from weightsurgery.checkpoint.names.prefixes import Renaming, Shape, find_renamings, renamed
-from weightsurgery.checkpoint.names.wrappers import plain_names, unwrapped
+from weightsurgery.checkpoint.names.prefixes import (
+    Renaming,
+    Shape,
+    find_renamings,
+    plain_names,
+    renamed,
+    unwrapped,
+)
 
 __all__ = ["Match", "TensorLocation", "find_match"]
 

@@ -6,17 +6,21 @@ no layer can pass for another. A renaming counts for as many tensors as it maps 
 of the same shape. The one that explains most comes first; the rest is searched again, since parts
 of a model (text, vision, head) may each be renamed in another way. A head with another name
 altogether (``embed_out``, ``lm_head``) is recognised by being the only one.
+
+What trainers' wrappers leave in names (``torch.compile``, data parallelism, FSDP, activation
+checkpointing and Lightning hold the model, or modules inside it, in a module of their own) is taken
+out first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from weightsurgery.checkpoint.naming import kind_of
 from weightsurgery.errors import MismatchError
 
-__all__ = ["Renaming", "Shape", "find_renamings", "renamed"]
+__all__ = ["WRAPPERS", "Renaming", "Shape", "find_renamings", "plain_names", "renamed", "unwrapped"]
 
 Shape = tuple[int, ...]
 _Pattern = tuple[str, ...]
@@ -197,3 +201,45 @@ def _text(pattern: _Pattern) -> str:
 
 def _parts(text: str) -> _Pattern:
     return tuple(text.split(".")[:-1])
+
+
+WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_fpw_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "module",
+)
+
+
+def unwrapped(name: str) -> tuple[str, tuple[str, ...]]:
+    """A name without the wrappers in it, and those wrappers."""
+    parts = name.split(".")
+    wrappers = tuple(part for part in parts if part in WRAPPERS)
+    if not wrappers or len(wrappers) == len(parts):
+        return name, ()
+    return ".".join(part for part in parts if part not in WRAPPERS), wrappers
+
+
+def plain_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """Plain name → the name as stored.
+
+    Args:
+        names: As stored.
+        where: The checkpoint, for messages.
+
+    Raises:
+        MismatchError: Two names are one without their wrappers.
+    """
+    stored: dict[str, str] = {}
+    for name in names:
+        plain, _ = unwrapped(name)
+        if plain in stored:
+            raise MismatchError(
+                f"{where}: holds {stored[plain]!r} and {name!r}, which are one tensor without the"
+                " wrappers of a trainer",
+                "Save it again from the unwrapped model, so that each tensor is there once.",
+            )
+        stored[plain] = name
+    return stored

@@ -3,8 +3,9 @@
 The public names are loaded when first used: importing this package imports nothing heavy.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from weightsurgery.deferred import attributes
 
 if TYPE_CHECKING:
     from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, BenchMethod
@@ -13,17 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FORGETTING", "LEARNING", "Bench", "BenchMethod", "Outcome", "bench"]
 
-_HOMES = {
-    "FORGETTING": "methods",
-    "LEARNING": "methods",
-    "BenchMethod": "methods",
-    "Bench": "results",
-    "Outcome": "results",
-    "bench": "run",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = attributes(
+    __name__,
+    {
+        "chosen": "BenchMethod",
+        "methods": "FORGETTING LEARNING",
+        "results": "Bench Outcome",
+        "run": "bench",
+    },
+)

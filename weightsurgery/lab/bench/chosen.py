@@ -1,23 +1,32 @@
-"""A row of the bench on one world: its best candidate by validation, and that one's scores."""
+"""A row of the bench on one world: its best candidate by validation, its scores and its cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.cost import Cost, measured
 from weightsurgery.lab.bench.results import Outcome, Tried
-from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
-from weightsurgery.lab.bench.subject import Subject
+from weightsurgery.lab.bench.subject import Change, Prompts, Subject
 from weightsurgery.learning.attacks import quantised, relearn
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.fitting import isolated
 from weightsurgery.learning.watch import Rule
 
-__all__ = ["Baseline", "Choice", "choose", "run_method", "scored"]
+__all__ = [
+    "BUDGET",
+    "Baseline",
+    "BenchMethod",
+    "Candidate",
+    "Choice",
+    "choose",
+    "run_method",
+    "scored",
+]
 
 
 @dataclass(frozen=True)
@@ -207,3 +216,41 @@ def _relearned(subject: Subject, steps: int) -> dict[str, float]:
     before = subject.score(rest)
     relearn(subject.model, subject.tokenizer, half, steps, seed=subject.seed)
     return {"half": subject.score(half), "rest": subject.score(rest), "rest_before": before}
+
+
+BUDGET = 8
+"""Candidates, or looks at validation data, that each method has."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setting and what it does to the weights.
+
+    Attributes:
+        setting: By name.
+        change: ``W' − W`` by parameter.
+        looks: How often validation data were looked at to find it, beyond the bench's own look.
+        prompts: What every query becomes, for what changes prompts instead of weights; None leaves
+            them as they are.
+    """
+
+    setting: Mapping[str, Any]
+    change: Change
+    looks: int = 0
+    prompts: Prompts | None = None
+
+
+@dataclass(frozen=True)
+class BenchMethod:
+    """A row of the bench.
+
+    Attributes:
+        about: What it does, in a line.
+        candidates: Makes its candidates, cheapest shared work first.
+        sees: What of the tasks to keep it is given: ``"nothing"``, ``"vectors"``, ``"facts"``
+            (seen ones) or ``"everything"``.
+    """
+
+    about: str
+    candidates: Callable[[Subject], Iterator[Candidate]]
+    sees: str = "nothing"

@@ -1,4 +1,4 @@
-"""Forgetting against harm: the points that a bench's picture shows.
+"""Forgetting against harm: the points that a bench's picture and page show.
 
 Forgetting is chance-normalised and in percent (facts learned in percent, where a bench is about
 learning); harm is the drift of the worst task to keep in percent of the base's score.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weightsurgery.errors import DataError
-from weightsurgery.lab.bench.figures import SHARED, any_shared, is_stage, worst_drift
+from weightsurgery.lab.bench.figures import SHARED, any_shared, is_stage, row_name, worst_drift
 from weightsurgery.lab.bench.results import Summary
 
 if TYPE_CHECKING:
     from weightsurgery.lab.bench.results import Bench, Outcome, Tried
 
-__all__ = ["FAMILIES", "Panel", "Point", "families", "panels", "trade_off"]
+__all__ = ["FAMILIES", "Panel", "Point", "bench_sections", "families", "panels", "trade_off"]
 
 FAMILIES = (
     "retrained", "control", "by weights", "from data", "trained", "merging", "prompted", "other",
@@ -183,3 +183,42 @@ def _harm(outcome: Outcome, tried: Tried) -> float:
         for role, before in outcome.validation_before.items()
         if role != SHARED
     )
+
+
+def bench_sections(benches: Sequence[Bench]) -> list[dict[str, Any]]:
+    """A section of type ``points`` for every variant and request.
+
+    Raises:
+        DataError: The benches hold no outcome.
+    """
+    return [_section(panel) for panel in panels(benches)]
+
+
+def _section(panel: Panel) -> dict[str, Any]:
+    family_of, limit = families(), 100 * (1 - panel.threshold)
+    done = "Learning" if panel.learning else "Forgetting"
+    return {
+        "type": "points",
+        "title": f"{done} against harm: {row_name(panel.variant, panel.request)}",
+        "x": "harm: drift of the worst task to keep, on unseen facts, %",
+        "y": "learned, %" if panel.learning else "forgotten over chance, %",
+        "note": f"Seeds {', '.join(map(str, panel.seeds))}: means; bars are standard deviations."
+        " Hollow: on some seed no candidate kept what it was to keep.",
+        "named": True,
+        "wide": True,
+        "limit": {"x": limit, "label": f"loss allowed: {limit:g} %"},
+        "points": [
+            {"x": point.harm.mean, "y": point.reached.mean, "label": point.method,
+             "series": family_of.get(point.method, "other"), "hollow": not point.held}
+            for point in panel.points
+        ],
+        # From x and y to x and y.
+        "bars": [
+            bar
+            for point in panel.points
+            for x, y, dx, dy in [
+                (point.harm.mean, point.reached.mean, point.harm.spread, point.reached.spread)
+            ]
+            for bar in ([max(0.0, x - dx), y, x + dx, y], [x, y - dy, x, y + dy])
+        ],
+    }  # fmt: skip

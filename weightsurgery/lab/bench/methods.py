@@ -15,17 +15,21 @@ from weightsurgery.algebra.activations import InputSpace
 from weightsurgery.algebra.discriminate import KeepSpace, discriminate
 from weightsurgery.algebra.lowrank import LowRank, Rank
 from weightsurgery.algebra.svd import truncated_svd
-from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
+from weightsurgery.lab.bench.chosen import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Change, Subject
 from weightsurgery.lab.bench.systems import MERGING, PROMPTED, TRAINED
+from weightsurgery.lab.world.build import train_base
+from weightsurgery.lab.world.model import make_model
+from weightsurgery.learning.fitting import isolated
 from weightsurgery.learning.identify import train_vector
 from weightsurgery.learning.keep_span import Kept
 from weightsurgery.learning.method import IdentifyMode
 from weightsurgery.learning.rounds import Rounds, find_change
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.stages import values_of
 from weightsurgery.learning.watch import Watch
 
-__all__ = ["BUDGET", "FORGETTING", "LEARNING", "BenchMethod", "Candidate"]
+__all__ = ["BUDGET", "FORGETTING", "LEARNING", "BenchMethod", "Candidate", "retrain"]
 
 # The search for the best rank of a keep task's vector is not part of the budget: all are cut at
 # the same one.
@@ -153,8 +157,6 @@ def _retain_aware(subject: Subject) -> Iterator[Candidate]:
 
 def _retrained(subject: Subject) -> Iterator[Candidate]:
     """The world's base trained again from its first weights, on all tasks but the request's."""
-    from weightsurgery.lab.bench.retrain import retrain
-
     yield Candidate({}, retrain(subject))
 
 
@@ -263,3 +265,23 @@ LEARNING: Mapping[str, BenchMethod] = {
         "facts",
     ),
 }  # fmt: skip
+
+
+def retrain(subject: Subject) -> Change:
+    """Trains a base from the same first weights on all that the base knows but the target.
+
+    Returns:
+        By parameter the difference to the subject's base, embeddings and norms included.
+
+    Raises:
+        WeightSurgeryError: It does not learn the rest within the recipe's cap of steps.
+    """
+    examples = subject.request.survivors(subject)
+    with isolated(subject.seed, torch.get_num_threads()):
+        model = make_model(subject.recipe, subject.tokenizer)
+        train_base(
+            model, subject.tokenizer, examples, subject.recipe, subject.seed,
+            lambda stage, done, total: None,
+        )  # fmt: skip
+    after = values_of(model, list(subject.before))
+    return {name: after[name] - subject.before[name] for name in after}

@@ -32,6 +32,8 @@ from torch import Tensor
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.chosen import (
     Baseline,
+    BenchMethod,
+    Candidate,
     Choice,
     choose,
     run_method,
@@ -48,7 +50,6 @@ from weightsurgery.lab.bench.parts import (
 )
 from weightsurgery.lab.bench.requests import ForgetRequest
 from weightsurgery.lab.bench.results import Outcome
-from weightsurgery.lab.bench.row import BenchMethod, Candidate
 from weightsurgery.lab.bench.systems import PROMPTED
 from weightsurgery.learning.fitting import isolated
 from weightsurgery.learning.statistics import gather

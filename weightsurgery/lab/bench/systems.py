@@ -17,7 +17,7 @@ from typing import Any
 
 from weightsurgery.algebra.lowrank import LowRank
 from weightsurgery.errors import NonFiniteError
-from weightsurgery.lab.bench.row import BUDGET, BenchMethod, Candidate
+from weightsurgery.lab.bench.chosen import BUDGET, BenchMethod, Candidate
 from weightsurgery.lab.bench.subject import Change, Subject
 from weightsurgery.learning.in_context import Icul
 from weightsurgery.learning.settings import Training

@@ -3,15 +3,14 @@
 The public names are loaded when first used: importing this package imports nothing heavy.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from weightsurgery.deferred import attributes
 from weightsurgery.lab.world.facts import SPLITS, TASKS
 from weightsurgery.lab.world.recipe import VARIANTS, WorldRecipe
 
 if TYPE_CHECKING:
-    from weightsurgery.lab.world.build import build_world
-    from weightsurgery.lab.world.cache import get_world
+    from weightsurgery.lab.world.build import build_world, get_world
     from weightsurgery.lab.world.layout import World, copy_world, open_world
 
 __all__ = [
@@ -26,16 +25,6 @@ __all__ = [
     "open_world",
 ]
 
-_HOMES = {
-    "World": "layout",
-    "build_world": "build",
-    "copy_world": "layout",
-    "get_world": "cache",
-    "open_world": "layout",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = attributes(
+    __name__, {"build": "build_world get_world", "layout": "World copy_world open_world"}
+)

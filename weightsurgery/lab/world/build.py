@@ -1,4 +1,4 @@
-"""Making a world: facts, tokenizer, base model, fine-tunes, scores; all of it or nothing."""
+"""Making a world: facts, tokenizer, base model, fine-tunes, scores; once, all or nothing."""
 
 import importlib.metadata
 import json
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.errors import WeightSurgeryError
+from weightsurgery.checkpoint.digest_cache import cache_directory
+from weightsurgery.errors import OutputError, WeightSurgeryError
 from weightsurgery.lab.world.facts import SPLITS, TASKS, Fact, make_facts
-from weightsurgery.lab.world.layout import World, whole_or_nothing
+from weightsurgery.lab.world.layout import World, open_world, whole_or_nothing
 from weightsurgery.lab.world.model import default_threads, make_model, make_tokenizer
 from weightsurgery.lab.world.recipe import FORMAT_VERSION, WorldRecipe
 from weightsurgery.lab.world.wordings import PLAIN, WORDINGS, worded, wordings
@@ -21,7 +22,7 @@ from weightsurgery.learning.fitting import Schedule, fit, isolated
 from weightsurgery.learning.models import quiet
 from weightsurgery.progress import Progress
 
-__all__ = ["build_world", "train_base"]
+__all__ = ["build_world", "get_world", "train_base"]
 
 
 def build_world(
@@ -240,3 +241,40 @@ def _scores(
         }
         for task, rows in facts.items()
     }
+
+
+def get_world(
+    seed: int = 0,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    recipe: WorldRecipe | None = None,
+    threads: int | None = None,
+) -> World:
+    """The world of a seed and recipe, from the cache, or made now and kept there.
+
+    Args:
+        seed: See `build_world`.
+        cache_dir: Where worlds are kept; `cache_directory()` by default.
+        progress: Called as ``progress(stage, done, total)``; not for a world at hand.
+        recipe: Sizes and hyperparameters; the full world by default.
+        threads: Torch threads to make it with; a world at hand is taken whatever made it.
+
+    Returns:
+        The world. It belongs to the cache: copy it before changing anything in it.
+
+    Raises:
+        OutputError: The cache cannot be written.
+        DataError: A part of the cached world is missing.
+        WeightSurgeryError: The model did not learn the facts.
+    """
+    recipe = recipe or WorldRecipe()
+    directory = (cache_dir or cache_directory()) / f"world-{seed}-{recipe.key()}"
+    if not directory.is_dir():
+        try:
+            return build_world(directory, seed, progress, recipe=recipe, threads=threads)
+        except OutputError:
+            # Another process may have made it while this one waited for the lock.
+            if not directory.is_dir():
+                raise
+    return open_world(directory)

@@ -25,10 +25,9 @@ from weightsurgery.learning.keep_span import Kept
 from weightsurgery.learning.rounds import find_change
 from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.surgery.workers import torch_threads
-from weightsurgery.unlearning.by_search import BySearch
+from weightsurgery.unlearning.by_search import BySearch, Search
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import Loaded
-from weightsurgery.unlearning.search import Search
 from weightsurgery.vectors.statistics import total_gram
 
 __all__ = ["InRounds"]
