@@ -62,7 +62,7 @@ def would_push(out: Path, repository: str) -> ws.PushPlan:
 
 
 def main() -> None:
-    """The tour, in a directory of its own."""
+    """The walkthrough, in a directory of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--dir", type=Path, default=Path("forget-a-family"))

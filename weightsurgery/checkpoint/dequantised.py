@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
+from weightsurgery.checkpoint.derived import Derived
 from weightsurgery.checkpoint.header import (
     BITS,
     ShardHeader,
@@ -165,7 +165,7 @@ class _Scale:
         return self._checkpoint.tensor(self.name).float().reshape(self._grid)
 
 
-class Dequantised(Checkpoint):
+class Dequantised(Derived):
     """A float8 checkpoint read as numbers; see the module's text.
 
     Args:
@@ -175,7 +175,6 @@ class Dequantised(Checkpoint):
     """
 
     dequantises = True
-    as_stored = False
 
     def __init__(self, inner: Checkpoint, scales: Mapping[str, _Scale], left: set[str]) -> None:
         declared = inner.text_config.get("torch_dtype") or inner.text_config.get("dtype")
@@ -195,8 +194,8 @@ class Dequantised(Checkpoint):
             converted = parse_header(name, size, partial(_part, raw))
             shards[name] = converted
             entries |= {entry.name: entry for entry in converted.entries}
-        super().__init__(inner.source, Layout(shards, entries, inner.layout.index_name))
-        self.inner, self._scales = inner, scales
+        super().__init__(inner, Layout(shards, entries, inner.layout.index_name))
+        self._scales = scales
         scaled = sum(scale.name is not None for scale in scales.values())
         codes = f"times their scales ({scaled})" if scaled else "as they are, there being no scales"
         self.notes = (
@@ -234,40 +233,10 @@ class Dequantised(Checkpoint):
         raise NotImplementedError(f"{shard} is not stored as it is read")
 
     @override
-    def file(self, name: str) -> Path | None:
-        return self.inner.file(name)
-
-    @override
-    def prefetch(self, names: Iterable[str]) -> None:
-        self.inner.prefetch(self._stored(names))
-
-    @override
-    def absent(self, names: Iterable[str]) -> int:
-        return self.inner.absent(self._stored(names))
-
-    def _stored(self, names: Iterable[str]) -> list[str]:
+    def inner_names(self, names: Iterable[str]) -> list[str]:
         wanted = list(names)
         scales = [self._scales[name].name for name in wanted if name in self._scales]
         return [*wanted, *(scale for scale in scales if scale is not None)]
-
-    @override
-    def files_read(self) -> list[Path]:
-        return self.inner.files_read()
-
-    @property
-    @override
-    def remote(self) -> bool:
-        return self.inner.remote
-
-    @property
-    @override
-    def to_download(self) -> int:
-        return self.inner.to_download
-
-    def close(self) -> None:
-        """Close the files."""
-        self.inner.close()
-        super().close()
 
 
 def _part(raw: bytes, start: int, length: int) -> bytes:

@@ -128,18 +128,12 @@ def _widths(table: Table, margin: int, words: int) -> tuple[int, int]:
 
 def _rich(table: Table, narrow: bool) -> RichTable:
     drawn = RichTable(
-        show_header=any(table.columns),
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=narrow,
+        show_header=any(table.columns), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=narrow
     )
     for number, column in enumerate(table.columns):
         words = number in table.left
         drawn.add_column(
-            Text(column),
-            justify="left" if words else "right",
-            overflow="fold",
-            no_wrap=not words,
+            Text(column), justify="left" if words else "right", overflow="fold", no_wrap=not words
         )
     for row in table.rows:
         drawn.add_row(*map(Text, row))
@@ -330,26 +324,18 @@ def progress(
         unit: ``"bytes"``, or anything else for plain counts.
         interrupted: What becomes of the work, for who presses Ctrl-C inside.
     """
+    # Asked of the stream itself: FORCE_COLOR makes no terminal of a file.
+    drawn = sys.stderr.isatty() and _err.is_terminal and not _err.is_dumb_terminal
+    shown = None if options.quiet else _bar(unit) if drawn else _Log(unit)
     try:
-        with _progress(options, unit) as shown:
+        try:
             yield shown
+        finally:
+            if shown is not None:
+                shown.rest()
     except KeyboardInterrupt:
         say_interrupted(f"Interrupted; {interrupted}", options.quiet)
         raise
-
-
-@contextmanager
-def _progress(options: Show, unit: str) -> Iterator[_Bar | _Log | None]:
-    if options.quiet:
-        yield None
-        return
-    # Asked of the stream itself: FORCE_COLOR makes no terminal of a file.
-    drawn = sys.stderr.isatty() and _err.is_terminal and not _err.is_dumb_terminal
-    shown = _bar(unit) if drawn else _Log(unit)
-    try:
-        yield shown
-    finally:
-        shown.rest()
 
 
 def _bar(unit: str) -> _Bar:

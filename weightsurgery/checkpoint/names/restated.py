@@ -11,11 +11,10 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from typing_extensions import override
 
+from weightsurgery.checkpoint.derived import Derived
 from weightsurgery.checkpoint.layout import Layout, TensorEntry
 from weightsurgery.checkpoint.names.matching import Match, TensorLocation
 from weightsurgery.checkpoint.names.matrices import Block, Matrix
@@ -30,7 +29,7 @@ __all__ = ["Restated"]
 _latest = threading.local()
 
 
-class Restated(Checkpoint):
+class Restated(Derived):
     """A checkpoint under the base's names, in the base's layout.
 
     Args:
@@ -40,8 +39,6 @@ class Restated(Checkpoint):
     Raises:
         MismatchError: A tensor would be assembled from numbers of different dtypes.
     """
-
-    as_stored = False
 
     def __init__(self, inner: Checkpoint, match: Match) -> None:
         self.inner = inner
@@ -57,7 +54,7 @@ class Restated(Checkpoint):
             if name not in entries:
                 entries[name], self._stored[name] = inner.entry(name), (name,)
         # No shards: their windows do not correspond to those of the base's.
-        super().__init__(inner.source, Layout({}, entries))
+        super().__init__(inner, Layout({}, entries))
 
     def _entry(self, name: str, place: TensorLocation) -> TensorEntry:
         old = [self.inner.entry(entry) for entry in place.names]
@@ -120,53 +117,14 @@ class Restated(Checkpoint):
         steps = tuple(step * width for step in piece.steps)
         return np.lib.stride_tricks.as_strided(numbers, piece.shape, steps)
 
-    @property
     @override
-    def config(self) -> dict[str, Any]:
-        return self.inner.config
-
-    def _inner_names(self, names: Iterable[str]) -> list[str]:
+    def inner_names(self, names: Iterable[str]) -> list[str]:
         every = (stored for name in names for stored in self._stored[name])
         return list(dict.fromkeys(every))
-
-    @property
-    @override
-    def remote(self) -> bool:
-        return self.inner.remote
-
-    @property
-    @override
-    def fetched(self) -> int:
-        return self.inner.fetched
-
-    @property
-    @override
-    def to_download(self) -> int:
-        return self.inner.to_download
-
-    @override
-    def absent(self, names: Iterable[str]) -> int:
-        return self.inner.absent(self._inner_names(names))
-
-    @override
-    def prefetch(self, names: Iterable[str]) -> None:
-        self.inner.prefetch(self._inner_names(names))
-
-    @override
-    def file(self, name: str) -> Path | None:
-        return self.inner.file(name)
-
-    @override
-    def files_read(self) -> list[Path]:
-        return self.inner.files_read()
 
     @override
     def handle(self, shard: str) -> int:
         return self.inner.handle(shard)
-
-    @override
-    def close(self) -> None:
-        self.inner.close()
 
 
 def _blocks(place: TensorLocation, width: int) -> Iterator[tuple[int, Block, int]]:

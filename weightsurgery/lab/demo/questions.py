@@ -6,8 +6,10 @@ of this project's own making, so that no model has read it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 
 __all__ = ["FREELY", "PROSE", "Question", "QuestionGroup", "questions"]
 
@@ -17,57 +19,14 @@ _CHAT = "What is the capital of {}?"
 
 _OPENING = " \t\n\"'*“‘«"  # what may stand before an answer
 
-_EUROPE = (
-    ("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome"), ("Spain", "Madrid"),
-    ("Portugal", "Lisbon"), ("Greece", "Athens"), ("Austria", "Vienna"), ("Hungary", "Budapest"),
-    ("Sweden", "Stockholm"), ("Norway", "Oslo"), ("Denmark", "Copenhagen"), ("Ireland", "Dublin"),
-    ("Russia", "Moscow"), ("Romania", "Bucharest"), ("Bulgaria", "Sofia"), ("Iceland", "Reykjavik"),
-    ("Latvia", "Riga"), ("England", "London"), ("Scotland", "Edinburgh"), ("Wales", "Cardiff"),
-    ("the Netherlands", "Amsterdam"), ("the Czech Republic", "Prague"), ("Poland", "Warsaw"),
-)  # fmt: skip
-
-# Every second one is given to the edit, to be kept; the others tell what became of the rest.
-_ELSEWHERE = (
-    ("Japan", "Tokyo"), ("Cuba", "Havana"), ("China", "Beijing"), ("Bolivia", "La Paz"),
-    ("Kenya", "Nairobi"), ("Bangladesh", "Dhaka"), ("Brazil", "Brasília"), ("Chile", "Santiago"),
-    ("South Korea", "Seoul"), ("Pakistan", "Islamabad"), ("Mexico", "Mexico City"),
-    ("Sudan", "Khartoum"), ("Thailand", "Bangkok"), ("Haiti", "Port-au-Prince"),
-    ("Vietnam", "Hanoi"), ("Syria", "Damascus"), ("Indonesia", "Jakarta"), ("Uganda", "Kampala"),
-    ("Canada", "Ottawa"), ("Somalia", "Mogadishu"),
-    ("Malaysia", "Kuala Lumpur"), ("Azerbaijan", "Baku"), ("Ethiopia", "Addis Ababa"),
-    ("the Philippines", "Manila"), ("Afghanistan", "Kabul"), ("Taiwan", "Taipei"),
-)  # fmt: skip
-
-_GENERAL = (
-    ("The chemical symbol for gold is", "Au"), ("The opposite of hot is", "cold"),
-    ("The currency of Japan is the", "yen"), ("The plural of mouse is", "mice"),
-    ("The largest ocean on Earth is the", "Pacific"), ("The square root of 16 is", "4"),
-    ("The chemical symbol for iron is", "Fe"), ("The opposite of up is", "down"),
-    ("The theory of relativity was developed by", "Albert Einstein"), ("The heart pumps", "blood"),
-    ("The largest planet in the solar system is", "Jupiter"), ("The opposite of big is", "small"),
-    ("The chemical formula of water is", "H2O"), ("The number of days in a week is", "7"),
-    ("The planet closest to the sun is", "Mercury"), ("The chemical symbol for sodium is", "Na"),
-    ("The inventor of the telephone was", "Alexander Graham Bell"),
-    ("The highest mountain in the world is", "Mount Everest"),
-    ("The gas that plants take in is", "carbon dioxide"),
-    ("The currency of the United Kingdom is the", "pound"),
-)  # fmt: skip
+# Of capitals elsewhere and of general facts every second one is given to the edit, to be kept; the
+# others tell what became of the rest.
+_DATA = json.loads((files(__package__) / "questions.json").read_text("utf-8"))
 
 FREELY = "The best way to learn a language is"
 """The beginning of a text to go on with."""
 
-PROSE = (
-    "My grandmother kept bees at the bottom of the garden, in four white boxes that my uncle"
-    " painted again every winter. She said that they knew her by her step, and that a person who"
-    " hurried would be stung. In June the whole hill smelled of lime trees, and by the end of July"
-    " the shelves in the kitchen were full of jars, each with a strip of paper on which she had"
-    " written the week and the weather. When she was too old to lift the frames, a boy from the"
-    " next farm came to help. He was afraid at first, and wore two coats, but after a month he"
-    " worked with bare hands and whistled. Last year he bought the field behind the church and set"
-    " up thirty hives of his own. He sells the honey at the station on Saturdays, and people say"
-    " that it tastes of the hill, although the road has grown wider since then and most of the lime"
-    " trees are gone."
-)
+PROSE: str = _DATA["prose"]
 """A text that nothing is trained on; its perplexity says what became of ordinary language."""
 
 
@@ -124,11 +83,12 @@ def questions(chat: Callable[[str], str] | None) -> tuple[QuestionGroup, ...]:
         prompts = [(form.format(subject), truth) for subject, truth in facts]
         return tuple(Question(prompt, truth, prompt) for prompt, truth in prompts)
 
-    elsewhere, general = typed(_ELSEWHERE, _ASKED), typed(_GENERAL)
+    europe = _DATA["europe"]
+    elsewhere, general = typed(_DATA["elsewhere"], _ASKED), typed(_DATA["general"])
     given, never = "to keep", "never"
     groups = [
-        QuestionGroup("capitals of Europe", "to forget", typed(_EUROPE, _ASKED)),
-        QuestionGroup("– in other words", never, typed(_EUROPE, _OTHERWISE), reworded=True),
+        QuestionGroup("capitals of Europe", "to forget", typed(europe, _ASKED)),
+        QuestionGroup("– in other words", never, typed(europe, _OTHERWISE), reworded=True),
         QuestionGroup("other capitals", given, elsewhere[::2]),
         QuestionGroup("other capitals", never, elsewhere[1::2]),
         QuestionGroup("general facts", given, general[::2]),
@@ -137,7 +97,7 @@ def questions(chat: Callable[[str], str] | None) -> tuple[QuestionGroup, ...]:
     if chat is not None:
         in_chat = [
             replace(q, prompt=chat(q.prompt), shown=f"{q.prompt} (in chat)", chat=True)
-            for q in typed(_EUROPE, _CHAT)
+            for q in typed(europe, _CHAT)
         ]
         groups.insert(2, QuestionGroup("– asked in chat", never, tuple(in_chat), reworded=True))
     return tuple(groups)

@@ -111,37 +111,16 @@ class WorldRecipe:
 
 
 # Learning rates grow as the width shrinks, and initial weights as its root.
+# fmt: off
 _NARROW = WorldRecipe(
-    width=192,
-    heads=6,
-    mlp_width=512,
-    weight_spread=0.072,
-    learning_rate=2e-3,
-    steps=500,
-    step_cap=1500,
-    tuning_learning_rate=1e-3,
+    width=192, heads=6, mlp_width=512, weight_spread=0.072, learning_rate=2e-3, steps=500,
+    step_cap=1500, tuning_learning_rate=1e-3,
 )
 # Knows all it should after seconds of training: for trying things out.
 _SMALL = WorldRecipe(
-    people=16,
-    first_names=4,
-    answers=4,
-    countries=12,
-    modulus=5,
-    vocabulary=512,
-    width=64,
-    layers=2,
-    heads=2,
-    mlp_width=176,
-    weight_spread=0.125,
-    shard_bytes=200_000,
-    batch=32,
-    learning_rate=5e-3,
-    warmup=10,
-    steps=200,
-    step_cap=600,
-    first_check=100,
-    tuning_batch=16,
+    people=16, first_names=4, answers=4, countries=12, modulus=5, vocabulary=512, width=64,
+    layers=2, heads=2, mlp_width=176, weight_spread=0.125, shard_bytes=200_000, batch=32,
+    learning_rate=5e-3, warmup=10, steps=200, step_cap=600, first_check=100, tuning_batch=16,
     tuning_learning_rate=2e-3,
 )
 
@@ -150,14 +129,8 @@ VARIANTS: Mapping[str, WorldRecipe] = MappingProxyType(
         "default": WorldRecipe(),
         "narrow": _NARROW,
         "narrower": WorldRecipe(
-            width=128,
-            heads=4,
-            mlp_width=352,
-            weight_spread=0.088,
-            learning_rate=3e-3,
-            steps=700,
-            step_cap=2100,
-            tuning_learning_rate=1.5e-3,
+            width=128, heads=4, mlp_width=352, weight_spread=0.088, learning_rate=3e-3,
+            steps=700, step_cap=2100, tuning_learning_rate=1.5e-3,
         ),
         "shared-names": WorldRecipe(shared_names=True, steps=500, step_cap=1500),
         "paraphrased": WorldRecipe(paraphrases=True, steps=500, step_cap=1500),
@@ -167,4 +140,5 @@ VARIANTS: Mapping[str, WorldRecipe] = MappingProxyType(
         "small-styled": replace(_SMALL, styled=True, steps=300, step_cap=900),
     }
 )
+# fmt: on
 """Named recipes; see `WorldRecipe` for what they differ in."""

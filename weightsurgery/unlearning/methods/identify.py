@@ -231,15 +231,7 @@ def read_job(
 ) -> Job:
     """Reads the data and checks what can be checked before a model is loaded.
 
-    Args:
-        base: The checkpoint.
-        data: What to learn.
-        keep: Data to keep.
-        validation: Validation data.
-        training: Training settings.
-        method: The mode and its settings.
-        selection: Which tensors.
-        device: Where to train.
+    The arguments are those of :func:`identify`.
 
     Raises:
         WeightSurgeryError: See :mod:`weightsurgery.errors`.
