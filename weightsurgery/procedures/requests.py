@@ -17,7 +17,7 @@ from weightsurgery.algebra.fusion import regression_mean
 from weightsurgery.checkpoint.naming import is_transposed
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.models import PreTrainedModel
-from weightsurgery.learning.stages import set_values, values_of
+from weightsurgery.unlearning.scale_choice import with_change
 
 __all__ = ["fuse", "in_sequence"]
 
@@ -94,12 +94,8 @@ def in_sequence(
     """
     total: dict[str, Tensor] = {}
     for request in requests:
-        before = values_of(model, list(total))
-        try:
-            set_values(model, {name: before[name] + t for name, t in total.items()})
+        with with_change(model, total):
             change = request()
-        finally:
-            set_values(model, before)
         total = dict(total)
         for name, t in change.items():
             total[name] = total[name] + t if name in total else t.clone()
