@@ -108,10 +108,7 @@ class InputSpace:
 
 
 def keep_inputs(
-    task: LowRank,
-    gram: torch.Tensor,
-    epsilon: float,
-    device: torch.device | str | None = None,
+    task: LowRank, gram: torch.Tensor, epsilon: float, device: torch.device | str | None = None
 ) -> LowRank:
     """``T M`` as factors, for one ridge: by Cholesky, several times cheaper than ``eigh``.
 

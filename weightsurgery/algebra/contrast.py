@@ -95,11 +95,7 @@ def contrasting(
 
 
 def _leading(
-    times: Callable[[torch.Tensor], torch.Tensor],
-    n: int,
-    k: int,
-    seed: int,
-    device: torch.device,
+    times: Callable[[torch.Tensor], torch.Tensor], n: int, k: int, seed: int, device: torch.device
 ) -> torch.Tensor:
     """Leading eigenvectors ``(n, k)`` of a positive semidefinite operator on ``(n, b)`` blocks."""
     width = max(_BLOCK, k)

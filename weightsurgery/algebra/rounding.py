@@ -19,11 +19,7 @@ __all__ = ["ChangeStats", "compute_dtype", "generator_for", "round_to", "stochas
 
 
 def _bits_as() -> Mapping[torch.dtype, torch.dtype]:
-    return {
-        torch.float16: torch.int16,
-        torch.bfloat16: torch.int16,
-        torch.float32: torch.int32,
-    }
+    return {torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32}
 
 
 def compute_dtype(stored: torch.dtype) -> torch.dtype:

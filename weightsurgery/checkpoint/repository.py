@@ -104,10 +104,7 @@ def look_up(text: str) -> Repository | None:
     with hub_errors(text):
         try:
             info = HfApi().model_info(
-                name,
-                revision=revision or None,
-                files_metadata=True,
-                timeout=HF_HUB_ETAG_TIMEOUT,
+                name, revision=revision or None, files_metadata=True, timeout=HF_HUB_ETAG_TIMEOUT
             )
         except HfHubHTTPError as error:
             if error.response.status_code >= 500:

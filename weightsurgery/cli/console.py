@@ -150,9 +150,7 @@ def document(data: Any) -> None:
 
 
 def result(
-    options: Show,
-    data: Callable[[], Any],
-    items: Callable[[], Iterable[str | Table]],
+    options: Show, data: Callable[[], Any], items: Callable[[], Iterable[str | Table]]
 ) -> None:
     """Print the result of a command: as the document of ``--json``, else as lines and tables."""
     if options.json:

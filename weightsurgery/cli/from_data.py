@@ -111,11 +111,7 @@ def edit_from_data(
 
 @contextmanager
 def kept_data(
-    base: Checkpoint,
-    files: list[str],
-    task: TaskVector,
-    prompts: int | None,
-    given: EditOptions,
+    base: Checkpoint, files: list[str], task: TaskVector, prompts: int | None, given: EditOptions
 ) -> Iterator[tuple[InputStatistics, ...]]:
     """Activation statistics of data to keep while a vector is taken away; none without data."""
     if not files:

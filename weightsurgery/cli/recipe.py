@@ -164,9 +164,7 @@ def _print_recipe(directory: str, out: str | None, show: Show) -> None:
     record = read_record(Path(os.path.expanduser(directory)))
     recipe = recipe_of(record, directory, writing(_group(show)), out)
     console.result(
-        show,
-        lambda: recipe_data(recipe),
-        lambda: [recipe_text(recipe, directory).rstrip("\n")],
+        show, lambda: recipe_data(recipe), lambda: [recipe_text(recipe, directory).rstrip("\n")]
     )
     console.notices((*recipe.notices, *differences(recipe.made_with)), show)
 

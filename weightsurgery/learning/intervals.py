@@ -202,9 +202,7 @@ def drift(s0: float, s1: float) -> float | str:
 
 
 def _combined(
-    combine: Callable[..., float | str],
-    transform: Callable[[float], float],
-    means: Sequence[float],
+    combine: Callable[..., float | str], transform: Callable[[float], float], means: Sequence[float]
 ) -> float | str:
     values = [value for each in means if (value := _finite(transform, each)) is not None]
     if len(values) < len(means):

@@ -119,10 +119,7 @@ def saved_rows(path: Path, part: str | None = None) -> list[Row]:
 
 def _saved(path: Path) -> Iterator[Row]:
     if (path / "dataset_dict.json").is_file():
-        raise DataError(
-            f"{path}: holds several splits",
-            f"Name one of them, as in {path}/train.",
-        )
+        raise DataError(f"{path}: holds several splits", f"Name one of them, as in {path}/train.")
     if not (path / "state.json").is_file():
         raise DataError(
             f"{path}: a directory, but none written by datasets' save_to_disk",

@@ -159,8 +159,7 @@ def _examples(
 
 
 def _windows(
-    examples: Sequence[tuple[str, Example]],
-    tokenizer: PreTrainedTokenizerBase | None,
+    examples: Sequence[tuple[str, Example]], tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[list[Example], dict[str, int]]:
     """The examples, long ones in windows; and the counts of those that were split."""
     most = _NO_LIMIT if tokenizer is None else tokenizer.model_max_length

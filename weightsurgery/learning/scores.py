@@ -13,12 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning import answers, metrics
 from weightsurgery.learning.data import Encoded, Example, encode
-from weightsurgery.learning.forward import (
-    Forced,
-    check_lengths,
-    greedy,
-    teacher_forced,
-)
+from weightsurgery.learning.forward import Forced, check_lengths, greedy, teacher_forced
 from weightsurgery.learning.intervals import Measurements
 from weightsurgery.learning.metric_names import METRICS
 from weightsurgery.progress import Progress

@@ -18,19 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, input_sha256
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.errors import (
-    DataError,
-    MismatchError,
-    UnsupportedCheckpointError,
-)
+from weightsurgery.errors import DataError, MismatchError, UnsupportedCheckpointError
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound
 from weightsurgery.learning.data import Example, encode
-from weightsurgery.learning.models import (
-    DeviceMap,
-    context_length,
-    load_model,
-    load_tokenizer,
-)
+from weightsurgery.learning.models import DeviceMap, context_length, load_model, load_tokenizer
 from weightsurgery.learning.places import described, place_of, roles
 from weightsurgery.learning.reading import Reading
 from weightsurgery.learning.reading import read as read_data

@@ -196,11 +196,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase, special: Collection[str]) ->
 
 
 def strangers(
-    prompts: Sequence[str],
-    words: Words,
-    count: int,
-    seed: int = 0,
-    never: Collection[str] = (),
+    prompts: Sequence[str], words: Words, count: int, seed: int = 0, never: Collection[str] = ()
 ) -> list[str]:
     """Prompts of the same forms with random words in the slots.
 

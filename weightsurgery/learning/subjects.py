@@ -31,10 +31,7 @@ def subjects(examples: Sequence[Example], special: Collection[str] = ()) -> list
 
 
 def part_of(
-    sets: Sequence[Sequence[Example]],
-    fraction: float,
-    seed: int = 0,
-    special: Collection[str] = (),
+    sets: Sequence[Sequence[Example]], fraction: float, seed: int = 0, special: Collection[str] = ()
 ) -> list[list[int]]:
     """A part of data sets, drawn by subject: what it speaks of, the rest does not.
 

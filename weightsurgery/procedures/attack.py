@@ -23,12 +23,7 @@ from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.evaluate import check_options, set_names
 from weightsurgery.learning.intervals import Resampling
 from weightsurgery.learning.metric_names import DEFAULT, choose
-from weightsurgery.learning.models import (
-    DeviceMap,
-    load_model,
-    load_tokenizer,
-    refuse_offloaded,
-)
+from weightsurgery.learning.models import DeviceMap, load_model, load_tokenizer, refuse_offloaded
 from weightsurgery.learning.placement import refuse_distributed
 from weightsurgery.learning.scores import score
 from weightsurgery.learning.strangers import special_texts
@@ -278,11 +273,7 @@ def _looks(looks: Sequence[int], steps: int) -> dict[int, str]:
 
 
 def _dealt(
-    sets: ScoredSets,
-    forget: int,
-    train: Sequence[str | Path],
-    fraction: float,
-    seed: int,
+    sets: ScoredSets, forget: int, train: Sequence[str | Path], fraction: float, seed: int
 ) -> tuple[ScoredSets, dict[str, list[Example]], dict[str, list[int]]]:
     """What is scored, what each model is attacked with, and the numbers of these rows by set.
 

@@ -235,10 +235,7 @@ class ScoredSets:
 
     @classmethod
     def read(
-        cls,
-        models: Mapping[str, Path],
-        forget: Sequence[str | Path],
-        keep: Sequence[str | Path],
+        cls, models: Mapping[str, Path], forget: Sequence[str | Path], keep: Sequence[str | Path]
     ) -> ScoredSets:
         """Read every set for every model: a fault in the last should not cost an attack.
 

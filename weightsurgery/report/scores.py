@@ -65,13 +65,7 @@ def _score_row(scored: SetScores, name: str, title: str, first: bool) -> tuple[s
     before = () if scored.before is None else (figure(name, scored.before[name].value),)
     heading = (scored.name, f"{scored.role}, {scored.examples} examples") if first else ("", "")
     # The set has as many; a metric that is defined on fewer says why in a note.
-    return (
-        *heading,
-        title,
-        figure(name, score.value),
-        _range(name, score.interval),
-        *before,
-    )
+    return (*heading, title, figure(name, score.value), _range(name, score.interval), *before)
 
 
 def _change_table(evaluation: Evaluation, called: Mapping[str, str]) -> Table:

@@ -58,9 +58,7 @@ def shown(spectra: Any) -> Shown:
 
 
 def spectra_of_output(
-    document: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    progress: Progress | None = None,
+    document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], progress: Progress | None = None
 ) -> Shown:
     """Singular values of what an output changed.
 

@@ -224,9 +224,7 @@ class _Sets:
             return [dataset for dataset in loaded if dataset.role == role]
 
         return cls(
-            pooled(of("forget")),
-            tuple(of("keep")),
-            pooled(of("holdout")) if holdout else None,
+            pooled(of("forget")), tuple(of("keep")), pooled(of("holdout")) if holdout else None
         )
 
     @property

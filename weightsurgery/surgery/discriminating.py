@@ -7,13 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from weightsurgery.algebra.activations import check_epsilon, keep_inputs, outside, response
-from weightsurgery.algebra.discriminate import (
-    BASES,
-    SIDES,
-    SOFT_EPSILON,
-    KeepSpace,
-    discriminate,
-)
+from weightsurgery.algebra.discriminate import BASES, SIDES, SOFT_EPSILON, KeepSpace, discriminate
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
 from weightsurgery.algebra.svd import Truncation
 from weightsurgery.checkpoint.reader import Checkpoint

@@ -5,13 +5,7 @@ from __future__ import annotations
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.vectors.fitted import LITTLE, fit_notices
 
-__all__ = [
-    "edit_notices",
-    "held_back_notices",
-    "input_notices",
-    "selected_notices",
-    "size_notices",
-]
+__all__ = ["edit_notices", "held_back_notices", "input_notices", "selected_notices", "size_notices"]
 
 # Of ‖W‖ over the edited tensors. Fine-tunes of real models change 0.1 to 3 % of it; on SmolLM2-135M
 # a task vector that was subtracted at 4 % raised the perplexity of prose a hundredfold, at 8 % a

@@ -175,8 +175,7 @@ class Sets:
             for other in visible[:number]:
                 if dataset.same_as(other):
                     raise DataError(
-                        f"{dataset.name}: the same data as {other.name}",
-                        "Name each data set once.",
+                        f"{dataset.name}: the same data as {other.name}", "Name each data set once."
                     )
         for dataset in (*self.validation_keep, *self.validation_target):
             refused = self.keep if dataset in self.validation_target else visible

@@ -11,13 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from weightsurgery.algebra.lowrank import (
-    LowRank,
-    RankRule,
-    participation_of,
-    rank_by,
-    recompress,
-)
+from weightsurgery.algebra.lowrank import LowRank, RankRule, participation_of, rank_by, recompress
 from weightsurgery.algebra.precision import exact_products
 from weightsurgery.algebra.svd import Truncation, energy, truncated_svd
 from weightsurgery.checkpoint.header import BLOCK_ELEMENTS, TensorEntry
@@ -25,15 +19,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 
-__all__ = [
-    "Delta",
-    "DenseDelta",
-    "FactorDelta",
-    "StackDelta",
-    "Stored",
-    "SumDelta",
-    "needs_base",
-]
+__all__ = ["Delta", "DenseDelta", "FactorDelta", "StackDelta", "Stored", "SumDelta", "needs_base"]
 
 RowReader = Callable[[int, int], "torch.Tensor"]
 

@@ -67,11 +67,7 @@ class Choice:
 
 
 def choose(
-    subject: Subject,
-    name: str,
-    method: BenchMethod,
-    rule: Rule,
-    learning: bool = False,
+    subject: Subject, name: str, method: BenchMethod, rule: Rule, learning: bool = False
 ) -> Choice:
     """Make a method's candidates, and take the best by validation facts.
 

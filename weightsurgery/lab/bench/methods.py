@@ -242,9 +242,7 @@ FORGETTING: Mapping[str, BenchMethod] = {
         "facts",
     ),
     "subspace-long": BenchMethod(
-        "the same for three times as many steps",
-        _rounds(Rounds(steps=240)),
-        "facts",
+        "the same for three times as many steps", _rounds(Rounds(steps=240)), "facts"
     ),
     **MERGING,
     **PROMPTED,

@@ -309,12 +309,7 @@ def _through(start: Spot, end: Spot, box: Box) -> bool:
     )
 
 
-def _crosses(
-    a: Spot,
-    b: Spot,
-    c: Spot,
-    d: Spot,
-) -> bool:
+def _crosses(a: Spot, b: Spot, c: Spot, d: Spot) -> bool:
     def side(p: Spot, q: Spot, r: Spot) -> float:
         return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
 

@@ -150,5 +150,5 @@ PROMPTED: Mapping[str, BenchMethod] = {
         "in-context, weights unchanged: a flipped example and right ones before every query",
         _icul,
         "facts",
-    ),
+    )
 }

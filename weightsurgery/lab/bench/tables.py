@@ -127,9 +127,7 @@ def _paraphrased(rows: Sequence[tuple[str, list[Outcome]]]) -> Table:
         if all(outcome.paraphrased is not None for outcome in outcomes)
     ]
     return Table(
-        "The request in other words",
-        ("method", "left %", "left in words no edit saw %"),
-        cells,
+        "The request in other words", ("method", "left %", "left in words no edit saw %"), cells
     )
 
 

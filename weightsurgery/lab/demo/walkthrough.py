@@ -21,14 +21,7 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import verify
 from weightsurgery.errors import OutputError, SelectionError
 from weightsurgery.lab.demo.capitals import Step
-from weightsurgery.lab.world import (
-    VARIANTS,
-    World,
-    WorldRecipe,
-    copy_world,
-    get_world,
-    open_world,
-)
+from weightsurgery.lab.world import VARIANTS, World, WorldRecipe, copy_world, get_world, open_world
 from weightsurgery.progress import Progress
 from weightsurgery.report.tables import Table, percent
 from weightsurgery.surgery.apply import apply

@@ -190,8 +190,7 @@ def _refuse_occupied(directory: Path) -> None:
         return  # rename(2) replaces an empty directory
     if directory.exists():
         raise OutputError(
-            f"{directory}: already holds something",
-            "Remove it, or choose another directory.",
+            f"{directory}: already holds something", "Remove it, or choose another directory."
         )
 
 

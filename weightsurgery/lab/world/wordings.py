@@ -3,16 +3,7 @@
 from weightsurgery.lab.world.facts import TASKS, Fact
 from weightsurgery.lab.world.recipe import WorldRecipe
 
-__all__ = [
-    "MANNER",
-    "PARAPHRASED",
-    "PEOPLE",
-    "PLAIN",
-    "STYLED",
-    "WORDINGS",
-    "worded",
-    "wordings",
-]
+__all__ = ["MANNER", "PARAPHRASED", "PEOPLE", "PLAIN", "STYLED", "WORDINGS", "worded", "wordings"]
 
 PLAIN, PARAPHRASED, STYLED = WORDINGS = ("plain", "paraphrased", "styled")
 

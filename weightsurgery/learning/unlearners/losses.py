@@ -16,13 +16,7 @@ from weightsurgery.deferred import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "completion_nll",
-    "exact",
-    "kl",
-    "soft_cross_entropy",
-    "weighted_ascent",
-]
+__all__ = ["completion_nll", "exact", "kl", "soft_cross_entropy", "weighted_ascent"]
 
 
 def exact(values: Tensor) -> Tensor:
