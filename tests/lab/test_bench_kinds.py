@@ -17,8 +17,8 @@ from weightsurgery.lab.bench import kinds as kinds_module
 from weightsurgery.lab.bench.kinds import KINDS, REST, Facts, Procedure, Style, kind_requests
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.subject import Subject
+from weightsurgery.lab.world.facts import MANNER, PEOPLE, PLAIN, STYLED
 from weightsurgery.lab.world.recipe import VARIANTS
-from weightsurgery.lab.world.wordings import MANNER, PEOPLE, PLAIN, STYLED
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.rounds import Rounds
 from weightsurgery.learning.watch import Watch

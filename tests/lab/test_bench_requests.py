@@ -15,8 +15,7 @@ from weightsurgery.errors import EditError
 from weightsurgery.lab.bench import FORGETTING, BenchMethod, bench, sequence
 from weightsurgery.lab.bench import run as running
 from weightsurgery.lab.bench.methods import Candidate
-from weightsurgery.lab.bench.parts import PartialRequest, names_of
-from weightsurgery.lab.bench.requests import KEEP, ForgetRequest, Overlap
+from weightsurgery.lab.bench.requests import KEEP, ForgetRequest, Overlap, PartialRequest, names_of
 from weightsurgery.lab.bench.results import read_bench
 from weightsurgery.lab.bench.run import run_method
 from weightsurgery.lab.bench.sequence import run_requests, takes_part

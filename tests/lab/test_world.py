@@ -25,19 +25,20 @@ from weightsurgery.lab.world import (
     open_world,
 )
 from weightsurgery.lab.world import build as build_module
-from weightsurgery.lab.world.facts import RELATIONS, make_facts, templates
-from weightsurgery.lab.world.model import make_tokenizer
-from weightsurgery.lab.world.wordings import (
+from weightsurgery.lab.world.facts import (
     MANNER,
     PARAPHRASED,
     PEOPLE,
     PLAIN,
+    RELATIONS,
     STYLED,
+    make_facts,
+    templates,
     worded,
     wordings,
 )
+from weightsurgery.lab.world.model import make_tokenizer, score_checkpoint
 from weightsurgery.learning.data import read_examples
-from weightsurgery.learning.exact import score_checkpoint
 
 MINIATURE = WorldRecipe(
     people=8,

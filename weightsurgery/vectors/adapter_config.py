@@ -1,4 +1,4 @@
-"""An adapter's config: its kind, and the rank and scale of each module.
+"""An adapter's config: its kind, and the rank and scale of each module; whether there is one.
 
 peft's ``scaling`` is ``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; both may be set per module.
 MLX-LM writes the scale itself. Kinds of adapters whose effect is not a change of weights are
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from weightsurgery.checkpoint.header import parse_json
+from weightsurgery.checkpoint.header import parse_header, parse_json
 from weightsurgery.checkpoint.source import Source
-from weightsurgery.errors import VectorError
+from weightsurgery.errors import SourceError, VectorError, WeightSurgeryError
+from weightsurgery.vectors.adapter_keys import is_kohya, is_peft_without_config
 from weightsurgery.vectors.patterns import ModulePattern
 
-__all__ = ["CONFIG_NAME", "AdapterConfig", "read_config", "target_modules"]
+__all__ = ["CONFIG_NAME", "AdapterConfig", "find_adapter", "read_config", "target_modules"]
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -230,3 +233,77 @@ def _ends(module: str) -> set[str]:
     """A name and all of its suffixes, part by part."""
     parts = module.split(".")
     return {".".join(parts[start:]) for start in range(len(parts))}
+
+
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
+
+
+def find_adapter(source: Source) -> AdapterConfig | None:
+    """The settings of the adapter in a folder; None if it holds something else.
+
+    Raises:
+        SourceError: It holds a model and an adapter, or several adapters.
+        VectorError: It is an adapter that cannot be read.
+    """
+    root = source.path
+    adapters = [name for name in _ADAPTERS if (root / name).is_file()]
+    models = _models(root)
+    if adapters and models:
+        raise SourceError(
+            f"{source.name}: holds a full model ({models[0]}) and an adapter ({adapters[0]}), which"
+            " are two changes",
+            "Move one of the two into a folder of its own (the adapter with its"
+            f" {CONFIG_NAME}), and name the folder that is meant.",
+        )
+    if (root / CONFIG_NAME).is_file() and not models:
+        return read_config(source)
+    if models:
+        # A config that was left behind by an adapter that is merged; or factors without any.
+        return _without_config(source, models)
+    folders = sorted(path.parent.name for path in root.glob(f"*/{CONFIG_NAME}"))
+    if folders:
+        raise SourceError(
+            f"{source.name}: holds adapters in folders of their own: {', '.join(folders)}",
+            f"Name one of them:  {os.path.join(source.name, folders[0])}",
+        )
+    if adapters:
+        return _without_config(source, adapters)
+    return None
+
+
+def _models(root: Path) -> list[str]:
+    """Files of weights that are no adapter's by their name."""
+    return sorted(
+        path.name
+        for path in root.glob("*.safetensors*")
+        if path.name.endswith((".safetensors", ".safetensors.index.json"))
+        and not path.name.startswith("adapter")
+        and not path.name.endswith("_adapters.safetensors")  # MLX-LM's, of earlier steps
+    )
+
+
+def _without_config(source: Source, names: list[str]) -> AdapterConfig | None:
+    """An adapter whose file alone says that it is one."""
+    if len(names) != 1 or not names[0].endswith(".safetensors"):
+        return None
+    path = source.path / names[0]
+    try:
+        with path.open("rb") as file:
+
+            def read(offset: int, length: int) -> bytes:
+                file.seek(offset)
+                return file.read(length)
+
+            header = parse_header(path.name, path.stat().st_size, read)
+    except (OSError, WeightSurgeryError):
+        return None  # reported where it is read as a checkpoint
+    keys = [entry.name for entry in header.entries]
+    if is_kohya(keys):
+        return AdapterConfig("kohya-lora", path.name, source.name)
+    if is_peft_without_config(keys) or path.name in _ADAPTERS:
+        raise VectorError(
+            f"{source.name}: {path.name} holds LoRA factors, and no {CONFIG_NAME} is beside it:"
+            " the scale (lora_alpha and r) is not known",
+            f"Put the {CONFIG_NAME} of the training beside it.",
+        )
+    return None

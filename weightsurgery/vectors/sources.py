@@ -13,7 +13,7 @@ from weightsurgery.checkpoint.repository import look_up
 from weightsurgery.checkpoint.source import is_hub_name, resolve_source
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import EditError, VectorError
-from weightsurgery.vectors.adapter_folders import find_adapter
+from weightsurgery.vectors.adapter_config import find_adapter
 from weightsurgery.vectors.adapters import AdapterChange
 from weightsurgery.vectors.finetuned import FinetunedChange
 from weightsurgery.vectors.saved import SavedChange, is_saved_vector

@@ -17,9 +17,18 @@ from typing_extensions import override
 
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.requests import FORGET, KEEP, ForgetRequest, facts_of
-from weightsurgery.lab.world.facts import SPLITS, make_facts, templates
+from weightsurgery.lab.world.facts import (
+    MANNER,
+    PARAPHRASED,
+    PEOPLE,
+    SPLITS,
+    STYLED,
+    make_facts,
+    templates,
+    worded,
+    wordings,
+)
 from weightsurgery.lab.world.recipe import VARIANTS, WorldRecipe
-from weightsurgery.lab.world.wordings import MANNER, PARAPHRASED, PEOPLE, STYLED, worded, wordings
 from weightsurgery.learning.data import Example, encode_all
 from weightsurgery.learning.forward import greedy
 

@@ -10,8 +10,7 @@ from weightsurgery.checkpoint.record import versions
 from weightsurgery.errors import EditError
 from weightsurgery.lab.bench.chosen import run_method
 from weightsurgery.lab.bench.methods import FORGETTING, LEARNING, BenchMethod
-from weightsurgery.lab.bench.parts import check_requests, names_of
-from weightsurgery.lab.bench.requests import ForgetRequest
+from weightsurgery.lab.bench.requests import ForgetRequest, check_requests, names_of
 from weightsurgery.lab.bench.results import Bench, read_bench, save_bench
 from weightsurgery.lab.bench.sequence import run_requests, takes_part
 from weightsurgery.lab.bench.subject import Subject

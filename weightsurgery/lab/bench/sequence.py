@@ -35,20 +35,21 @@ from weightsurgery.lab.bench.chosen import (
     BenchMethod,
     Candidate,
     Choice,
+    Cost,
     choose,
+    measured,
     run_method,
     scored,
 )
-from weightsurgery.lab.bench.cost import Cost, measured
-from weightsurgery.lab.bench.parts import (
+from weightsurgery.lab.bench.requests import (
     FUSED,
     IN_ONE_GO,
     ONE_BY_ONE,
+    ForgetRequest,
     PartialRequest,
     check_requests,
     name_of,
 )
-from weightsurgery.lab.bench.requests import ForgetRequest
 from weightsurgery.lab.bench.results import Outcome
 from weightsurgery.lab.bench.systems import PROMPTED
 from weightsurgery.learning.fitting import isolated

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from weightsurgery.lab.bench.requests import ForgetRequest
 from weightsurgery.lab.world import World, WorldRecipe
-from weightsurgery.lab.world.facts import make_facts
-from weightsurgery.lab.world.wordings import PLAIN, worded, wordings
+from weightsurgery.lab.world.facts import PLAIN, make_facts, worded, wordings
 from weightsurgery.learning.data import Example, read_examples
 from weightsurgery.learning.identify import ALL_LINEAR, train_vector
 from weightsurgery.learning.keep_span import Kept, keep_texts

@@ -11,11 +11,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.checkpoint.digest_cache import cache_directory
 from weightsurgery.errors import OutputError, WeightSurgeryError
-from weightsurgery.lab.world.facts import SPLITS, TASKS, Fact, make_facts
+from weightsurgery.lab.world.facts import (
+    PLAIN,
+    SPLITS,
+    TASKS,
+    WORDINGS,
+    Fact,
+    make_facts,
+    worded,
+    wordings,
+)
 from weightsurgery.lab.world.layout import World, open_world, whole_or_nothing
 from weightsurgery.lab.world.model import default_threads, make_model, make_tokenizer
 from weightsurgery.lab.world.recipe import FORMAT_VERSION, WorldRecipe
-from weightsurgery.lab.world.wordings import PLAIN, WORDINGS, worded, wordings
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import exact_match
 from weightsurgery.learning.fitting import Schedule, fit, isolated

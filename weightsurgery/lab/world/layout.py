@@ -14,9 +14,8 @@ from typing import Any
 from filelock import FileLock
 
 from weightsurgery.errors import DataError, OutputError
-from weightsurgery.lab.world.facts import SPLITS, TASKS, Fact, make_facts
+from weightsurgery.lab.world.facts import PLAIN, SPLITS, TASKS, WORDINGS, Fact, make_facts, wordings
 from weightsurgery.lab.world.recipe import WorldRecipe
-from weightsurgery.lab.world.wordings import PLAIN, WORDINGS, wordings
 
 __all__ = ["World", "copy_world", "open_world", "whole_or_nothing"]
 
