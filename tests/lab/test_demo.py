@@ -65,9 +65,9 @@ def models(tmp_path_factory):
 @pytest.fixture
 def few(monkeypatch):
     """The demo's questions, fewer; one that nobody can answer among them."""
-    monkeypatch.setattr(capitals, "_EUROPE", (*EUROPE, UNKNOWN))
-    monkeypatch.setattr(capitals, "_ELSEWHERE", ELSEWHERE)
-    monkeypatch.setattr(capitals, "_GENERAL", GENERAL)
+    monkeypatch.setitem(capitals._DATA, "europe", (*EUROPE, UNKNOWN))
+    monkeypatch.setitem(capitals._DATA, "elsewhere", ELSEWHERE)
+    monkeypatch.setitem(capitals._DATA, "general", GENERAL)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_the_edit_is_what_its_command_line_says(models, tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("few")
 def test_a_model_that_knows_nothing_is_refused(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(capitals, "_EUROPE", (UNKNOWN,))
+    monkeypatch.setitem(capitals._DATA, "europe", (UNKNOWN,))
     with pytest.raises(DataError, match=r"answers none .* 'The capital of Atlantis is'"):
         list(demo(str(models[0]), tmp_path / "here", device="cpu"))
 

@@ -37,8 +37,9 @@ from weightsurgery.lab.world.facts import (
     worded,
     wordings,
 )
-from weightsurgery.lab.world.model import make_tokenizer, score_checkpoint
+from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.learning.data import read_examples
+from weightsurgery.learning.exact import score_checkpoint
 
 MINIATURE = WorldRecipe(
     people=8,
