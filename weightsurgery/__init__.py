@@ -46,9 +46,9 @@ if TYPE_CHECKING:  # what type checkers see of the table below
     from weightsurgery.learning.settings import Training as Training
     from weightsurgery.procedures.attack import attack_quantize as attack_quantize
     from weightsurgery.procedures.attack import attack_relearn as attack_relearn
-    from weightsurgery.procedures.choice import DataSets as DataSets
     from weightsurgery.procedures.doctor import diagnose as diagnose
     from weightsurgery.procedures.grid import Grid as Grid
+    from weightsurgery.procedures.splits import DataSets as DataSets
     from weightsurgery.procedures.sweep import sweep as sweep
     from weightsurgery.procedures.unlearn import MethodSettings as MethodSettings
     from weightsurgery.procedures.unlearn import Search as Search
@@ -92,8 +92,8 @@ _MODULES = {
     "learning.settings": "Training",
     "procedures.attack": "attack_quantize attack_relearn",
     "procedures.doctor": "diagnose",
-    "procedures.choice": "DataSets",
     "procedures.grid": "Grid",
+    "procedures.splits": "DataSets",
     "procedures.sweep": "sweep",
     "procedures.unlearn": "MethodSettings Search Sources unlearn",
     "surgery.apply": "AdapterStorage Applied Storage apply plan_edit",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.learning.conftest import byte_tokenizer
 from weightsurgery.errors import DataError
-from weightsurgery.procedures.choice import DataSets
+from weightsurgery.procedures.splits import DataSets
 from weightsurgery.unlearning.sets import FileSet, Sets
 
 

@@ -23,7 +23,7 @@ from weightsurgery.errors import (
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.exact import score_checkpoint
 from weightsurgery.procedures import sweep as sweep_module
-from weightsurgery.procedures.choice import DataSets
+from weightsurgery.procedures.splits import DataSets
 from weightsurgery.procedures.sweep import Grid, sweep
 from weightsurgery.vectors.sources import open_keep, open_vector
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector

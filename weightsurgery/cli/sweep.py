@@ -156,7 +156,7 @@ def sweep(
     from weightsurgery.checkpoint.reader import Checkpoint
     from weightsurgery.errors import EditError
     from weightsurgery.learning.intervals import Resampling
-    from weightsurgery.procedures.choice import DataSets
+    from weightsurgery.procedures.splits import DataSets
     from weightsurgery.procedures.sweep import sweep as choose
     from weightsurgery.report.sweep import failure, sweep_sections, sweep_tables
     from weightsurgery.surgery.discriminating import Project

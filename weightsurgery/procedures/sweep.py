@@ -29,8 +29,6 @@ from weightsurgery.learning.parameters import load_float32
 from weightsurgery.learning.scores import score
 from weightsurgery.procedures.choice import (
     Cell,
-    DataSet,
-    DataSets,
     FinalScore,
     Sweep,
     choose,
@@ -40,6 +38,7 @@ from weightsurgery.procedures.choice import (
 )
 from weightsurgery.procedures.grid import Changes, Grid, Setting
 from weightsurgery.procedures.in_memory import EditedInMemory
+from weightsurgery.procedures.splits import DataSet, DataSets
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import Storage
 from weightsurgery.surgery.discriminating import Learn, Project
