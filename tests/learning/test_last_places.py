@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from tests.learning.known import REST
 from tests.learning.tiny import tiny
 from weightsurgery.learning import last_places as module
 from weightsurgery.learning import packed as packing
-from weightsurgery.learning.last_places import grouped, last_logits, last_probabilities, together
+from weightsurgery.learning.last_places import grouped, last_logits, together
 from weightsurgery.learning.packed import Packed, packs, passes
 
 BEGUN = list(range(10, 30))
@@ -226,13 +225,3 @@ def test_a_head_that_fails_leaves_nothing_changed():
         assert torch.is_autocast_enabled("cpu")
         assert not model.lm_head._forward_hooks
         assert not model.lm_head._forward_pre_hooks
-
-
-def test_what_is_said_is_told_of_every_text_once(known):
-    texts = [(known.tokenizer(row.prompt + row.completion)["input_ids"], 2) for row in REST]
-    seen = []
-    found = dict(last_probabilities(known.model, known.tokenizer, texts, batch_size=5, stage="s",
-                         progress=lambda *told: seen.append(told)))  # fmt: skip
-    assert sorted(found) == list(range(len(texts)))
-    assert all(torch.allclose(each.sum(1), torch.ones(2), atol=1e-4) for each in found.values())
-    assert seen[-1] == ("s", len(texts), len(texts))

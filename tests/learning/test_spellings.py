@@ -2,7 +2,7 @@
 
 import pytest
 
-from weightsurgery.learning.unknown import Spellings
+from weightsurgery.learning.spellings import Spellings
 
 
 class Words:

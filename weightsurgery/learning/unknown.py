@@ -6,7 +6,7 @@ target is the model's own prediction, with the truth brought down to its probabi
 seen. A share of the target may be the mean prediction for the neighbours instead, the "generic
 predictions" of Eldan & Russinovich (arXiv 2310.02238); that moved answers about neighbours more,
 for less forgotten, and is left out by default. What else begins the truth, such as its first
-letters without a space or in another case, is brought down likewise.
+letters without a space, is brought down likewise.
 
 Where neighbours would give the truth as well (most speak English), those that do are left out.
 """
@@ -14,7 +14,7 @@ Where neighbours would give the truth as well (most speak English), those that d
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +25,12 @@ from weightsurgery.errors import DataError
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.last_places import last_probabilities
 from weightsurgery.learning.parsed import ParsedExample
+from weightsurgery.learning.spellings import Spellings
 from weightsurgery.learning.truths import LONG, TruthPosition
 from weightsurgery.learning.wordings import tokens
 from weightsurgery.progress import Progress
 
-__all__ = ["Spellings", "Target", "forget_targets"]
+__all__ = ["Target", "forget_targets"]
 
 # A neighbour whose own answer is the truth says nothing of what strangers get.
 _CERTAIN = 0.3
@@ -237,72 +238,3 @@ def _target(
         whole = torch.cat([whole, later])
     expected = Expected.of(whole, k, torch.tensor(place.truth))
     return Target(place, expected, float(stranger.sum()), tuple(suppressed))
-
-
-# A token that is less than all of an answer begins it from so many characters on: "Lon", not "L".
-_SURE = 3
-
-
-class Spellings:
-    """Which tokens begin an answer, as :func:`~weightsurgery.learning.wordings.says` reads it.
-
-    Args:
-        tokenizer: Whose tokens they are.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
-
-    def among(self, candidates: Sequence[int], answer: Sequence[int]) -> list[int]:
-        """Those candidates that begin an answer as well as its own first token, which is left out.
-
-        Args:
-            candidates: Tokens.
-            answer: The answer's tokens, at least one.
-        """
-        return self._where(
-            candidates,
-            answer,
-            lambda text, whole: text == whole or (len(text) >= _SURE and whole.startswith(text)),
-        )
-
-    def short(self, candidates: Sequence[int], answer: Sequence[int]) -> list[int]:
-        """Those candidates that are the first letters of an answer, and too few to tell.
-
-        Args:
-            candidates: Tokens.
-            answer: The answer's tokens, at least one.
-        """
-        return self._where(
-            candidates,
-            answer,
-            lambda text, whole: len(text) < min(_SURE, len(whole)) and whole.startswith(text),
-        )
-
-    def _where(
-        self, candidates: Sequence[int], answer: Sequence[int], begins: Callable[[str, str], bool]
-    ) -> list[int]:
-        whole = self._text(answer)
-        return [
-            token
-            for token in candidates
-            if (text := self._token(token)) and token != answer[0] and begins(text, whole)
-        ]
-
-    def goes_on(self, token: int, after: int, answer: Sequence[int]) -> bool:
-        """Whether two tokens are letters of an answer, or all of it, from its first on."""
-        whole, text = self._text(answer), self._text([token, after])
-        return len(text) > len(self._token(token)) and whole.startswith(text)
-
-    def _token(self, token: int) -> str:
-        if token not in self._known:
-            self._known[token] = self._text([token])
-        return self._known[token]
-
-    def _text(self, answer: Sequence[int]) -> str:
-        return _folded(str(self._tokenizer.decode(list(answer))))
-
-
-def _folded(text: str) -> str:
-    return text.strip().casefold()
