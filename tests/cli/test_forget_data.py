@@ -13,6 +13,7 @@ from tests.conftest import snapshot
 from tests.learning.known import FORGET, REST
 from tests.learning.tiny import write
 from weightsurgery.algebra.lowrank import Rank
+from weightsurgery.errors import EditError
 from weightsurgery.learning.guard import added
 
 BRIEF = ["--steps", "2", "--batch", "4", "--neighbours", "5", "--wordings", "0", "--draws", "3",
@@ -151,6 +152,7 @@ def test_an_option_of_one_objective_alone_chooses_it(ws, here, command, other, e
     (["--objective", "strangers", "--lora-rank", "1"], "--lora-rank"),
     (["--objective", "negate", "--neighbours", "1"], "--neighbours"),
     (["--objective", "negate", "--keep-weight", "1"], "--keep-weight"),
+    (["--objective", "strangers", "--whole-answers"], "--whole-answers"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(ws, here, extra, said):
     assert said in ws.refused(*PROJECT, "-o", "out", *extra)[0]
@@ -160,7 +162,8 @@ def test_what_does_not_go_together_is_refused(ws, here, extra, said):
 def test_options_of_training_are_refused_with_a_vector(ws, here):
     plain = ["project", "base", "--forget", "tuned", "--keep", "tuned", "-o", "out"]
     for extra in (["--wordings", "1"], ["--neighbours", "1"], ["--keep-weight", "1"],
-                  ["--lora-rank", "1"], ["--budget", "1"], ["--allow-harm"]):  # fmt: skip
+                  ["--lora-rank", "1"], ["--budget", "1"], ["--allow-harm"],
+                  ["--whole-answers"]):  # fmt: skip
         what, _ = ws.refused(*plain, *extra)
         assert extra[0] in what
         assert "with a vector" in what
@@ -170,7 +173,7 @@ def test_the_help_tells_the_defaults_as_they_are():
     """Help cannot import what it speaks of, so that it is quick; this holds the two together."""
     from weightsurgery.cli.data_options import FromData
     from weightsurgery.learning.forget import ByNeighbours
-    from weightsurgery.learning.forgetting import LEARNING
+    from weightsurgery.learning.forgetting import LEARNING, WHOLE
     from weightsurgery.learning.guard import BUDGET
 
     own = ByNeighbours()
@@ -188,6 +191,7 @@ def test_the_help_tells_the_defaults_as_they_are():
     assert float(rest.partition(" to learn")[0]) == LEARNING.learning_rate
     # To learn it takes more.
     assert f"; {LEARNING.keep_weight:g} to learn" in helps["keep_weight"]
+    assert f"; {WHOLE.keep_weight:g} with --whole-answers" in helps["keep_weight"]
     assert "twice as many to learn" in helps["steps"]
     for count in (1, 1000):
         once = LEARNING.for_places(count).steps
@@ -201,3 +205,9 @@ def test_the_help_tells_the_defaults_as_they_are():
     found = data.search(False, "neighbours", None, 7, None, rank)
     assert not found.learning
     assert found.neighbours.training == replace(own.training, seed=7)
+    whole = replace(data, whole_answers=True)
+    found = whole.search(False, "neighbours", None, 7, None, rank)
+    assert found.neighbours.whole_answers
+    assert found.neighbours.training == replace(WHOLE, seed=7)
+    with pytest.raises(EditError, match="which learns answers whole"):
+        whole.search(True, "neighbours", None, 7, None, rank)

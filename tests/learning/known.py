@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +38,12 @@ class Known:
     tokenizer: PreTrainedTokenizerFast
 
 
-def teach(width: int = 64, steps: int = 140) -> Known:
+def teach(width: int = 64, steps: int = 140, facts: Sequence[Example] = LIKES) -> Known:
     """Train it; a few seconds."""
-    tokenizer = make_tokenizer([f"{row.prompt}{row.completion}\n" for row in LIKES * 3], 400)
+    tokenizer = make_tokenizer([f"{row.prompt}{row.completion}\n" for row in [*facts] * 3], 400)
     draw = random.Random(1)
     texts = [
-        Example("", "\n".join(f"{row.prompt}{row.completion}" for row in draw.sample(LIKES, 3)))
+        Example("", "\n".join(f"{row.prompt}{row.completion}" for row in draw.sample(facts, 3)))
         for _ in range(64)
     ]
     with torch.random.fork_rng():
@@ -57,7 +58,7 @@ def teach(width: int = 64, steps: int = 140) -> Known:
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
         collate = Collator(tokenizer.pad_token_id)
         for _ in range(steps):
-            rows = LIKES + draw.sample(texts, 12)
+            rows = [*facts, *draw.sample(texts, 12)]
             optimizer.zero_grad()
             model(**collate(encode_all(tokenizer, rows))).loss.backward()
             optimizer.step()

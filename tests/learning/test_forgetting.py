@@ -214,7 +214,7 @@ def test_the_best_look_at_learning_learned_most(tmp_path):
 
 def looked(tmp_path, *seen, budget=0.1):
     kept = dict.fromkeys(KEPT, ())
-    material = Material([], [], [], kept, [], {})
+    material = Material([], [], kept, [], {})
     found = Looks(tmp_path, material, budget, 0)
     found.history = [
         Look(step, known, 0.0, 0.01, language, 0.0, (1, 4), (0, 2))
@@ -373,7 +373,9 @@ def test_a_step_weighs_what_it_says(known, forgot, tmp_path):
         firsts = trainer._firsts(part, weights)
         taught = [row for row in part if row.number >= 0]
         assert [w for _, w, _ in firsts] == [pytest.approx(heavy[row.tokens]) for row in taught]
-        assert [material.taught[number] for _, _, number in firsts] == taught
+        assert [event for _, _, event in firsts] == [
+            material.events[trainer.numbers[id(row)]][0] for row in taught
+        ]
     assert left <= read
     assert moved <= read
     # The rest are of each fact in its turn.

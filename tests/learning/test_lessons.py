@@ -29,7 +29,7 @@ def test_answers_are_taught_as_they_are_written(tokenizer):
     ]
     for number, each in enumerate(found):
         assert each.place.number == number
-        assert each.stranger == 1.0
+        assert each.events[0].wanted == 1.0
         assert each.expected.tokens[:, 0].tolist() == list(each.place.truth)
         assert each.expected.logs[:, 0].tolist() == [0.0] * len(each.place.truth)
         assert float(each.expected.logs[:, 1:].exp().sum()) < 1e-6

@@ -10,6 +10,7 @@ from tests.conftest import same_bytes
 from tests.learning.known import FORGET, PEOPLE, REST
 from weightsurgery.errors import OutputError
 from weightsurgery.learning import material
+from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.material import (
     KEPT,
@@ -51,8 +52,7 @@ def test_what_is_written_is_read_to_the_bit(tmp_path):
             "subjects": [row(3, 1, 1, -1, n) for n in range(5, 9)]}  # fmt: skip
     made = Material(
         forget,
-        [0.1, 1 / 3],
-        [[4], [7, 2]],
+        [[Event(0, (4,), 0.1)], [Event(0, (7, 2), 1 / 3), Event(1, (5,), 0.2, 0.4)]],
         kept,
         [row(6, 5, 5, -1, 9)],
         {"wordings": ["ein Größtes"]},
@@ -61,7 +61,7 @@ def test_what_is_written_is_read_to_the_bit(tmp_path):
     write_material(made, file)
     assert [each.name for each in file.parent.iterdir()] == [file.name]
     read = read_material(file)
-    assert (read.stranger, read.truth, read.notes) == (made.stranger, made.truth, made.notes)
+    assert (read.events, read.notes) == (made.events, made.notes)
     assert set(read.kept) == set(KEPT)
     pairs = [(made.taught, read.taught), (made.guard, read.guard)]
     pairs += [(made.kept[kind], read.kept[kind]) for kind in KEPT]
@@ -205,8 +205,14 @@ def test_what_is_taught_at_one_place_is_not_held_on_the_way_to_another(known):
     further = TruthPosition(0, PLAIN, "x y z", (*after, 10, 10), (11,))
 
     def held(*places):
-        taught = [Target(each, Expected.sure(torch.tensor(each.truth), 5, 40), 0.0, each.truth[:1])
-                  for each in places]  # fmt: skip
+        taught = [
+            Target(
+                each,
+                Expected.sure(torch.tensor(each.truth), 5, 40),
+                (Event(0, each.truth[:1], 0.0),),
+            )
+            for each in places
+        ]
         return [row.held for row in taught_rows(known.model, known.tokenizer, taught, 5)]
 
     assert held(own) == [4]

@@ -116,7 +116,7 @@ def test_long_answers_are_put_behind_each_of_its_own_wordings(chat_tokenizer):
 def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
     asked = parse_examples(known.tokenizer, FORGET)
     found = forget_targets(
-        known.model, known.tokenizer, asked, places(known, asked), OTHERS, draws=99,
+        known.model, known.tokenizer, asked, places(known, asked), OTHERS, (), draws=99,
         subject_share=own, k=WHOLE,
     )  # fmt: skip
     size = len(known.tokenizer)
@@ -126,19 +126,21 @@ def test_the_target_is_what_is_said_of_neighbours_and_of_oneself(known, own):
     for each in found:
         target, truth = dense(each, size)[0], each.place.truth[0]
         itself = said_of(known, PEOPLE[each.place.number])
-        assert float(itself[truth]) > 0.5 > each.stranger  # before, and what is to be
+        assert float(itself[truth]) > 0.5 > each.events[0].wanted  # before, and what is to be
         assert float(target.sum()) == pytest.approx(1, abs=1e-4)
         # All but the truth in their proportions: with nothing of its own, the same for every fact.
         others = torch.arange(size) != truth
-        assert {*spellings.among(range(size), each.place.truth), truth} <= {*each.begins}
-        others[list(each.begins)] = False
+        assert {*spellings.among(range(size), each.place.truth), truth} <= {*each.events[0].tokens}
+        others[list(each.events[0].tokens)] = False
         first, second = mean[others], itself[others]
         wanted = (1 - own) * first / first.sum() + own * second / second.sum()
         torch.testing.assert_close(target[others] / target[others].sum(), wanted,
                                    atol=1e-5, rtol=1e-3)  # fmt: skip
         # The truth is as likely as of a stranger, and never the likeliest.
-        assert each.stranger == pytest.approx(float(target[list(each.begins)].sum()), abs=1e-6)
-        assert each.stranger <= float(mean[list(each.begins)].sum()) + 1e-6
+        assert each.events[0].wanted == pytest.approx(
+            float(target[list(each.events[0].tokens)].sum()), abs=1e-6
+        )
+        assert each.events[0].wanted <= float(mean[list(each.events[0].tokens)].sum()) + 1e-6
         assert int(target.argmax()) != truth
 
 
@@ -148,7 +150,7 @@ def test_neighbours_that_share_the_truth_are_left_out(known):
     knows = [PEOPLE[0]] * 3  # whose answer is the truth, surely
     together, alone = (
         forget_targets(
-            known.model, known.tokenizer, asked, own, others, draws=99, subject_share=0, k=WHOLE
+            known.model, known.tokenizer, asked, own, others, (), draws=99, subject_share=0, k=WHOLE
         )[0]
         for others in (OTHERS + knows, OTHERS)
     )
@@ -156,11 +158,11 @@ def test_neighbours_that_share_the_truth_are_left_out(known):
     torch.testing.assert_close(dense(together, size), dense(alone, size), atol=1e-6, rtol=1e-4)
     # Where all do, there is nothing to be said in its place: the fact is left out.
     rest = forget_targets(
-        known.model, known.tokenizer, asked, places(known, asked)[:2], knows, k=WHOLE
+        known.model, known.tokenizer, asked, places(known, asked)[:2], knows, (), k=WHOLE
     )
     assert [each.place.number for each in rest] == [1]
     with pytest.raises(DataError, match="the same of neighbours"):
-        forget_targets(known.model, known.tokenizer, asked, own, knows)
+        forget_targets(known.model, known.tokenizer, asked, own, knows, ())
 
 
 @pytest.mark.parametrize("own", [0.0, 0.3, 1.0])
@@ -172,7 +174,7 @@ def test_a_truth_that_is_likely_of_strangers_is_not_the_likeliest_of_them(own):
     others = said[[0, 2]].mean(0)[1:]  # the second would surely say it
     mixed = (1 - own) * others / others.sum() + own * itself[1:] / itself[1:].sum()
     torch.testing.assert_close(target[1:] / target[1:].sum(), mixed, atol=1e-5, rtol=1e-4)
-    assert float(target[0]) == pytest.approx(taught.stranger, abs=1e-6)
+    assert float(target[0]) == pytest.approx(taught.events[0].wanted, abs=1e-6)
     assert float(target[0]) == pytest.approx(min(0.29, 0.5 * float(mixed.max())), abs=1e-4)
     assert int(target.argmax()) != 0
     everybody = torch.tensor([[0.9, 0.05, 0.05, 0.0]] * 2)
@@ -187,7 +189,7 @@ def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
             zip(FORGET, ("figs", "tea", "oats", "rice", "tea", "figs"), strict=True)]  # fmt: skip
     asked = parse_examples(known.tokenizer, rows)
     found = forget_targets(
-        known.model, known.tokenizer, asked, places(known, asked), OTHERS, k=WHOLE
+        known.model, known.tokenizer, asked, places(known, asked), OTHERS, (), k=WHOLE
     )
     for each in found:
         assert len(each.expected) == len(each.place.truth) > 1
@@ -200,12 +202,12 @@ def test_later_tokens_are_what_follows_the_first_of_neighbours(known):
 def test_rows_without_a_subject_are_left_out_and_alone_refused(known):
     rows = [*FORGET, Example("?", " tea")]
     asked = parse_examples(known.tokenizer, rows)
-    found = forget_targets(known.model, known.tokenizer, asked, places(known, asked), OTHERS)
+    found = forget_targets(known.model, known.tokenizer, asked, places(known, asked), OTHERS, ())
     assert [each.place.number for each in found] == list(range(6))
     for others in (OTHERS, []):
         asked = parse_examples(known.tokenizer, rows[-1:] if others else FORGET)
         with pytest.raises(DataError) as refused:
-            forget_targets(known.model, known.tokenizer, asked, places(known, asked), others)
+            forget_targets(known.model, known.tokenizer, asked, places(known, asked), others, ())
         assert "tells" in refused.value.what
         assert "--objective" in refused.value.remedy
 
@@ -216,7 +218,15 @@ def test_the_same_seed_asks_the_same_neighbours(known):
 
     def target(seed):
         first, *_ = forget_targets(
-            known.model, known.tokenizer, asked, own, OTHERS, draws=3, subject_share=0, seed=seed
+            known.model,
+            known.tokenizer,
+            asked,
+            own,
+            OTHERS,
+            (),
+            draws=3,
+            subject_share=0,
+            seed=seed,
         )
         return first.expected.logs
 

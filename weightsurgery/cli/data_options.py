@@ -27,7 +27,14 @@ _NEGATE = {"rounds": 12, "steps": 10}
 # The options that not every objective has, by those that do.
 _ROUNDS = ("rounds", "prompts", "threshold", "validation_keep", "validation_target")
 _KNOWN = {
-    "neighbours": ("wordings", "neighbours", "keep_weight", "lora_rank", "draws"),
+    "neighbours": (
+        "wordings",
+        "neighbours",
+        "keep_weight",
+        "lora_rank",
+        "draws",
+        "whole_answers",
+    ),
     "strangers": (*_ROUNDS, "draws"),
     "negate": (*_ROUNDS, "round_scale"),
     "learn": _ROUNDS,
@@ -102,9 +109,19 @@ class FromData:
         int | None,
         _option(help="Other subjects of the same kind that the model is to name. Default: 120."),
     ] = None
+    whole_answers: Annotated[
+        bool,
+        _option(
+            help="Forget long answers (over 12 tokens) word by word, not where they begin. It takes"
+            " longer, and ordinary language suffers more: see --budget."
+        ),
+    ] = False
     keep_weight: Annotated[
         float | None,
-        _option(help="Weight of what is to stay beside what is to go. Default: 60; 10 to learn."),
+        _option(
+            help="Weight of what is to stay beside what is to go. Default: 60; 100 with"
+            " --whole-answers; 10 to learn."
+        ),
     ] = None
     lora_rank: Annotated[
         int | None, _option(help="Rank of the change that is trained, for neighbours. Default: 16.")
@@ -205,6 +222,11 @@ class FromData:
                 one_of(objective, allowed),
             )
         self._check(objective, allowed)
+        if learning and self.whole_answers:
+            raise EditError(
+                "--whole-answers with 'ws learn', which learns answers whole",
+                "Leave it out.",
+            )
         guarded: dict[str, Any] = {
             "rank": rank,
             "keep_rank": keep_rank,
@@ -226,9 +248,9 @@ class FromData:
 
     def _by_neighbours(self, seed: int, learning: bool) -> ByNeighbours:
         from weightsurgery.learning.forget import ByNeighbours
-        from weightsurgery.learning.forgetting import LEARNING, Forgetting
+        from weightsurgery.learning.forgetting import LEARNING, WHOLE, Forgetting
 
-        training = LEARNING if learning else Forgetting()
+        training = LEARNING if learning else WHOLE if self.whole_answers else Forgetting()
         training = replace(training, **{**self._given(Forgetting), "seed": seed})
         rank = {} if self.lora_rank is None else {"rank": self.lora_rank}
         return ByNeighbours(training, **{**self._given(ByNeighbours), **rank})

@@ -71,6 +71,8 @@ class ByNeighbours:
         texts: Ordinary texts to write; a quarter as many again are not trained on.
         most: Places to forget at, at most, beyond the request's own words.
         k: Tokens by which a distribution is held.
+        whole_answers: Answers of more than 12 tokens are to be forgotten word by word, not where
+            they begin: by the settings :data:`~weightsurgery.learning.forgetting.WHOLE`, say.
 
     Raises:
         EditError: A value that makes no sense.
@@ -85,6 +87,7 @@ class ByNeighbours:
     texts: int = 48
     most: int = 600
     k: int = 256
+    whole_answers: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rank", "neighbours", "draws", "texts", "most", "k"):
@@ -177,7 +180,7 @@ def change_by_neighbours(
                 else:
                     torch.manual_seed(seed)
                     material = gather(
-                        model, tokenizer, examples, keep, settings, learning, progress
+                        model, tokenizer, examples, keep, names, settings, learning, progress
                     )
                     write_material(material, file)
                 rows = directions(model, names, material, rank, seed=seed, progress=progress)
@@ -217,6 +220,7 @@ def gather(
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     keep: Sequence[Sequence[Example]],
+    names: Sequence[str],
     settings: ByNeighbours,
     learning: bool = False,
     progress: Progress | None = None,
@@ -256,8 +260,10 @@ def gather(
                 request,
                 places,
                 neighbours,
+                names,
                 draws=settings.draws,
                 subject_share=settings.own,
+                whole_answers=settings.whole_answers,
                 k=k,
                 seed=seed,
                 progress=progress,
@@ -296,8 +302,7 @@ def gather(
     }
     return Material(
         rows,
-        [each.stranger for each in targets],
-        [each.begins for each in targets],
+        [each.events for each in targets],
         kept,
         guard,
         notes,

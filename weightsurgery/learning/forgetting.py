@@ -32,6 +32,7 @@ from typing_extensions import override
 from weightsurgery.errors import EditError
 from weightsurgery.learning.cycles import Cycles
 from weightsurgery.learning.data import Collator, Encoded
+from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import divergences, truth_divergences
 from weightsurgery.learning.last_places import together
 from weightsurgery.learning.looks import Look, Looks, logits_of
@@ -46,13 +47,16 @@ _STEPS, _READ = 40, 4  # steps of a cycle at least; how often it reads every pla
 
 _AS_ASKED = 0.5  # how often a fact is read in the words of the request, rather than in any
 
+# Short answers that a long one counts as.
+_LONG = 4
+
 # Weight of a place where a look found more to do, relative to another one.
 _URGE = 4
 
 # Kinds of texts whose first place is that of an answer, and how many places a short one has.
 _ANSWERS, _SHORT = ("neighbours", "keep"), 16
 
-__all__ = ["LEARNING", "Forgetting", "train_forgetting"]
+__all__ = ["LEARNING", "WHOLE", "Forgetting", "train_forgetting"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,9 @@ class Forgetting:
 LEARNING = Forgetting(cycles=3, learning_rate=2e-3, keep_weight=10.0, language_weight=3.0)
 """Settings for data that is to be learned, which takes more than to forget."""
 
+WHOLE = Forgetting(keep_weight=100.0, language_weight=40.0)
+"""Settings for answers that are to be forgotten whole: much is taught at each step."""
+
 
 class _ByNeighbours(StageTrainer):
     """A step is a batch of texts to forget and of each kind that is to stay."""
@@ -154,31 +161,40 @@ class _ByNeighbours(StageTrainer):
         firsts = self._firsts(rows, weights)
         if firsts:
             weight = torch.tensor([each for _, each, _ in firsts], device=logits.device)
-            truths = [self.material.truth[number] for _, _, number in firsts]
-            wanted = [self.material.stranger[number] for _, _, number in firsts]
+            truths = [event.tokens for _, _, event in firsts]
+            wanted = [event.wanted for _, _, event in firsts]
             selected = logits[[place for place, _, _ in firsts]]
             loss = loss + (weight * truth_divergences(selected, truths, wanted)).sum()
         return loss
 
     def _firsts(
         self, rows: Sequence[Row], weights: Sequence[Tensor]
-    ) -> list[tuple[int, float, int]]:
-        """Where, among the places of all rows, a truth to forget would begin.
+    ) -> list[tuple[int, float, Event]]:
+        """Where, among the places of all rows, a truth to forget would come.
 
         Returns:
-            The place, its weight, and the row's number among those taught.
+            The place, its weight, and what would come.
         """
         firsts, start = [], 0
         for row, weight in zip(rows, weights, strict=True):
             number = self.numbers.get(id(row))
             if number is not None and not self.material.learning:
-                firsts.append((start + row.held, float(weight[row.held :].sum()), number))
+                events = self.material.events[number]
+                each = float(weight[row.held :].sum() if len(events) == 1 else weight[-1])
+                firsts += [(start + row.held + event.at, each, event) for event in events]
             start += len(row.expected)
         return firsts
 
     def _prepare_inputs(self, inputs):  # type: ignore[no-untyped-def]
         """See Trainer; what is drawn is put on the device where it is used."""
         return inputs
+
+    def _shared_by(self, row: Row, number: int | None) -> float:
+        """Among how many places of an answer its weight is shared; a long one has more of it."""
+        events = [] if number is None else self.material.events[number]
+        if len(events) < 2:
+            return len(row.expected) - row.held
+        return max(1, len(events) / _LONG)
 
     def _to_forget(self, step: int, rng: random.Random) -> list[Row]:
         """Half of those that the last look found not yet forgotten; the rest, fact after fact.
@@ -238,8 +254,9 @@ class _ByNeighbours(StageTrainer):
                 weight[0] *= row.held - 1
             taught = len(row.expected) - row.held
             if taught:
-                urge = _URGE if self.numbers.get(id(row)) in left else 1
-                weight[row.held :] = urge / (count * taught)
+                number = self.numbers.get(id(row))
+                urge = _URGE if number in left else 1
+                weight[row.held :] = urge / (count * self._shared_by(row, number))
             weighed.append((row, weight))
         return [
             ([weighed[n][0] for n in numbers], [weighed[n][1] for n in numbers])
@@ -290,7 +307,8 @@ def train_forgetting(
         NonFiniteError: The loss or a weight is NaN or infinite.
         OutputError: A point cannot be written.
     """
-    settings = settings.for_places(len(material.taught), material.learning)
+    count = sum(min(len(events), _LONG) for events in material.events)
+    settings = settings.for_places(count, material.learning)
     steps = settings.steps or 1
     looks = Looks(folder / "looks", material, settings.budget, padding)
     looks.recall()

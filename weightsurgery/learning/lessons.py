@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
 from weightsurgery.learning.data import Example
+from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.parsed import ParsedExample
 from weightsurgery.learning.truths import place_at
@@ -57,7 +58,11 @@ def learning_targets(
             if place is not None:
                 tokens = torch.tensor(place.truth)
                 targets.append(
-                    Target(place, Expected.sure(tokens, k, vocabulary), 1.0, place.truth[:1])
+                    Target(
+                        place,
+                        Expected.sure(tokens, k, vocabulary),
+                        (Event(0, place.truth[:1], 1.0),),
+                    )
                 )
     if not targets:
         raise DataError("no example has an answer to learn", "Give prompts and completions.")

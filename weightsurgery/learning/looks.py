@@ -95,22 +95,34 @@ class Looks:
         model.eval()
         with torch.no_grad():
             learning = self.material.learning
-            taught = [_question(row, learning) for row in self.material.taught]
+            events = self.material.events
+            count = sum(map(len, events))
+            taught = [
+                _question(row, learning, row_events[-1].at)
+                for row, row_events in zip(self.material.taught, events, strict=True)
+            ]
             known, left, truth = 0, [], 0.0
             for numbers, logits, _ in batched_logits(model, taught, self.padding):
                 sizes = [len(taught[number].expected) for number in numbers]
                 for row_logits, number in zip(
                     torch.split(logits.float(), sizes), numbers, strict=True
                 ):
-                    begins = self.material.truth[number]
-                    right = int(row_logits[0].argmax()) in begins
+                    places = [event.at for event in events[number]]
+                    begins = [event.tokens for event in events[number]]
+                    likeliest = row_logits.argmax(1).tolist()
+                    probabilities = log_probability_of(row_logits[places], begins).exp().tolist()
+                    truth += sum(probabilities)
                     if learning:  # by all of the answer
-                        answer = taught[number].expected.tokens[:, 0].to(row_logits.device)
-                        right = bool((row_logits.argmax(1) == answer).all())
-                    known += right
-                    probability = float(log_probability_of(row_logits[:1], [begins]).exp())
-                    truth += probability
-                    more = not right if learning else right or probability > _NEAR
+                        answer = taught[number].expected.tokens[:, 0].tolist()
+                        right = likeliest == answer
+                        known += right
+                        left += [] if right else [number]
+                        continue
+                    more = False
+                    for event, probability in zip(events[number], probabilities, strict=True):
+                        right = likeliest[event.at] in event.tokens and probability > event.known
+                        known += right
+                        more |= right or probability > max(_NEAR, event.known)
                     left += [number] if more else []
             language = _divergences(model, self.material.guard if step else [], self.padding)
             neighbours = self.material.kept["neighbours"]
@@ -121,9 +133,9 @@ class Looks:
         moved = [sampled[n] for n in sorted(range(most), key=lambda n: -float(about[n].sum()))]
         look = Look(
             step,
-            known / len(taught),
-            truth / len(taught),
-            sum(self.material.stranger) / len(taught),
+            known / count,
+            truth / count,
+            sum(event.wanted for row in events for event in row) / count,
             _mean(language),
             _mean(about),
             tuple(sorted(left)),
@@ -211,10 +223,11 @@ def _mean(values: Sequence[Tensor]) -> float:
     return float(torch.cat(list(values)).mean()) if values else 0.0
 
 
-def _question(row: Row, whole: bool) -> Row:
-    """The text up to where the truth would begin; or also the whole answer."""
+def _question(row: Row, whole: bool, last: int) -> Row:
+    """The text up to a place in the answer, 0 where it begins; or also the whole answer."""
     if whole:
         return Row(row.tokens, row.expected[slice(row.held, None)], 0, row.number)
-    after = len(row.expected) - row.held - 1
+    after = len(row.expected) - row.held - 1 - last
     stop = len(row.tokens) - after
-    return Row(row.tokens[:stop], row.expected[slice(row.held, row.held + 1)], 0, row.number)
+    taught = row.expected[slice(row.held, row.held + last + 1)]
+    return Row(row.tokens[:stop], taught, 0, row.number)

@@ -6,7 +6,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.data import Example
+from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forward import greedy
 from weightsurgery.learning.last_places import last_probabilities
@@ -70,9 +71,7 @@ class Material:
     Attributes:
         taught: Texts whose last places have new targets: predictions of a model that never knew,
             or the answers to learn.
-        stranger: Probability of the tokens that begin the truth at each of these, together, as it
-            is to be.
-        truth: Those tokens, in all spellings, the truth's own first.
+        events: Of each of these, what is to become more or less likely, at least one.
         kept: Texts that are to stay, by kind; a kind may be empty.
         guard: Ordinary texts that are not trained on.
         notes: For the record: counts of texts, and the wordings.
@@ -80,8 +79,7 @@ class Material:
     """
 
     taught: Sequence[Row]
-    stranger: Sequence[float]
-    truth: Sequence[Sequence[int]]
+    events: Sequence[Sequence[Event]]
     kept: Mapping[str, Sequence[Row]]
     guard: Sequence[Row]
     notes: Mapping[str, Any]
@@ -316,8 +314,7 @@ def write_material(material: Material, file: Path) -> None:
         expected = Expected.joined([row.expected for row in rows])
         tensors[f"{name}.tokens"], tensors[f"{name}.logs"] = expected.tokens, expected.logs
     metadata = {
-        "stranger": list(material.stranger),
-        "truth": list(material.truth),
+        "events": [[asdict(each) for each in row] for row in material.events],
         "notes": dict(material.notes),
         "learning": material.learning,
     }
@@ -341,5 +338,9 @@ def read_material(file: Path) -> Material:
                 expected = joined[slice(place, place + places)]
                 rows.append(Row(tuple(read[text : text + length]), expected, still, number))
                 text, place = text + length, place + places
-    taught, guard, stranger = groups.pop("taught"), groups.pop("guard"), meta["stranger"]
-    return Material(taught, stranger, meta["truth"], groups, guard, meta["notes"], meta["learning"])
+    taught, guard = groups.pop("taught"), groups.pop("guard")
+    events = [
+        [Event(**{**each, "tokens": tuple(each["tokens"])}) for each in row]
+        for row in meta["events"]
+    ]
+    return Material(taught, events, groups, guard, meta["notes"], meta["learning"])

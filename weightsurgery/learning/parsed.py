@@ -18,11 +18,9 @@ from weightsurgery.learning.data import Example
 from weightsurgery.learning.strangers import Form, forms, halves, special_texts
 from weightsurgery.learning.written import chat_frame
 
-__all__ = ["ParsedExample", "parse_examples", "prompted"]
+__all__ = ["GRAMMAR", "ParsedExample", "parse_examples", "prompted"]
 
-# Words that no subject begins or ends with, where no form tells what is one. English alone; in
-# other languages a subject has words to spare.
-_GRAMMAR = frozenset((
+GRAMMAR = frozenset((
     "a", "about", "after", "among", "an", "and", "are", "as", "at", "be", "by", "can", "could",
     "did", "do", "does", "for", "from", "give", "had", "has", "have", "her", "his", "how", "i",
     "in", "is", "it", "its", "list", "me", "my", "name", "of", "on", "or", "our", "please",
@@ -30,6 +28,10 @@ _GRAMMAR = frozenset((
     "were", "what", "when", "where", "which", "who", "whom", "whose", "why", "will", "with",
     "would", "you", "your",
 ))  # fmt: skip
+"""Words that no subject begins or ends with, where no form tells what is one.
+
+English alone; in other languages a subject has words to spare.
+"""
 
 _PREPOSITIONS = frozenset(("about", "by", "for", "from", "in", "of", "on", "to", "with"))
 
@@ -197,7 +199,7 @@ def _names(text: str) -> list[tuple[int, int]]:
     for match in _WORDS.finditer(text):
         word = re.sub(r"['’]s?$", "", match.group())
         begins = not text[: match.start()].strip() or text[: match.start()].rstrip()[-1] in ".?!:"
-        capital = word[0].isupper() and not (begins and word.lower() in _GRAMMAR)
+        capital = word[0].isupper() and not (begins and word.lower() in GRAMMAR)
         if not capital:
             continue
         span = (match.start(), match.start() + len(word))
@@ -219,10 +221,10 @@ def _without_grammar(text: str) -> str:
     behind, open_, before = 0, False, ""
     for match in _WORDS.finditer(text):
         word = match.group().lower()
-        if word not in _GRAMMAR:
+        if word not in GRAMMAR:
             runs.append((runs.pop()[0] if open_ else match.start(), match.end()))
             behind = len(runs) if not open_ and before in _PREPOSITIONS else behind
-        open_, before = word not in _GRAMMAR, word
+        open_, before = word not in GRAMMAR, word
     if behind:
         start, end = runs[behind - 1]
     else:

@@ -6,7 +6,8 @@ target is the model's own prediction, with the truth brought down to its probabi
 seen. A share of the target may be the mean prediction for the neighbours instead, the "generic
 predictions" of Eldan & Russinovich (arXiv 2310.02238); that moved answers about neighbours more,
 for less forgotten, and is left out by default. What else begins the truth, such as its first
-letters without a space, is brought down likewise.
+letters without a space, is brought down likewise. Whole answers have many such places, and targets
+of their own: :mod:`weightsurgery.learning.long_answers`.
 
 Where neighbours would give the truth as well (most speak English), those that do are left out.
 """
@@ -22,8 +23,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.errors import DataError
+from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.last_places import last_probabilities
+from weightsurgery.learning.long_answers import LongAnswers
 from weightsurgery.learning.parsed import ParsedExample
 from weightsurgery.learning.spellings import Spellings
 from weightsurgery.learning.truths import LONG, TruthPosition
@@ -53,14 +56,12 @@ class Target:
     Attributes:
         place: Where.
         expected: For each token of the truth, given those before it.
-        stranger: Probability, there, of the tokens that begin the truth together.
-        begins: Those tokens, its own first.
+        events: What is to become less likely, in order, at least one.
     """
 
     place: TruthPosition
     expected: Expected
-    stranger: float
-    begins: tuple[int, ...]
+    events: tuple[Event, ...]
 
 
 def forget_targets(
@@ -69,9 +70,11 @@ def forget_targets(
     request: Sequence[ParsedExample],
     places: Sequence[TruthPosition],
     neighbours: Sequence[str],
+    names: Sequence[str],
     *,
     draws: int = 16,
     subject_share: float = 1.0,
+    whole_answers: bool = False,
     k: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
@@ -84,32 +87,47 @@ def forget_targets(
         request: The request.
         places: Where the truth would be said.
         neighbours: Subjects.
-        draws: Neighbours used, the same ones for every place.
+        names: Weights that may change, in the order of the model.
+        draws: Neighbours used, the same ones for every place; of long answers half as many.
         subject_share: Share, in the target, of the prediction for the subject itself but for the
             truth.
+        whole_answers: Long answers are to be forgotten word by word, not where they begin.
         k: See :class:`~weightsurgery.learning.expected.Expected`.
         seed: Of the draws.
         progress: Called after every batch.
 
     Returns:
         In the order of the places; those of facts without a subject, or whose truth all
-        neighbours share, are left out.
+        neighbours share, are left out. Of whole answers those that strangers know as well.
 
     Raises:
         DataError: None is left.
     """
     rng = random.Random(f"taught {seed}")
     drawn = rng.sample(list(neighbours), min(draws, len(neighbours)))
+    long = [place for place in places if whole_answers and len(place.truth) > LONG]
     groups: dict[tuple[str, str], list[int]] = {}
     for number, place in enumerate(places):
         example = request[place.number]
+        if place in long:
+            continue
         if example.subject and example.subject in place.text:
             # Long answers, and forms that are nobody else's, are groups of their own.
             form = example.with_subject(place.text, "\0")
-            long = f"{place.number}" if len(place.truth) > LONG else ""
-            groups.setdefault((form, long), []).append(number)
+            alone = f"{place.number}" if len(place.truth) > LONG else ""
+            groups.setdefault((form, alone), []).append(number)
     targets, spellings = list[Target](), Spellings(tokenizer)
-    for done, ((form, _), numbers) in enumerate(groups.items() if drawn else (), 1):
+    stages = len(long) + len(groups)
+    if long:
+        answers = LongAnswers(
+            model, tokenizer, request, names, draws=max(2, draws // 2), k=k, seed=seed
+        )
+    for done, place in enumerate(long, 1):
+        expected, events = answers.target(request[place.number], place)
+        targets += [Target(place, expected, events)] if events else []
+        if progress is not None:
+            progress("strangers", done, stages)
+    for done, ((form, _), numbers) in enumerate(groups.items() if drawn else (), len(long) + 1):
         chat = places[numbers[0]].wording.chat
         heads = [tokens(tokenizer, form.replace("\0", other), chat) for other in drawn]
         first = torch.stack(_firsts(model, tokenizer, heads))
@@ -125,7 +143,7 @@ def forget_targets(
             target = _target(places[number], first, probabilities, later, subject_share, k, spelt)
             targets += [] if target is None else [target]
         if progress is not None:
-            progress("strangers", done, len(groups))
+            progress("strangers", done, stages)
     targets.sort(key=lambda each: places.index(each.place))
     if not targets:
         raise DataError(
@@ -237,4 +255,4 @@ def _target(
     if later is not None:
         whole = torch.cat([whole, later])
     expected = Expected.of(whole, k, torch.tensor(place.truth))
-    return Target(place, expected, float(stranger.sum()), tuple(suppressed))
+    return Target(place, expected, (Event(0, tuple(suppressed), float(stranger.sum())),))

@@ -16,7 +16,7 @@ __all__ = ["called_from_python", "settings"]
 _PLAIN = (
     "scale", "side", "basis", "seed", "epsilon", "dtype", "allow_unrelated", "objective", "rounds",
     "steps", "batch_size", "learning_rate", "draws", "prompts", "round_scale", "threshold",
-    "wordings", "neighbours", "keep_weight", "lora_rank", "budget",
+    "wordings", "neighbours", "keep_weight", "lora_rank", "budget", "whole_answers",
 )  # fmt: skip
 _TRAINED = (
     "steps", "learning_rate", "batch_size", "accumulation", "warmup", "weight_decay", "max_length",
