@@ -68,3 +68,58 @@ def test_wrong_lengths_are_refused():
                       (state, bytes(64), bytearray(32), bytes(128))):  # fmt: skip
         with pytest.raises(ValueError, match="blocks"):
             hashing._update(*arguments)
+
+
+def compiled_part():
+    module = pytest.importorskip("weightsurgery.checkpoint._sha256", reason="no compiler")
+    if not hasattr(module, "update_plain"):
+        pytest.skip("compiled from an older source: install the package again")
+    return module
+
+
+@pytest.fixture(params=["native", "plain"])
+def compiled(request, monkeypatch):
+    """A processor with SHA instructions, or one without."""
+    module = compiled_part()
+    if request.param == "plain":
+        monkeypatch.setattr(hashing, "_blocks", module.update_plain)
+        monkeypatch.setattr(hashing, "_update", None)
+    return request.param
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_hash_goes_on_from_its_state(compiled, length):
+    data = content(length, length)
+    whole = hashlib.sha256(data + b"more").hexdigest()
+    assert hashlib.sha256(b"more").hexdigest() != whole or not length
+    for cut in {0, 1, length // 2, length}:
+        first = Sha256("")
+        first.update(data[:cut])
+        state = first.state()
+        first.update(b"not what follows")  # a state is of its moment
+        second = Sha256(state)
+        assert second.hexdigest() == hashlib.sha256(data[:cut]).hexdigest()
+        second.update(data[cut:])
+        second.update(b"more")
+        assert second.hexdigest() == whole
+
+
+def test_a_state_from_one_processor_goes_on_at_another(monkeypatch):
+    module = compiled_part()
+    data = content(100_003, 1)
+    states = []
+    for update in (module.update, module.update_plain):
+        monkeypatch.setattr(hashing, "_blocks", update)
+        each = Sha256("")
+        each.update(data)
+        states.append(each.state())
+    assert states[0] == states[1]
+    assert Sha256("").state() != states[0]
+
+
+def test_a_state_needs_the_compiled_part(monkeypatch):
+    monkeypatch.setattr(hashing, "_blocks", None)
+    monkeypatch.setattr(hashing, "_update", None)
+    assert Sha256().hexdigest() == hashlib.sha256().hexdigest()
+    with pytest.raises(NotImplementedError, match="compiled"):
+        Sha256("")

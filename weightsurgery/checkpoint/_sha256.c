@@ -1,7 +1,8 @@
 /* SHA-256 (FIPS 180-4) of two streams at a time, by the processor's own instructions.
  *
  * One stream leaves the unit idle between dependent rounds; a second fills the gaps, so two take
- * hardly longer than one. hashing.py uses it where the processor can, hashlib elsewhere.
+ * hardly longer than one. hashing.py uses it where the processor can, hashlib elsewhere; but for
+ * hashes that go on in another process, whose state hashlib does not tell: those are plain C there.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -13,8 +14,13 @@
 #define HERE 1
 #include <cpuid.h>
 #include <immintrin.h>
+#define ALIGNED __attribute__((aligned(16)))
+#else
+#define HERE 0
+#define ALIGNED
+#endif
 
-static const uint32_t K[64] __attribute__((aligned(16))) = {
+static const uint32_t K[64] ALIGNED = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -25,6 +31,36 @@ static const uint32_t K[64] __attribute__((aligned(16))) = {
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2,
 };
 
+static uint32_t turned(uint32_t x, int by) { return x >> by | x << (32 - by); }
+
+static void plain(uint32_t *state, const unsigned char *data, Py_ssize_t count) {
+    for (; count; count--, data += 64) {
+        uint32_t w[64], v[8];
+        memcpy(v, state, sizeof v);
+        for (int i = 0; i < 64; i++) {
+            if (i < 16) {
+                const unsigned char *at = data + 4 * i;
+                w[i] = (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+            } else {
+                uint32_t a = w[i - 15], b = w[i - 2];
+                a = turned(a, 7) ^ turned(a, 18) ^ a >> 3;
+                b = turned(b, 17) ^ turned(b, 19) ^ b >> 10;
+                w[i] = w[i - 16] + a + w[i - 7] + b;
+            }
+            uint32_t e = v[4], a = v[0];
+            uint32_t first = v[7] + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) +
+                             ((e & v[5]) ^ (~e & v[6])) + K[i] + w[i];
+            uint32_t second = (turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)) +
+                              ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
+            memmove(v + 1, v, 7 * sizeof *v);
+            v[4] += first;
+            v[0] = first + second;
+        }
+        for (int i = 0; i < 8; i++) state[i] += v[i];
+    }
+}
+
+#if HERE
 #define WITH_SHA __attribute__((target("sha,sse4.1,ssse3")))
 
 static int supported(void) {
@@ -90,28 +126,31 @@ WITH_SHA static void two(uint32_t *states[2], const unsigned char *data[2], Py_s
     blocks(states, data, count, 2);
 }
 #else
-#define HERE 0
 static int supported(void) { return 0; }
 static void one(uint32_t *states[2], const unsigned char *data[2], Py_ssize_t count) {
-    (void)states, (void)data, (void)count;
+    plain(states[0], data[0], count);
 }
 #define two one
 #endif
 
+static int native; /* PyInit has looked at the processor */
+
 /* update(state, data[, state, data]): whole blocks; each state is eight words in memory order. */
-static PyObject *update(PyObject *module, PyObject *arguments) {
-    (void)module;
+static PyObject *hashed(PyObject *arguments, int fast) {
     Py_buffer state[2] = {{0}}, data[2] = {{0}};
     if (!PyArg_ParseTuple(arguments, "w*y*|w*y*", &state[0], &data[0], &state[1], &data[1]))
         return NULL;
-    int lanes = state[1].obj ? 2 : 1, fine = HERE; /* PyInit has looked at the processor */
+    int lanes = state[1].obj ? 2 : 1, fine = 1;
     uint32_t *states[2] = {state[0].buf, state[1].buf};
     const unsigned char *from[2] = {data[0].buf, data[1].buf};
     for (int l = 0; l < lanes; l++)
         fine &= state[l].len == 32 && data[l].len % 64 == 0 && data[l].len == data[0].len;
     if (fine) {
         Py_BEGIN_ALLOW_THREADS
-        (lanes == 2 ? two : one)(states, from, data[0].len / 64);
+        if (fast)
+            (lanes == 2 ? two : one)(states, from, data[0].len / 64);
+        else
+            for (int l = 0; l < lanes; l++) plain(states[l], from[l], data[l].len / 64);
         Py_END_ALLOW_THREADS
     } else {
         PyErr_SetString(PyExc_ValueError, "states of 32 bytes, equally many whole blocks of 64");
@@ -121,8 +160,19 @@ static PyObject *update(PyObject *module, PyObject *arguments) {
     Py_RETURN_NONE;
 }
 
+static PyObject *update(PyObject *module, PyObject *arguments) {
+    (void)module;
+    return hashed(arguments, native);
+}
+
+static PyObject *update_plain(PyObject *module, PyObject *arguments) {
+    (void)module;
+    return hashed(arguments, 0);
+}
+
 static PyMethodDef methods[] = {
     {"update", update, METH_VARARGS, "See weightsurgery.checkpoint.hashing."},
+    {"update_plain", update_plain, METH_VARARGS, "The same, on any processor."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -131,9 +181,11 @@ static struct PyModuleDef definition = {
 };
 
 PyMODINIT_FUNC PyInit__sha256(void) {
-    if (!HERE || !supported()) {
-        PyErr_SetString(PyExc_ImportError, "this processor has no SHA instructions");
+    PyObject *module = PyModule_Create(&definition);
+    native = HERE && supported();
+    if (module && PyModule_AddIntConstant(module, "native", native)) {
+        Py_DECREF(module);
         return NULL;
     }
-    return PyModule_Create(&definition);
+    return module;
 }

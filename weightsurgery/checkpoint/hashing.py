@@ -14,9 +14,13 @@ from importlib import import_module
 
 __all__ = ["PAIRED", "Sha256", "update_each"]
 
+# Whole blocks into a state; and the same where the processor does it faster than hashlib.
+_blocks: Callable[..., None] | None = None
 _update: Callable[..., None] | None = None
 with contextlib.suppress(ImportError):
-    _update = import_module("weightsurgery.checkpoint._sha256").update
+    _compiled = import_module("weightsurgery.checkpoint._sha256")
+    _blocks = _compiled.update
+    _update = _blocks if getattr(_compiled, "native", True) else None
 
 # Whether two streams can be hashed at a time.
 PAIRED = _update is not None
@@ -28,20 +32,39 @@ _START = (
 
 
 class Sha256:
-    """A running SHA-256, as :func:`hashlib.sha256` but for what :func:`update_each` does."""
+    """A running SHA-256, as :func:`hashlib.sha256` but for what :func:`update_each` does.
 
-    def __init__(self) -> None:
-        self._plain = hashlib.sha256() if _update is None else None
+    Args:
+        state: What :meth:`state` gave, to go on from there; ``""`` to begin a hash of which it may
+            be asked. None for one of this process alone.
+
+    Raises:
+        NotImplementedError: A state is wanted, and the compiled part is not here.
+    """
+
+    def __init__(self, state: str | None = None) -> None:
+        if state is not None and _blocks is None:
+            raise NotImplementedError("the package was installed without its compiled SHA-256")
+        self._plain = hashlib.sha256() if _update is None and state is None else None
         self._state = bytearray(struct.pack("=8I", *_START))
         self._rest = b""
         self._length = 0
+        if state:
+            words, rest, length = state.split(":")
+            self._state = bytearray(struct.pack("=8I", *struct.unpack(">8I", bytes.fromhex(words))))
+            self._rest, self._length = bytes.fromhex(rest), int(length)
+
+    def state(self) -> str:
+        """What was added so far, for a hash that goes on from here, on any machine."""
+        words = struct.pack(">8I", *struct.unpack("=8I", self._state)).hex()
+        return f"{words}:{self._rest.hex()}:{self._length}"
 
     def update(self, data: memoryview | bytes) -> None:
         """Add bytes."""
-        if _update is None or self._plain is not None:
-            assert self._plain is not None
+        if self._plain is not None:
             self._plain.update(data)
             return
+        assert _blocks is not None
         self._length += len(data)
         view = memoryview(data)
         if self._rest:
@@ -50,20 +73,20 @@ class Sha256:
             view = view[missing:]
             if len(self._rest) < _BLOCK:
                 return
-            _update(self._state, self._rest)
+            _blocks(self._state, self._rest)
         whole = len(view) // _BLOCK * _BLOCK
-        _update(self._state, view[:whole])
+        _blocks(self._state, view[:whole])
         self._rest = bytes(view[whole:])
 
     def hexdigest(self) -> str:
         """The digest of what was added so far."""
-        if _update is None or self._plain is not None:
-            assert self._plain is not None
+        if self._plain is not None:
             return self._plain.hexdigest()
+        assert _blocks is not None
         end = self._rest + b"\x80"
         end += bytes(-(len(end) + 8) % _BLOCK) + struct.pack(">Q", 8 * self._length)
         state = bytearray(self._state)
-        _update(state, end)
+        _blocks(state, end)
         return struct.pack(">8I", *struct.unpack("=8I", state)).hex()
 
 

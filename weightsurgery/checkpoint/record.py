@@ -22,6 +22,7 @@ from weightsurgery.checkpoint.blobs import check_blob
 from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
 from weightsurgery.checkpoint.digest_cache import Stamp, cached_digest, stamp, store_digest
 from weightsurgery.checkpoint.layout import read_layout
+from weightsurgery.checkpoint.object_store import ObjectPlace
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import (
@@ -40,8 +41,11 @@ __all__ = [
     "identity_of",
     "input_sha256",
     "known_sha256",
+    "parse_record",
     "read_record",
+    "refuse_problems",
     "remember_sha256",
+    "stray",
     "unrecorded",
     "verify",
     "versions",
@@ -183,7 +187,23 @@ def read_record(directory: Path) -> EditRecord:
             f"{path}: leads out of the output", "Put the record itself in its place."
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return parse_record(path.read_bytes(), path)
+    except OSError as error:
+        raise _damaged(path, error) from None
+
+
+def parse_record(text: bytes, path: str | os.PathLike[str]) -> EditRecord:
+    """The record in a file's bytes.
+
+    Args:
+        text: The bytes.
+        path: Where they are from, for messages.
+
+    Raises:
+        VerificationError: They are damaged, or of a newer format.
+    """
+    try:
+        data = json.loads(text.decode("utf-8"))
         if data["version"] > FORMAT_VERSION:
             raise VerificationError(
                 f"{path}: format {data['version']}, this ws knows up to {FORMAT_VERSION}",
@@ -194,11 +214,13 @@ def read_record(directory: Path) -> EditRecord:
         for name, facts in record.files.items():
             if not isinstance(facts["bytes"], int) or not isinstance(facts["sha256"], str):
                 raise ValueError(f"no size and SHA-256 of {name!r}")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
-        raise VerificationError(
-            f"{path}: damaged ({error})", "Make the output again from its inputs."
-        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(path, error) from None
     return record
+
+
+def _damaged(path: str | os.PathLike[str], error: Exception) -> VerificationError:
+    return VerificationError(f"{path}: damaged ({error})", "Make the output again from its inputs.")
 
 
 _OBJECTS = ("parameters", "inputs", "files", "tensors", "summary", "versions")
@@ -255,7 +277,7 @@ def verify(
     an output can write another one.
 
     Args:
-        directory: The output.
+        directory: The output; or its address on S3, where all of its bytes are read.
         progress: Called with bytes checked so far and in all.
 
     Returns:
@@ -266,6 +288,10 @@ def verify(
         VerificationError: Files are missing, changed, or there are some the record does not know
             with which a model would be loaded; all of them are named.
     """
+    if (place := ObjectPlace.of(directory)) is not None:
+        from weightsurgery.checkpoint.object_verify import verify_objects
+
+        return verify_objects(place, progress)
     directory = Path(directory)
     record = read_record(directory)
     problems: list[str] = []
@@ -282,21 +308,37 @@ def verify(
         if progress is not None:
             progress(checked, total)
     for name in unrecorded(directory, record):
-        if name.lower().endswith(_WEIGHTS):
-            problems.append(f"{name}: weights that the record does not know")
-        elif companion_kind(name) is not None or name in _LOADED:
-            problems.append(f"{name}: loaded with a model, and the record does not know it")
+        if (problem := stray(name)) is not None:
+            problems.append(problem)
     if not problems:
         try:
             read_layout(directory)
         except WeightSurgeryError as error:
             problems.append(error.what)
+    refuse_problems(directory, problems)
+    return record
+
+
+def refuse_problems(place: object, problems: Sequence[str]) -> None:
+    """Raise the error for an output that differs from its record, if it does.
+
+    Raises:
+        VerificationError: There are problems.
+    """
     if problems:
         raise VerificationError(
-            f"{directory}: not what its record says: {'; '.join(problems)}",
+            f"{place}: not what its record says: {'; '.join(problems)}",
             "Make it again with the recorded command, or download it again.",
         )
-    return record
+
+
+def stray(name: str) -> str | None:
+    """What is wrong with a file that a record does not list; None for one that does no harm."""
+    if name.lower().endswith(_WEIGHTS):
+        return f"{name}: weights that the record does not know"
+    if companion_kind(name) is not None or name in _LOADED:
+        return f"{name}: loaded with a model, and the record does not know it"
+    return None
 
 
 # Loaded with a model where they lie there, and no companions of a base.

@@ -67,6 +67,11 @@ def resolve_source(name: str | os.PathLike[str], local_only: bool = False) -> So
         SourceError: Neither a directory nor a repository.
     """
     text = os.fspath(name)
+    if text.startswith("s3:/"):
+        raise SourceError(
+            f"{text}: an address on S3, where edits write to and nothing is read from",
+            "Copy it to a directory first ('aws s3 cp --recursive'), and name that.",
+        )
     path = os.path.expanduser(text)
     if os.path.isdir(path):
         return Source(text, Path(path).resolve())

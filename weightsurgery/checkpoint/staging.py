@@ -23,11 +23,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from weightsurgery.checkpoint.afterwards import afterwards
 from weightsurgery.checkpoint.plain_files import check_own, open_own, sync_directory, sync_file
-from weightsurgery.errors import OutputError, WeightSurgeryError
+from weightsurgery.errors import LostWorkError, OutputError, WeightSurgeryError
+
+if TYPE_CHECKING:
+    from weightsurgery.checkpoint.record import EditRecord
 
 __all__ = [
     "RECORD_NAME",
@@ -76,8 +79,13 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
 
     Raises:
         OutputError: The target is, holds, or lies in an input; or it exists, and ``overwrite``
-            is not set, or it or a file in it was not written by this tool.
+            is not set, or it or a file in it was not written by this tool; or it is an address.
     """
+    if "s3:" in target.parts:  # s3://bucket/prefix, taken for a path
+        raise OutputError(
+            f"{target}: no directory, and of what ws writes only edited checkpoints go to S3",
+            "Write to a directory with -o, and copy it there.",
+        )
     for given in inputs:
         source = given.resolve()
         if source == target or source in target.parents:
@@ -150,7 +158,11 @@ class Staging:
         finished: Journal lines of an earlier, interrupted run.
         complete: An earlier run finished but was killed before it could clean up; the target is
             whole and nothing is left to do.
+        kept_after: Errors after which what is done is left for a later run; others say what to
+            change first.
     """
+
+    kept_after: ClassVar[tuple[type[BaseException], ...]] = (KeyboardInterrupt, LostWorkError)
 
     def __init__(
         self, target: Path, identity: str, inputs: Sequence[Path], overwrite: bool = False
@@ -196,9 +208,13 @@ class Staging:
         except BlockingIOError:
             journal.close()
             raise OutputError(
-                f"{self.target}: another ws process is writing it", "Wait for it to finish."
+                f"{self._shown()}: another ws process is writing it", "Wait for it to finish."
             ) from None
         return journal
+
+    def _shown(self) -> object:
+        """The output, for messages."""
+        return self.target
 
     def _begin(self) -> None:
         self._journal.truncate(0)  # first: a journal without files/ means a finished output
@@ -245,6 +261,12 @@ class Staging:
             good += len(raw)
         self._journal.truncate(good)
         return lines
+
+    def record(self) -> EditRecord:
+        """The record of the output that is in place."""
+        from weightsurgery.checkpoint.record import read_record
+
+        return read_record(self.target)
 
     def note(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines to the journal and flush them to disk.

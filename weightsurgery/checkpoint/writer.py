@@ -82,6 +82,7 @@ class CheckpointWriter:
 
     Attributes:
         done: Facts of the tensors an interrupted run has finished, by name.
+        resumed: Their number, at the beginning.
     """
 
     # How long finished tensors may wait for the flush that lets them into the journal.
@@ -104,6 +105,7 @@ class CheckpointWriter:
         except BaseException:
             self._close_files()  # open files hold their space, even when they are removed
             raise
+        self.resumed = len(self.done)
         self._flusher = threading.Thread(target=self._flush_periodically, daemon=True)
         self._flusher.start()
 

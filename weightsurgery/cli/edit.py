@@ -169,6 +169,8 @@ def _apply(
     from weightsurgery.surgery.apply import apply, plan_edit
 
     store, work, show = given.store, given.work, given.show
+    if store.on_s3:
+        _no_reading(given)
     if store.check:
         _checkable(store.as_)
     given.pages.check()
@@ -216,6 +218,21 @@ def _apply(
         console.notice(harm(guard), show)
     console.notices((*applied.notices, written_line(store.out, applied.record.kind)), show)
     given.pages.of_output(store.out, show, guard)
+
+
+def _no_reading(given: EditOptions) -> None:
+    """Refuse what would read an output on S3.
+
+    Raises:
+        EditError: ``--check``, ``--html`` or ``--figure`` is set.
+    """
+    from weightsurgery.errors import EditError
+
+    if given.store.check or given.pages:
+        raise EditError(
+            f"--check, --html or --figure with {given.store.out}: they read a directory",
+            "Leave them out, or write to a directory and copy it there.",
+        )
 
 
 def _checkable(form: str) -> None:

@@ -61,10 +61,16 @@ def find_and_edit(
         selection: Which tensors; None for those the method trains.
     """
     from weightsurgery.checkpoint.reader import Checkpoint
+    from weightsurgery.errors import OutputError
     from weightsurgery.learning.stages import is_main
     from weightsurgery.procedures.unlearn import Output, plan, unlearn
     from weightsurgery.report.plans import data_plan_lines
 
+    if store.on_s3:
+        raise OutputError(
+            f"{store.out}: edits from data are tried and looked at in a directory",
+            "Write to a directory with -o, and copy it there.",
+        )
     output = Output(
         store.out, vector, scale, scales, store.storage(), store.overwrite, store.allow_unrelated
     )

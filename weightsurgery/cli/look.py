@@ -11,7 +11,7 @@ import typer
 from weightsurgery.cli import console
 from weightsurgery.cli.factors import Truncate
 from weightsurgery.cli.opened import open_base, remarked
-from weightsurgery.cli.options import Ckpt, Fit, Show, Which, Work, written_path
+from weightsurgery.cli.options import Ckpt, Fit, Show, Which, Work, written_path, written_place
 from weightsurgery.cli.paged import Pages
 from weightsurgery.cli.spread import options
 
@@ -98,7 +98,12 @@ def overlap(
 @options
 def verify(
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="A directory written by ws.", callback=written_path)
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="A directory written by ws, or s3://BUCKET/PREFIX.",
+            callback=written_place,
+        ),
     ],
     show: Show,
 ) -> None:

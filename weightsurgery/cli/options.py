@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shlex
@@ -29,16 +30,30 @@ __all__ = [
     "Work",
     "written_line",
     "written_path",
+    "written_place",
 ]
 
 
 def written_path(text: str | None) -> str | None:
     """A path to write, as a shell would have it: ``~`` is expanded, as it is for inputs."""
+    from weightsurgery.errors import OutputError
+
     if text is None:
         return None
     if not text:
         raise typer.BadParameter("an empty name")
+    if text.startswith("s3:/"):
+        raise OutputError(
+            f"{text}: an address on S3, where a directory is needed",
+            "Name a directory. What negate, add, project and learn of vectors write may go to S3.",
+        )
     return os.path.expanduser(text)
+
+
+@functools.wraps(written_path)
+def written_place(text: str | None) -> str | None:
+    """The same, or an address on S3."""
+    return text if text is not None and text.startswith("s3:/") else written_path(text)
 
 
 def written_line(out: str, kind: str) -> str:
@@ -147,7 +162,16 @@ class Fit:
 class Store:
     """How the result is stored."""
 
-    out: Out
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Directory to write; or s3://BUCKET/PREFIX (extra: s3), for edits by vectors.",
+            callback=written_place,
+        ),
+    ]
     as_: Annotated[
         str,
         output_option(
@@ -200,6 +224,11 @@ class Store:
             " match counts; repeatable.",
         ),
     ] = None
+
+    @property
+    def on_s3(self) -> bool:
+        """Whether the output goes to an object store."""
+        return self.out.startswith("s3:/")
 
     def storage(self) -> Storage | AdapterStorage:
         """As the library's storage."""

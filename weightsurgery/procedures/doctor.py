@@ -28,6 +28,7 @@ EXTRAS = {
     "eval": "try, evaluate, sweep, attack, --check; Parquet and data sets of the Hub",
     "report": "--figure",
     "ray": "--cluster of negate, add, project and learn",
+    "s3": "-o s3://BUCKET/PREFIX of negate, add, project and learn (of vectors)",
     "quantize": "attack quantize --method nf4-bitsandbytes",
 }
 """The commands that an extra is for; those of the first need none."""

@@ -56,7 +56,7 @@ def _checkpoint_lines(plan: EditPlan, out: str) -> list[str | Table]:
         *([("downloaded", size(plan.download_bytes))] if plan.download_bytes else []),
         ("read", size(plan.read_bytes)),
         ("written", size(plan.write_bytes)),
-        ("free where it goes", size(plan.free_bytes)),
+        *([] if plan.free_bytes is None else [("free where it goes", size(plan.free_bytes))]),
         ("working memory", f"about {size(plan.memory_bytes)}"),
     ]  # fmt: skip
     return _plan(plan.edit, facts)

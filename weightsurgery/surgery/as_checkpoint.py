@@ -17,13 +17,17 @@ from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.header import ARITHMETIC_DTYPES, TensorEntry
+from weightsurgery.checkpoint.object_staging import ObjectStaging
+from weightsurgery.checkpoint.object_store import ObjectPlace
 from weightsurgery.checkpoint.plain_files import need_space, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256, input_sha256, read_record
+from weightsurgery.checkpoint.record import EditRecord, file_sha256, input_sha256
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
-from weightsurgery.errors import EditError, LostWorkError
+from weightsurgery.errors import EditError
 from weightsurgery.suggestions import one_of
+from weightsurgery.surgery import objects
+from weightsurgery.surgery.by_parts import ObjectWriter, by_parts
 from weightsurgery.surgery.cluster import RayCluster
 from weightsurgery.surgery.companions import companion_notices, companions_of, copy_companions
 from weightsurgery.surgery.edit import Applied, Edit, Run, task_of
@@ -123,7 +127,7 @@ def _write_planned(
         torch_device = device_for(run.device, decomposes=edit.factors)
     else:
         torch_device = cluster.device(run.device, decomposes=edit.factors)
-    target = Path(os.path.realpath(out))
+    place = ObjectPlace.of(out)
     inputs, lineage = inputs_of_edit(edit, base), lineage_of_edit(edit, base, run)
     identity = identity_of(
         inputs,
@@ -132,16 +136,19 @@ def _write_planned(
         selection=asdict(run.selection),
         storage=asdict(storage),
         device=torch_device.split(":")[0],
+        **({} if place is None else {"parts": [objects.PART, objects.TASK]}),
     )
-    staging = Staging(target, identity, folders(inputs), run.overwrite)
+    staging = (
+        Staging(Path(os.path.realpath(out)), identity, folders(inputs), run.overwrite)
+        if place is None
+        else ObjectStaging(place, identity, list(base.shards), run.overwrite)
+    )
     if staging.complete:
-        return Applied(read_record(target), ("An earlier run had finished this output.",))
+        return Applied(staging.record(), ("An earlier run had finished this output.",))
     writer = None
     try:
-        need_space(target, free_space_needed(plan.shards, staging.files), staging.root)
-        writer = CheckpointWriter(staging, plan.shards)
-        resumed = len(writer.done)
-        stream = Stream(edit, base, plan, storage, torch_device, writer, run.progress, total=0)
+        writer = _writer(staging, plan)
+        stream = Stream[Any](edit, base, plan, storage, torch_device, writer, run.progress, total=0)
         record = EditRecord(
             "checkpoint",
             command=list(run.command),
@@ -160,18 +167,21 @@ def _write_planned(
         selected = selected_share(base, task_of(edit), plan.edited, plan.copies)
         record.summary = {**record.summary, "selected": selected}
         _finish(staging, base, storage, record)
-    except (KeyboardInterrupt, LostWorkError):
+    except BaseException as error:
         if writer is not None:
             writer.abandon()
-        staging.leave()
-        raise
-    except BaseException:
-        if writer is not None:
-            writer.abandon()
-        staging.close()
+        (staging.leave if isinstance(error, staging.kept_after) else staging.close)()
         raise
     notices = (*edit_notices(record), *companion_notices(base, storage))
-    return Applied(record, notices, resumed)
+    return Applied(record, notices, writer.resumed)
+
+
+def _writer(staging: Staging, plan: EditPlan) -> CheckpointWriter | ObjectWriter:
+    """What is told of the output's tensors."""
+    if isinstance(staging, ObjectStaging):
+        return ObjectWriter(staging, plan)
+    need_space(staging.target, free_space_needed(plan.shards, staging.files), staging.root)
+    return CheckpointWriter(staging, plan.shards)
 
 
 def parent_of(base: Checkpoint) -> dict[str, str] | None:
@@ -183,7 +193,7 @@ def parent_of(base: Checkpoint) -> dict[str, str] | None:
 
 
 def _run(
-    stream: Stream[CheckpointWriter],
+    stream: Stream[Any],
     inputs: Mapping[str, Input],
     record: EditRecord,
     workers: int | None,
@@ -191,7 +201,9 @@ def _run(
 ) -> None:
     """Do all tensors, hash all files, and complete the record."""
     read, count = files(inputs), worker_count(stream.edit, workers)
-    if cluster is not None:
+    if isinstance(stream.writer, ObjectWriter):
+        digests, shas = by_parts(stream, read, workers, cluster)
+    elif cluster is not None:
         digests, shas = by_cluster(cluster, stream, read, workers)
     elif (windows := Windows.of(stream)) is not None:
         digests, shas = _by_window(windows, read, count)

@@ -150,7 +150,7 @@ class RayCluster:
         Args:
             run: What tells the run from others.
             packed: What all tasks share, for :func:`weightsurgery.surgery.performing.performer`.
-            work: One after another.
+            work: One after another; where there is no more it is asked again once one has ended.
             needs: What each takes.
             limit: At most so many under way; by default two for each processor.
 
@@ -178,13 +178,15 @@ class RayCluster:
                 memory=int(min(takes.memory, largest)) or None,
             ).remote(run, here, shared, each)
 
-        waiting = [start(each) for each in islice(rest, limit)]
+        waiting: list[Any] = []
         try:
-            while waiting:
-                with _told():
+            while True:
+                with _told():  # what comes back may be what more work begins with
+                    waiting += [start(each) for each in islice(rest, limit - len(waiting))]
+                    if not waiting:
+                        return
                     ready, waiting = ray.wait(waiting, num_returns=1, timeout=_LOOK)
                     near.look()
-                    waiting += [start(each) for each in islice(rest, len(ready))]
                     found = ray.get(ready)
                 yield from found
         except _GoneError as gone:

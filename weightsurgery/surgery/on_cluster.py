@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from weightsurgery.checkpoint.plain_files import write_whole
 from weightsurgery.checkpoint.record import known_sha256
@@ -13,11 +14,12 @@ from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.surgery.changes import rewritten
 from weightsurgery.surgery.cluster import Needs, RayCluster
+from weightsurgery.surgery.files import Files
 from weightsurgery.surgery.plan import worker_count
 from weightsurgery.surgery.stream import Stream
 from weightsurgery.surgery.tasks import Check, Collected, Job, Task, tasks_of
 
-__all__ = ["by_cluster"]
+__all__ = ["by_cluster", "needs_of"]
 
 _MARK = "cluster.run"
 
@@ -49,6 +51,7 @@ def by_cluster(
     mark = staging.root / _MARK
     with output_errors(staging.target):
         write_whole(mark, run)
+    paths = {header.shard: writer.path(header.shard) for header in stream.plan.shards}
     changes = rewritten(stream.edit, stream.base, stream.plan, stream.storage)
     job = Job(
         stream.edit,
@@ -57,9 +60,7 @@ def by_cluster(
         stream.storage,
         stream.device,
         changes,
-        staging.target,
-        {header.shard: writer.path(header.shard) for header in stream.plan.shards},
-        (mark, run),
+        Files(staging.target, paths, (mark, run)),
         [(path, path.stat().st_size) for path in read],
     )
     packed = job.packed()
@@ -68,11 +69,11 @@ def by_cluster(
     stream.total = sum(task.stop - task.start for task in tasks) + stream.plan.write_bytes
     stream.total += sum(size for path, size in job.inputs if path not in known)
     collected = Collected(job, writer)
-    with closing(cluster.results(run, packed, tasks, _needs(stream), workers)) as found:
+    with closing(cluster.results(run, packed, tasks, needs_of(stream), workers)) as found:
         for done in found:
             collected.add(done)
             stream.advance(stream.edit.name, done.task.stop - done.task.start)
-    written = {s: Check(job.paths[s], tuple(parts)) for s, parts in collected.parts.items()}
+    written = {s: Check(paths[s], tuple(parts)) for s, parts in collected.parts.items()}
     checks = [*written.values(), *(Check(path) for path in read if path not in known)]
     hashed: dict[Path, str] = {}
     with closing(cluster.results(run, packed, checks, lambda _: Needs(), workers)) as found:
@@ -84,13 +85,13 @@ def by_cluster(
     return digests, {shard: hashed[check.path] for shard, check in written.items()}
 
 
-def _needs(stream: Stream[CheckpointWriter]) -> Callable[[Task], Needs]:
+def needs_of(stream: Stream[Any]) -> Callable[[Task], Needs]:
     """A GPU and memory for what is worked out; for the rest a GPU only where one was asked for."""
     edit, gpu = stream.edit, stream.device != "cpu"
     memory = stream.plan.memory_bytes // worker_count(edit, None) if edit.factors else 0
 
     def needs(task: Task) -> Needs:
-        if task.tensor is None:
+        if not task.decomposes:
             return Needs(gpu and not edit.factors)
         return Needs(gpu, memory)
 

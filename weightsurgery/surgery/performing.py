@@ -1,10 +1,8 @@
 """Doing one task of an edit, in a process that may be on another machine.
 
 What a process needs for all tasks of a run it opens once: the inputs, where they lie for everybody,
-and the arithmetic with its memory. Its bytes are on disk before a task ends, so that a machine that
-is lost afterwards takes nothing with it. Pages that it shares with its neighbours in the file are
-written through at once (``O_DSYNC``): NFS would else write back whole ones that it has in memory,
-over what another machine put there since.
+and the arithmetic with its memory. A task's bytes are on disk, or uploaded, before it ends, so that
+a machine that is lost afterwards takes nothing with it.
 """
 
 from __future__ import annotations
@@ -13,31 +11,28 @@ import hashlib
 import os
 import pickle
 import socket
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.layout import TensorEntry
-from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import input_sha256, versions
 from weightsurgery.checkpoint.staging import output_errors
-from weightsurgery.checkpoint.writer import write_all
 from weightsurgery.errors import ClusterError, LostWorkError
 from weightsurgery.surgery.arithmetic import OnHost, arithmetic_on
 from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces
+from weightsurgery.surgery.edit import Prepared
+from weightsurgery.surgery.files import invisible
+from weightsurgery.surgery.ordering import Prefetch
 from weightsurgery.surgery.stream import Stream
-from weightsurgery.surgery.tasks import Check, Done, Job, Task
+from weightsurgery.surgery.tasks import Check, Done, Job, Part, Task
 from weightsurgery.surgery.windows import WINDOW, merged
 from weightsurgery.surgery.workers import torch_threads
 
 __all__ = ["Performer", "performer"]
 
 _BLOCK = 1 << 22
-
-# At least a page of any machine.
-_PAGE = 1 << 16
 
 # This process's run: the last one it was given work of.
 _known: dict[str, Performer] = {}
@@ -76,26 +71,10 @@ def _check_versions(wanted: Mapping[str, str]) -> None:
 
 def _check_files(job: Job) -> None:
     """Refuse a machine on which the run's files are not those that were opened."""
-    path, text = job.mark
-    if _text(path) != text:
-        raise _invisible(path.parent)
+    job.sink.check()
     for each, size in job.inputs:
         if not each.is_file() or each.stat().st_size != size:
-            raise _invisible(each)
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _invisible(path: Path) -> ClusterError:
-    return ClusterError(
-        f"{path}: not there on node {socket.gethostname()}, or not the same",
-        "Keep inputs and output on storage that all nodes mount under the same path.",
-    )
+            raise invisible(each)
 
 
 class Performer:
@@ -103,16 +82,18 @@ class Performer:
 
     Args:
         job: The run.
+        ahead: Works changes out before they are asked for; None to do so then.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, ahead: Prefetch | None = None) -> None:
+        self._job, self._ahead = job, ahead
         self._changes: dict[str, list[DenseChange | OtherChange]] = {}
         for change in (job.changes or {}).values():
             self._changes.setdefault(change.entry.shard, []).append(change)
         alone = any(isinstance(each, OtherChange) for each in (job.changes or {}).values())
         self._arithmetic = OnHost() if alone or job.changes is None else arithmetic_on(job.device)
         self._buffers = self._arithmetic.buffers()
+        self._held: dict[str, Prepared | None] = {}
 
     def perform(self, work: Task | Check) -> Done | tuple[Path, str]:
         """Do a task; or hash a file, and give back its path and SHA-256.
@@ -123,27 +104,30 @@ class Performer:
         """
         if isinstance(work, Check):
             return work.path, self._checked(work)
-        # One thread in each operation: its result would depend on their number.
-        alone = work.tensor is not None
-        threads: AbstractContextManager[None] = torch_threads(1) if alone else nullcontext()
-        with threads, _Part(self._job, work) as part:
+        (header,) = (each for each in self._job.plan.shards if each.shard == work.shard)
+        with self._job.sink.part(work, header) as part:
             if self._job.changes is None:
                 return self._by_blocks(work, part)
             return self._by_windows(work, part)
 
-    def _by_blocks(self, task: Task, part: _Part) -> Done:
+    def _stream(self, part: Part) -> Stream[Part]:
         job = self._job
-        assert task.tensor is not None
-        stream = Stream(job.edit, job.base, job.plan, job.storage, job.device, part, None, 0)
-        stream.tensor(task.tensor)
-        return Done(task, part.digest.hexdigest(), facts=part.facts)
+        return Stream(job.edit, job.base, job.plan, job.storage, job.device, part, None, 0)
 
-    def _by_windows(self, task: Task, part: _Part) -> Done:
-        job, found = self._job, list[tuple[str, int, ChangeStats]]()
-        pieces = Pieces(job.edit, job.base, self._arithmetic)
+    def _by_blocks(self, task: Task, part: Part) -> Done:
+        stream, raw = self._stream(part), part.header.raw
+        if task.start < len(raw):
+            part.put(task.start, raw[task.start : task.stop])
+        with torch_threads(1):  # in each operation: its result would depend on their number
+            for entry in part.header.entries:
+                if entry.nbytes and task.start <= entry.start < task.stop:
+                    stream.tensor(entry.name)
+        return Done(task, facts=part.facts, **part.done())
+
+    def _by_windows(self, task: Task, part: Part) -> Done:
+        job, found, stream = self._job, list[tuple[str, int, ChangeStats]](), self._stream(part)
+        pieces, facts = Pieces(job.edit, job.base, self._arithmetic), dict[str, Any]()
         changes = [c for c in self._changes.get(task.shard, ()) if _touches(c.entry, task)]
-        stream = Stream(job.edit, job.base, job.plan, job.storage, job.device, part, None, 0)
-        prepared = None if task.tensor is None else stream.prepared(task.tensor)
         for number in range(task.start // WINDOW, -(-task.stop // WINDOW)):
             start = max(task.start, number * WINDOW)
             stop = min(task.stop, (number + 1) * WINDOW)
@@ -154,26 +138,43 @@ class Performer:
                     continue
                 if isinstance(change, DenseChange):
                     stats = pieces.dense(change, start, data, {}, self._buffers)
-                elif prepared is not None:
-                    stats = pieces.other(change, prepared, start, data, self._buffers)
                 else:
-                    continue
+                    prepared = self._prepared(stream, change.entry.name)
+                    if prepared is None:
+                        continue
+                    facts[change.entry.name] = prepared.facts
+                    with torch_threads(1):
+                        stats = pieces.other(change, prepared, start, data, self._buffers)
                 found.append((change.entry.name, number, stats))
             part.put(start, data)
-        sha256 = part.digest.hexdigest()
+            self._release([c.entry.name for c in changes if c.entry.stop <= stop])
         if task.tensor is None:
-            return Done(task, sha256, stats=found)
-        if prepared is None:
-            return Done(task, sha256, facts={})
-        factor = job.plan.edited[task.tensor]
-        facts = merged([stats for _, _, stats in found], factor, prepared.facts)
-        return Done(task, sha256, facts=facts)
+            return Done(task, stats=found, facts=facts, **part.done())
+        if task.tensor in facts:
+            factor, stats_of = job.plan.edited[task.tensor], [stats for _, _, stats in found]
+            facts = {task.tensor: merged(stats_of, factor, facts[task.tensor])}
+        return Done(task, facts={task.tensor: {}, **facts}, **part.done())
+
+    def _prepared(self, stream: Stream[Part], name: str) -> Prepared | None:
+        """A change that has to be worked out; kept until all of its tensor is written."""
+        if name not in self._held:
+            if self._ahead is not None:
+                self._held[name] = self._ahead.get(name)
+            else:
+                with torch_threads(1):
+                    self._held[name] = stream.prepared(name)
+        return self._held[name]
+
+    def _release(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self._held.pop(name, None) is not None and self._ahead is not None:
+                self._ahead.release(name)
 
     def _checked(self, check: Check) -> str:
         if check.parts is None:
             return input_sha256(check.path)
         whole = hashlib.sha256()
-        with output_errors(self._job.target), check.path.open("rb", buffering=0) as file:
+        with output_errors(check.path), check.path.open("rb", buffering=0) as file:
             for start, stop, wanted in sorted(check.parts):
                 _add(file, start - file.tell(), whole)  # what an earlier run wrote
                 part = hashlib.sha256()
@@ -199,74 +200,3 @@ def _add(file: IO[bytes], count: int, *digests: Any) -> None:
         count -= len(data)
         for digest in digests:
             digest.update(data)
-
-
-class _Part:
-    """One task's bytes on their way into the unfinished output.
-
-    Args:
-        job: The run.
-        task: What is written.
-
-    Attributes:
-        entries: The output's tensors, of the task's shard.
-        digest: SHA-256 of what was written so far.
-        facts: What was said of the tensor when it was finished.
-
-    Raises:
-        ClusterError: The file is not there.
-    """
-
-    def __init__(self, job: Job, task: Task) -> None:
-        self._job, self._task = job, task
-        (header,) = (each for each in job.plan.shards if each.shard == task.shard)
-        self.entries = {entry.name: entry for entry in header.entries}
-        self.digest = hashlib.sha256()
-        self.facts: dict[str, Any] = {}
-        path = job.paths[task.shard]
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            self._file = os.open(path, flags)
-            self._edges = os.open(path, flags | os.O_DSYNC)
-        except FileNotFoundError:
-            raise _invisible(path) from None
-
-    def __enter__(self) -> _Part:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:
-                with output_errors(self._job.target):
-                    os.fdatasync(self._file)
-        finally:
-            os.close(self._file)
-            os.close(self._edges)
-
-    def put(self, offset: int, data: memoryview | bytes) -> None:
-        """Write bytes at an offset of the file; they come in order."""
-        if not self._task.start <= offset <= offset + len(data) <= self._task.stop:
-            raise ValueError(f"bytes {offset}+{len(data)} outside {self._task}")
-        view = memoryview(data)
-        first = min(-offset % _PAGE, len(view))  # whole pages begin there
-        last = max(first, len(view) - (offset + len(view)) % _PAGE)
-        with output_errors(self._job.target):
-            write_all(self._edges, view[:first], offset)
-            write_all(self._file, view[first:last], offset + first)
-            write_all(self._edges, view[last:], offset + last)
-        self.digest.update(data)
-
-    def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
-        """See :class:`weightsurgery.surgery.stream.TensorWriter`."""
-        self.put(self.entries[name].start + offset, data)
-
-    def copy(self, name: str, base: Checkpoint) -> None:
-        """See :class:`weightsurgery.surgery.stream.TensorWriter`."""
-        size = base.entry(name).nbytes
-        for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)
-            self.write(name, start, memoryview(base.read_bytes(name, start, stop)))
-
-    def finish(self, name: str, facts: dict[str, Any]) -> None:
-        """See :class:`weightsurgery.surgery.stream.TensorWriter`."""
-        self.facts = facts

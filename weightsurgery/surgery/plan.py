@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from weightsurgery.checkpoint.header import (
     ShardHeader,
     TensorEntry,
 )
+from weightsurgery.checkpoint.object_staging import ObjectStaging, check_objects
+from weightsurgery.checkpoint.object_store import CONNECTIONS, PART, ObjectPlace, ObjectStore
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.stacks import input_width, is_matrix, is_stack
 from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
@@ -53,7 +55,7 @@ class EditPlan:
         write_bytes: Bytes of weights to be written.
         download_bytes: Bytes of weight files that come from the Hub first.
         memory_bytes: Estimate of the working memory at its peak, without the interpreter.
-        free_bytes: Free space on the output's disk.
+        free_bytes: Free space on the output's disk; None on an object store.
     """
 
     edit: str
@@ -63,7 +65,7 @@ class EditPlan:
     read_bytes: int
     write_bytes: int
     memory_bytes: int
-    free_bytes: int
+    free_bytes: int | None
     download_bytes: int = 0
 
     def summary(self) -> dict[str, Any]:
@@ -138,10 +140,7 @@ def plan_checkpoint(
             needed.
     """
     refuse_quantised(base)
-    target = Path(os.path.realpath(os.fspath(out)))
-    with output_errors(target):
-        if not Staging.beside(target).exists():  # else there may be something to resume
-            check_target(target, folders(inputs_of_edit(edit, base)), run.overwrite)
+    free = _free_where_allowed(out, folders(inputs_of_edit(edit, base)), run.overwrite)
     copies = tied_copies(base)
     chosen = run.selection.resolve(base.entries)
     for copy, original in copies.items():
@@ -178,9 +177,8 @@ def plan_checkpoint(
         memory = sum(work + per_worker for work in sorted(works, reverse=True)[:count])
     else:
         memory = count * per_worker
-    parent = target.parent
-    while not parent.exists():
-        parent = parent.parent
+    if free is None:  # parts that are being filled and sent
+        memory += count * (CONNECTIONS + 2) * PART
     return EditPlan(
         edit.name,
         chosen,
@@ -191,9 +189,29 @@ def plan_checkpoint(
         + grams * sum(4 * width**2 for width in widths.values()),
         write_bytes=sum(header.size for header in shards),
         memory_bytes=memory,
-        free_bytes=shutil.disk_usage(parent).free,
+        free_bytes=free,
         download_bytes=_download_bytes(base, vectors),
     )
+
+
+def _free_where_allowed(
+    out: str | os.PathLike[str], inputs: Sequence[Path], overwrite: bool
+) -> int | None:
+    """The free space where an output may be written; None on an object store.
+
+    Raises:
+        OutputError: It may not.
+    """
+    place = ObjectPlace.of(out)
+    if place is not None:
+        if not ObjectStaging.begun(place):  # else there may be something to resume
+            check_objects(ObjectStore(place), overwrite)
+        return None
+    target = Path(os.path.realpath(os.fspath(out)))
+    with output_errors(target):
+        if not Staging.beside(target).exists():
+            check_target(target, inputs, overwrite)
+    return shutil.disk_usage(next(path for path in target.parents if path.exists())).free
 
 
 def _factor_elements(edit: Edit, entry: TensorEntry) -> int:

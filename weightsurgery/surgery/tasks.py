@@ -12,14 +12,15 @@ import io
 import pickle
 from bisect import bisect_right
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from weightsurgery.algebra.rounding import ChangeStats
-from weightsurgery.checkpoint.layout import TensorEntry
+from weightsurgery.checkpoint.hashing import Sha256
+from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.changes import DenseChange, OtherChange
 from weightsurgery.surgery.edit import Edit
@@ -29,7 +30,9 @@ from weightsurgery.surgery.windows import WINDOW, merged
 if TYPE_CHECKING:
     from weightsurgery.surgery.as_checkpoint import Storage
 
-__all__ = ["Check", "Collected", "Done", "Job", "Task", "tasks_of"]
+__all__ = ["Check", "Collected", "Done", "Finishing", "Job", "Part", "Sink", "Task", "tasks_of"]
+
+_BLOCK = 1 << 22
 
 # Bytes of a task whose tensors change as they lie: long enough that starting it costs little.
 RANGE = 32 * WINDOW
@@ -46,9 +49,7 @@ class Job:
         storage: dtype and rounding of the result.
         device: Where matrices are decomposed.
         changes: What is done to which tensor as it lies; None to go tensor by tensor.
-        target: The output, for messages.
-        paths: The files of the unfinished output, by shard.
-        mark: A file beside them, and its text: storage without it is another's.
+        sink: Where the output's bytes go.
         inputs: Files that are read, and their sizes.
     """
 
@@ -58,9 +59,7 @@ class Job:
     storage: Storage
     device: str
     changes: Mapping[str, DenseChange | OtherChange] | None
-    target: Path
-    paths: Mapping[str, Path]
-    mark: tuple[Path, str]
+    sink: Sink
     inputs: Sequence[tuple[Path, int]]
 
     def alone(self, name: str) -> bool:
@@ -87,6 +86,23 @@ class _Pickler(pickle.Pickler):
             )
 
 
+class Sink(Protocol):
+    """Where the output's bytes go: files (:mod:`weightsurgery.surgery.files`) or objects."""
+
+    @property
+    def target(self) -> object:
+        """The output, for messages."""
+        ...
+
+    def check(self) -> None:
+        """Refuse a machine that does not see the output."""
+        ...
+
+    def part(self, task: Task, header: ShardHeader) -> AbstractContextManager[Part]:
+        """Open what a task writes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """A range of bytes of a shard of the output.
@@ -103,6 +119,62 @@ class Task:
     stop: int
     tensor: str | None = None
 
+    @property
+    def decomposes(self) -> bool:
+        """Whether a tensor's change may have to be worked out."""
+        return self.tensor is not None
+
+
+class Part:
+    """One task's bytes on their way into the unfinished output.
+
+    Args:
+        task: What is written.
+        header: Of the output's shard.
+
+    Attributes:
+        entries: The output's tensors, of the task's shard.
+        digest: SHA-256 of what was written so far.
+        facts: What was said of tensors when they were finished, by name.
+    """
+
+    digest: Sha256
+
+    def __init__(self, task: Task, header: ShardHeader) -> None:
+        self.task, self.header = task, header
+        self.entries = {entry.name: entry for entry in header.entries}
+        self.facts: dict[str, dict[str, Any]] = {}
+
+    def store(self, offset: int, data: memoryview) -> None:
+        """Take bytes for an offset of the file; they come in order."""
+        raise NotImplementedError
+
+    def put(self, offset: int, data: memoryview | bytes) -> None:
+        """Write bytes at an offset of the file; they come in order."""
+        if not self.task.start <= offset <= offset + len(data) <= self.task.stop:
+            raise ValueError(f"bytes {offset}+{len(data)} outside {self.task}")
+        self.store(offset, memoryview(data))
+        self.digest.update(data)
+
+    def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
+        """See :class:`weightsurgery.surgery.stream.TensorWriter`."""
+        self.put(self.entries[name].start + offset, data)
+
+    def copy(self, name: str, base: Checkpoint) -> None:
+        """See :class:`weightsurgery.surgery.stream.TensorWriter`."""
+        size = base.entry(name).nbytes
+        for start in range(0, size, _BLOCK):
+            stop = min(start + _BLOCK, size)
+            self.write(name, start, memoryview(base.read_bytes(name, start, stop)))
+
+    def finish(self, name: str, facts: dict[str, Any]) -> None:
+        """See :class:`weightsurgery.surgery.stream.TensorWriter`."""
+        self.facts[name] = facts
+
+    def done(self) -> dict[str, Any]:
+        """What comes back once all is written: fields of :class:`Done`."""
+        return {"sha256": self.digest.hexdigest()}
+
 
 @dataclass(frozen=True)
 class Done:
@@ -111,14 +183,19 @@ class Done:
     Attributes:
         task: The task.
         sha256: Of the bytes that were written.
-        stats: Of a stretch: tensor, number of the window, and its sums.
-        facts: Of a tensor: what is known of its change.
+        stats: Of windows: tensor, number of the window, and its sums.
+        facts: By tensor: what else is known of its change; of a task that is one tensor, or goes
+            tensor by tensor, all.
+        parts: Of objects: number, ETag and size of what was uploaded.
+        state: Of objects: of the shard's hash so far.
     """
 
     task: Task
     sha256: str
     stats: Sequence[tuple[str, int, ChangeStats]] = ()
-    facts: Mapping[str, Any] | None = None
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parts: Sequence[tuple[int, str, int]] = ()
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,6 +241,26 @@ def _stretches(job: Job, shard: str, start: int, stop: int) -> Iterator[Task]:
         start = end
 
 
+class Finishing(Protocol):
+    """Whom :class:`Collected` tells of finished tensors."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """The output's tensors."""
+        ...
+
+    @property
+    def done(self) -> Mapping[str, Mapping[str, Any]]:
+        """Facts of the tensors that an interrupted run has finished."""
+        ...
+
+    def finish(
+        self, name: str, facts: dict[str, Any], resumable: bool = True, sha256: str | None = None
+    ) -> None:
+        """Mark a tensor as finished."""
+        ...
+
+
 class Collected:
     """What has come back; tells the writer of a tensor once all of it is written.
 
@@ -175,12 +272,13 @@ class Collected:
         parts: By shard: first byte, end and SHA-256 of what was written.
     """
 
-    def __init__(self, job: Job, writer: CheckpointWriter) -> None:
+    def __init__(self, job: Job, writer: Finishing) -> None:
         self._job, self._writer = job, writer
         self._headers = {header.shard: header for header in job.plan.shards}
         self._starts = {s: [e.start for e in h.entries] for s, h in self._headers.items()}
         self._left = {entry.name: entry.nbytes for entry in writer.entries.values()}
         self._sums: dict[str, dict[int, ChangeStats]] = {}
+        self._known: dict[str, Mapping[str, Any]] = {}
         self.parts: dict[str, list[tuple[int, int, str]]] = {shard: [] for shard in self._headers}
         for name, size in self._left.items():
             if not size and name not in writer.done:
@@ -191,8 +289,9 @@ class Collected:
         task = done.task
         self.parts[task.shard].append((task.start, task.stop, done.sha256))
         if task.tensor is not None:
-            self._writer.finish(task.tensor, dict(done.facts or {}), sha256=done.sha256)
+            self._writer.finish(task.tensor, dict(done.facts[task.tensor]), sha256=done.sha256)
             return
+        self._known.update(done.facts)
         for name, window, stats in done.stats:
             self._sums.setdefault(name, {})[window] = stats
         for entry in self._inside(task):
@@ -210,7 +309,7 @@ class Collected:
                 yield entry
 
     def _facts(self, name: str) -> dict[str, Any]:
-        sums = self._sums.pop(name, None)
+        sums, known = self._sums.pop(name, None), self._known.pop(name, {})
         if sums is None:
-            return {}
-        return merged([sums[window] for window in sorted(sums)], self._job.plan.edited[name])
+            return dict(known) if self._job.changes is None else {}
+        return merged([sums[each] for each in sorted(sums)], self._job.plan.edited[name], known)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from weightsurgery.checkpoint.object_staging import record_of
+from weightsurgery.checkpoint.object_store import ObjectPlace, ObjectStore
 from weightsurgery.checkpoint.record import file_sha256, read_record, versions
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import RecipeError, VerificationError
@@ -53,6 +55,8 @@ def _key(recipe: Recipe, keys: tuple[str, ...]) -> str:
 
 def _elsewhere(text: str) -> str:
     """Why a path leads elsewhere; "" if it does not."""
+    if text.startswith("s3:/"):
+        return "is an address on S3"
     if os.path.isabs(text):
         return "is an absolute path"
     parts = Path(text).parts
@@ -138,7 +142,11 @@ def check_result(recipe: Recipe, out: str) -> int:
     """
     if not recipe.result:
         return 0
-    written = read_record(Path(os.path.expanduser(out))).files
+    place = ObjectPlace.of(out)
+    if place is not None:
+        written = record_of(ObjectStore(place)).files
+    else:
+        written = read_record(Path(os.path.expanduser(out))).files
     different = [
         name
         for name, digest in recipe.result.items()
