@@ -20,7 +20,7 @@ from tests.surgery.inputs import MATRICES, digests, edits, vector, write_inputs
 from tests.surgery.stores import Store
 from tests.surgery.stores import store as store
 from tests.surgery.test_tasks import Here
-from weightsurgery import AdapterStorage, Negate, apply, verify
+from weightsurgery import AdapterStorage, Negate, Rank, apply, verify
 from weightsurgery.checkpoint.object_store import ObjectPlace, ObjectStore
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.errors import (
@@ -44,14 +44,14 @@ from weightsurgery.surgery import objects
 objects.PART = objects.TASK = objects.LEAST = objects.WINDOW
 root, out, name, steps = Path(sys.argv[1]), sys.argv[2], sys.argv[3], []
 
-def progress(*_):
-    steps.append(1)
+def progress(stage, *_):
+    steps.extend([] if stage == "checksums" else [1])
     if len(steps) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 base = Checkpoint.open(root / "base")
 edit, storage = edits(root, base)[name]
-apply(edit, base, out, storage=storage, progress=progress)
+apply(edit, base, out, storage=storage, progress=progress, workers=1)
 """
 
 
@@ -227,8 +227,8 @@ def test_an_upload_that_is_gone_is_made_again(
 ) -> None:
     steps: list[int] = []
 
-    def stop(*_: Any) -> None:
-        steps.append(1)
+    def stop(stage: str, *_: Any) -> None:
+        steps.extend([] if stage == "checksums" else [1])
         if len(steps) == 3:
             raise KeyboardInterrupt
 
@@ -301,7 +301,7 @@ def test_what_does_not_go_to_a_store_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError, match="only edited checkpoints go to S3"):
-        write_to(inputs, "s3://models/adapter", storage=AdapterStorage())
+        write_to(inputs, "s3://models/adapter", storage=AdapterStorage(rule=Rank(4)))
     with pytest.raises(WeightSurgeryError, match="nothing is read from"):
         Checkpoint.open("s3://models/a/stretches-None")
     assert list(tmp_path.iterdir()) == []
