@@ -81,11 +81,7 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
         OutputError: The target is, holds, or lies in an input; or it exists, and ``overwrite``
             is not set, or it or a file in it was not written by this tool; or it is an address.
     """
-    if "s3:" in target.parts:  # s3://bucket/prefix, taken for a path
-        raise OutputError(
-            f"{target}: no directory, and of what ws writes only edited checkpoints go to S3",
-            "Write to a directory with -o, and copy it there.",
-        )
+    _refuse_address(target)
     for given in inputs:
         source = given.resolve()
         if source == target or source in target.parents:
@@ -111,6 +107,14 @@ def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{target}: exists", "Choose another name, or pass --overwrite.")
     _check_ours(target)
+
+
+def _refuse_address(target: Path) -> None:
+    if "s3:" in target.parts:  # s3://bucket/prefix, taken for a path
+        raise OutputError(
+            f"{target}: no directory, and of what ws writes only edited checkpoints go to S3",
+            "Write to a directory with -o, and copy it there.",
+        )
 
 
 def _check_ours(target: Path) -> None:
@@ -175,6 +179,7 @@ class Staging:
         self.old = self.root / "old"
         self.finished: list[dict[str, Any]] = []
         self.complete = self._promised = False
+        _refuse_address(self.target)
         with output_errors(self.target):
             _make_folders(self.target.parent)
             if os.path.lexists(self.root):
