@@ -43,9 +43,9 @@ LLAMAS = {
 }
 
 
-def llama(billions: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def llama(shape: tuple[int, ...]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Tensors in bfloat16, in the order of the files."""
-    hidden, mlp, layers, keys, vocabulary, _ = LLAMAS[billions]
+    hidden, mlp, layers, keys, vocabulary, _ = shape
     yield "model.embed_tokens.weight", "BF16", (vocabulary, hidden)
     for layer in range(layers):
         at = f"model.layers.{layer}"
@@ -67,7 +67,7 @@ def make(root: Path, billions: str) -> None:
             continue
         shutil.rmtree(root / name, ignore_errors=True)
         if billions in LLAMAS:
-            write(root / name, llama(billions), LLAMAS[billions][-1], "model")
+            write(root / name, llama(LLAMAS[billions]), LLAMAS[billions][-1], "model")
             settings = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
         else:
             write(root / name, stored(LAYERS, float8=False), 163, "model")

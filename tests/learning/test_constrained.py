@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import Trainer
 
 from tests.conftest import same_bytes
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, loss, state, tiny
@@ -554,17 +553,3 @@ def test_a_rate_beyond_all_bounds_is_an_error():
     inside = confinements(statistics(model))
     with pytest.raises(NonFiniteError, match=r"loss is (nan|inf)|holds NaN"):
         train(model, inside, steps=10, rate=1e30)
-
-
-def test_a_sharded_model_is_refused(monkeypatch):
-    launched = Trainer.create_accelerator_and_postprocess
-
-    def under_fsdp(self):
-        launched(self)
-        self.is_fsdp_enabled = True
-
-    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", under_fsdp)
-    model = tiny("llama")
-    inside = confinements(statistics(model))
-    with pytest.raises(EditError, match="FSDP"):
-        train(model, inside, steps=1)

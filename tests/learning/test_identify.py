@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -663,19 +662,6 @@ def test_mixed_precision_and_less_memory_train_too(llama):
         assert loss(llama, FACTS) < start - 0.3
         applied(llama, {name: -change for name, change in vector.items()})
         start = loss(llama, FACTS)
-
-
-def test_what_a_sharded_model_cannot_do_is_refused():
-    """FSDP needs several GPUs; the refusals do not."""
-    refuse = training_module._refuse_sharded
-    sharded = SimpleNamespace(is_fsdp_enabled=True)
-    refuse(sharded, (0, 1), None)
-    refuse(SimpleNamespace(is_fsdp_enabled=False), (0, 2), None)
-    with pytest.raises(EditError, match="layer by layer under FSDP"):
-        refuse(sharded, (0, 2), None)
-    with pytest.raises(EditError, match="keep data under FSDP"):
-        refuse(sharded, (0, 1), SimpleNamespace(originals={}))
-    refuse(sharded, (0, 1), SimpleNamespace(originals=None))
 
 
 def test_two_processes_train_one_vector(base, data, tmp_path):

@@ -218,6 +218,9 @@ def evaluate(
     from weightsurgery.errors import EditError
     from weightsurgery.learning.evaluate import evaluate as score
     from weightsurgery.learning.harness import find_tasks, run_tasks
+    from weightsurgery.learning.placement import refuse_distributed
+    from weightsurgery.learning.sharding import sharding
+    from weightsurgery.learning.stages import is_main
     from weightsurgery.report.card_scores import content_of
     from weightsurgery.report.scores import evaluation_tables, task_table
     from weightsurgery.report.yardstick import yardstick_sections, yardstick_tables
@@ -227,12 +230,17 @@ def evaluate(
     unlearned = yardstick.wanted(
         scoring.metric, contexts is not None or (against is not None and not scoring.words)
     )
-    if place.device_map is not None and (tasks or unlearned):
+    sharded = sharding()
+    if not sharded:
+        refuse_distributed("ws evaluate", "Run it in one process, or under FSDP.")
+    if (place.device_map is not None or sharded) and (tasks or unlearned):
         raise EditError(
-            f"--device-map with {'--tasks' if tasks else '--metric tofu'}, which hold a model on"
-            " one device",
+            f"{'FSDP' if sharded else '--device-map'} with"
+            f" {'--tasks' if tasks else '--metric tofu'}, which hold a model on one device",
             "Leave it out, or score the other metrics alone.",
         )
+    if place.device_map is not None and sharded:
+        raise EditError("--device-map under FSDP, which shares the model", "Leave it out.")
     wanted = find_tasks(tasks, harness.include_path) if tasks else None
     content = content_of(ckpt) if show.json or pages else None
     scores, results, tofu = None, None, None
@@ -251,6 +259,8 @@ def evaluate(
                 seed=seed,
                 progress=progress,
             )
+        if not is_main():
+            return
         if not show.json:
             console.show(*evaluation_tables(scores))
     if unlearned:

@@ -9,7 +9,7 @@ each time for the next few layers, and each run ends behind the last of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsurgery.algebra.precision import exact_products
 from weightsurgery.errors import EditError, NonFiniteError
+from weightsurgery.learning.sharding import give_up
 from weightsurgery.progress import Progress
 
 __all__ = ["BATCH_TOKENS", "gathered", "linear_inputs", "sums_bound"]
@@ -174,8 +175,10 @@ def _run(model: nn.Module, input_ids: Tensor) -> None:
     """A forward pass that nobody needs the result of."""
     config = getattr(model, "config", None)
     options = {"use_cache": False} if getattr(config, "use_cache", None) else {}
-    with suppress(_Enough):
+    try:
         model(input_ids=input_ids, **options)
+    except _Enough:
+        give_up(model)
 
 
 @torch.no_grad()

@@ -115,8 +115,5 @@ def factors(adapted: Any, names: Collection[str]) -> dict[str, LowRank]:
 
 def _values(factor: Any) -> torch.Tensor:
     """A factor's numbers: of a linear layer's weight, or, for embeddings, of a parameter."""
-    values = getattr(factor, "weight", factor).detach()
-    if hasattr(values, "full_tensor"):  # sharded
-        values = values.full_tensor()
-    numbers: torch.Tensor = values.float().cpu()
-    return numbers
+    values: torch.Tensor = getattr(factor, "weight", factor).detach()
+    return values.float().cpu()

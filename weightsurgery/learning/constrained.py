@@ -28,7 +28,16 @@ from weightsurgery.algebra.precision import exact_products
 from weightsurgery.errors import EditError
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.trainer import StageTrainer
+from weightsurgery.learning.sharding import (
+    by_rows,
+    from_rows,
+    is_sharded,
+    piece,
+    resharded,
+    scattered,
+    total,
+    whole,
+)
 from weightsurgery.learning.training import EncodedRows, Trained, train_stage
 from weightsurgery.progress import Progress
 
@@ -44,7 +53,8 @@ class Confinement:
     """The inputs along which one weight may change.
 
     Attributes:
-        Q: Orthonormal directions of the input space in columns, ``(n, n)``, float32.
+        Q: Orthonormal directions of the input space in columns, ``(n, n)``, float32; of a sharded
+            model in pieces, which are put together while they are used.
         damping: How freely it may change along each, in [0, 1], ``(n,)``, float32.
         transposed: The weight is held (in, out), as GPT-2's are.
     """
@@ -56,6 +66,18 @@ class Confinement:
     def to(self, device: torch.device) -> Confinement:
         """The same on another device."""
         return Confinement(self.Q.to(device), self.damping.to(device), self.transposed)
+
+    def held_for(self, model: PreTrainedModel) -> Confinement:
+        """The same, on the CPU; for a sharded model in pieces like its own, those of process 0."""
+        if not is_sharded(model):
+            return self.to(torch.device("cpu"))
+        directions, damping = (scattered(model, each) for each in (self.Q, self.damping))
+        return Confinement(directions, whole(damping), self.transposed)
+
+    def left(self, change: Tensor) -> Tensor:
+        """What is left of a weight's change, whole or in pieces, where it must not be felt."""
+        rows, q = by_rows(change, self.transposed), whole(self.Q)
+        return from_rows(((rows @ q) * self.damping) @ q.T, change, self.transposed)
 
 
 def confine(
@@ -101,8 +123,9 @@ def confine(
 class SubspaceAdam(torch.optim.Optimizer):
     """Adam on ``B`` of ``W = W₀ + B diag(r) Qᵀ``; the weights themselves are moved.
 
-    Its state is the moments of ``B``, of the shape that ``W`` has as ``(m, n)``; where a weight
-    may change is no part of it: whoever loads a state gives the same confinements.
+    Its state is the moments of ``B``, of the shape that ``W`` has as ``(m, n)``, of a sharded
+    weight this process's rows; where a weight may change is no part of it: whoever loads a state
+    gives the same confinements.
 
     Args:
         parameters: Name and weight of each matrix to train, ``(m, n)``, or ``(n, m)`` where the
@@ -131,7 +154,8 @@ class SubspaceAdam(torch.optim.Optimizer):
             if key not in moved:
                 moved[key] = inside.to(weight.device)
             self._inside[weight] = moved[key]
-            unit = float(weight.detach().double().square().mean().sqrt()) or 1.0
+            squares = weight.detach().double().square()
+            unit = float((total(squares) / weight.numel()).sqrt()) or 1.0
             groups.append({"params": [weight], "unit": unit})
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
 
@@ -152,8 +176,8 @@ class SubspaceAdam(torch.optim.Optimizer):
     def _step(self, weight: torch.nn.Parameter, group: dict[str, Any]) -> None:
         inside = self._inside[weight]
         assert weight.grad is not None
-        gradient = weight.grad.T if inside.transposed else weight.grad
-        gradient = (gradient.float() @ inside.Q) * inside.damping
+        q = whole(inside.Q)
+        gradient = (by_rows(weight.grad, inside.transposed).float() @ q) * inside.damping
         state = self.state[weight]
         if not state:
             state["step"] = 0
@@ -165,9 +189,9 @@ class SubspaceAdam(torch.optim.Optimizer):
         state["second"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         root = state["second"].div(1 - second ** state["step"]).sqrt_().add_(group["eps"])
         move = state["first"].div(1 - first ** state["step"]).div_(root).mul_(inside.damping)
-        move = move @ inside.Q.T
+        move = from_rows(move @ q.T, weight, inside.transposed)
         size = group["lr"] * group["unit"]
-        weight.add_((move.T if inside.transposed else move).to(weight.dtype), alpha=-size)
+        piece(weight).add_(piece(move).to(weight.dtype), alpha=-size)
 
 
 def train_confined(
@@ -199,8 +223,7 @@ def train_confined(
         What came of it.
 
     Raises:
-        EditError: No number of steps; or a sharded model (FSDP), whose gradients are pieces of
-            matrices.
+        EditError: No number of steps.
         NonFiniteError: The loss, or a trained weight, is NaN or infinite.
     """
     if training.steps is None:
@@ -209,11 +232,13 @@ def train_confined(
             "Give a number of steps.",
         )
     names = list(confinements)
-    model.to(device)  # type: ignore[arg-type]
+    if not is_sharded(model):
+        model.to(device)  # type: ignore[arg-type]
     falling = {
         "lr_scheduler_type": "warmup_stable_decay",
         "lr_scheduler_kwargs": {"num_decay_steps": training.steps - training.steps // 2},
     }
+    resharded(model)
     optimizer = SubspaceAdam(
         [(name, model.get_parameter(name)) for name in names], confinements, training.learning_rate
     )
@@ -225,19 +250,5 @@ def train_confined(
         device=device,
         optimizer=optimizer,
         enough=enough,
-        kind=_WholeTrainer,
         progress=progress,
     )
-
-
-class _WholeTrainer(StageTrainer):
-    """Refuses what Trainer would shard."""
-
-    def create_accelerator_and_postprocess(self):  # type: ignore[no-untyped-def]
-        """See Trainer; here it is known how the process was launched."""
-        super().create_accelerator_and_postprocess()
-        if self.is_fsdp_enabled:
-            raise EditError(
-                "training inside the subspace under FSDP: gradients are pieces of matrices there",
-                "Start it without FSDP.",
-            )

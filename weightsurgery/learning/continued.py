@@ -23,6 +23,7 @@ from transformers import (
 from weightsurgery.learning.last_places import grouped, read_beginning
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.packed import begun_alike, keeps_all
+from weightsurgery.learning.sharding import unrecorded
 
 __all__ = ["batches", "continued"]
 
@@ -41,7 +42,7 @@ def batches(prompts: Sequence[Sequence[int]], limits: Sequence[int], size: int) 
     return grouped(prompts, size, _MOST, limits)
 
 
-@torch.inference_mode()
+@unrecorded()
 def continued(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],

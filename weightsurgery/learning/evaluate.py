@@ -123,7 +123,8 @@ def evaluate(
 ) -> Evaluation:
     """Scores a checkpoint on sets to forget and to keep, and against the one it was made from.
 
-    One model is held at a time. Forgetting and drift come with intervals of a paired bootstrap:
+    One model is held at a time, in pieces where processes were launched to share it; each then runs
+    all examples. Forgetting and drift come with intervals of a paired bootstrap:
     both models are measured on the same resampled examples.
 
     Args:
@@ -178,7 +179,7 @@ def evaluate(
         check_same(sets, read, labels)
         if contexts is not None and not measured:
             read = _in_contexts(read, len(forget), contexts, seed)
-        model, tokenizer = load_model(directory, device, device_map)
+        model, tokenizer = load_model(directory, device, device_map, shared=True)
         measured.append(
             [
                 ask(model, tokenizer, rows, where=label, forget=role == "forget")

@@ -136,7 +136,7 @@ class _ByNeighbours(StageTrainer):
     def create_scheduler(self, num_training_steps, optimizer=None):  # type: ignore[no-untyped-def]
         """See Trainer; the rate follows from the looks, so that a run that goes on has it too."""
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer or self.optimizer,  # type: ignore[arg-type]
+            optimizer or self.optimizer,
             lambda step: self.cycles.rate(self.looks.history, step),
         )
         return self.lr_scheduler

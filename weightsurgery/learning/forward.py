@@ -16,6 +16,7 @@ from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning.continued import batches, continued
 from weightsurgery.learning.data import Collator, Encoded, padding_token
 from weightsurgery.learning.models import context_length
+from weightsurgery.learning.sharding import unrecorded
 from weightsurgery.progress import Progress
 
 __all__ = [
@@ -88,7 +89,7 @@ def check_lengths(model: PreTrainedModel, encoded: Sequence[Encoded], where: str
             )
 
 
-@torch.inference_mode()
+@unrecorded()
 def teacher_forced(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -184,7 +185,7 @@ def _check_finite(logits: Tensor, nll: Tensor, index: int) -> None:
         )
 
 
-@torch.inference_mode()
+@unrecorded()
 def greedy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -29,7 +29,8 @@ from weightsurgery.learning.material import language_texts
 from weightsurgery.learning.models import for_writing, load_model
 from weightsurgery.learning.parsed import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.placement import gpus_in_use
-from weightsurgery.learning.stages import set_values, values_of
+from weightsurgery.learning.sharding import piece_for, unrecorded
+from weightsurgery.learning.stages import held_values, set_values
 from weightsurgery.learning.wordings import says, tokens
 from weightsurgery.learning.written import chat_frame
 from weightsurgery.progress import Progress
@@ -134,13 +135,14 @@ def added(model: PreTrainedModel, change: Mapping[str, Tensor | LowRank]) -> Ite
         model: Changed in place.
         change: By parameter, whole or in factors.
     """
-    before = values_of(model, list(change))
+    before = held_values(model, list(change))
     try:
         with torch.no_grad():
             for name, delta in change.items():
                 parameter = model.get_parameter(name)
-                whole = delta.matrix() if isinstance(delta, LowRank) else delta
-                parameter.copy_(parameter.float() + whole.to(parameter.device))
+                task = delta.matrix() if isinstance(delta, LowRank) else delta
+                task = piece_for(parameter, task.to(parameter.device))
+                parameter.copy_(parameter.float() + task)
         yield
     finally:
         set_values(model, before)
@@ -249,7 +251,7 @@ class Guard:
     def _look(self, model: PreTrainedModel) -> dict[str, Any]:
         model.eval()  # type: ignore[no-untyped-call]
         divergence, nll, count = 0.0, 0.0, 0
-        with torch.inference_mode():
+        with unrecorded():
             for numbers in together(model, [text for text, _ in self._texts], 24):
                 texts = [self._texts[n] for n in numbers]
                 counts = [count for _, count in texts]

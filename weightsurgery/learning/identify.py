@@ -35,12 +35,14 @@ from weightsurgery.learning.parameters import (
 )
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.sharding import whole
 from weightsurgery.learning.stages import (
+    change_since,
     encode_rows,
+    held_values,
     is_main,
     run_stages,
     set_values,
-    values_of,
 )
 from weightsurgery.learning.training import EncodedRows, Trained, isolated
 from weightsurgery.progress import Progress
@@ -97,14 +99,13 @@ def train_vector(
             )
     device, was_training = model.device, model.training
     thawed = {name: each.requires_grad for name, each in model.named_parameters()}
-    before = values_of(model, names)
+    before = held_values(model, names)
     try:
         with isolated(), quiet():
             rows, retain = as_rows(model, tokenizer, examples, keep, validation, training, method)
             _, factors = train(model, names, rows, training, method, device, retain, None, progress)
         if factors is None:
-            after = values_of(model, names)
-            return {name: after[name].sub_(before[name]) for name in names}
+            return {name: whole(each).cpu() for name, each in change_since(model, before).items()}
         return {name: each.matrix() for name, each in factors.items()}
     finally:
         set_values(model, before)

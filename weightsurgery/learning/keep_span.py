@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -120,7 +119,7 @@ def confinements(
         progress: Called as ``progress(text, done, total)``.
 
     Returns:
-        By name; decomposed on the model's device and held on the CPU.
+        By name; decomposed on the model's device and held on the CPU, or in its processes.
 
     Raises:
         MismatchError: The model does not run a matrix on these texts.
@@ -140,7 +139,7 @@ def confinements(
             if not alone or shared is None:
                 total = gram if more is None else gram + more.to(gram.device, gram.dtype)
                 transposed = not isinstance(layers[name][0], nn.Linear)
-                inside = confine(total, epsilon, v, transposed).to(torch.device("cpu"))
+                inside = confine(total, epsilon, v, transposed).held_for(model)
                 shared = inside if alone else shared
             confined[name] = inside if not alone or shared is None else shared
     for name in names:

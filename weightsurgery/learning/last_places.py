@@ -18,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.data import padding_token
 from weightsurgery.learning.packed import begun_alike, families, keeps_all, packed, packs, passes
+from weightsurgery.learning.sharding import unrecorded
 from weightsurgery.progress import Progress
 
 __all__ = ["grouped", "last_logits", "last_probabilities", "read_beginning", "together"]
@@ -172,7 +173,7 @@ def read_beginning(model: Any, tokens: Sequence[int], copies: int) -> Any:
     return cache
 
 
-@torch.inference_mode()
+@unrecorded()
 def last_probabilities(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

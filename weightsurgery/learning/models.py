@@ -26,6 +26,7 @@ from weightsurgery.errors import (
     SourceError,
     UnsupportedCheckpointError,
 )
+from weightsurgery.learning.sharding import is_sharded, loading_options, own_sharding
 from weightsurgery.suggestions import one_of
 
 __all__ = [
@@ -118,7 +119,10 @@ def _positions(checkpoint: str | Path) -> int | None:
 
 
 def load_model(
-    checkpoint: str | Path, device: str = "cpu", device_map: DeviceMap | None = None
+    checkpoint: str | Path,
+    device: str = "cpu",
+    device_map: DeviceMap | None = None,
+    shared: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, printing nothing.
 
@@ -126,6 +130,8 @@ def load_model(
         checkpoint: A directory with both.
         device: Where the weights go, in the dtype they are stored in; see `pick_device`.
         device_map: Spread them instead, as accelerate says: ``auto``, or modules and their places.
+        shared: Share them among processes that were launched for that; see
+            :mod:`weightsurgery.learning.sharding`.
 
     Returns:
         The model, in evaluation mode, and the tokenizer.
@@ -135,14 +141,17 @@ def load_model(
             transformers can load.
         CorruptCheckpointError: Weights of the model are missing.
         UnsupportedCheckpointError: They are float8 codes, and its config does not say so.
-        EditError: Such a map does not exist, or leaves no place for the embedding.
+        EditError: Such a map does not exist, or leaves no place for the embedding; or the model is
+            to be shared in a way that is not done.
     """
     target = pick_device(device)
-    spread = {} if device_map is None else {"device_map": checked_map(device_map)}
+    spread: dict[str, Any] = {} if device_map is None else {"device_map": checked_map(device_map)}
+    if shared:
+        spread |= loading_options(target)
     _check_directory(checkpoint)
     refuse_codes(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
-    with quiet(), _named(checkpoint, "model"):
+    with quiet(), own_sharding(), _named(checkpoint, "model"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint, output_loading_info=True, trust_remote_code=False, **spread
         )
@@ -197,8 +206,8 @@ def halves_sooner(device: torch.device) -> bool:
 
 
 def sooner_in_halves(model: PreTrainedModel) -> bool:
-    """Whether weights are float32 where :func:`halves_sooner`."""
-    return model.dtype == torch.float32 and halves_sooner(model.device)
+    """Whether weights are float32, and whole, where :func:`halves_sooner`."""
+    return not is_sharded(model) and model.dtype == torch.float32 and halves_sooner(model.device)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from weightsurgery.errors import (
     UnsupportedCheckpointError,
 )
 from weightsurgery.learning.models import quiet, refuse_codes
+from weightsurgery.learning.sharding import loading_options, own_sharding
 
 __all__ = [
     "entries_of",
@@ -42,22 +43,30 @@ __all__ = [
 _CODES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def load_float32(checkpoint: Checkpoint) -> PreTrainedModel:
+def load_float32(checkpoint: Checkpoint, device: torch.device | None = None) -> PreTrainedModel:
     """The causal language model of a checkpoint, in float32 so that small changes survive.
 
+    Args:
+        checkpoint: Where from.
+        device: Given, the model is shared among processes that were launched for that; see
+            :mod:`weightsurgery.learning.sharding`. Others are whole, on the CPU.
+
     Raises:
+        EditError: It is to be sharded in a way that is not done.
         UnsupportedCheckpointError: transformers makes no causal language model of it, or would
             take float8 codes for its weights.
         CheckpointError: It lacks weights of that model.
     """
     refuse_codes(checkpoint.path)
-    with quiet():
+    options = {} if device is None else loading_options(device)
+    with quiet(), own_sharding():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.path,
                 dtype=torch.float32,
                 output_loading_info=True,
                 trust_remote_code=False,  # else it prompts, and takes a "y" off any standard input
+                **options,
             )
         except (ValueError, KeyError, OSError) as error:
             raise _no_model(checkpoint, error) from error
@@ -182,6 +191,12 @@ def save_tensors(
     Returns:
         The directory as a checkpoint, of these tensors alone.
     """
-    with quiet():
-        model.save_pretrained(Path(directory), state_dict=dict(tensors))
+    # Of a model that says it is sharded, all would be put together and written.
+    sharded = model.config.__dict__.pop("distributed_config", None)
+    try:
+        with quiet():
+            model.save_pretrained(Path(directory), state_dict=dict(tensors))
+    finally:
+        if sharded is not None:
+            model.config.distributed_config = sharded
     return Checkpoint.open(directory)

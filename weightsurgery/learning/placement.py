@@ -25,6 +25,7 @@ __all__ = [
     "pinned",
     "refuse_distributed",
     "repeatable",
+    "share_of",
     "underway",
 ]
 
@@ -36,6 +37,21 @@ _T = TypeVar("_T")
 def distributed() -> bool:
     """Whether this process is one of several that torchrun or accelerate launched."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def share_of(batch: int) -> int:
+    """A process's share of a step's examples.
+
+    Raises:
+        EditError: They cannot be shared.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch % processes:
+        raise EditError(
+            f"{batch} examples a step in {processes} processes",
+            f"Give --batch {batch - batch % processes or processes}.",
+        )
+    return batch // processes
 
 
 def refuse_distributed(what: str, remedy: str) -> None:
@@ -88,7 +104,7 @@ def narrow(model: Any, precision: str) -> Iterator[None]:
         precision: Of the arithmetic; see :class:`weightsurgery.learning.settings.Training`.
     """
     rounded: list[torch.Tensor] = []
-    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    sharded = getattr(model, "is_distributed_loading_by_transformers", False)
     if precision == "bfloat16" and hasattr(model, "peft_config") and not sharded:
         head = model.get_output_embeddings()
         weights = [

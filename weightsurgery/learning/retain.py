@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.nn import functional
 
 from weightsurgery.learning.data import IGNORED, Collator, Encoded
+from weightsurgery.learning.sharding import called_with
 
 __all__ = ["Retain", "divergence"]
 
@@ -114,9 +114,7 @@ class Retain:
                 with model.disable_adapter():
                     logits: Tensor = model(**inputs, use_cache=False).logits
             else:
-                logits = functional_call(
-                    model, self.originals, (), {**inputs, "use_cache": False}
-                ).logits
+                logits = called_with(model, self.originals, {**inputs, "use_cache": False}).logits
         finally:
             model.train()
         return logits

@@ -36,8 +36,9 @@ from weightsurgery.learning.keep_span import Kept, confinements, keep_texts, wor
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
+from weightsurgery.learning.placement import share_of
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import encode_rows, set_values, values_of
+from weightsurgery.learning.stages import change_since, encode_rows, held_values, set_values
 from weightsurgery.learning.strangers import answered, halves
 from weightsurgery.learning.training import EncodedRows, Trained, isolated, train_stage
 from weightsurgery.learning.watch import Watch
@@ -167,7 +168,7 @@ def find_change(
             "Look more often, or take more steps.",
         )
     names = _matrices(model, selection)
-    before = values_of(model, names)
+    before = held_values(model, names)
     was_training = model.training
     thawed = {name: each.requires_grad for name, each in model.named_parameters()}
     losses: list[tuple[float, float]] = []
@@ -185,7 +186,7 @@ def find_change(
                 training = Training(
                     steps=settings.steps,
                     learning_rate=settings.rate,
-                    batch_size=settings.batch_size,
+                    batch_size=share_of(settings.batch_size),
                     seed=settings.seed + number,
                 )
                 taken = number * settings.steps
@@ -201,8 +202,7 @@ def find_change(
                     break
             if watch is not None:
                 watch.finish()
-        after = values_of(model, names)
-        change = {name: after[name].sub_(before[name]) for name in names}
+        change = change_since(model, before)
         return RoundsResult(change, losses, [] if watch is None else watch.history)
     finally:
         set_values(model, before)
@@ -291,7 +291,7 @@ def _take_away(
     progress: Progress | None,
 ) -> Trained:
     """A round of identify, discriminate, remove."""
-    before = values_of(model, inside)
+    before = held_values(model, inside)
     stage = Stage("all layers", tuple(inside))
     trained = train_stage(model, stage, rows, training, device=model.device, progress=progress)
     for name, confinement in inside.items():
@@ -299,8 +299,6 @@ def _take_away(
         held = confinement.to(weight.device)
         with torch.no_grad():
             known = before.pop(name).to(weight.device)
-            task = weight - known
-            task = task.T if held.transposed else task
-            left = ((task @ held.Q) * held.damping) @ held.Q.T
-            weight.copy_(known).sub_(left.T if held.transposed else left, alpha=scale)
+            left = held.left(weight - known)
+            weight.copy_(known).sub_(left, alpha=scale)
     return trained

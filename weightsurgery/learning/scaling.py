@@ -32,6 +32,7 @@ from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.sharding import whole
 from weightsurgery.learning.stages import encode_rows, run_stages
 from weightsurgery.learning.training import EncodedRows, isolated
 from weightsurgery.progress import Progress
@@ -170,7 +171,7 @@ def folded(adapted: Any) -> dict[str, torch.Tensor]:
         # Rows are outputs in a linear layer, and inputs in GPT-2's Conv1D.
         by_rows = layer.is_feedforward == isinstance(base, Conv1D)
         factor = less_one[:, None] if by_rows else less_one[None, :]
-        changes[f"{name}.weight"] = (factor * base.weight).cpu()
+        changes[f"{name}.weight"] = (factor * whole(base.weight)).cpu()
         if not layer.is_feedforward and base.bias is not None:
-            changes[f"{name}.bias"] = (less_one * base.bias).cpu()
+            changes[f"{name}.bias"] = (less_one * whole(base.bias)).cpu()
     return changes

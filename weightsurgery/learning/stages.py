@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,16 @@ from weightsurgery.learning.placement import distributed
 from weightsurgery.learning.points import save_tensors, writing
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.sharding import is_sharded, pieces_of
 from weightsurgery.learning.training import EncodedRows, Trained, train_stage
+from weightsurgery.learning.values import change_since, held_values, set_values, values_of
 from weightsurgery.learning.windows import text_windows
 from weightsurgery.progress import Progress
 
 __all__ = [
+    "change_since",
     "encode_rows",
+    "held_values",
     "is_main",
     "process_device",
     "run_stage",
@@ -125,24 +129,6 @@ def encode_rows(
     return checked
 
 
-def values_of(model: PreTrainedModel, names: Collection[str]) -> dict[str, torch.Tensor]:
-    """Copies of some parameters, whole, on the CPU; under FSDP all processes must ask."""
-    values = {}
-    for name in names:
-        value: Any = model.get_parameter(name).detach()
-        if hasattr(value, "full_tensor"):  # sharded
-            value = value.full_tensor()
-        values[name] = value.to("cpu", copy=True).contiguous()
-    return values
-
-
-@torch.no_grad()
-def set_values(model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
-    """Give parameters these values, in place."""
-    for name, value in values.items():
-        model.get_parameter(name).copy_(value)
-
-
 def run_stages(
     model: PreTrainedModel,
     stages: Sequence[Stage],
@@ -170,13 +156,12 @@ def run_stages(
     Returns:
         The result of each stage.
     """
-    model.to(device)  # type: ignore[arg-type]
+    if not is_sharded(model):
+        model.to(device)  # type: ignore[arg-type]
     results = []
     for number, stage in enumerate(stages):
         if retain is not None and retain.originals is not None:
-            retain.originals |= {
-                name: model.get_parameter(name).detach().clone() for name in stage.parameters
-            }
+            retain.originals |= pieces_of(model, stage.parameters)
         file = None if workspace is None else workspace / f"stage-{number:05d}.safetensors"
         trained = run_stage(
             model,
@@ -232,7 +217,7 @@ def run_stage(
         progress=progress,
     )
     if file is not None:
-        values = values_of(model, stage.parameters)
+        values = values_of(model, stage.parameters, is_main())
         if is_main():
             _write(file, values, trained)
         wait_for_all()  # whoever still writes its part of the last point

@@ -1,30 +1,26 @@
-"""transformers' Trainer as stages need it: what it saves, counts, reports and stops at."""
+"""transformers' Trainer as stages need it: what it counts, reports and stops at."""
 
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sized
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.learning.data import IGNORED
 from weightsurgery.learning.placement import any_order
-from weightsurgery.learning.points import seal, unseal, writing
+from weightsurgery.learning.points_trainer import PointsTrainer
 from weightsurgery.learning.retain import Retain
 from weightsurgery.progress import Progress
 
 __all__ = ["StageTrainer", "Steps", "Until"]
 
 
-class StageTrainer(Trainer):
-    """Saves what it trains and no other weight; adds the loss on the keep data."""
+class StageTrainer(PointsTrainer):
+    """Adds the loss on the keep data."""
 
     retain: Retain | None = None
     _micro = (-1, 0)
@@ -73,38 +69,6 @@ class StageTrainer(Trainer):
             divergence = divergence / self.current_gradient_accumulation_steps
         loss = loss + self.retain.weight * divergence
         return (loss, outputs) if return_outputs else loss
-
-    def _save(self, output_dir=None, state_dict=None):  # type: ignore[no-untyped-def]
-        if state_dict is not None or hasattr(self.model, "peft_config"):
-            super()._save(output_dir, state_dict)  # sharded, or an adapter: small as it is
-        elif self.args.should_save:
-            os.makedirs(output_dir, exist_ok=True)
-            # Under the name that Trainer looks for; it takes the other weights as they are.
-            save_file(_trained_tensors(self.model), os.path.join(output_dir, "model.safetensors"))
-
-    def _save_checkpoint(self, model, trial):  # type: ignore[no-untyped-def]
-        point = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with writing(str(self.args.output_dir)):
-            unseal(point)
-            try:
-                super()._save_checkpoint(model, trial)
-            except BaseException:
-                shutil.rmtree(point, ignore_errors=True)  # half a point only takes room
-                raise
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.barrier()  # each writes a part of the point
-            if self.args.should_save:
-                best = self.state.best_model_checkpoint
-                seal(point, None if best is None else Path(best))
-
-
-def _trained_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """Copies, on the CPU, of the parameters that require gradients."""
-    return {
-        name: parameter.detach().to("cpu", copy=True).contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
 
 
 class Steps(TrainerCallback):

@@ -36,6 +36,14 @@ from weightsurgery.learning.placement import (
 from weightsurgery.learning.points import last_point
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.sharding import (
+    is_sharded,
+    own_sharding,
+    piece,
+    require_gradients,
+    resharded,
+    sharding,
+)
 from weightsurgery.learning.trainer import StageTrainer, Steps, Until
 from weightsurgery.progress import Progress
 
@@ -172,8 +180,8 @@ def train_stage(
     Raises:
         NonFiniteError: The loss, or a trained weight, is NaN or infinite.
         OutputError: A checkpoint cannot be written.
-        EditError: Another stage follows and the model is sharded (FSDP), or fewer steps were
-            taken than wanted.
+        EditError: Fewer steps were taken than wanted, or the model is whole where it was to be
+            sharded.
     """
 
     def once() -> Trained:
@@ -200,13 +208,13 @@ def _train_stage(
     enough: Callable[[int], bool] | None,
     kind: Callable[..., StageTrainer],
 ) -> Trained:
+    _refuse_whole(model)
     wanted = set(stage.parameters)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in wanted)
+    require_gradients(model, wanted)
     cached = model.config.use_cache
     _checkpoint_activations(model, training.gradient_checkpointing)
     scratch = tempfile.TemporaryDirectory() if directory is None else nullcontext(str(directory))
-    with _young_garbage(), narrow(model, training.precision), scratch as path:
+    with _young_garbage(), narrow(model, training.precision), own_sharding(), scratch as path:
         folder = Path(path)
         callbacks: list[TrainerCallback] = [Steps(stage.name, place, progress)]
         if training.patience is not None and rows.validation:
@@ -225,7 +233,6 @@ def _train_stage(
         trainer.retain = retain
         trainer.remove_callback(PrinterCallback)
         try:
-            _refuse_sharded(trainer, place, retain)
             resume = last_point(folder)
             begun = 0 if resume is None else int(resume.name.removeprefix("checkpoint-"))
             try:
@@ -240,7 +247,7 @@ def _train_stage(
         finally:
             _take_off(trainer, model, cached)
     for name, parameter in model.named_parameters():
-        if name in wanted and not torch.isfinite(parameter).all():
+        if name in wanted and not torch.isfinite(piece(parameter)).all():
             raise NonFiniteError(
                 f"{stage.name}: {name!r} holds NaN or infinity after step {trained.steps}",
                 "Lower the learning rate or raise --warmup.",
@@ -248,18 +255,11 @@ def _train_stage(
     return trained
 
 
-def _refuse_sharded(trainer: StageTrainer, place: tuple[int, int], retain: Retain | None) -> None:
-    if not trainer.is_fsdp_enabled:
-        return
-    if place[1] > 1:
+def _refuse_whole(model: PreTrainedModel) -> None:
+    if sharding() and not is_sharded(model):
         raise EditError(
-            "layer by layer under FSDP: a sharded model cannot be frozen and thawed again",
-            "Use --mode joint under FSDP, or plain torchrun for layer by layer.",
-        )
-    if retain is not None and retain.originals is not None:
-        raise EditError(
-            "keep data under FSDP: the sharded weights cannot stand in for the base's",
-            "Use --lora-rank, whose base is the model without its adapter, or plain torchrun.",
+            "a whole model under FSDP, which shards models as they are read",
+            "Load it with load_float32, or launch without FSDP.",
         )
 
 
@@ -307,6 +307,7 @@ def _take_off(trainer: StageTrainer, model: PreTrainedModel, cached: bool) -> No
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     _checkpoint_activations(model, False)
     trainer.accelerator.free_memory()
+    resharded(model)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.callback_handler.optimizer = trainer.callback_handler.lr_scheduler = None
     model.config.use_cache = cached

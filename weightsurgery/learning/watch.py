@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.learning.answers import answered
 from weightsurgery.learning.data import Example
-from weightsurgery.learning.stages import set_values, values_of
+from weightsurgery.learning.stages import held_values, set_values
 
 __all__ = ["Rule", "Score", "Watch"]
 
@@ -87,7 +87,7 @@ class Watch:
         scores = self._scores()
         before = {name: self.rule.before.get(name, scores[name]) for name in self.keep}
         self._rule = Rule(self.rule.threshold, before)
-        self._best = (scores[""], values_of(model, self._names))
+        self._best = (scores[""], held_values(model, self._names))
         self.history = [scores]
         self._looked = self._suffering = 0
 
@@ -110,7 +110,7 @@ class Watch:
         self._suffering = 0
         assert self._best is not None
         if (scores[""] > self._best[0]) if self.learning else (scores[""] < self._best[0]):
-            self._best = (scores[""], values_of(self._model, self._names))
+            self._best = (scores[""], held_values(self._model, self._names))
         return scores[""] == float(self.learning)
 
     def finish(self) -> None:

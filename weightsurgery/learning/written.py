@@ -17,12 +17,13 @@ from weightsurgery.learning.continued import batches, continued
 from weightsurgery.learning.data import padding_token
 from weightsurgery.learning.forward import end_tokens
 from weightsurgery.learning.models import context_length
+from weightsurgery.learning.sharding import unrecorded
 from weightsurgery.progress import Progress
 
 __all__ = ["chat_frame", "ordinary_texts", "sampled", "text_start"]
 
 
-@torch.inference_mode()
+@unrecorded()
 def sampled(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

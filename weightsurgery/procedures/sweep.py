@@ -26,6 +26,7 @@ from weightsurgery.learning.intervals import Measurements, Resampling
 from weightsurgery.learning.metric_names import METRICS, SHARES
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.parameters import load_float32
+from weightsurgery.learning.placement import refuse_distributed
 from weightsurgery.learning.scores import score
 from weightsurgery.procedures.choice import (
     Cell,
@@ -103,6 +104,7 @@ def sweep(
         UnsupportedCheckpointError: Weights have other names in memory than on disk.
         NonFiniteError: The base's own predictions, or a vector, are not finite.
     """
+    refuse_distributed("ws sweep", "Run it in one process.")
     grid = grid or Grid(epsilons=(edit.ridge,) if edit.keep_inputs else ())
     _check(edit, grid, threshold, metric, batch_size)
     factors = _factors(edit, base, selection or Selection("all-linear"), workers)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from weightsurgery.algebra.devices import pick_device
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError, MismatchError
 from weightsurgery.learning.models import load_tokenizer
 from weightsurgery.learning.placement import refuse_distributed
+from weightsurgery.learning.sharding import sharding
 from weightsurgery.learning.stages import process_device
 from weightsurgery.progress import Progress
 from weightsurgery.surgery.apply import AdapterStorage, Storage
@@ -111,11 +111,8 @@ def _search_job(
             f"{sources.unseen[0]}: unseen data, which a search does not look at",
             "Leave it out, or choose a method of 'ws unlearn' that measures by it.",
         )
-    refuse_distributed(
-        f"ws {search.edit} from data sets",
-        "Run it without torchrun, in one process; 'ws unlearn' and 'ws identify' train in several.",
-    )
-    torch_device = pick_device(device)
+    _check_processes(search)
+    torch_device = process_device(device)
     selection = selection or Selection(search.targets)
     names = matrices(base, selection)
     _, strays = split_data(sources.target)
@@ -161,6 +158,26 @@ def _search_job(
     changes = [change for vector in keep.vectors for _, change in vector.terms]
     lineage = check_lineage(base, [*changes, *keep.inputs], allow_unrelated)
     return replace(job, lineage=tuple(kin.to_dict() for kin in lineage))
+
+
+def _check_processes(search: Search) -> None:
+    """Refuse to do in several processes what is not shared among them.
+
+    Raises:
+        EditError: It is not.
+    """
+    if not sharding():
+        refuse_distributed(
+            f"ws {search.edit} from data sets",
+            "Run it in one process, or under FSDP (docs/operating.md); 'ws unlearn' and"
+            " 'ws identify' train in several.",
+        )
+    elif search.neighbours is not None:
+        other = "learn" if search.learning else "strangers"
+        raise EditError(
+            "--objective neighbours under FSDP: its looks and directions want a whole model",
+            f"Pass --objective {other}, or run it in one process.",
+        )
 
 
 def _method_job(
@@ -259,8 +276,7 @@ def unlearn(
         progress: Called as ``progress(text, done, total)``, in units of what goes on.
 
     Returns:
-        The edit and its vector; None in the processes of a distributed run that do not write,
-        which only methods of ``ws unlearn`` have.
+        The edit and its vector; None in the processes of a distributed run that do not write.
 
     Raises:
         WeightSurgeryError: See :func:`read_job` and :func:`weightsurgery.unlearning.run.run`.

@@ -142,10 +142,18 @@ def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
             facts.append(("statistics", text))
         if plan.eigenvectors:
             facts.append(("eigenvectors", f"up to {size(plan.eigenvectors)} of those"))
+        facts += _shared(plan)
         activations = f"about {size(plan.activations)}" if plan.activations else "come on top"
         facts.append(("activations", activations))
         facts.append(("vector", f"{plan.vector}, {size(plan.vector_bytes)}"))
     return facts
+
+
+def _shared(plan: TrainingPlan) -> list[tuple[str, ...]]:
+    """What each process would hold where several share the model."""
+    from weightsurgery.unlearning.shared_plan import shared_text  # which loads torch
+
+    return [("under FSDP", shared_text(plan.shared, size))] if plan.shared else []
 
 
 def _training(bound: str, plan: TrainingPlan) -> list[tuple[str, ...]]:
@@ -179,6 +187,7 @@ def _system_facts(plan: SystemPlan) -> list[tuple[str, ...]]:
             ("length", f"{steps} of {plan.batch_size} examples, lr {plan.learning_rate:g}"),
             ("model", f"{size(plan.weights)} (float32)"),
             *_training("up to ", plan),
+            *_shared(plan),
             ("activations", "come on top"),
             ("vector", f"{plan.vector}, up to {size(plan.vector_bytes)}"),
         ]
@@ -194,6 +203,10 @@ def training_plan_lines(plan: IdentifyPlan, out: str) -> list[str | Table]:
         f"would hold    {size(plan.weights)} of weights (float32), {size(plan.gradients)} of"
         f" gradients, {size(plan.optimiser)} of optimiser state; activations come on top",
     ]  # fmt: skip
+    if plan.shared:
+        from weightsurgery.unlearning.shared_plan import shared_text  # which loads torch
+
+        lines.append(f"under FSDP    {shared_text(plan.shared, size)}")
     if plan.originals:
         lines.append(f"              {size(plan.originals)} of the base's values, for --keep")
     lines.append(f"would write   {out}, with up to {size(plan.disk)} beside it while training")

@@ -23,6 +23,7 @@ from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import OnModel
 from weightsurgery.unlearning.plan import SearchPlan, apart
+from weightsurgery.unlearning.shared_plan import Shares, shared_memory
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["BySearch", "Search", "distinct_widths"]
@@ -76,7 +77,7 @@ class BySearch(OnModel):
         )
 
 
-def _in_rounds(job: Job) -> dict[str, int]:
+def _in_rounds(job: Job) -> dict[str, Any]:
     """Whole matrices, projected by the eigenvectors of their inputs."""
     trained = sum(job.base.entry(name).numel for name in job.names)
     widths = distinct_widths(job)
@@ -85,7 +86,9 @@ def _in_rounds(job: Job) -> dict[str, int]:
     # Decomposed one by one: beside its sum a float64 copy, vectors and what LAPACK works in.
     statistics = sums + 28 * max(widths) ** 2
     # The weights before and after, and the watch's best.
-    copies = (3 if job.sets.watching else 2) * 4 * trained
+    held = 3 if job.sets.watching else 2
+    shares = Shares(job.names, None, held, False, widths, statistics)
+    copies = held * 4 * trained
     if job.device.type == "cpu":
         statistics += eigenvectors  # of those that were decomposed before
     else:
@@ -95,11 +98,12 @@ def _in_rounds(job: Job) -> dict[str, int]:
         "trained": trained,
         "statistics": statistics,
         "eigenvectors": eigenvectors,
+        "shared": shared_memory(job.base.entries, shares),
         **apart(job.device, gradients_and_moments, copies),
     }
 
 
-def _by_neighbours(job: Job, method: BySearch) -> dict[str, int]:
+def _by_neighbours(job: Job, method: BySearch) -> dict[str, Any]:
     """An adapter's factors."""
     assert method.search.neighbours is not None
     rank = method.search.neighbours.rank

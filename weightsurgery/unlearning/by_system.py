@@ -16,6 +16,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.guard import harm
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.sharding import total
 from weightsurgery.learning.unlearners.settings import settings_of
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job, Machine
@@ -23,6 +24,7 @@ from weightsurgery.unlearning.method import GUARD, Loaded, OnModel
 from weightsurgery.unlearning.methods import system
 from weightsurgery.unlearning.plan import SystemPlan, apart
 from weightsurgery.unlearning.saving import MethodResult
+from weightsurgery.unlearning.shared_plan import Shares, shared_memory
 from weightsurgery.unlearning.system import ChangeRequest, System
 from weightsurgery.vectors.lora_files import AdapterPlan
 
@@ -177,6 +179,11 @@ class BySystem(OnModel):
                 4 * (3 + self.system.references) * sum(sizes),
                 4 * (sum(entries[name].numel for name in job.names) + sum(sizes)),
             ),
+            shared=shared_memory(
+                entries,
+                # Besides the frozen references, the values before.
+                Shares(job.names, rank, self.system.references + (rank is None)),
+            ),
             method=self.name,
             source=self.system.paper,
             steps=training.steps,
@@ -186,6 +193,10 @@ class BySystem(OnModel):
             lora_rank=rank,
             unseen_examples=sum(len(dataset.examples) for dataset in job.sets.unseen),
         )
+
+    @override
+    def shares_steps(self, job: Job) -> bool:
+        return True
 
     @override
     def resume_bytes(self, job: Job, trained: int) -> int:
@@ -266,4 +277,4 @@ class BySystem(OnModel):
 
 def _any(change: torch.Tensor | LowRank) -> bool:
     """Whether a change is one; NaN is, and is refused when it is saved."""
-    return bool((change.S if isinstance(change, LowRank) else change).any())
+    return bool(total((change.S if isinstance(change, LowRank) else change) != 0))

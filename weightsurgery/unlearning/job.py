@@ -179,5 +179,19 @@ class Job:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the identity: a run resumes a killed one with the same digest."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the identity: a run resumes a killed one with the same digest.
+
+        Where the method's steps are the same however processes share them, so is the digest.
+        """
+        parameters, *others = self.identity()
+        if self.method.shares_steps(self):
+            parameters["training"] = _by_step(parameters["training"], parameters.pop("processes"))
+        identity = json.dumps([parameters, *others], sort_keys=True)
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _by_step(training: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """Settings of a training, with the examples of a step for how they are shared."""
+    shared = {"batch_size", "accumulation"}
+    step = processes * training["batch_size"] * training["accumulation"]
+    return {**{k: v for k, v in training.items() if k not in shared}, "step": step}

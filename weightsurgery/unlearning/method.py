@@ -15,6 +15,7 @@ from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import DataError, HarmError
 from weightsurgery.learning.guard import BUDGET, Guard, added, harm
 from weightsurgery.learning.parameters import load_float32
+from weightsurgery.learning.sharding import is_sharded, whole
 from weightsurgery.learning.stages import encode_rows, is_main
 from weightsurgery.surgery.plan import EditPlan
 from weightsurgery.unlearning.job import Job, Machine
@@ -82,6 +83,10 @@ class Method(ABC):
             finished: Whether it is there already.
         """
 
+    def shares_steps(self, job: Job) -> bool:
+        """Whether a step is the same however many processes share it, but for rounding."""
+        return False
+
     def resume_bytes(self, job: Job, trained: int) -> int:
         """Bytes on disk, at most, from which a killed training can resume.
 
@@ -134,7 +139,8 @@ class OnModel(Method):
         """Find the change; the model is as before in the end, to the bit.
 
         Returns:
-            ``W' − W`` by parameter, on the CPU, and a summary of the training, for the record.
+            ``W' − W`` by parameter, on the CPU or in pieces as the model is, and a summary of the
+            training, for the record.
         """
 
     def find(self, job: Job, machine: Machine, workspace: Path) -> MethodResult:
@@ -145,16 +151,17 @@ class OnModel(Method):
             HarmError: The change goes beyond the budget, and may not.
             UnsupportedCheckpointError: See :mod:`weightsurgery.unlearning.matrices`.
         """
-        model: Any = load_float32(job.base)
+        model: Any = load_float32(job.base, job.device)
         stored = stored_matrices(model, job.base, job.names)
         for dataset in job.sets.every:
             try:
                 encode_rows(model, job.tokenizer, dataset.examples, self.max_length)
             except DataError as error:
                 raise DataError(f"{dataset.name}: {error.what}", error.remedy) from None
-        model.to(job.device)
+        if not is_sharded(model):
+            model.to(job.device)
         guard = None
-        if is_main():
+        if is_main() or is_sharded(model):  # of pieces, all run it
             guard = Guard(
                 model,
                 job.tokenizer,
@@ -169,11 +176,23 @@ class OnModel(Method):
         if guard is not None:
             with added(model, change):
                 report = guard.report(model).to_dict()
-            if not report["inside"] and not self.allow_harm:
+            if not report["inside"] and not self.allow_harm and is_main():
                 raise HarmError(
                     f"{harm(report)} Nothing was written.",
                     "Take fewer --steps or a smaller --lr, keep more data, raise --budget if that"
                     " much is bearable, or pass --allow-harm to write it all the same.",
                 )
             summary[GUARD] = report
-        return MethodResult({stored[name]: delta for name, delta in change.items()}, summary)
+        return MethodResult(_put_together(change, stored), summary)
+
+
+def _put_together(
+    change: Mapping[str, torch.Tensor | LowRank], stored: Mapping[str, str]
+) -> dict[str, torch.Tensor | LowRank]:
+    """By stored name what changes; pieces are put together, for the process that writes."""
+    result: dict[str, torch.Tensor | LowRank] = {}
+    for name, delta in change.items():
+        task = delta if isinstance(delta, LowRank) else whole(delta)
+        if is_main():
+            result[stored[name]] = task if isinstance(task, LowRank) else task.cpu()
+    return result

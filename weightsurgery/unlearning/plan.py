@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from weightsurgery.checkpoint.plain_files import need_space
 from weightsurgery.surgery.plan import EditPlan
+from weightsurgery.unlearning.shared_plan import SharedMemory
 from weightsurgery.vectors.lora_files import AdapterPlan
 
 __all__ = ["SearchPlan", "SystemPlan", "TrainingPlan", "apart", "check_space"]
@@ -43,6 +44,7 @@ class TrainingPlan:
             model is.
         copies: Bytes that the processor holds for a model that is on a GPU, at most; 0 for one
             that is not.
+        shared: What each process holds where several share the model; empty where none can.
     """
 
     edit: EditPlan | AdapterPlan
@@ -57,11 +59,17 @@ class TrainingPlan:
     weights: int
     training: int
     copies: int = 0
+    shared: tuple[SharedMemory, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""
         values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
-        return {**values, "settings": dict(self.settings), "edit": self.edit.summary()}
+        return {
+            **values,
+            "settings": dict(self.settings),
+            "edit": self.edit.summary(),
+            "shared": [asdict(each) for each in self.shared],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

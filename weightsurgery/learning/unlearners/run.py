@@ -22,7 +22,7 @@ from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBa
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import set_values, values_of
+from weightsurgery.learning.stages import change_since, held_values, set_values
 from weightsurgery.learning.training import Trained, isolated, train_stage
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.trainer import UnlearningTrainer
@@ -111,7 +111,7 @@ def train_unlearner(
             )
     rank = lora_rank if lora_rank is not None else kind.adapter_rank
     was_training, thawed = model.training, {n: p.requires_grad for n, p in model.named_parameters()}
-    before = values_of(model, names)
+    before = held_values(model, names)
     try:
         with isolated(), quiet(), _lent(model, names, rank, training.seed) as (at_work, inside):
             work = Preparation(
@@ -125,8 +125,7 @@ def train_unlearner(
                     from weightsurgery.learning.adapter import factors
 
                     return {**factors(at_work, names)}
-                after = values_of(at_work, names)
-                return {name: after[name].sub_(before[name]) for name in names}
+                return {**change_since(at_work, before)}
 
             trained, notes = _train(kind, work, keeps, look, change)
             return UnlearnerResult(change(), trained, notes)

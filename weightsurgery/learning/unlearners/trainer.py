@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from transformers import TrainerCallback
 from typing_extensions import override
 
-from weightsurgery.errors import EditError
 from weightsurgery.learning.placement import any_order
+from weightsurgery.learning.sharding import called_with
 from weightsurgery.learning.trainer import StageTrainer
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.batch_outputs import BatchOutputs, BatchTotals
@@ -36,11 +35,6 @@ class UnlearningTrainer(StageTrainer):
 
     def __init__(self, unlearner: Unlearner, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if self.is_fsdp_enabled:
-            raise EditError(
-                "unlearning under FSDP: sharded weights cannot stand in for those before",
-                "Use plain torchrun or accelerate launch, with --lora-rank if memory is short.",
-            )
         # Losses here are shares of a step's: nothing is left to divide by.
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, True
         self.unlearner = unlearner
@@ -113,7 +107,7 @@ class UnlearningTrainer(StageTrainer):
         model: Any = self.model
         model.eval()
         try:
-            reference = partial(functional_call, model, dict(values), ())
+            reference = partial(called_with, model, values)
             return self.model_outputs(lambda **inputs: reference(inputs), batch)
         finally:
             model.train()

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from weightsurgery.learning.data import IGNORED, Collator, Encoded, Example
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import encode_rows, run_stage, set_values, values_of
+from weightsurgery.learning.sharding import called_with, pieces_of
+from weightsurgery.learning.stages import encode_rows, held_values, run_stage, set_values
 from weightsurgery.learning.training import EncodedRows
 from weightsurgery.learning.unlearners.losses import kl
 from weightsurgery.progress import Progress
@@ -71,9 +71,7 @@ class Preparation:
 
     def current_values(self) -> dict[str, Tensor]:
         """The trained parameters as they are now, on the device they are on."""
-        return {
-            name: self.model.get_parameter(name).detach().clone() for name in self.stage.parameters
-        }
+        return pieces_of(self.model, self.stage.parameters)
 
     def finetuned(
         self, name: str, examples: Sequence[Example], steps: int, rate: float
@@ -86,7 +84,7 @@ class Preparation:
             steps: Optimiser steps, of batches as large as the unlearner's.
             rate: AdamW's learning rate, constant.
         """
-        before = values_of(self.model, self.stage.parameters)
+        before = held_values(self.model, self.stage.parameters)
         training = replace(self.training, steps=steps, learning_rate=rate, warmup=0, extra={})
         try:
             trained = run_stage(
@@ -133,7 +131,7 @@ class Preparation:
             counted = batch.pop("labels")[:, 1:] != IGNORED
             inputs: dict[str, Any] = {**batch, "use_cache": False}
             logits = [
-                functional_call(self.model, dict(values), (), inputs).logits[:, :-1][counted]
+                called_with(self.model, values, inputs).logits[:, :-1][counted]
                 for values in (first, second)
             ]
             positions = int(counted.sum())

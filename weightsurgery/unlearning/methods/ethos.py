@@ -60,11 +60,12 @@ class Ethos(ByMerging):
     @override
     def line(cls, request: ChangeRequest) -> Line:
         from weightsurgery.algebra.negations import specific
+        from weightsurgery.learning.values import values_of
 
         threshold = request.settings["threshold"]
         task, auxiliary = vector(request, request.forget), vector(request, request.keep)
         for name, t in task.items():
             if t.ndim == 2:  # biases and norms have no singular basis
-                weights = request.model.get_parameter(name).detach().cpu() + auxiliary[name]
+                weights = values_of(request.model, [name])[name] + auxiliary[name]
                 task[name] = specific(t, weights, threshold)
         return Line(task)

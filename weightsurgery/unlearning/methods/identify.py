@@ -37,6 +37,7 @@ from weightsurgery.learning.parameters import (
 )
 from weightsurgery.learning.points import writing
 from weightsurgery.learning.settings import Training
+from weightsurgery.learning.sharding import sharding
 from weightsurgery.learning.stages import process_device, values_of, wait_for_all
 from weightsurgery.learning.training import isolated
 from weightsurgery.progress import Progress
@@ -44,6 +45,7 @@ from weightsurgery.unlearning.job import Job, Machine
 from weightsurgery.unlearning.method import Method
 from weightsurgery.unlearning.saving import MethodResult, find_and_save, workspace_of
 from weightsurgery.unlearning.sets import Sets
+from weightsurgery.unlearning.shared_plan import SharedMemory, Shares, shared_memory
 from weightsurgery.vectors.finetuned import FinetunedChange, refuse_quantised
 
 __all__ = ["Identify", "IdentifyPlan", "identify", "plan", "read_job"]
@@ -63,6 +65,7 @@ class IdentifyPlan:
         optimiser: Bytes of AdamW's two moments for the largest stage.
         originals: Bytes of the base's values that keep data need.
         disk: Bytes beside the output while work goes on, output included.
+        shared: What each process holds where several share the model.
     """
 
     mode: str
@@ -72,6 +75,7 @@ class IdentifyPlan:
     optimiser: int
     originals: int
     disk: int
+    shared: tuple[SharedMemory, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ class Identify(Method):
     @override
     def described(self, job: Job) -> dict[str, Any]:
         return {"method": asdict(self.modes), "training": asdict(self.training)}
+
+    @override
+    def shares_steps(self, job: Job) -> bool:
+        return not job.sets.keep  # of which each process draws its own
 
     def factors(self, job: Job) -> RankRule:
         """See :class:`Method`; identification writes a vector alone."""
@@ -141,6 +149,10 @@ class Identify(Method):
             optimiser=8 * largest,
             originals=4 * originals,
             disk=4 * (copies * total + 6 * largest),
+            shared=shared_memory(
+                entries,
+                Shares(job.names, rank, 1 if originals else 0),
+            ),
         )
 
     def find(self, job: Job, machine: Machine, workspace: Path) -> MethodResult:
@@ -154,7 +166,7 @@ class Identify(Method):
             self._check_space(job, root)
         with isolated(), quiet():
             literal = modes.mode == "literal"
-            model = random_model(base, training.seed) if literal else load_float32(base)
+            model = random_model(base, training.seed) if literal else load_float32(base, job.device)
             stored = parameters_of(model, base, job.names)
             names = list(stored)
             initial = values_of(model, names) if literal else {}
@@ -176,7 +188,7 @@ class Identify(Method):
                     sole_name(base, stored[n], factor): factor for n, factor in factors.items()
                 }
                 return MethodResult(by_name, summary)
-            values = values_of(model, names)
+            values = values_of(model, names, is_main())
             if not is_main():
                 return MethodResult({}, summary)
             with writing(root.parent):
@@ -244,6 +256,11 @@ def read_job(
         raise EditError(
             "keep data in mode literal: a model of random weights has nothing to keep",
             "Use --mode delta or joint.",
+        )
+    if method.mode == "literal" and sharding():
+        raise EditError(
+            "mode literal under FSDP, which shares a model as it is read: this one is drawn",
+            "Use --mode delta or joint, or run it without FSDP.",
         )
     names = tuple(selection.resolve(base.entries))
     stages_of(list(names), method)

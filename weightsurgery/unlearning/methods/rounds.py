@@ -23,6 +23,7 @@ from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import DataError, EditError
 from weightsurgery.learning.keep_span import Kept
 from weightsurgery.learning.rounds import find_change
+from weightsurgery.learning.sharding import total
 from weightsurgery.learning.watch import Rule, Watch
 from weightsurgery.surgery.workers import torch_threads
 from weightsurgery.unlearning.by_search import BySearch, Search
@@ -83,7 +84,7 @@ class InRounds(BySearch):
             watch=_watch(job, self.search),
             progress=loaded.machine.progress,
         )
-        if not any(bool(change.any()) for change in result.change.values()):
+        if not any(bool(total(change != 0)) for change in result.change.values()):
             done = "taught" if job.learning else "forgot"
             raise EditError(
                 f"nothing was found: no look {done} anything and left every validation set at"
