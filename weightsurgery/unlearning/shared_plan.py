@@ -111,11 +111,14 @@ def _by_layer(
 
 
 def _together(entries: Mapping[str, TensorEntry]) -> int:
-    """Bytes of weights that are whole at once: a layer, the next one, and the head."""
+    """Bytes of weights that are whole at once: a layer, the next one, and the head.
+
+    The embedding is whole only before there is a head.
+    """
     layers, outside = _by_layer(entries, list(entries))
     largest = max(outside, default=0)
     head = sum(outside) - (largest if outside.count(largest) > 1 else 0)
-    return max(2 * max(layers, default=0) + head, sum(outside))
+    return 2 * max(layers, default=0) + head
 
 
 def shared_text(shared: Sequence[SharedMemory], size: Callable[[int], str]) -> str:
