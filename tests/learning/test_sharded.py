@@ -20,6 +20,11 @@ from weightsurgery.vectors.saved import SavedChange
 # Of what one process changes, the share by which two may differ: float32 sums in another order.
 CLOSE = 1e-3
 
+# By name: further settings of the training, the mode, and what may differ.
+SETTINGS = {
+    "checkpointed": ({"gradient_checkpointing": True, "accumulation": 2}, "joint", CLOSE),
+    "halves": ({"precision": "bfloat16"}, "lora", 0.05),
+}
 MODES = {
     "lora": IdentifyMode("joint", lora_rank=4),
     "joint": IdentifyMode("joint"),
@@ -57,7 +62,13 @@ def changes(base, place):
     return found
 
 
-def assert_same(base, one, two):
+def trained(settings, batch):
+    """A short training."""
+    shared = batch // settings.get("accumulation", 1)
+    return Training(steps=2, learning_rate=3e-3, batch_size=shared, **settings)
+
+
+def assert_same(base, one, two, close=CLOSE):
     """Two vectors are one, and something."""
     with Checkpoint.open(base) as opened:
         single, together = changes(opened, one), changes(opened, two)
@@ -65,11 +76,11 @@ def assert_same(base, one, two):
     size = sum(float((t**2).sum()) for t in single.values()) ** 0.5
     apart = sum(float(((together[n] - t) ** 2).sum()) for n, t in single.items()) ** 0.5
     assert size > 0.05
-    assert apart < CLOSE * size
+    assert apart < close * size
 
 
 SHARED = """
-from tests.learning.test_sharded import METHODS, MODES, Training, identify, load_float32
+from tests.learning.test_sharded import METHODS, MODES, SETTINGS, identify, load_float32, trained
 from tests.learning.test_sharded import Checkpoint, MethodSettings, Sources, unlearn
 base, facts, other, unseen, out = sys.argv[1:]
 training = {"steps": 2, "learning_rate": 3e-3, "batch_size": 4}
@@ -78,7 +89,9 @@ with Checkpoint.open(base) as opened:
     held = sum(each.to_local().numel() for each in model.parameters())
     assert held < 0.51 * sum(each.numel() for each in model.parameters())
     for name, mode in MODES.items():
-        identify(base, facts, f"{out}/{name}", Training(**training), mode, device="cpu")
+        identify(base, facts, f"{out}/{name}", trained({}, 4), mode, device="cpu")
+    for name, (settings, mode, _) in SETTINGS.items():
+        identify(base, facts, f"{out}/{name}", trained(settings, 4), MODES[mode], device="cpu")
     for name, (method, settings, rank) in METHODS.items():
         how = MethodSettings(method, settings, training, lora_rank=rank)
         sources = Sources([facts], [other], unseen=[unseen])
@@ -91,10 +104,12 @@ def test_two_processes_with_a_half_each_train_one_vector(places, tmp_path):
     assert done.returncode == 0, done.stderr
     base, facts, other, unseen = places
     training = {"steps": 2, "learning_rate": 3e-3, "batch_size": 8}
-    for name, mode in MODES.items():
-        identify(base, facts, tmp_path / "one" / name, Training(**training), mode)
-        assert_same(base, tmp_path / "one" / name, tmp_path / "two" / name)
-        assert read_record(tmp_path / "two" / name).parameters["processes"] == 2
+    runs = {name: ({}, name, CLOSE) for name in MODES} | SETTINGS
+    for name, (settings, mode, close) in runs.items():
+        one, two = (tmp_path / each / name for each in ("one", "two"))
+        identify(base, facts, one, trained(settings, 8), MODES[mode])
+        assert_same(base, one, two, close)
+        assert read_record(two).parameters["processes"] == 2
     with Checkpoint.open(base) as opened:
         sources = Sources([str(facts)], [str(other)], unseen=[str(unseen)])
         for name, (method, settings, rank) in METHODS.items():
@@ -105,7 +120,7 @@ def test_two_processes_with_a_half_each_train_one_vector(places, tmp_path):
     whole, edited = read_tensors(base), read_tensors(tmp_path / "two" / "kga")
     assert any(not torch.equal(whole[name], edited[name]) for name in whole)
     left = {path.name for path in (tmp_path / "two").iterdir()}
-    assert left == {*MODES, *METHODS, *(f"{name}.vector" for name in METHODS)}
+    assert left == {*runs, *METHODS, *(f"{name}.vector" for name in METHODS)}
 
 
 STOPPED = """
