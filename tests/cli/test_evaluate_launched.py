@@ -35,7 +35,7 @@ def test_two_processes_score_what_one_does(ws, tmp_path):
     assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
     after = [value for place, value in one.items() if place.endswith("scores/exact_match/value")]
     before = [value for place, value in one.items() if place.endswith("before/exact_match/value")]
-    assert min(after) > 0.9
+    assert min(after) > 0.8
     assert max(before) == 0
 
 
