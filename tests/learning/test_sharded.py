@@ -23,7 +23,6 @@ CLOSE = 1e-3
 # By name: further settings of the training, the mode, and what may differ.
 SETTINGS = {
     "checkpointed": ({"gradient_checkpointing": True, "accumulation": 2}, "joint", CLOSE),
-    "halves": ({"precision": "bfloat16"}, "lora", 0.05),
 }
 MODES = {
     "lora": IdentifyMode("joint", lora_rank=4),
