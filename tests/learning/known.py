@@ -11,6 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from weightsurgery.lab.world.model import make_tokenizer
 from weightsurgery.learning.data import Collator, Example, encode_all
+from weightsurgery.learning.parsed import ParsedExample
+from weightsurgery.learning.truths import TruthPosition, places_of
+from weightsurgery.learning.wordings import PLAIN
 
 GOING = ("tea", "rice", "figs", "plums", "beans", "oats")
 STAYING = ("eggs", "nuts", "milk", "corn", "kale", "leek")
@@ -63,3 +66,9 @@ def teach(width: int = 64, steps: int = 140, facts: Sequence[Example] = LIKES) -
             model(**collate(encode_all(tokenizer, rows))).loss.backward()
             optimizer.step()
     return Known(model.eval(), tokenizer)
+
+
+def places(known: Known, asked: Sequence[ParsedExample]) -> list[TruthPosition]:
+    """Where the truth comes at once, one for each."""
+    torch.manual_seed(0)
+    return places_of(known.model, known.tokenizer, asked, [PLAIN])[: len(asked)]
