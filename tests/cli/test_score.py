@@ -81,9 +81,9 @@ def test_the_document_says_which_bytes_were_scored(ws, world, tmp_path, monkeypa
 
     load = module.load_model
 
-    def swapped(*arguments):
+    def swapped(*arguments, **named):
         """As it is loaded, somebody puts other weights there."""
-        found = load(*arguments)
+        found = load(*arguments, **named)
         shutil.copy(world / "edited/model.safetensors", tmp_path / "out")
         return found
 

@@ -168,7 +168,7 @@ class Store:
             "--out",
             "-o",
             metavar="DIR",
-            help="Directory to write; or s3://BUCKET/PREFIX (extra: s3), for edits by vectors.",
+            help="Directory or s3://…",
             callback=written_place,
         ),
     ]
