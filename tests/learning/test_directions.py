@@ -21,7 +21,7 @@ def material(known):
     with isolated():
         torch.manual_seed(0)
         settings = ByNeighbours(wordings=0, neighbours=8, texts=12, k=64)
-        return gather(known.model, known.tokenizer, FORGET, [REST[:6]], settings)
+        return gather(known.model, known.tokenizer, FORGET, [REST[:6]], (), settings)
 
 
 def names(model):

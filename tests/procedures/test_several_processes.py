@@ -15,11 +15,12 @@ from weightsurgery.procedures.attack import attack_relearn
 def test_an_edit_from_data_is_for_one_process(several, tmp_path, monkeypatch):
     base = save(tiny("llama"), tmp_path / "base")
     sources = unlearn.Sources((str(write(tmp_path / "data.jsonl", FACTS)),))
+    out = unlearn.Output(tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2" if several else "1")
     monkeypatch.setenv("RANK", "0")
     with Checkpoint.open(base) as opened:
         if not several:
-            assert unlearn.plan(opened, sources, tmp_path / "out", unlearn.Search(), device="cpu")
+            assert unlearn.plan(opened, sources, out, unlearn.Search(), device="cpu")
             return
         with pytest.raises(EditError, match="ws project from data sets in 2 processes"):
             unlearn.unlearn(opened, sources, tmp_path / "out", unlearn.Search(), device="cpu")
@@ -29,14 +30,15 @@ def test_an_edit_from_data_is_for_one_process(several, tmp_path, monkeypatch):
 def test_a_search_by_neighbours_is_for_one_process(tmp_path, monkeypatch):
     base = save(tiny("llama"), tmp_path / "base")
     sources = unlearn.Sources((str(write(tmp_path / "data.jsonl", FACTS)),))
+    out = unlearn.Output(tmp_path / "out")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with Checkpoint.open(base) as opened:
-        planned = unlearn.plan(opened, sources, tmp_path / "out", unlearn.Search(), device="cpu")
+        planned = unlearn.plan(opened, sources, out, unlearn.Search(), device="cpu")
         assert [each.processes for each in planned.shared] == [2]
         how = unlearn.Search(neighbours=ByNeighbours())
         with pytest.raises(EditError, match="objective neighbours under FSDP"):
-            unlearn.plan(opened, sources, tmp_path / "out", how, device="cpu")
+            unlearn.plan(opened, sources, out, how, device="cpu")
 
 
 def test_an_attack_is_for_one_process(tmp_path, monkeypatch):
