@@ -35,7 +35,7 @@ class KilledOnce(Negate):
 
 @dataclass(frozen=True)
 class StuckOn(Negate):
-    """The first task on one node never ends by itself."""
+    """The first task on one node goes on until there is MARKER.end."""
 
     marker: str = ""
     node: str = ""
@@ -44,6 +44,6 @@ class StuckOn(Negate):
         import ray
 
         if ray.get_runtime_context().get_node_id() == self.node and first(self.marker):
-            while Path(self.marker).exists():
+            while not Path(f"{self.marker}.end").exists():
                 time.sleep(0.05)
         return super().prepare(base, name, device)
