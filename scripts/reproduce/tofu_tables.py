@@ -81,7 +81,7 @@ def _figures(score: Mapping[str, Any]) -> list[str]:
         f"{forget['extraction_strength']:.3f}",
         f"{forget['exact_memorisation']:.3f}",
         f"{score['membership']['min_k']:.3f}",
-        "–" if leak is None else f"{leak:.0f}",
+        "–" if leak is None else f"{round(leak)}",
         "–" if fluency is None else f"{fluency:.1f}",
     ]
 

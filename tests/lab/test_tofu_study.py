@@ -248,3 +248,17 @@ def test_tables_and_picture(tmp_path):
     assert "| poor 2 |  |  | failed: reason |" in lines
     tofu_tables.draw(found, tmp_path / "frontier.svg")
     assert "model utility" in (tmp_path / "frontier.svg").read_text()
+
+
+def test_the_tables_in_the_readme_are_those_of_the_results():
+    folder = Path(tofu_tables.__file__).parent
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    kept = sorted((folder / "results/tofu").glob("*.json"))
+    assert kept
+    for file in kept:
+        scored, _ = tofu_tables.render(json.loads(file.read_text())).split(
+            "Forget quality: p-value"
+        )
+        rows = [line for line in scored.splitlines() if line.startswith("|")]
+        assert len(rows) > 4
+        assert all(row in text for row in rows), file.name
