@@ -1,5 +1,7 @@
 """What is published of the yardstick is what the results beside it give, line by line."""
 
+import json
+import sys
 from pathlib import Path
 
 from weightsurgery.lab.bench.cost_tables import by_variant
@@ -8,6 +10,10 @@ from weightsurgery.lab.bench.results import read_bench
 from weightsurgery.lab.bench.tables import bench_tables, markdown, variant_tables
 
 PLACE = Path(__file__).parents[2] / "scripts" / "reproduce"
+sys.path.insert(0, str(PLACE))
+
+import tofu_tables  # noqa: E402
+
 ABOUT = {name: method.about for name, method in {**FORGETTING, **LEARNING}.items()}
 
 
@@ -17,6 +23,8 @@ def test_every_published_table_is_what_the_results_give():
     groups = [variant_tables(widths, ABOUT)]
     groups += [bench_tables(found, ABOUT) for found in results.values()]
     given = {line for tables in groups for each in tables for line in markdown(each).splitlines()}
+    for file in PLACE.glob("results/tofu/*.json"):
+        given |= set(tofu_tables.render(json.loads(file.read_text())).splitlines())
     page = (PLACE / "README.md").read_text(encoding="utf-8").splitlines()
     published = [line for line in page if line.startswith("|")]
     assert len(published) > 150
