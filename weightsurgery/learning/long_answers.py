@@ -124,21 +124,19 @@ class LongAnswers:
         """
         reading = [*place.before, *place.truth]
         answer = str(self._tokenizer.decode(list(place.truth)))
-        drawn = [self._stranger(example, place, answer) for _ in range(self._draws)]
-        maps = [_aligned(reading, len(place.before), read) for read, _ in drawn]
-        rows = [
-            (read[:-1], len(read) - 1 - min(places.values()))
-            for (read, _), places in zip(drawn, maps, strict=True)
-            if places
-        ]
+        strangers = []
+        for _ in range(self._draws):
+            read, back = self._stranger(example, place, answer)
+            if places := _aligned(reading, len(place.before), read):
+                strangers.append((read, back, places))
         own = self._read([(place.read, len(place.truth))])[0]
+        rows = [(read[:-1], len(read) - 1 - min(at.values())) for read, _, at in strangers]
         with damaged(self._model, self._names):
             # A word on which strangers have nothing to say is as the damaged model says.
             base, *theirs = self._read([(place.read, len(place.truth)), *rows])
         truth = torch.tensor(place.truth)[:, None]
         total, logs, counts = torch.zeros_like(own), torch.zeros(len(own)), torch.zeros(len(own))
-        pairs = [pair for pair in zip(drawn, maps, strict=True) if pair[1]]
-        for ((read, back), places), probabilities in zip(pairs, theirs, strict=True):
+        for (read, back, places), probabilities in zip(strangers, theirs, strict=True):
             first = len(read) - 1 - len(probabilities)
             for at, there in places.items():
                 row = _read_back(probabilities[there - first], back)
@@ -148,8 +146,8 @@ class LongAnswers:
         none = counts == 0
         total[none], counts[none] = base[none], 1
         logs[none] = base[none].gather(1, truth[none])[:, 0].clamp_min(_SMALLEST).log()
-        strangers, wanted = total / counts[:, None], (logs / counts).exp()
-        return self._judged(example.prompt, place, own, strangers, wanted)
+        mean, wanted = total / counts[:, None], (logs / counts).exp()
+        return self._judged(example.prompt, place, own, mean, wanted)
 
     def _judged(
         self, prompt: str, place: TruthPosition, own: Tensor, strangers: Tensor, wanted: Tensor
