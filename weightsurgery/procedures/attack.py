@@ -105,14 +105,7 @@ def attack_relearn(
         checkpoint, forget, keep, against, reference, metrics, n, together, resamples
     )
     sets, attackers, trained_on = _dealt(whole_sets, len(forget), train, fraction, seed)
-    scores = AttackScores(
-        sets,
-        partial(
-            score, names=choose(metrics), n=n, batch_size=together, require_end=require_end,
-            progress=progress,
-        ),
-        _yardstick(reference, sets, together, device, progress),
-    )  # fmt: skip
+    scores = _scores(sets, reference, metrics, n, require_end, together, device, progress)
 
     def attacked(name: str) -> States:
         model, tokenizer = load_model(sets.directories[name], device, device_map)
@@ -205,14 +198,7 @@ def attack_quantize(
     if not chosen:
         raise EditError("no way to quantise", f"Choose from {', '.join(ROUNDINGS)}.")
     sets = _checked(checkpoint, forget, keep, against, reference, metrics, n, batch_size, resamples)
-    scores = AttackScores(
-        sets,
-        partial(
-            score, names=choose(metrics), n=n, batch_size=batch_size, require_end=require_end,
-            progress=progress,
-        ),
-        _yardstick(reference, sets, batch_size, device, progress),
-    )  # fmt: skip
+    scores = _scores(sets, reference, metrics, n, require_end, batch_size, device, progress)
     layers: list[int] = []
 
     def attacked(name: str) -> States:
@@ -305,16 +291,25 @@ def _dealt(
     return sets.divided(drawn), attackers, numbers
 
 
-def _yardstick(
-    reference: str | Path | None,
+def _scores(
     sets: ScoredSets,
+    reference: str | Path | None,
+    metrics: Sequence[str],
+    n: int,
+    require_end: bool,
     batch_size: int,
     device: str,
     progress: Progress | None,
-) -> Yardstick | None:
-    if reference is None:
-        return None
-    return Yardstick.read(reference, sets, batch_size, device, progress)
+) -> AttackScores:
+    """What every state is scored by; a reference answers here, before a model is attacked."""
+    yardstick = None
+    if reference is not None:
+        yardstick = Yardstick.read(reference, sets, batch_size, device, progress)
+    score_rows = partial(
+        score, names=choose(metrics), n=n, batch_size=batch_size, require_end=require_end,
+        progress=progress,
+    )  # fmt: skip
+    return AttackScores(sets, score_rows, yardstick)
 
 
 def _text(path: str | Path | None) -> str | None:
