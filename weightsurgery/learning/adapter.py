@@ -20,7 +20,7 @@ from weightsurgery.algebra.lowrank import LowRank, recompress
 from weightsurgery.errors import EditError, UnsupportedCheckpointError
 from weightsurgery.learning.models import quiet
 
-__all__ = ["attach", "factors"]
+__all__ = ["attach", "factors", "take_off"]
 
 _NAME = "default"
 
@@ -85,6 +85,18 @@ def attach(
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where Conv1D and Linear meet, peft sets each right
         return get_peft_model(model, config)
+
+
+def take_off(adapted: Any, model: PreTrainedModel) -> None:
+    """Take peft's layers, and what else it leaves on a model, off again.
+
+    Args:
+        adapted: What peft made of the model, trained or not.
+        model: The model.
+    """
+    adapted.unload()
+    for trace in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(trace, None)
 
 
 def factors(adapted: Any, names: Collection[str]) -> dict[str, LowRank]:

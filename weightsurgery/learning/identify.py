@@ -30,21 +30,13 @@ from weightsurgery.errors import EditError
 from weightsurgery.learning.data import Collator, Example, padding_token
 from weightsurgery.learning.method import IdentifyMode, Stage, stages_of
 from weightsurgery.learning.models import quiet
-from weightsurgery.learning.parameters import (
-    entries_of,
-)
+from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
 from weightsurgery.learning.sharding import whole
-from weightsurgery.learning.stages import (
-    change_since,
-    encode_rows,
-    held_values,
-    is_main,
-    run_stages,
-    set_values,
-)
+from weightsurgery.learning.stages import encode_rows, is_main, run_stages
 from weightsurgery.learning.training import EncodedRows, Trained, isolated
+from weightsurgery.learning.values import change_since, require_float32, restored
 from weightsurgery.progress import Progress
 
 __all__ = ["ALL_LINEAR", "DELTA", "JOINT", "adapted", "as_rows", "is_main", "train", "train_vector"]
@@ -91,28 +83,15 @@ def train_vector(
     if method.mode == "literal":
         raise EditError("mode literal in memory: it needs a model of its own", "Use identify().")
     names = list(selection.resolve(entries_of(model)))
-    for name in names:
-        if model.get_parameter(name).dtype != torch.float32:
-            raise EditError(
-                f"{name!r} is {model.get_parameter(name).dtype}: small steps would be rounded away",
-                "Load the model in float32.",
-            )
-    device, was_training = model.device, model.training
-    thawed = {name: each.requires_grad for name, each in model.named_parameters()}
-    before = held_values(model, names)
-    try:
+    require_float32(model, names)
+    device = model.device
+    with restored(model, names) as before:
         with isolated(), quiet():
             rows, retain = as_rows(model, tokenizer, examples, keep, validation, training, method)
             _, factors = train(model, names, rows, training, method, device, retain, None, progress)
         if factors is None:
             return {name: whole(each).cpu() for name, each in change_since(model, before).items()}
         return {name: each.matrix() for name, each in factors.items()}
-    finally:
-        set_values(model, before)
-        model.train(was_training)
-        for name, parameter in model.named_parameters():
-            # Interrupted while an adapter goes in, it has names that were not there before.
-            parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
 
 
 def as_rows(
@@ -196,13 +175,10 @@ def adapted(
         alpha: The change is ``alpha / rank · B A``.
         seed: Of the first ``A``.
     """
-    from weightsurgery.learning.adapter import attach  # peft takes seconds to import
+    from weightsurgery.learning.adapter import attach, take_off  # peft takes seconds to import
 
     with_adapter = attach(model, names, rank, alpha, seed)
     try:
         yield with_adapter
     finally:
-        with_adapter.unload()
-        # What peft leaves on a model it once adapted.
-        for trace in ("peft_config", "_hf_peft_config_loaded"):
-            model.__dict__.pop(trace, None)
+        take_off(with_adapter, model)

@@ -38,9 +38,10 @@ from weightsurgery.learning.models import quiet
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.placement import share_of
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import change_since, encode_rows, held_values, set_values
+from weightsurgery.learning.stages import encode_rows
 from weightsurgery.learning.strangers import answered, halves
 from weightsurgery.learning.training import EncodedRows, Trained, isolated, train_stage
+from weightsurgery.learning.values import change_since, held_values, require_float32, restored
 from weightsurgery.learning.watch import Watch
 from weightsurgery.progress import Progress
 from weightsurgery.suggestions import one_of
@@ -168,62 +169,44 @@ def find_change(
             "Look more often, or take more steps.",
         )
     names = _matrices(model, selection)
-    before = held_values(model, names)
-    was_training = model.training
-    thawed = {name: each.requires_grad for name, each in model.named_parameters()}
     losses: list[tuple[float, float]] = []
-    try:
-        with isolated(), quiet():
-            torch.manual_seed(settings.seed)
-            rows = _rows(model, tokenizer, examples, settings, progress)
-            texts = keep_texts(tokenizer, examples, kept, settings.prompts, settings.seed)
-            if watch is not None:
-                watch.begin(model, tokenizer, names)
-            for number in range(settings.rounds):
-                inside = confinements(
-                    model, tokenizer, texts, kept, settings.epsilon, names, progress
-                )
-                training = Training(
-                    steps=settings.steps,
-                    learning_rate=settings.rate,
-                    batch_size=share_of(settings.batch_size),
-                    seed=settings.seed + number,
-                )
-                taken = number * settings.steps
-                if settings.objective == "negate":
-                    trained = _take_away(
-                        model, rows, inside, training, settings.round_scale, progress
-                    )
-                    ended = watch is not None and watch.look(taken + settings.steps)
-                else:
-                    ended, trained = _train(model, rows, inside, training, watch, taken, progress)
-                losses.append((trained.first_loss, trained.last_loss))
-                if ended:
-                    break
-            if watch is not None:
-                watch.finish()
+    with restored(model, names) as before, isolated(), quiet():
+        torch.manual_seed(settings.seed)
+        rows = _rows(model, tokenizer, examples, settings, progress)
+        texts = keep_texts(tokenizer, examples, kept, settings.prompts, settings.seed)
+        if watch is not None:
+            watch.begin(model, tokenizer, names)
+        for number in range(settings.rounds):
+            inside = confinements(model, tokenizer, texts, kept, settings.epsilon, names, progress)
+            training = Training(
+                steps=settings.steps,
+                learning_rate=settings.rate,
+                batch_size=share_of(settings.batch_size),
+                seed=settings.seed + number,
+            )
+            taken = number * settings.steps
+            if settings.objective == "negate":
+                trained = _take_away(model, rows, inside, training, settings.round_scale, progress)
+                ended = watch is not None and watch.look(taken + settings.steps)
+            else:
+                ended, trained = _train(model, rows, inside, training, watch, taken, progress)
+            losses.append((trained.first_loss, trained.last_loss))
+            if ended:
+                break
+        if watch is not None:
+            watch.finish()
         change = change_since(model, before)
         return RoundsResult(change, losses, [] if watch is None else watch.history)
-    finally:
-        set_values(model, before)
-        model.train(was_training)
-        for name, parameter in model.named_parameters():
-            # Interrupted while an adapter goes in, it has names that were not there before.
-            parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
 
 
 def _matrices(model: PreTrainedModel, selection: Selection) -> list[str]:
     """The selected matrices; vectors (norms, biases) stay as they are."""
     layers = linear_inputs(model)
     names = []
-    for name in selection.resolve(entries_of(model)):
-        parameter = model.get_parameter(name)
-        if parameter.dtype != torch.float32:
-            raise EditError(
-                f"{name!r} is {parameter.dtype}: small steps would be rounded away",
-                "Load the model in float32.",
-            )
-        if parameter.ndim < 2:
+    selected = list(selection.resolve(entries_of(model)))
+    require_float32(model, selected)
+    for name in selected:
+        if model.get_parameter(name).ndim < 2:
             continue
         if name not in layers:
             raise MismatchError(

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import EditError, SelectionError, UnsupportedCheckpointError
+from weightsurgery.learning.adapter import take_off
 from weightsurgery.learning.data import Collator, Example, padding_token
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import quiet
@@ -35,6 +36,7 @@ from weightsurgery.learning.settings import Training
 from weightsurgery.learning.sharding import whole
 from weightsurgery.learning.stages import encode_rows, run_stages
 from weightsurgery.learning.training import EncodedRows, isolated
+from weightsurgery.learning.values import restored
 from weightsurgery.progress import Progress
 
 __all__ = ["attached", "folded", "train_scaling"]
@@ -74,25 +76,19 @@ def train_scaling(
     if not examples:
         raise EditError("no examples to learn from", "Give at least one.")
     chosen = list((selection or Selection("all-linear")).resolve(entries_of(model)))
-    was_training = model.training
-    try:
-        with isolated(), quiet(), attached(model, chosen) as adapted:
-            collate = Collator(padding_token(tokenizer))
-            rows = EncodedRows(
-                encode_rows(model, tokenizer, examples, training.max_length), collate
-            )
-            vectors = [name for name, each in adapted.named_parameters() if each.requires_grad]
-            run_stages(
-                adapted,
-                [Stage("scaling vectors", tuple(vectors))],
-                rows,
-                training,
-                device=model.device,
-                progress=progress,
-            )
-            return folded(adapted)
-    finally:
-        model.train(was_training)
+    with isolated(), quiet(), attached(model, chosen) as adapted:
+        collate = Collator(padding_token(tokenizer))
+        rows = EncodedRows(encode_rows(model, tokenizer, examples, training.max_length), collate)
+        vectors = [name for name, each in adapted.named_parameters() if each.requires_grad]
+        run_stages(
+            adapted,
+            [Stage("scaling vectors", tuple(vectors))],
+            rows,
+            training,
+            device=model.device,
+            progress=progress,
+        )
+        return folded(adapted)
 
 
 @contextmanager
@@ -135,20 +131,14 @@ def attached(model: PreTrainedModel, names: Sequence[str]) -> Iterator[Any]:
         fan_in_fan_out=any(isinstance(model.get_submodule(each), Conv1D) for each in targets),
         task_type="CAUSAL_LM",
     )
-    thawed = {name: each.requires_grad for name, each in model.named_parameters()}
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft asks transformers by an old name
-        adapted = get_peft_model(model, config)
-    try:
-        yield adapted
-    finally:
-        adapted.unload()
-        # What peft leaves on a model it once adapted.
-        for trace in ("peft_config", "_hf_peft_config_loaded"):
-            model.__dict__.pop(trace, None)
-        for name, parameter in model.named_parameters():
-            # Interrupted while an adapter goes in, it has names that were not there before.
-            parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
+    with restored(model):
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft asks transformers by an old name
+            adapted = get_peft_model(model, config)
+        try:
+            yield adapted
+        finally:
+            take_off(adapted, model)
 
 
 @torch.no_grad()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
+from weightsurgery.errors import EditError
 from weightsurgery.learning.sharding import assign, is_sharded, pieces_of, resharded, whole
 
-__all__ = ["change_since", "held_values", "set_values", "values_of"]
+__all__ = [
+    "change_since",
+    "held_values",
+    "require_float32",
+    "restored",
+    "set_values",
+    "values_of",
+]
 
 
 def values_of(
@@ -50,3 +59,43 @@ def set_values(model: PreTrainedModel, values: Mapping[str, torch.Tensor]) -> No
     resharded(model)
     for name, value in values.items():
         assign(model.get_parameter(name), value)
+
+
+@contextmanager
+def restored(
+    model: PreTrainedModel, names: Collection[str] = ()
+) -> Iterator[dict[str, torch.Tensor]]:
+    """A context in which a model is trained; in the end it is as before, also after an error.
+
+    Args:
+        model: Its mode and what of it takes gradients are put back.
+        names: Parameters whose values are put back too.
+
+    Yields:
+        These values, as of :func:`held_values`.
+    """
+    before = held_values(model, names)
+    training = model.training
+    takes_gradients = {name: each.requires_grad for name, each in model.named_parameters()}
+    try:
+        yield before
+    finally:
+        set_values(model, before)
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            # Interrupted while an adapter goes in, it has names that were not there before.
+            parameter.requires_grad_(takes_gradients.get(name, parameter.requires_grad))
+
+
+def require_float32(model: PreTrainedModel, names: Collection[str]) -> None:
+    """Refuse to train other weights.
+
+    Raises:
+        EditError: A parameter is not float32.
+    """
+    for name in names:
+        if (dtype := model.get_parameter(name).dtype) != torch.float32:
+            raise EditError(
+                f"{name!r} is {dtype}: small steps would be rounded away",
+                "Load the model in float32.",
+            )

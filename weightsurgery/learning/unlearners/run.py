@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from weightsurgery.algebra.lowrank import LowRank
@@ -22,11 +21,11 @@ from weightsurgery.learning.models import PreTrainedModel, PreTrainedTokenizerBa
 from weightsurgery.learning.parameters import entries_of
 from weightsurgery.learning.retain import Retain
 from weightsurgery.learning.settings import Training
-from weightsurgery.learning.stages import change_since, held_values, set_values
 from weightsurgery.learning.training import Trained, isolated, train_stage
 from weightsurgery.learning.unlearners.base import Unlearner
 from weightsurgery.learning.unlearners.trainer import UnlearningTrainer
 from weightsurgery.learning.unlearners.work import Preparation
+from weightsurgery.learning.values import change_since, require_float32, restored
 from weightsurgery.progress import Progress
 
 __all__ = ["Look", "UnlearnerResult", "train_unlearner"]
@@ -103,38 +102,29 @@ def train_unlearner(
     _check(kind, forget, keep if keeps else None, unseen)
     names = list((selection or Selection("all-linear")).resolve(entries_of(model)))
     names = kind.parameters(model, names, settings, chosen)
-    for name in names:
-        if model.get_parameter(name).dtype != torch.float32:
-            raise EditError(
-                f"{name!r} is {model.get_parameter(name).dtype}: small steps would be rounded away",
-                "Load the model in float32.",
-            )
+    require_float32(model, names)
     rank = lora_rank if lora_rank is not None else kind.adapter_rank
-    was_training, thawed = model.training, {n: p.requires_grad for n, p in model.named_parameters()}
-    before = held_values(model, names)
-    try:
-        with isolated(), quiet(), _lent(model, names, rank, training.seed) as (at_work, inside):
-            work = Preparation(
-                at_work, tokenizer, Stage(kind.__name__, inside), forget, keep, unseen, training,
-                settings, model.device, Collator(padding_token(tokenizer)), progress=progress,
-                workspace=workspace,
-            )  # fmt: skip
+    with (
+        restored(model, names) as before,
+        isolated(),
+        quiet(),
+        _lent(model, names, rank, training.seed) as (at_work, inside),
+    ):
+        work = Preparation(
+            at_work, tokenizer, Stage(kind.__name__, inside), forget, keep, unseen, training,
+            settings, model.device, Collator(padding_token(tokenizer)), progress=progress,
+            workspace=workspace,
+        )  # fmt: skip
 
-            def change() -> Change:
-                if rank is not None:
-                    from weightsurgery.learning.adapter import factors
+        def change() -> Change:
+            if rank is not None:
+                from weightsurgery.learning.adapter import factors
 
-                    return {**factors(at_work, names)}
-                return {**change_since(at_work, before)}
+                return {**factors(at_work, names)}
+            return {**change_since(at_work, before)}
 
-            trained, notes = _train(kind, work, keeps, look, change)
-            return UnlearnerResult(change(), trained, notes)
-    finally:
-        set_values(model, before)
-        model.train(was_training)
-        for name, parameter in model.named_parameters():
-            # Interrupted while an adapter goes in, it has names that were not there before.
-            parameter.requires_grad_(thawed.get(name, parameter.requires_grad))
+        trained, notes = _train(kind, work, keeps, look, change)
+        return UnlearnerResult(change(), trained, notes)
 
 
 def _check(
