@@ -189,7 +189,8 @@ class Study:
     def commands(self, system: System, values: Sequence[str]) -> list[list[str]]:
         """A system's command for each value; the vectors that it takes are trained."""
         places = {
-            "base": self.model, "forget": self.file("forget"), "keep": self.file("keep"),
+            "base": self.model, "untaught": self.base,
+            "forget": self.file("forget"), "keep": self.file("keep"),
             "steps": self.size.steps, "seed": self.seed,
         }  # fmt: skip
         for role in ("forget", "keep"):

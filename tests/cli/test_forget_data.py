@@ -11,7 +11,7 @@ import yaml
 
 from tests.conftest import snapshot
 from tests.learning.known import FORGET, REST
-from tests.learning.tiny import write
+from tests.learning.tiny import byte_tokenizer, write
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.errors import EditError
 from weightsurgery.learning.guard import added
@@ -28,6 +28,11 @@ def place(known, tmp_path_factory):
     name = "model.layers.0.mlp.up_proj.weight"
     with added(known.model, {name: 0.01 * torch.ones_like(known.model.get_parameter(name))}):
         known.model.save_pretrained(root / "tuned")
+    torch.manual_seed(3)
+    type(known.model)(known.model.config).save_pretrained(root / "fresh")
+    known.tokenizer.save_pretrained(root / "fresh")
+    known.model.save_pretrained(root / "otherwise")
+    byte_tokenizer().save_pretrained(root / "otherwise")
     write(root / "forget.jsonl", FORGET)
     write(root / "rest.jsonl", REST)
     write(root / "more.jsonl", [*REST[1:], REST[0]][:2])
@@ -153,17 +158,51 @@ def test_an_option_of_one_objective_alone_chooses_it(ws, here, command, other, e
     (["--objective", "negate", "--neighbours", "1"], "--neighbours"),
     (["--objective", "negate", "--keep-weight", "1"], "--keep-weight"),
     (["--objective", "strangers", "--whole-answers"], "--whole-answers"),
+    (["--objective", "negate", "--never-knew", "tuned"], "--never-knew"),
+    (["--never-knew", "nowhere"], "nowhere"), (["--never-knew", "otherwise"], "other tokens"),
+    (["--never-knew", "base", "--allow-harm", *BRIEF], "as sure of every answer"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(ws, here, extra, said):
     assert said in ws.refused(*PROJECT, "-o", "out", *extra)[0]
     assert not Path("out").exists()
 
 
+def test_what_a_model_says_that_never_knew_is_an_input(ws, here):
+    """It is in the plan, the record and the recipe; with another one it is another edit."""
+    common = [*PROJECT, *BRIEF, "--allow-harm", "--budget", "9", "-o", "out"]
+    command = [*common, "--never-knew", "fresh"]
+    plain, _ = ws.done(*common, "--dry-run")
+    planned, _ = ws.done(*command, "--dry-run")
+    assert "that never knew" not in plain
+    assert "that never knew" in planned
+    ws.done(*command)
+    for place in ("out", "out.vector"):
+        record = json.loads(Path(place, "weightsurgery.json").read_text())
+        if place == "out.vector":
+            read = record["inputs"]["never_knew"]
+            assert read["name"] == "fresh"
+            assert "model.safetensors" in read["files"]
+    first = files("out")
+    recipe, _ = ws.done("run", "--from", "out")
+    told = yaml.safe_load(recipe)
+    assert told["never-knew"] == "fresh"
+    assert "model.safetensors" in told["inputs"]["never-knew"]
+    Path("r.yaml").write_text(recipe)
+    _, said = ws.done("run", "r.yaml", "-o", "again")
+    assert "files came out as the recipe has them" in said
+    # A killed run of this one is not gone on with for that one.
+    ws.done(*common, "--overwrite")
+    assert files("out") != first
+    what, _ = ws.refused("learn", "base", "--task", "forget.jsonl", "--never-knew", "fresh",
+                         "-o", "learned")  # fmt: skip
+    assert "ws learn" in what
+
+
 def test_options_of_training_are_refused_with_a_vector(ws, here):
     plain = ["project", "base", "--forget", "tuned", "--keep", "tuned", "-o", "out"]
     for extra in (["--wordings", "1"], ["--neighbours", "1"], ["--keep-weight", "1"],
                   ["--lora-rank", "1"], ["--budget", "1"], ["--allow-harm"],
-                  ["--whole-answers"]):  # fmt: skip
+                  ["--whole-answers"], ["--never-knew", "base"]):  # fmt: skip
         what, _ = ws.refused(*plain, *extra)
         assert extra[0] in what
         assert "with a vector" in what
@@ -208,6 +247,9 @@ def test_the_help_tells_the_defaults_as_they_are():
     whole = replace(data, whole_answers=True)
     found = whole.search(False, "neighbours", None, 7, None, rank)
     assert found.neighbours.whole_answers
+    assert found.neighbours.training == replace(WHOLE, seed=7)
+    beside = replace(data, never_knew="fresh")
+    found = beside.search(False, "neighbours", None, 7, None, rank)
     assert found.neighbours.training == replace(WHOLE, seed=7)
     with pytest.raises(EditError, match="which learns answers whole"):
         whole.search(True, "neighbours", None, 7, None, rank)

@@ -34,6 +34,7 @@ _KNOWN = {
         "lora_rank",
         "draws",
         "whole_answers",
+        "never_knew",
     ),
     "strangers": (*_ROUNDS, "draws"),
     "negate": (*_ROUNDS, "round_scale"),
@@ -116,11 +117,20 @@ class FromData:
             " longer, and ordinary language suffers more: see --budget."
         ),
     ] = False
+    never_knew: Annotated[
+        str | None,
+        _option(
+            metavar="CKPT",
+            help="A checkpoint that never knew what is to be forgotten, such as the one that this"
+            " one was tuned from: its predictions take the place of strangers', all along every"
+            " answer.",
+        ),
+    ] = None
     keep_weight: Annotated[
         float | None,
         _option(
             help="Weight of what is to stay beside what is to go. Default: 60; 100 with"
-            " --whole-answers; 10 to learn."
+            " --whole-answers or --never-knew; 10 to learn."
         ),
     ] = None
     lora_rank: Annotated[
@@ -222,9 +232,10 @@ class FromData:
                 one_of(objective, allowed),
             )
         self._check(objective, allowed)
-        if learning and self.whole_answers:
+        if learning and (self.whole_answers or self.never_knew):
+            name = "--whole-answers" if self.whole_answers else "--never-knew"
             raise EditError(
-                "--whole-answers with 'ws learn', which learns answers whole",
+                f"{name} with 'ws learn', which learns answers whole, as they are given",
                 "Leave it out.",
             )
         guarded: dict[str, Any] = {
@@ -250,7 +261,8 @@ class FromData:
         from weightsurgery.learning.forget import ByNeighbours
         from weightsurgery.learning.forgetting import LEARNING, WHOLE, Forgetting
 
-        training = LEARNING if learning else WHOLE if self.whole_answers else Forgetting()
+        whole = self.whole_answers or self.never_knew is not None
+        training = LEARNING if learning else WHOLE if whole else Forgetting()
         training = replace(training, **{**self._given(Forgetting), "seed": seed})
         rank = {} if self.lora_rank is None else {"rank": self.lora_rank}
         return ByNeighbours(training, **{**self._given(ByNeighbours), **rank})

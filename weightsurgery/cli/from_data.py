@@ -89,6 +89,7 @@ def edit_from_data(
         tuple(share.keep or ()),
         data.validation_target,
         tuple(data.validation_keep or ()),
+        never_knew=data.never_knew,
         **given.fit.policies,
     )
     selection = given.which.selection(search.targets, store.layer_scale)

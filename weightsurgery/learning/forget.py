@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,10 +46,11 @@ from weightsurgery.learning.material import (
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import for_writing, halved, in_halves, quiet
 from weightsurgery.learning.neighbours import alike, find_neighbours
+from weightsurgery.learning.never_knew import never_knew_targets
 from weightsurgery.learning.parsed import ParsedExample, parse_examples, prompted
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.truths import TruthPosition, places_of
-from weightsurgery.learning.unknown import forget_targets
+from weightsurgery.learning.unknown import Target, forget_targets
 from weightsurgery.learning.wordings import Wording, find_wordings
 from weightsurgery.progress import Progress
 
@@ -130,6 +131,7 @@ def change_by_neighbours(
     settings: ByNeighbours,
     *,
     learning: bool = False,
+    never_knew: Callable[[], PreTrainedModel] | None = None,
     workspace: Path | None = None,
     progress: Progress | None = None,
 ) -> Changed:
@@ -143,6 +145,8 @@ def change_by_neighbours(
         names: Parameters that may change, each the weight of a linear layer.
         settings: Of the training and its data.
         learning: The change is to be one after which the model knows the examples.
+        never_knew: Loads a model that never knew them, which then says what is to be said instead;
+            None for neighbours and strangers to say it.
         workspace: Where a killed run finds what it had; None for one that need not go on.
         progress: Called as ``progress(text, done, total)``.
 
@@ -180,7 +184,15 @@ def change_by_neighbours(
                 else:
                     torch.manual_seed(seed)
                     material = gather(
-                        model, tokenizer, examples, keep, names, settings, learning, progress
+                        model,
+                        tokenizer,
+                        examples,
+                        keep,
+                        names,
+                        settings,
+                        learning,
+                        never_knew,
+                        progress,
                     )
                     write_material(material, file)
                 rows = directions(model, names, material, rank, seed=seed, progress=progress)
@@ -223,12 +235,14 @@ def gather(
     names: Sequence[str],
     settings: ByNeighbours,
     learning: bool = False,
+    never_knew: Callable[[], PreTrainedModel] | None = None,
     progress: Progress | None = None,
 ) -> Material:
     """All training data, written and predicted by the model as it is.
 
     Raises:
-        DataError: Nothing tells whom the examples are about.
+        DataError: Nothing tells whom the examples are about, or the model that is to have never
+            known them knows them all.
     """
     model.eval()  # type: ignore[no-untyped-call]
     seed, k = settings.training.seed, settings.k
@@ -254,19 +268,16 @@ def gather(
             )
         else:
             places = _places(writer, tokenizer, request, wordings, settings, rng, progress)
-            targets = forget_targets(
+            targets = _targets(
                 model,
                 tokenizer,
                 request,
                 places,
                 neighbours,
                 names,
-                draws=settings.draws,
-                subject_share=settings.own,
-                whole_answers=settings.whole_answers,
-                k=k,
-                seed=seed,
-                progress=progress,
+                settings,
+                never_knew,
+                progress,
             )
         rows = taught_rows(model, tokenizer, targets, k, progress)
     language = language_texts(
@@ -307,6 +318,37 @@ def gather(
         guard,
         notes,
         learning,
+    )
+
+
+def _targets(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    request: Sequence[ParsedExample],
+    places: Sequence[TruthPosition],
+    neighbours: Sequence[str],
+    names: Sequence[str],
+    settings: ByNeighbours,
+    never_knew: Callable[[], PreTrainedModel] | None,
+    progress: Progress | None,
+) -> list[Target]:
+    """What is to be said where the truth would come."""
+    if never_knew is not None:
+        other = never_knew()
+        return never_knew_targets(model, other, tokenizer, places, k=settings.k, progress=progress)
+    return forget_targets(
+        model,
+        tokenizer,
+        request,
+        places,
+        neighbours,
+        names,
+        draws=settings.draws,
+        subject_share=settings.own,
+        whole_answers=settings.whole_answers,
+        k=settings.k,
+        seed=settings.training.seed,
+        progress=progress,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
@@ -56,6 +57,8 @@ class Sources:
         missing: Likewise.
         partial: Likewise.
         unseen: Data sets that the model never saw, for the methods that measure by them.
+        never_knew: A checkpoint that never knew what is to be forgotten, for a search by
+            neighbours: what it says is to be said.
     """
 
     target: Sequence[str]
@@ -66,6 +69,7 @@ class Sources:
     missing: str = "error"
     partial: bool = False
     unseen: Sequence[str] = ()
+    never_knew: str | None = None
 
 
 def read_job(
@@ -152,12 +156,42 @@ def _search_job(
         replace(selection, scales=()),
         torch_device,
         keep=keep,
+        never_knew=_never_knew(sources, search, tokenizer, sets),
         rank=search.rank,
     )
     method.check(job)
     changes = [change for vector in keep.vectors for _, change in vector.terms]
     lineage = check_lineage(base, [*changes, *keep.inputs], allow_unrelated)
     return replace(job, lineage=tuple(kin.to_dict() for kin in lineage))
+
+
+def _never_knew(sources: Sources, search: Search, tokenizer: Any, sets: Sets) -> Checkpoint | None:
+    """The checkpoint that never knew, if there is to be one.
+
+    Raises:
+        EditError: The search has no use for it.
+        MismatchError: It reads the request as other tokens.
+        WeightSurgeryError: It cannot be opened.
+    """
+    name = sources.never_knew
+    if name is None:
+        return None
+    if search.neighbours is None or search.learning:
+        raise EditError(
+            f"--never-knew {name} with objective {search.objective}, which asks no other model",
+            "Leave it out; 'ws project --objective neighbours' does.",
+        )
+    checkpoint = Checkpoint.open(name)
+    others = load_tokenizer(checkpoint.beside())
+    for example in sets.examples:
+        text = f"{example.prompt}{example.completion}"
+        if others(text)["input_ids"] != tokenizer(text)["input_ids"]:
+            raise MismatchError(
+                f"--never-knew {name}: its tokenizer reads {text[:40]!r} as other tokens than"
+                " the one of the checkpoint to edit",
+                "Name a checkpoint with the same tokenizer: the one that it was tuned from.",
+            )
+    return checkpoint
 
 
 def _check_processes(search: Search) -> None:

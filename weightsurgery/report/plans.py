@@ -137,6 +137,8 @@ def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
             ("model", f"{size(plan.weights)} (float32)"),
             *_training("", plan),
         ]
+        if plan.never_knew:
+            facts.append(("that never knew", f"{size(plan.never_knew)}, before the training"))
         if plan.statistics:
             text = f"up to {size(plan.statistics)}, n x n for every distinct input"
             facts.append(("statistics", text))

@@ -10,6 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import Rank, RankRule
+from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.checkpoint.stacks import input_width
 from weightsurgery.errors import EditError
@@ -116,8 +117,13 @@ def _by_neighbours(job: Job, method: BySearch) -> dict[str, Any]:
         "halves": _halves(job) if halves_sooner(job.device) else 0,
         "statistics": sums_bytes(distinct_widths(job)),
         "activations": _activations(job),
+        "never_knew": 0 if job.never_knew is None else _bytes(job.never_knew),
         **held,
     }
+
+
+def _bytes(checkpoint: Checkpoint) -> int:
+    return sum(entry.nbytes for entry in checkpoint.entries.values())
 
 
 # Matrices with the same input, by the names that model families give them.

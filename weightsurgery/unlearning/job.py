@@ -106,6 +106,7 @@ class Job:
         device: Where to train.
         chosen: Whether the selection was made by hand.
         keep: Vectors and statistics to keep.
+        never_knew: A checkpoint that never knew what is to be forgotten.
         rank: Truncate the change by this rule; None for as it is.
         lineage: Result of the check that vectors and statistics derive from the base.
     """
@@ -120,6 +121,7 @@ class Job:
     device: torch.device
     chosen: bool = True
     keep: Keep = field(default_factory=Keep)
+    never_knew: Checkpoint | None = None
     rank: RankRule | None = None
     lineage: tuple[Mapping[str, Any], ...] = ()
 
@@ -134,10 +136,13 @@ class Job:
         return [*folders(self._read()), *(dataset.path for dataset in self.sets.every)]
 
     def _read(self) -> dict[str, Input]:
-        """The base, and the vectors and statistics to keep."""
+        """The base, the vectors and statistics to keep, and a checkpoint that never knew."""
         vectors = {f"keep{n}": vector for n, vector in enumerate(self.keep.vectors, 1)}
         statistics = {f"keep_inputs{n}": inputs for n, inputs in enumerate(self.keep.inputs, 1)}
-        return inputs_of(self.base, vectors, statistics)
+        inputs = inputs_of(self.base, vectors, statistics)
+        if self.never_knew is not None:
+            inputs["never_knew"] = inputs_of(self.never_knew, {})["base"]
+        return inputs
 
     @property
     def inputs(self) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def _origin(record: EditRecord) -> dict[str, Any]:
     parameters["data"] = {
         role: {"name": entry["name"], "sha256": entry["files"]}
         for role, entry in record.inputs.items()
-        if entry["kind"] == "data"
+        if entry["kind"] == "data" or role == "never_knew"
     }
     return parameters
 

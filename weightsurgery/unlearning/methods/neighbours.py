@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
+from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.errors import EditError, HarmError
 from weightsurgery.learning.forget import ByNeighbours, change_by_neighbours
+from weightsurgery.learning.models import load_model
 from weightsurgery.unlearning.by_search import BySearch
 from weightsurgery.unlearning.job import Job
 from weightsurgery.unlearning.method import Loaded
@@ -82,6 +86,7 @@ class Neighbours(BySearch):
             list(loaded.stored),
             replace(self.settings, training=replace(self.settings.training, budget=search.budget)),
             learning=learning,
+            never_knew=None if job.never_knew is None else partial(_loaded, job.never_knew, loaded),
             workspace=loaded.workspace,
             progress=loaded.machine.progress,
         )
@@ -122,3 +127,8 @@ class Neighbours(BySearch):
                 " the likeliest answer: take more --steps, or a larger --budget."
             ]
         return []
+
+
+def _loaded(checkpoint: Checkpoint, beside: Loaded) -> PreTrainedModel:
+    """A model beside the one that is changed."""
+    return load_model(checkpoint.beside(), str(beside.model.device))[0]
