@@ -168,7 +168,7 @@ def test_every_system_is_a_command_that_ws_takes(system):
 
 def test_few_systems_are_small():
     small = [each.name for each in tofu_study.systems() if each.small]
-    assert small == ["npo", "gradient-difference", "negate", "project-data"]
+    assert small == ["npo", "gradient-difference", "negate", "project-data", "project-untaught"]
 
 
 def test_the_study_goes_on_where_it_was_killed(files, tmp_path, capsys, monkeypatch):

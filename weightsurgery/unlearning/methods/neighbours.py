@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 from weightsurgery.algebra.lowrank import LowRank, Rank, RankRule
@@ -129,6 +128,6 @@ class Neighbours(BySearch):
         return []
 
 
-def _loaded(checkpoint: Checkpoint, beside: Loaded) -> PreTrainedModel:
+def _loaded(checkpoint: Checkpoint, beside: Loaded) -> Any:
     """A model beside the one that is changed."""
     return load_model(checkpoint.beside(), str(beside.model.device))[0]
