@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from weightsurgery.checkpoint import digest_cache, record
+from weightsurgery.checkpoint import digest_cache, digests
 from weightsurgery.checkpoint.digest_cache import LEAST_BYTES, cached_digest, stamp, store_digest
-from weightsurgery.checkpoint.record import content_sha256, file_sha256
+from weightsurgery.checkpoint.digests import content_sha256, file_sha256
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def big(tmp_path, monkeypatch):
 
 def test_a_file_is_read_once(big, monkeypatch):
     read = []
-    monkeypatch.setattr(record, "content_sha256", lambda p: read.append(p) or content_sha256(p))
+    monkeypatch.setattr(digests, "content_sha256", lambda p: read.append(p) or content_sha256(p))
     first = file_sha256(big)
     assert read == [big]
     assert file_sha256(big) == first == content_sha256(big)

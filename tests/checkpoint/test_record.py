@@ -7,12 +7,11 @@ import subprocess
 
 import pytest
 
+from weightsurgery.checkpoint.digests import content_sha256, file_sha256
 from weightsurgery.checkpoint.layout import INDEX_NAME
 from weightsurgery.checkpoint.record import (
     FORMAT_VERSION,
     EditRecord,
-    content_sha256,
-    file_sha256,
     read_record,
     verify,
     versions,

@@ -10,12 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from weightsurgery.checkpoint.staging import (
-    RECORD_NAME,
-    Staging,
-    check_target,
-    output_errors,
-)
+from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.checkpoint.targets import check_target
 from weightsurgery.errors import OutputError, VerificationError
 
 from ..conftest import left_behind, snapshot

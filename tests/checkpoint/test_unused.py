@@ -17,8 +17,8 @@ from weightsurgery.checkpoint.digest_cache import (
     cached_digest,
     remove_unused,
 )
+from weightsurgery.checkpoint.digests import file_sha256
 from weightsurgery.checkpoint.mirror import Mirror
-from weightsurgery.checkpoint.record import file_sha256
 
 DAY = 24 * 60 * 60
 OLD, FRESH, OTHER, NEW = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)

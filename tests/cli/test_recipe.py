@@ -20,7 +20,7 @@ from tests.cli.typed import ws as shell
 from tests.conftest import Trio, snapshot
 from tests.hub.standin import HubClient, StandIn
 from tests.learning.conftest import byte_tokenizer, tiny_model, write
-from weightsurgery.checkpoint.record import content_sha256
+from weightsurgery.checkpoint.digests import content_sha256
 from weightsurgery.cli.main import app
 from weightsurgery.cli.recipe import writing
 from weightsurgery.surgery.apply import AdapterStorage, apply

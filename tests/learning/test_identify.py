@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import left_behind, read_tensors, same_bytes, snapshot
 from tests.learning.tiny import FACTS, OTHER, byte_tokenizer, logits, loss, save, tiny, write
+from weightsurgery.checkpoint.digests import content_sha256
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import content_sha256, read_record, verify
+from weightsurgery.checkpoint.record import read_record, verify
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import (
     DataError,

@@ -13,8 +13,8 @@ from tests.conftest import read_tensors, same_bytes, snapshot, write_checkpoint
 from weightsurgery import Add, Negate, Selection, Storage, apply, open_vector
 from weightsurgery.algebra.elementwise import COMPILED
 from weightsurgery.checkpoint import digest_cache, writer
+from weightsurgery.checkpoint.digests import content_sha256
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.errors import CorruptCheckpointError, NonFiniteError, OutputError
 from weightsurgery.surgery import windows
 from weightsurgery.surgery.windows import Windows

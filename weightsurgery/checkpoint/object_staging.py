@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from weightsurgery.checkpoint.object_store import CONNECTIONS, ObjectPlace, ObjectStore
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging
+from weightsurgery.checkpoint.targets import beside
 from weightsurgery.errors import OutputError, SourceError, VerificationError
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class ObjectStaging(Staging):
     @staticmethod
     def begun(place: ObjectPlace) -> bool:
         """Whether there is a journal, so that there may be something to go on with."""
-        return Staging.beside(Path(os.path.realpath(_state(place)))).exists()
+        return beside(Path(os.path.realpath(_state(place)))).exists()
 
     @override
     def record(self) -> EditRecord:

@@ -18,33 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery import __version__
-from weightsurgery.checkpoint.blobs import check_blob
 from weightsurgery.checkpoint.companions import WEIGHT_ENDINGS, companion_kind
-from weightsurgery.checkpoint.digest_cache import Stamp, cached_digest, stamp, store_digest
+from weightsurgery.checkpoint.digests import content_sha256
 from weightsurgery.checkpoint.layout import read_layout
 from weightsurgery.checkpoint.object_store import ObjectPlace
 from weightsurgery.checkpoint.plain_files import is_plain_within
 from weightsurgery.checkpoint.staging import RECORD_NAME
-from weightsurgery.errors import (
-    CheckpointError,
-    SourceError,
-    VerificationError,
-    WeightSurgeryError,
-)
+from weightsurgery.errors import SourceError, VerificationError, WeightSurgeryError
 
 __all__ = [
     "FORMAT_VERSION",
     "EditRecord",
     "as_recorded",
-    "content_sha256",
-    "file_sha256",
     "identity_of",
-    "input_sha256",
-    "known_sha256",
     "parse_record",
     "read_record",
     "refuse_problems",
-    "remember_sha256",
     "stray",
     "unrecorded",
     "verify",
@@ -53,75 +42,8 @@ __all__ = [
 
 FORMAT_VERSION = 1
 
-_BLOCK = 1 << 22
-
 # Exports are models of their own, and a push leaves them where they are.
 _WEIGHTS = tuple(ending for ending in WEIGHT_ENDINGS if ending not in (".onnx", ".ggml", ".dduf"))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of an input file, hexadecimal, without reading it where it is known.
-
-    A file that was hashed before and has not changed since need not be read (see
-    :mod:`weightsurgery.checkpoint.digest_cache`). To check a file, use :func:`content_sha256`.
-
-    Raises:
-        CorruptCheckpointError: See :func:`remember_sha256`.
-    """
-    known = known_sha256(path)
-    if known is not None:
-        return known
-    before = stamp(path)
-    digest = content_sha256(path)
-    remember_sha256(path, before, digest)
-    return digest
-
-
-def input_sha256(path: Path) -> str:
-    """The same of an input file, where a failing disk raises an error of ours.
-
-    Raises:
-        CheckpointError: It cannot be read.
-        CorruptCheckpointError: See :func:`remember_sha256`.
-    """
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error.strerror or error}",
-            "Check the file, its permissions and the disk.",
-        ) from None
-
-
-def known_sha256(path: Path) -> str | None:
-    """The SHA-256 of a file, or None where it would have to be read."""
-    return cached_digest(path)
-
-
-def remember_sha256(path: Path, before: Stamp, digest: str) -> None:
-    """Store the digest of a file that was read, and compare it with the Hub's.
-
-    Args:
-        path: The file, or a link to it.
-        before: Its stamp before it was read.
-        digest: SHA-256, hexadecimal.
-
-    Raises:
-        CorruptCheckpointError: It is a blob of huggingface_hub's cache, named after another hash.
-    """
-    check_blob(path, digest)
-    store_digest(path, before, digest)
-
-
-def content_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_BLOCK)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -20,13 +20,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 from weightsurgery.checkpoint.afterwards import afterwards
 from weightsurgery.checkpoint.plain_files import check_own, open_own, sync_directory, sync_file
+from weightsurgery.checkpoint.targets import beside, check_target, refuse_address
 from weightsurgery.errors import LostWorkError, OutputError, WeightSurgeryError
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = [
     "RECORD_NAME",
     "Staging",
-    "check_target",
     "output_errors",
 ]
 
@@ -69,85 +69,6 @@ class output_errors:  # noqa: N801 - a context manager reads as a phrase
         raise OutputError(f"{self.target}: {error.strerror or error}", remedy) from error
 
 
-def check_target(target: Path, inputs: Iterable[Path], overwrite: bool) -> None:
-    """Refuse a target whose replacement would lose data.
-
-    Args:
-        target: Directory to be written, resolved.
-        inputs: Directories that are read.
-        overwrite: Whether the user asked to replace an existing output.
-
-    Raises:
-        OutputError: The target is, holds, or lies in an input; or it exists, and ``overwrite``
-            is not set, or it or a file in it was not written by this tool; or it is an address.
-    """
-    _refuse_address(target)
-    for given in inputs:
-        source = given.resolve()
-        if source == target or source in target.parents:
-            raise OutputError(
-                f"{target}: is or lies in the input {source}",
-                "Write to a directory of its own with -o.",
-            )
-        for path in _read_paths(source):
-            if target in path.parents or Staging.beside(target) in path.parents:
-                raise OutputError(
-                    f"{target}: would replace the input {path}",
-                    "Write to a directory of its own with -o.",
-                )
-    above = next(path for path in target.parents if path.exists())
-    if not above.is_dir():
-        raise OutputError(f"{target}: {above} is no directory", "Write somewhere else with -o.")
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise OutputError(f"{target}: exists and is no directory", "Choose another name.")
-    if not any(target.iterdir()):
-        return
-    if not overwrite:
-        raise OutputError(f"{target}: exists", "Choose another name, or pass --overwrite.")
-    _check_ours(target)
-
-
-def _refuse_address(target: Path) -> None:
-    if "s3:" in target.parts:  # s3://bucket/prefix, taken for a path
-        raise OutputError(
-            f"{target}: no directory, and of what ws writes only edited checkpoints go to S3",
-            "Write to a directory with -o, and copy it there.",
-        )
-
-
-def _check_ours(target: Path) -> None:
-    """Refuse to replace what this tool did not write.
-
-    Raises:
-        OutputError: There is no record that can be read, or a file that it does not know.
-    """
-    from weightsurgery.checkpoint.record import read_record, unrecorded
-
-    remedy = "Remove it yourself, or choose another name; --overwrite replaces ws outputs only."
-    if not (target / RECORD_NAME).is_file():
-        raise OutputError(f"{target}: holds no {RECORD_NAME}, so it was not written by ws", remedy)
-    try:
-        foreign = unrecorded(target, read_record(target))
-    except WeightSurgeryError as error:
-        why = f"{target}: was not written by ws, as far as can be told ({error.what})"
-        raise OutputError(why, remedy) from None
-    if foreign:
-        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
-        raise OutputError(
-            f"{target}: holds {foreign[0]}{more}, which ws did not write there",
-            "Move it away first, or choose another name; --overwrite replaces what ws wrote.",
-        )
-
-
-def _read_paths(source: Path) -> Iterator[Path]:
-    """The paths that are read: the directory, its files, and the targets of links among them."""
-    yield source
-    if source.is_dir():
-        yield from (path.resolve() for path in source.iterdir())
-
-
 class Staging:
     """The place beside the target where an output grows.
 
@@ -174,12 +95,12 @@ class Staging:
         self.target = Path(os.path.realpath(target))
         self.identity = identity
         self._inputs, self._overwrite = tuple(inputs), overwrite
-        self.root = self.beside(self.target)
+        self.root = beside(self.target)
         self.files = self.root / "files"
         self.old = self.root / "old"
         self.finished: list[dict[str, Any]] = []
         self.complete = self._promised = False
-        _refuse_address(self.target)
+        refuse_address(self.target)
         with output_errors(self.target):
             _make_folders(self.target.parent)
             if os.path.lexists(self.root):
@@ -197,11 +118,6 @@ class Staging:
                 except BaseException:
                     shutil.rmtree(self.root, ignore_errors=True)
                     raise
-
-    @staticmethod
-    def beside(target: Path) -> Path:
-        """Where an output of this name grows."""
-        return target.parent / f".{target.name}.ws-partial"
 
     def _check_target(self) -> None:
         check_target(self.target, self._inputs, self._overwrite)
@@ -332,7 +248,7 @@ class Staging:
     @classmethod
     def clear(cls, target: Path, identity: str) -> None:
         """Remove what a run left beside its output when it was killed after the rename."""
-        root = cls.beside(Path(os.path.realpath(target)))
+        root = beside(Path(os.path.realpath(target)))
         if os.path.lexists(root) and not (root / "files").exists():
             with contextlib.suppress(OutputError):  # another process's, or not ours
                 cls(target, identity, [], overwrite=True).close()

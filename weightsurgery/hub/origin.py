@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from weightsurgery.checkpoint.digests import content_sha256
 from weightsurgery.checkpoint.plain_files import is_plain_within
-from weightsurgery.checkpoint.record import content_sha256, read_record
+from weightsurgery.checkpoint.record import read_record
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import HubError, WeightSurgeryError
 from weightsurgery.hub.remote import Destination

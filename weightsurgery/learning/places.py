@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.digests import input_sha256
 from weightsurgery.checkpoint.plain_files import is_plain_within
-from weightsurgery.checkpoint.record import input_sha256
 from weightsurgery.deferred import need
 from weightsurgery.errors import DataError
 from weightsurgery.learning.files import (

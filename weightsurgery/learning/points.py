@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsurgery.algebra.devices import ran_out
+from weightsurgery.checkpoint.digests import content_sha256
 from weightsurgery.checkpoint.plain_files import sync_directory, sync_file, write_whole
-from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.errors import OutputError
 
 __all__ = ["last_point", "save_tensors", "seal", "unseal", "writing"]

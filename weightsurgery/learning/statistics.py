@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from weightsurgery.checkpoint.digests import input_sha256
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, input_sha256
+from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.errors import DataError, MismatchError, UnsupportedCheckpointError
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound

@@ -20,7 +20,8 @@ from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import Source, resolve_source
 from weightsurgery.checkpoint.stacks import input_width
-from weightsurgery.checkpoint.staging import Staging, check_target
+from weightsurgery.checkpoint.staging import Staging
+from weightsurgery.checkpoint.targets import beside, check_target
 from weightsurgery.errors import EditError
 from weightsurgery.learning.activations import BATCH_TOKENS, gathered, linear_inputs, sums_bound
 from weightsurgery.learning.keep_span import Kept, keep_texts
@@ -139,7 +140,7 @@ def keep_data(
         yield planned
         return
     target = Path(os.path.realpath(out))
-    if not Staging.beside(target).exists():  # else there may be something to resume
+    if not beside(target).exists():  # else there may be something to resume
         check_target(target, [base.path, *(dataset.path for dataset in sets.keep)], overwrite)
     # One part has the form of the task itself, which a vector does not reveal.
     keep = Kept([dataset.examples for dataset in sets.keep])

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from weightsurgery.checkpoint.record import file_sha256, read_record
+from weightsurgery.checkpoint.digests import file_sha256
+from weightsurgery.checkpoint.record import read_record
 from weightsurgery.checkpoint.staging import RECORD_NAME
 from weightsurgery.errors import DataError, WeightSurgeryError
 from weightsurgery.learning.metric_names import titles

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.digests import file_sha256
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import file_sha256
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import WeightSurgeryError
 from weightsurgery.report.matrices import spectra_of

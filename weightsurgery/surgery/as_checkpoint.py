@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.digests import file_sha256, input_sha256
 from weightsurgery.checkpoint.header import ARITHMETIC_DTYPES, TensorEntry
 from weightsurgery.checkpoint.object_staging import ObjectStaging
 from weightsurgery.checkpoint.object_store import ObjectPlace
 from weightsurgery.checkpoint.plain_files import need_space, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256, input_sha256
+from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter, free_space_needed
 from weightsurgery.errors import EditError

@@ -15,8 +15,8 @@ from typing import Any
 from typing_extensions import override
 
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.digests import input_sha256, known_sha256
 from weightsurgery.checkpoint.object_staging import ObjectStaging
-from weightsurgery.checkpoint.record import input_sha256, known_sha256
 from weightsurgery.surgery.changes import OtherChange, rewritten
 from weightsurgery.surgery.cluster import Needs, RayCluster
 from weightsurgery.surgery.objects import Objects, ObjectTask, object_tasks

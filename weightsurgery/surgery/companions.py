@@ -9,10 +9,10 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.checkpoint.companions import Companions, check_companion, companions
+from weightsurgery.checkpoint.digests import content_sha256
 from weightsurgery.checkpoint.header import BITS
 from weightsurgery.checkpoint.plain_files import new_file
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import content_sha256
 from weightsurgery.checkpoint.remarks import declared_total
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.checkpoint.weight_files import shard_stem

@@ -11,7 +11,7 @@ from weightsurgery.algebra.lowrank import Rank, RankRule
 from weightsurgery.checkpoint.header import BLOCK_ELEMENTS, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.staging import check_target
+from weightsurgery.checkpoint.targets import check_target
 from weightsurgery.errors import EditError
 from weightsurgery.surgery.provenance import folders, inputs_of
 from weightsurgery.surgery.workers import cores

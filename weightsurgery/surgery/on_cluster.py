@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from weightsurgery.checkpoint.digests import known_sha256
 from weightsurgery.checkpoint.plain_files import write_whole
-from weightsurgery.checkpoint.record import known_sha256
 from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.surgery.changes import rewritten

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from weightsurgery.algebra.rounding import ChangeStats
+from weightsurgery.checkpoint.digests import input_sha256
 from weightsurgery.checkpoint.layout import TensorEntry
-from weightsurgery.checkpoint.record import input_sha256, versions
+from weightsurgery.checkpoint.record import versions
 from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.errors import ClusterError, LostWorkError
 from weightsurgery.surgery.arithmetic import OnHost, arithmetic_on

@@ -21,7 +21,8 @@ from weightsurgery.checkpoint.object_staging import ObjectStaging, check_objects
 from weightsurgery.checkpoint.object_store import CONNECTIONS, PART, ObjectPlace, ObjectStore
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.stacks import input_width, is_matrix, is_stack
-from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
+from weightsurgery.checkpoint.staging import output_errors
+from weightsurgery.checkpoint.targets import beside, check_target
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.checkpoint.writer import mirrored
 from weightsurgery.errors import EditError, MismatchError, SelectionError
@@ -209,7 +210,7 @@ def _free_where_allowed(
         return None
     target = Path(os.path.realpath(os.fspath(out)))
     with output_errors(target):
-        if not Staging.beside(target).exists():
+        if not beside(target).exists():
             check_target(target, inputs, overwrite)
     return shutil.disk_usage(next(path for path in target.parents if path.exists())).free
 

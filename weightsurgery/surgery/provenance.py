@@ -10,8 +10,8 @@ from typing import Any
 
 from weightsurgery.checkpoint import record
 from weightsurgery.checkpoint.digest_cache import declared_digest
+from weightsurgery.checkpoint.digests import content_sha256, input_sha256
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import content_sha256, input_sha256
 from weightsurgery.checkpoint.remarks import remarks
 from weightsurgery.errors import CorruptCheckpointError
 from weightsurgery.surgery.edit import Edit, Run

@@ -22,10 +22,10 @@ from typing import Any
 
 from weightsurgery.algebra.rounding import ChangeStats
 from weightsurgery.checkpoint.digest_cache import Stamp, stamp
+from weightsurgery.checkpoint.digests import known_sha256, remember_sha256
 from weightsurgery.checkpoint.hashing import PAIRED, Sha256
 from weightsurgery.checkpoint.layout import ShardHeader, TensorEntry
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import known_sha256, remember_sha256
 from weightsurgery.checkpoint.writer import CheckpointWriter
 from weightsurgery.surgery.arithmetic import Buffers, OnHost, arithmetic_on
 from weightsurgery.surgery.changes import DenseChange, OtherChange, Pieces, rewritten

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weightsurgery.algebra.lowrank import RankRule
+from weightsurgery.checkpoint.digests import input_sha256
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import input_sha256, versions
+from weightsurgery.checkpoint.record import versions
 from weightsurgery.checkpoint.selection import Selection
 from weightsurgery.learning.models import tokenizer_files
 from weightsurgery.progress import Progress

@@ -20,7 +20,8 @@ from typing_extensions import override
 from weightsurgery.checkpoint.plain_files import held_bytes
 from weightsurgery.checkpoint.record import EditRecord
 from weightsurgery.checkpoint.source import resolve_source
-from weightsurgery.checkpoint.staging import Staging, check_target, output_errors
+from weightsurgery.checkpoint.staging import Staging, output_errors
+from weightsurgery.checkpoint.targets import beside, check_target
 from weightsurgery.learning.stages import is_main
 from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
@@ -219,7 +220,7 @@ def _planned(job: Job, output: Output, machine: Machine) -> tuple[TrainingPlan, 
     )
     record, target = finished(job, output.place), output.target
     with output_errors(target):
-        resumable = Staging.beside(target).exists()  # the edit itself looks closer
+        resumable = beside(target).exists()  # the edit itself looks closer
         check_target(target, [*job.read_places, output.place], output.overwrite or resumable)
         if record is None:
             check_target(output.place, job.read_places, output.overwrite)

@@ -17,6 +17,7 @@ from weightsurgery.algebra.svd import truncated_svd
 from weightsurgery.checkpoint.naming import kind_of, layer_of
 from weightsurgery.checkpoint.record import EditRecord, read_record, verify
 from weightsurgery.checkpoint.staging import Staging, output_errors
+from weightsurgery.checkpoint.targets import beside
 from weightsurgery.errors import HarmError, NonFiniteError, WeightSurgeryError
 from weightsurgery.unlearning.job import Job
 from weightsurgery.vectors.saved import VectorWriter, is_saved_vector
@@ -40,7 +41,7 @@ class MethodResult:
 
 def workspace_of(job: Job, place: Path) -> Path:
     """Where the training leaves what it takes to go on after a kill, beside the vector."""
-    root = Staging.beside(Path(os.path.realpath(place)))
+    root = beside(Path(os.path.realpath(place)))
     return root / f"training-{job.digest[:16]}"
 
 

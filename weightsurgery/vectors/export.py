@@ -19,8 +19,9 @@ from typing import Any
 
 from weightsurgery.algebra.lowrank import RankRule
 from weightsurgery.algebra.svd import Truncation
+from weightsurgery.checkpoint.digests import input_sha256
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, identity_of, input_sha256, read_record
+from weightsurgery.checkpoint.record import EditRecord, identity_of, read_record
 from weightsurgery.checkpoint.selection import LARGEST_SCALE, Selection
 from weightsurgery.checkpoint.staging import Staging
 from weightsurgery.deferred import torch

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.lowrank import LowRank, Rank
+from weightsurgery.checkpoint.digests import file_sha256
 from weightsurgery.checkpoint.header import BLOCK_ELEMENTS
 from weightsurgery.checkpoint.layout import encode_header
 from weightsurgery.checkpoint.plain_files import new_file, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256
-from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, check_target, output_errors
+from weightsurgery.checkpoint.record import EditRecord
+from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
+from weightsurgery.checkpoint.targets import check_target
 from weightsurgery.deferred import torch
 from weightsurgery.errors import NonFiniteError
 from weightsurgery.vectors.deltas import DenseDelta, FactorDelta

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from weightsurgery.algebra.lowrank import LowRank
+from weightsurgery.checkpoint.digests import file_sha256
 from weightsurgery.checkpoint.layout import encode_header
 from weightsurgery.checkpoint.names.matching import find_match
 from weightsurgery.checkpoint.names.restated import Restated
 from weightsurgery.checkpoint.plain_files import new_file, write_whole
 from weightsurgery.checkpoint.reader import Checkpoint
-from weightsurgery.checkpoint.record import EditRecord, file_sha256, read_record
+from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.checkpoint.source import Source
 from weightsurgery.checkpoint.staging import RECORD_NAME, Staging, output_errors
 from weightsurgery.deferred import torch

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsurgery.checkpoint.digest_cache import cache_directory
-from weightsurgery.checkpoint.record import file_sha256
+from weightsurgery.checkpoint.digests import file_sha256
 from weightsurgery.checkpoint.staging import output_errors
 from weightsurgery.errors import UnsupportedCheckpointError, WeightSurgeryError
 from weightsurgery.progress import Progress

@@ -7,9 +7,10 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
+from weightsurgery.checkpoint.digests import file_sha256
 from weightsurgery.checkpoint.object_staging import record_of
 from weightsurgery.checkpoint.object_store import ObjectPlace, ObjectStore
-from weightsurgery.checkpoint.record import file_sha256, read_record, versions
+from weightsurgery.checkpoint.record import read_record, versions
 from weightsurgery.checkpoint.source import resolve_source
 from weightsurgery.errors import RecipeError, VerificationError
 from weightsurgery.learning.places import place_of

@@ -22,7 +22,7 @@ from weightsurgery.checkpoint.plain_files import held_bytes, need_space
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import EditRecord, read_record
 from weightsurgery.checkpoint.selection import Selection
-from weightsurgery.checkpoint.staging import check_target
+from weightsurgery.checkpoint.targets import check_target
 from weightsurgery.checkpoint.tied import tied_copies
 from weightsurgery.errors import EditError
 from weightsurgery.learning.identify import ALL_LINEAR, DELTA, as_rows, is_main, train
