@@ -153,7 +153,9 @@ def test_the_best_of_those_that_keep_enough_is_chosen():
 
 @pytest.mark.parametrize("system", tofu_study.systems(), ids=lambda each: each.name)
 def test_every_system_is_a_command_that_ws_takes(system):
-    places = dict.fromkeys(("base", "forget", "keep", "forget_vector", "keep_vector"), "a place")
+    places = dict.fromkeys(
+        ("base", "untaught", "forget", "keep", "forget_vector", "keep_vector"), "a place"
+    )
     places |= {"steps": 3, "seed": 1}
     assert len(system.values) == tofu_data.FULL.candidates
     assert len(set(system.values)) == len(system.values)
