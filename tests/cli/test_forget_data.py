@@ -13,8 +13,10 @@ from tests.conftest import snapshot
 from tests.learning.known import FORGET, REST
 from tests.learning.tiny import byte_tokenizer, write
 from weightsurgery.algebra.lowrank import Rank
+from weightsurgery.checkpoint.record import read_record
 from weightsurgery.errors import EditError
 from weightsurgery.learning.guard import added
+from weightsurgery.report.card import Base, Place, card_section
 
 BRIEF = ["--steps", "2", "--batch", "4", "--neighbours", "5", "--wordings", "0", "--draws", "3",
          "--lora-rank", "2", "--keep-weight", "1", "--device", "cpu"]  # fmt: skip
@@ -182,6 +184,12 @@ def test_what_a_model_says_that_never_knew_is_an_input(ws, here):
             read = record["inputs"]["never_knew"]
             assert read["name"] == "fresh"
             assert "model.safetensors" in read["files"]
+    # It was asked, and neither taken away nor added.
+    record = read_record(Path("out"))
+    card = card_section(record, Base("org/base"), Place("me/edited"), alone=True)
+    (row,) = [line for line in card.splitlines() if "`fresh`" in line]
+    assert "asked what is said without it" in row
+    assert "checkpoint" in row
     first = files("out")
     recipe, _ = ws.done("run", "--from", "out")
     told = yaml.safe_load(recipe)

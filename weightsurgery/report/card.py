@@ -207,7 +207,7 @@ def _named(record: EditRecord) -> tuple[list[str], list[str]]:
     removed: list[str] = []
     added: list[str] = []
     for role, source in _listed(record).items():
-        if role == "base" or is_kept(role) or role.startswith("validation"):
+        if role in ("base", "never_knew") or is_kept(role) or role.startswith("validation"):
             continue
         if provenance.from_data and role.startswith("vector"):
             continue

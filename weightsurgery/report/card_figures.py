@@ -53,6 +53,8 @@ def _part(role: str, provenance: Provenance, source: Mapping[str, Any]) -> str:
         return "kept"
     if role.startswith("validation"):
         return "looked at while training"
+    if role == "never_knew":
+        return "asked what is said without it"
     if provenance.kind == "task-vector" or provenance.kind == "activation-statistics":
         return "taken from"
     if role.startswith("vector") and provenance.from_data:

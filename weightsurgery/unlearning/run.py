@@ -197,6 +197,7 @@ def _origin(record: EditRecord) -> dict[str, Any]:
     parameters = {key: value for key, value in record.parameters.items() if key != "base_samples"}
     parameters["data"] = {
         role: {"name": entry["name"], "sha256": entry["files"]}
+        | ({"kind": entry["kind"]} if role == "never_knew" else {})
         for role, entry in record.inputs.items()
         if entry["kind"] == "data" or role == "never_knew"
     }
