@@ -192,7 +192,8 @@ def gathered(folder: Path) -> None:
     from weightsurgery.lab.demo.questions import questions
     from weightsurgery.lab.demo.smollm import smollm
     from weightsurgery.learning.data import Example
-    from weightsurgery.learning.forget import ByNeighbours, gather
+    from weightsurgery.learning.forget import ByNeighbours
+    from weightsurgery.learning.gathering import gather
     from weightsurgery.learning.material import write_material
     from weightsurgery.learning.models import load_model
 

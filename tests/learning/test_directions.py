@@ -11,7 +11,8 @@ from weightsurgery.learning import directions as module
 from weightsurgery.learning.activations import gathered, linear_inputs
 from weightsurgery.learning.adapter import factors
 from weightsurgery.learning.directions import directions, start, sums_bytes
-from weightsurgery.learning.forget import ByNeighbours, gather
+from weightsurgery.learning.forget import ByNeighbours
+from weightsurgery.learning.gathering import gather
 from weightsurgery.learning.identify import adapted
 from weightsurgery.learning.training import isolated
 
