@@ -1,6 +1,7 @@
 """``ws project`` from data by its default, forgetting by neighbours, as a user types it."""
 
 import json
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_type_hints
@@ -33,6 +34,7 @@ def place(known, tmp_path_factory):
     torch.manual_seed(3)
     type(known.model)(known.model.config).save_pretrained(root / "fresh")
     known.tokenizer.save_pretrained(root / "fresh")
+    shutil.copytree(root / "base", root / "copy")
     known.model.save_pretrained(root / "otherwise")
     byte_tokenizer().save_pretrained(root / "otherwise")
     write(root / "forget.jsonl", FORGET)
@@ -162,7 +164,8 @@ def test_an_option_of_one_objective_alone_chooses_it(ws, here, command, other, e
     (["--objective", "strangers", "--whole-answers"], "--whole-answers"),
     (["--objective", "negate", "--never-knew", "tuned"], "--never-knew"),
     (["--never-knew", "nowhere"], "nowhere"), (["--never-knew", "otherwise"], "other tokens"),
-    (["--never-knew", "base", "--allow-harm", *BRIEF], "as sure of every answer"),
+    (["--never-knew", "base"], "the checkpoint to edit, which knows"),
+    (["--never-knew", "copy", "--allow-harm", *BRIEF], "as sure of every answer"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(ws, here, extra, said):
     assert said in ws.refused(*PROJECT, "-o", "out", *extra)[0]

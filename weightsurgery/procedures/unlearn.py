@@ -156,7 +156,7 @@ def _search_job(
         replace(selection, scales=()),
         torch_device,
         keep=keep,
-        never_knew=_never_knew(sources, search, tokenizer, sets),
+        never_knew=_never_knew(base, sources, search, tokenizer, sets),
         rank=search.rank,
     )
     method.check(job)
@@ -165,11 +165,13 @@ def _search_job(
     return replace(job, lineage=tuple(kin.to_dict() for kin in lineage))
 
 
-def _never_knew(sources: Sources, search: Search, tokenizer: Any, sets: Sets) -> Checkpoint | None:
+def _never_knew(
+    base: Checkpoint, sources: Sources, search: Search, tokenizer: Any, sets: Sets
+) -> Checkpoint | None:
     """The checkpoint that never knew, if there is to be one.
 
     Raises:
-        EditError: The search has no use for it.
+        EditError: The search has no use for it, or it is the one to edit.
         MismatchError: It reads the request as other tokens.
         WeightSurgeryError: It cannot be opened.
     """
@@ -182,6 +184,11 @@ def _never_knew(sources: Sources, search: Search, tokenizer: Any, sets: Sets) ->
             "Leave it out; 'ws project --objective neighbours' does.",
         )
     checkpoint = Checkpoint.open(name)
+    if checkpoint.path.samefile(base.path):
+        raise EditError(
+            f"--never-knew {name} is the checkpoint to edit, which knows",
+            "Name the one that it was tuned from.",
+        )
     others = load_tokenizer(checkpoint.beside())
     for example in sets.examples:
         text = f"{example.prompt}{example.completion}"
