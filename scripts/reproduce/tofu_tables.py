@@ -33,9 +33,10 @@ def render(results: Mapping[str, Any]) -> str:
                         ("retrained", "*retrained without it*")):  # fmt: skip
         lines.append(line([title, *_figures(results["models"][name]), "", ""]))
     rows = [row for row in results["rows"] if "score" in row]
-    for row in sorted(rows, key=lambda row: -row["score"]["forget_quality"]):
+    for row in sorted(rows, key=_place):
         name = row["system"] + ("" if row["counts"] else " \\*")
-        cells = [name, *_figures(row["score"]), row["value"], f"{row['seconds']:.0f}"]
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        cells = [name, *_figures(row["score"]), row["value"], seconds]
         lines.append(line(cells))
     lines += [
         "",
@@ -58,6 +59,11 @@ def render(results: Mapping[str, Any]) -> str:
             lines.append(line([f"{row['system']} {candidate['value']}", *cells]))
     return "\n".join([*lines, "", "Candidates: on the rows that choose, without real authors and"
                       " world facts."])  # fmt: skip
+
+
+def _place(row: Mapping[str, Any]) -> tuple[float, float]:
+    """By forget quality; of two that are as good, by model utility."""
+    return -row["score"]["forget_quality"], -row["score"]["model_utility"]
 
 
 def line(cells: Sequence[str]) -> str:

@@ -239,12 +239,17 @@ def test_tables_and_picture(tmp_path):
         {"system": "good", "score": scores(0.75), "counts": True, "value": "1", "seconds": 1.0,
          "candidates": [candidate]},
         {"system": "none", "counts": False, "seconds": 0.0, "candidates": []},
+        {"system": "kept", "score": scores(0.75) | {"model_utility": 0.5}, "counts": True,
+         "value": "1", "seconds": None, "candidates": [candidate]},
     ]  # fmt: skip
     models = dict.fromkeys(("base", "taught", "retrained"), scores(1.0))
     found = {"size": {"forget": 1, "keep": 2}, "seed": 7, "models": models, "rows": rows}
     lines = tofu_tables.render(found).splitlines()
     place = next(n for n, line in enumerate(lines) if line.startswith("| good |"))
     assert lines[place].split(" | ")[1:3] == ["0.750", "0.432"]
+    # As good, and keeps more; how long it took is not known.
+    assert lines[place - 1].startswith("| kept | 0.750 | 0.500 |")
+    assert lines[place - 1].endswith(" | 1 |  |")
     assert lines[place + 1].startswith("| poor \\* | 1.0e-07 |")
     assert "| good 1 | 0.500 | 0.250 | chosen |" in lines
     assert "| poor 2 |  |  | failed: reason |" in lines
