@@ -6,6 +6,7 @@ appear when ws has written them whole, and a killed training goes on; documents 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -13,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,33 @@ class Runner:
     """
 
     work: Path
+    _held: tuple[int, ...] = field(default=(), init=False)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other work here until this process and its commands have ended.
+
+        Commands inherit the lock: one that goes on when this process was killed has it still.
+
+        Raises:
+            SystemExit: Somebody else does.
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.work / "lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise SystemExit(
+                f"{self.work}: another study, or a command of one that was killed, is at work here."
+                " Wait for it, or end it."
+            ) from None
+        self._held = (lock,)
+        try:
+            yield
+        finally:
+            self._held = ()
+            os.close(lock)
 
     def directory(self, name: str, *words: Any) -> Path:
         """A model or vector that a command of ws writes by `-o`.
@@ -120,7 +149,7 @@ class Runner:
             begun = output.tell()
             with stdout.open("wb") if stdout else open(os.devnull, "wb") as file:
                 status = subprocess.run(
-                    [*WS, *command], stdout=file, stderr=output, check=False
+                    [*WS, *command], stdout=file, stderr=output, check=False, pass_fds=self._held
                 ).returncode
         if status < 0 or status == 130:
             raise KeyboardInterrupt

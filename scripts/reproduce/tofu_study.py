@@ -261,6 +261,14 @@ def main() -> None:
     study = Study(
         given.base.resolve(), given.data, given.work.resolve(), size, given.seed, given.robust
     )
+    with study.run.alone():
+        run(study, wanted, again, given)
+
+
+def run(
+    study: Study, wanted: Sequence[System], again: Sequence[str], given: argparse.Namespace
+) -> None:
+    """Make and score all that was asked for, and print it."""
     try:
         study.references()
     except FailedError as failed:

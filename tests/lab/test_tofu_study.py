@@ -1,7 +1,11 @@
 """The TOFU study: what is dealt to whom, that steps survive a kill, what is chosen and printed."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -133,6 +137,44 @@ def test_what_was_killed_is_done_again(runner):
     (runner.work / "said.json").unlink()
     assert runner.document("said.json", "score") == {"said": "score"}
     assert runner.counted() == ["die", "die", "add", "add", "score", "score"]
+
+
+def test_a_command_that_outlives_its_study_is_waited_for(runner, tmp_path):
+    """Killed outright, a study leaves its command at work: what that writes is nobody else's."""
+    program = tmp_path / "slow.py"
+    program.write_text("import os, sys, time\nprint(os.getpid(), file=sys.stderr, flush=True)\n"
+                       "time.sleep(600)\n")  # fmt: skip
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        f"import sys\nsys.path.insert(0, {str(Path(tofu_steps.__file__).parent)!r})\n"
+        "import pathlib, tofu_steps\n"
+        f"tofu_steps.WS = (sys.executable, {str(program)!r})\n"
+        f"run = tofu_steps.Runner(pathlib.Path({str(runner.work)!r}))\n"
+        "with run.alone():\n    run.directory('model', 'add')\n"
+    )
+    killed = subprocess.Popen([sys.executable, str(driver)], stderr=subprocess.DEVNULL)
+    log, pid = runner.work / "log", None
+    try:
+        until = time.monotonic() + 60
+        while pid is None and time.monotonic() < until:
+            time.sleep(0.05)
+            text = log.read_text() if log.exists() else ""
+            pid = int(text) if text.endswith("\n") else None
+        assert pid is not None
+        killed.kill()
+        killed.wait()
+        with pytest.raises(SystemExit, match="is at work here"), runner.alone():
+            pass
+    finally:
+        killed.kill()
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+    until = time.monotonic() + 60
+    while Path(f"/proc/{pid}/exe").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    with runner.alone():
+        runner.directory("model", "add")
+    assert runner.counted() == ["add"]
 
 
 def test_a_failure_says_what_the_command_said(runner):
