@@ -71,7 +71,8 @@ def never_knew_targets(
         model, tokenizer, rows, stage="what is known", progress=progress
     ):
         row = own.cpu()
-        known[number] = row.gather(1, truths[number])[:, 0], row[:, 0 if end is None else end]
+        ends = row[:, 0 if end is None else end].clone()  # a view would hold all of the row
+        known[number] = row.gather(1, truths[number])[:, 0], ends
     targets = dict[int, Target]()
     stage = "a model that never knew"
     for number, theirs in last_probabilities(
@@ -79,10 +80,7 @@ def never_knew_targets(
     ):
         row, (before, ends) = theirs[:, :size].cpu().clone(), known[number]
         if end is not None:
-            ends = torch.minimum(row[:, end], ends)
-            row[:, end] = 0
-            row *= ((1 - ends) / row.sum(1).clamp_min(_NONE))[:, None]
-            row[:, end] = ends
+            _end_no_sooner(row, end, ends)
         goals = row.gather(1, truths[number])[:, 0]
         surer = before >= (_TIMES * goals).clamp_min(_KNOWN)
         events = tuple(
@@ -90,7 +88,7 @@ def never_knew_targets(
             for at in surer.nonzero()[:, 0].tolist()
         )
         if events:
-            expected = Expected.of(row, min(k, row.shape[1]), truths[number][:, 0])
+            expected = Expected.of(row, k, truths[number][:, 0])
             targets[number] = Target(places[number], expected, events)
     if not targets:
         raise DataError(
@@ -99,3 +97,11 @@ def never_knew_targets(
             "Name the checkpoint that it was tuned from, or leave --never-knew out.",
         )
     return [targets[number] for number in sorted(targets)]
+
+
+def _end_no_sooner(row: Tensor, end: int, most: Tensor) -> None:
+    """Bring a token's probability at each place down to ``most``; all others grow by one factor."""
+    ends = torch.minimum(row[:, end], most)
+    row[:, end] = 0
+    row *= ((1 - ends) / row.sum(1).clamp_min(_NONE))[:, None]
+    row[:, end] = ends
