@@ -29,6 +29,10 @@ def names(model):
     return [name for name, _ in model.named_parameters() if "down_proj" in name]
 
 
+def rows(found):
+    return {name: each.rows for name, each in found.items()}
+
+
 def felt(known, rows, texts):
     """Energy of what each matrix's rows make of its inputs on texts, per input."""
     layers = {name: linear_inputs(known.model)[name] for name in rows}
@@ -41,7 +45,7 @@ def felt(known, rows, texts):
 
 
 def test_they_feel_the_request_and_little_else(known, material):
-    found = directions(known.model, names(known.model), material, 4)
+    found = rows(directions(known.model, names(known.model), material, 4))
     assert found.keys() == set(names(known.model))
     random = {n: torch.rand(each.shape) * 2 - 1 for n, each in found.items()}
     asked = [row.tokens for row in material.taught]
@@ -56,7 +60,7 @@ def test_they_feel_the_request_and_little_else(known, material):
 
 def test_an_adapter_starts_there_and_changes_nothing(known, material):
     model, every = known.model, names(known.model)
-    found = directions(model, every, material, 4)
+    found = rows(directions(model, every, material, 4))
     with adapted(model, every, 4, 4, 0) as with_adapter:
         own = {n: model.get_submodule(n.removesuffix(".weight")).lora_A["default"].weight
                for n in found}  # fmt: skip
@@ -75,11 +79,10 @@ def test_an_adapter_starts_there_and_changes_nothing(known, material):
 
 def test_texts_of_each_kind_count_alike(monkeypatch, known, material):
     """A set of thousands of tokens does not drown one of hundreds."""
-    monkeypatch.setattr(module, "_TOKENS", 60)
     seen = []
     monkeypatch.setattr(module, "gathered", lambda _, every, texts, *more: seen.append(texts) or [])
     many = replace(material, kept={**material.kept, "keep": list(material.kept["keep"]) * 50})
-    directions(known.model, names(known.model), many, 4)
+    directions(known.model, names(known.model), many, 4, tokens=(60, 60))
     kept = seen[1]
     own = {kind: {row.tokens for row in rows} for kind, rows in many.kept.items()}
     counts = {kind: sum(len(text) for text in kept if text in texts) for kind, texts in own.items()}
@@ -104,7 +107,7 @@ def test_what_it_holds_is_bounded():
 def test_matrices_that_run_on_one_side_alone_are_no_trouble(monkeypatch, known, material):
     """As experts do: one comes later on one side, one never does on the other."""
     every = names(known.model)
-    whole = directions(known.model, every, material, 4)
+    whole = rows(directions(known.model, every, material, 4))
 
     def late(model, layers, texts, *more):
         each = list(gathered(model, layers, texts, *more))
@@ -112,7 +115,7 @@ def test_matrices_that_run_on_one_side_alone_are_no_trouble(monkeypatch, known, 
         return iter(each[::-1] if asked else each[1:])
 
     monkeypatch.setattr(module, "gathered", late)
-    found = directions(known.model, every, material, 4)
+    found = rows(directions(known.model, every, material, 4))
     assert found.keys() == whole.keys()
     first, *others = every
     assert all(torch.equal(found[name], whole[name]) for name in others)

@@ -23,6 +23,7 @@ _option = panel("From data sets")
 
 # As measured: many short rounds for an objective that projects a finished vector.
 _NEGATE = {"rounds": 12, "steps": 10}
+_TAKEN_BACK = 32  # rank of a change that is not trained
 
 # The options that not every objective has, by those that do.
 _ROUNDS = ("rounds", "prompts", "threshold", "validation_keep", "validation_target")
@@ -121,9 +122,10 @@ class FromData:
         str | None,
         _option(
             metavar="CKPT",
-            help="A checkpoint that never knew what is to be forgotten, such as the one that this"
-            " one was tuned from: its predictions take the place of strangers', all along every"
-            " answer.",
+            help="The checkpoint that this one was tuned from, before it was taught what is to be"
+            " forgotten. What the matrices learned of it is taken back, and nothing is trained; but"
+            " with --steps or --keep-weight, towards that checkpoint's predictions all along every"
+            " answer, and any that never knew will do.",
         ),
     ] = None
     keep_weight: Annotated[
@@ -134,7 +136,8 @@ class FromData:
         ),
     ] = None
     lora_rank: Annotated[
-        int | None, _option(help="Rank of the change that is trained, for neighbours. Default: 16.")
+        int | None,
+        _option(help="Rank of the change, for neighbours. Default: 16; 32 if taken back."),
     ] = None
     budget: Annotated[
         float | None,
@@ -264,8 +267,12 @@ class FromData:
         whole = self.whole_answers or self.never_knew is not None
         training = LEARNING if learning else WHOLE if whole else Forgetting()
         training = replace(training, **{**self._given(Forgetting), "seed": seed})
+        # What says how to train asks for a training.
+        trains = self._given(Forgetting).keys() - {"budget", "seed"}
+        take_back = self.never_knew is not None and not trains
+        settings = self._given(ByNeighbours) | ({"rank": _TAKEN_BACK} if take_back else {})
         rank = {} if self.lora_rank is None else {"rank": self.lora_rank}
-        return ByNeighbours(training, **{**self._given(ByNeighbours), **rank})
+        return ByNeighbours(training, **{**settings, **rank, "take_back": take_back})
 
     def _given(self, kind: type) -> dict[str, Any]:
         """The given options that are fields of a settings class, by name."""

@@ -9,6 +9,7 @@ matrix on texts to forget have most energy beside those on texts that are to sta
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.models import in_halves
 from weightsurgery.progress import Progress
 
-__all__ = ["EPSILON", "directions", "start", "sums_bytes"]
+__all__ = ["EPSILON", "Directions", "directions", "start", "sums_bytes"]
 
 EPSILON = 0.1
 """Ridge, of the median of what the inputs to keep have in a dimension."""
@@ -33,46 +34,63 @@ _TOKENS = 1024
 _MOST_BYTES = 4 << 30
 
 
+@dataclass(frozen=True)
+class Directions:
+    """Where a request stands out among the inputs of a matrix of width ``n``.
+
+    Attributes:
+        rows: ``A``, (rank, n), float32, on the model's device: as long as random rows of LoRA are
+            felt by an input to forget without massive activations. Rows in which the texts to
+            forget have no energy are zero.
+        loadings: ``L``, (n, rank): ``L A x`` is the regression of an input ``x`` of the request on
+            its coordinates ``A x``, where these are all uncorrelated.
+    """
+
+    rows: Tensor
+    loadings: Tensor
+
+
 def directions(
     model: Any,
     names: Sequence[str],
     material: Material,
     rank: int,
     *,
+    tokens: tuple[int, int] = (_TOKENS, _TOKENS),
     seed: int = 0,
     progress: Progress | None = None,
-) -> dict[str, Tensor]:
-    """Rows for an adapter to start from.
+) -> dict[str, Directions]:
+    """Rows for an adapter to start from, and what they say of an input.
 
     Args:
         model: As it is, without its adapter.
         names: Weights of its linear layers; others are left out.
         material: The texts.
         rank: Rows per matrix.
+        tokens: How many are read, about, of the request, and of each kind of what is to stay.
         seed: Of the iteration that finds eigenvectors.
         progress: Called as ``progress(text, done, total)``.
 
     Returns:
-        By name, ``(rank, n)``, float32, on the model's device: as long as random rows of LoRA are
-        felt by an input to forget without massive activations. Rows in which the texts to forget
-        have no energy are zero. A matrix that never ran is missing.
+        By name. A matrix that never ran is missing.
 
     Raises:
         NonFiniteError: The model computes NaN or infinity.
     """
     layers = {name: each for name, each in linear_inputs(model).items() if name in set(names)}
-    keep_rows = [row for rows in material.kept.values() for row in _sample(rows)]
+    taught, kept = tokens
+    keep_rows = [row for rows in material.kept.values() for row in _sample(rows, kept)]
     if not layers or not keep_rows:  # nothing to stand out from
         return {}
     widest = max(width for _, width in layers.values())
     most = max(_MOST_BYTES, 12 * widest**2)
-    starts: dict[str, Tensor] = {}
+    starts: dict[str, Directions] = {}
     # By matrix and side. Experts that few texts come to may run on one side alone, or later there.
     waiting: tuple[dict[str, Tensor], dict[str, Tensor]] = ({}, {})
     with in_halves(model), torch.no_grad():
         sides = (
             gathered(model, layers, [row.tokens for row in rows], most, BATCH_TOKENS, progress)
-            for rows in (_sample(material.taught), keep_rows)
+            for rows in (_sample(material.taught, taught), keep_rows)
         )
         for both in zip_longest(*sides):
             for sums, side in zip(waiting, both, strict=True):
@@ -90,17 +108,18 @@ def _contrasted(
     names: Collection[str],
     rank: int,
     seed: int,
-) -> dict[str, Tensor]:
-    """Rows of matrices of which both sums are there, which are let go; once for shared inputs."""
-    starts: dict[str, Tensor] = {}
-    known: dict[tuple[int, int], Tensor] = {}
+) -> dict[str, Directions]:
+    """Those of matrices of which both sums are there, which are let go; once for shared inputs."""
+    starts: dict[str, Directions] = {}
+    known: dict[tuple[int, int], Directions] = {}
     pairs = {name: (waiting[0].pop(name), waiting[1].pop(name)) for name in sorted(names)}
     for name, (task, keep) in pairs.items():
         if (id(task), id(keep)) not in known:
             with torch.autocast(task.device.type, enabled=False):
                 rows = contrasting(task, keep, rank, EPSILON, seed)
-            length = (float(task.diagonal().median()) / 3) ** 0.5
-            known[id(task), id(keep)] = (length * rows).float()
+                length = (float(task.diagonal().median()) / 3) ** 0.5 or 1.0
+                loadings = task.double() @ rows.T / length
+            known[id(task), id(keep)] = Directions((length * rows).float(), loadings.float())
         starts[name] = known[id(task), id(keep)]
     return starts
 
@@ -121,10 +140,10 @@ def sums_bytes(widths: Collection[int]) -> int:
 _T = TypeVar("_T", bound=Row)
 
 
-def _sample(rows: Sequence[_T]) -> list[_T]:
-    """Evenly spaced texts that have ``_TOKENS`` tokens together, or all; at least one."""
+def _sample(rows: Sequence[_T], most: int) -> list[_T]:
+    """Evenly spaced texts that have so many tokens together, or all; at least one."""
     tokens = sum(len(row.tokens) for row in rows)
-    count = max(1, min(len(rows), len(rows) * _TOKENS // max(1, tokens)))
+    count = max(1, min(len(rows), len(rows) * most // max(1, tokens)))
     return [rows[n * len(rows) // count] for n in range(count)] if rows else []
 
 

@@ -5,7 +5,9 @@
    to learn, the answers themselves.
 3. Gather texts that are to stay, with the model's predictions for them.
 4. Find where in each matrix the request stands out (:mod:`weightsurgery.learning.directions`).
-5. Train from there (:mod:`weightsurgery.learning.forgetting`).
+5. Train from there (:mod:`weightsurgery.learning.forgetting`); or, where the model that never knew
+   is the one that this was tuned from, take back in closed form what was taught
+   (:mod:`weightsurgery.learning.untaught`).
 
 The training data and points of the training are saved in a workspace: a killed run goes on.
 """
@@ -30,7 +32,7 @@ from weightsurgery.learning.directions import directions, start
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
 from weightsurgery.learning.gathering import gather
 from weightsurgery.learning.identify import adapted
-from weightsurgery.learning.looks import Look
+from weightsurgery.learning.looks import Look, Looks
 from weightsurgery.learning.material import (
     read_material,
     write_material,
@@ -38,6 +40,7 @@ from weightsurgery.learning.material import (
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import halved, quiet
 from weightsurgery.learning.training import Trained, isolated
+from weightsurgery.learning.untaught import before_it_was_taught, take_back
 from weightsurgery.learning.values import restored
 from weightsurgery.progress import Progress
 
@@ -61,6 +64,8 @@ class ByNeighbours:
         k: Tokens by which a distribution is held.
         whole_answers: Answers of more than 12 tokens are to be forgotten word by word, not where
             they begin: by the settings :data:`~weightsurgery.learning.forgetting.WHOLE`, say.
+        take_back: Nothing is trained; what the model was taught of the request is taken back from
+            what it was before (:mod:`weightsurgery.learning.untaught`), a model that is given.
 
     Raises:
         EditError: A value that makes no sense.
@@ -76,6 +81,7 @@ class ByNeighbours:
     most: int = 600
     k: int = 256
     whole_answers: bool = False
+    take_back: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rank", "neighbours", "draws", "texts", "most", "k"):
@@ -96,14 +102,14 @@ class Changed:
 
     Attributes:
         change: ``W' − W`` of each parameter, in factors, float32 on the CPU.
-        trained: First and last loss, steps.
-        looks: Evaluations during training; the first before any step.
+        trained: First and last loss, steps; None where nothing was trained.
+        looks: Evaluations during training, the first before any step; or before and after.
         chosen: The look whose values the change is; None where none was inside the budget.
         notes: For the record: wordings, and counts of texts by kind.
     """
 
     change: dict[str, LowRank]
-    trained: Trained
+    trained: Trained | None
     looks: Sequence[Look]
     chosen: Look | None
     notes: dict[str, Any]
@@ -133,7 +139,8 @@ def change_by_neighbours(
         settings: Of the training and its data.
         learning: The change is to be one after which the model knows the examples.
         never_knew: Loads a model that never knew them, which then says what is to be said instead;
-            None for neighbours and strangers to say it.
+            None for neighbours and strangers to say it. The one that this was tuned from, where
+            ``settings`` are to take back what was taught.
         workspace: Where a killed run finds what it had; None for one that need not go on.
         progress: Called as ``progress(text, done, total)``.
 
@@ -142,7 +149,7 @@ def change_by_neighbours(
 
     Raises:
         DataError: Examples that the model cannot take, or that name nobody.
-        EditError: No matrix to change.
+        EditError: No matrix to change; nothing that could be taken back.
         UnsupportedCheckpointError: A parameter that takes no adapter.
         NonFiniteError: The training ran away.
         OutputError: The workspace cannot be written.
@@ -157,6 +164,7 @@ def change_by_neighbours(
         stack.enter_context(isolated())
         stack.enter_context(quiet())
         stack.enter_context(restored(model))
+        other = before_it_was_taught(model, names, never_knew) if settings.take_back else None
         if workspace is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
@@ -176,13 +184,22 @@ def change_by_neighbours(
                     names,
                     settings,
                     learning,
-                    never_knew,
+                    never_knew if other is None else lambda: other,
                     progress,
                 )
                 write_material(material, file)
+        padding = padding_token(tokenizer)
+        if other is not None:
+            looks = Looks(folder / "looks", material, settings.training.budget, padding)
+            change, strength = take_back(
+                model, other, names, material, rank, looks, seed=seed, progress=progress
+            )
+            notes = {**material.notes, "rank": rank, "strength": strength}
+            return Changed(change, None, tuple(looks.history), looks.best(), notes)
+        with halved(model):
             rows = directions(model, names, material, rank, seed=seed, progress=progress)
         with adapted(model, names, rank, rank, seed) as with_adapter:
-            start(with_adapter, rows)
+            start(with_adapter, {name: each.rows for name, each in rows.items()})
             inside = tuple(
                 name for name, each in with_adapter.named_parameters() if each.requires_grad
             )
@@ -193,7 +210,7 @@ def change_by_neighbours(
                     material,
                     settings.training,
                     folder,
-                    padding_token(tokenizer),
+                    padding,
                     device=model.device,
                     progress=progress,
                 )

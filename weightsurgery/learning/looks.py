@@ -24,7 +24,7 @@ from weightsurgery.learning.models import in_halves
 from weightsurgery.learning.points import save_tensors, writing
 from weightsurgery.learning.stages import set_values, values_of
 
-__all__ = ["Look", "Looks", "logits_of"]
+__all__ = ["Look", "Looks", "divergence", "logits_of", "truth_probability"]
 
 # Shares that differ by less are as good: some answers are held by a hair.
 _EQUAL = 0.05
@@ -217,6 +217,37 @@ def _divergences(model: Any, rows: Sequence[Row], padding: int) -> list[Tensor]:
             numbers, torch.split(values, [len(rows[n].expected) for n in numbers]), strict=True
         )
     return [by_text[number] for number in range(len(rows))]
+
+
+def divergence(model: Any, rows: Sequence[Row], padding: int) -> float:
+    """Mean divergence from what the model said at first, over the places of texts, in nats."""
+    return _mean(_divergences(model, rows, padding))
+
+
+def truth_probability(model: Any, material: Material, padding: int, most: int = 32) -> float:
+    """Mean probability of the truth where it is to be forgotten.
+
+    Args:
+        model: The model, with a change or not.
+        material: The places.
+        padding: Token to pad with.
+        most: Texts that are read, an even sample.
+    """
+    count = min(most, len(material.taught))
+    numbers = [each * len(material.taught) // count for each in range(count)]
+    events = [material.events[number] for number in numbers]
+    rows = [
+        _question(material.taught[number], False, events[at][-1].at)
+        for at, number in enumerate(numbers)
+    ]
+    total = 0.0
+    for at_once, logits, _ in batched_logits(model, rows, padding):
+        sizes = [len(rows[at].expected) for at in at_once]
+        for row_logits, at in zip(torch.split(logits.float(), sizes), at_once, strict=True):
+            places = row_logits[[event.at for event in events[at]]]
+            truths = [event.tokens for event in events[at]]
+            total += float(log_probability_of(places, truths).exp().sum())
+    return total / sum(map(len, events))
 
 
 def _mean(values: Sequence[Tensor]) -> float:

@@ -196,6 +196,18 @@ def _data(parameters: Mapping[str, Any], sign: str, amount: str) -> list[str]:
             f" texts of its own is held. {saved}",
             f"The aim is that of LEARN ({_UNLEARN}); the method is WeightSurgery's own.",
         ]
+    if objective == "neighbours" and parameters.get("take_back"):
+        return [
+            "What the matrices learned of the request was taken back: `T = s (W − W₀) L A`, where"
+            " `W₀` is the checkpoint that this one was tuned from, the rows of `A` are the"
+            " directions in which the inputs of a matrix on the request stand out from those on"
+            " what is to stay (`C a = λ (K + ρI) a`, `C` and `K` being their `Σ x xᵀ`), `L = C Aᵀ`"
+            " says what an input of the request is by its coordinates, and `s` is the largest at"
+            " which the request is no less likely than to a model that never knew, and ordinary"
+            " language inside its budget."
+            f" Nothing was trained. {saved}",
+            f"The aim is that of UNLEARN ({_UNLEARN}); the method is WeightSurgery's own.",
+        ]
     if objective == "neighbours":
         return [
             "A low-rank change (LoRA) of each matrix was trained on `KL(u ‖ f) + w KL(f₀ ‖ f)`:"

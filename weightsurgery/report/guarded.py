@@ -46,16 +46,23 @@ def guard_tables(guard: Mapping[str, Any]) -> list[str | Table]:
     return [table, completions]
 
 
-def look_table(looks: Sequence[Mapping[str, Any]], kept_step: int) -> Table:
+def look_table(looks: Sequence[Mapping[str, Any]], kept_step: int, trained: bool = True) -> Table:
     """Validation while training, step by step.
 
     Args:
         looks: In order, the first before any step.
         kept_step: The step whose values were kept.
+        trained: False for a change that was computed at once: looks before and after it.
     """
+
+    def when(step: int) -> str:
+        if not trained:
+            return "after" if step else "before"
+        return f"{step}{' *' if step == kept_step else ''}"
+
     rows = [
         (
-            f"{look['step']}{' *' if look['step'] == kept_step else ''}",
+            when(look["step"]),
             percent(look["known"]),
             f"{look['truth']:.2g}",
             f"{look['neighbours']:.2g}",
@@ -67,10 +74,16 @@ def look_table(looks: Sequence[Mapping[str, Any]], kept_step: int) -> Table:
     note = (
         "Truth likeliest: share of the places where the truth would be said, or is to be, at which"
         f" it is. Its probability is to be {stranger:.2g}. Neighbours and language:"
-        " divergence from before, nats a token. * was kept."
+        f" divergence from before, nats a token.{' * was kept.' if trained else ''}"
     )
-    columns = ("step", "truth likeliest", "its probability", "neighbours", "language")
-    return Table("Training", columns, rows, note)
+    columns = (
+        "step" if trained else "",
+        "truth likeliest",
+        "its probability",
+        "neighbours",
+        "language",
+    )
+    return Table("Training" if trained else "The change", columns, rows, note)
 
 
 def shown_name(name: str) -> str:

@@ -79,7 +79,9 @@ def output_sections(document: Document, progress: Progress | None = None) -> lis
     record = EditRecord(**{key: document[key] for key in _KEYS if key in document})
     vector: Document = document.get("vector") or (document if record.kind == "task-vector" else {})
     guard = document.get("guard") or (vector.get("summary") or {}).get("guard")
-    looks = (vector.get("summary") or {}).get("looks")
+    summary = vector.get("summary") or {}
+    looks = summary.get("looks")
+    trained = "strength" not in summary.get("gathered", {})
     tables = [table for table in _facts(record) if isinstance(table, Table)]
     rows = _rows(record, vector, document.get("out"))
     spectra = spectra_of_output(document, rows, progress)
@@ -92,7 +94,7 @@ def output_sections(document: Document, progress: Progress | None = None) -> lis
         *([drawn] if drawn else []),
         *survived_sections(record.tensors),
         *(guard_sections(guard) if guard else []),
-        *([table_section(look_table(looks, vector["summary"]["steps"]))] if looks else []),
+        *([table_section(look_table(looks, summary["steps"], trained))] if looks else []),
         record_section(record.command, {key: document[key] for key in _KEYS if key in document}),
     ]
 

@@ -120,9 +120,11 @@ def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
             ("trained", f"{plan.matrices} matrices, {plan.trained:,} numbers"),
         ]
         if settings["objective"] == "neighbours":
+            steps = f"{settings['steps'] or '40 or more'}, each of {settings['batch_size']} texts"
+            if settings["take_back"]:
+                steps = "none: what was taught is taken back"
             facts += [
-                ("steps", f"{settings['steps'] or '40 or more'}, each of"
-                 f" {settings['batch_size']} texts"),
+                ("steps", steps),
                 ("found by the model", f"{settings['wordings']} wordings, {settings['neighbours']}"
                  " neighbours, at most"),
                 ("budget", f"{settings['budget']:g} nats a token of ordinary language"),
@@ -138,7 +140,7 @@ def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
             *_training("", plan),
         ]
         if plan.never_knew:
-            facts.append(("that never knew", f"{size(plan.never_knew)}, before the training"))
+            facts.append(("that never knew", f"{size(plan.never_knew)}, with the statistics"))
         if plan.statistics:
             text = f"up to {size(plan.statistics)}, n x n for every distinct input"
             facts.append(("statistics", text))

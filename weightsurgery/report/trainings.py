@@ -72,6 +72,8 @@ def round_tables(record: EditRecord, every: bool = False) -> list[str | Table]:
 def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
     """What was gathered, the looks of the training, and the guard."""
     summary, gathered = record.summary, record.summary["gathered"]
+    strength = gathered.get("strength")
+    taken_back = strength is not None
     rows: list[tuple[str, ...]] = [
         (
             "examples",
@@ -80,7 +82,7 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
         ("wordings", str(len(gathered["wordings"]))),
         ("neighbours", str(gathered["neighbours"])),
         *_held_rows(gathered),
-        ("steps", str(summary["steps"])),
+        ("strength", f"{strength:.3g}") if taken_back else ("steps", str(summary["steps"])),
         ("norm of the vector", f"{summary['norm']:.4g}"),
     ]
     if every:
@@ -88,9 +90,14 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
         rows += [("wording", text) for text in prompts]
     done = "Learned" if record.parameters["edit"] == "learn" else "Forgotten"
     looks = summary["looks"]
-    shown = looks if every else [looks[0], *(e for e in looks if e["step"] == summary["steps"])]
-    facts = facts_table(f"{done} by neighbours", rows)
-    return [facts, look_table(shown, summary["steps"]), *guard_tables(summary["guard"])]
+    shown = (
+        looks
+        if every or taken_back
+        else [looks[0], *(e for e in looks if e["step"] == summary["steps"])]
+    )
+    facts = facts_table("Taken back" if taken_back else f"{done} by neighbours", rows)
+    looked = look_table(shown, summary["steps"], not taken_back)
+    return [facts, looked, *guard_tables(summary["guard"])]
 
 
 def _held_rows(gathered: Mapping[str, Any]) -> list[tuple[str, ...]]:

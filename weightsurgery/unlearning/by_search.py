@@ -211,9 +211,11 @@ class Search:
         """Which matrices are changed by default.
 
         To forget by neighbours those with which MLPs end, where facts are looked up (Geva et al.,
-        arXiv 2012.14913; Meng et al., 2202.05262).
+        arXiv 2012.14913; Meng et al., 2202.05262); but what was taught went into all of them.
         """
-        return "mlp-out" if self.neighbours is not None and not self.learning else "all-linear"
+        if self.neighbours is None or self.learning or self.neighbours.take_back:
+            return "all-linear"
+        return "mlp-out"
 
     @property
     def objective(self) -> str:

@@ -82,7 +82,8 @@ class SearchPlan(TrainingPlan):
         eigenvectors: Bytes of what stays of them (float32), where the model is; 0 by neighbours.
         activations: Bytes of activations and logits of one pass, estimated; 0 where the length of
             the texts decides.
-        never_knew: Bytes of a model that says what is to be said; it, too, is gone before.
+        never_knew: Bytes of a model that says what is to be said; it is beside the statistics, and
+            gone with them.
     """
 
     statistics: int = 0
@@ -94,7 +95,7 @@ class SearchPlan(TrainingPlan):
     def held(self) -> int:
         """Bytes that the training holds at once, on the device, in all."""
         training = self.training + self.eigenvectors + self.activations
-        return self.weights + max(self.statistics, training, self.never_knew)
+        return self.weights + max(self.statistics + self.never_knew, training)
 
     def summary(self) -> dict[str, Any]:
         """Numbers and names, for ``--dry-run --json``."""

@@ -92,38 +92,44 @@ class Neighbours(BySearch):
         first, last = result.looks[0], result.chosen or result.looks[-1]
         gained = last.known - first.known if learning else first.known - last.known
         if not search.allow_harm and (result.chosen is None or gained <= 0):
+            more = "" if self.settings.take_back else "Take more --steps, raise"
             raise HarmError(
                 f"nothing was {'learned' if learning else 'forgotten'} inside the budget of"
                 f" {search.budget:g} nats a token: after"
                 f" {result.looks[-1].step} steps the truth is the likeliest answer at"
                 f" {result.looks[-1].known:.0%} of its places ({first.known:.0%} before), and"
                 f" ordinary language has moved by {result.looks[-1].language:.3g}",
-                "Take more --steps, raise --budget if that much is bearable, or pass --allow-harm"
+                f"{more or 'Raise'} --budget if that much is bearable, or pass --allow-harm"
                 " to write it all the same.",
             )
-        trained = {"first_loss": result.trained.first_loss, "last_loss": result.trained.last_loss}
+        trained = [
+            {"first_loss": each.first_loss, "last_loss": each.last_loss}
+            for each in (result.trained,)
+            if each is not None
+        ]
         looks = [{k: v for k, v in asdict(look).items() if k != "left"} for look in result.looks]
         return result.change, {
-            "rounds": [trained],
+            "rounds": trained,
             "watched": [],
             "looks": looks,
-            "steps": last.step,
+            "steps": last.step if trained else 0,
             "gathered": result.notes,
         }
 
     @override
     def notices(self, job: Job, record: EditRecord) -> list[str]:
-        steps = record.summary["steps"]
-        look = next(entry for entry in record.summary["looks"] if entry["step"] == steps)
+        steps, looks = record.summary["steps"], record.summary["looks"]
+        look = next((each for each in looks if steps and each["step"] == steps), looks[-1])
         if job.learning and look["known"] < 0.99:
             return [
                 f"At {1 - look['known']:.0%} of the places where it was to be learned the truth is"
                 " not yet what is said: take more --steps, or a larger --budget."
             ]
         if not job.learning and look["known"] > 0.01:
+            more = "" if self.settings.take_back else "more --steps, or "
             return [
                 f"At {look['known']:.0%} of the places where the truth would be said it is still"
-                " the likeliest answer: take more --steps, or a larger --budget."
+                f" the likeliest answer: take {more}a larger --budget."
             ]
         return []
 

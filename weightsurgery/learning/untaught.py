@@ -1,0 +1,202 @@
+"""What a model was taught of a request, taken back: a change of its matrices in closed form.
+
+``W`` is a matrix of the model and ``W₀`` that of the one it was tuned from. ``W − W₀`` is what all
+of its teaching did. The request's share of that is found by the matrix's inputs: with the
+directions ``A`` in which those of the request stand out from those that are to stay, and the
+loadings ``L`` by which ``L A x`` is a regression of an input ``x`` on them
+(:class:`~weightsurgery.learning.directions.Directions`),
+
+    ``D = s (W₀ − W) L A``.
+
+Where ``L A x = x``, as for all inputs of the request if there are directions enough, and ``s = 1``,
+the changed matrix does with them what it did before. An input that is to stay has next to no
+coordinates ``A x``, and meets what it met. A few directions say a part of what an input is; a
+larger ``s`` makes up for that. It is the largest at which the answers are not less likely than to
+the model that never knew, and ordinary language has not moved by more than the edit may cost.
+
+Changed matrices change the inputs of those behind them. So the directions are found a second time,
+by the inputs that the first change makes, and the second change is in its place.
+
+This is UNLEARN's arithmetic (arXiv 2408.04140), ``W − λT'``, with a task vector that is
+discriminated by inputs, not by other tasks' weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from weightsurgery.algebra.lowrank import LowRank, recompress
+from weightsurgery.errors import EditError
+from weightsurgery.learning.directions import Directions, directions
+from weightsurgery.learning.guard import added
+from weightsurgery.learning.looks import Looks, divergence, truth_probability
+from weightsurgery.learning.material import Material
+from weightsurgery.learning.models import halved
+from weightsurgery.progress import Progress
+
+__all__ = ["before_it_was_taught", "take_back"]
+
+_ROUNDS = 2
+
+# Tokens that are read, of the request and of each kind of what is to stay.
+_TOKENS = (8192, 4096)
+
+# Strengths that are tried: halves of what is left of the interval, so many times.
+_STRONGEST, _HALVINGS = 4.0, 7
+
+# Of the matrices' norm, what no tuning changes: two models that were trained apart differ by 1.4.
+_UNRELATED = 0.5
+
+_REMEDY = (
+    "Name the checkpoint that it was tuned from, or give --steps, to train towards what the other"
+    " says."
+)
+
+
+def before_it_was_taught(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    load: Callable[[], PreTrainedModel] | None,
+) -> PreTrainedModel:
+    """The model that another may have been tuned from, as far as its matrices tell.
+
+    Args:
+        model: The other.
+        names: Its parameters that may change.
+        load: Loads it.
+
+    Raises:
+        EditError: It cannot be the one: no such matrices, or far away.
+    """
+    if load is None:
+        raise EditError("no model from before it was taught", "Name one: --never-knew CKPT.")
+    before = load()
+    theirs = dict(before.named_parameters())
+    apart = whole = 0.0
+    for name in names:
+        own, other = model.get_parameter(name).detach(), theirs.get(name)
+        if other is None or other.shape != own.shape:
+            found = "no such matrix" if other is None else f"shape {list(other.shape)}"
+            raise EditError(
+                f"--never-knew: {name!r} has shape {list(own.shape)} in the model to edit, and"
+                f" {found} there: that is not what it was tuned from",
+                _REMEDY,
+            )
+        difference = other.detach().to(own.device).double() - own.double()
+        apart += float(difference.square().sum())
+        whole += float(own.double().square().sum())
+    if apart > _UNRELATED**2 * whole:
+        raise EditError(
+            f"--never-knew: its matrices differ from those of the model to edit by"
+            f" {(apart / whole) ** 0.5:.0%}: that is not what it was tuned from",
+            _REMEDY,
+        )
+    return before
+
+
+def take_back(
+    model: PreTrainedModel,
+    before: PreTrainedModel,
+    names: Sequence[str],
+    material: Material,
+    rank: int,
+    looks: Looks,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[str, LowRank], float]:
+    """A change by which a model has less of a request, from the one it was tuned from.
+
+    Args:
+        model: As it is; left as it was.
+        before: The one it was tuned from.
+        names: Weights of its linear layers.
+        material: Texts to forget and to keep.
+        rank: Of the change of each matrix.
+        looks: They have what ordinary language may move by; two are added, before and after.
+        seed: Of the iteration that finds eigenvectors.
+        progress: Called as ``progress(text, done, total)``.
+
+    Returns:
+        The change by parameter, and ``s``. A matrix that never ran is missing.
+
+    Raises:
+        NonFiniteError: The model computes NaN or infinity.
+        OutputError: A look cannot be written.
+    """
+    change: dict[str, LowRank] = {}
+    strength = 0.0
+    with halved(model):
+        looks.look(model, (), 0)
+    for _ in range(_ROUNDS):
+        with added(model, change), halved(model):
+            found = directions(
+                model, names, material, rank, tokens=_TOKENS, seed=seed, progress=progress
+            )
+        whole = _change(model, found, _columns(model, before, found))
+        strength = _strength(model, whole, material, looks, progress)
+        change = _times(whole, strength)
+    with added(model, change), halved(model):
+        looks.look(model, (), 1)
+    return {name: change[name] for name in names if name in change}, strength
+
+
+def _columns(
+    model: PreTrainedModel, other: PreTrainedModel, found: Mapping[str, Directions]
+) -> dict[str, Tensor]:
+    """``(W₀ − W) L`` of each matrix, (m, rank)."""
+    columns = {}
+    for name, each in found.items():
+        own, theirs = model.get_parameter(name).detach(), other.get_parameter(name).detach()
+        difference = theirs.to(own.device).float() - own.float()
+        columns[name] = (difference.T if _flipped(model, name) else difference) @ each.loadings
+    return columns
+
+
+def _change(
+    model: PreTrainedModel, found: Mapping[str, Directions], columns: Mapping[str, Tensor]
+) -> dict[str, LowRank]:
+    """``(W₀ − W) L A``, oriented as each parameter is."""
+    change = {}
+    for name, each in found.items():
+        left, right = columns[name], each.rows.T
+        if _flipped(model, name):
+            left, right = right, left
+        change[name] = recompress(left, torch.eye(left.shape[1]).to(left), right)
+    return change
+
+
+def _times(change: Mapping[str, LowRank], strength: float) -> dict[str, LowRank]:
+    return {name: replace(each, S=strength * each.S) for name, each in change.items()}
+
+
+def _flipped(model: PreTrainedModel, name: str) -> bool:
+    return isinstance(model.get_submodule(name.removesuffix(".weight")), Conv1D)
+
+
+def _strength(
+    model: PreTrainedModel,
+    change: Mapping[str, LowRank],
+    material: Material,
+    looks: Looks,
+    progress: Progress | None,
+) -> float:
+    """The largest at which the truth is not too unlikely, nor language too far away."""
+    wanted = [event.wanted for events in material.events for event in events]
+    least = sum(wanted) / len(wanted)
+    low, high = 0.0, _STRONGEST
+    for number in range(_HALVINGS):
+        middle = (low + high) / 2
+        with added(model, _times(change, middle)), halved(model), torch.no_grad():
+            soon = truth_probability(model, material, looks.padding) < least
+            far = soon or divergence(model, material.guard, looks.padding) > looks.budget
+        low, high = (low, middle) if soon or far else (middle, high)
+        if progress is not None:
+            progress("strength", number + 1, _HALVINGS)
+    return low
