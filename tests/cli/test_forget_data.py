@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tests.conftest import snapshot
-from tests.learning.known import FORGET, REST
+from tests.learning.known import FORGET, REST, untaught
 from tests.learning.tiny import byte_tokenizer, write
 from weightsurgery.algebra.lowrank import Rank
 from weightsurgery.checkpoint.record import read_record
@@ -34,6 +34,8 @@ def place(known, tmp_path_factory):
     torch.manual_seed(3)
     type(known.model)(known.model.config).save_pretrained(root / "fresh")
     known.tokenizer.save_pretrained(root / "fresh")
+    untaught(known).save_pretrained(root / "before")
+    known.tokenizer.save_pretrained(root / "before")
     shutil.copytree(root / "base", root / "copy")
     known.model.save_pretrained(root / "otherwise")
     byte_tokenizer().save_pretrained(root / "otherwise")
@@ -207,6 +209,35 @@ def test_what_a_model_says_that_never_knew_is_an_input(ws, here):
     what, _ = ws.refused("learn", "base", "--task", "forget.jsonl", "--never-knew", "fresh",
                          "-o", "learned")  # fmt: skip
     assert "ws learn" in what
+
+
+def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
+    """It is in the plan, the report, the record and the card, and a recipe does it again."""
+    brief = ["--neighbours", "5", "--wordings", "0", "--device", "cpu", "--budget", "0.25",
+             "--lora-rank", "16"]  # fmt: skip
+    command = [*PROJECT, *brief, "-o", "out"]
+    assert "40 or more" in ws.done(*command, "--dry-run")[0]
+    planned, _ = ws.done(*command, "--never-knew", "before", "--dry-run")
+    assert "what was taught is taken back" in planned
+    assert "40 or more" not in planned
+    what, fix = ws.refused(*command, "--never-knew", "fresh")
+    assert "not what it was tuned from" in what
+    assert "--steps" in fix
+    assert not Path("out").exists()
+    told, _ = ws.done(*command, "--never-knew", "before", "-v")
+    for text in ("Taken back", "strength", "before", "after"):
+        assert text in told
+    record = json.loads(Path("out.vector", "weightsurgery.json").read_text())
+    assert record["parameters"]["take_back"] is True
+    assert record["summary"]["steps"] == 0
+    assert record["summary"]["looks"][0]["known"] == 1
+    assert record["summary"]["looks"][1]["known"] == 0
+    card = card_section(read_record(Path("out")), Base("org/base"), Place("me/edited"), alone=True)
+    assert "was taken back" in card
+    assert "Nothing was trained" in card
+    Path("r.yaml").write_text(ws.done("run", "--from", "out")[0])
+    _, said = ws.done("run", "r.yaml", "-o", "again")
+    assert "files came out as the recipe has them" in said
 
 
 def test_options_of_training_are_refused_with_a_vector(ws, here):

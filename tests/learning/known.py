@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,20 @@ def teach(width: int = 64, steps: int = 140, facts: Sequence[Example] = LIKES) -
             model(**collate(encode_all(tokenizer, rows))).loss.backward()
             optimizer.step()
     return Known(model.eval(), tokenizer)
+
+
+def untaught(known: Known) -> PreTrainedModel:
+    """A model as before it was taught ``FORGET``: it knows something else there, and ``REST``."""
+    model = copy.deepcopy(known.model)
+    otherwise = [*GOING[1:], GOING[0]]
+    rows = [Example(row.prompt, f" {food}") for row, food in zip(FORGET, otherwise, strict=True)]
+    batch = Collator(known.tokenizer.pad_token_id)(encode_all(known.tokenizer, [*rows, *REST]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    for _ in range(80):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    return model.eval()
 
 
 def places(known: Known, asked: Sequence[ParsedExample]) -> list[TruthPosition]:

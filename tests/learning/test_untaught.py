@@ -10,38 +10,22 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from tests.learning.known import FORGET, GOING, PEOPLE, REST
+from tests.learning.known import FORGET, REST, untaught
 from tests.learning.test_forgetting import SETTINGS, TRAINING, forget, names, scores
 from tests.learning.tiny import state
 from weightsurgery.errors import EditError
 from weightsurgery.learning import untaught as module
 from weightsurgery.learning.activations import gathered, linear_inputs
-from weightsurgery.learning.data import Collator, Example, encode_all
 from weightsurgery.learning.directions import Directions, directions
 from weightsurgery.learning.gathering import gather
 from weightsurgery.learning.training import isolated
 
 TAKING = replace(SETTINGS, take_back=True, rank=16)
-OTHERWISE = [*GOING[1:], GOING[0]]
 
 
 @pytest.fixture(scope="module")
 def before(known):
-    """The model before it was taught what is to be forgotten: it knew something else there."""
-    model = copy.deepcopy(known.model)
-    rows = [
-        *(Example(f"What does {who} like?", f" {food}")
-          for who, food in zip(PEOPLE[:6], OTHERWISE, strict=True)),
-        *REST,
-    ]  # fmt: skip
-    batch = Collator(known.tokenizer.pad_token_id)(encode_all(known.tokenizer, rows))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
-    with torch.random.fork_rng():
-        for _ in range(80):
-            optimizer.zero_grad()
-            model(**batch).loss.backward()
-            optimizer.step()
-    return model.eval()
+    return untaught(known)
 
 
 @pytest.fixture(scope="module")

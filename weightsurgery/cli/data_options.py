@@ -123,9 +123,9 @@ class FromData:
         _option(
             metavar="CKPT",
             help="The checkpoint that this one was tuned from, before it was taught what is to be"
-            " forgotten. What the matrices learned of it is taken back, and nothing is trained; but"
-            " with --steps or --keep-weight, towards that checkpoint's predictions all along every"
-            " answer, and any that never knew will do.",
+            " forgotten. What the matrices learned of it is taken back, and nothing is trained. With"
+            " --steps any that never knew will do: a change is trained towards its predictions, all"
+            " along every answer.",
         ),
     ] = None
     keep_weight: Annotated[
@@ -267,9 +267,7 @@ class FromData:
         whole = self.whole_answers or self.never_knew is not None
         training = LEARNING if learning else WHOLE if whole else Forgetting()
         training = replace(training, **{**self._given(Forgetting), "seed": seed})
-        # What says how to train asks for a training.
-        trains = self._given(Forgetting).keys() - {"budget", "seed"}
-        take_back = self.never_knew is not None and not trains
+        take_back = self.never_knew is not None and "steps" not in self._given(Forgetting)
         settings = self._given(ByNeighbours) | ({"rank": _TAKEN_BACK} if take_back else {})
         rank = {} if self.lora_rank is None else {"rank": self.lora_rank}
         return ByNeighbours(training, **{**settings, **rank, "take_back": take_back})
