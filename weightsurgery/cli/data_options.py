@@ -123,9 +123,9 @@ class FromData:
         _option(
             metavar="CKPT",
             help="The checkpoint that this one was tuned from, before it was taught what is to be"
-            " forgotten. What the matrices learned of it is taken back, and nothing is trained. With"
-            " --steps any that never knew will do: a change is trained towards its predictions, all"
-            " along every answer.",
+            " forgotten. What the matrices learned of it is taken back, and nothing is trained."
+            " With --steps any that never knew will do: a change is trained towards its"
+            " predictions, all along every answer.",
         ),
     ] = None
     keep_weight: Annotated[

@@ -22,7 +22,7 @@ from weightsurgery.learning.material import Material, Row
 from weightsurgery.learning.models import in_halves
 from weightsurgery.progress import Progress
 
-__all__ = ["EPSILON", "Directions", "directions", "start", "sums_bytes"]
+__all__ = ["EPSILON", "Directions", "directions", "sample", "start", "sums_bytes"]
 
 EPSILON = 0.1
 """Ridge, of the median of what the inputs to keep have in a dimension."""
@@ -56,7 +56,7 @@ def directions(
     material: Material,
     rank: int,
     *,
-    tokens: tuple[int, int] = (_TOKENS, _TOKENS),
+    tokens: tuple[int, int | None] = (_TOKENS, _TOKENS),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Directions]:
@@ -67,7 +67,8 @@ def directions(
         names: Weights of its linear layers; others are left out.
         material: The texts.
         rank: Rows per matrix.
-        tokens: How many are read, about, of the request, and of each kind of what is to stay.
+        tokens: How many are read, about, of the request, and of each kind of what is to stay; None
+            for all.
         seed: Of the iteration that finds eigenvectors.
         progress: Called as ``progress(text, done, total)``.
 
@@ -79,7 +80,7 @@ def directions(
     """
     layers = {name: each for name, each in linear_inputs(model).items() if name in set(names)}
     taught, kept = tokens
-    keep_rows = [row for rows in material.kept.values() for row in _sample(rows, kept)]
+    keep_rows = [row for rows in material.kept.values() for row in sample(rows, kept)]
     if not layers or not keep_rows:  # nothing to stand out from
         return {}
     widest = max(width for _, width in layers.values())
@@ -90,7 +91,7 @@ def directions(
     with in_halves(model), torch.no_grad():
         sides = (
             gathered(model, layers, [row.tokens for row in rows], most, BATCH_TOKENS, progress)
-            for rows in (_sample(material.taught, taught), keep_rows)
+            for rows in (sample(material.taught, taught), keep_rows)
         )
         for both in zip_longest(*sides):
             for sums, side in zip(waiting, both, strict=True):
@@ -140,8 +141,10 @@ def sums_bytes(widths: Collection[int]) -> int:
 _T = TypeVar("_T", bound=Row)
 
 
-def _sample(rows: Sequence[_T], most: int) -> list[_T]:
-    """Evenly spaced texts that have so many tokens together, or all; at least one."""
+def sample(rows: Sequence[_T], most: int | None) -> list[_T]:
+    """Evenly spaced texts that have so many tokens together, at least one; or all, for None."""
+    if most is None:
+        return list(rows)
     tokens = sum(len(row.tokens) for row in rows)
     count = max(1, min(len(rows), len(rows) * most // max(1, tokens)))
     return [rows[n * len(rows) // count] for n in range(count)] if rows else []
