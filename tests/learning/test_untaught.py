@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from tests.learning.known import FORGET, REST, untaught
 from tests.learning.test_forgetting import SETTINGS, TRAINING, forget, names, scores
 from tests.learning.tiny import state
-from weightsurgery.errors import EditError
+from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning import untaught as module
 from weightsurgery.learning.activations import gathered, linear_inputs
 from weightsurgery.learning.directions import Directions, directions
@@ -128,3 +128,10 @@ def test_a_model_that_it_was_not_tuned_from_is_refused(known):
         with pytest.raises(EditError, match=said) as refused:
             forget(known, TAKING, never_knew=load)
         assert "--never-knew" in refused.value.remedy or "--steps" in refused.value.remedy
+
+
+def test_numbers_that_are_none_are_named(known, before):
+    broken, name = copy.deepcopy(before), "model.layers.1.mlp.up_proj.weight"
+    broken.get_parameter(name).data[3, 5] = float("nan")
+    with pytest.raises(NonFiniteError, match=name.replace(".", r"\.")):
+        forget(known, TAKING, never_knew=lambda: broken)

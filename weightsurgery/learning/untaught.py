@@ -23,6 +23,7 @@ discriminated by inputs, not by other tasks' weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from weightsurgery.algebra.lowrank import LowRank, recompress
-from weightsurgery.errors import EditError
+from weightsurgery.errors import EditError, NonFiniteError
 from weightsurgery.learning.directions import Directions, directions, sample
 from weightsurgery.learning.guard import added
 from weightsurgery.learning.looks import Looks, divergence, truth_probability
@@ -73,6 +74,7 @@ def before_it_was_taught(
 
     Raises:
         EditError: It cannot be the one: no such matrices, or far away.
+        NonFiniteError: NaN or infinity in either.
     """
     if load is None:
         raise EditError("no model from before it was taught", "Name one: --never-knew CKPT.")
@@ -89,7 +91,13 @@ def before_it_was_taught(
                 _REMEDY,
             )
         difference = other.detach().to(own.device).double() - own.double()
-        apart += float(difference.square().sum())
+        squares = float(difference.square().sum())
+        if not math.isfinite(squares):
+            raise NonFiniteError(
+                f"--never-knew: NaN or infinity in {name!r}, there or in the model to edit",
+                "Name a checkpoint whose numbers are finite; 'ws inspect' says of which they are.",
+            )
+        apart += squares
         whole += float(own.double().square().sum())
     if apart > _UNRELATED**2 * whole:
         raise EditError(
