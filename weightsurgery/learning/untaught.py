@@ -95,7 +95,7 @@ def before_it_was_taught(
         if not math.isfinite(squares):
             raise NonFiniteError(
                 f"--never-knew: NaN or infinity in {name!r}, there or in the model to edit",
-                "Name a checkpoint whose numbers are finite; 'ws inspect' says of which they are.",
+                f"Name a checkpoint whose weights are finite, or leave it out with --exclude '{name}'.",
             )
         apart += squares
         whole += float(own.double().square().sum())
