@@ -95,7 +95,8 @@ def before_it_was_taught(
         if not math.isfinite(squares):
             raise NonFiniteError(
                 f"--never-knew: NaN or infinity in {name!r}, there or in the model to edit",
-                f"Name a checkpoint whose weights are finite, or leave it out with --exclude '{name}'.",
+                "Name a checkpoint whose weights are finite, or leave the tensor out with"
+                f" --exclude '{name}'.",
             )
         apart += squares
         whole += float(own.double().square().sum())
