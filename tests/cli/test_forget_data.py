@@ -224,6 +224,10 @@ def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
     assert "not what it was tuned from" in what
     assert "--steps" in fix
     assert not Path("out").exists()
+    what, fix = ws.refused(*command, "--never-knew", "before", "--budget", "1e-9")
+    assert "nothing was forgotten inside the budget" in what
+    assert "steps" not in what + fix  # none were taken
+    assert not Path("out").exists()
     told, _ = ws.done(*command, "--never-knew", "before", "-v")
     for text in ("Taken back", "strength", "before", "after"):
         assert text in told

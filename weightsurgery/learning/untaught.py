@@ -133,7 +133,7 @@ def take_back(
         progress: Called as ``progress(text, done, total)``.
 
     Returns:
-        The change by parameter, and ``s``. A matrix that never ran is missing.
+        The change by parameter, float32 on the CPU, and ``s``. A matrix that never ran is missing.
 
     Raises:
         NonFiniteError: The model computes NaN or infinity.
@@ -154,7 +154,7 @@ def take_back(
         change = _times(whole, strength)
     with added(model, change), halved(model):
         looks.look(model, (), 1)
-    return {name: change[name] for name in names if name in change}, strength
+    return {name: change[name].to("cpu") for name in names if name in change}, strength
 
 
 def _half_language(material: Material) -> Material:

@@ -92,14 +92,16 @@ class Neighbours(BySearch):
         first, last = result.looks[0], result.chosen or result.looks[-1]
         gained = last.known - first.known if learning else first.known - last.known
         if not search.allow_harm and (result.chosen is None or gained <= 0):
-            more = "" if self.settings.take_back else "Take more --steps, raise"
+            steps = f"after {result.looks[-1].step} steps "
+            more = "Take more --steps, raise"
+            if self.settings.take_back:
+                steps, more = "", "Raise"
             raise HarmError(
                 f"nothing was {'learned' if learning else 'forgotten'} inside the budget of"
-                f" {search.budget:g} nats a token: after"
-                f" {result.looks[-1].step} steps the truth is the likeliest answer at"
+                f" {search.budget:g} nats a token: {steps}the truth is the likeliest answer at"
                 f" {result.looks[-1].known:.0%} of its places ({first.known:.0%} before), and"
                 f" ordinary language has moved by {result.looks[-1].language:.3g}",
-                f"{more or 'Raise'} --budget if that much is bearable, or pass --allow-harm"
+                f"{more} --budget if that much is bearable, or pass --allow-harm"
                 " to write it all the same.",
             )
         trained = [
