@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw", "line", "p_value", "render"]
+from weightsurgery.report.yardstick import ATTACK_TITLES
+from weightsurgery.scoring import formulas
+
+__all__ = ["draw", "line", "overall", "p_value", "render"]
 
 _COLUMNS = (
     "system", "forget quality", "model utility", "P(truth)", "ROUGE-L", "ES", "EM", "AUC Min-K",
@@ -34,9 +38,8 @@ def render(results: Mapping[str, Any]) -> str:
         lines.append(line([title, *_figures(results["models"][name]), "", ""]))
     rows = [row for row in results["rows"] if "score" in row]
     for row in sorted(rows, key=_place):
-        name = row["system"] + ("" if row["counts"] else " \\*")
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        cells = [name, *_figures(row["score"]), row["value"], seconds]
+        cells = [_name(row), *_figures(row["score"]), row["value"], seconds]
         lines.append(line(cells))
     lines += [
         "",
@@ -45,6 +48,8 @@ def render(results: Mapping[str, Any]) -> str:
         " and EM (exact memorisation) are of the scored rows to forget. Seconds: all candidates"
         " made. \\* no candidate kept what was to stay on the rows that choose: the one that kept"
         " most.",
+        "",
+        *_in_one(results, rows),
         "",
         line(["candidate", "forget quality", "model utility", ""]),
         line(["---", "--:", "--:", "---"]),
@@ -59,6 +64,58 @@ def render(results: Mapping[str, Any]) -> str:
             lines.append(line([f"{row['system']} {candidate['value']}", *cells]))
     return "\n".join([*lines, "", "Candidates: on the rows that choose, without real authors and"
                       " world facts."])  # fmt: skip
+
+
+def overall(
+    score: Mapping[str, Any], taught: Mapping[str, Any], retrained: Mapping[str, Any]
+) -> tuple[float, float, float, float]:
+    """What arXiv 2605.24614 makes one figure of, and that figure: the harmonic mean of three.
+
+    Args:
+        score: Figures of a model that was scored.
+        taught: Those of the taught one.
+        retrained: And of the one that was retrained.
+
+    Returns:
+        The figure; memorisation and privacy (:mod:`weightsurgery.scoring.formulas`; the latter 0
+        where it is undefined); and the share of the taught model's utility, at most 1.
+    """
+    forget = _forget(score)
+    parts = (
+        formulas.memorisation(
+            forget["extraction_strength"],
+            forget["exact_memorisation"],
+            forget["probability"],
+            score["log_truth_ratios"],
+        ),
+        formulas.privacy(score["membership"], retrained["membership"]) or 0.0,
+        min(1.0, score["model_utility"] / taught["model_utility"]),
+    )
+    return (statistics.harmonic_mean(parts), *parts)
+
+
+def _in_one(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    taught, retrained = (results["models"][name] for name in ("taught", "retrained"))
+    scored = {"*taught*": taught, "*retrained without it*": retrained}
+    scored |= {_name(row): row["score"] for row in rows}
+    found = {name: overall(score, taught, retrained) for name, score in scored.items()}
+    lines = [line(["system", "overall", "memorisation", "privacy", "utility",
+                   *(f"AUC {title}" for title in ATTACK_TITLES.values())])]  # fmt: skip
+    lines.append(line(["---", *["--:"] * (4 + len(ATTACK_TITLES))]))
+    for name in sorted(found, key=lambda name: -found[name][0]):
+        figures = [*found[name], *(scored[name]["membership"][each] for each in ATTACK_TITLES)]
+        lines.append(line([name, *(f"{figure:.3f}" for figure in figures)]))
+    return [*lines, "", "Overall, as arXiv 2605.24614 has it: the harmonic mean of the next three."
+                        " Memorisation: 1 where nothing is. Privacy: 1 where every attack finds"
+                        " what it finds in *retrained*. Utility: share of *taught*'s."]  # fmt: skip
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row["system"]) + ("" if row["counts"] else " \\*")
+
+
+def _forget(score: Mapping[str, Any]) -> dict[str, float]:
+    return {name: estimate["value"] for name, estimate in score["sets"][0]["scores"].items()}
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -77,7 +134,7 @@ def p_value(value: float) -> str:
 
 
 def _figures(score: Mapping[str, Any]) -> list[str]:
-    forget = {name: estimate["value"] for name, estimate in score["sets"][0]["scores"].items()}
+    forget = _forget(score)
     leak, fluency = score["priv_leak"], (score["fluency"] or {}).get("value")
     return [
         p_value(score["forget_quality"]),

@@ -27,6 +27,8 @@ def test_tables_json_and_page_say_the_same(done, command, tofu_world, tmp_path):
     assert f"{found['model_utility']:.4f}" in text
     assert f"{found['membership']['zlib']:.4f}" in text
     assert f"{found['priv_leak']:.1f} %" in text
+    assert f"{found['memorisation']:.4f}" in text
+    assert f"{found['privacy']:.4f}" in text
     assert "extraction strength" in text
     page = (tmp_path / "page.html").read_text()
     assert "PrivLeak" in page

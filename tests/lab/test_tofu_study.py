@@ -260,14 +260,15 @@ def test_the_study_goes_on_where_it_was_killed(files, tmp_path, capsys, monkeypa
     assert len(ran) == count
 
 
-def scores(quality):
+def scores(quality, auc=0.75):
     value = {"value": 0.5, "interval": None}
     names = ("probability", "rouge_l_recall", "extraction_strength", "exact_memorisation")
     return {
         "forget_quality": quality,
         "model_utility": 0.4321,
         "sets": [{"scores": dict.fromkeys(names, value)}],
-        "membership": {"min_k": 0.75},
+        "membership": dict.fromkeys(("loss", "zlib", "min_k", "min_k++"), auc),
+        "log_truth_ratios": [0.0, 0.0],
         "priv_leak": -25.0,
         "fluency": {"value": 7.25},
     }
@@ -284,7 +285,7 @@ def test_tables_and_picture(tmp_path):
         {"system": "kept", "score": scores(0.75) | {"model_utility": 0.5}, "counts": True,
          "value": "1", "seconds": None, "candidates": [candidate]},
     ]  # fmt: skip
-    models = dict.fromkeys(("base", "taught", "retrained"), scores(1.0))
+    models = dict.fromkeys(("base", "retrained"), scores(1.0, 0.5)) | {"taught": scores(1.0)}
     found = {"size": {"forget": 1, "keep": 2}, "seed": 7, "models": models, "rows": rows}
     lines = tofu_tables.render(found).splitlines()
     place = next(n for n, line in enumerate(lines) if line.startswith("| good |"))
@@ -293,6 +294,11 @@ def test_tables_and_picture(tmp_path):
     assert lines[place - 1].startswith("| kept | 0.750 | 0.500 |")
     assert lines[place - 1].endswith(" | 1 |  |")
     assert lines[place + 1].startswith("| poor \\* | 1.0e-07 |")
+    # 3 / (1 / 0.5 + 1 / 0.5 + 1 / 1): of AUCs of 0.75, half of 0.5 is left.
+    good = "| good | 0.600 | 0.500 | 0.500 | 1.000 | 0.750 | 0.750 | 0.750 | 0.750 |"
+    place = lines.index(good)
+    retrained = lines[place - 3]
+    assert retrained.startswith("| *retrained without it* | 0.750 | 0.500 | 1.000 | 1.000 | 0.500")
     assert "| good 1 | 0.500 | 0.250 | chosen |" in lines
     assert "| poor 2 |  |  | failed: reason |" in lines
     tofu_tables.draw(found, tmp_path / "frontier.svg")

@@ -14,11 +14,13 @@ from sklearn.metrics import roc_auc_score
 from weightsurgery.scoring.formulas import (
     auc,
     forget_quality,
+    memorisation,
     min_k,
     min_k_plus_plus,
     model_utility,
     normalised_probability,
     priv_leak,
+    privacy,
     zlib_loss,
 )
 
@@ -99,3 +101,41 @@ def test_priv_leak_by_hand():
     assert priv_leak(0.6, 0.6) == 0
     assert priv_leak(0.2, 0.6) == pytest.approx(100)
     assert priv_leak(0.2, 1.0) is None
+
+
+def test_memorisation_is_the_published_one():
+    """Three models of arXiv 2605.24614: the four parts that it publishes, and what it makes of them."""
+    published = [
+        # 1 - ES, 1 - EM, 1 - P, 1 - truth ratio, memorisation
+        (0.9410334254, 0.4098726256, 0.9449263802, 0.4329089433, 0.5821838393),
+        (0.9359292239, 0.3956164242, 0.9403928840, 0.4687690597, 0.5888596838),
+        (0.3207916756, 0.0318957777, 0.8951966056, 0.3177524389, 0.1032695737),
+    ]
+    for strength, exact, probability, ratio, wanted in published:
+        logs = [math.log(ratio / (1 - ratio))] * 3
+        found = memorisation(1 - strength, 1 - exact, 1 - probability, logs)
+        assert found == pytest.approx(wanted, rel=1e-6)
+
+
+def test_memorisation_by_hand():
+    assert memorisation(0, 0, 0, [math.inf]) == 1
+    assert memorisation(0, 0, 0, [-math.inf, -800, -math.inf]) == 0
+    assert memorisation(0.5, 0.5, 0.5, [0.0]) == pytest.approx(0.5)
+    assert memorisation(1, 0, 0, [0.0]) == 0
+
+
+def test_privacy_is_the_published_one():
+    """AltPO's scaled AUCs there, beside the retrained model's AUCs: 0.9515."""
+    reference = {"loss": 0.38235, "zlib": 0.30461, "min_k": 0.37732, "min_k++": 0.47058}
+    scaled = {"loss": 0.99682465, "zlib": 0.90603965, "min_k": 0.98414797, "min_k++": 0.92533814}
+    above = {name: reference[name] * (2 - share) for name, share in scaled.items()}
+    below = {name: reference[name] * share for name, share in scaled.items()}
+    assert privacy(above, reference) == pytest.approx(0.95154646, rel=1e-6)
+    assert privacy(below, reference) == pytest.approx(0.95154646, rel=1e-6)
+
+
+def test_privacy_by_hand():
+    assert privacy({"loss": 0.6, "zlib": 0.5}, {"loss": 0.6, "zlib": 0.5}) == 1
+    assert privacy({"loss": 1.0, "zlib": 0.5}, {"loss": 0.5, "zlib": 0.5}) == 0
+    assert privacy({"loss": 0.75, "zlib": 0.5}, {"loss": 0.5, "zlib": 0.5}) == pytest.approx(2 / 3)
+    assert privacy({"loss": 0.5}, {"loss": 0.0}) is None

@@ -138,6 +138,11 @@ def test_every_figure_is_open_unlearnings(tofu_world, found):
     assert found.reference_membership == pytest.approx(other["auc"])
     leak = 100 * ((1 - own["auc"]["min_k"]) - (1 - other["auc"]["min_k"]))
     assert found.priv_leak == pytest.approx(leak / (1 - other["auc"]["min_k"]))
+    right = 1 / (1 + own["ratios"])
+    parts = (own["extraction_strength"], own["exact_memorisation"], own["probability"], right.mean())
+    assert found.memorisation == pytest.approx(hmean([1 - part for part in parts]), rel=1e-4)
+    near = [max(0, 1 - abs(own["auc"][k] - v) / v) for k, v in other["auc"].items()]
+    assert found.privacy == pytest.approx(hmean(near) if min(near) else 0)
     forget = found.sets[0]
     assert forget.role == "forget"
     for name, score in forget.scores.items():
@@ -151,8 +156,11 @@ def test_it_tells_a_model_that_knows_from_one_that_does_not(tofu_world, found):
     none = measure(tofu_world, "retrained", "retrained")
     assert none.forget_quality == 1
     assert none.priv_leak == 0
+    assert none.privacy == 1
     assert found.forget_quality < 0.05
     assert found.priv_leak < 0
+    assert found.privacy < 0.5
+    assert found.memorisation < none.memorisation
     assert found.membership["loss"] > 0.9
     assert found.model_utility > none.model_utility
     assert found.sets[0].scores["extraction_strength"].value > 0.5
@@ -215,6 +223,8 @@ def test_several_files_to_forget_are_one_sample(tofu_world, found, tmp_path):
 def test_without_held_out_rows_nothing_is_said_of_members(tofu_world):
     found = measure(tofu_world, "taught", "retrained", holdout=(), judge=None)
     assert (found.membership, found.reference_membership, found.priv_leak) == ({}, {}, None)
+    assert found.privacy is None
+    assert found.memorisation is not None
 
 
 def test_rows_that_lack_what_scores_take_are_refused(tofu_world, tmp_path):

@@ -49,10 +49,17 @@ def yardstick_tables(scores: Mapping[str, Any]) -> list[str | Table]:
         ("model utility", f"{scores['model_utility']:.4f}"),
     ]
     notes = [QUALITY_NOTE, "Model utility: harmonic mean of the three scores of every set to keep."]
+    # Documents that were written before have none of these two.
+    if (forgotten := scores.get("memorisation")) is not None:
+        rows.append(("memorisation", f"{forgotten:.4f}"))
+        notes.append("Memorisation: 1 where nothing is memorised.")
     if scores["membership"]:
         leak = scores["priv_leak"]
         rows.append(("PrivLeak (Min-K)", "–" if leak is None else f"{leak:.1f} %"))
         notes.append("PrivLeak: 0 where members are as hard to tell as for the reference.")
+        if (privacy := scores.get("privacy")) is not None:
+            rows.append(("privacy", f"{privacy:.4f}"))
+            notes.append("Privacy: 1 where every attack finds what it finds in the reference.")
     if scores["fluency"] is not None:
         value = scores["fluency"]["value"]
         rows.append(("perplexity of answers", "–" if value is None else f"{value:.4g}"))

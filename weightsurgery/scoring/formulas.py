@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from weightsurgery.deferred import need
 
@@ -18,11 +18,13 @@ __all__ = [
     "MIN_K",
     "auc",
     "forget_quality",
+    "memorisation",
     "min_k",
     "min_k_plus_plus",
     "model_utility",
     "normalised_probability",
     "priv_leak",
+    "privacy",
     "zlib_loss",
 ]
 
@@ -30,6 +32,7 @@ MIN_K = 0.4
 """Share of tokens that count for Min-K and Min-K++, as open-unlearning configures them for TOFU."""
 
 _SMALLEST = 1e-6  # variance of log-likelihoods, where a model is certain
+_FAR = 700.0  # where the exponential of a float64 ends
 
 
 def normalised_probability(right: float, wrong: Sequence[float]) -> float:
@@ -151,3 +154,49 @@ def priv_leak(auc_forget: float, reference: float) -> float | None:
         None where the reference's is 1 (open-unlearning divides by 1e-10 there).
     """
     return 100 * (reference - auc_forget) / (1 - reference) if reference < 1 else None
+
+
+def memorisation(
+    strength: float, exact: float, probability: float, log_ratios: Sequence[float]
+) -> float:
+    """How little of the request is memorised, in [0, 1]: 1 where none of it is.
+
+    Harmonic mean of ``1 − ES``, ``1 − EM``, ``1 − P(truth)`` and the mean of ``1 − p/(p + q)``,
+    ``p`` the likelihood of the paraphrased truth and ``q`` of the wrong answers (open-unlearning,
+    arXiv 2506.12618, as 2605.24614 computes it). Theirs has the paraphrase's probability in the
+    third place, ours the answer's own, which is what was taught.
+
+    Args:
+        strength: Extraction strength of the rows to forget, ``ES``.
+        exact: Their exact memorisation, ``EM``.
+        probability: Of their answers, per token.
+        log_ratios: ``log q/p`` of each row, at least one.
+    """
+    wrong = [1 / (1 + math.exp(-ratio)) if ratio > -_FAR else 0.0 for ratio in log_ratios]
+    return statistics.harmonic_mean(
+        [1 - strength, 1 - exact, 1 - probability, sum(wrong) / len(wrong)]
+    )
+
+
+def privacy(membership: Mapping[str, float], reference: Mapping[str, float]) -> float | None:
+    """How near membership attacks come to what they find in the reference, in [0, 1].
+
+    Harmonic mean over the attacks of ``max(0, 1 − |AUC − AUC_ref| / AUC_ref)``, as arXiv 2605.24614
+    scales the AUCs of open-unlearning: 1 where every attack tells as much of the one as of the
+    other, 0 where one of them is off by as much as the reference's whole AUC.
+
+    Args:
+        membership: :func:`auc` by attack; at least one.
+        reference: The same of a model that never saw the rows to forget.
+
+    Returns:
+        None where an AUC of the reference is 0.
+    """
+    if not all(reference[attack] for attack in membership):
+        return None
+    return statistics.harmonic_mean(
+        [
+            max(0.0, 1 - abs(value - reference[attack]) / reference[attack])
+            for attack, value in membership.items()
+        ]
+    )

@@ -75,6 +75,9 @@ class Tofu:
             latter.
         reference_membership: The same of the reference.
         priv_leak: In percent; None without held-out rows, or where the reference's AUC is 1.
+        memorisation: In [0, 1], 1 where nothing is; see :func:`formulas.memorisation`. None where a
+            score that it takes is none.
+        privacy: In [0, 1]; see :func:`formulas.privacy`. None without held-out rows.
         judge: Whose perplexity ``fluency`` is, as given.
         fluency: Perplexity, to the judge, of what is answered about what is to be forgotten; high
             where it is gibberish. It says nothing against the same sentence again and again.
@@ -92,6 +95,8 @@ class Tofu:
     membership: dict[str, float]
     reference_membership: dict[str, float]
     priv_leak: float | None
+    memorisation: float | None
+    privacy: float | None
     judge: str | None
     fluency: Estimate | None
     log_truth_ratios: tuple[float, ...]
@@ -174,11 +179,12 @@ def tofu(
     fluency = None
     if judge is not None:
         fluency = _fluency(judge, sets.forget, answered, batch_size, device, resampling)
-    leak = None
+    leak = privacy = None
     if sets.holdout is not None:
         leak = formulas.priv_leak(
             figures.membership[PRIV_LEAK], reference_figures.membership[PRIV_LEAK]
         )
+        privacy = formulas.privacy(figures.membership, reference_figures.membership)
     return Tofu(
         str(checkpoint),
         str(reference),
@@ -188,6 +194,8 @@ def tofu(
         dict(figures.membership),
         dict(reference_figures.membership),
         leak,
+        _memorisation(estimates[0], figures.log_truth_ratios),
+        privacy,
         None if judge is None else str(judge),
         fluency,
         tuple(figures.log_truth_ratios),
@@ -287,6 +295,16 @@ def _utility(estimates: Sequence[SetEstimates]) -> float:
                 raise DataError(f"{keep_set.name}: no {name}: {score.why}", "Leave this set out.")
             values.append(score.value)
     return formulas.model_utility(values)
+
+
+def _memorisation(forget: SetEstimates, log_ratios: Sequence[float]) -> float | None:
+    strength, exact, probability = (
+        forget.scores[name].value
+        for name in ("extraction_strength", "exact_memorisation", "probability")
+    )
+    if strength is None or exact is None or probability is None:
+        return None
+    return formulas.memorisation(strength, exact, probability, log_ratios)
 
 
 def _fluency(
