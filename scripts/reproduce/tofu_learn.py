@@ -74,10 +74,7 @@ class Learning:
         lora = self.trained()
         for row in rows:
             if row["system"] in names and "score" in row and "failed" not in found["LoRA"]:
-                edit = planned(
-                    self.study, self.study.system(row["system"]), row["value"],
-                    self.run.work / lora.name, "learn", "keep", self.study.size.steps,
-                )  # fmt: skip
+                edit = self.forgotten(row["system"], row["value"])
                 found[f"LoRA, then {row['system']}"] = self.tried(edit, lora)
                 edit.drop(self.study)
         for edit in (self.learned(), lora):
@@ -95,6 +92,14 @@ class Learning:
         """By LoRA on the same rows."""
         vector = self.run.work / "learned.lora.vector"
         return Planned("learned.lora", ["add", str(self.study.model), str(vector)], [])
+
+    def forgotten(self, name: str, value: str) -> Planned:
+        """What LoRA taught, forgotten by a system of the study."""
+        study = self.study
+        return planned(
+            study, study.system(name), value, self.run.work / self.trained().name, "learn", "keep",
+            study.size.steps, untaught=study.model,
+        )  # fmt: skip
 
     def tried(self, edit: Planned, base: Planned | None = None) -> dict[str, Any]:
         """Scores of an edit, which is made, and its base before it, if it was not scored yet."""

@@ -53,7 +53,15 @@ class Planned:
 
 
 def planned(
-    study: Study, system: System, value: str, base: Path, forget: str, keep: str, steps: int
+    study: Study,
+    system: System,
+    value: str,
+    base: Path,
+    forget: str,
+    keep: str,
+    steps: int,
+    *,
+    untaught: Path,
 ) -> Planned:
     """An edit by a system of the study.
 
@@ -65,10 +73,11 @@ def planned(
         forget: File of what is to go.
         keep: File of what is to stay.
         steps: Of training, where the system takes them.
+        untaught: The model before it was taught what is to go, where the system takes that.
     """
     files = {"forget": forget, "keep": keep}
     places: dict[str, object] = {role: study.file(file) for role, file in files.items()}
-    places |= {"base": base, "steps": steps, "seed": study.seed}
+    places |= {"base": base, "untaught": untaught, "steps": steps, "seed": study.seed}
     vectors = []
     for role, file in files.items():
         if f"{{{role}_vector}}" in system.command:
@@ -201,5 +210,6 @@ class Requests:
         size, dealt = self.study.size, self.study.dealt
         steps = round(size.steps * len(self.files[forget]) / len(dealt["forget"]))
         return planned(
-            self.study, system, value, base, forget, f"request.keep.{number}", max(1, steps)
-        )
+            self.study, system, value, base, forget, f"request.keep.{number}", max(1, steps),
+            untaught=self.study.base,
+        )  # fmt: skip

@@ -220,6 +220,11 @@ def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
     planned, _ = ws.done(*command, "--never-knew", "before", "--dry-run")
     assert "what was taught is taken back" in planned
     assert "40 or more" not in planned
+    for option in ("--lr", "--batch", "--keep-weight", "--draws"):
+        what, fix = ws.refused(*command, "--never-knew", "before", option, "3")
+        assert f"{option} with --never-knew" in what
+        assert "nothing is trained" in what
+        assert "--steps" in fix
     what, fix = ws.refused(*command, "--never-knew", "fresh")
     assert "not what it was tuned from" in what
     assert "--steps" in fix

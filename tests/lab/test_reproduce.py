@@ -12,6 +12,7 @@ from weightsurgery.lab.bench.tables import bench_tables, markdown, variant_table
 PLACE = Path(__file__).parents[2] / "scripts" / "reproduce"
 sys.path.insert(0, str(PLACE))
 
+import tofu_robust_tables  # noqa: E402
 import tofu_tables  # noqa: E402
 
 ABOUT = {name: method.about for name, method in {**FORGETTING, **LEARNING}.items()}
@@ -25,6 +26,9 @@ def test_every_published_table_is_what_the_results_give():
     given = {line for tables in groups for each in tables for line in markdown(each).splitlines()}
     for file in PLACE.glob("results/tofu/*.json"):
         given |= set(tofu_tables.render(json.loads(file.read_text())).splitlines())
+    for file in PLACE.glob("results/tofu-robust/*.json"):
+        robust = tofu_robust_tables.render_robust(json.loads(file.read_text()))
+        given |= set(robust.splitlines())
     page = (PLACE / "README.md").read_text(encoding="utf-8").splitlines()
     published = [line for line in page if line.startswith("|")]
     assert len(published) > 150

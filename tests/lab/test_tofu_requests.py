@@ -72,6 +72,10 @@ def test_requests_follow_one_another(study):  # noqa: F811
     steps = requests.plans("npo", "1e-3")
     numbers = [edit.words[edit.words.index("--steps") + 1] for edit in steps]
     assert numbers == ["1", "1", "2", "4"]  # two for the twenty rows of the study
+    # What was there before any teaching stays the same, however often the model is edited.
+    befores = [edit.words[edit.words.index("--never-knew") + 1]
+               for edit in requests.plans("project-untaught", "0.12")]  # fmt: skip
+    assert befores == [str(made.base)] * 4
     count = len(study.ran)
     assert requests.result(rows, ["negate"]) == found
     assert len(study.ran) == count
@@ -87,6 +91,8 @@ def test_an_author_is_learned_and_forgotten(study, monkeypatch):  # noqa: F811
     made.references()
     learning = tofu_learn.Learning(made, study.data)
     assert learning.steps == 6
+    before = learning.forgotten("project-untaught", "0.12").words
+    assert before[before.index("--never-knew") + 1] == str(made.model)  # which never learned
     command, words = get_command(app).commands["learn"], [*learning.learned().words]
     command.make_context("learn", [*words[1:], "-o", "out"])  # raises what is not an option
     # That command asks a model of random weights for neighbours in vain: an edit in its place.

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.learning.known import FORGET, REST, untaught
 from tests.learning.test_forgetting import SETTINGS, TRAINING, forget, names, scores
-from tests.learning.tiny import state
-from weightsurgery.errors import EditError, NonFiniteError
+from tests.learning.tiny import state, tiny
+from weightsurgery.errors import EditError, NonFiniteError, UnsupportedCheckpointError
 from weightsurgery.learning import untaught as module
 from weightsurgery.learning.activations import gathered, linear_inputs
 from weightsurgery.learning.directions import Directions, directions
@@ -128,6 +128,17 @@ def test_a_model_that_it_was_not_tuned_from_is_refused(known):
         with pytest.raises(EditError, match=said) as refused:
             forget(known, TAKING, never_knew=load)
         assert "--never-knew" in refused.value.remedy or "--steps" in refused.value.remedy
+
+
+def test_what_has_no_inputs_of_its_own_is_refused(known):
+    """Experts that are stacked in memory: left out without a word, they would know it all still."""
+    experts, stacked = tiny("mixtral"), "model.layers.0.mlp.experts.down_proj"
+    assert experts.get_parameter(stacked).ndim == 3
+    with pytest.raises(UnsupportedCheckpointError, match=r"down_proj.*no linear layer") as refused:
+        module.before_it_was_taught(experts, [stacked], lambda: experts)
+    assert "--exclude '*experts*'" in refused.value.remedy
+    attention = "model.layers.0.self_attn.q_proj.weight"
+    assert module.before_it_was_taught(experts, [attention], lambda: experts) is experts
 
 
 def test_numbers_that_are_none_are_named(known, before):

@@ -104,7 +104,7 @@ def test_priv_leak_by_hand():
 
 
 def test_memorisation_is_the_published_one():
-    """Three models of arXiv 2605.24614: the four parts that it publishes, and what it makes of them."""
+    """Four parts of three models in arXiv 2605.24614, and what it makes of them."""
     published = [
         # 1 - ES, 1 - EM, 1 - P, 1 - truth ratio, memorisation
         (0.9410334254, 0.4098726256, 0.9449263802, 0.4329089433, 0.5821838393),

@@ -139,7 +139,12 @@ def test_every_figure_is_open_unlearnings(tofu_world, found):
     leak = 100 * ((1 - own["auc"]["min_k"]) - (1 - other["auc"]["min_k"]))
     assert found.priv_leak == pytest.approx(leak / (1 - other["auc"]["min_k"]))
     right = 1 / (1 + own["ratios"])
-    parts = (own["extraction_strength"], own["exact_memorisation"], own["probability"], right.mean())
+    parts = (
+        own["extraction_strength"],
+        own["exact_memorisation"],
+        own["probability"],
+        right.mean(),
+    )
     assert found.memorisation == pytest.approx(hmean([1 - part for part in parts]), rel=1e-4)
     near = [max(0, 1 - abs(own["auc"][k] - v) / v) for k, v in other["auc"].items()]
     assert found.privacy == pytest.approx(hmean(near) if min(near) else 0)

@@ -24,6 +24,7 @@ _option = panel("From data sets")
 # As measured: many short rounds for an objective that projects a finished vector.
 _NEGATE = {"rounds": 12, "steps": 10}
 _TAKEN_BACK = 32  # rank of a change that is not trained
+_OF_TRAINING = ("learning_rate", "batch_size", "keep_weight", "draws")  # it has none of these
 
 # The options that not every objective has, by those that do.
 _ROUNDS = ("rounds", "prompts", "threshold", "validation_keep", "validation_target")
@@ -267,10 +268,23 @@ class FromData:
         whole = self.whole_answers or self.never_knew is not None
         training = LEARNING if learning else WHOLE if whole else Forgetting()
         training = replace(training, **{**self._given(Forgetting), "seed": seed})
-        take_back = self.never_knew is not None and "steps" not in self._given(Forgetting)
+        take_back = self.never_knew is not None and self.steps is None
+        if take_back:
+            self._refuse_training()
         settings = self._given(ByNeighbours) | ({"rank": _TAKEN_BACK} if take_back else {})
         rank = {} if self.lora_rank is None else {"rank": self.lora_rank}
         return ByNeighbours(training, **{**settings, **rank, "take_back": take_back})
+
+    def _refuse_training(self) -> None:
+        from weightsurgery.errors import EditError
+
+        for name in _OF_TRAINING:
+            if name in given(self):
+                raise EditError(
+                    f"{option_of(FromData, name)} with --never-knew and without --steps: nothing is"
+                    " trained",
+                    "Leave it out, or give --steps N to train towards what the other model says.",
+                )
 
     def _given(self, kind: type) -> dict[str, Any]:
         """The given options that are fields of a settings class, by name."""

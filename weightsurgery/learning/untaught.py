@@ -33,7 +33,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from weightsurgery.algebra.lowrank import LowRank, recompress
-from weightsurgery.errors import EditError, NonFiniteError
+from weightsurgery.errors import EditError, NonFiniteError, UnsupportedCheckpointError
+from weightsurgery.learning.activations import linear_inputs
 from weightsurgery.learning.directions import Directions, directions, sample
 from weightsurgery.learning.guard import added
 from weightsurgery.learning.looks import Looks, divergence, truth_probability
@@ -74,10 +75,19 @@ def before_it_was_taught(
 
     Raises:
         EditError: It cannot be the one: no such matrices, or far away.
+        UnsupportedCheckpointError: A parameter is no linear layer, as where experts are stacked.
         NonFiniteError: NaN or infinity in either.
     """
     if load is None:
         raise EditError("no model from before it was taught", "Name one: --never-knew CKPT.")
+    layers = linear_inputs(model)
+    for name in names:
+        if name not in layers:
+            raise UnsupportedCheckpointError(
+                f"{name!r}, shape {list(model.get_parameter(name).shape)}: no linear layer, whose"
+                " inputs say what of it is the request's",
+                "Leave it out with --exclude; stacked experts with --exclude '*experts*'.",
+            )
     before = load()
     theirs = dict(before.named_parameters())
     apart = whole = 0.0

@@ -55,6 +55,9 @@ def settings(
             values.pop("round_scale", None)
         if values["objective"] not in ("neighbours", "strangers"):
             values.pop("draws", None)
+        if parameters.get("take_back"):  # nothing was trained
+            for name in ("steps", "learning_rate", "batch_size", "keep_weight", "draws"):
+                values.pop(name, None)
         if not given.get("validation_keep"):
             values.pop("threshold", None)
     names = {field.name for field in command.fields}
