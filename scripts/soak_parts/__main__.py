@@ -10,12 +10,23 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.soak_parts import cluster, disks, fuzz, kills, load, native, numbers, power, supply
+from scripts.soak_parts import (
+    cluster,
+    disks,
+    fuzz,
+    hosts,
+    kills,
+    load,
+    native,
+    numbers,
+    power,
+    supply,
+)
 from scripts.soak_parts.state import State
 from weightsurgery.checkpoint.record import versions
 
-PARTS = {"kills": kills, "power": power, "disks": disks, "fuzz": fuzz, "numbers": numbers,
-         "cluster": cluster, "load": load, "native": native, "supply": supply}  # fmt: skip
+_MODULES = (kills, power, disks, fuzz, numbers, cluster, hosts, load, native, supply)
+PARTS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 

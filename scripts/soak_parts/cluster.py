@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.soak_parts.state import State
 from tests.conftest import left_behind
 from tests.surgery.inputs import digests, write_inputs
+
+__all__ = ["EDITS", "ends", "on_one_machine", "run", "start", "weights"]
 
 COUNT = 24
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -38,12 +41,7 @@ def run(state: State, count: int | None) -> None:
     with tempfile.TemporaryDirectory(dir=state.folder) as folder:
         root = Path(folder)
         write_inputs(root, 5000)  # 10 MB a matrix: long enough to be in the middle of
-        wanted, seconds = [], []
-        for number, edit in enumerate(EDITS):
-            begun = time.monotonic()
-            _ends(_start(edit, root, f"wanted{number}"), 0)
-            wanted.append(_weights(root / f"wanted{number}"))
-            seconds.append(time.monotonic() - begun)
+        wanted, seconds = on_one_machine(root)
         cluster = Cluster(True, head_node_args={**NODE, "include_dashboard": False})
         cluster.add_node(**NODE)
         try:
@@ -55,15 +53,26 @@ def run(state: State, count: int | None) -> None:
                     # Starting takes as long as on one machine, and Ray some seconds more.
                     after = draw.uniform(0.5, 1) * seconds[which] + draw.uniform(0, 4)
                     _once(cluster, root, EDITS[which], facts, after)
-                    assert _weights(root / "out") == wanted[which]
+                    assert weights(root / "out") == wanted[which]
                     assert left_behind(root / "out") == ["out"]
                 shutil.rmtree(root / "out", ignore_errors=True)
         finally:
             cluster.shutdown()
 
 
+def on_one_machine(root: Path) -> tuple[list[dict[str, str]], list[float]]:
+    """What each edit writes without a cluster, and the seconds that it takes."""
+    wanted, seconds = [], []
+    for number, edit in enumerate(EDITS):
+        begun = time.monotonic()
+        ends(start(edit, root, f"wanted{number}"), 0)
+        wanted.append(weights(root / f"wanted{number}"))
+        seconds.append(time.monotonic() - begun)
+    return wanted, seconds
+
+
 def _once(cluster: Any, root: Path, edit: str, facts: dict[str, Any], after: float) -> None:
-    driver = _start(edit, root, "out", cluster.address)
+    driver = start(edit, root, "out", cluster.address)
     time.sleep(after)
     if driver.poll() is not None:
         facts["outcome"] = "done before"
@@ -75,7 +84,7 @@ def _once(cluster: Any, root: Path, edit: str, facts: dict[str, Any], after: flo
         assert code in ((0, -9) if lost else (0, 130, -2)), code
         assert code == 0 or not (root / "out").exists()
         if code:
-            driver = _start(edit, root, "out", cluster.address)
+            driver = start(edit, root, "out", cluster.address)
     elif facts["lost"] == "node":
         cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
         cluster.add_node(**NODE)
@@ -84,7 +93,7 @@ def _once(cluster: Any, root: Path, edit: str, facts: dict[str, Any], after: flo
         facts["processes"] = len(workers)
         for pid in workers[:1]:
             os.kill(pid, signal.SIGKILL)
-    _ends(driver, 0)
+    ends(driver, 0)
 
 
 def _workers(node: Any) -> list[int]:
@@ -98,20 +107,34 @@ def _workers(node: Any) -> list[int]:
     ]
 
 
-def _start(edit: str, root: Path, out: str, address: str | None = None) -> subprocess.Popen[str]:
+def start(
+    edit: str, root: Path, out: str, address: str | None = None, prefix: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """The command of an edit, on a cluster where an address is given; ``prefix`` runs it."""
     more = [] if address is None else ["--cluster", "ray"]
     env = {**os.environ, **({} if address is None else {"RAY_ADDRESS": address})}
-    command = [sys.executable, "-m", "weightsurgery", *edit.split(), "-q", "-o", out, *more]
+    command = [
+        *prefix,
+        sys.executable,
+        "-m",
+        "weightsurgery",
+        *edit.split(),
+        "-q",
+        "-o",
+        out,
+        *more,
+    ]
     return subprocess.Popen(
         command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
 
 
-def _ends(driver: subprocess.Popen[str], code: int) -> None:
+def ends(driver: subprocess.Popen[str], code: int) -> None:
+    """Wait for a command, which is to end with that code."""
     _, errors = driver.communicate(timeout=240)
     assert driver.returncode == code, f"exit code {driver.returncode}: {errors[-2000:]}"
 
 
-def _weights(out: Path) -> dict[str, str]:
+def weights(out: Path) -> dict[str, str]:
     """Digests of all but the record, which holds the command line."""
     return {name: digest for name, digest in digests(out).items() if name != "weightsurgery.json"}

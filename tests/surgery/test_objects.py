@@ -17,7 +17,7 @@ import torch
 
 from tests.conftest import read_tensors, write_checkpoint
 from tests.surgery.inputs import MATRICES, digests, edits, vector, write_inputs
-from tests.surgery.stores import Store
+from tests.surgery.stores import REFUSALS, Gate, Store
 from tests.surgery.stores import store as store
 from tests.surgery.test_tasks import Here
 from weightsurgery import AdapterStorage, Negate, Rank, apply, verify
@@ -281,6 +281,30 @@ def test_a_store_that_refuses_is_told_in_two_lines(
     object_store._client.cache_clear()
     assert len(told) == 4
     assert ObjectStore(ObjectPlace("models", "told")).sizes() == {}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_store_that_refuses_in_the_middle_has_all_parts_yet(
+    store: Store, inputs: Path, wanted: Any, sent: Any, refusal: str, monkeypatch: Any
+) -> None:
+    """Rights, a session or a server that end: two lines, and the same command goes on after."""
+    prefix = f"middle-{refusal}"
+    with Gate(store, refusal, after=4) as gate, monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", gate.endpoint)
+        with pytest.raises(OutputError) as found:
+            write(inputs, "stretches", prefix, workers=1)
+        assert gate.asked  # it was in the middle
+        assert f"s3://models/{prefix}" in found.value.what
+        assert len(str(found.value).splitlines()) == 2
+        assert store.objects(prefix) == {}
+        there = set(store.parts(prefix))
+        assert len(there) == 4
+        gate.after = 1 << 30
+        sent.clear()
+        write(inputs, "stretches", prefix, workers=1)
+    assert not there & set(sent)
+    assert store.objects(prefix) == wanted["stretches"]
+    assert store.uploads(prefix) == []
 
 
 @pytest.mark.parametrize(
