@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from tests.conftest import left_behind, read_tensors, write_checkpoint
-from tests.surgery.inputs import MATRICES, digests, edits, vector, write_inputs
+from tests.surgery.inputs import MATRICES, digests, edits, vector
+from tests.surgery.nodes import two_nodes
 from tests.surgery.unlucky import KilledOnce, StuckOn
 from weightsurgery import Negate, Storage, apply
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -26,8 +27,6 @@ from weightsurgery.surgery import cluster as by_ray
 from weightsurgery.surgery import tasks
 
 ray = pytest.importorskip("ray")
-
-SMALL: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 # A driver that is killed in the middle: as another process, so that its cluster outlives it.
 DRIVER = """
@@ -55,6 +54,7 @@ apply(edit, base, out, storage=storage, cluster="ray", workers=1, progress=progr
 STUCK = """
 import sys
 from pathlib import Path
+from tests.surgery.nodes import SMALL, two_nodes
 from tests.surgery.unlucky import StuckOn
 from weightsurgery import Checkpoint, Storage, apply, open_vector
 from weightsurgery.errors import LostWorkError
@@ -71,42 +71,10 @@ except LostWorkError as lost:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cluster")
-    write_inputs(root)
-    return root
-
-
-@pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """A cluster of two nodes on this machine, to which this process is connected."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.MonkeyPatch.context() as patch, two_nodes() as cluster:
         patch.setattr(tasks, "RANGE", tasks.WINDOW)
-        cluster = Cluster(True, head_node_args={**SMALL, "include_dashboard": False})
-        cluster.add_node(**SMALL)
-        patch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster
-        ray.shutdown()
-        cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def wanted(inputs: Path) -> dict[str, dict[str, str]]:
-    """What runs on one machine write, by edit."""
-    base = Checkpoint.open(inputs / "base")
-    found = {}
-    for name, (edit, storage) in edits(inputs, base).items():
-        apply(edit, base, inputs / name, storage=storage)
-        found[name] = digests(inputs / name)
-    before = digests(inputs / "base")
-    for each in found.values():
-        assert not set(each.values()) & {before[name] for name in before if "-of-" in name}
-    return found
 
 
 def until(happened: Callable[[], bool]) -> None:

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from tests.conftest import read_tensors, write_checkpoint
-from tests.surgery.inputs import MATRICES, digests, edits, vector, write_inputs
+from tests.surgery.here import Here
+from tests.surgery.inputs import MATRICES, edits, vector
 from tests.surgery.stores import REFUSALS, Gate, Store
 from tests.surgery.stores import store as store
-from tests.surgery.test_tasks import Here
 from weightsurgery import AdapterStorage, Negate, Rank, apply, verify
 from weightsurgery.checkpoint.object_store import ObjectPlace, ObjectStore
 from weightsurgery.checkpoint.reader import Checkpoint
@@ -64,31 +64,12 @@ class InOrder(Here):
             yield self.done(performer(run, self.versions, lambda: packed), each)
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("objects")
-    write_inputs(root)
-    return root
-
-
 @pytest.fixture(autouse=True)
 def _small(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", objects.WINDOW)  # from 5 MiB
     for name in ("PART", "TASK", "LEAST"):
         monkeypatch.setattr(objects, name, objects.WINDOW)
     monkeypatch.setattr(as_checkpoint, "RayCluster", InOrder)
-
-
-@pytest.fixture(scope="module")
-def wanted(inputs: Path) -> dict[str, dict[str, str]]:
-    """What runs write into a directory, by edit."""
-    base = Checkpoint.open(inputs / "base")
-    found = {}
-    for name, (edit, storage) in edits(inputs, base).items():
-        apply(edit, base, inputs / name, storage=storage)
-        found[name] = digests(inputs / name)
-        assert not set(digests(inputs / "base").items()) <= set(found[name].items())
-    return found
 
 
 @pytest.fixture

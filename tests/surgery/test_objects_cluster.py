@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.surgery.inputs import digests, edits, write_inputs
+from tests.surgery.nodes import two_nodes
 from tests.surgery.stores import Store
 from tests.surgery.stores import store as store
 from weightsurgery import apply
@@ -16,29 +17,16 @@ from weightsurgery.checkpoint.object_store import ObjectStore
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.surgery import objects
 
-ray = pytest.importorskip("ray")
-
-SMALL: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
+pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
 def nodes(store: Store) -> Iterator[Any]:
-    """A cluster of two nodes on this machine, to which this process is connected."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.MonkeyPatch.context() as patch, two_nodes() as cluster:
         patch.setattr("moto.s3.models.S3_UPLOAD_PART_MIN_SIZE", objects.WINDOW)  # from 5 MiB
         for name in ("PART", "TASK", "LEAST"):
             patch.setattr(objects, name, objects.WINDOW)
-        cluster = Cluster(True, head_node_args={**SMALL, "include_dashboard": False})
-        cluster.add_node(**SMALL)
-        patch.setenv("RAY_ADDRESS", cluster.address)
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
         yield cluster
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.mark.parametrize("name", ["stretches", "matrices"])

@@ -12,48 +12,14 @@ import pytest
 import torch
 
 from tests.conftest import left_behind
-from tests.surgery.inputs import MATRICES, digests, edits, vector, write_inputs
+from tests.surgery.here import Here
+from tests.surgery.inputs import MATRICES, digests, edits, vector
 from weightsurgery import AdapterStorage, Negate, Storage, apply
 from weightsurgery.checkpoint.reader import Checkpoint
 from weightsurgery.checkpoint.record import versions
 from weightsurgery.errors import ClusterError, EditError, LostWorkError
-from weightsurgery.surgery import as_checkpoint, performing, tasks
-from weightsurgery.surgery.performing import performer
+from weightsurgery.surgery import as_checkpoint, tasks
 from weightsurgery.vectors.task_vector import MappedChange, TaskVector
-
-
-class Here:
-    """Stands in for a cluster: this process does each task, the smallest first."""
-
-    versions = versions()
-
-    def __init__(self, name: str) -> None:
-        self.sent: list[bytes] = []
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        performing._known.clear()
-
-    def device(self, name: str, decomposes: bool) -> str:
-        return "cpu"
-
-    def results(self, run: str, packed: bytes, work: Any, needs: Any, limit: Any) -> Iterator[Any]:
-        for each in reversed(work):
-            needs(each)
-            yield self.done(performer(run, self.versions, lambda: packed), each)
-
-    def done(self, who: Any, each: Any) -> Any:
-        who.perform(each)
-        return who.perform(each)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tasks")
-    write_inputs(root)
-    return root
 
 
 @pytest.fixture(autouse=True)
