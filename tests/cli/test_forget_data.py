@@ -233,6 +233,12 @@ def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
     assert "nothing was forgotten inside the budget" in what
     assert "steps" not in what + fix  # none were taken
     assert not Path("out").exists()
+    # Where the budget is what ends it, by the texts that the guard wrote: inside, not refused.
+    little = [*command[:-2], "--never-knew", "before", "--budget", "0.15", "-o", "little"]
+    ws.done(*little)
+    record = json.loads(Path("little.vector", "weightsurgery.json").read_text())
+    assert record["summary"]["guard"]["inside"]
+    assert record["summary"]["guard"]["divergence"] > 0.05
     told, _ = ws.done(*command, "--never-knew", "before", "-v")
     for text in ("Taken back", "strength", "before", "after"):
         assert text in told

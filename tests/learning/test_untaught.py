@@ -67,6 +67,25 @@ def test_a_smaller_budget_takes_less(known, before, taken):
     assert found.looks[1].language <= 2e-3
 
 
+def test_nothing_is_taken_that_moves_other_language_by_more(known, before, taken):
+    """What is measured besides has the last word, on the model as it would be."""
+    strongest, seen = taken[0].notes["strength"], []
+
+    def language(model):
+        now = state(model)
+        moved = [float((now[name] - was).norm()) for name, was in taken[1].items()]
+        seen.append(max(moved))
+        return 0.0 if max(moved) < limit else 1.0
+
+    limit = float("inf")
+    assert forget(known, TAKING, never_knew=lambda: before, language=language).notes[
+        "strength"
+    ] == pytest.approx(strongest)
+    limit = max(seen) / 2
+    found = forget(known, TAKING, never_knew=lambda: before, language=language)
+    assert 0 < found.notes["strength"] < 0.75 * strongest
+
+
 @pytest.fixture(scope="module")
 def material(known):
     with isolated():

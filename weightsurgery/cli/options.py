@@ -82,7 +82,7 @@ class Which:
             autocompletion=among("checkpoint.selection:TARGETS"),
             help="all, all-linear (without embeddings and head), attention, mlp, mlp-out (the"
             " matrices with which MLPs end) or embeddings. Default: all for negate, add and diff;"
-            " mlp-out to forget data; all-linear otherwise.",
+            " mlp-out to forget data, but for --never-knew without --steps; all-linear otherwise.",
         ),
     ] = None
     include: Annotated[

@@ -125,6 +125,7 @@ def change_by_neighbours(
     *,
     learning: bool = False,
     never_knew: Callable[[], PreTrainedModel] | None = None,
+    language: Callable[[PreTrainedModel], float] | None = None,
     workspace: Path | None = None,
     progress: Progress | None = None,
 ) -> Changed:
@@ -141,6 +142,8 @@ def change_by_neighbours(
         never_knew: Loads a model that never knew them, which then says what is to be said instead;
             None for neighbours and strangers to say it. The one that this was tuned from, where
             ``settings`` are to take back what was taught.
+        language: Divergence of a changed model on other texts, which is to be inside the budget,
+            too, where what was taught is taken back.
         workspace: Where a killed run finds what it had; None for one that need not go on.
         progress: Called as ``progress(text, done, total)``.
 
@@ -192,7 +195,15 @@ def change_by_neighbours(
         if other is not None:
             looks = Looks(folder / "looks", material, settings.training.budget, padding)
             change, strength = take_back(
-                model, other, names, material, rank, looks, seed=seed, progress=progress
+                model,
+                other,
+                names,
+                material,
+                rank,
+                looks,
+                language=language,
+                seed=seed,
+                progress=progress,
             )
             notes = {**material.notes, "rank": rank, "strength": strength}
             return Changed(change, None, tuple(looks.history), looks.best(), notes)

@@ -248,7 +248,12 @@ class Guard:
             prompts.append(("free", "", [self.tokenizer.bos_token_id or 0]))
         return prompts
 
-    def _look(self, model: PreTrainedModel) -> dict[str, Any]:
+    def divergence(self, model: PreTrainedModel) -> float:
+        """How far a changed model is from what it was on ordinary language, nats a token."""
+        return self._language(model)[0]
+
+    def _language(self, model: PreTrainedModel) -> tuple[float, float]:
+        """Divergence, and mean negative log-likelihood of the texts."""
         model.eval()  # type: ignore[no-untyped-call]
         divergence, nll, count = 0.0, 0.0, 0
         with unrecorded():
@@ -261,6 +266,10 @@ class Guard:
                     divergence += float(divergences(expected, logits).double().sum())
                     nll += self._nll(self._texts[number], logits)
                     count += len(expected)
+        return divergence / max(1, count), nll / max(1, count)
+
+    def _look(self, model: PreTrainedModel) -> dict[str, Any]:
+        divergence, nll = self._language(model)
         answered, questions = {}, [pair for rows in self._sets.values() for pair in rows]
         limits = [len(self.tokenizer(each.truth)["input_ids"]) + 12 for _, each in questions]
         anywhere = [
@@ -291,8 +300,8 @@ class Guard:
             model, self.tokenizer, [read for _, _, read in self._free], [32] * len(self._free)
         )
         return {
-            "divergence": divergence / max(1, count),
-            "perplexity": math.exp(min(700.0, nll / max(1, count))),
+            "divergence": divergence,
+            "perplexity": math.exp(min(700.0, nll)),
             "answered": answered,
             "free": [str(self.tokenizer.decode(each)) for each in free],
         }

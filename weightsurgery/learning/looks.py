@@ -224,8 +224,10 @@ def divergence(model: Any, rows: Sequence[Row], padding: int) -> float:
     return _mean(_divergences(model, rows, padding))
 
 
-def truth_probability(model: Any, material: Material, padding: int, most: int = 32) -> float:
-    """Mean probability of the truth where it is to be forgotten.
+def truth_probability(
+    model: Any, material: Material, padding: int, most: int = 32
+) -> tuple[float, float]:
+    """Mean probability of the truth where it is to be forgotten, and what it is to be there.
 
     Args:
         model: The model, with a change or not.
@@ -247,7 +249,8 @@ def truth_probability(model: Any, material: Material, padding: int, most: int = 
             places = row_logits[[event.at for event in events[at]]]
             truths = [event.tokens for event in events[at]]
             total += float(log_probability_of(places, truths).exp().sum())
-    return total / sum(map(len, events))
+    wanted = [event.wanted for each in events for event in each]
+    return total / len(wanted), sum(wanted) / len(wanted)
 
 
 def _mean(values: Sequence[Tensor]) -> float:

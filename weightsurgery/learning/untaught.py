@@ -127,6 +127,7 @@ def take_back(
     rank: int,
     looks: Looks,
     *,
+    language: Callable[[PreTrainedModel], float] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[dict[str, LowRank], float]:
@@ -139,6 +140,7 @@ def take_back(
         material: Texts to forget and to keep.
         rank: Of the change of each matrix.
         looks: They have what ordinary language may move by; two are added, before and after.
+        language: What else may not move by more than that: the divergence of a changed model.
         seed: Of the iteration that finds eigenvectors.
         progress: Called as ``progress(text, done, total)``.
 
@@ -160,7 +162,7 @@ def take_back(
                 model, names, read, rank, tokens=(_TOKENS[0], None), seed=seed, progress=progress
             )
         whole = _change(model, found, _columns(model, before, found))
-        strength = _strength(model, whole, material, looks, progress)
+        strength = _strength(model, whole, material, looks, language, progress)
         change = _times(whole, strength)
     with added(model, change), halved(model):
         looks.look(model, (), 1)
@@ -219,18 +221,21 @@ def _strength(
     change: Mapping[str, LowRank],
     material: Material,
     looks: Looks,
+    language: Callable[[PreTrainedModel], float] | None,
     progress: Progress | None,
 ) -> float:
     """The largest at which the truth is not too unlikely, nor language too far away."""
-    wanted = [event.wanted for events in material.events for event in events]
-    least = sum(wanted) / len(wanted)
     low, high = 0.0, _STRONGEST
     for number in range(_HALVINGS):
         middle = (low + high) / 2
         with added(model, _times(change, middle)), halved(model), torch.no_grad():
-            soon = truth_probability(model, material, looks.padding) < least
-            far = soon or divergence(model, material.guard, looks.padding) > looks.budget
-        low, high = (low, middle) if soon or far else (middle, high)
+            truth, wanted = truth_probability(model, material, looks.padding)
+            beyond = truth < wanted
+            beyond = beyond or divergence(model, material.guard, looks.padding) > looks.budget
+        if language is not None and not beyond:
+            with added(model, _times(change, middle)):
+                beyond = language(model) > looks.budget
+        low, high = (low, middle) if beyond else (middle, high)
         if progress is not None:
             progress("strength", number + 1, _HALVINGS)
     return low

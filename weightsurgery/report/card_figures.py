@@ -35,7 +35,7 @@ def inputs(record: EditRecord, provenance: Provenance) -> str:
         revision = source.get("revision")
         rows.append(
             (
-                _part(role, provenance, source),
+                _part(record, role, provenance, source),
                 code(shown_name(source)),
                 literal(str(source.get("kind", ""))),
                 code(str(revision)[:12]) if revision else "local",
@@ -45,7 +45,7 @@ def inputs(record: EditRecord, provenance: Provenance) -> str:
     return table(("", "name", "kind", "revision", "factor"), rows, frozenset({0, 1, 2, 3}))
 
 
-def _part(role: str, provenance: Provenance, source: Mapping[str, Any]) -> str:
+def _part(record: EditRecord, role: str, provenance: Provenance, source: Mapping[str, Any]) -> str:
     """What an input was for, in a word."""
     if role == "base":
         return "base"
@@ -54,7 +54,8 @@ def _part(role: str, provenance: Provenance, source: Mapping[str, Any]) -> str:
     if role.startswith("validation"):
         return "looked at while training"
     if role == "never_knew":
-        return "asked what is said without it"
+        back = record.parameters.get("take_back")
+        return "what it was before" if back else "asked what is said without it"
     if provenance.kind == "task-vector" or provenance.kind == "activation-statistics":
         return "taken from"
     if role.startswith("vector") and provenance.from_data:

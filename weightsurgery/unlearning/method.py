@@ -111,12 +111,14 @@ class Loaded:
             order.
         machine: Device and progress.
         workspace: See :meth:`Method.find`.
+        guard: What looks at the change in the end; None where another process does.
     """
 
     model: Any
     stored: Mapping[str, str]
     machine: Machine
     workspace: Path
+    guard: Guard | None = None
 
 
 class OnModel(Method):
@@ -131,6 +133,11 @@ class OnModel(Method):
     max_length: int | None = None
     budget: float = BUDGET
     allow_harm: bool = False
+
+    @property
+    def gentler(self) -> str:
+        """What changes less, as a remedy begins."""
+        return "Take fewer --steps or a smaller --lr, keep more data"
 
     @abstractmethod
     def change(
@@ -172,15 +179,15 @@ class OnModel(Method):
                 seed=self.seed,
                 progress=machine.progress,
             )
-        change, summary = self.change(job, Loaded(model, stored, machine, workspace))
+        change, summary = self.change(job, Loaded(model, stored, machine, workspace, guard))
         if guard is not None:
             with added(model, change):
                 report = guard.report(model).to_dict()
             if not report["inside"] and not self.allow_harm and is_main():
                 raise HarmError(
                     f"{harm(report)} Nothing was written.",
-                    "Take fewer --steps or a smaller --lr, keep more data, raise --budget if that"
-                    " much is bearable, or pass --allow-harm to write it all the same.",
+                    f"{self.gentler}, raise --budget if that much is bearable, or pass --allow-harm"
+                    " to write it all the same.",
                 )
             summary[GUARD] = report
         return MethodResult(_put_together(change, stored), summary)

@@ -68,6 +68,11 @@ class Neighbours(BySearch):
                 f"Leave it out, or pass --objective {other}.",
             )
 
+    @property
+    @override
+    def gentler(self) -> str:
+        return "Keep more data" if self.settings.take_back else super().gentler
+
     def change(
         self, job: Job, loaded: Loaded
     ) -> tuple[Mapping[str, torch.Tensor | LowRank], dict[str, Any]]:
@@ -86,6 +91,7 @@ class Neighbours(BySearch):
             replace(self.settings, training=replace(self.settings.training, budget=search.budget)),
             learning=learning,
             never_knew=None if job.never_knew is None else partial(_loaded, job.never_knew, loaded),
+            language=None if loaded.guard is None else loaded.guard.divergence,
             workspace=loaded.workspace,
             progress=loaded.machine.progress,
         )
