@@ -235,7 +235,10 @@ def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
     assert not Path("out").exists()
     # Where the budget is what ends it, by the texts that the guard wrote: inside, not refused.
     little = [*command[:-2], "--never-knew", "before", "--budget", "0.15", "-o", "little"]
-    ws.done(*little)
+    _, notes = ws.done(*little)
+    assert "at another rank or scale" not in notes
+    _, notes = ws.done(*little[:-1], "other", "--vector", "little.vector", "--scale", "0.5")
+    assert "at another rank or scale" in notes
     record = json.loads(Path("little.vector", "weightsurgery.json").read_text())
     assert record["summary"]["guard"]["inside"]
     assert record["summary"]["guard"]["divergence"] > 0.05

@@ -26,6 +26,7 @@ from weightsurgery.learning.stages import is_main
 from weightsurgery.surgery.apply import AdapterStorage, Applied, Storage, apply, plan_edit
 from weightsurgery.surgery.edits import Add, Negate
 from weightsurgery.unlearning.job import Job, Machine, Output
+from weightsurgery.unlearning.method import GUARD
 from weightsurgery.unlearning.plan import TrainingPlan, check_space
 from weightsurgery.unlearning.saving import find_and_save, finished, workspace_of
 from weightsurgery.vectors.deltas import DenseDelta
@@ -183,6 +184,11 @@ def run(job: Job, output: Output, machine: Machine) -> Unlearned | None:
         progress=machine.progress,
     )
     notices = job.method.notices(job, record)
+    if GUARD in record.summary and (job.rank is not None or output.scale != 1 or output.scales):
+        notices.append(
+            "What was measured is the change as it was found; at another rank or scale, as here, it"
+            " is another: score the output (ws evaluate)."
+        )
     if reused:
         notices.append(f"{place} was there, of the same settings and inputs: nothing was trained.")
     return Unlearned(applied, record, place, reused, tuple(notices))
