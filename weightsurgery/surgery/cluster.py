@@ -37,6 +37,13 @@ _CANCEL = 10.0
 # again. After 60 s Ray would end this process, without a word of what is left.
 _LOOK, _PATIENCE = 1.0, 30.0
 
+# A host whose network is cut off ends no connection. Ray asks after 300 s whether there is anybody,
+# and a task that had gone there is not begun again before. Read when Ray is first imported.
+_ASKING = {
+    "RAY_grpc_client_keepalive_time_ms": "10000",
+    "RAY_grpc_client_keepalive_timeout_ms": "20000",
+}
+
 _LOCATED = "--cluster ray, or --cluster ray://host:port (a client's port, 10001 by default)."
 _GOES_ON = "the same command goes on where this one stopped."
 
@@ -74,6 +81,8 @@ class RayCluster:
             need("ray:// is the address of Ray's client", "grpc", extra="ray", kind=ClusterError)
 
     def __enter__(self) -> RayCluster:
+        for setting, milliseconds in _ASKING.items():
+            os.environ.setdefault(setting, milliseconds)
         import ray
 
         self._ours = not ray.is_initialized()
