@@ -211,7 +211,7 @@ def test_what_a_model_says_that_never_knew_is_an_input(ws, here):
     assert "ws learn" in what
 
 
-def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
+def test_what_was_taught_is_taken_back_where_no_steps_are_given(ws, here):
     """It is in the plan, the report, the record and the card, and a recipe does it again."""
     brief = ["--neighbours", "5", "--wordings", "0", "--device", "cpu", "--budget", "0.25",
              "--lora-rank", "16"]  # fmt: skip
@@ -223,7 +223,7 @@ def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
     for option in ("--lr", "--batch", "--keep-weight", "--draws"):
         what, fix = ws.refused(*command, "--never-knew", "before", option, "3")
         assert f"{option} with --never-knew" in what
-        assert "nothing is trained" in what
+        assert "in closed form" in what
         assert "--steps" in fix
     what, fix = ws.refused(*command, "--never-knew", "fresh")
     assert "not what it was tuned from" in what
@@ -243,16 +243,17 @@ def test_what_was_taught_is_taken_back_where_nothing_is_to_be_trained(ws, here):
     assert record["summary"]["guard"]["inside"]
     assert record["summary"]["guard"]["divergence"] > 0.05
     told, _ = ws.done(*command, "--never-knew", "before", "-v")
-    for text in ("Taken back", "strength", "before", "after"):
+    for text in ("Taken back", "strength", "undecided", "before", "taken back"):
         assert text in told
     record = json.loads(Path("out.vector", "weightsurgery.json").read_text())
     assert record["parameters"]["take_back"] is True
-    assert record["summary"]["steps"] == 0
+    steps, sure = record["summary"]["steps"], record["summary"]["gathered"]["sure"]
+    assert steps == (60 if "after" in sure else 0)
     assert record["summary"]["looks"][0]["known"] == 1
     assert record["summary"]["looks"][1]["known"] == 0
     card = card_section(read_record(Path("out")), Base("org/base"), Place("me/edited"), alone=True)
     assert "was taken back" in card
-    assert "Nothing was trained" in card
+    assert "as sure as" in card
     Path("r.yaml").write_text(ws.done("run", "--from", "out")[0])
     _, said = ws.done("run", "r.yaml", "-o", "again")
     assert "files came out as the recipe has them" in said
@@ -274,6 +275,7 @@ def test_the_help_tells_the_defaults_as_they_are():
     from weightsurgery.learning.forget import ByNeighbours
     from weightsurgery.learning.forgetting import LEARNING, WHOLE
     from weightsurgery.learning.guard import BUDGET
+    from weightsurgery.learning.sureness import SURE
 
     own = ByNeighbours()
     hints = get_type_hints(FromData, include_extras=True)
@@ -310,6 +312,10 @@ def test_the_help_tells_the_defaults_as_they_are():
     assert found.neighbours.training == replace(WHOLE, seed=7)
     beside = replace(data, never_knew="fresh")
     found = beside.search(False, "neighbours", None, 7, None, rank)
-    assert found.neighbours.training == replace(WHOLE, seed=7)
+    assert found.neighbours.take_back
+    assert found.neighbours.training == replace(SURE, seed=7)
+    found = replace(beside, steps=9).search(False, "neighbours", None, 7, None, rank)
+    assert not found.neighbours.take_back
+    assert found.neighbours.training == replace(WHOLE, seed=7, steps=9)
     with pytest.raises(EditError, match="which learns answers whole"):
         whole.search(True, "neighbours", None, 7, None, rank)

@@ -223,6 +223,13 @@ def test_a_checkpoint_that_is_none_is_named(before, tmp_path):
         load_model(tmp_path / "nowhere")
     with pytest.raises(SourceError, match="transformers cannot load a tokenizer"):
         load_model(tmp_path)
+    with pytest.raises(SourceError, match=r"from one of: .+"):  # transformers' whole sentence
+        load_model(tmp_path)
+    (adapter := tmp_path / "adapter").mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match="adapter: is an adapter") as refused:
+        load_model(adapter)
+    assert "ws add BASE ADAPTER" in refused.value.remedy
     lacking = shutil.copytree(before, tmp_path / "lacking")
     tensors = load_file(lacking / "model.safetensors")
     assert tensors.pop("lm_head.weight") is not None

@@ -113,11 +113,6 @@ def test_a_strangers_word_read_back_is_the_subjects():
     torch.testing.assert_close(swapped, torch.tensor([0.2, 0.5, 0.3]))
 
 
-def test_names_are_capital_inside_sentences_and_numbers():
-    texts = ["Where was Ada Stone born? In Old Fen, 1956. She left. The end, so to say"]
-    assert module._named_words(texts) == {"Ada", "Stone", "Old", "Fen", "1956"}
-
-
 def test_answers_are_forgotten_whole_where_that_is_asked(taught):
     request = parse_examples(taught.tokenizer, ROWS[:3])
     places = [place_at(taught.tokenizer, n, PLAIN, row.prompt, row.completion)

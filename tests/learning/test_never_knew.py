@@ -9,7 +9,7 @@ import torch
 
 from tests.learning.known import FORGET, REST, places
 from tests.learning.test_forgetting import forget, names, scores
-from weightsurgery.errors import DataError
+from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning.guard import added
 from weightsurgery.learning.never_knew import never_knew_targets
 from weightsurgery.learning.parsed import parse_examples
@@ -135,3 +135,13 @@ def test_what_is_said_comes_nearer_to_what_it_says_and_the_rest_stays(known, nev
     forgotten, rest = scores(known, found.change, FORGET, REST)
     assert forgotten <= 0.34
     assert rest >= 0.9
+
+
+def test_a_model_that_computes_nan_is_told(known, never, asked):
+    broken = copy.deepcopy(never)
+    with torch.no_grad():
+        norm = next(p for name, p in broken.named_parameters() if "norm" in name)
+        norm[0] = float("nan")
+    never_knew_targets(known.model, never, known.tokenizer, asked, k=ALL)  # before
+    with pytest.raises(NonFiniteError, match="--never-knew"):
+        never_knew_targets(known.model, broken, known.tokenizer, asked, k=ALL)

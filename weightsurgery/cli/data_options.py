@@ -23,8 +23,8 @@ _option = panel("From data sets")
 
 # As measured: many short rounds for an objective that projects a finished vector.
 _NEGATE = {"rounds": 12, "steps": 10}
-_TAKEN_BACK = 32  # rank of a change that is not trained
-_OF_TRAINING = ("learning_rate", "batch_size", "keep_weight", "draws")  # it has none of these
+_TAKEN_BACK = 32  # rank of a change in closed form
+_OF_TRAINING = ("learning_rate", "batch_size", "keep_weight", "draws")  # refused beside it
 
 # The options that not every objective has, by those that do.
 _ROUNDS = ("rounds", "prompts", "threshold", "validation_keep", "validation_target")
@@ -124,9 +124,10 @@ class FromData:
         _option(
             metavar="CKPT",
             help="The checkpoint that this one was tuned from, before it was taught what is to be"
-            " forgotten. What the matrices learned of it is taken back, and nothing is trained."
-            " With --steps any that never knew will do: a change is trained towards its"
-            " predictions, all along every answer.",
+            " forgotten. What the matrices learned of it is taken back; then the last third of them"
+            " is trained to be as sure of what is said instead as of strangers. With --steps any"
+            " that never knew will do: a change is trained towards its predictions, all along"
+            " every answer.",
         ),
     ] = None
     keep_weight: Annotated[
@@ -264,13 +265,15 @@ class FromData:
     def _by_neighbours(self, seed: int, learning: bool) -> ByNeighbours:
         from weightsurgery.learning.forget import ByNeighbours
         from weightsurgery.learning.forgetting import LEARNING, WHOLE, Forgetting
+        from weightsurgery.learning.sureness import SURE
 
         whole = self.whole_answers or self.never_knew is not None
-        training = LEARNING if learning else WHOLE if whole else Forgetting()
-        training = replace(training, **{**self._given(Forgetting), "seed": seed})
         take_back = self.never_knew is not None and self.steps is None
         if take_back:
             self._refuse_training()
+        training = LEARNING if learning else WHOLE if whole else Forgetting()
+        training = SURE if take_back else training
+        training = replace(training, **{**self._given(Forgetting), "seed": seed})
         settings = self._given(ByNeighbours) | ({"rank": _TAKEN_BACK} if take_back else {})
         rank = {} if self.lora_rank is None else {"rank": self.lora_rank}
         return ByNeighbours(training, **{**settings, **rank, "take_back": take_back})
@@ -281,8 +284,8 @@ class FromData:
         for name in _OF_TRAINING:
             if name in given(self):
                 raise EditError(
-                    f"{option_of(FromData, name)} with --never-knew and without --steps: nothing is"
-                    " trained",
+                    f"{option_of(FromData, name)} with --never-knew and without --steps: what was"
+                    " taught is taken back in closed form",
                     "Leave it out, or give --steps N to train towards what the other model says.",
                 )
 

@@ -7,7 +7,8 @@
 4. Find where in each matrix the request stands out (:mod:`weightsurgery.learning.directions`).
 5. Train from there (:mod:`weightsurgery.learning.forgetting`); or, where the model that never knew
    is the one that this was tuned from, take back in closed form what was taught
-   (:mod:`weightsurgery.learning.untaught`).
+   (:mod:`weightsurgery.learning.untaught`), and make the model as sure of what it says instead as
+   it is of strangers (:mod:`weightsurgery.learning.sureness`).
 
 The training data and points of the training are saved in a workspace: a killed run goes on.
 """
@@ -39,6 +40,7 @@ from weightsurgery.learning.material import (
 )
 from weightsurgery.learning.method import Stage
 from weightsurgery.learning.models import halved, quiet
+from weightsurgery.learning.sureness import RANK, made_sure
 from weightsurgery.learning.training import Trained, isolated
 from weightsurgery.learning.untaught import before_it_was_taught, take_back
 from weightsurgery.learning.values import restored
@@ -64,8 +66,9 @@ class ByNeighbours:
         k: Tokens by which a distribution is held.
         whole_answers: Answers of more than 12 tokens are to be forgotten word by word, not where
             they begin: by the settings :data:`~weightsurgery.learning.forgetting.WHOLE`, say.
-        take_back: Nothing is trained; what the model was taught of the request is taken back from
-            what it was before (:mod:`weightsurgery.learning.untaught`), a model that is given.
+        take_back: What the model was taught of the request is taken back, in closed form, from what
+            it was before (:mod:`weightsurgery.learning.untaught`), a model that is given; what is
+            trained makes it sure (:mod:`weightsurgery.learning.sureness`).
 
     Raises:
         EditError: A value that makes no sense.
@@ -82,6 +85,11 @@ class ByNeighbours:
     k: int = 256
     whole_answers: bool = False
     take_back: bool = False
+
+    @property
+    def change_rank(self) -> int:
+        """Of the change of a matrix, at most; what makes sure is trained beside what is taken."""
+        return self.rank + (RANK if self.take_back else 0)
 
     def __post_init__(self) -> None:
         for name in ("rank", "neighbours", "draws", "texts", "most", "k"):
@@ -205,8 +213,22 @@ def change_by_neighbours(
                 seed=seed,
                 progress=progress,
             )
-            notes = {**material.notes, "rank": rank, "strength": strength}
-            return Changed(change, None, tuple(looks.history), looks.best(), notes)
+            found = made_sure(
+                model,
+                tokenizer,
+                names,
+                material,
+                change,
+                settings.training,
+                looks,
+                folder / "sure",
+                language=language,
+                progress=progress,
+            )
+            notes = {**material.notes, "rank": rank, "strength": strength, "sure": found.notes}
+            last = looks.history[-1]
+            chosen = last if last.inside(looks.budget) else None
+            return Changed(found.change, found.trained, tuple(looks.history), chosen, notes)
         with halved(model):
             rows = directions(model, names, material, rank, seed=seed, progress=progress)
         with adapted(model, names, rank, rank, seed) as with_adapter:

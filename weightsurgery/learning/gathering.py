@@ -26,6 +26,7 @@ from weightsurgery.learning.models import for_writing, in_halves
 from weightsurgery.learning.neighbours import alike, find_neighbours
 from weightsurgery.learning.never_knew import never_knew_targets
 from weightsurgery.learning.parsed import ParsedExample, parse_examples, prompted
+from weightsurgery.learning.sureness import entropy_of_strangers
 from weightsurgery.learning.truths import TruthPosition, places_of
 from weightsurgery.learning.unknown import Target, forget_targets
 from weightsurgery.learning.wordings import Wording, find_wordings
@@ -67,6 +68,7 @@ def gather(
     # A model that does not know the answers cannot find wordings that bring them up.
     count = 0 if learning else settings.wordings
     wordings = find_wordings(writer, tokenizer, request, count, seed=seed, progress=progress)
+    undecided: dict[str, float] = {}
     with in_halves(model):
         if learning:
             targets = learning_targets(
@@ -89,6 +91,11 @@ def gather(
                 never_knew,
                 progress,
             )
+            if settings.take_back:
+                asked = [place for place in places if place.wording.form is None]
+                undecided["strangers_entropy"] = entropy_of_strangers(
+                    model, tokenizer, request, asked, seed=seed, progress=progress
+                )
         rows = taught_rows(model, tokenizer, targets, k, progress)
     language = language_texts(
         writer, tokenizer, request, settings.texts + settings.texts // 4, progress
@@ -120,6 +127,7 @@ def gather(
             for each in wordings
         ],
         "texts": {kind: len(rows) for kind, rows in kept.items()} | {"guard": len(guard)},
+        **undecided,
     }
     return Material(
         rows,

@@ -21,7 +21,6 @@ stands in the prompt. All other places of the answer stay as they are.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import SequenceMatcher
@@ -34,14 +33,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.last_places import last_probabilities
-from weightsurgery.learning.parsed import GRAMMAR, ParsedExample
-from weightsurgery.learning.strangers import Words
+from weightsurgery.learning.parsed import ParsedExample
+from weightsurgery.learning.renamed import Renamed, content_words
 from weightsurgery.learning.truths import TruthPosition
-from weightsurgery.learning.wordings import tokens
 
 __all__ = ["LongAnswers", "damaged"]
-
-_WORD = re.compile(r"\w+")
 
 # Share of the words, other than the prompt's names, that a stranger has replaced.
 _REPLACED = 0.4
@@ -105,10 +101,7 @@ class LongAnswers:
     ) -> None:
         self._model, self._tokenizer, self._names = model, tokenizer, names
         self._draws, self._k = draws, k
-        self._rng = random.Random(f"long {seed}")
-        texts = [f"{each.prompt} {each.completion}" for each in request]
-        self._named = _named_words(texts)
-        self._words = Words(tokenizer, set().union(*map(_content, texts)))
+        self._renamed = Renamed(tokenizer, request, random.Random(f"long {seed}"))
 
     def target(
         self, example: ParsedExample, place: TruthPosition
@@ -126,7 +119,7 @@ class LongAnswers:
         answer = str(self._tokenizer.decode(list(place.truth)))
         strangers = []
         for _ in range(self._draws):
-            read, back = self._stranger(example, place, answer)
+            read, _, back = self._renamed.read(example, place, answer, _REPLACED)
             if places := _aligned(reading, len(place.before), read):
                 strangers.append((read, back, places))
         own = self._read([(place.read, len(place.truth))])[0]
@@ -157,7 +150,7 @@ class LongAnswers:
             known, goal = float(own[at, token]), float(wanted[at])
             word = str(self._tokenizer.decode([token])).strip()
             # Grammar is nobody's, and what the prompt says no secret.
-            if known < max(_KNOWN, _TIMES * goal) or not _content(word) or word in prompt:
+            if known < max(_KNOWN, _TIMES * goal) or not content_words(word) or word in prompt:
                 continue
             others = strangers[at].clone()
             others[token] = 0
@@ -167,55 +160,12 @@ class LongAnswers:
         expected = Expected.of(whole, self._k, torch.tensor(place.truth))
         return expected, tuple(events)
 
-    def _stranger(
-        self, example: ParsedExample, place: TruthPosition, answer: str
-    ) -> tuple[list[int], dict[int, int]]:
-        """The text about somebody else; and first tokens of its words, with the originals'."""
-        rng, names = self._rng, set(_WORD.findall(example.subject))
-        names |= {word for word in _WORD.findall(example.prompt) if word in self._named}
-        others = sorted(_content(f"{example.prompt} {answer}") - names)
-        replaced = sorted(names) + [word for word in others if rng.random() < _REPLACED]
-        by_word = {word: self._words.like(word, rng) for word in replaced}
-
-        def put(text: str) -> str:
-            return _WORD.sub(lambda match: by_word.get(match.group(), match.group()), text)
-
-        head = tokens(self._tokenizer, put(place.text), place.wording.chat)
-        back: dict[int, int] = {}
-        for word, other in by_word.items():
-            for space in ("", " "):
-                pair = [tokens(self._tokenizer, space + each, True)[:1] for each in (other, word)]
-                if all(pair) and pair[0] != pair[1]:
-                    back[pair[0][0]] = pair[1][0]
-        return [*head, *tokens(self._tokenizer, put(answer), True)], back
-
     def _read(self, rows: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
         by_number = {
             number: probabilities.cpu()
             for number, probabilities in last_probabilities(self._model, self._tokenizer, rows)
         }
         return [by_number[number] for number in range(len(rows))]
-
-
-def _named_words(texts: Sequence[str]) -> set[str]:
-    """Numbers, and words that are capital not only where a sentence begins."""
-    words = set()
-    for text in texts:
-        for match in _WORD.finditer(text):
-            word, before = match.group(), text[: match.start()].rstrip(" \"'“”‘’([«")
-            inside = before and before[-1] not in ".?!:\n"
-            if word.isdigit() or (inside and word[0].isupper() and word in _content(word)):
-                words.add(word)
-    return words
-
-
-def _content(text: str) -> set[str]:
-    """Words that are not grammar, and longer than a letter."""
-    return {
-        word
-        for word in _WORD.findall(text)
-        if (len(word) > 1 or word.isdigit()) and word.lower() not in GRAMMAR
-    }
 
 
 def _read_back(probabilities: Tensor, back: dict[int, int]) -> Tensor:

@@ -303,6 +303,13 @@ def _check_directory(checkpoint: str | Path) -> None:
             f"{checkpoint}: is no directory with a checkpoint",
             "Check the path; download a repository of the Hub first.",
         )
+    if (Path(checkpoint) / "adapter_config.json").is_file() and not (
+        Path(checkpoint) / "config.json"
+    ).is_file():
+        raise SourceError(
+            f"{checkpoint}: is an adapter (adapter_config.json), no model by itself",
+            "Put it into its base first: ws add BASE ADAPTER -o OUT.",
+        )
 
 
 @contextmanager
@@ -314,7 +321,8 @@ def _named(checkpoint: str | Path, what: str) -> Iterator[None]:
         if ran_out(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = " ".join(lines) if lines[0].rstrip().endswith(":") else lines[0]
         raise SourceError(
-            f"{checkpoint}: transformers cannot load a {what} from it: {lines[0]}",
+            f"{checkpoint}: transformers cannot load a {what} from it: {reason}",
             "Name a directory with config, weights and tokenizer of a causal language model.",
         ) from error

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from weightsurgery.errors import DataError
+from weightsurgery.errors import DataError, NonFiniteError
 from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.last_places import last_probabilities
@@ -62,6 +62,7 @@ def never_knew_targets(
 
     Raises:
         DataError: None is left: that model knows it, too.
+        NonFiniteError: It computes NaN or infinity.
     """
     rows = [(place.read, len(place.truth)) for place in places]
     size, end = int(model.config.get_text_config().vocab_size), tokenizer.eos_token_id
@@ -79,6 +80,11 @@ def never_knew_targets(
         never_knew, tokenizer, rows, stage=stage, progress=progress
     ):
         row, (before, ends) = theirs[:, :size].cpu().clone(), known[number]
+        if not bool(torch.isfinite(row).all()):
+            raise NonFiniteError(
+                "the model that is to have never known (--never-knew) computes NaN or infinity",
+                "Name a checkpoint whose weights are finite, its norms and biases too.",
+            )
         if end is not None:
             _end_no_sooner(row, end, ends)
         goals = row.gather(1, truths[number])[:, 0]

@@ -12,7 +12,8 @@ Where ``L A x = x``, as for all inputs of the request if there are directions en
 the changed matrix does with them what it did before. An input that is to stay has next to no
 coordinates ``A x``, and meets what it met. A few directions say a part of what an input is; a
 larger ``s`` makes up for that. It is the largest at which the answers are not less likely than to
-the model that never knew, and ordinary language has not moved by more than the edit may cost.
+the model that never knew, and ordinary language has not moved by more than three quarters of what
+the edit may cost.
 
 Changed matrices change the inputs of those behind them. So the directions are found a second time,
 by the inputs that the first change makes, and the second change is in its place.
@@ -51,6 +52,9 @@ _TOKENS = (8192, 4096)
 
 # Strengths that are tried: halves of what is left of the interval, so many times.
 _STRONGEST, _HALVINGS = 4.0, 7
+
+# Of the budget: what is trained afterwards (:mod:`weightsurgery.learning.sureness`) costs, too.
+_SHARE = 0.75
 
 # Of the matrices' norm, what no tuning changes: two models that were trained apart differ by 1.4.
 _UNRELATED = 0.5
@@ -225,16 +229,16 @@ def _strength(
     progress: Progress | None,
 ) -> float:
     """The largest at which the truth is not too unlikely, nor language too far away."""
-    low, high = 0.0, _STRONGEST
+    low, high, budget = 0.0, _STRONGEST, _SHARE * looks.budget
     for number in range(_HALVINGS):
         middle = (low + high) / 2
         with added(model, _times(change, middle)), halved(model), torch.no_grad():
             truth, wanted = truth_probability(model, material, looks.padding)
             beyond = truth < wanted
-            beyond = beyond or divergence(model, material.guard, looks.padding) > looks.budget
+            beyond = beyond or divergence(model, material.guard, looks.padding) > budget
         if language is not None and not beyond:
             with added(model, _times(change, middle)):
-                beyond = language(model) > looks.budget
+                beyond = language(model) > budget
         low, high = (low, middle) if beyond else (middle, high)
         if progress is not None:
             progress("strength", number + 1, _HALVINGS)

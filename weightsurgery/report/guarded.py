@@ -52,12 +52,12 @@ def look_table(looks: Sequence[Mapping[str, Any]], kept_step: int, trained: bool
     Args:
         looks: In order, the first before any step.
         kept_step: The step whose values were kept.
-        trained: False for a change that was computed at once: looks before and after it.
+        trained: False for a change that was taken back first, which is look 1.
     """
 
     def when(step: int) -> str:
         if not trained:
-            return "after" if step else "before"
+            return {0: "before", 1: "taken back"}.get(step, f"step {step}")
         return f"{step}{' *' if step == kept_step else ''}"
 
     rows = [

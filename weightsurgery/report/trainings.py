@@ -82,7 +82,9 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
         ("wordings", str(len(gathered["wordings"]))),
         ("neighbours", str(gathered["neighbours"])),
         *_held_rows(gathered),
-        ("strength", f"{strength:.3g}") if taken_back else ("steps", str(summary["steps"])),
+        *([("strength", f"{strength:.3g}")] if taken_back else []),
+        ("steps", str(summary["steps"])),
+        *_sureness_rows(gathered.get("sure")),
         ("norm of the vector", f"{summary['norm']:.4g}"),
     ]
     if every:
@@ -98,6 +100,20 @@ def _by_neighbours(record: EditRecord, every: bool) -> list[str | Table]:
     facts = facts_table("Taken back" if taken_back else f"{done} by neighbours", rows)
     looked = look_table(shown, summary["steps"], not taken_back)
     return [facts, looked, *guard_tables(summary["guard"])]
+
+
+def _sureness_rows(sure: Mapping[str, float] | None) -> list[tuple[str, ...]]:
+    """How undecided the model is about the request, and about strangers."""
+    if not sure:
+        return []
+    after = f", {sure['after']:.2f} after" if "after" in sure else ""
+    return [
+        (
+            "undecided",
+            f"about the request {sure['before']:.2f} nats a token when taken back{after};"
+            f" about strangers {sure['strangers']:.2f}",
+        )
+    ]
 
 
 def _held_rows(gathered: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -107,7 +107,7 @@ def _in_rounds(job: Job) -> dict[str, Any]:
 def _by_neighbours(job: Job, method: BySearch) -> dict[str, Any]:
     """An adapter's factors."""
     assert method.search.neighbours is not None
-    rank = method.search.neighbours.rank
+    rank = method.search.neighbours.change_rank
     shapes = [job.base.entry(name).shape for name in job.names]
     trained = sum(min(rank, *shape) * sum(shape) for shape in shapes)
     # Factors, gradients and two moments; a look's copy.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from weightsurgery.learning.activations import linear_inputs
 from weightsurgery.learning.parameters import parameters_of
 
 __all__ = ["matrices", "stored_matrices"]
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a layer or an expert
 
 
 def matrices(base: Checkpoint, selection: Selection) -> list[str]:
@@ -55,29 +58,41 @@ def stored_matrices(model: Any, base: Checkpoint, names: Sequence[str]) -> dict[
         UnsupportedCheckpointError: A matrix is no single linear layer in memory.
     """
     layers = linear_inputs(model)
-    stored_as = {}
+    stored_as, elsewhere, unlike = dict[str, str](), list[str](), list[str]()
     for parameter, tensors in parameters_of(model, base, names).items():
         first = tensors[0]
-        if len(tensors) > 1 or base.entry(first).shape != tuple(
-            model.get_parameter(parameter).shape
-        ):
-            raise UnsupportedCheckpointError(
-                f"{base.source.name}: {first!r} is another matrix in memory than on disk,"
-                f" {parameter!r}",
-                # Where a model's MLPs are experts, there is nothing else in the default.
-                "Leave it out with "
-                + (
-                    "--targets all-linear --exclude '*experts*'"
-                    if "experts" in first
-                    else f"--exclude '{first}'"
-                )
-                + ", or work with vectors.",
-            )
-        if parameter not in layers:
-            raise UnsupportedCheckpointError(
-                f"{base.source.name}: {first!r} is no linear layer, so what it is given cannot be"
-                " kept",
-                f"Leave it out with --exclude '{first}'.",
-            )
+        shape = tuple(model.get_parameter(parameter).shape)
+        if len(tensors) > 1 or base.entry(first).shape != shape:
+            elsewhere.append(first)
+        elif parameter not in layers:
+            unlike.append(first)
         stored_as[parameter] = first
+    if elsewhere:
+        one, more = "is another matrix", "are other matrices"
+        raise UnsupportedCheckpointError(
+            f"{base.source.name}: {_told(elsewhere, one, more)} in memory than on disk",
+            f"{_without(elsewhere + unlike)}, or work with vectors.",
+        )
+    if unlike:
+        one, more = "is no linear layer", "are no linear layers"
+        raise UnsupportedCheckpointError(
+            f"{base.source.name}: {_told(unlike, one, more)}, so what it is given cannot be kept",
+            f"{_without(unlike)}.",
+        )
     return stored_as
+
+
+def _told(names: Sequence[str], one: str, more: str) -> str:
+    """What the first of some matrices is, and how many more."""
+    count = len(names) - 1
+    return f"{names[0]!r} and {count} more {more}" if count else f"{names[0]!r} {one}"
+
+
+def _without(names: Sequence[str]) -> str:
+    """The options that leave matrices out, of all layers at once."""
+    # Where a model's MLPs are experts, there is nothing else in the default.
+    experts = [name for name in names if "experts" in name]
+    patterns = ["*experts*"] * bool(experts)
+    patterns += sorted({_NUMBER.sub("*", name) for name in names if name not in experts})
+    options = " ".join(f"--exclude '{pattern}'" for pattern in patterns)
+    return f"Leave it out with {'--targets all-linear ' * bool(experts)}{options}"

@@ -45,7 +45,7 @@ class Neighbours(BySearch):
 
     def factors(self, job: Job) -> RankRule:
         """See :class:`Method`: the change is trained in factors."""
-        return job.rank or Rank(self.settings.rank)
+        return job.rank or Rank(self.settings.change_rank)
 
     def check(self, job: Job) -> None:
         """Refuse what it cannot keep or validate on.
