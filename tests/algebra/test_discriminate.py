@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.algebra.largest import Largest
 from tests.conftest import low_rank
 from weightsurgery.algebra.discriminate import (
     BASES,
@@ -256,23 +254,6 @@ def test_other_shapes_and_names_are_refused() -> None:
         discriminate(task, KeepSpace.of([task]), "upwards")
     with pytest.raises(EditError, match="product"):
         KeepSpace.of([task], "product")
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(
-        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(each, torch.Tensor):
-                self.numel = max(self.numel, each.numel())
-        return out
 
 
 @pytest.mark.parametrize("side", SIDES)

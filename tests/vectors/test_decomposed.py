@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.algebra.largest import Largest
 from tests.conftest import low_rank, snapshot, write_checkpoint
 from weightsurgery import Project, Rank, apply, open_vector
 from weightsurgery.algebra.lowrank import LowRank
@@ -24,23 +23,6 @@ from weightsurgery.vectors.task_vector import MappedChange, TaskVector
 
 M, N = 600, 450
 CPU = torch.device("cpu")
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(
-        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(each, torch.Tensor):
-                self.numel = max(self.numel, each.numel())
-        return out
 
 
 def adapter(rank: int, seed: int, true_rank: int | None = None) -> FactorDelta:
