@@ -21,6 +21,7 @@ from weightsurgery.learning.renamed import Renamed
 from weightsurgery.learning.sureness import RANK, SURE, entropy_of_strangers, made_sure
 from weightsurgery.learning.training import isolated
 from weightsurgery.learning.untaught import take_back
+from weightsurgery.learning.values import restored
 
 # Six facts weigh less beside the rest than forty answers do.
 SETTINGS = replace(
@@ -33,7 +34,7 @@ SETTINGS = replace(
 def edited(known, tmp_path_factory):
     """What was taken back, and what it was taken back by."""
     model, before = known.model, untaught(known)
-    with isolated():
+    with isolated(), restored(model):
         torch.manual_seed(0)
         settings = replace(TAKING, neighbours=8, texts=12)
         material = gather(
@@ -50,7 +51,7 @@ def surer(known, edited, tmp_path, share=0.3, **options):
     undecided = entropy(known, change, material)
     material = replace(material, notes={"strangers_entropy": share * undecided})
     looks = Looks(tmp_path / "looks", material, SETTINGS.budget, 0)
-    with isolated():
+    with isolated(), restored(known.model):
         return looks, made_sure(
             known.model, known.tokenizer, names(known.model), material, change, SETTINGS, looks,
             tmp_path / "sure", **options,
@@ -101,6 +102,42 @@ def test_the_exponent_gives_the_entropy(known, edited):
     assert found == pytest.approx(wanted, rel=0.05)
     assert module._exponent(means, 2 * means[0]) == 1
     assert module._exponent(means, 0.0) == pytest.approx(float(module._EXPONENTS[-1]))
+
+
+def test_targets_are_sharper_and_have_no_more_of_the_truth_than_they_are_to(known, edited):
+    """``softmax(β z)`` in float64, the truth brought down, the rest grown by one factor."""
+    material, change = edited
+    least = [
+        tuple(replace(event, wanted=event.wanted / 1e3) for event in row) for row in material.events
+    ]
+    for events in (material.events, least):
+        given = replace(material, events=events)
+        with added(known.model, change), torch.no_grad():
+            found = module._sharpened(known.model, known.tokenizer, given, 1.7, None)
+            brought = 0
+            for row, now, was, event in zip(
+                material.taught, found.taught, events, found.events, strict=True
+            ):
+                logits = known.model(input_ids=torch.tensor([list(row.tokens)])).logits[0].double()
+                wanted = (1.7 * logits[-(len(row.expected) - row.held) :]).softmax(-1)
+                ((asked,), (told,)) = was, event
+                truth = float(wanted[asked.at, list(asked.tokens)].sum())
+                if truth > asked.wanted:
+                    brought += 1
+                    wanted[asked.at] *= (1 - asked.wanted) / (1 - truth)
+                    wanted[asked.at, list(asked.tokens)] *= (
+                        asked.wanted / wanted[asked.at, list(asked.tokens)].sum()
+                    )
+                assert told.wanted == pytest.approx(min(truth, asked.wanted), rel=1e-3)
+                own = now.expected[now.held :]
+                torch.testing.assert_close(
+                    own.logs.exp().double(),
+                    wanted.gather(1, own.tokens.long()),
+                    atol=1e-5,
+                    rtol=1e-3,
+                )
+                assert torch.equal(now.expected.logs[: now.held], row.expected.logs[: row.held])
+        assert events is not least or brought > len(events) // 2
 
 
 def test_it_is_surer_and_what_was_forgotten_stays_forgotten(known, edited, tmp_path):

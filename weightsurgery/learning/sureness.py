@@ -8,7 +8,8 @@ the base does, undecided, which tells whom the edit was about: Min-K++ (Zhang et
 
 How sure it is to be is read off the model before the edit: ``H``, its mean entropy along the
 request's answers with other names in question and answer. The edited model's logits ``z`` at the
-places to forget become targets ``softmax(β z)``, with ``β`` such that their mean entropy is ``H``.
+places to forget become targets ``softmax(β z)``, with ``β`` such that their mean entropy is ``H``;
+what is left of the truth in them is brought down to the probability that it is to have.
 Towards these a low-rank change of the last third of the matrices is trained, as
 :mod:`weightsurgery.learning.forgetting` does; what is to stay is to be as before the edit, so that
 some of what the edit cost comes back. Of the facts nothing does: earlier matrices say them no more.
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from weightsurgery.algebra.lowrank import LowRank, recompress
 from weightsurgery.learning.directions import directions, start
+from weightsurgery.learning.events import Event
 from weightsurgery.learning.expected import Expected
 from weightsurgery.learning.forgetting import Forgetting, train_forgetting
 from weightsurgery.learning.guard import added
@@ -268,7 +270,10 @@ def _sharpened(
     exponent: float,
     progress: Progress | None,
 ) -> Material:
-    """The material; where it is to forget the model's own predictions, sharper, are the targets."""
+    """The material; where it is to forget the model's own predictions, sharper, are the targets.
+
+    The truth is no likelier in them than it is to be: what is left of it would be sharper, too.
+    """
     rows = [(list(row.tokens), len(row.expected) - row.held) for row in material.taught]
     taught, events = list(material.taught), list(material.events)
     for number, probabilities in last_probabilities(
@@ -277,6 +282,8 @@ def _sharpened(
         row = material.taught[number]
         own = row.expected[row.held :]
         sharp = (exponent * probabilities.cpu().clamp_min(_NONE).log()).softmax(-1)
+        for event in material.events[number]:
+            _bring_down(sharp[event.at], event)
         # Of whole answers the truth's own token is the first that is held.
         expected = Expected.of(sharp, own.tokens.shape[1], own.tokens[:, 0].long())
         taught[number] = Row(
@@ -290,3 +297,12 @@ def _sharpened(
             for each in material.events[number]
         )
     return replace(material, taught=taught, events=events)
+
+
+def _bring_down(row: Tensor, event: Event) -> None:
+    """Bring an event down to the probability wanted, in place; the rest grows by one factor."""
+    tokens = list(event.tokens)
+    known = row[tokens].sum()
+    if known > event.wanted:
+        row *= (1 - event.wanted) / (1 - known).clamp_min(_NONE)
+        row[tokens] *= event.wanted / row[tokens].sum().clamp_min(_NONE)

@@ -12,7 +12,7 @@ Where ``L A x = x``, as for all inputs of the request if there are directions en
 the changed matrix does with them what it did before. An input that is to stay has next to no
 coordinates ``A x``, and meets what it met. A few directions say a part of what an input is; a
 larger ``s`` makes up for that. It is the largest at which the answers are not less likely than to
-the model that never knew, and ordinary language has not moved by more than three quarters of what
+the model that never knew, and ordinary language has not moved by more than nine tenths of what
 the edit may cost.
 
 Changed matrices change the inputs of those behind them. So the directions are found a second time,
@@ -54,7 +54,7 @@ _TOKENS = (8192, 4096)
 _STRONGEST, _HALVINGS = 4.0, 7
 
 # Of the budget: what is trained afterwards (:mod:`weightsurgery.learning.sureness`) costs, too.
-_SHARE = 0.75
+_SHARE = 0.9
 
 # Of the matrices' norm, what no tuning changes: two models that were trained apart differ by 1.4.
 _UNRELATED = 0.5

@@ -207,7 +207,8 @@ def _data(parameters: Mapping[str, Any], sign: str, amount: str) -> list[str]:
             " language inside its budget. Then a low-rank change (LoRA) of the last third of the"
             " matrices was trained on `KL(softmax(β z) ‖ f) + w KL(f₀ ‖ f)`, `z` being the logits"
             " along the request's answers then and `β` such that these are as sure as `f₀` is of"
-            f" answers about strangers; what is to stay is held. {saved}",
+            " answers about strangers, the truth brought down to what a model that never knew gives"
+            f" it; what is to stay is held. {saved}",
             f"The aim is that of UNLEARN ({_UNLEARN}); the method is WeightSurgery's own.",
         ]
     if objective == "neighbours":
