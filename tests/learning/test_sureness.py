@@ -13,6 +13,7 @@ from tests.learning.test_forgetting import TRAINING, names, scores
 from tests.learning.test_untaught import TAKING
 from tests.learning.tiny import state
 from weightsurgery.learning import sureness as module
+from weightsurgery.learning.events import Event
 from weightsurgery.learning.gathering import gather
 from weightsurgery.learning.guard import added
 from weightsurgery.learning.looks import Looks
@@ -138,6 +139,18 @@ def test_targets_are_sharper_and_have_no_more_of_the_truth_than_they_are_to(know
                 )
                 assert torch.equal(now.expected.logs[: now.held], row.expected.logs[: row.held])
         assert events is not least or brought > len(events) // 2
+
+
+def test_a_certain_truth_is_brought_down_to_a_distribution():
+    """Where all of the rest rounds to nothing beside it, too."""
+    logits = torch.tensor([40.0, 0.0, 1.0, -3.0])
+    sharp = logits.softmax(-1)
+    assert float(sharp[0]) == 1  # before
+    module._no_likelier(sharp, logits, Event(0, (0,), 0.01))
+    wanted = torch.cat((torch.tensor([0.01]), 0.99 * logits[1:].softmax(-1)))
+    torch.testing.assert_close(sharp, wanted)
+    module._no_likelier(sharp, logits, Event(0, (2, 3), 0.9))  # is less
+    torch.testing.assert_close(sharp, wanted)
 
 
 def test_it_is_surer_and_what_was_forgotten_stays_forgotten(known, edited, tmp_path):

@@ -17,6 +17,7 @@ some of what the edit cost comes back. Of the facts nothing does: earlier matric
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -281,9 +282,10 @@ def _sharpened(
     ):
         row = material.taught[number]
         own = row.expected[row.held :]
-        sharp = (exponent * probabilities.cpu().clamp_min(_NONE).log()).softmax(-1)
+        logits = exponent * probabilities.cpu().clamp_min(_NONE).log()
+        sharp = logits.softmax(-1)
         for event in material.events[number]:
-            _bring_down(sharp[event.at], event)
+            _no_likelier(sharp[event.at], logits[event.at], event)
         # Of whole answers the truth's own token is the first that is held.
         expected = Expected.of(sharp, own.tokens.shape[1], own.tokens[:, 0].long())
         taught[number] = Row(
@@ -299,10 +301,20 @@ def _sharpened(
     return replace(material, taught=taught, events=events)
 
 
-def _bring_down(row: Tensor, event: Event) -> None:
-    """Bring an event down to the probability wanted, in place; the rest grows by one factor."""
+def _no_likelier(sharp: Tensor, logits: Tensor, event: Event) -> None:
+    """Bring an event down to the probability wanted, in place; the rest grows by one factor.
+
+    Args:
+        sharp: A distribution over the vocabulary.
+        logits: Of which it is the softmax: next to a certain truth, rounding leaves of the rest in
+            ``sharp`` nothing to grow.
+        event: What is to be no likelier.
+    """
     tokens = list(event.tokens)
-    known = row[tokens].sum()
-    if known > event.wanted:
-        row *= (1 - event.wanted) / (1 - known).clamp_min(_NONE)
-        row[tokens] *= event.wanted / row[tokens].sum().clamp_min(_NONE)
+    if float(sharp[tokens].sum()) <= event.wanted:
+        return
+    others = logits.clone()
+    others[tokens] = -math.inf
+    truth = logits[tokens].softmax(-1)
+    sharp.copy_((1 - event.wanted) * others.softmax(-1))
+    sharp[tokens] = event.wanted * truth
