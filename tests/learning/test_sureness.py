@@ -13,6 +13,7 @@ from tests.learning.test_forgetting import TRAINING, names, scores
 from tests.learning.test_untaught import TAKING
 from tests.learning.tiny import state
 from weightsurgery.learning import sureness as module
+from weightsurgery.learning.data import Example
 from weightsurgery.learning.events import Event
 from weightsurgery.learning.gathering import gather
 from weightsurgery.learning.guard import added
@@ -85,6 +86,22 @@ def test_of_strangers_it_is_the_mean_over_answers_with_other_names(known):
     found = entropy_of_strangers(known.model, known.tokenizer, request, asked, seed=3)
     assert found == pytest.approx(sum(wanted) / len(wanted), rel=1e-4)
     assert found > 0.01
+
+
+def test_a_request_that_names_nobody_has_no_strangers(known, edited, tmp_path):
+    rows = [Example("is there a colour", " grey"), Example("what is it like", " plain")]
+    request = parse_examples(known.tokenizer, rows)
+    asked = [replace(each, subject="") for each in request]
+    there = places(known, asked)
+    assert there
+    assert entropy_of_strangers(known.model, known.tokenizer, asked, there) is None
+    material, change = edited
+    nobody = replace(material, notes={"strangers_entropy": None})
+    looks = Looks(tmp_path / "looks", nobody, SETTINGS.budget, 0)
+    found = made_sure(
+        known.model, known.tokenizer, names(known.model), nobody, change, SETTINGS, looks, tmp_path
+    )
+    assert (found.change, found.trained, found.notes) == (change, None, {})
 
 
 def test_the_exponent_gives_the_entropy(known, edited):

@@ -68,7 +68,7 @@ def gather(
     # A model that does not know the answers cannot find wordings that bring them up.
     count = 0 if learning else settings.wordings
     wordings = find_wordings(writer, tokenizer, request, count, seed=seed, progress=progress)
-    undecided: dict[str, float] = {}
+    undecided: dict[str, float | None] = {}
     with in_halves(model):
         if learning:
             targets = learning_targets(

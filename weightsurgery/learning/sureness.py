@@ -76,7 +76,7 @@ def entropy_of_strangers(
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> float:
+) -> float | None:
     """How undecided a model is along the answers of a request that has other names.
 
     Args:
@@ -88,20 +88,21 @@ def entropy_of_strangers(
         progress: Called after every batch.
 
     Returns:
-        The mean entropy of its predictions, nats a token.
+        The mean entropy of its predictions, nats a token; None where no answer has a question that
+        names anything.
     """
     renamed = Renamed(tokenizer, request, random.Random(f"sure {seed}"))
     rows = []
     for place in places[:: -(-len(places) // _TEXTS)]:
         answer = str(tokenizer.decode(list(place.truth)))
-        read, count, _ = renamed.read(request[place.number], place, answer)
-        if 0 < count < len(read):
+        read, count, names = renamed.read(request[place.number], place, answer)
+        if names and 0 < count < len(read):
             rows.append((read[:-1], count))
     total, tokens = 0.0, 0
     for _, row in last_probabilities(model, tokenizer, rows, stage="strangers", progress=progress):
         total += float(_entropy(row).sum())
         tokens += len(row)
-    return total / max(1, tokens)
+    return total / tokens if tokens else None
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
@@ -162,7 +163,9 @@ def made_sure(
         OutputError: A point cannot be written.
     """
     late = [name for name in names[2 * len(names) // 3 :] if name in change]
-    entropy = float(material.notes["strangers_entropy"])
+    entropy = material.notes["strangers_entropy"]
+    if entropy is None:  # nothing says how sure it is to be
+        return Sureness(dict(change), None, {})
     with added(model, change):
         with halved(model), in_halves(model):
             means = _entropies(model, tokenizer, material, _EXPONENTS, progress)

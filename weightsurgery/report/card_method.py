@@ -204,8 +204,8 @@ def _data(parameters: Mapping[str, Any], sign: str, amount: str) -> list[str]:
             " what is to stay (`C a = λ (K + ρI) a`, `C` and `K` being their `Σ x xᵀ`), `L = C Aᵀ`"
             " says what an input of the request is by its coordinates, and `s` is the largest at"
             " which the request is no less likely than to a model that never knew, and ordinary"
-            " language inside its budget. Then a low-rank change (LoRA) of the last third of the"
-            " matrices was trained on `KL(softmax(β z) ‖ f) + w KL(f₀ ‖ f)`, `z` being the logits"
+            " language inside its budget. Then, unless it was as sure already, a low-rank change"
+            " (LoRA) of the last third of the matrices was trained on `KL(softmax(β z) ‖ f) + w KL(f₀ ‖ f)`, `z` being the logits"
             " along the request's answers then and `β` such that these are as sure as `f₀` is of"
             " answers about strangers, the truth brought down to what a model that never knew gives"
             f" it; what is to stay is held. {saved}",
