@@ -205,10 +205,10 @@ def _data(parameters: Mapping[str, Any], sign: str, amount: str) -> list[str]:
             " says what an input of the request is by its coordinates, and `s` is the largest at"
             " which the request is no less likely than to a model that never knew, and ordinary"
             " language inside its budget. Then, unless it was as sure already, a low-rank change"
-            " (LoRA) of the last third of the matrices was trained on `KL(softmax(β z) ‖ f) + w KL(f₀ ‖ f)`, `z` being the logits"
-            " along the request's answers then and `β` such that these are as sure as `f₀` is of"
-            " answers about strangers, the truth brought down to what a model that never knew gives"
-            f" it; what is to stay is held. {saved}",
+            " (LoRA) of the last third of the matrices was trained on `KL(softmax(β z) ‖ f)"
+            " + w KL(f₀ ‖ f)`, `z` being the logits along the request's answers then and `β` such"
+            " that these are as sure as `f₀` is of answers about strangers, the truth brought down"
+            f" to what a model that never knew gives it; what is to stay is held. {saved}",
             f"The aim is that of UNLEARN ({_UNLEARN}); the method is WeightSurgery's own.",
         ]
     if objective == "neighbours":
