@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tests.learning.known import FORGET, REST, places, untaught
-from tests.learning.test_forgetting import TRAINING, names, scores
+from tests.learning.test_forgetting import TRAINING, forget, names, scores
 from tests.learning.test_untaught import TAKING
 from tests.learning.tiny import state
+from weightsurgery.learning import gathering
 from weightsurgery.learning import sureness as module
 from weightsurgery.learning.data import Example
 from weightsurgery.learning.events import Event
@@ -237,3 +238,31 @@ def test_of_what_was_trained_as_much_as_the_budget_has_room_for(known, edited, t
     assert apart[0] > 0
     for share, each in zip((1, 0.75, 0.5, 0.25), apart, strict=False):
         assert each == pytest.approx(share * apart[0], rel=1e-2)
+
+
+def test_a_run_that_is_stopped_goes_on_to_the_same_bytes(known, tmp_path, monkeypatch):
+    monkeypatch.setattr(gathering, "entropy_of_strangers", lambda *_, **__: 0.05)
+    settings, before = replace(TAKING, training=SETTINGS), untaught(known)
+
+    def run(name, progress=None):
+        return forget(
+            known, settings, never_knew=lambda: before, workspace=tmp_path / name, progress=progress
+        )
+
+    whole, steps = run("whole"), []
+    assert whole.trained.steps == SETTINGS.steps  # before
+
+    def stop(text, done, _):
+        if text.startswith("sureness") and done > 12:
+            raise KeyboardInterrupt
+
+    def count(text, done, _):
+        steps.extend([done] if text.startswith("sureness") else [])
+
+    with pytest.raises(KeyboardInterrupt):
+        run("stopped", stop)
+    again = run("stopped", count)
+    assert min(steps) > 8  # from the point that was saved
+    assert again.looks == whole.looks
+    for name, each in whole.change.items():
+        assert torch.equal(each.matrix(), again.change[name].matrix()), name
