@@ -122,7 +122,7 @@ def _search_facts(plan: SearchPlan) -> list[tuple[str, ...]]:
         if settings["objective"] == "neighbours":
             steps = f"{settings['steps'] or '40 or more'}, each of {settings['batch_size']} texts"
             if settings["take_back"]:
-                steps = f"what was taught is taken back, then {steps} for the last third"
+                steps = f"what was taught is taken back; of the last third {steps}"
             facts += [
                 ("steps", steps),
                 ("found by the model", f"{settings['wordings']} wordings, {settings['neighbours']}"
