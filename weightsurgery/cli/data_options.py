@@ -139,7 +139,10 @@ class FromData:
     ] = None
     lora_rank: Annotated[
         int | None,
-        _option(help="Rank of the change, for neighbours. Default: 16; 32 if taken back."),
+        _option(
+            help="Rank of the change, for neighbours. Default: 16; 32 if taken back, and 16"
+            " more of the last third."
+        ),
     ] = None
     budget: Annotated[
         float | None,

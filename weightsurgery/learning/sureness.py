@@ -256,15 +256,14 @@ def _entropies(
 def _exponent(means: Sequence[float], entropy: float) -> float:
     """``β`` between two exponents of which the mean entropies are known; 1 at least."""
     exponents = _EXPONENTS.tolist()
-    for number, below in enumerate(means):
+    if means[0] <= entropy:
+        return 1.0
+    for number in range(1, len(means)):
+        above, below = means[number - 1 : number + 1]
         if below <= entropy:
-            if number == 0:
-                break
-            above, low, high = means[number - 1], exponents[number - 1], exponents[number]
+            low, high = exponents[number - 1 : number + 1]
             return float(low + (high - low) * (above - entropy) / (above - below))
-    else:
-        return float(exponents[-1])
-    return 1.0
+    return float(exponents[-1])
 
 
 def _sharpened(
